@@ -1,0 +1,289 @@
+"""The schema of an experiment: frozen dataclasses, and every error that two fields can make.
+
+A config file is Python: it takes `base_config()`, a locked `ml_collections.ConfigDict` that holds
+every field below with its default, edits it, and returns it. `resolve` turns that into the frozen
+`Config` that the rest of the package reads. Nothing here touches a device or imports the package.
+
+Letters are those of the glossary: B lanes, T = S*N tokens of a chunk, S segments of a chunk,
+N tokens of a segment, D width, H query heads, K key/value heads, E head size, F feed-forward,
+V vocabulary, L layers.
+"""
+
+import dataclasses
+import difflib
+import json
+from typing import Any
+
+import ml_collections
+
+MIXERS = ("infini", "local", "full")
+RULES = ("linear", "delta")
+IMPLEMENTATIONS = ("auto", "scan", "parallel")
+ACTIVATIONS = ("swiglu", "gelu")
+REMAT_POLICIES = ("none", "full", "dots")
+DTYPES = ("float32", "bfloat16")
+OPTIMIZERS = ("adamw", "adafactor")
+SPLITS = ("train", "validation", "test")
+
+
+class InputError(ValueError):
+  """A wrong input. Its text is one line: the thing, the value, the remedy. Exit status 2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """A decoder like Llama's, whose attention layers read and write a memory."""
+
+  mixer: str = "infini"  # infini, local (memory off) or full (causal attention over everything)
+  layers: int = 4  # L
+  width: int = 256  # D
+  heads: int = 4  # H
+  kv_heads: int = 4  # K; H is a multiple of K
+  head_dim: int = 64  # E = U
+  ffn: int = 1024  # F
+  vocab_size: int = 257  # V; at least the tokenizer's size
+  segment_length: int = 256  # N
+  rule: str = "linear"  # how the memory is written: linear or delta
+  gate_init: float = 0.0  # beta at the start: 0 from scratch, about -5 to adapt a trained model
+  scale_first_segment: bool = False  # True: the paper's literal (1 - gate) while memory is empty
+  activation: str = "swiglu"  # swiglu or gelu
+  rope_theta: float = 10_000.0
+  norm_eps: float = 1e-5
+  tied_embeddings: bool = True
+  qk_norm: bool = False  # RMSNorm over each query's and key's head
+  remat: str = "full"  # what a layer keeps for its gradient: none (all), dots, full (nothing)
+  implementation: str = "auto"  # how the segments are run: parallel, scan, or auto
+  compute_dtype: str = "float32"
+  param_dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Documents in lanes: a lane follows one document until it ends."""
+
+  path: str = ""  # a folder of text, a prepared store, or "python-stdlib"
+  tokenizer: str = "bytes"  # bytes, train:SIZE, sentencepiece:FILE or huggingface:FILE
+  lanes: int = 8  # B, over all hosts
+  segments: int = 4  # S; a training chunk holds T = S*N tokens of each lane
+  carry_state: bool = True  # carry each lane's state from step to step, without gradient through it
+  prefetch: int = 4  # batches read ahead
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW, or Adafactor as the paper's; the gates are a group of their own."""
+
+  name: str = "adamw"
+  learning_rate: float = 1e-3  # the peak, after the warm-up
+  warmup_steps: int = 100
+  final_fraction: float = 0.1  # the cosine ends at this share of the peak
+  b1: float = 0.9
+  b2: float = 0.95
+  eps: float = 1e-8
+  weight_decay: float = 0.1  # of matrices; norms and gates have none
+  clip_norm: float = 1.0  # of the whole gradient; 0 turns clipping off
+  gate_learning_rate: float = 0.01  # the gates' own peak, on the same schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """How long, how seeded, how often written down."""
+
+  steps: int = 1000
+  seed: int = 0
+  accumulate: int = 1  # microbatches per update; the lanes are divided among them
+  z_loss: float = 0.0  # weight of log(Z)^2
+  loss_chunk: int = 1024  # tokens of each lane whose logits exist at the same time
+  log_every: int = 10
+  eval_every: int = 0  # 0: only by eval.py
+  eval_documents: int = 8  # validation documents of an evaluation during training
+  checkpoint_every: int = 500  # and always at the end
+  keep_checkpoints: int = 2
+  tensorboard: bool = True
+  wandb: bool = False
+  profile_start: int = 0  # step at which the profiler starts
+  profile_steps: int = 0  # steps it records; 0 turns it off
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """Whole documents, chunk after chunk, the state carried."""
+
+  split: str = "test"
+  lanes: int = 8  # documents read side by side
+  segments: int = 8  # segments of a chunk
+  max_documents: int = 0  # the first so many of the split; 0: all
+  max_tokens: int = 0  # read no further into a document; 0: to its end
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each axis of the mesh; -1 in `data` takes those that the others leave."""
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One experiment."""
+
+  model: ModelConfig = ModelConfig()
+  data: DataConfig = DataConfig()
+  optimizer: OptimizerConfig = OptimizerConfig()
+  train: TrainConfig = TrainConfig()
+  evaluation: EvalConfig = EvalConfig()
+  mesh: MeshConfig = MeshConfig()
+
+  def to_json(self) -> str:
+    """The config as indented JSON, for a person and for `from_json`."""
+    return json.dumps(dataclasses.asdict(self), indent=2)
+
+
+SECTIONS = {field.name: type(field.default) for field in dataclasses.fields(Config)}
+
+# What a run may change when it goes on in the same workdir; everything else makes another run.
+CHANGEABLE = {
+  "evaluation": None,
+  "mesh": None,
+  "data": ("path", "prefetch"),  # a path may move; the store's own fingerprint is compared instead
+  "train": tuple(
+    f.name for f in dataclasses.fields(TrainConfig) if f.name not in ("seed", "steps", "z_loss")
+  ),
+  "model": ("remat", "implementation"),
+}
+
+
+def base_config() -> ml_collections.ConfigDict:
+  """Every field with its default, locked: a config file edits what it changes."""
+  config = ml_collections.ConfigDict(dataclasses.asdict(Config()))
+  return config.lock()
+
+
+def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
+  """Freezes and checks a config.
+
+  Raises:
+    InputError: an unknown field, a value of the wrong type, or fields that contradict each other.
+  """
+  values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+  sections: dict[str, Any] = {}
+  for name, section in values.items():
+    if name not in SECTIONS:
+      raise InputError(f"config.{name}: no such section{_did_you_mean(name, SECTIONS)}")
+    sections[name] = _section(name, SECTIONS[name], section)
+  resolved = Config(**sections)
+  check(resolved)
+  return resolved
+
+
+def from_json(text: str) -> Config:
+  """Reads back what `Config.to_json` wrote."""
+  return resolve(json.loads(text))
+
+
+def check(config: Config) -> None:
+  """Raises InputError, with the remedy, for the first wrong field of a config."""
+  m, d, o, t, e = config.model, config.data, config.optimizer, config.train, config.evaluation
+  for name, value, choices in (
+    ("model.mixer", m.mixer, MIXERS),
+    ("model.rule", m.rule, RULES),
+    ("model.activation", m.activation, ACTIVATIONS),
+    ("model.remat", m.remat, REMAT_POLICIES),
+    ("model.implementation", m.implementation, IMPLEMENTATIONS),
+    ("model.compute_dtype", m.compute_dtype, DTYPES),
+    ("model.param_dtype", m.param_dtype, DTYPES),
+    ("optimizer.name", o.name, OPTIMIZERS),
+    ("evaluation.split", e.split, SPLITS),
+  ):
+    if value not in choices:
+      raise InputError(f"config.{name}={value!r}: choose one of {', '.join(choices)}")
+  positive = {
+    "model": "layers width heads kv_heads head_dim ffn vocab_size segment_length rope_theta norm_eps",
+    "data": "lanes segments prefetch",
+    "optimizer": "learning_rate gate_learning_rate eps",
+    "train": "steps accumulate loss_chunk log_every eval_documents checkpoint_every keep_checkpoints",
+    "evaluation": "lanes segments",
+  }
+  not_negative = {
+    "optimizer": "warmup_steps final_fraction weight_decay clip_norm b1 b2",
+    "train": "seed z_loss eval_every profile_start profile_steps",
+    "evaluation": "max_documents max_tokens",
+  }
+  for bound, groups in ((0, positive), (None, not_negative)):
+    for section, names in groups.items():
+      for name in names.split():
+        value = getattr(getattr(config, section), name)
+        if value < 0 or value == bound:
+          what = "more than 0" if bound == 0 else "0 or more"
+          raise InputError(f"config.{section}.{name}={value}: must be {what}")
+  if m.heads % m.kv_heads:
+    raise InputError(
+      f"config.model.heads={m.heads} is not a multiple of config.model.kv_heads={m.kv_heads}: "
+      f"each key/value head serves the same number of query heads"
+    )
+  if m.head_dim % 2:
+    raise InputError(
+      f"config.model.head_dim={m.head_dim}: rotary positions turn pairs, choose an even size"
+    )
+  if d.lanes % t.accumulate:
+    raise InputError(
+      f"config.data.lanes={d.lanes} is not a multiple of config.train.accumulate={t.accumulate}: "
+      f"the lanes are divided among the microbatches"
+    )
+  if d.carry_state and m.mixer == "full":
+    raise InputError(
+      "config.data.carry_state=True with config.model.mixer='full': its state grows without end; "
+      "set config.data.carry_state=False"
+    )
+  for name, size in (("fsdp", config.mesh.fsdp), ("tensor", config.mesh.tensor)):
+    if size < 1:
+      raise InputError(f"config.mesh.{name}={size}: must be at least 1")
+  if config.mesh.data < 1 and config.mesh.data != -1:
+    raise InputError(f"config.mesh.data={config.mesh.data}: must be at least 1, or -1 for the rest")
+  if t.wandb:
+    _require("wandb", "config.train.wandb=True", "pip install 'infini-jax[wandb]'")
+
+
+def difference(old: Config, new: Config) -> str | None:
+  """The first field in which `new` is another experiment than `old`: 'section.field: a -> b'."""
+  for section in SECTIONS:
+    free = CHANGEABLE.get(section, ())
+    if free is None:
+      continue
+    for field in dataclasses.fields(getattr(old, section)):
+      before = getattr(getattr(old, section), field.name)
+      after = getattr(getattr(new, section), field.name)
+      if field.name not in free and before != after:
+        return f"config.{section}.{field.name}: {before!r} there, {after!r} here"
+  return None
+
+
+def _section(section: str, schema: type, values: Any) -> Any:
+  if not isinstance(values, dict):
+    raise InputError(f"config.{section}={values!r}: a section of fields is expected here")
+  fields = {field.name: field for field in dataclasses.fields(schema)}
+  checked = {}
+  for name, value in values.items():
+    if name not in fields:
+      raise InputError(f"config.{section}.{name}: no such field{_did_you_mean(name, fields)}")
+    want = type(fields[name].default)
+    if want is float and type(value) is int:
+      value = float(value)
+    if type(value) is not want:
+      raise InputError(f"config.{section}.{name}={value!r}: expected {want.__name__}")
+    checked[name] = value
+  return schema(**checked)
+
+
+def _did_you_mean(name: str, names: Any) -> str:
+  close = difflib.get_close_matches(name, list(names), n=1)
+  return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names)}"
+
+
+def _require(module: str, setting: str, remedy: str) -> None:
+  import importlib.util
+
+  if importlib.util.find_spec(module) is None:
+    raise InputError(f"{setting} needs the package {module!r}: {remedy}")

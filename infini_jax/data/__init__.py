@@ -1,0 +1,30 @@
+"""From files of text to batches: sources, tokenizers, the token store, lanes, the loader.
+
+`prepare` turns a corpus into a `Store` once; `TrainLanes` and `EvalLanes` say which tokens stand
+where in which batch; `loader.train_batches` reads them ahead. Nothing here knows a model.
+"""
+
+from infini_jax.data.lanes import EvalLanes, TrainLanes
+from infini_jax.data.loader import eval_batches, train_batches
+from infini_jax.data.prepare import open_or_prepare, prepare
+from infini_jax.data.sources import Document, list_documents, read_text
+from infini_jax.data.store import Documents, Store
+from infini_jax.data.tokenizers import Tokenizer, load_saved, load_tokenizer, train_sentencepiece
+
+__all__ = [
+  "Document",
+  "Documents",
+  "EvalLanes",
+  "Store",
+  "Tokenizer",
+  "TrainLanes",
+  "eval_batches",
+  "list_documents",
+  "load_saved",
+  "load_tokenizer",
+  "open_or_prepare",
+  "prepare",
+  "read_text",
+  "train_batches",
+  "train_sentencepiece",
+]

@@ -1,0 +1,202 @@
+"""Document lanes: which tokens of which document stand where in which batch.
+
+A lane is a row of the batch. It follows one document, segment after segment, until the document
+ends; the next one starts on the next segment, with a reset. Only a document's last segment may be
+short: the rest of it is padding, masked. Batch `k` is a pure function of (documents, seed, k), so
+a run goes on from its step alone, and any host can read its own rows.
+
+Shapes: B lanes, S segments of a chunk, N tokens of a segment, T = S*N.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from infini_jax.config import InputError
+from infini_jax.data.order import Piece, Schedule, Shuffle
+
+Batch = dict[str, np.ndarray]
+ALL = slice(None)
+
+
+class Readable(Protocol):
+  """What lanes ask of documents; `store.Documents` is one."""
+
+  tokens: np.ndarray  # (documents,) the tokens of each
+
+  def read(self, document: int, start: int, stop: int) -> np.ndarray:
+    """Tokens `start` to `stop` of a document: (stop - start,) int32."""
+    ...
+
+
+class TrainLanes:
+  """The endless order of training.
+
+  Every epoch is a fresh permutation of the documents. The sequence of all epochs is dealt out:
+  lane b gets the documents at places b, b+B, b+2B, ... A document of n tokens t is n+1
+  predictions: inputs [bos, t_0 .. t_{n-1}], targets [t_0 .. t_{n-1}, eos].
+
+  Args:
+    documents: of the train split.
+    bos: the id before a document's first token.
+    eos: the id to be predicted after its last.
+    lanes: B, over all hosts.
+    segments: S.
+    segment_length: N.
+    seed: of the order.
+    carry_state: False also sets the reset of every chunk's first segment.
+
+  Raises:
+    InputError: the documents together are shorter than one segment.
+  """
+
+  def __init__(
+    self,
+    documents: Readable,
+    *,
+    bos: int,
+    eos: int,
+    lanes: int,
+    segments: int,
+    segment_length: int,
+    seed: int,
+    carry_state: bool = True,
+  ):
+    total = int(documents.tokens.sum())
+    if total < segment_length:
+      raise InputError(
+        f"the corpus is shorter than one segment: {total} training tokens, segment_length "
+        f"{segment_length}; add text or set a smaller config.model.segment_length"
+      )
+    self.lanes, self.segments, self.segment_length = lanes, segments, segment_length
+    self._documents, self._bos, self._eos = documents, bos, eos
+    self._carry_state = carry_state
+    self._order = Shuffle(-(-(documents.tokens + 1) // segment_length), lanes, seed)
+
+  def batch(self, k: int, rows: slice = ALL) -> Batch:
+    """Batch `k`, or some rows of it: only their tokens are read.
+
+    Args:
+      k: from 0 on, without end.
+      rows: of the B lanes.
+
+    Returns:
+      tokens_BT: int32, the inputs; 0 on padding.
+      targets_BT: int32, the token after each; 0 on padding.
+      mask_BT: bool, False on padding.
+      reset_BS: bool, True at a document's first segment.
+    """
+    lanes = range(self.lanes)[rows]
+    batch = _empty(len(lanes), self.segments, self.segment_length)
+    for row, lane in enumerate(lanes):
+      for piece in self._order.pieces(lane, k * self.segments, (k + 1) * self.segments):
+        n = int(self._documents.tokens[piece.document])
+        _fill(batch, row, piece, self._documents, n, self._bos, self._eos)
+    if not self._carry_state:
+      batch["reset_BS"][:, 0] = True
+    return batch
+
+
+class EvalLanes:
+  """Whole documents side by side, each once, every token of each predicted once.
+
+  A document of n tokens t is n predictions: inputs [bos, t_0 .. t_{n-2}], targets t. Documents
+  are taken longest first, each by the lane that is free first: lanes end at about the same time.
+
+  Args:
+    documents: of any split.
+    bos: the id before a document's first token.
+    lanes: B, over all hosts.
+    segments: S.
+    segment_length: N.
+    max_documents: the first so many; 0 takes all.
+    max_tokens: no more than so many of each document; 0 takes all.
+
+  Attributes:
+    predictions: int, the sum of all masks.
+
+  Raises:
+    InputError: there is no document.
+  """
+
+  def __init__(
+    self,
+    documents: Readable,
+    *,
+    bos: int,
+    lanes: int,
+    segments: int,
+    segment_length: int,
+    max_documents: int = 0,
+    max_tokens: int = 0,
+  ):
+    tokens = np.asarray(documents.tokens)[: max_documents or None]
+    if not len(tokens):
+      raise InputError("no documents to evaluate: this split is empty; choose another split")
+    self._tokens = np.minimum(tokens, max_tokens) if max_tokens else tokens
+    self.predictions = int(self._tokens.sum())
+    self.lanes, self.segments, self.segment_length = lanes, segments, segment_length
+    self._documents, self._bos = documents, bos
+    self._order = Schedule(-(-self._tokens // segment_length), lanes)
+    self._chunks = -(-len(self._order) // segments)
+
+  def __len__(self) -> int:
+    """Chunks until every lane has ended."""
+    return self._chunks
+
+  def __iter__(self) -> Iterator[Batch]:
+    return (self.chunk(i) for i in range(len(self)))
+
+  def chunk(self, i: int, rows: slice = ALL) -> Batch:
+    """Chunk `i` of the evaluation, or some rows of it.
+
+    Returns:
+      As `TrainLanes.batch`, and
+      document_BS: int32, which document the segment is of; -1 where the lane is empty.
+      position_BS: int64, the place in its document of the segment's first target; 0 where empty.
+    """
+    lanes = range(self.lanes)[rows]
+    chunk = _empty(len(lanes), self.segments, self.segment_length)
+    chunk["reset_BS"][:] = True  # an empty segment carries nothing
+    chunk["document_BS"] = np.full((len(lanes), self.segments), -1, np.int32)
+    chunk["position_BS"] = np.zeros((len(lanes), self.segments), np.int64)
+    for row, lane in enumerate(lanes):
+      for piece in self._order.pieces(lane, i * self.segments, (i + 1) * self.segments):
+        n = int(self._tokens[piece.document])
+        _fill(chunk, row, piece, self._documents, n, self._bos, None)
+        at = slice(piece.slot, piece.slot + piece.segments)
+        chunk["document_BS"][row, at] = piece.document
+        places = np.arange(piece.first, piece.first + piece.segments)
+        chunk["position_BS"][row, at] = places * self.segment_length
+    return chunk
+
+
+def _empty(lanes: int, segments: int, segment_length: int) -> Batch:
+  shape = (lanes, segments * segment_length)
+  return {
+    "tokens_BT": np.zeros(shape, np.int32),
+    "targets_BT": np.zeros(shape, np.int32),
+    "mask_BT": np.zeros(shape, bool),
+    "reset_BS": np.zeros((lanes, segments), bool),
+  }
+
+
+def _fill(
+  batch: Batch, row: int, piece: Piece, documents: Readable, n: int, bos: int, eos: int | None
+) -> None:
+  """Writes one piece of a document of `n` tokens into a row; with `eos`, that is predicted too."""
+  length = batch["tokens_BT"].shape[1] // batch["reset_BS"].shape[1]
+  start = piece.first * length
+  stop = min(start + piece.segments * length, n if eos is None else n + 1)
+  # The document as [bos, t_0 .. t_{n-1}, eos]: prediction p has input p and target p+1.
+  ids = documents.read(piece.document, max(start - 1, 0), min(stop, n))
+  head = [bos] if start == 0 else []
+  tail = [eos] if eos is not None and stop == n + 1 else []
+  ids = np.concatenate([head, ids, tail]).astype(np.int32)
+  at = slice(piece.slot * length, piece.slot * length + stop - start)
+  batch["tokens_BT"][row, at] = ids[:-1]
+  batch["targets_BT"][row, at] = ids[1:]
+  batch["mask_BT"][row, at] = True
+  batch["reset_BS"][row, piece.slot : piece.slot + piece.segments] = False
+  batch["reset_BS"][row, piece.slot] = piece.first == 0

@@ -1,0 +1,131 @@
+"""Documents of a corpus before tokenization: what there is, and which split it belongs to."""
+
+import gzip
+import hashlib
+import os
+import sysconfig
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from infini_jax.config import SPLITS, InputError
+
+PYTHON_STDLIB = "python-stdlib"
+SUFFIXES = (".txt", ".md", ".tex", ".py")
+HELD_OUT = 0.04  # the share of documents in validation, and again in test
+
+
+class Document(NamedTuple):
+  """One file of a corpus: `name` is its path inside the corpus, the same on every machine."""
+
+  name: str
+  path: Path
+
+
+def list_documents(path: str) -> dict[str, list[Document]]:
+  """Finds the documents of a corpus and their splits; the same corpus always gives the same.
+
+  Args:
+    path: a folder, searched recursively for .txt .md .tex .py files, each plain or .gz, hidden
+      ones skipped; its sub-folders train, validation and test, where it has all three, are the
+      splits, else documents are split by a hash of their names. Or the word `python-stdlib`.
+
+  Returns:
+    The documents of "train", "validation" and "test", each in the order of their names.
+
+  Raises:
+    InputError: no such folder, no documents in it, or too few of them to split.
+  """
+  if path == PYTHON_STDLIB:
+    return _split(_python_stdlib(), path)
+  root = Path(path)
+  if not path or not root.exists():
+    raise InputError(
+      f"corpus {path!r}: no such folder; give a folder of {' '.join(SUFFIXES)} files, "
+      f"a prepared store, or the word {PYTHON_STDLIB}"
+    )
+  if not root.is_dir():
+    raise InputError(f"corpus {path!r} is a file: give the folder that holds it")
+  documents = _find(root)
+  if not documents:
+    raise InputError(
+      f"corpus {path!r}: no {' '.join(SUFFIXES)} file (plain or .gz) in this folder; "
+      f"rename the texts or give another folder"
+    )
+  if not all((root / split).is_dir() for split in SPLITS):
+    return _split(documents, path)
+  splits = {split: [d for d in documents if d.name.split("/")[0] == split] for split in SPLITS}
+  for split, members in splits.items():
+    if not members:
+      raise InputError(f"corpus {path!r}: its folder {split}/ has no documents; put some there")
+  return splits
+
+
+def read_text(document: Document) -> str:
+  r"""A document's text: UTF-8, without a byte order mark, every newline as "\n".
+
+  Raises:
+    InputError: the file cannot be read, or is not text.
+  """
+  try:
+    data = document.path.read_bytes()
+    if document.path.suffix == ".gz":
+      data = gzip.decompress(data)
+    text = data.decode("utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise InputError(
+      f"{document.path}: not UTF-8 text (byte {error.start}); convert it "
+      f"(iconv -f latin1 -t utf-8) or remove it from the corpus"
+    ) from None
+  except (OSError, EOFError, zlib.error) as error:
+    raise InputError(f"{document.path}: cannot be read ({error}); repair or remove it") from None
+  if "\0" in text:
+    raise InputError(
+      f"{document.path}: holds NUL characters, so it is no text file; remove it from the corpus"
+    )
+  return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _find(root: Path, suffixes: tuple[str, ...] = SUFFIXES, skip: Iterable[str] = ()):
+  """Every file below `root` that has such a suffix, as Documents in the order of their names."""
+  documents = []
+  for folder, folders, files in os.walk(root):
+    folders[:] = [name for name in folders if not name.startswith(".") and name not in skip]
+    for name in files:
+      if not name.startswith(".") and name.removesuffix(".gz").endswith(suffixes):
+        file = Path(folder, name)
+        documents.append(Document(file.relative_to(root).as_posix(), file))
+  return sorted(documents)
+
+
+def _python_stdlib() -> list[Document]:
+  """The standard library's source, less the few files that are not text (tests of encodings)."""
+  root = Path(sysconfig.get_path("stdlib"))
+  found = _find(root, (".py",), skip=("site-packages", "dist-packages", "__pycache__"))
+  return [document for document in found if _is_text(document)]
+
+
+def _is_text(document: Document) -> bool:
+  try:
+    read_text(document)
+  except InputError:
+    return False
+  return True
+
+
+def _split(documents: list[Document], path: str) -> dict[str, list[Document]]:
+  """Splits by a hash of the names: a document stays where it is when the corpus moves."""
+  if len(documents) < 3:
+    raise InputError(
+      f"corpus {path!r} has {len(documents)} document(s), too few to hold one out for validation "
+      f"and one for test: split the text in at least 3 files, or make the folders "
+      f"train/ validation/ test/"
+    )
+  held_out = max(1, round(HELD_OUT * len(documents)))
+  by_hash = sorted(documents, key=lambda d: hashlib.blake2b(os.fsencode(d.name)).digest())
+  return {
+    "train": sorted(by_hash[2 * held_out :]),
+    "validation": sorted(by_hash[:held_out]),
+    "test": sorted(by_hash[held_out : 2 * held_out]),
+  }

@@ -1,0 +1,281 @@
+"""Tokenizers behind one small interface: bytes, SentencePiece, Hugging Face."""
+
+import hashlib
+import io
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import sentencepiece
+import tokenizers as huggingface
+
+from infini_jax.config import InputError
+
+BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>", "<|startoftext|>")
+EOS_NAMES = ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "<|im_end|>")
+SPECS = "bytes, train:SIZE, sentencepiece:FILE or huggingface:FILE"
+SPACE = "\u2581"  # how SentencePiece writes a space in its pieces
+LINE = 4096  # characters of a training line at most; SentencePiece drops what is much longer
+
+
+class Tokenizer(Protocol):
+  """Text to ids and back. `bos` opens a document and `eos` ends it; they may be the same id."""
+
+  size: int  # ids are 0 <= id < size
+  bos: int
+  eos: int
+  fingerprint: str  # a short hash of its content
+
+  def encode(self, text: str) -> np.ndarray:
+    """The ids of a text, int32, shape (n,), without bos and eos."""
+    ...
+
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    """The text of any ids; special ids and ids out of range give ''."""
+    ...
+
+  def save(self, folder: Path) -> None:
+    """Writes one file into an existing folder, for `load_saved`."""
+    ...
+
+
+class ByteTokenizer:
+  """UTF-8 bytes; id 256 stands between documents."""
+
+  file = "tokenizer.bytes"
+  size = 257
+  bos = eos = 256
+  fingerprint = hashlib.blake2b(b"bytes", digest_size=8).hexdigest()
+
+  def encode(self, text: str) -> np.ndarray:
+    """One id for each byte."""
+    return np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int32)
+
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    """Bytes that are not UTF-8 become the replacement character."""
+    kept = _within(ids, 256)
+    return kept.astype(np.uint8).tobytes().decode("utf-8", "replace")
+
+  def save(self, folder: Path) -> None:
+    """Writes a file whose name says it all."""
+    _write(folder / self.file, b"one id per UTF-8 byte, 256 between documents\n")
+
+
+class SentencePieceTokenizer:
+  """A SentencePiece model.
+
+  A model trained by `train_sentencepiece` gives back any text exactly. A model that lacks bos or
+  eos uses the other for both.
+
+  Raises:
+    InputError: no SentencePiece model, or one with neither bos nor eos.
+  """
+
+  file = "tokenizer.model"
+
+  def __init__(self, model: bytes, name: str = "SentencePiece model"):
+    self._model = model
+    self._processor = sentencepiece.SentencePieceProcessor()
+    try:
+      self._processor.LoadFromSerializedProto(model)
+    except RuntimeError:
+      raise InputError(f"{name}: not a SentencePiece model; give a .model file") from None
+    self.size = self._processor.get_piece_size()
+    bos, eos = self._processor.bos_id(), self._processor.eos_id()
+    if bos < 0 and eos < 0:
+      raise InputError(f"{name}: has neither bos nor eos; train one with tokenizer train:SIZE")
+    self.bos, self.eos = (bos if bos >= 0 else eos), (eos if eos >= 0 else bos)
+    self.fingerprint = hashlib.blake2b(model, digest_size=8).hexdigest()
+    every = list(range(self.size))
+    special = np.array(self._processor.is_control(every)) | self._processor.is_unknown(every)
+    self._is_text: np.ndarray = ~special
+    # A literal U+2581 would come back as a space: its bytes are written instead, where there are.
+    pieces = [f"<0x{byte:02X}>" for byte in SPACE.encode()]
+    ids = [self._processor.piece_to_id(piece) for piece in pieces]
+    self._space_bytes = ids if all(self._processor.is_byte(ids)) else None
+
+  def encode(self, text: str) -> np.ndarray:
+    """The ids of a text; pieces named like <s> in it are ordinary text."""
+    if self._space_bytes is None or SPACE not in text:
+      return np.asarray(self._processor.encode(text), np.int32)
+    first, *others = text.split(SPACE)
+    ids = self._processor.encode(first)
+    for part in others:
+      ids += self._space_bytes + self._processor.encode(part)
+    return np.asarray(ids, np.int32)
+
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    """Bytes that are not UTF-8 become the replacement character."""
+    kept = _within(ids, self.size)
+    return self._processor.decode(kept[self._is_text[kept]].tolist())
+
+  def save(self, folder: Path) -> None:
+    """Writes the model."""
+    _write(folder / self.file, self._model)
+
+
+class HuggingFaceTokenizer:
+  """A `tokenizer.json`; bos and eos are found among the usual names.
+
+  Raises:
+    InputError: no such file format, or no token of a usual name.
+  """
+
+  file = "tokenizer.json"
+
+  def __init__(self, content: bytes, name: str = "tokenizer.json"):
+    self._content = content
+    try:
+      self._tokenizer = huggingface.Tokenizer.from_str(content.decode("utf-8"))
+    except Exception as error:  # the binding raises plain Exception
+      raise InputError(
+        f"{name}: not a Hugging Face tokenizer.json ({' '.join(str(error).split())})"
+      ) from None
+    self._tokenizer.no_truncation()
+    self._tokenizer.no_padding()
+    # A corpus that speaks of <|endoftext|> must not end its document there.
+    self._tokenizer.encode_special_tokens = True
+    bos, eos = self._find(BOS_NAMES), self._find(EOS_NAMES)
+    bos, eos = (eos if bos is None else bos), (bos if eos is None else eos)
+    if bos is None or eos is None:
+      raise InputError(
+        f"{name}: none of its tokens is {' '.join(dict.fromkeys(BOS_NAMES + EOS_NAMES))}; "
+        f"add one of them to its added_tokens"
+      )
+    self.bos, self.eos = bos, eos
+    self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+    self.fingerprint = hashlib.blake2b(content, digest_size=8).hexdigest()
+
+  def encode(self, text: str) -> np.ndarray:
+    """The ids of a text; names of special tokens in it are ordinary text."""
+    return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    """What the tokenizer's own decoder makes of the ids that are not special."""
+    kept = _within(ids, self.size)
+    kept = kept[(kept != self.bos) & (kept != self.eos)]
+    return self._tokenizer.decode(kept.tolist(), skip_special_tokens=True)
+
+  def save(self, folder: Path) -> None:
+    """Writes the tokenizer.json as it was read."""
+    _write(folder / self.file, self._content)
+
+  def _find(self, names: Iterable[str]) -> int | None:
+    ids = (self._tokenizer.token_to_id(name) for name in names)
+    return next((id for id in ids if id is not None), None)
+
+
+def load_tokenizer(spec: str) -> Tokenizer:
+  """The tokenizer of a spec: `bytes`, `sentencepiece:FILE` or `huggingface:FILE`.
+
+  Raises:
+    InputError: another spec, a file that is missing or not what the spec says. `train:SIZE` is
+      one of these: such a tokenizer comes out of `prepare`, saved in its store.
+  """
+  kind, _, file = spec.partition(":")
+  if spec == "bytes":
+    return ByteTokenizer()
+  if kind == "train":
+    raise InputError(f"tokenizer {spec!r}: is trained by `prepare`, load it from the store")
+  if kind not in ("sentencepiece", "huggingface") or not file:
+    raise InputError(f"tokenizer {spec!r}: choose {SPECS}")
+  try:
+    content = Path(file).read_bytes()
+  except OSError as error:
+    raise InputError(f"tokenizer {spec!r}: {error.strerror}; choose {SPECS}") from None
+  if kind == "sentencepiece":
+    return SentencePieceTokenizer(content, name=file)
+  return HuggingFaceTokenizer(content, name=file)
+
+
+def load_saved(folder: Path) -> Tokenizer:
+  """The tokenizer that `save` wrote into a folder.
+
+  Raises:
+    InputError: the folder holds none.
+  """
+  if (folder / ByteTokenizer.file).exists():
+    return ByteTokenizer()
+  for kind in (SentencePieceTokenizer, HuggingFaceTokenizer):
+    if (folder / kind.file).exists():
+      return kind((folder / kind.file).read_bytes(), name=str(folder / kind.file))
+  raise InputError(f"{folder}: holds no saved tokenizer; prepare the corpus again")
+
+
+def train_size(spec: str) -> int | None:
+  """SIZE of a spec `train:SIZE`, None of any other spec.
+
+  Raises:
+    InputError: SIZE is not a number.
+  """
+  kind, _, size = spec.partition(":")
+  if kind != "train":
+    return None
+  if not size.isdecimal():
+    raise InputError(f"tokenizer {spec!r}: SIZE is a number of pieces, such as train:4096")
+  return int(size)
+
+
+def train_sentencepiece(texts: Iterable[str], size: int, out_file: Path) -> None:
+  """Trains a SentencePiece model of `size` pieces on all of `texts`, and writes it to `out_file`.
+
+  Byte-pair encoding with byte fallback. Nothing is normalized, and runs of spaces may become
+  pieces (indentation): decoding gives back any text exactly.
+
+  Raises:
+    InputError: the size does not suit the texts.
+  """
+  lines = _lines(texts)
+  first = next(lines, None)
+  if first is None:
+    raise InputError(f"tokenizer train:{size}: no training text to learn it from; add text")
+  model = io.BytesIO()
+  try:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=itertools.chain((first,), lines),
+      model_writer=model,
+      vocab_size=size,
+      model_type="bpe",
+      byte_fallback=True,
+      character_coverage=0.9995,
+      normalization_rule_name="identity",
+      add_dummy_prefix=False,
+      remove_extra_whitespaces=False,
+      allow_whitespace_only_pieces=True,
+      user_defined_symbols=["\n", "\t"],
+      max_sentence_length=4 * LINE,
+      unk_id=0,
+      bos_id=1,
+      eos_id=2,
+      pad_id=-1,
+      num_threads=4,  # fixed, for the model records it: every machine trains the same file
+      minloglevel=2,
+    )
+  except RuntimeError as error:
+    reason = " ".join(str(error).split()).rpartition("] ")[2]
+    raise InputError(
+      f"tokenizer train:{size}: this size does not suit the corpus, choose another ({reason})"
+    ) from None
+  _write(out_file, model.getvalue())
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+  for text in texts:
+    for line in text.split("\n"):
+      for start in range(0, len(line), LINE):
+        yield line[start : start + LINE]
+
+
+def _within(ids: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
+  array = np.asarray(ids, np.int64).reshape(-1)
+  return array[(array >= 0) & (array < size)]
+
+
+def _write(file: Path, content: bytes) -> None:
+  """Writes all of the file or nothing: a reader never sees half of it."""
+  temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+  temporary.write_bytes(content)
+  os.replace(temporary, file)

@@ -1,0 +1,6 @@
+"""Pure functions on arrays: memory, attention, rotary positions, loss. They need jax alone."""
+
+from infini_jax.ops.infini import infini_attention
+from infini_jax.ops.memory import MemoryState
+
+__all__ = ["MemoryState", "infini_attention"]

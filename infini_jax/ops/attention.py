@@ -1,0 +1,138 @@
+"""Softmax attention: inside segments, over a growing cache, and token by token.
+
+One function, `attention`, does all of it: a query sees a key when the key stands at or before it,
+in the same document. It never holds more than a block of query rows of the score matrix.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+UNSEEN = jnp.iinfo(jnp.int32).max  # the position of a key that no query may see
+BLOCK_ROWS = 512  # query rows whose scores exist at the same time
+MAX_BLOCKS = 16  # the blocks are unrolled: more of them would only cost compile time
+SCORE_BYTES = 2**28  # above this, segments go one after the other instead of side by side
+_MASKED = -1e30
+
+
+def attention(
+  q_BTHE: Float[Array, "B T H E"],
+  k_BCKE: Float[Array, "B C K E"],
+  v_BCKU: Float[Array, "B C K U"],
+  q_position_BT: Int[Array, "#B T"],
+  k_position_BC: Int[Array, "#B C"],
+  q_document_BT: Int[Array, "#B T"] | None = None,
+  k_document_BC: Int[Array, "#B C"] | None = None,
+  *,
+  aligned: bool = False,
+) -> Float[Array, "B T H U"]:
+  """`softmax(q k^T / sqrt(E)) v` over the keys that each query may see.
+
+  Query head `h` uses key/value head `h // G`. Scores and softmax are float32. A query that sees no
+  key at all returns a meaningless finite value: mask it.
+
+  Args:
+    q_BTHE, k_BCKE, v_BCKU: queries, keys, values; H = K*G.
+    q_position_BT, k_position_BC: a key is seen from its own position on; `UNSEEN` hides it.
+    q_document_BT, k_document_BC: when given, a key is seen only inside its own document.
+    aligned: queries and keys are the same tokens in the same order, so that the rows of a block
+      need no key after the block.
+  """
+  B, T, H, E = q_BTHE.shape
+  K = k_BCKE.shape[2]
+  q_BTKGE = q_BTHE.reshape(B, T, K, H // K, E)
+
+  def rows(q_BTKGE, k_BCKE, v_BCKU, q_position, k_position, q_document, k_document):
+    score_BKGTC = jnp.einsum(
+      "BTKGE,BCKE->BKGTC", q_BTKGE, k_BCKE, preferred_element_type=jnp.float32
+    ) * (E**-0.5)
+    seen_BTC = k_position[:, None, :] <= q_position[:, :, None]
+    if q_document is not None:
+      seen_BTC &= k_document[:, None, :] == q_document[:, :, None]
+    score_BKGTC = jnp.where(seen_BTC[:, None, None], score_BKGTC, _MASKED)
+    weight_BKGTC = jax.nn.softmax(score_BKGTC, axis=-1).astype(v_BCKU.dtype)
+    return jnp.einsum("BKGTC,BCKU->BTKGU", weight_BKGTC, v_BCKU)
+
+  blocks = min(MAX_BLOCKS, -(-T // BLOCK_ROWS))
+  if blocks > 1:
+    rows = jax.checkpoint(rows)  # the gradient needs q, k, v alone
+  size = -(-T // blocks)
+  outputs = []
+  for start in range(0, T, size):
+    stop = min(start + size, T)
+    last = stop if aligned else k_BCKE.shape[1]
+    document = q_document_BT is not None and k_document_BC is not None
+    outputs.append(
+      rows(
+        q_BTKGE[:, start:stop],
+        k_BCKE[:, :last],
+        v_BCKU[:, :last],
+        q_position_BT[:, start:stop],
+        k_position_BC[:, :last],
+        q_document_BT[:, start:stop] if document else None,
+        k_document_BC[:, :last] if document else None,
+      )
+    )
+  out_BTKGU = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
+  return out_BTKGU.reshape(B, T, H, -1)
+
+
+def segment_attention(
+  q_BSNHE: Float[Array, "B S N H E"],
+  k_BSNKE: Float[Array, "B S N K E"],
+  v_BSNKU: Float[Array, "B S N K U"],
+  mask_BSN: Bool[Array, "B S N"] | None = None,
+) -> Float[Array, "B S N H U"]:
+  """Causal attention inside each segment; no segment sees another."""
+  B, S, N, H, _ = q_BSNHE.shape
+
+  def one(q_BNHE, k_BNKE, v_BNKU, mask_BN):
+    position = jnp.arange(N, dtype=jnp.int32)[None]
+    k_position = position if mask_BN is None else jnp.where(mask_BN, position, UNSEEN)
+    return attention(q_BNHE, k_BNKE, v_BNKU, position, k_position, aligned=True)
+
+  if S == 1 or 4 * B * S * H * min(N, BLOCK_ROWS) * N <= SCORE_BYTES:
+    return jax.vmap(one, in_axes=1, out_axes=1)(q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN)
+  xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN))
+  _, out_SBNHU = jax.lax.scan(lambda c, x: (c, jax.checkpoint(one)(*x)), None, xs)
+  return jnp.moveaxis(out_SBNHU, 0, 1)
+
+
+class SegmentCache(NamedTuple):
+  """The open segment while tokens arrive a few at a time: rotated keys, values, how many."""
+
+  k_BNKE: Array
+  v_BNKU: Array
+  fill_B: Array  # int32
+
+
+def extend_segment(
+  q_BTHE: Float[Array, "B T H E"],
+  k_BTKE: Float[Array, "B T K E"],
+  v_BTKU: Float[Array, "B T K U"],
+  cache: SegmentCache,
+  mask_BT: Bool[Array, "B T"],
+) -> tuple[Float[Array, "B T H U"], SegmentCache]:
+  """Appends T tokens (already rotated) to each lane's open segment and attends inside it.
+
+  The tokens of `mask_BT` come first in each row, and never run past the segment's end.
+  """
+  N = cache.k_BNKE.shape[1]
+  position_BT = cache.fill_B[:, None] + jnp.arange(q_BTHE.shape[1], dtype=jnp.int32)[None]
+  slot_BT = jnp.where(mask_BT, position_BT, N)  # slot N does not exist: padding is dropped
+  k_BNKE = put(cache.k_BNKE, slot_BT, k_BTKE)
+  v_BNKU = put(cache.v_BNKU, slot_BT, v_BTKU)
+  slots = jnp.arange(N, dtype=jnp.int32)[None]
+  out_BTHU = attention(q_BTHE, k_BNKE, v_BNKU, position_BT, slots)
+  return out_BTHU, SegmentCache(k_BNKE, v_BNKU, cache.fill_B + mask_BT.sum(1, dtype=jnp.int32))
+
+
+def put(cache_BC: Array, slot_BT: Int[Array, "B T"], x_BT: Array) -> Array:
+  """Writes each lane's tokens into its own slots; a slot outside the cache is dropped."""
+
+  def lane(cache_C, slot_T, x_T):
+    return cache_C.at[slot_T].set(x_T.astype(cache_C.dtype), mode="drop")
+
+  return jax.vmap(lane)(cache_BC, slot_BT, x_BT)

@@ -1,0 +1,64 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from data_fakes import FakeDocuments
+
+from infini_jax.data import EvalLanes, TrainLanes, eval_batches, train_batches
+
+SHAPE = {"lanes": 3, "segments": 2, "segment_length": 5}
+
+
+def train_lanes(documents):
+  return TrainLanes(documents, bos=7, eos=9, seed=0, **SHAPE)
+
+
+def same(a, b):
+  return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("prefetch", [1, 4, 30])
+@pytest.mark.parametrize("rows", [slice(None), slice(1, 3)])
+def test_batches_come_in_order_from_any_step(prefetch, rows):
+  lanes = train_lanes(FakeDocuments(range(1, 40)))
+  batches = list(train_batches(lanes, 17, 60, rows, prefetch))
+  assert len(batches) == 43
+  assert all(same(batch, lanes.batch(17 + i, rows)) for i, batch in enumerate(batches))
+  assert list(train_batches(lanes, 60, 60)) == []
+
+
+def test_nothing_before_the_start_is_made():
+  lanes = train_lanes(FakeDocuments(range(1, 40)))
+  asked, batch = [], lanes.batch
+  lanes.batch = lambda k, rows: (asked.append(k), batch(k, rows))[1]
+  next(train_batches(lanes, 1000, 1010))
+  assert asked and min(asked) == 1000
+
+
+def test_evaluation_is_read_ahead_whole():
+  lanes = EvalLanes(FakeDocuments(range(1, 40)), bos=7, **SHAPE)
+  batches = list(eval_batches(lanes))
+  assert len(batches) == len(lanes)
+  assert all(same(a, b) for a, b in zip(batches, lanes, strict=True))
+
+
+def test_error_while_reading_ahead_reaches_the_caller():
+  documents = FakeDocuments(range(1, 40))
+  lanes = train_lanes(documents)
+  lanes._documents.read = lambda *_: (_ for _ in ()).throw(RuntimeError("the disk is gone"))
+  with pytest.raises(RuntimeError, match="the disk is gone"):
+    list(train_batches(lanes, 0, 10))
+
+
+def test_needs_no_flags_parsed_and_data_alone_brings_no_jax(store):
+  code = f"""
+import sys
+from infini_jax.data import Store, TrainLanes, train_batches
+assert not {{"jax", "grain", "tensorflow"}} & set(sys.modules), "data must start without JAX"
+documents = Store.open({str(store.folder)!r}).split("train")
+lanes = TrainLanes(documents, bos=256, eos=256, lanes=2, segments=2, segment_length=8, seed=0)
+assert len(list(train_batches(lanes, 3, 9))) == 6
+assert "tensorflow" not in sys.modules
+"""
+  subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,93 @@
+import gzip
+import shutil
+
+import pytest
+
+from infini_jax.config import InputError
+from infini_jax.data.sources import Document, list_documents, read_text
+
+
+def names(splits):
+  return {split: [document.name for document in documents] for split, documents in splits.items()}
+
+
+def write(folder, *files, text="some text\n"):
+  for file in files:
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_text(text, "utf-8")
+
+
+def test_folder_is_searched_for_text_and_nothing_else(tmp_path):
+  write(tmp_path, "a.txt", "x/b.md", "x/y/c.tex", "d.py", "e.txt.gz")
+  write(tmp_path, ".hidden.txt", ".git/f.txt", "g.bin", "h", "i.gz", "x/j.json")
+  found = sorted(sum(names(list_documents(str(tmp_path))).values(), []))
+  assert found == ["a.txt", "d.py", "e.txt.gz", "x/b.md", "x/y/c.tex"]
+
+
+def test_split_is_a_partition_that_moves_with_the_corpus(tmp_path):
+  write(tmp_path / "one", *(f"{i}.txt" for i in range(100)))
+  splits = names(list_documents(str(tmp_path / "one")))
+  assert {split: len(members) for split, members in splits.items()} == {
+    "train": 92,
+    "validation": 4,
+    "test": 4,
+  }
+  assert len(set(sum(splits.values(), []))) == 100
+  shutil.move(tmp_path / "one", tmp_path / "two")
+  assert names(list_documents(str(tmp_path / "two"))) == splits
+
+
+def test_folders_named_like_splits_are_the_splits(tmp_path):
+  write(tmp_path, "train/a.txt", "train/b.txt", "validation/c.txt", "test/x/d.txt", "README.md")
+  assert names(list_documents(str(tmp_path))) == {
+    "train": ["train/a.txt", "train/b.txt"],
+    "validation": ["validation/c.txt"],
+    "test": ["test/x/d.txt"],
+  }
+
+
+def test_python_stdlib_is_text_without_installed_packages():
+  splits = names(list_documents("python-stdlib"))
+  everything = sum(splits.values(), [])
+  assert "argparse.py" in everything and "json/decoder.py" in everything
+  assert not [name for name in everything if "site-packages" in name or "__pycache__" in name]
+  assert all(splits.values())
+
+
+def test_text_has_plain_newlines_and_no_mark(tmp_path):
+  data = "\ufeffnaïve\r\none\rtwo\n".encode()
+  (tmp_path / "a.txt").write_bytes(data)
+  (tmp_path / "b.txt.gz").write_bytes(gzip.compress(data))
+  for name in ("a.txt", "b.txt.gz"):
+    assert read_text(Document(name, tmp_path / name)) == "naïve\none\ntwo\n"
+
+
+@pytest.mark.parametrize(
+  ("name", "data", "match"),
+  [
+    ("a.txt", "naïve".encode("latin1"), "a.txt: not UTF-8.*iconv"),
+    ("a.txt", b"a\0b", "a.txt: holds NUL.*remove it"),
+    ("a.txt.gz", b"no gzip", "a.txt.gz: cannot be read"),
+    ("a.txt.gz", gzip.compress(b"text" * 99)[:-9], "a.txt.gz: cannot be read"),
+  ],
+)
+def test_file_that_is_not_text(tmp_path, name, data, match):
+  (tmp_path / name).write_bytes(data)
+  with pytest.raises(InputError, match=match) as error:
+    read_text(Document(name, tmp_path / name))
+  assert "\n" not in str(error.value)
+
+
+def test_wrong_corpora(tmp_path):
+  write(tmp_path, "empty/a.bin", "few/a.txt", "few/b.txt")
+  write(tmp_path, "splits/train/a.txt", "splits/test/b.txt", "splits/validation/c.bin")
+  for path, match in (
+    (tmp_path / "none", "no such folder"),
+    ("", "no such folder"),
+    (tmp_path / "few/a.txt", "is a file: give the folder"),
+    (tmp_path / "empty", "no .txt .md .tex .py file"),
+    (tmp_path / "few", r"2 document.*at least 3 files, or make the folders train/"),
+    (tmp_path / "splits", "folder validation/ has no documents"),
+  ):
+    with pytest.raises(InputError, match=match):
+      list_documents(str(path))

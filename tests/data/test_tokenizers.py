@@ -1,0 +1,179 @@
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import tokenizers as huggingface
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infini_jax.config import InputError
+from infini_jax.data.tokenizers import (
+  ByteTokenizer,
+  HuggingFaceTokenizer,
+  SentencePieceTokenizer,
+  load_saved,
+  load_tokenizer,
+  train_sentencepiece,
+)
+
+CODE = Path(json.__file__).read_text() + Path(json.decoder.__file__).read_text()
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+  file = tmp_path_factory.mktemp("model") / "code.model"
+  train_sentencepiece([CODE], 512, file)
+  return file
+
+
+@pytest.fixture(scope="module")
+def json_file(tmp_path_factory):
+  """A byte-level BPE as Hugging Face writes it."""
+  tokenizer = huggingface.Tokenizer(huggingface.models.BPE())
+  tokenizer.pre_tokenizer = huggingface.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = huggingface.decoders.ByteLevel()
+  trainer = huggingface.trainers.BpeTrainer(
+    vocab_size=400,
+    special_tokens=["<|endoftext|>"],
+    initial_alphabet=huggingface.pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  tokenizer.train_from_iterator([CODE], trainer)
+  tokenizer.enable_truncation(8)
+  file = tmp_path_factory.mktemp("json") / "tokenizer.json"
+  tokenizer.save(str(file))
+  return file
+
+
+@pytest.fixture(scope="module")
+def every(model_file, json_file):
+  return [
+    load_tokenizer(spec)
+    for spec in ("bytes", f"sentencepiece:{model_file}", f"huggingface:{json_file}")
+  ]
+
+
+TEXTS = st.one_of(
+  st.text(max_size=60),
+  st.text("ab \n\t\r\u2581<s>/0x", max_size=60),
+  st.lists(st.sampled_from(["    ", "def f", "\n", "\t", "<s>", "<|endoftext|>", "é", "\0"])).map(
+    "".join
+  ),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=TEXTS)
+def test_round_trip_is_exact(every, text):
+  for tokenizer in every:
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.int32 and ids.ndim == 1
+    assert not set(ids.tolist()) & {tokenizer.bos, tokenizer.eos}, "text must not make specials"
+    assert tokenizer.decode(ids) == text, type(tokenizer).__name__
+
+
+@settings(max_examples=60, deadline=None)
+@given(ids=st.lists(st.integers(-5, 600), max_size=20))
+def test_decode_takes_any_ids(every, ids):
+  for tokenizer in every:
+    assert isinstance(tokenizer.decode(ids), str)
+    assert tokenizer.decode([tokenizer.bos, *tokenizer.encode("hé"), tokenizer.eos, -1]) == "hé"
+    assert tokenizer.decode([tokenizer.bos, tokenizer.eos, tokenizer.size]) == ""
+
+
+def test_specials_are_ids_of_the_vocabulary(every):
+  for tokenizer in every:
+    assert 0 <= tokenizer.bos < tokenizer.size and 0 <= tokenizer.eos < tokenizer.size
+  assert (every[0].size, every[0].bos, every[0].eos) == (257, 256, 256)
+  assert every[1].bos != every[1].eos
+  assert every[2].bos == every[2].eos
+
+
+def test_long_text_is_not_cut(every):
+  for tokenizer in every:
+    assert tokenizer.decode(tokenizer.encode(CODE)) == CODE
+
+
+def test_saved_is_the_same_tokenizer(every, tmp_path):
+  for i, tokenizer in enumerate(every):
+    folder = tmp_path / str(i)
+    folder.mkdir()
+    tokenizer.save(folder)
+    again = load_saved(folder)
+    assert type(again) is type(tokenizer)
+    assert again.fingerprint == tokenizer.fingerprint
+    assert np.array_equal(again.encode(CODE), tokenizer.encode(CODE))
+  assert len({tokenizer.fingerprint for tokenizer in every}) == 3
+  with pytest.raises(InputError, match="holds no saved tokenizer"):
+    load_saved(tmp_path)
+
+
+def test_indentation_is_one_piece(model_file):
+  tokenizer = SentencePieceTokenizer(model_file.read_bytes())
+  assert len(tokenizer.encode(" " * 8)) == 1
+  assert len(tokenizer.encode("\n")) == len(tokenizer.encode("\t")) == 1
+  assert len(CODE.encode()) / len(tokenizer.encode(CODE)) > 1.5
+
+
+def test_training_is_the_same_every_time_and_quiet(model_file, tmp_path, capfd):
+  train_sentencepiece([CODE], 512, tmp_path / "again.model")
+  assert (tmp_path / "again.model").read_bytes() == model_file.read_bytes()
+  assert capfd.readouterr().err == ""
+
+
+def test_one_endless_line_can_be_trained_on(tmp_path):
+  train_sentencepiece([CODE.replace("\n", " ")], 400, tmp_path / "line.model")
+  assert SentencePieceTokenizer((tmp_path / "line.model").read_bytes()).size == 400
+
+
+@pytest.mark.parametrize(("bos", "eos"), [(-1, 2), (1, -1)])
+def test_sentencepiece_without_bos_or_eos_uses_the_other(tmp_path, bos, eos):
+  tokenizer = SentencePieceTokenizer(_sentencepiece(bos, eos))
+  assert tokenizer.bos == tokenizer.eos == max(bos, eos)
+
+
+def _sentencepiece(bos, eos):
+  import io
+
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(CODE.split("\n")),
+    model_writer=model,
+    vocab_size=300,
+    bos_id=bos,
+    eos_id=eos,
+    minloglevel=2,
+  )
+  return model.getvalue()
+
+
+def test_wrong_tokenizers(tmp_path, json_file):
+  (tmp_path / "text").write_text("no model")
+  no_specials = json_file.read_text().replace("<|endoftext|>", "<|other|>")
+  for make, match in (
+    (lambda: load_tokenizer("word"), "'word': choose bytes, train:SIZE"),
+    (lambda: load_tokenizer("huggingface:"), "choose bytes"),
+    (lambda: load_tokenizer("train:512"), "trained by `prepare`"),
+    (lambda: load_tokenizer(f"sentencepiece:{tmp_path}/none"), "No such file"),
+    (lambda: load_tokenizer(f"sentencepiece:{tmp_path}/text"), "not a SentencePiece model"),
+    (lambda: load_tokenizer(f"huggingface:{tmp_path}/text"), "not a Hugging Face tokenizer"),
+    (lambda: HuggingFaceTokenizer(no_specials.encode()), "none of its tokens is <s>"),
+    (lambda: SentencePieceTokenizer(_sentencepiece(-1, -1)), "neither bos nor eos"),
+    (lambda: train_sentencepiece([CODE], 99_999, tmp_path / "m"), "train:99999.*too high"),
+    (lambda: train_sentencepiece([CODE], 10, tmp_path / "m"), "train:10:.*choose another"),
+    (lambda: train_sentencepiece(["\n"], 300, tmp_path / "m"), "train:300.*no training text"),
+  ):
+    with pytest.raises(InputError, match=match) as error:
+      make()
+    assert "\n" not in str(error.value)
+
+
+def test_bytes_of_a_lone_surrogate_do_not_fail():
+  assert ByteTokenizer().decode(ByteTokenizer().encode("a\ud800b")) == "a?b"
+
+
+def test_no_model_code_is_needed():
+  assert "tensorflow" not in sys.modules

@@ -277,5 +277,6 @@ def _within(ids: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
 def _write(file: Path, content: bytes) -> None:
   """Writes all of the file or nothing: a reader never sees half of it."""
   temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+  file.parent.mkdir(parents=True, exist_ok=True)
   temporary.write_bytes(content)
   os.replace(temporary, file)

@@ -170,9 +170,12 @@ def _mix(local_BNHU, recalled_BNHU, z_BKE, beta_H, scale_first_segment):
   local = local_BNHU.astype(jnp.float32)
   mixed = gate_H * recalled_BNHU + (1 - gate_H) * local
   if not scale_first_segment:
-    G = local.shape[2] // z_BKE.shape[1]
-    empty_BH = jnp.repeat(mem.is_empty(z_BKE), G, axis=1)
-    mixed = jnp.where(empty_BH[:, None, :, None], local, mixed)
+    B, N, H, U = local.shape
+    K = z_BKE.shape[1]
+    by_kv_head = lambda x: x.reshape(B, N, K, H // K, U)
+    empty_BK = mem.is_empty(z_BKE)
+    mixed = jnp.where(empty_BK[:, None, :, None, None], by_kv_head(local), by_kv_head(mixed))
+    mixed = mixed.reshape(B, N, H, U)
   return mixed.astype(local_BNHU.dtype)
 
 

@@ -1,0 +1,25 @@
+"""A small Infini-Transformer on the source of the Python standard library."""
+
+from infini_jax.config import base_config
+
+
+def get_config():
+  config = base_config()
+  m, d, o, t = config.model, config.data, config.optimizer, config.train
+
+  d.path = "python-stdlib"
+  d.tokenizer = "train:2048"
+  d.lanes, d.segments = 8, 4
+
+  m.layers, m.width, m.heads, m.kv_heads, m.head_dim, m.ffn = 4, 192, 6, 3, 32, 512
+  m.vocab_size = 2048
+  m.segment_length = 128
+  m.remat = "none"
+
+  o.learning_rate, o.warmup_steps = 3e-3, 50
+  t.steps, t.log_every = 300, 10
+  t.checkpoint_every = 1000
+
+  config.evaluation.lanes, config.evaluation.segments = 8, 8
+  config.evaluation.max_documents = 16
+  return config

@@ -1,0 +1,137 @@
+"""The command `infini-jax`: train, evaluate, prepare, generate. A wrong input exits with 2."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from infini_jax.config import Config, InputError, resolve
+
+CONFIG_HELP = "a Python file with get_config(); any field is set by --config.section.field=value"
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs one command; returns its exit status."""
+  parser = _parser()
+  args, rest = parser.parse_known_args(argv)
+  if rest and not getattr(args, "takes_config", False):
+    parser.error(f"unknown arguments: {' '.join(rest)}")
+  console = Console()
+  try:
+    args.run(args, rest, console)
+  except InputError as error:
+    print(f"infini-jax {args.command}: {error}", file=sys.stderr)
+    return 2
+  except FloatingPointError as error:
+    print(f"infini-jax {args.command}: {error}", file=sys.stderr)
+    return 1
+  except KeyboardInterrupt:
+    return 130
+  return 0
+
+
+def load_config(arguments: list[str]) -> Config:
+  """The config of `--config=FILE --config.a.b=value ...`.
+
+  Raises:
+    InputError: no such file, one that fails, an unknown field or a wrong value.
+  """
+  from absl import flags
+  from ml_collections import config_flags
+
+  values = flags.FlagValues()
+  holder = config_flags.DEFINE_config_file(
+    "config", help_string=CONFIG_HELP, flag_values=values, lock_config=True
+  )
+  for argument in arguments:
+    if not argument.startswith("--config"):
+      raise InputError(f"unknown argument {argument!r}; fields are set by --config.section.field=value")
+  file = next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), None)
+  if file is None:
+    raise InputError("--config=FILE is missing; configs/ holds some, such as configs/demo.py")
+  if not Path(file.split(":")[0]).is_file():
+    raise InputError(f"--config={file}: no such file")
+  argv, sys.argv = sys.argv, ["infini-jax", *arguments]  # config_flags reads the overrides there
+  try:
+    values(sys.argv)
+    return resolve(holder.value)
+  except InputError:
+    raise
+  except Exception as error:  # whatever a config file or an override does wrong, in one line
+    raise InputError(f"--config={file}: {' '.join(str(error).split())}") from None
+  finally:
+    sys.argv = argv
+
+
+def _train(args: argparse.Namespace, rest: list[str], console: Console) -> None:
+  from infini_jax.training.loop import train
+
+  train(load_config(rest), args.workdir, console)
+
+
+def _eval(args: argparse.Namespace, rest: list[str], console: Console) -> None:
+  config = load_config(rest)
+  from infini_jax.evaluation.report import evaluate
+
+  evaluate(config, args.workdir, console, args.step)
+
+
+def _prepare(args: argparse.Namespace, rest: list[str], console: Console) -> None:
+  from infini_jax.data import prepare
+
+  prepare(args.source, Path(args.out), args.tokenizer, workers=args.workers, console=console)
+
+
+def _generate(args: argparse.Namespace, rest: list[str], console: Console) -> None:
+  from infini_jax.inference.command import generate
+
+  generate(args, console)
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(prog="infini-jax", description=__doc__, allow_abbrev=False)
+  commands = parser.add_subparsers(dest="command", required=True)
+
+  def command(name, run, description):
+    made = commands.add_parser(name, help=description, description=description, allow_abbrev=False)
+    made.set_defaults(run=run)
+    return made
+
+  for name, run, what in (
+    ("train", _train, "train a config, or go on where its workdir stands"),
+    ("eval", _eval, "perplexity of whole documents, with the memory and without"),
+  ):
+    made = command(name, run, f"{what}. --config=FILE is {CONFIG_HELP}.")
+    made.set_defaults(takes_config=True)
+    made.add_argument("--workdir", required=True, help="the folder of the run")
+    if name == "eval":
+      made.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+
+  made = command("prepare", _prepare, "tokenize a corpus once, into a store that training reads")
+  made.add_argument("--source", required=True, help="a folder of text, or python-stdlib")
+  made.add_argument("--out", required=True, help="the store's folder")
+  made.add_argument(
+    "--tokenizer",
+    default="bytes",
+    help="bytes, train:SIZE, sentencepiece:FILE or huggingface:FILE (default %(default)s)",
+  )
+  made.add_argument("--workers", type=int, help="processes; all cores by default")
+
+  made = command("generate", _generate, "continue a text with a trained model")
+  made.add_argument("--workdir", required=True, help="the folder of the run")
+  prompt = made.add_mutually_exclusive_group()
+  prompt.add_argument("--prompt", help="the text to continue")
+  prompt.add_argument("--prompt-file", help="a file of text to continue; - is standard input")
+  prompt.add_argument("--prompt-document", help="SPLIT:NUMBER, a document of the run's own corpus")
+  made.add_argument("--prompt-tokens", type=int, help="read no more than so many tokens of it")
+  made.add_argument("--tokens", type=int, default=200, help="how many to add (default %(default)s)")
+  made.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default %(default)s)")
+  made.add_argument("--top-p", type=float, default=0.95, help="default %(default)s")
+  made.add_argument("--seed", type=int, default=0)
+  made.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+  return parser
+
+
+if __name__ == "__main__":
+  sys.exit(main())

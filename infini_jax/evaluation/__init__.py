@@ -1,0 +1,1 @@
+"""Evaluation: perplexity of whole documents, knock-out, gates; tables and pictures."""

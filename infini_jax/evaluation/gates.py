@@ -1,0 +1,46 @@
+"""What the gates learned: how many heads read their memory, and the picture of it."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+SHUT, OPEN = 0.1, 0.9  # below and above, a head has specialised; between, it mixes
+
+
+def gates(params: Any) -> np.ndarray | None:
+  """`sigmoid(beta)` of every layer and head, (L, H); None for a model without gates."""
+  mixer = params["blocks"]["attention"].get("mixer", {})
+  return np.asarray(jax.nn.sigmoid(mixer["beta_H"])) if "beta_H" in mixer else None
+
+
+def summary(gates_LH: np.ndarray) -> dict[str, Any]:
+  """How many heads are local, memory and mixers, and the range of their gates."""
+  return {
+    "local_heads": int((gates_LH < SHUT).sum()),
+    "memory_heads": int((gates_LH > OPEN).sum()),
+    "mixer_heads": int(((gates_LH >= SHUT) & (gates_LH <= OPEN)).sum()),
+    "least": float(gates_LH.min()),
+    "greatest": float(gates_LH.max()),
+  }
+
+
+def draw(gates_LH: np.ndarray, file: Path) -> None:
+  """Writes the heat map of gates by layer and head, as the paper's figure 3."""
+  from matplotlib.figure import Figure
+
+  L, H = gates_LH.shape
+  figure = Figure(figsize=(max(4.5, 0.55 * H + 2), max(3.0, 0.4 * L + 1.6)), layout="constrained")
+  axes = figure.subplots()
+  image = axes.imshow(gates_LH, vmin=0, vmax=1, cmap="RdBu_r", aspect="auto")
+  axes.set(xlabel="head", ylabel="layer", title="share of the memory in each head's output")
+  axes.set_xticks(range(H), labels=[str(h + 1) for h in range(H)])
+  axes.set_yticks(range(L), labels=[str(layer + 1) for layer in range(L)])
+  if L * H <= 256:
+    for (layer, head), gate in np.ndenumerate(gates_LH):
+      colour = "white" if abs(gate - 0.5) > 0.3 else "black"
+      axes.text(head, layer, f"{gate:.2f}", ha="center", va="center", color=colour, fontsize=8)
+  figure.colorbar(image, ax=axes, label="sigmoid(beta): 0 local, 1 memory")
+  file.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(file, dpi=120)

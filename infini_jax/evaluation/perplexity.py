@@ -1,0 +1,204 @@
+"""Perplexity of whole documents, read chunk after chunk with the state carried.
+
+Every token of a document is predicted once: the first from the document mark, the rest from what
+stands before them. The totals do not depend on the chunk's length or on the number of lanes.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from infini_jax.config import Config
+from infini_jax.data import Documents, EvalLanes, Tokenizer
+from infini_jax.data.loader import eval_batches
+from infini_jax.models import bind
+from infini_jax.models.mixers import MIXERS
+from infini_jax.ops.loss import cross_entropy
+from infini_jax.parallel import local_rows, put_batch, shard
+
+Advance = Callable[[int, str], None]  # told the chunks done, and the perplexity so far
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+  """Totals over documents, from which every figure follows. `nats` is minus the log-likelihood."""
+
+  documents: int
+  tokens: int
+  words: int
+  bytes: int
+  nats: float
+  seconds: float
+  by_position: dict[int, tuple[int, float]]  # from this token of a document on: tokens, nats
+  by_compressions: dict[int, tuple[int, float]]  # after so many memory updates: tokens, nats
+  per_document: list[tuple[str, int, float]]  # name, tokens, nats
+
+  @property
+  def perplexity(self) -> float:
+    """Per token, as in the paper: exp(nats / tokens)."""
+    return math.exp(self.nats / self.tokens)
+
+  @property
+  def word_perplexity(self) -> float:
+    """Per whitespace-separated word, as in PG19's tables: exp(nats / words)."""
+    return math.exp(min(700.0, self.nats / max(1, self.words)))
+
+  @property
+  def bits_per_byte(self) -> float:
+    """Of the UTF-8 text: nats / ln 2 / bytes. Comparable between tokenizers."""
+    return self.nats / math.log(2) / max(1, self.bytes)
+
+  def to_dict(self) -> dict[str, Any]:
+    """For JSON: the totals and what follows from them."""
+    figures = {
+      "perplexity": self.perplexity,
+      "word_perplexity": self.word_perplexity,
+      "bits_per_byte": self.bits_per_byte,
+      "tokens_per_second": self.tokens / self.seconds,
+    }
+    return figures | dataclasses.asdict(self)
+
+
+class Perplexity:
+  """Evaluates documents of one store; compiles once, whatever is evaluated and however often."""
+
+  def __init__(
+    self,
+    config: Config,
+    mesh: Mesh,
+    documents: Documents,
+    tokenizer: Tokenizer,
+    max_documents: int | None = None,
+  ):
+    """Lays the documents out in lanes.
+
+    Raises:
+      InputError: the split is empty.
+    """
+    e = config.evaluation
+    self._config, self._mesh, self._tokenizer, self._documents = config, mesh, tokenizer, documents
+    self._lanes = EvalLanes(
+      documents,
+      bos=tokenizer.bos,
+      lanes=e.lanes,
+      segments=e.segments,
+      segment_length=config.model.segment_length,
+      max_documents=e.max_documents if max_documents is None else max_documents,
+      max_tokens=e.max_tokens,
+    )
+    self._step = jax.jit(self._score_chunk, donate_argnums=1)
+    self._start = jax.jit(lambda params: bind(config.model, params).state(e.lanes))
+
+  @property
+  def chunks(self) -> int:
+    """Chunks of one run: what `advance` counts to."""
+    return len(self._lanes)
+
+  def _score_chunk(self, params, state, batch):
+    model = bind(self._config.model, params)
+    hidden_BTD, state = model(
+      batch["tokens_BT"], state, reset_BS=batch["reset_BS"], mask_BT=batch["mask_BT"]
+    )
+    chunk = self._config.train.loss_chunk
+    nll_BT, _ = cross_entropy(hidden_BTD, model.head(), batch["targets_BT"], chunk=chunk)
+    return state, shard(nll_BT, "__")  # every host counts all documents
+
+  def run(self, params: Any, *, knock_out: bool = False, advance: Advance | None = None) -> Scores:
+    """Reads every document to its end.
+
+    Args:
+      params: the model's parameters, on this evaluator's mesh.
+      knock_out: hold the memory empty: each segment is read as if a document began there.
+      advance: called after each chunk with the chunks done and the perplexity so far.
+    """
+    e = self._config.evaluation
+    rows = local_rows(self._mesh, e.lanes)
+    reserve = MIXERS[self._config.model.mixer].reserve
+    tally = _Tally(self._config.model.segment_length)
+    started = time.perf_counter()
+    state, pending = self._start(params), None
+    for done, chunk in enumerate(eval_batches(self._lanes, prefetch=self._config.data.prefetch)):
+      batch = {k: chunk[k][rows] for k in ("tokens_BT", "targets_BT", "mask_BT", "reset_BS")}
+      if knock_out:
+        batch["reset_BS"] = np.ones_like(batch["reset_BS"])
+      state = reserve(state, batch["tokens_BT"].shape[1])
+      state, nll_BT = self._step(params, state, put_batch(batch, self._mesh, e.lanes))
+      if pending is not None:
+        tally.add(*pending)  # while the device works on this chunk
+      pending = (chunk, nll_BT)
+      if advance is not None:
+        advance(done + 1, tally.text())
+    assert pending is not None  # EvalLanes refuses an empty split
+    tally.add(*pending)
+    return self._scores(tally, time.perf_counter() - started)
+
+  def _scores(self, tally: "_Tally", seconds: float) -> Scores:
+    tokens = {d: n for d, (n, _) in tally.documents.items()}
+    order = sorted(tokens)
+    read = [self._size(d, tokens[d]) for d in order]
+    return Scores(
+      documents=len(order),
+      tokens=sum(tokens.values()),
+      words=sum(words for words, _ in read),
+      bytes=sum(size for _, size in read),
+      nats=math.fsum(nats for _, nats in tally.documents.values()),
+      seconds=seconds,
+      by_position=dict(sorted(tally.position.items())),
+      by_compressions=dict(sorted(tally.compressions.items())),
+      per_document=[(self._documents.names[d], *tally.documents[d]) for d in order],
+    )
+
+  def _size(self, document: int, tokens: int) -> tuple[int, int]:
+    """Words and bytes of the part that was read."""
+    d = self._documents
+    if tokens == d.tokens[document]:
+      return int(d.words[document]), int(d.bytes[document])
+    text = self._tokenizer.decode(d.read(document, 0, tokens))
+    return len(text.split()), len(text.encode())
+
+
+class _Tally:
+  """Sums in float64, by document, by position and by number of compressions."""
+
+  def __init__(self, segment_length: int):
+    self._N = segment_length
+    self.documents: dict[int, tuple[int, float]] = {}
+    self.position: dict[int, tuple[int, float]] = {}
+    self.compressions: dict[int, tuple[int, float]] = {}
+
+  def text(self) -> str:
+    """The perplexity so far, for a progress bar."""
+    tokens = sum(n for n, _ in self.documents.values())
+    nats = sum(x for _, x in self.documents.values())
+    return f"perplexity {math.exp(nats / tokens):.3f}" if tokens else ""
+
+  def add(self, chunk: dict[str, np.ndarray], nll_BT: jax.Array) -> None:
+    """Counts one chunk."""
+    nll = np.asarray(nll_BT, np.float64)
+    B, S = chunk["document_BS"].shape
+    segment = lambda x: np.broadcast_to(x[:, :, None], (B, S, self._N)).reshape(B, -1)
+    seen = chunk["mask_BT"]
+    position = segment(chunk["position_BS"]) + np.tile(np.arange(self._N), S)[None]
+    _count(self.documents, segment(chunk["document_BS"])[seen], nll[seen])
+    _count(self.position, _floor_power(position[seen], 128), nll[seen])
+    _count(self.compressions, _floor_power(position[seen] // self._N, 1), nll[seen])
+
+
+def _count(sums: dict[int, tuple[int, float]], keys: np.ndarray, nats: np.ndarray) -> None:
+  names, place = np.unique(keys, return_inverse=True)
+  counts, totals = np.bincount(place), np.bincount(place, weights=nats)
+  for name, count, total in zip(names.tolist(), counts.tolist(), totals.tolist(), strict=True):
+    before = sums.get(name, (0, 0.0))
+    sums[name] = (before[0] + count, before[1] + total)
+
+
+def _floor_power(values: np.ndarray, least: int) -> np.ndarray:
+  """0, or the greatest `least * 2^i` that is not above a value: the starts of doubling buckets."""
+  exponent = np.floor(np.log2(np.maximum(values // least, 1))).astype(np.int64)
+  return np.where(values < least, 0, least << exponent)

@@ -1,0 +1,1 @@
+"""Inference: a state that streams, and text from it."""

@@ -1,0 +1,73 @@
+"""Infini-attention: local attention and a compressive memory, one learned gate per head."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from infini_jax.config import ModelConfig
+from infini_jax.models.mixers.local import empty_cache
+from infini_jax.ops.infini import InfiniStream, extend_stream, infini_attention, open_stream
+from infini_jax.ops.memory import MemoryState
+from infini_jax.parallel import use, zeros
+
+
+class Infini(nnx.Module):
+  """State: the float32 memory `(M_BKEU, z_BKE)`."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    self.config = config
+    self.beta_H = nnx.Param(jnp.full((config.heads,), config.gate_init, jnp.float32))
+
+  def state(self, lanes: int) -> MemoryState:
+    """The empty memory."""
+    c = self.config
+    shape = (lanes, c.kv_heads, c.head_dim)
+    return MemoryState(
+      zeros((*shape, c.head_dim), "BKEU", jnp.float32), zeros(shape, "BKE", jnp.float32)
+    )
+
+  def __call__(self, q_BTHE, k_BTKE, v_BTKU, state, *, reset_BS=None, mask_BT=None):
+    """A chunk of whole segments."""
+    c = self.config
+    return infini_attention(
+      q_BTHE,
+      k_BTKE,
+      v_BTKU,
+      self._beta(),
+      state,
+      segment_length=c.segment_length,
+      rule=c.rule,
+      rope_theta=c.rope_theta,
+      reset_BS=reset_BS,
+      mask_BT=mask_BT,
+      scale_first_segment=c.scale_first_segment,
+      implementation=c.implementation,
+    )
+
+  def open(self, state: MemoryState, lanes: int, dtype: Any) -> InfiniStream:
+    """The state of the segment that begins after whole ones."""
+    return open_stream(state, empty_cache(self.config, lanes, dtype), self.config.rule)
+
+  def extend(self, q_BTHE, k_BTKE, v_BTKU, stream, mask_BT):
+    """A few tokens of the open segment."""
+    c = self.config
+    return extend_stream(
+      q_BTHE,
+      k_BTKE,
+      v_BTKU,
+      self._beta(),
+      stream,
+      mask_BT,
+      rule=c.rule,
+      rope_theta=c.rope_theta,
+      scale_first_segment=c.scale_first_segment,
+    )
+
+  @staticmethod
+  def reserve(state: Any, tokens: int) -> Any:
+    """Nothing to do: the memory's size is constant."""
+    return state
+
+  def _beta(self):
+    return use(self.beta_H[...], "H", jnp.float32)

@@ -1,0 +1,226 @@
+"""A decoder like Llama's, as a function over segments: `(state, tokens) -> (state, hidden)`.
+
+Parameters are a nested dict of arrays whose names end in their dimensions; `init` makes it and
+`bind` puts it into the module. The layers are stacked in front (L) and run by one scan.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_policies
+from jaxtyping import Array, Bool, Float, Int
+
+from infini_jax.config import ModelConfig
+from infini_jax.models.mixers import MIXERS
+from infini_jax.parallel import einsum, shard, use
+
+REMAT = {
+  "none": None,  # keep everything
+  "dots": checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the weight products
+  "full": checkpoint_policies.nothing_saveable,  # keep only a layer's input
+}
+
+
+class RMSNorm(nnx.Module):
+  """Root-mean-square normalization with a learned scale, in float32."""
+
+  def __init__(self, size: int, config: ModelConfig):
+    self.epsilon = config.norm_eps
+    self.scale_E = nnx.Param(jnp.ones((size,), config.param_dtype))
+
+  def __call__(self, x):
+    """Normalizes the last dimension."""
+    x32 = x.astype(jnp.float32)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.epsilon)
+    scale = use(self.scale_E[...], "E", jnp.float32)
+    return (x32 * scale.reshape(*(1,) * (x.ndim - 1), -1)).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+  """Projections around a mixer."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    c, D, E = config, config.width, config.head_dim
+    self.config = c
+    self.w_q_DHE = _matrix(rngs, (D, c.heads, E), D, c)
+    self.w_k_DKE = _matrix(rngs, (D, c.kv_heads, E), D, c)
+    self.w_v_DKE = _matrix(rngs, (D, c.kv_heads, E), D, c)
+    self.w_o_HED = _matrix(rngs, (c.heads, E, D), c.heads * E * 2 * c.layers, c)
+    if c.qk_norm:
+      self.q_norm, self.k_norm = RMSNorm(E, c), RMSNorm(E, c)
+    self.mixer = MIXERS[c.mixer](c, rngs)
+
+  def __call__(self, x_BTD, state, mix):
+    """`mix(mixer, q, k, v, state)` is either a chunk or an extension of the open segment."""
+    dtype = x_BTD.dtype
+    q_BTHE = einsum("BTD,DHE->BTHE", x_BTD, use(self.w_q_DHE[...], "_HE", dtype))
+    k_BTKE = einsum("BTD,DKE->BTKE", x_BTD, use(self.w_k_DKE[...], "_KE", dtype))
+    v_BTKE = einsum("BTD,DKE->BTKE", x_BTD, use(self.w_v_DKE[...], "_KE", dtype))
+    if self.config.qk_norm:
+      q_BTHE, k_BTKE = self.q_norm(q_BTHE), self.k_norm(k_BTKE)
+    with jax.named_scope(self.config.mixer):
+      out_BTHE, state = mix(self.mixer, q_BTHE, k_BTKE, v_BTKE, state)
+    return einsum("BTHE,HED->BTD", out_BTHE, use(self.w_o_HED[...], "HE_", dtype)), state
+
+
+class FeedForward(nnx.Module):
+  """SwiGLU (Shazeer, arXiv 2002.05202) or GELU."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    c, D, F = config, config.width, config.ffn
+    self.gated = c.activation == "swiglu"
+    self.w_up_DF = _matrix(rngs, (D, F), D, c)
+    if self.gated:
+      self.w_gate_DF = _matrix(rngs, (D, F), D, c)
+    self.w_down_FD = _matrix(rngs, (F, D), F * 2 * c.layers, c)
+
+  def __call__(self, x_BTD):
+    """Token by token."""
+    dtype = x_BTD.dtype
+    up_BTF = einsum("BTD,DF->BTF", x_BTD, use(self.w_up_DF[...], "_F", dtype))
+    if self.gated:
+      gate_BTF = einsum("BTD,DF->BTF", x_BTD, use(self.w_gate_DF[...], "_F", dtype))
+      up_BTF = up_BTF * jax.nn.silu(gate_BTF)
+    else:
+      up_BTF = jax.nn.gelu(up_BTF)
+    return einsum("BTF,FD->BTD", up_BTF, use(self.w_down_FD[...], "F_", dtype))
+
+
+class Block(nnx.Module):
+  """Attention and feed-forward, each behind a norm and around a residual."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    self.attention_norm = RMSNorm(config.width, config)
+    self.attention = Attention(config, rngs)
+    self.ffn_norm = RMSNorm(config.width, config)
+    self.ffn = FeedForward(config, rngs)
+
+  def __call__(self, x_BTD, state, mix):
+    """One layer; its state goes in and comes out."""
+    out_BTD, state = self.attention(self.attention_norm(x_BTD), state, mix)
+    x_BTD = x_BTD + out_BTD
+    with jax.named_scope("ffn"):
+      return x_BTD + self.ffn(self.ffn_norm(x_BTD)), state
+
+
+class Transformer(nnx.Module):
+  """Embeddings, L blocks, a head."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    c = config
+    self.config = c
+    self.embed_VD = _matrix(rngs, (c.vocab_size, c.width), c.width, c)
+    stack = nnx.vmap(lambda r: Block(c, r), in_axes=0, out_axes=0)
+    self.blocks = stack(rngs.fork(split=c.layers))
+    self.final_norm = RMSNorm(c.width, c)
+    if not c.tied_embeddings:
+      self.head_VD = _matrix(rngs, (c.vocab_size, c.width), c.width, c)
+
+  def state(self, lanes: int) -> Any:
+    """The state before anything was read: the mixer's, once per layer (L in front)."""
+    empty = self._mixer().state(lanes)
+    return jax.tree.map(lambda x: jnp.stack([x] * self.config.layers), empty)
+
+  def __call__(
+    self,
+    tokens_BT: Int[Array, "B T"],
+    state: Any,
+    *,
+    reset_BS: Bool[Array, "B S"] | None = None,
+    mask_BT: Bool[Array, "B T"] | None = None,
+  ) -> tuple[Float[Array, "B T D"], Any]:
+    """Reads a chunk of whole segments.
+
+    Args:
+      tokens_BT: T = S*N tokens of each lane (only the last call of a document may end short).
+      state: from `state` or an earlier call.
+      reset_BS: True where a segment starts a new document.
+      mask_BT: False for padding.
+
+    Returns:
+      The normalised hidden states, to be used with `head`, and the state after the chunk.
+    """
+
+    def mix(mixer, q, k, v, state):
+      return mixer(q, k, v, state, reset_BS=reset_BS, mask_BT=mask_BT)
+
+    return self._run(tokens_BT, state, mix, REMAT[self.config.remat])
+
+  def open(self, state: Any, lanes: int) -> Any:
+    """From the state after whole segments to that of an open one, for `extend`."""
+    mixer, dtype = self._mixer(), jnp.dtype(self.config.compute_dtype)
+    return jax.vmap(lambda s: mixer.open(s, lanes, dtype), axis_size=self.config.layers)(state)
+
+  def extend(
+    self, tokens_BT: Int[Array, "B T"], stream: Any, mask_BT: Bool[Array, "B T"]
+  ) -> tuple[Float[Array, "B T D"], Any]:
+    """Reads T tokens more of each lane's open segment; `mask_BT` comes first in each row.
+
+    No lane may be led past the end of its segment by one call. One token always fits.
+    """
+
+    def mix(mixer, q, k, v, stream):
+      return mixer.extend(q, k, v, stream, mask_BT)
+
+    return self._run(tokens_BT, stream, mix, None)
+
+  def head(self) -> Float[Array, "V D"]:
+    """The output embedding as stored, gathered for use."""
+    return use(self._head(), "V_", self._head().dtype)
+
+  def logits(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    """Float32 logits of a few positions; for many, see `ops.loss.cross_entropy`."""
+    head_VD = self.head().astype(hidden_BTD.dtype)
+    return einsum("BTD,VD->BTV", hidden_BTD, head_VD, preferred_element_type=jnp.float32)
+
+  def _mixer(self):
+    return MIXERS[self.config.mixer](self.config, nnx.Rngs(0))
+
+  def _head(self):
+    return self.embed_VD[...] if self.config.tied_embeddings else self.head_VD[...]
+
+  def _run(self, tokens_BT, state, mix, policy):
+    c = self.config
+    embed_VD = use(self.embed_VD[...], "V_", c.compute_dtype)
+    x_BTD = _lookup(embed_VD, tokens_BT)
+    graph, stacked = nnx.split(self.blocks)
+
+    def layer(x_BTD, xs):
+      params, state = xs
+      return nnx.merge(graph, params)(x_BTD, state, mix)
+
+    if policy is not None:
+      layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
+    x_BTD, state = jax.lax.scan(layer, x_BTD, (stacked, state))
+    return self.final_norm(x_BTD), state
+
+
+def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
+  """Fresh parameters."""
+  return nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(key))))
+
+
+def abstract_params(config: ModelConfig) -> dict[str, Any]:
+  """Shapes and types of the parameters, without making them."""
+  return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
+def bind(config: ModelConfig, params: dict[str, Any]) -> Transformer:
+  """The module with these parameters; cheap, and meant to be called while tracing."""
+  graph, _ = nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
+  return nnx.merge(graph, params)
+
+
+def _matrix(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, config: ModelConfig) -> nnx.Param:
+  """Normal, with variance 1/fan_in, cut at two standard deviations."""
+  noise = jax.random.truncated_normal(rngs.params(), -2, 2, shape, jnp.float32)
+  return nnx.Param((noise * (fan_in**-0.5 / 0.8796)).astype(config.param_dtype))
+
+
+def _lookup(embed_VD, tokens_BT):
+  if jax.sharding.get_abstract_mesh().empty:
+    return embed_VD[tokens_BT]
+  spec = jax.typeof(shard(jnp.zeros((*tokens_BT.shape, 1)), "BTE")).sharding.spec
+  return embed_VD.at[tokens_BT].get(out_sharding=spec)

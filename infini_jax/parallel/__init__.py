@@ -1,0 +1,24 @@
+"""Where arrays live: one mesh, and one table from the glossary's letters to its axes."""
+
+from infini_jax.parallel.hosts import local_rows, put_batch
+from infini_jax.parallel.mesh import (
+  check_divisible,
+  einsum,
+  make_mesh,
+  param_shardings,
+  shard,
+  use,
+  zeros,
+)
+
+__all__ = [
+  "check_divisible",
+  "einsum",
+  "local_rows",
+  "make_mesh",
+  "param_shardings",
+  "put_batch",
+  "shard",
+  "use",
+  "zeros",
+]

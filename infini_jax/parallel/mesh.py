@@ -1,0 +1,123 @@
+"""One mesh with explicit axes, and one table from the glossary's letters to those axes.
+
+An array is sharded by the letters in its name: `w_q_DHE` is stored with D over `fsdp` and H over
+`tensor`. A parameter is gathered over `fsdp` where it is used (`use`), and its gradient scattered
+back. Outside a mesh every function here does nothing but its mathematics, so that the model runs
+in a notebook as it runs on a pod.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from infini_jax.config import Config, InputError, MeshConfig
+
+AXES = ("data", "fsdp", "tensor")
+
+# Letter -> mesh axes while computing. A letter that is not here is never divided.
+COMPUTE: dict[str, Any] = {"B": ("data", "fsdp"), "H": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
+# Letter -> mesh axes of parameters, optimizer moments and gradients at rest.
+STORAGE: dict[str, Any] = {**COMPUTE, "D": "fsdp"}
+
+
+def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
+  """The mesh `data x fsdp x tensor` over `devices` (all of them by default).
+
+  Raises:
+    InputError: the sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  rest = config.fsdp * config.tensor
+  data = len(devices) // rest if config.data == -1 else config.data
+  if data * rest != len(devices):
+    raise InputError(
+      f"config.mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor} does not fit "
+      f"{len(devices)} devices: the product must be {len(devices)}, or set data=-1"
+    )
+  return jax.make_mesh(
+    (data, config.fsdp, config.tensor), AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices
+  )
+
+
+def check_divisible(config: Config, mesh: Mesh) -> None:
+  """Raises InputError for the first size that its mesh axes do not divide."""
+  m, microbatch = config.model, config.data.lanes // config.train.accumulate
+  lanes = "config.data.lanes / config.train.accumulate"
+  for letter, name, size, table in (
+    ("B", lanes, microbatch, COMPUTE),
+    ("B", "config.evaluation.lanes", config.evaluation.lanes, COMPUTE),
+    ("H", "config.model.heads", m.heads, COMPUTE),
+    ("K", "config.model.kv_heads", m.kv_heads, COMPUTE),
+    ("F", "config.model.ffn", m.ffn, COMPUTE),
+    ("V", "config.model.vocab_size", m.vocab_size, COMPUTE),
+    ("D", "config.model.width", m.width, STORAGE),
+  ):
+    axes = table[letter] if isinstance(table[letter], tuple) else (table[letter],)
+    parts = math.prod(mesh.shape[a] for a in axes)
+    if size % parts:
+      raise InputError(
+        f"{name}={size} is divided over mesh axes {'*'.join(axes)}={parts} and is not a multiple: "
+        f"make it {-(-size // parts) * parts}, or the axes smaller"
+      )
+
+
+def spec(letters: str, table: dict[str, Any]) -> PartitionSpec:
+  """The sharding of an array with these dimensions; two on one mesh axis are an error."""
+  parts = [table.get(letter) for letter in letters]
+  axes = [a for p in parts if p for a in (p if isinstance(p, tuple) else (p,))]
+  if len(set(axes)) != len(axes):
+    raise ValueError(f"two dimensions of {letters} share a mesh axis: {parts}")
+  return PartitionSpec(*parts)
+
+
+def shard(x: jax.Array, letters: str) -> jax.Array:
+  """Lays out an activation or a state by its letters."""
+  return jax.reshard(x, spec(letters, COMPUTE)) if _in_mesh() else x
+
+
+def zeros(shape: tuple[int, ...], letters: str, dtype: Any) -> jax.Array:
+  """Zeros laid out by their letters."""
+  sharding = spec(letters, COMPUTE) if _in_mesh() else None
+  return jnp.zeros(shape, dtype, out_sharding=sharding)
+
+
+def use(param: jax.Array, letters: str, dtype: Any) -> jax.Array:
+  """A stored parameter, ready for a product: cast first, then gathered over `fsdp`."""
+  return shard(param.astype(dtype), letters)
+
+
+def einsum(equation: str, *args: jax.Array, **options: Any) -> jax.Array:
+  """`jnp.einsum` whose result is laid out by the equation's own letters."""
+  if _in_mesh():
+    options["out_sharding"] = spec(equation.split("->")[1], COMPUTE)
+  return jnp.einsum(equation, *args, **options)
+
+
+def param_shardings(params: Any, mesh: Mesh) -> Any:
+  """The storage sharding of every leaf, from the capital letters that end its name.
+
+  Works on parameters and on anything shaped like them; a leaf with more dimensions than letters
+  has the layers in front, and one whose dimensions do not fit its name is kept whole.
+  """
+
+  def one(path, leaf):
+    letters = letters_of(path)
+    stacked = "L" * (len(leaf.shape) - len(letters))
+    known = letters and len(stacked) <= 1
+    return NamedSharding(mesh, spec(stacked + letters if known else "", STORAGE))
+
+  return jax.tree_util.tree_map_with_path(one, params)
+
+
+def letters_of(path: Any) -> str:
+  """The dimensions named by the last key of a tree path: 'DHE' for `.../w_q_DHE`."""
+  name = str(getattr(path[-1], "key", path[-1]))
+  suffix = name.rsplit("_", 1)[-1]
+  return suffix if suffix.isupper() else ""
+
+
+def _in_mesh() -> bool:
+  return not jax.sharding.get_abstract_mesh().empty

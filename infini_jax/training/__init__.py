@@ -1,0 +1,1 @@
+"""Training: optimizer groups, the step, the loop, checkpoints, metrics."""

@@ -1,0 +1,256 @@
+"""The training loop, read from top to bottom.
+
+`step` is the number of updates taken: batch k makes step k + 1. The order of the loop is fixed:
+stop? -> evaluate -> save -> next batch -> step -> log the previous step. A log line therefore never
+makes the device wait, and a checkpoint is never of a half-taken step.
+"""
+
+import contextlib
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from infini_jax import plan
+from infini_jax.config import Config, InputError
+from infini_jax.data import Store, TrainLanes, open_or_prepare
+from infini_jax.data.loader import train_batches
+from infini_jax.evaluation.perplexity import Perplexity
+from infini_jax.parallel import check_divisible, local_rows, make_mesh, put_batch
+from infini_jax.progress import track
+from infini_jax.training.checkpoints import Checkpoints, Workdir
+from infini_jax.training.metrics import MetricWriter
+from infini_jax.training.optimizer import make_optimizer, make_schedule
+from infini_jax.training.step import TrainState, abstract_state, initial_state, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+  """What a run reads, checked before any device is touched."""
+
+  workdir: Workdir
+  store: Store
+
+
+def open_inputs(config: Config, path: str, console: Console) -> Inputs:
+  """Opens or prepares the corpus and checks it against the config.
+
+  Raises:
+    InputError: a missing or unreadable corpus, or one that does not fit the model.
+  """
+  workdir = Workdir(path)
+  workdir.check(config)
+  if not config.data.path:
+    raise InputError("config.data.path is empty: set it to a folder of text or a prepared store")
+  store = open_or_prepare(config.data.path, config.data.tokenizer, workdir.store, console)
+  if store.tokenizer.size > config.model.vocab_size:
+    raise InputError(
+      f"config.model.vocab_size={config.model.vocab_size} is smaller than the tokenizer's "
+      f"{store.tokenizer.size}: set it to {store.tokenizer.size} or more"
+    )
+  return Inputs(workdir, store)
+
+
+def train(config: Config, path: str, console: Console) -> TrainState:
+  """Trains until `config.train.steps`, going on from the newest checkpoint in the workdir.
+
+  Raises:
+    InputError: a wrong input; nothing has been written then but the prepared corpus.
+    FloatingPointError: the loss is not finite; the checkpoints are as they were before.
+  """
+  d, t = config.data, config.train
+
+  # ---- Inputs: everything that a person can have got wrong.
+  inputs = open_inputs(config, path, console)
+  workdir, store = inputs.workdir, inputs.store
+  lanes = TrainLanes(
+    store.split("train"),
+    bos=store.tokenizer.bos,
+    eos=store.tokenizer.eos,
+    lanes=d.lanes,
+    segments=d.segments,
+    segment_length=config.model.segment_length,
+    seed=t.seed,
+    carry_state=d.carry_state,
+  )
+  mesh = make_mesh(config.mesh)
+  check_divisible(config, mesh)
+  workdir.claim(config, store.fingerprint)
+  store.tokenizer.save(workdir.tokenizer)
+
+  with jax.set_mesh(mesh):
+    # ---- State: the newest checkpoint of this run, or a fresh one.
+    tx = make_optimizer(config)
+    checkpoints = Checkpoints(workdir, t.keep_checkpoints)
+    step = checkpoints.latest() or 0
+    state = (
+      checkpoints.restore(step, abstract_state(config, tx, mesh))
+      if step
+      else initial_state(config, tx, mesh)
+    )
+    _describe(config, state, mesh, store, step, console)
+
+    # ---- Compile once, before the first batch.
+    rows = local_rows(mesh, d.lanes)
+    first = put_batch(lanes.batch(step, rows), mesh, d.lanes)
+    with track(console, "compile") as _:
+      update = jax.jit(make_train_step(config, tx), donate_argnums=0).lower(state, first).compile()
+    validation = None
+    if t.eval_every:
+      documents = store.split("validation")
+      validation = Perplexity(config, mesh, documents, store.tokenizer, t.eval_documents)
+
+    # ---- The loop.
+    log = _Log(config, workdir, mesh, step, console)
+    batches = train_batches(lanes, step, t.steps, rows, d.prefetch)
+    with log, _stop_signal() as stopped, track(console, "train", t.steps, step) as bar:
+      while True:
+        done = step >= t.steps or stopped.is_set()
+        if validation is not None and step > log.start and (step % t.eval_every == 0 or done):
+          log.evaluation(step, validation.run(state.params))
+        if step > log.start and (step % t.checkpoint_every == 0 or done):
+          log.flush()  # a loss that is not finite must not become a checkpoint
+          checkpoints.save(step, state)
+        if done:
+          break
+        batch = put_batch(next(batches), mesh, d.lanes)
+        _profile(config, workdir, step - log.start)
+        state, metrics = update(state, batch)
+        step += 1
+        bar(step, log.previous(step, metrics))
+    checkpoints.close()
+    if step < t.steps:
+      console.print(f"stopped at step {step}, saved; the same command goes on from there")
+    return state
+
+
+class _Log:
+  """Writes each logged step once the next one is under way."""
+
+  def __init__(self, config: Config, workdir: Workdir, mesh: Any, start: int, console: Console):
+    self.start = start
+    self._config, self._console = config, console
+    self._writer = MetricWriter(workdir.path, config) if jax.process_index() == 0 else None
+    self._rate = make_schedule(config, config.optimizer.learning_rate)
+    self._flops = plan.flops_per_token(config.model, config.data.segments * config.model.segment_length)
+    peak = plan.peak_flops(mesh.devices.flat[0].device_kind)
+    self._peak = peak * mesh.size if peak else None
+    self._waiting: tuple[int, Any] | None = None
+    self._tokens, self._since = 0.0, time.perf_counter()
+    self._text = ""
+
+  def previous(self, step: int, metrics: Any) -> str:
+    """Hands in a step just dispatched; logs the one before. Returns a line for the progress bar."""
+    self._write()
+    self._waiting = (step, metrics)
+    return self._text
+
+  def flush(self) -> None:
+    """Waits for the last step and logs it."""
+    self._write()
+
+  def evaluation(self, step: int, scores: Any) -> None:
+    """Logs a validation."""
+    self.flush()
+    figures = {k: v for k, v in scores.to_dict().items() if isinstance(v, int | float)}
+    if self._writer:
+      self._writer.write(step, figures, "validation")
+    text = f"perplexity {scores.perplexity:.3f}, {scores.bits_per_byte:.4f} bits per byte"
+    self._console.print(f"step {step}: validation {text}")
+    self._since, self._tokens = time.perf_counter(), 0.0
+
+  def __enter__(self) -> "_Log":
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    if error[0] is None:
+      self._write()
+    if self._writer:
+      self._writer.close()
+
+  def _write(self) -> None:
+    if self._waiting is None:
+      return
+    (step, metrics), self._waiting = self._waiting, None
+    loss, tokens = float(metrics["loss"]), float(metrics["tokens"])
+    if not np.isfinite(loss):
+      raise FloatingPointError(
+        f"the loss is {loss} at step {step}: lower config.optimizer.learning_rate or "
+        f"gate_learning_rate; the checkpoints are of earlier steps"
+      )
+    self._tokens += tokens
+    c = self._config
+    if step % c.train.log_every and step != c.train.steps:
+      return
+    seconds = time.perf_counter() - self._since
+    per_second = self._tokens / seconds
+    self._since, self._tokens = time.perf_counter(), 0.0
+    self._text = f"loss {loss:.3f}  {per_second:,.0f} tokens/s"
+    if self._writer is None:
+      return
+    values: dict[str, Any] = {
+      "loss": loss,
+      "grad_norm": float(metrics["grad_norm"]),
+      "learning_rate": float(self._rate(step - 1)),
+      "tokens_per_second": per_second,
+      "model_flops_per_second": per_second * self._flops,
+      "peak_share": per_second * self._flops / self._peak if self._peak else None,
+    }
+    for name in ("gates_LH", "gate_grad_LH", "memory_L", "z_L"):
+      if name in metrics:
+        values[name] = np.asarray(metrics[name]).round(6).ravel().tolist()
+    if "gates_LH" in metrics:
+      bins = np.histogram(np.asarray(metrics["gates_LH"]), bins=10, range=(0, 1))[0]
+      values["gate_histogram"] = bins.tolist()
+    self._writer.write(step, values)
+
+
+def _describe(config, state, mesh, store, step, console) -> None:
+  devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
+  sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+  parameters = plan.parameter_count(state.params)
+  c = config
+  T = c.data.segments * c.model.segment_length
+  console.print(
+    f"{c.model.mixer}: {parameters:,} parameters on {devices} ({sizes}); "
+    f"{plan.flops_per_token(c.model, T) / 1e6:,.1f} MFLOP a token"
+  )
+  console.print(
+    f"{store.split('train').tokens.sum():,} training tokens; a step reads {c.data.lanes} lanes x "
+    f"{T:,} tokens" + (f"; going on from step {step}" if step else "")
+  )
+
+
+def _profile(config: Config, workdir: Workdir, taken: int) -> None:
+  """Opens and closes the profiler's window, in steps since this process started."""
+  t = config.train
+  if t.profile_steps and taken == t.profile_start:
+    jax.profiler.start_trace(str(workdir.path / "profile"))
+  if t.profile_steps and taken == t.profile_start + t.profile_steps:
+    jax.profiler.stop_trace()
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+  """SIGINT and SIGTERM ask the loop to save and stop; a second one is final."""
+  stopped = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield stopped
+    return
+
+  def ask(number, frame):
+    stopped.set()
+    signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+
+  before = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
+  try:
+    yield stopped
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)

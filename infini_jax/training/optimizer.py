@@ -1,0 +1,65 @@
+"""AdamW, or Adafactor as the paper's, with the gates in a group of their own."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from infini_jax.config import Config
+from infini_jax.parallel.mesh import letters_of
+
+
+def make_schedule(config: Config, peak: float) -> optax.Schedule:
+  """Linear warm-up to `peak`, then a cosine to `final_fraction` of it at the last step."""
+  o, steps = config.optimizer, config.train.steps
+
+  def schedule(step):
+    step = jnp.asarray(step, jnp.float32)
+    warmup = (step + 1) / max(1, o.warmup_steps)
+    progress = (step - o.warmup_steps) / max(1, steps - o.warmup_steps)
+    cosine = (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1))) / 2
+    return peak * jnp.minimum(warmup, o.final_fraction + (1 - o.final_fraction) * cosine)
+
+  return schedule
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+  """The whole update: clipping over all parameters, then one rule per group.
+
+  Gates have their own learning rate, no decay and no scaling by their size (they start at 0, where
+  such scaling would hold them). Vectors (norms) have no decay.
+  """
+  o = config.optimizer
+  rate = make_schedule(config, o.learning_rate)
+  gate = optax.adam(make_schedule(config, o.gate_learning_rate), o.b1, o.b2, o.eps)
+  if o.name == "adamw":
+    groups = {
+      "gate": gate,
+      "matrix": optax.adamw(rate, o.b1, o.b2, o.eps, weight_decay=o.weight_decay),
+      "vector": optax.adam(rate, o.b1, o.b2, o.eps),
+    }
+  else:
+    decay = o.weight_decay or None
+    factored = optax.adafactor(rate, momentum=o.b1, decay_rate=0.8, weight_decay_rate=decay)
+    groups = {"gate": gate, "whole": factored, "stacked": _layer_by_layer(factored)}
+  clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity()
+  return optax.chain(clip, optax.partition(groups, lambda params: _label(params, o.name)))
+
+
+def _label(params: Any, name: str) -> Any:
+  def one(path, leaf):
+    if path[-1].key == "beta_H":
+      return "gate"
+    if name == "adafactor":
+      return "stacked" if path[0].key == "blocks" else "whole"
+    return "matrix" if len(letters_of(path)) > 1 else "vector"
+
+  return jax.tree_util.tree_map_with_path(one, params)
+
+
+def _layer_by_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Treats stacked layers as the L tensors that they are: Adafactor measures whole tensors."""
+  return optax.GradientTransformation(
+    jax.vmap(tx.init), lambda updates, state, params=None: jax.vmap(tx.update)(updates, state, params)
+  )

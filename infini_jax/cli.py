@@ -46,7 +46,9 @@ def load_config(arguments: list[str]) -> Config:
   )
   for argument in arguments:
     if not argument.startswith("--config"):
-      raise InputError(f"unknown argument {argument!r}; fields are set by --config.section.field=value")
+      raise InputError(
+        f"unknown argument {argument!r}; fields are set by --config.section.field=value"
+      )
   file = next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), None)
   if file is None:
     raise InputError("--config=FILE is missing; configs/ holds some, such as configs/demo.py")
@@ -126,7 +128,9 @@ def _parser() -> argparse.ArgumentParser:
   prompt.add_argument("--prompt-document", help="SPLIT:NUMBER, a document of the run's own corpus")
   made.add_argument("--prompt-tokens", type=int, help="read no more than so many tokens of it")
   made.add_argument("--tokens", type=int, default=200, help="how many to add (default %(default)s)")
-  made.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default %(default)s)")
+  made.add_argument(
+    "--temperature", type=float, default=0.8, help="0 is greedy (default %(default)s)"
+  )
   made.add_argument("--top-p", type=float, default=0.95, help="default %(default)s")
   made.add_argument("--seed", type=int, default=0)
   made.add_argument("--step", type=int, help="which checkpoint; the newest by default")

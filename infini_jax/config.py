@@ -149,7 +149,7 @@ CHANGEABLE = {
   "mesh": None,
   "data": ("path", "prefetch"),  # a path may move; the store's own fingerprint is compared instead
   "train": tuple(
-    f.name for f in dataclasses.fields(TrainConfig) if f.name not in ("seed", "steps", "z_loss")
+    f.name for f in dataclasses.fields(TrainConfig) if f.name not in ("seed", "z_loss")
   ),
   "model": ("remat", "implementation"),
 }
@@ -200,10 +200,12 @@ def check(config: Config) -> None:
     if value not in choices:
       raise InputError(f"config.{name}={value!r}: choose one of {', '.join(choices)}")
   positive = {
-    "model": "layers width heads kv_heads head_dim ffn vocab_size segment_length rope_theta norm_eps",
+    "model": "layers width heads kv_heads head_dim ffn vocab_size segment_length"
+    " rope_theta norm_eps",
     "data": "lanes segments prefetch",
     "optimizer": "learning_rate gate_learning_rate eps",
-    "train": "steps accumulate loss_chunk log_every eval_documents checkpoint_every keep_checkpoints",
+    "train": "steps accumulate loss_chunk log_every eval_documents checkpoint_every"
+    " keep_checkpoints",
     "evaluation": "lanes segments",
   }
   not_negative = {

@@ -1,4 +1,4 @@
-"""What a model costs, by arithmetic: parameters, FLOPs, and the peak that they are compared with."""
+"""What a model costs, by arithmetic: parameters, FLOPs, and the peak they are compared with."""
 
 import math
 from typing import Any

@@ -1,9 +1,11 @@
-"""Settings that make the tests honest: eight CPU devices, strict types and ranks, checked shapes."""
+"""Settings that keep tests honest: eight CPU devices, strict types and ranks, checked shapes."""
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
 
 import jax
 import jaxtyping

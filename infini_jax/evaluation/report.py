@@ -23,7 +23,9 @@ from infini_jax.training.metrics import read_metrics
 NOTICEABLE = 1.001  # a knock-out that costs less than this factor shows no use of the memory
 
 
-def evaluate(config: Config, path: str, console: Console, step: int | None = None) -> dict[str, Any]:
+def evaluate(
+  config: Config, path: str, console: Console, step: int | None = None
+) -> dict[str, Any]:
   """Evaluates a checkpoint on whole documents and writes `WORKDIR/evaluation/`.
 
   Args:
@@ -127,7 +129,9 @@ def _table(results: dict[str, Any], scores: dict[str, Scores], path: Path, step:
   row("parameters", f"{results['parameters']:,}")
   if "gates" in results:
     g = results["gates"]
-    row("heads: local, mixers, memory", f"{g['local_heads']}, {g['mixer_heads']}, {g['memory_heads']}")
+    row(
+      "heads: local, mixers, memory", f"{g['local_heads']}, {g['mixer_heads']}, {g['memory_heads']}"
+    )
     row("gates: least, greatest", f"{g['least']:.3f}, {g['greatest']:.3f}")
   shown = path if not path.is_relative_to(Path.cwd()) else path.relative_to(Path.cwd())
   row("checkpoint", str(shown / "checkpoints" / str(step)))

@@ -15,6 +15,7 @@ from infini_jax.config import Config, InputError
 from infini_jax.inference.sampling import Sampling, sample
 from infini_jax.models import bind
 from infini_jax.models.mixers import MIXERS
+from infini_jax.parallel import shard
 
 
 class Generator:
@@ -61,16 +62,17 @@ class Generator:
       if advance is not None:
         advance(start)
     # Then segment by segment, each lane as far as its prompt goes.
-    stream, last_BV = model.open(state, B), None
-    for start in range(start, padded_BT.shape[1], N):
-      mask_BT = np.arange(start, start + N)[None] < lengths_B[:, None]
+    stream = model.open(state, B)
+    last_BV: Any = None
+    for begin in range(start, padded_BT.shape[1], N):
+      mask_BT = np.less(np.arange(begin, begin + N)[None], lengths_B[:, None])
       logits_BV, stream = self._extend(
-        self._params, self._reserve(stream, N), padded_BT[:, start : start + N], mask_BT
+        self._params, self._reserve(stream, N), padded_BT[:, begin : begin + N], mask_BT
       )
       here_B = mask_BT.any(1)[:, None]
       last_BV = logits_BV if last_BV is None else jnp.where(here_B, logits_BV, last_BV)
       if advance is not None:
-        advance(min(start + N, int(lengths_B.max())))
+        advance(min(begin + N, int(lengths_B.max())))
     return last_BV, stream
 
   def generate(
@@ -101,4 +103,4 @@ class Generator:
     hidden_BTD, stream = model.extend(tokens_BT, stream, mask_BT)
     last_B = jnp.maximum(mask_BT.sum(1) - 1, 0)
     hidden_BTD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)
-    return model.logits(hidden_BTD)[:, 0], stream
+    return shard(model.logits(hidden_BTD)[:, 0], "B_"), stream  # sampling sorts the vocabulary

@@ -23,9 +23,7 @@ class Sampling:
       raise InputError(f"top_p={self.top_p}: must be above 0 and at most 1")
 
 
-def sample(
-  logits_BV: Float[Array, "B V"], key: Array, sampling: Sampling
-) -> Int[Array, " B"]:
+def sample(logits_BV: Float[Array, "B V"], key: Array, sampling: Sampling) -> Int[Array, " B"]:
   """One token per lane.
 
   With `top_p` below 1 only the most likely tokens whose probabilities reach it are drawn from

@@ -63,18 +63,12 @@ def attention(
   for start in range(0, T, size):
     stop = min(start + size, T)
     last = stop if aligned else k_BCKE.shape[1]
-    document = q_document_BT is not None and k_document_BC is not None
-    outputs.append(
-      rows(
-        q_BTKGE[:, start:stop],
-        k_BCKE[:, :last],
-        v_BCKU[:, :last],
-        q_position_BT[:, start:stop],
-        k_position_BC[:, :last],
-        q_document_BT[:, start:stop] if document else None,
-        k_document_BC[:, :last] if document else None,
-      )
-    )
+    q, k, v = q_BTKGE[:, start:stop], k_BCKE[:, :last], v_BCKU[:, :last]
+    places = (q_position_BT[:, start:stop], k_position_BC[:, :last])
+    documents: tuple = (None, None)
+    if q_document_BT is not None and k_document_BC is not None:
+      documents = (q_document_BT[:, start:stop], k_document_BC[:, :last])
+    outputs.append(rows(q, k, v, *places, *documents))
   out_BTKGU = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
   return out_BTKGU.reshape(B, T, H, -1)
 

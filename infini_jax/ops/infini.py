@@ -75,10 +75,14 @@ def infini_attention(
   if reset_BS is None:
     reset_BS = jnp.zeros((B, S), bool)
   elif reset_BS.shape != (B, S):
-    raise ValueError(f"reset_BS has shape {reset_BS.shape}; {T} tokens in segments of {N} want {(B, S)}")
+    raise ValueError(
+      f"reset_BS has shape {reset_BS.shape}; {T} tokens in segments of {N} want {(B, S)}"
+    )
 
   run = _scan if implementation == "scan" else _parallel
-  out_BSNHU, state = run(q, k, v, beta_H, state, reset_BS, mask, rule, rope_theta, scale_first_segment)
+  out_BSNHU, state = run(
+    q, k, v, beta_H, state, reset_BS, mask, rule, rope_theta, scale_first_segment
+  )
   out_BTHU = out_BSNHU.reshape(B, S * N, *out_BSNHU.shape[3:])[:, :T]
   if mask_BT is not None:
     out_BTHU = jnp.where(mask_BT[..., None, None], out_BTHU, jnp.zeros((), out_BTHU.dtype))
@@ -155,7 +159,9 @@ def extend_stream(
   full_B = cache.fill_B == N
   memory = mem.where_lane(full_B, mem.commit(memory, pending), memory)
   pending = mem.where_lane(full_B, 0, pending)
-  return out, InfiniStream(memory, pending, cache._replace(fill_B=jnp.where(full_B, 0, cache.fill_B)))
+  return out, InfiniStream(
+    memory, pending, cache._replace(fill_B=jnp.where(full_B, 0, cache.fill_B))
+  )
 
 
 def _rotate_segment(x_BNHE: Array, theta: float | None) -> Array:
@@ -188,7 +194,7 @@ def _check(q, k, v, beta, segment_length, rule, implementation):
     raise ValueError(f"segment_length={segment_length}: must be at least 1")
   if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[-1] != k.shape[-1]:
     raise ValueError(
-      f"q {q.shape}, k {k.shape}, v {v.shape}: want (B,T,H,E), (B,T,K,E), (B,T,K,U) with one B, T, E"
+      f"q {q.shape}, k {k.shape}, v {v.shape}: want (B,T,H,E), (B,T,K,E), (B,T,K,U) of one B, T, E"
     )
   if q.shape[2] % k.shape[2] or beta.shape != (q.shape[2],):
     raise ValueError(

@@ -19,7 +19,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-DELTA_GROWTH = 2.0  # delta stays contractive while a segment adds at most so many times what z holds
+DELTA_GROWTH = (
+  2.0  # delta stays contractive while a segment adds at most so many times what z holds
+)
 
 
 class MemoryState(NamedTuple):
@@ -72,9 +74,7 @@ def is_empty(z_BKE: Float[Array, "B K E"]) -> Bool[Array, "B K"]:
   return z_BKE.max(-1) == 0
 
 
-def read(
-  q_BNHE: Float[Array, "B N H E"], memory: MemoryState
-) -> Float[Array, "B N H U"]:
+def read(q_BNHE: Float[Array, "B N H E"], memory: MemoryState) -> Float[Array, "B N H U"]:
   """What the memory holds under each query, equation (7); 0 where it is empty. float32.
 
   Query head `h` reads the memory of key/value head `h // G`.

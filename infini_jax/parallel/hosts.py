@@ -12,7 +12,8 @@ from infini_jax.parallel.mesh import COMPUTE, letters_of, spec
 def local_rows(mesh: Mesh, lanes: int) -> slice:
   """The lanes that this host's devices hold, and so the only ones it reads."""
   sharding = NamedSharding(mesh, spec("B", COMPUTE))
-  pieces = [index[0] for index in sharding.addressable_devices_indices_map((lanes,)).values()]
+  where = sharding.addressable_devices_indices_map((lanes,)).values()
+  pieces = [index[0] for index in where if index is not None]
   return slice(min(p.start or 0 for p in pieces), max(p.stop or lanes for p in pieces))
 
 

@@ -18,7 +18,13 @@ from infini_jax.config import Config, InputError, MeshConfig
 AXES = ("data", "fsdp", "tensor")
 
 # Letter -> mesh axes while computing. A letter that is not here is never divided.
-COMPUTE: dict[str, Any] = {"B": ("data", "fsdp"), "H": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
+COMPUTE: dict[str, Any] = {
+  "B": ("data", "fsdp"),
+  "H": "tensor",
+  "K": "tensor",
+  "F": "tensor",
+  "V": "tensor",
+}
 # Letter -> mesh axes of parameters, optimizer moments and gradients at rest.
 STORAGE: dict[str, Any] = {**COMPUTE, "D": "fsdp"}
 

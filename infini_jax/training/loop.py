@@ -138,7 +138,9 @@ class _Log:
     self._config, self._console = config, console
     self._writer = MetricWriter(workdir.path, config) if jax.process_index() == 0 else None
     self._rate = make_schedule(config, config.optimizer.learning_rate)
-    self._flops = plan.flops_per_token(config.model, config.data.segments * config.model.segment_length)
+    self._flops = plan.flops_per_token(
+      config.model, config.data.segments * config.model.segment_length
+    )
     peak = plan.peak_flops(mesh.devices.flat[0].device_kind)
     self._peak = peak * mesh.size if peak else None
     self._waiting: tuple[int, Any] | None = None
@@ -246,7 +248,9 @@ def _stop_signal() -> Iterator[threading.Event]:
 
   def ask(number, frame):
     stopped.set()
-    signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+    signal.signal(
+      number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler
+    )
 
   before = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
   try:

@@ -61,5 +61,6 @@ def _label(params: Any, name: str) -> Any:
 def _layer_by_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
   """Treats stacked layers as the L tensors that they are: Adafactor measures whole tensors."""
   return optax.GradientTransformation(
-    jax.vmap(tx.init), lambda updates, state, params=None: jax.vmap(tx.update)(updates, state, params)
+    jax.vmap(tx.init),
+    lambda updates, state, params=None: jax.vmap(tx.update)(updates, state, params),
   )

@@ -45,7 +45,9 @@ def infini_attention(
           turned = (query, key)
           if rope_theta is not None:
             turned = (rotate(query, place, rope_theta), rotate(key, place, rope_theta))
-          score = jnp.where(np.tri(len(tokens), dtype=bool), turned[0] @ turned[1].T / E**0.5, -jnp.inf)
+          score = jnp.where(
+            np.tri(len(tokens), dtype=bool), turned[0] @ turned[1].T / E**0.5, -jnp.inf
+          )
           local = jax.nn.softmax(score, axis=-1) @ value
           gate = 1 / (1 + jnp.exp(-beta[h]))
           if written:

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from infini_jax.ops import MemoryState, infini_attention
 from infini_jax.ops import infini as infini_module
 from infini_jax.ops.attention import SegmentCache
-
 from tests.ops import reference
 
 B, K, G, E, U = 2, 2, 2, 4, 6
@@ -119,7 +119,9 @@ def test_shut_gate_is_local_attention_and_open_gate_is_memory(rng):
   opened, _ = infini_attention(q, k, v, jnp.full(H, 200.0), MemoryState(M, z), **options)
   sq = reference.sigma(q[:, :4])
   Mh, zh = jnp.repeat(M, G, 1), jnp.repeat(z, G, 1)
-  memory_only = jnp.einsum("BTHE,BHEU->BTHU", sq, Mh) / jnp.einsum("BTHE,BHE->BTH", sq, zh)[..., None]
+  memory_only = (
+    jnp.einsum("BTHE,BHEU->BTHU", sq, Mh) / jnp.einsum("BTHE,BHE->BTH", sq, zh)[..., None]
+  )
   np.testing.assert_allclose(opened[:, :4], memory_only, rtol=1e-5, atol=1e-6)
 
 
@@ -149,7 +151,9 @@ def test_reset_equals_a_document_alone_and_stops_the_gradient(rng, rule):
 
   def second(k_first):
     keys = jnp.concatenate([k_first, k[:, 8:]], 1)
-    return infini_attention(q, keys, v, beta, MemoryState(M, z), reset_BS=reset, **options)[0][:, 8:]
+    return infini_attention(q, keys, v, beta, MemoryState(M, z), reset_BS=reset, **options)[0][
+      :, 8:
+    ]
 
   alone, _ = infini_attention(q[:, 8:], k[:, 8:], v[:, 8:], beta, **options)
   np.testing.assert_allclose(second(k[:, :8]), alone, rtol=1e-5, atol=1e-6)

@@ -4,9 +4,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from infini_jax.config import ModelConfig
+from infini_jax.models.mixers.base import Mixer
 from infini_jax.ops.attention import UNSEEN, attention, put
 from infini_jax.ops.rotary import rotate
 from infini_jax.parallel import zeros
@@ -22,11 +21,8 @@ class KVCache(NamedTuple):
   current_B: jax.Array  # the number of the lane's document, from 1
 
 
-class Full(nnx.Module):
+class Full(Mixer):
   """State: the keys and values of everything read. `reserve` makes room before a call."""
-
-  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-    self.config = config
 
   def state(self, lanes: int) -> KVCache:
     """A cache without slots: enough for a chunk that stands alone, as in training."""

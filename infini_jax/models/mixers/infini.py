@@ -6,13 +6,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from infini_jax.config import ModelConfig
+from infini_jax.models.mixers.base import Mixer
 from infini_jax.models.mixers.local import empty_cache
 from infini_jax.ops.infini import InfiniStream, extend_stream, infini_attention, open_stream
 from infini_jax.ops.memory import MemoryState
 from infini_jax.parallel import use, zeros
 
 
-class Infini(nnx.Module):
+class Infini(Mixer):
   """State: the float32 memory `(M_BKEU, z_BKE)`."""
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
@@ -27,13 +28,13 @@ class Infini(nnx.Module):
       zeros((*shape, c.head_dim), "BKEU", jnp.float32), zeros(shape, "BKE", jnp.float32)
     )
 
-  def __call__(self, q_BTHE, k_BTKE, v_BTKU, state, *, reset_BS=None, mask_BT=None):
+  def __call__(self, q_BTHE, k_BTKE, v_BTKE, state, *, reset_BS=None, mask_BT=None):
     """A chunk of whole segments."""
     c = self.config
     return infini_attention(
       q_BTHE,
       k_BTKE,
-      v_BTKU,
+      v_BTKE,
       self._beta(),
       state,
       segment_length=c.segment_length,
@@ -49,13 +50,13 @@ class Infini(nnx.Module):
     """The state of the segment that begins after whole ones."""
     return open_stream(state, empty_cache(self.config, lanes, dtype), self.config.rule)
 
-  def extend(self, q_BTHE, k_BTKE, v_BTKU, stream, mask_BT):
+  def extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
     """A few tokens of the open segment."""
     c = self.config
     return extend_stream(
       q_BTHE,
       k_BTKE,
-      v_BTKU,
+      v_BTKE,
       self._beta(),
       stream,
       mask_BT,
@@ -63,11 +64,6 @@ class Infini(nnx.Module):
       rope_theta=c.rope_theta,
       scale_first_segment=c.scale_first_segment,
     )
-
-  @staticmethod
-  def reserve(state: Any, tokens: int) -> Any:
-    """Nothing to do: the memory's size is constant."""
-    return state
 
   def _beta(self):
     return use(self.beta_H[...], "H", jnp.float32)

@@ -3,25 +3,22 @@
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 
 from infini_jax.config import ModelConfig
+from infini_jax.models.mixers.base import Mixer
 from infini_jax.ops.attention import SegmentCache, extend_segment, segment_attention
 from infini_jax.ops.rotary import rotate
 from infini_jax.parallel import zeros
 
 
-class Local(nnx.Module):
+class Local(Mixer):
   """State: nothing; while a segment is open, its keys and values."""
-
-  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-    self.config = config
 
   def state(self, lanes: int) -> tuple:
     """Nothing is carried from segment to segment."""
     return ()
 
-  def __call__(self, q_BTHE, k_BTKE, v_BTKU, state, *, reset_BS=None, mask_BT=None):
+  def __call__(self, q_BTHE, k_BTKE, v_BTKE, state, *, reset_BS=None, mask_BT=None):
     """A chunk of whole segments."""
     B, T = q_BTHE.shape[:2]
     N = self.config.segment_length
@@ -34,25 +31,20 @@ class Local(nnx.Module):
 
     turn = lambda x: split(rotate(x, position, self.config.rope_theta))
     mask_BSN = None if mask_BT is None else split(mask_BT)
-    out_BSNHU = segment_attention(turn(q_BTHE), turn(k_BTKE), split(v_BTKU), mask_BSN)
+    out_BSNHU = segment_attention(turn(q_BTHE), turn(k_BTKE), split(v_BTKE), mask_BSN)
     return out_BSNHU.reshape(B, S * N, *out_BSNHU.shape[3:])[:, :T], state
 
   def open(self, state: tuple, lanes: int, dtype: Any) -> SegmentCache:
     """An empty cache for the segment that begins."""
     return empty_cache(self.config, lanes, dtype)
 
-  def extend(self, q_BTHE, k_BTKE, v_BTKU, stream, mask_BT):
+  def extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
     """A few tokens of the open segment."""
     position = stream.fill_B[:, None] + jnp.arange(q_BTHE.shape[1], dtype=jnp.int32)[None]
     turn = lambda x: rotate(x, position, self.config.rope_theta)
-    out, cache = extend_segment(turn(q_BTHE), turn(k_BTKE), v_BTKU, stream, mask_BT)
+    out, cache = extend_segment(turn(q_BTHE), turn(k_BTKE), v_BTKE, stream, mask_BT)
     closed_B = cache.fill_B == self.config.segment_length
     return out, cache._replace(fill_B=jnp.where(closed_B, 0, cache.fill_B))
-
-  @staticmethod
-  def reserve(state: Any, tokens: int) -> Any:
-    """Nothing to do: no state grows."""
-    return state
 
 
 def empty_cache(config: ModelConfig, lanes: int, dtype: Any) -> SegmentCache:

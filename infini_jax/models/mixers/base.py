@@ -1,0 +1,57 @@
+"""What every memory system offers: the one interface between a layer and what it remembers."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from infini_jax.config import ModelConfig
+
+
+class Mixer(nnx.Module):
+  """How a layer's tokens see what came before, and what is carried on.
+
+  Queries `(B,T,H,E)`, keys and values `(B,T,K,E)` come un-rotated. However the tokens are cut into
+  calls, the outputs are the same. Resetting every segment is knocking the memory out.
+  """
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    self.config = config
+
+  def state(self, lanes: int) -> Any:
+    """The state of one layer before anything was read; no leaves when nothing is carried."""
+    raise NotImplementedError
+
+  def __call__(
+    self,
+    q_BTHE: jax.Array,
+    k_BTKE: jax.Array,
+    v_BTKE: jax.Array,
+    state: Any,
+    *,
+    reset_BS: jax.Array | None = None,
+    mask_BT: jax.Array | None = None,
+  ) -> tuple[jax.Array, Any]:
+    """A chunk of whole segments: the output (B,T,H,E) and the state after it.
+
+    `reset_BS` is True where a segment starts a document, `mask_BT` False on padding.
+    """
+    raise NotImplementedError
+
+  def open(self, state: Any, lanes: int, dtype: Any) -> Any:
+    """From the state after whole segments to the stream of a segment that is open."""
+    raise NotImplementedError
+
+  def extend(
+    self, q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, stream: Any, mask_BT: jax.Array
+  ) -> tuple[jax.Array, Any]:
+    """A few tokens of the open segment: the output and the stream after them.
+
+    The tokens of `mask_BT` come first in each row, and never run past the segment's end.
+    """
+    raise NotImplementedError
+
+  @staticmethod
+  def reserve(state: Any, tokens: int) -> Any:
+    """Room for `tokens` more, where a state grows. `state` has the layers in front."""
+    return state

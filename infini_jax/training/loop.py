@@ -29,6 +29,8 @@ from infini_jax.training.metrics import MetricWriter
 from infini_jax.training.optimizer import make_optimizer, make_schedule
 from infini_jax.training.step import TrainState, abstract_state, initial_state, make_train_step
 
+GATE_TRAVEL = 4.0  # sigmoid(4) = 0.98: what a gate must be able to travel to specialise
+
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
@@ -95,6 +97,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
       else initial_state(config, tx, mesh)
     )
     _describe(config, state, mesh, store, step, console)
+    _warn_of_stuck_gates(config, console)
 
     # ---- Compile once, before the first batch.
     rows = local_rows(mesh, d.lanes)
@@ -113,7 +116,8 @@ def train(config: Config, path: str, console: Console) -> TrainState:
       while True:
         done = step >= t.steps or stopped.is_set()
         if validation is not None and step > log.start and (step % t.eval_every == 0 or done):
-          log.evaluation(step, validation.run(state.params))
+          show = lambda done, text: bar(step, f"validation {done}/{validation.chunks}  {text}")  # noqa: B023
+          log.evaluation(step, validation.run(state.params, advance=show))
         if step > log.start and (step % t.checkpoint_every == 0 or done):
           log.flush()  # a loss that is not finite must not become a checkpoint
           checkpoints.save(step, state)
@@ -227,6 +231,19 @@ def _describe(config, state, mesh, store, step, console) -> None:
     f"{store.split('train').tokens.sum():,} training tokens; a step reads {c.data.lanes} lanes x "
     f"{T:,} tokens" + (f"; going on from step {step}" if step else "")
   )
+
+
+def _warn_of_stuck_gates(config: Config, console: Console) -> None:
+  """Adam moves a gate by about its learning rate a step; from shut to open is a way of 4 and more."""
+  if config.model.mixer != "infini":
+    return
+  rate = make_schedule(config, config.optimizer.gate_learning_rate)
+  way = float(rate(np.arange(config.train.steps)).sum())
+  if way < GATE_TRAVEL:
+    console.print(
+      f"warning: the gates can travel {way:.2f} in all, and need about {GATE_TRAVEL:g} to open or "
+      f"shut: raise config.optimizer.gate_learning_rate or config.train.steps"
+    )
 
 
 def _profile(config: Config, workdir: Workdir, taken: int) -> None:

@@ -1,0 +1,39 @@
+"""The paper's language model (arXiv 2404.07143, section 4.2), for PG19 or arXiv.
+
+12 layers, width 1024, 8 heads of 128, feed-forward 4096, segments of 2048 tokens, 32,768 tokens an
+example: 16 memory updates under the gradient. Adafactor, peak 0.01, 1,000 steps of warm-up, cosine,
+batch 64. The paper leaves the vocabulary, the number of steps and the gates' start open: here 32k
+pieces trained on the corpus, 100,000 steps, and gates at 0 with a learning rate of their own.
+
+Command: infini-jax prepare --source=BOOKS --out=STORE --tokenizer=train:32000
+Command: python train.py --config=configs/lm_paper.py --workdir=RUN --config.data.path=STORE
+Hardware: 64 chips with 16 GB or more (one example each); fewer with config.train.accumulate
+Time: not measured
+Expect: not measured here; the paper reports a perplexity per token of 9.65 on PG19
+"""
+
+from infini_jax.config import base_config
+
+
+def get_config():
+  config = base_config()
+  m, d, o, t = config.model, config.data, config.optimizer, config.train
+
+  d.path = "STORE"
+  d.tokenizer = "train:32000"
+  d.lanes, d.segments = 64, 16
+  d.carry_state = False  # every example starts with an empty memory, as in the paper
+
+  m.layers, m.width, m.heads, m.kv_heads, m.head_dim, m.ffn = 12, 1024, 8, 8, 128, 4096
+  m.vocab_size = 32_000
+  m.segment_length = 2048
+  m.compute_dtype = "bfloat16"
+
+  o.name = "adafactor"
+  o.learning_rate, o.warmup_steps = 0.01, 1000
+  o.weight_decay = 0.0
+  t.steps = 100_000
+  t.eval_every, t.checkpoint_every, t.log_every = 2000, 1000, 50
+
+  config.evaluation.lanes, config.evaluation.segments = 64, 16
+  return config

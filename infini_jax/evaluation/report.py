@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 
@@ -71,7 +72,9 @@ def evaluate(
   if jax.process_index() == 0:
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     draw_positions(scores, folder / "positions.png")
-    console.print(_by_position(scores))
+    by_position = _profile(scores, "by_position", "by position, tokens")
+    by_updates = _profile(scores, "by_compressions", "by memory updates before")
+    console.print(Columns([by_position, by_updates]))
     console.print(_table(results, scores, workdir.path, step))
     _verdict(scores, console)
   return results
@@ -116,7 +119,7 @@ def _table(results: dict[str, Any], scores: dict[str, Scores], path: Path, step:
 
   row("perplexity per token", f"{memory.perplexity:.3f}")
   row("bits per byte", f"{memory.bits_per_byte:.4f}")
-  row("perplexity per word", f"{memory.word_perplexity:,.1f}")
+  row("perplexity per word", f"{memory.word_perplexity:.4g}")
   if "knock-out" in scores:
     out = scores["knock-out"]
     row("  memory knocked out: per token", f"{out.perplexity:.3f}")
@@ -141,24 +144,14 @@ def _table(results: dict[str, Any], scores: dict[str, Scores], path: Path, step:
   return table
 
 
-def _by_position(scores: dict[str, Scores]) -> Table:
-  table = Table(title="perplexity by position in the document, and by memory updates before it")
-  for name in ("from token", "tokens", *scores, "", "after updates", "tokens", *scores):
+def _profile(scores: dict[str, Scores], field: str, title: str) -> Table:
+  """Perplexity in buckets that double, with the memory and without."""
+  table = Table(title=title)
+  for name in ("from", "tokens", *scores):
     table.add_column(name, justify="right")
-  columns = []
-  for field in ("by_position", "by_compressions"):
-    first = getattr(scores["memory"], field)
-    columns.append(
-      [
-        [f"{start:,}", f"{first[start][0]:,}"]
-        + [f"{_perplexity(*getattr(s, field)[start]):.3f}" for s in scores.values()]
-        for start in first
-      ]
-    )
-  width = 2 + len(scores)
-  for i in range(max(map(len, columns))):
-    left, right = (c[i] if i < len(c) else [""] * width for c in columns)
-    table.add_row(*left, "", *right)
+  for start, (tokens, _) in getattr(scores["memory"], field).items():
+    values = [f"{_perplexity(*getattr(s, field)[start]):.3f}" for s in scores.values()]
+    table.add_row(f"{start:,}", f"{tokens:,}", *values)
   return table
 
 

@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -48,30 +49,40 @@ def generate(args: argparse.Namespace, console: Console) -> None:
     state_bytes = sum(x.nbytes for x in jax.tree.leaves(stream))
     tail = tokenizer.decode(ids[-60:].tolist())
     errors.print(f"[dim]... {tail[-200:]!r} ->[/dim]", highlight=False)
-    _write(generator.decode(logits_BV, stream, args.tokens, sampling, args.seed), tokenizer, ids)
-  seconds = time.perf_counter() - started - read_seconds
+    written, speed = _write(
+      generator.decode(logits_BV, stream, args.tokens, sampling, args.seed), tokenizer, ids
+    )
   errors.print(
-    f"\nread {len(prompt):,} tokens in {read_seconds:.1f} s, wrote {args.tokens} at "
-    f"{args.tokens / seconds:,.0f} tokens/s; the state is {state_bytes / 1e6:.2f} MB",
+    f"\nread {len(prompt):,} tokens in {read_seconds:.1f} s, wrote {written} at {speed:,.0f} "
+    f"tokens/s; the state is {state_bytes / 1e6:.2f} MB",
     highlight=False,
   )
 
 
-def _write(tokens, tokenizer: Tokenizer, before: np.ndarray) -> None:
-  """Prints text as soon as its characters are whole, up to the document's end."""
-  context = before[-8:].tolist()  # a piece may be written differently after another
-  shown = len(tokenizer.decode(context))
-  ids = list(context)
+def _write(
+  tokens: Iterator[np.ndarray], tokenizer: Tokenizer, before: np.ndarray
+) -> tuple[int, float]:
+  """Prints text as soon as its characters are whole, up to the document's end.
+
+  Returns:
+    How many tokens were written, and how many a second: by the median, which leaves compiling out.
+  """
+  ids = before[-8:].tolist()  # a piece may be written differently after another
+  shown = len(tokenizer.decode(ids))
+  times = [time.perf_counter()]
   for token_B in tokens:
     if int(token_B[0]) == tokenizer.eos:
       break
+    times.append(time.perf_counter())
     ids.append(int(token_B[0]))
     text = tokenizer.decode(ids)
     if not text.endswith("\ufffd"):  # half a character: wait for the rest
       sys.stdout.write(text[shown:])
       sys.stdout.flush()
-      shown = len(text)
+      ids = ids[-8:]
+      shown = len(tokenizer.decode(ids))
   sys.stdout.write("\n")
+  return len(times) - 1, 1 / float(np.median(np.diff(times))) if len(times) > 1 else 0.0
 
 
 def _prompt(

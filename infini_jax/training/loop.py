@@ -234,7 +234,7 @@ def _describe(config, state, mesh, store, step, console) -> None:
 
 
 def _warn_of_stuck_gates(config: Config, console: Console) -> None:
-  """Adam moves a gate by about its learning rate a step; from shut to open is a way of 4 and more."""
+  """Adam moves a gate by about its learning rate a step: their sum bounds the way it can go."""
   if config.model.mixer != "infini":
     return
   rate = make_schedule(config, config.optimizer.gate_learning_rate)

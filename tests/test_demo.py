@@ -1,0 +1,34 @@
+"""The demo's main job, shortened, through its real doors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+def test_the_demo_uses_its_memory(tmp_path):
+  config = ["--config=configs/demo.py", f"--workdir={tmp_path}"]
+
+  def run(*command):
+    return subprocess.run(
+      [sys.executable, *command], cwd=ROOT, check=True, text=True, capture_output=True
+    )
+
+  run("train.py", *config, "--config.train.steps=80")
+  run("eval.py", *config, "--config.evaluation.max_documents=6")
+  results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+  ratio = results["knock_out"]["perplexity"] / results["memory"]["perplexity"]
+  assert ratio > 1.02, (
+    f"without its memory the demo is only {ratio - 1:.1%} worse: look at the gates and at the "
+    f"perplexity by position in {tmp_path / 'evaluation'}"
+  )
+  restored = run(
+    *("-m", "infini_jax.cli", "generate", f"--workdir={tmp_path}", "--prompt-document=test:0"),
+    *("--tokens=20", "--temperature=0"),
+  )
+  assert restored.stdout.strip(), "nothing was written after the prompt"

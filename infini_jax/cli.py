@@ -1,12 +1,13 @@
 """The command `infini-jax`: train, evaluate, prepare, generate. A wrong input exits with 2."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
-from infini_jax.config import Config, InputError, resolve
+from infini_jax.config import Config, InputError, check_name, resolve
 
 CONFIG_HELP = "a Python file with get_config(); any field is set by --config.section.field=value"
 
@@ -45,10 +46,12 @@ def load_config(arguments: list[str]) -> Config:
     "config", help_string=CONFIG_HELP, flag_values=values, lock_config=True
   )
   for argument in arguments:
-    if not argument.startswith("--config"):
-      raise InputError(
-        f"unknown argument {argument!r}; fields are set by --config.section.field=value"
-      )
+    name, _, _ = argument.partition("=")
+    if name != "--config":
+      section, _, field = name.removeprefix("--config.").partition(".")
+      if not name.startswith("--config.") or not field or name == argument:
+        raise InputError(f"unknown argument {argument!r}; fields: --config.section.field=value")
+      check_name(section, field)
   file = next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), None)
   if file is None:
     raise InputError("--config=FILE is missing; configs/ holds some, such as configs/demo.py")
@@ -61,7 +64,8 @@ def load_config(arguments: list[str]) -> Config:
   except InputError:
     raise
   except Exception as error:  # whatever a config file or an override does wrong, in one line
-    raise InputError(f"--config={file}: {' '.join(str(error).split())}") from None
+    text = re.sub(r"Other fields present: .*?}\"", "", str(error).replace("\\n", " "))
+    raise InputError(f"--config={file}: {' '.join(text.replace(chr(92), '').split())}") from None
   finally:
     sys.argv = argv
 

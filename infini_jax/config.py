@@ -141,7 +141,7 @@ class Config:
     return json.dumps(dataclasses.asdict(self), indent=2)
 
 
-SECTIONS = {field.name: type(field.default) for field in dataclasses.fields(Config)}
+SECTIONS: dict[str, Any] = {field.name: type(field.default) for field in dataclasses.fields(Config)}
 
 # What a run may change when it goes on in the same workdir; everything else makes another run.
 CHANGEABLE = {
@@ -170,8 +170,7 @@ def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
   values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
   sections: dict[str, Any] = {}
   for name, section in values.items():
-    if name not in SECTIONS:
-      raise InputError(f"config.{name}: no such section{_did_you_mean(name, SECTIONS)}")
+    check_name(name)
     sections[name] = _section(name, SECTIONS[name], section)
   resolved = Config(**sections)
   check(resolved)
@@ -248,6 +247,15 @@ def check(config: Config) -> None:
     _require("wandb", "config.train.wandb=True", "pip install 'infini-jax[wandb]'")
 
 
+def check_name(section: str, field: str | None = None) -> None:
+  """Raises InputError, with the nearest name, if there is no such section or field."""
+  if section not in SECTIONS:
+    raise InputError(f"config.{section}: no such section{_did_you_mean(section, SECTIONS)}")
+  fields = [f.name for f in dataclasses.fields(SECTIONS[section])]
+  if field is not None and field not in fields:
+    raise InputError(f"config.{section}.{field}: no such field{_did_you_mean(field, fields)}")
+
+
 def difference(old: Config, new: Config) -> str | None:
   """The first field in which `new` is another experiment than `old`: 'section.field: a -> b'."""
   for section in SECTIONS:
@@ -268,8 +276,7 @@ def _section(section: str, schema: type, values: Any) -> Any:
   fields = {field.name: field for field in dataclasses.fields(schema)}
   checked = {}
   for name, value in values.items():
-    if name not in fields:
-      raise InputError(f"config.{section}.{name}: no such field{_did_you_mean(name, fields)}")
+    check_name(section, name)
     want = type(fields[name].default)
     if want is float and type(value) is int:
       value = float(value)

@@ -24,6 +24,8 @@ def track(
 ) -> Iterator[Callable[..., None]]:
   """Shows a task. Yields `advance(done, text="")`, to be called with what is done so far.
 
+  With None for `done` only the text changes.
+
   Args:
     console: where to show it.
     name: what is done.
@@ -50,10 +52,10 @@ def _lines(
   if total is None:
     console.print(f"{name} ...", highlight=False)
 
-  def advance(done: int, text: str = "") -> None:
+  def advance(done: int | None, text: str = "") -> None:
     nonlocal last
     now = time.perf_counter()
-    if total is None or (now - last < LINE_SECONDS and done < total):
+    if total is None or done is None or (now - last < LINE_SECONDS and done < total):
       return
     last = now
     left = (now - began) / max(1, done - start) * (total - done)

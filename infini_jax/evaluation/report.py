@@ -17,7 +17,7 @@ from infini_jax.evaluation.perplexity import Perplexity, Scores
 from infini_jax.models import abstract_params
 from infini_jax.parallel import check_divisible, make_mesh, param_shardings
 from infini_jax.progress import track
-from infini_jax.training.checkpoints import Checkpoints
+from infini_jax.training.checkpoints import Checkpoints, Workdir
 from infini_jax.training.loop import open_inputs
 from infini_jax.training.metrics import read_metrics
 
@@ -41,9 +41,9 @@ def evaluate(
   Raises:
     InputError: no run or checkpoint there, or another config's; an empty split.
   """
+  Workdir(path).config()  # there must be a run
   inputs = open_inputs(config, path, console)
   workdir, store = inputs.workdir, inputs.store
-  workdir.config()  # there must be a run
   mesh = make_mesh(config.mesh)
   check_divisible(config, mesh)
   with jax.set_mesh(mesh):

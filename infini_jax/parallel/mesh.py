@@ -41,7 +41,7 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
   if data * rest != len(devices):
     raise InputError(
       f"config.mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor} does not fit "
-      f"{len(devices)} devices: the product must be {len(devices)}, or set data=-1"
+      f"{len(devices)} devices: the product must be {len(devices)} (data=-1 takes what is left)"
     )
   return jax.make_mesh(
     (data, config.fsdp, config.tensor), AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices

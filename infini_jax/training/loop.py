@@ -10,7 +10,8 @@ import dataclasses
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -86,23 +87,21 @@ def train(config: Config, path: str, console: Console) -> TrainState:
   workdir.claim(config, store.fingerprint)
   store.tokenizer.save(workdir.tokenizer)
 
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), contextlib.closing(Checkpoints(workdir, t.keep_checkpoints)) as saved:
     # ---- State: the newest checkpoint of this run, or a fresh one.
     tx = make_optimizer(config)
-    checkpoints = Checkpoints(workdir, t.keep_checkpoints)
-    step = checkpoints.latest() or 0
-    state = (
-      checkpoints.restore(step, abstract_state(config, tx, mesh))
-      if step
-      else initial_state(config, tx, mesh)
-    )
+    start = step = saved.latest() or 0
+    if step:
+      state = saved.restore(step, abstract_state(config, tx, mesh))
+    else:
+      state = initial_state(config, tx, mesh)
     _describe(config, state, mesh, store, step, console)
     _warn_of_stuck_gates(config, console)
 
     # ---- Compile once, before the first batch.
     rows = local_rows(mesh, d.lanes)
     first = put_batch(lanes.batch(step, rows), mesh, d.lanes)
-    with track(console, "compile") as _:
+    with track(console, "compile"):
       update = jax.jit(make_train_step(config, tx), donate_argnums=0).lower(state, first).compile()
     validation = None
     if t.eval_every:
@@ -110,35 +109,38 @@ def train(config: Config, path: str, console: Console) -> TrainState:
       validation = Perplexity(config, mesh, documents, store.tokenizer, t.eval_documents)
 
     # ---- The loop.
-    log = _Log(config, workdir, mesh, step, console)
     batches = train_batches(lanes, step, t.steps, rows, d.prefetch)
-    with log, _stop_signal() as stopped, track(console, "train", t.steps, step) as bar:
+    with (
+      _Log(config, workdir, mesh, console) as log,
+      _stop_signal() as stopped,
+      _profiler(config, workdir.path / "profile") as profile,
+      track(console, "train", t.steps, step) as bar,
+    ):
       while True:
-        done = step >= t.steps or stopped.is_set()
-        if validation is not None and step > log.start and (step % t.eval_every == 0 or done):
-          show = lambda done, text: bar(step, f"validation {done}/{validation.chunks}  {text}")  # noqa: B023
+        last = step >= t.steps
+        stop = last or stopped.is_set()
+        if validation and step > start and (last or step % t.eval_every == 0):
+          show = lambda _, text: bar(None, f"validation: {text}")
           log.evaluation(step, validation.run(state.params, advance=show))
-        if step > log.start and (step % t.checkpoint_every == 0 or done):
+        if step > start and (stop or step % t.checkpoint_every == 0):
           log.flush()  # a loss that is not finite must not become a checkpoint
-          checkpoints.save(step, state)
-        if done:
+          saved.save(step, state)
+        if stop:
           break
         batch = put_batch(next(batches), mesh, d.lanes)
-        _profile(config, workdir, step - log.start)
+        profile(step - start)
         state, metrics = update(state, batch)
         step += 1
         bar(step, log.previous(step, metrics))
-    checkpoints.close()
-    if step < t.steps:
-      console.print(f"stopped at step {step}, saved; the same command goes on from there")
-    return state
+  if step < t.steps:
+    console.print(f"stopped at step {step}, saved; the same command goes on from there")
+  return state
 
 
 class _Log:
   """Writes each logged step once the next one is under way."""
 
-  def __init__(self, config: Config, workdir: Workdir, mesh: Any, start: int, console: Console):
-    self.start = start
+  def __init__(self, config: Config, workdir: Workdir, mesh: Any, console: Console):
     self._config, self._console = config, console
     self._writer = MetricWriter(workdir.path, config) if jax.process_index() == 0 else None
     self._rate = make_schedule(config, config.optimizer.learning_rate)
@@ -246,13 +248,22 @@ def _warn_of_stuck_gates(config: Config, console: Console) -> None:
     )
 
 
-def _profile(config: Config, workdir: Workdir, taken: int) -> None:
-  """Opens and closes the profiler's window, in steps since this process started."""
-  t = config.train
-  if t.profile_steps and taken == t.profile_start:
-    jax.profiler.start_trace(str(workdir.path / "profile"))
-  if t.profile_steps and taken == t.profile_start + t.profile_steps:
-    jax.profiler.stop_trace()
+@contextlib.contextmanager
+def _profiler(config: Config, folder: Path) -> Iterator[Callable[[int], None]]:
+  """Yields a function to be told the steps taken; it opens and closes the profiler's window."""
+  first, last = config.train.profile_start, config.train.profile_start + config.train.profile_steps
+  running = False
+
+  def at(taken: int) -> None:
+    nonlocal running
+    if running != (first <= taken < last):
+      running = not running
+      jax.profiler.start_trace(str(folder)) if running else jax.profiler.stop_trace()
+
+  try:
+    yield at
+  finally:
+    at(last)
 
 
 @contextlib.contextmanager

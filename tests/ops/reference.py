@@ -1,4 +1,4 @@
-"""Infini-attention as loops over lanes, heads and segments: slow, and obviously right.
+"""Infini-attention as a loop over segments, head by head: slow, and obviously right.
 
 It is traced in float64, so that its gradients are a reference too.
 """
@@ -22,47 +22,55 @@ def rotate(x_TE, position_T, theta):
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], 1)
 
 
-def infini_attention(
-  q, k, v, beta, M, z, *, segment_length, rule, rope_theta, reset, mask, scale_first_segment=False
-):
-  """Arguments as the real one's; reset and mask are numpy, M and z the memory to start from."""
+def one_head(
+  q, k, v, beta, M, z, reset_S, mask_T,
+  *, segment_length, rule, rope_theta, scale_first_segment,
+):  # fmt: skip
+  """One lane, one query head and its key/value head: q (T,E), k (T,E), v (T,U), M (E,U), z (E)."""
+  T, E = q.shape
+  outs = []
+  memory, norm, written = M, z, jnp.array(True)
+  for s, start in enumerate(range(0, T, segment_length)):
+    part = slice(start, min(start + segment_length, T))
+    mask, query, key, value = mask_T[part], q[part], k[part], v[part]
+    memory, norm = jnp.where(reset_S[s], 0.0, memory), jnp.where(reset_S[s], 0.0, norm)
+    written = written & ~reset_S[s]
+    norm = jnp.where(written, norm, 1.0)  # an empty memory is never read: see `written` below
+    turned = (query, key)
+    if rope_theta is not None:
+      place = np.arange(len(query))
+      turned = (rotate(query, place, rope_theta), rotate(key, place, rope_theta))
+    seen = np.tri(len(query), dtype=bool) & mask[None, :]
+    score = jnp.where(seen, turned[0] @ turned[1].T / E**0.5, -jnp.inf)
+    local = jax.nn.softmax(score, axis=-1) @ value
+    gate = 1 / (1 + jnp.exp(-beta))
+    recalled = sigma(query) @ memory / (sigma(query) @ norm)[:, None]
+    alone = (1 - gate) * local if scale_first_segment else local
+    outs.append(jnp.where(written, gate * recalled + (1 - gate) * local, alone))
+    added, new = sigma(key) * mask[:, None], value
+    if rule == "delta":
+      # Recall is damped when a segment adds much more than the memory holds.
+      growth = added.sum() / norm.sum()
+      damping = jnp.minimum(1.0, DELTA_GROWTH / jnp.maximum(growth, 1.0))
+      recalled = (sigma(key) @ memory) / (sigma(key) @ norm)[:, None]
+      new = value - jnp.where(written, damping * recalled, 0.0)
+    memory, norm = memory + added.T @ new, jnp.where(written, norm, 0.0) + added.sum(0)
+    written = jnp.array(True)
+  return jnp.concatenate(outs), memory, norm
+
+
+def infini_attention(q, k, v, beta, M, z, *, reset, mask, **options):
+  """Arguments as the real one's; reset and mask are arrays, M and z the memory to start from.
+
+  Every segment has a token that is no padding.
+  """
   B, T, H, E = q.shape
-  K, U = k.shape[2], v.shape[3]
-  out = jnp.zeros((B, T, H, U), q.dtype)
-  Ms, zs = np.zeros((B, K), object), np.zeros((B, K), object)
-  for b in range(B):
-    for j in range(K):
-      memory, norm, written = M[b, j], z[b, j], True
-      for s, start in enumerate(range(0, T, segment_length)):
-        if reset[b, s]:
-          memory, norm, written = jnp.zeros_like(memory), jnp.zeros_like(norm), False
-        tokens = np.array([t for t in range(start, min(start + segment_length, T)) if mask[b, t]])
-        if not len(tokens):
-          continue
-        key, value = k[b, tokens, j], v[b, tokens, j]
-        for h in range(j * (H // K), (j + 1) * (H // K)):
-          query, place = q[b, tokens, h], tokens - start
-          turned = (query, key)
-          if rope_theta is not None:
-            turned = (rotate(query, place, rope_theta), rotate(key, place, rope_theta))
-          score = jnp.where(
-            np.tri(len(tokens), dtype=bool), turned[0] @ turned[1].T / E**0.5, -jnp.inf
-          )
-          local = jax.nn.softmax(score, axis=-1) @ value
-          gate = 1 / (1 + jnp.exp(-beta[h]))
-          if written:
-            recalled = sigma(query) @ memory / (sigma(query) @ norm)[:, None]
-            local = gate * recalled + (1 - gate) * local
-          elif scale_first_segment:
-            local = (1 - gate) * local
-          out = out.at[b, tokens, h].set(local)
-        new = value
-        if rule == "delta" and written:
-          # Recall is damped when a segment adds much more than the memory holds.
-          growth = sigma(key).sum() / norm.sum()
-          damping = jnp.minimum(1.0, DELTA_GROWTH / jnp.maximum(growth, 1.0))
-          new = value - damping * (sigma(key) @ memory) / (sigma(key) @ norm)[:, None]
-        memory, norm, written = memory + sigma(key).T @ new, norm + sigma(key).sum(0), True
-      Ms[b, j], zs[b, j] = memory, norm
-  Ms = jnp.stack([jnp.stack(list(row)) for row in Ms])
-  return out, Ms, jnp.stack([jnp.stack(list(row)) for row in zs])
+  K = k.shape[2]
+  head = lambda *arrays: one_head(*arrays, **options)
+  group = jax.vmap(head, (1, None, None, 0, None, None, None, None), (1, None, None))
+  heads = jax.vmap(group, (1, 1, 1, 0, 0, 0, None, None), (1, 0, 0))
+  lanes = jax.vmap(heads, (0, 0, 0, None, 0, 0, 0, 0))
+  split = q.reshape(B, T, K, H // K, E), beta.reshape(K, H // K)
+  out, M, z = lanes(split[0], k, v, split[1], M, z, jnp.asarray(reset), jnp.asarray(mask))
+  # A head's memory is the same for all query heads of the group.
+  return out.reshape(B, T, H, -1), M, z

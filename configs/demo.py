@@ -9,15 +9,16 @@ def get_config():
 
   d.path = "python-stdlib"
   d.tokenizer = "train:2048"
-  d.lanes, d.segments = 8, 4
+  d.lanes, d.segments = 4, 4
 
   m.layers, m.width, m.heads, m.kv_heads, m.head_dim, m.ffn = 4, 192, 6, 3, 32, 512
   m.vocab_size = 2048
   m.segment_length = 128
   m.remat = "none"
 
-  o.learning_rate, o.warmup_steps = 3e-3, 50
-  t.steps, t.log_every = 300, 10
+  o.learning_rate, o.warmup_steps = 4e-3, 50
+  o.gate_learning_rate = 0.02  # the run is short: let the gates travel
+  t.steps, t.log_every = 360, 10
   t.checkpoint_every = 1000
 
   config.evaluation.lanes, config.evaluation.segments = 8, 8

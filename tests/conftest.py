@@ -1,11 +1,17 @@
-"""Settings that keep tests honest: eight CPU devices, strict types and ranks, checked shapes."""
+"""Settings that keep tests honest: eight CPU devices, strict types and ranks, checked shapes.
+
+And quick: most of the time would go into XLA's optimizations of programs that run once, so they are
+off. INFINI_JAX_TEST_OPTIMIZE=1 leaves them on; the tests then check what users run, five times as
+slowly.
+"""
 
 import os
 
+FLAGS = ["--xla_force_host_platform_device_count=8"]
+if not os.environ.get("INFINI_JAX_TEST_OPTIMIZE"):
+  FLAGS += ["--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"]
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 
 import jax
 import jaxtyping
@@ -13,12 +19,13 @@ import numpy as np
 import pytest
 from absl import flags
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()
 
 # Every annotated shape of the operations is checked while the tests run.
 jaxtyping.install_import_hook("infini_jax.ops", "beartype.beartype")
+
+from tests.tiny import config, quiet, write_corpus
 
 
 @pytest.fixture
@@ -27,3 +34,29 @@ def rng(request):
   seed = int(os.environ.get("INFINI_JAX_TEST_SEED", np.random.SeedSequence().entropy % 2**32))
   print(f"to repeat: INFINI_JAX_TEST_SEED={seed}")
   return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory):
+  """A folder of small texts in three splits."""
+  return write_corpus(tmp_path_factory.mktemp("texts") / "corpus")
+
+
+@pytest.fixture(scope="session")
+def trained(texts, tmp_path_factory):
+  """A finished run of six steps on eight devices: its config, its workdir, its state."""
+  from infini_jax.training.loop import train
+
+  workdir = tmp_path_factory.mktemp("trained") / "run"
+  c = config(texts, train={"checkpoint_every": 3}, model={"rule": "delta"})
+  with jax.numpy_dtype_promotion("standard"):
+    state = train(c, str(workdir), quiet())
+  return c, workdir, state
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+  """Types are never promoted silently, but for Optax, which multiplies integers and floats."""
+  strict = {"ops", "models", "inference"} & set(item.path.parts)
+  with jax.numpy_dtype_promotion("strict" if strict else "standard"):
+    return (yield)

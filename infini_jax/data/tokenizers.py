@@ -38,7 +38,7 @@ class Tokenizer(Protocol):
     ...
 
   def save(self, folder: Path) -> None:
-    """Writes one file into an existing folder, for `load_saved`."""
+    """Writes one file into a folder, which is made if need be, for `load_saved`."""
     ...
 
 

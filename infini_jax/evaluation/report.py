@@ -98,11 +98,11 @@ def draw_positions(scores: dict[str, Scores], file: Path) -> None:
   figure = Figure(figsize=(6.5, 4), layout="constrained")
   axes = figure.subplots()
   for name, score in scores.items():
-    starts = list(score.by_position)
-    values = [_perplexity(*score.by_position[s]) for s in starts]
-    axes.plot([max(s, 64) for s in starts], values, marker="o", label=name)
-  axes.set_xscale("log", base=2)
-  axes.set(xlabel="position in the document, tokens", ylabel="perplexity per token")
+    values = [_perplexity(*bucket) for bucket in score.by_position.values()]
+    axes.plot(values, marker="o", label=name)
+  starts = list(scores["memory"].by_position)
+  axes.set_xticks(range(len(starts)), labels=[f"{s:,}" for s in starts], rotation=30)
+  axes.set(xlabel="position in the document, from this token on", ylabel="perplexity per token")
   axes.grid(alpha=0.3)
   axes.legend()
   figure.savefig(file, dpi=120)

@@ -113,7 +113,7 @@ class Transformer(nnx.Module):
     self.config = c
     self.embed_VD = _matrix(rngs, (c.vocab_size, c.width), c.width, c)
     stack = nnx.vmap(lambda r: Block(c, r), in_axes=0, out_axes=0)
-    self.blocks = stack(rngs.fork(split=c.layers))
+    self.blocks = stack(rngs.split(c.layers))
     self.final_norm = RMSNorm(c.width, c)
     if not c.tied_embeddings:
       self.head_VD = _matrix(rngs, (c.vocab_size, c.width), c.width, c)

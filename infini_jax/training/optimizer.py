@@ -40,9 +40,9 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
       "vector": optax.adam(rate, o.b1, o.b2, o.eps),
     }
   else:
-    decay = o.weight_decay or None
-    factored = optax.adafactor(rate, momentum=o.b1, decay_rate=0.8, weight_decay_rate=decay)
-    groups = {"gate": gate, "whole": factored, "stacked": _layer_by_layer(factored)}
+    matrix, vector = _adafactor(rate, o.b1, o.weight_decay), _adafactor(rate, o.b1, 0.0)
+    groups = {"gate": gate, "matrix": matrix, "vector": vector}
+    groups |= {"stacked matrix": _layer_by_layer(matrix), "stacked vector": _layer_by_layer(vector)}
   clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity()
   return optax.chain(clip, optax.partition(groups, lambda params: _label(params, o.name)))
 
@@ -51,11 +51,20 @@ def _label(params: Any, name: str) -> Any:
   def one(path, leaf):
     if path[-1].key == "beta_H":
       return "gate"
-    if name == "adafactor":
-      return "stacked" if path[0].key == "blocks" else "whole"
-    return "matrix" if len(letters_of(path)) > 1 else "vector"
+    kind = "matrix" if len(letters_of(path)) > 1 else "vector"
+    return f"stacked {kind}" if name == "adafactor" and path[0].key == "blocks" else kind
 
   return jax.tree_util.tree_map_with_path(one, params)
+
+
+def _adafactor(
+  rate: optax.Schedule, momentum: float, weight_decay: float
+) -> optax.GradientTransformation:
+  """Adafactor whose decay is scaled by the learning rate, as AdamW's (Optax's own is not)."""
+  factored = optax.adafactor(
+    None, momentum=momentum, decay_rate=0.8, weight_decay_rate=weight_decay or None
+  )
+  return optax.chain(factored, optax.scale_by_schedule(rate))
 
 
 def _layer_by_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:

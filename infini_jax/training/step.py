@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from infini_jax.config import Config
 from infini_jax.models import bind, init
@@ -38,7 +39,13 @@ def abstract_state(config: Config, tx: optax.GradientTransformation, mesh: Any) 
     shapes,
     param_shardings(shapes, mesh),
   )
-  return jax.eval_shape(lambda p: _assemble(config, tx, p), params)
+  state = jax.eval_shape(lambda p: _assemble(config, tx, p), params)
+
+  def place(x):  # it was traced on the abstract mesh and is wanted on this one
+    spec = PartitionSpec() if x.sharding is None else x.sharding.spec
+    return x.update(sharding=NamedSharding(mesh, spec))
+
+  return jax.tree.map(place, state)
 
 
 def initial_state(config: Config, tx: optax.GradientTransformation, mesh: Any) -> TrainState:
@@ -46,7 +53,11 @@ def initial_state(config: Config, tx: optax.GradientTransformation, mesh: Any) -
   key = jax.random.key(config.train.seed)
   shapes = jax.eval_shape(lambda k: init(config.model, k), key)
   make = jax.jit(lambda k: init(config.model, k), out_shardings=param_shardings(shapes, mesh))
-  return jax.jit(lambda p: _assemble(config, tx, p))(make(key))
+  # It runs once: on a CPU, optimizing the code of so many random numbers takes far longer than it.
+  on_cpu = mesh.devices.flat[0].platform == "cpu"
+  options = {"xla_backend_optimization_level": 0} if on_cpu else None
+  params = make.lower(key).compile(options)(key)
+  return jax.jit(lambda p: _assemble(config, tx, p))(params)
 
 
 def make_train_step(

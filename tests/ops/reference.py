@@ -47,7 +47,7 @@ def one_head(
     recalled = sigma(query) @ memory / (sigma(query) @ norm)[:, None]
     alone = (1 - gate) * local if scale_first_segment else local
     outs.append(jnp.where(written, gate * recalled + (1 - gate) * local, alone))
-    added, new = sigma(key) * mask[:, None], value
+    added, new = jnp.where(mask[:, None], sigma(key), 0.0), value
     if rule == "delta":
       # Recall is damped when a segment adds much more than the memory holds.
       growth = added.sum() / norm.sum()

@@ -1,0 +1,141 @@
+"""The same numbers on every mesh, arrays where the table says, and refusals that name a remedy."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from infini_jax.config import InputError, MeshConfig
+from infini_jax.parallel import check_divisible, make_mesh, param_shardings, put_batch
+from infini_jax.parallel.mesh import COMPUTE, STORAGE, spec
+from infini_jax.training.optimizer import make_optimizer
+from infini_jax.training.step import abstract_state, initial_state, make_train_step
+from tests.tiny import config
+
+MESHES = {"8x1x1": (8, 1, 1), "4x2x1": (4, 2, 1), "2x2x2": (2, 2, 2)}
+
+
+def batches(c, steps, seed=0):
+  rng = np.random.default_rng(seed)
+  B, S, N = c.data.lanes, c.data.segments, c.model.segment_length
+  for _ in range(steps):
+    yield {
+      "tokens_BT": rng.integers(0, c.model.vocab_size, (B, S * N)).astype(np.int32),
+      "targets_BT": rng.integers(0, c.model.vocab_size, (B, S * N)).astype(np.int32),
+      "mask_BT": rng.random((B, S * N)) < 0.9,
+      "reset_BS": rng.random((B, S)) < 0.3,
+    }
+
+
+def run(c, sizes, steps=3):
+  """The losses of some real train steps, and the state after them."""
+  devices = jax.devices()[: int(np.prod(sizes))]
+  mesh = make_mesh(MeshConfig(*sizes), devices)
+  check_divisible(c, mesh)
+  tx = make_optimizer(c)
+  losses = []
+  with jax.set_mesh(mesh):
+    state = initial_state(c, tx, mesh)
+    update = jax.jit(make_train_step(c, tx))
+    for batch in batches(c, steps):
+      state, metrics = update(state, put_batch(batch, mesh, c.data.lanes))
+      losses.append([float(metrics[k]) for k in ("loss", "grad_norm", "tokens")])
+  return np.array(losses), state, mesh
+
+
+def experiment(optimizer):
+  return config(
+    model={"rule": "delta", "segment_length": 8, "vocab_size": 32, "gate_init": 0.5},
+    optimizer={"name": optimizer},
+  )
+
+
+@pytest.fixture(scope="module", params=["adamw", "adafactor"])
+def alone(request):
+  c = experiment(request.param)
+  losses, state, _ = run(c, (1, 1, 1))
+  return c, losses, jax.device_get(state)
+
+
+@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+def test_same_training_on_every_mesh(alone, sizes):
+  c, losses, expected = alone
+  got, state, mesh = run(c, sizes)
+  np.testing.assert_allclose(
+    got, losses, rtol=2e-5, err_msg="the mesh changes the numbers: look for a missing reduction"
+  )
+  for name in ("params", "memory"):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(jax.device_get(a), b, rtol=1e-3, atol=1e-4),
+      getattr(state, name),
+      getattr(expected, name),
+    )
+  # Parameters stay where they are stored, moments too, the memory over lanes and heads.
+  planned = param_shardings(state.params, mesh)
+  jax.tree.map(
+    lambda x, s: x.sharding.is_equivalent_to(s, x.ndim) or fail(x, s), state.params, planned
+  )
+  memory = state.memory.M_BKEU
+  want = jax.sharding.NamedSharding(mesh, spec("LBKEU", COMPUTE))
+  assert memory.sharding.is_equivalent_to(want, memory.ndim), memory.sharding
+  with jax.set_mesh(mesh):
+    abstract = abstract_state(c, make_optimizer(c), mesh)
+  for real, planned in zip(*map(jax.tree.leaves, (state, abstract)), strict=True):
+    assert (real.shape, real.dtype) == (planned.shape, planned.dtype)
+
+
+def fail(x, sharding):
+  raise AssertionError(f"{x.sharding} of shape {x.shape}, stored as {sharding} was planned")
+
+
+def test_large_moments_and_parameters_are_divided_over_fsdp(alone):
+  c = alone[0]
+  mesh = make_mesh(MeshConfig(1, 4, 2))
+  with jax.set_mesh(mesh):
+    state = abstract_state(c, make_optimizer(c), mesh)
+  params = state.params["blocks"]["attention"]
+  assert params["w_q_DHE"].sharding.spec == P(None, "fsdp", "tensor", None)
+  whole = [
+    jax.tree_util.keystr(path)
+    for path, x in jax.tree_util.tree_leaves_with_path((state.params, state.opt_state))
+    if x.size >= 1024 and not any(x.sharding.spec)
+  ]
+  assert not whole, f"kept whole on every device: {whole}"
+
+
+@pytest.mark.parametrize(
+  "sections,sizes,field,remedy",
+  [
+    ({"model": {"heads": 3, "kv_heads": 3}}, (4, 1, 2), "config.model.heads=3", "make it 4"),
+    ({"model": {"heads": 4, "kv_heads": 1}}, (4, 1, 2), "config.model.kv_heads=1", "make it 2"),
+    ({"model": {"ffn": 33}}, (4, 1, 2), "config.model.ffn=33", "make it 34"),
+    ({"model": {"vocab_size": 265}}, (4, 1, 2), "config.model.vocab_size=265", "make it 266"),
+    ({"model": {"width": 18}}, (2, 4, 1), "config.model.width=18", "make it 20"),
+    ({"data": {"lanes": 6}}, (8, 1, 1), "config.data.lanes", "make it 8"),
+    ({"train": {"accumulate": 2}}, (8, 1, 1), "config.train.accumulate=4", "make it 8"),
+    ({"evaluation": {"lanes": 4}}, (8, 1, 1), "config.evaluation.lanes=4", "make it 8"),
+  ],
+  ids=str,
+)
+def test_sizes_that_do_not_divide_are_refused(sections, sizes, field, remedy):
+  mesh = make_mesh(MeshConfig(*sizes))
+  with pytest.raises(InputError) as error:
+    check_divisible(config(**sections), mesh)
+  assert field in str(error.value) and remedy in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+def test_mesh_must_hold_all_devices():
+  with pytest.raises(InputError, match="does not fit 8 devices.*must be 8 .*data=-1"):
+    make_mesh(MeshConfig(3, 1, 2))
+  with pytest.raises(InputError, match="does not fit 8 devices"):
+    make_mesh(MeshConfig(-1, 3, 1))
+  assert dict(make_mesh(MeshConfig(-1, 2, 2)).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+def test_two_dimensions_on_one_axis_are_refused():
+  assert spec("DHE", STORAGE) == P("fsdp", "tensor", None)
+  with pytest.raises(ValueError, match="two dimensions of BD share a mesh axis"):
+    spec("BD", STORAGE)
+  with pytest.raises(ValueError, match="two dimensions of HF"):
+    spec("HF", COMPUTE)

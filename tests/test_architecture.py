@@ -1,0 +1,81 @@
+"""The house's plan: who may import whom, what stays in one file, what importing must not do."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "infini_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# A room may import itself, these rooms, and nothing else of the package.
+MAY_IMPORT = {
+  "config": set(),
+  "progress": set(),
+  "plan": {"config"},
+  "ops": {"config"},
+  "parallel": {"config"},
+  "data": {"config"},
+  "models": {"config", "ops", "parallel"},
+  "training": {"config", "ops", "models", "parallel", "data", "plan", "progress", "evaluation"},
+  "evaluation": {"config", "ops", "models", "parallel", "data", "plan", "progress", "training"},
+  "inference": {
+    *("config", "ops", "models", "parallel", "data", "progress", "training", "evaluation"),
+  },
+  "cli": {"config", "data", "training", "evaluation", "inference"},
+}
+
+
+def imports(file):
+  """Every module that a file imports, wherever in it."""
+  for node in ast.walk(ast.parse(file.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room(file):
+  part = file.relative_to(PACKAGE).parts[0]
+  return part.removesuffix(".py")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_imports_go_one_way(file):
+  if file == PACKAGE / "__init__.py":
+    return
+  for name in imports(file):
+    parts = name.split(".")
+    if parts[0] == "infini_jax" and len(parts) > 1:
+      allowed = MAY_IMPORT[room(file)] | {room(file)}
+      assert parts[1] in allowed, f"{file.name} imports {name}: {room(file)} may use {allowed}"
+
+
+@pytest.mark.parametrize(
+  "library",
+  ["orbax", "grain", "array_record", "tensorboardX", "wandb", "sentencepiece", "tokenizers"],
+)
+def test_each_library_is_known_to_one_file(library):
+  users = [f for f in FILES if any(name.split(".")[0] == library for name in imports(f))]
+  assert len(users) == 1, f"{library} is imported by {users}: keep it behind one file"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_a_file_is_one_room(file):
+  lines = len(file.read_text().splitlines())
+  assert lines <= 450, f"{file} has {lines} lines: divide it by purpose"
+
+
+def test_importing_touches_no_device():
+  code = (
+    "import sys, infini_jax, infini_jax.config, infini_jax.data\n"
+    "assert 'jax' not in sys.modules, 'the schema and the data need no jax'\n"
+    "import infini_jax.ops, infini_jax.models, infini_jax.parallel, infini_jax.training.loop\n"
+    "import infini_jax.evaluation.report, infini_jax.inference.command, infini_jax.cli\n"
+    "from jax._src import xla_bridge\n"
+    "assert not xla_bridge.backends_are_initialized(), 'an import started a backend'\n"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr

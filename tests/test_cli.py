@@ -1,0 +1,152 @@
+"""The command as a person meets it: wrong inputs in one line, and the whole job on a tiny corpus."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from infini_jax import cli
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+CONFIG = """
+from infini_jax.config import base_config
+
+def get_config():
+  config = base_config()
+  for section, fields in {sections!r}.items():
+    for name, value in fields.items():
+      config[section][name] = value
+  return config
+"""
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+  """A corpus, a config file on it, and a workdir in which 4 steps were trained."""
+  folder = tmp_path_factory.mktemp("job")
+  sections = {**tiny.RUN, "data": {**tiny.RUN["data"], "path": str(folder / "corpus")}}
+  sections["train"] = {**tiny.RUN["train"], "steps": 4}
+  sections["mesh"] = {"data": -1}
+  tiny.write_corpus(folder / "corpus")
+  (folder / "config.py").write_text(CONFIG.format(sections=sections))
+  done = real("train.py", f"--config={folder / 'config.py'}", f"--workdir={folder / 'run'}")
+  assert done.returncode == 0, done.stderr
+  return folder
+
+
+def real(*command):
+  """A process of its own, as a person starts it: one device, nothing of these tests' settings."""
+  env = {"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"}
+  return subprocess.run(
+    [sys.executable, *command], cwd=ROOT, env=env, text=True, capture_output=True, timeout=240
+  )
+
+
+def refused(capsys, *command):
+  """Runs a command that must fail before any work; returns its one line."""
+  assert cli.main([str(c) for c in command]) == 2, "a wrong input exits with 2"
+  error = capsys.readouterr().err
+  assert error.count("\n") == 1, f"want one line, got: {error!r}"
+  return error
+
+
+def corpus(folder, *texts, name="{}.txt"):
+  folder.mkdir()
+  for i, text in enumerate(texts):
+    (folder / name.format(i)).write_bytes(text)
+  return folder
+
+
+def test_wrong_inputs_are_named_in_one_line_with_the_remedy(job, tmp_path, capsys):
+  config, out = f"--config={job / 'config.py'}", f"--workdir={tmp_path / 'out'}"
+
+  def train(*more, workdir=out):
+    return refused(capsys, "train", config, workdir, *more)
+
+  path = "--config.data.path={}".format
+  assert "no such folder" in train(path(tmp_path / "none"))
+  assert "no .txt" in train(path(corpus(tmp_path / "empty")))
+  binary = corpus(tmp_path / "binary", *[b"\xff\xfe\x00\x80" * 9] * 3)
+  assert "not UTF-8" in train(path(binary))
+  short = corpus(tmp_path / "short", b"a", b"b", b"c")
+  assert "shorter than one segment" in train(path(short), workdir=f"--workdir={tmp_path / 'w'}")
+  assert "did you mean 'width'" in train("--config.model.wdth=3")
+  assert "did you mean 'model'" in train("--config.modl.width=3")
+  assert "width=x" in train("--config.model.width=x")
+  assert "choose one of" in train("--config.model.mixer=infinite")
+  assert "vocab_size" in train("--config.model.vocab_size=100", "--config.model.width=16")
+  assert "unknown argument" in train("--steps=3")
+  assert "does not fit" in train("--config.mesh.tensor=7")
+  assert "another config" in train("--config.model.width=32", workdir=f"--workdir={job / 'run'}")
+  assert "is missing" in refused(capsys, "train", out)
+  assert "no such file" in refused(capsys, "train", "--config=nowhere.py", out)
+  assert "no run here" in refused(capsys, "eval", config, out)
+  assert "no run here" in refused(capsys, "generate", out)
+  run = f"--workdir={job / 'run'}"
+  assert "no such file" in refused(capsys, "generate", run, "--prompt-file=nowhere.txt")
+  assert "top_p" in refused(capsys, "generate", run, "--top-p=0")
+  assert "SPLIT:NUMBER" in refused(capsys, "generate", run, "--prompt-document=test:99")
+  assert "no checkpoint of step 99" in refused(capsys, "generate", run, "--step=99", "--prompt=a")
+
+
+def test_a_wrong_input_is_one_line_in_a_real_process_too(job):
+  done = real("train.py", f"--config={job / 'config.py'}", f"--workdir={job / 'x'}", "--config.a=1")
+  assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+  assert "Traceback" not in done.stderr
+
+
+def test_train_evaluate_and_generate(job):
+  run = job / "run"
+  assert (run / "checkpoints" / "4").is_dir()
+  lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines] == [1, 2, 3, 4]
+  done = real("eval.py", f"--config={job / 'config.py'}", f"--workdir={run}")
+  assert done.returncode == 0, done.stderr
+  results = json.loads((run / "evaluation" / "results.json").read_text())
+  texts = [f.read_bytes() for f in (job / "corpus" / "test").iterdir()]
+  assert results["memory"]["bytes"] == results["memory"]["tokens"] == sum(map(len, texts))
+  for picture in ("gates.png", "positions.png"):
+    assert (run / "evaluation" / picture).read_bytes().startswith(b"\x89PNG")
+  for figure in ("perplexity per token", "bits per byte", "knocked out", "parameters", "gates.png"):
+    assert figure in done.stdout, f"the table lacks {figure!r}"
+  (job / "prompt.txt").write_text("abc " * 30)
+  command = ("-m", "infini_jax.cli", "generate", f"--workdir={run}", "--tokens=9")
+  first, second = (real(*command, f"--prompt-file={job / 'prompt.txt'}") for _ in range(2))
+  assert first.returncode == 0, first.stderr
+  assert "121 tokens" in first.stderr, "the prompt is the text and the document mark"
+  assert first.stdout == second.stdout, "the same seed writes the same text"
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(job):
+  run = job / "stopped"
+  command = ["train.py", f"--config={job / 'config.py'}", f"--workdir={run}"]
+  command += ["--config.train.steps=100000", "--config.train.log_every=1"]
+  process = subprocess.Popen(
+    [sys.executable, *command],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+  try:
+    deadline = time.monotonic() + 120
+    metrics = run / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+      assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+      time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+  finally:
+    process.kill()
+  assert process.returncode == 0 and "saved" in output, output
+  (saved,) = (int(p.name) for p in (run / "checkpoints").iterdir())
+  assert saved >= 3
+  again = real(*command[:3], f"--config.train.steps={saved + 2}")
+  assert again.returncode == 0, again.stderr
+  assert f"going on from step {saved}" in again.stdout.replace("\n", " "), again.stdout
+  assert (run / "checkpoints" / str(saved + 2)).is_dir()

@@ -1,0 +1,81 @@
+"""The tiny experiment that most tests run, and the corpus that it reads."""
+
+import dataclasses
+import io
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from infini_jax import config as config_lib
+from infini_jax.config import Config, ModelConfig
+from infini_jax.models import abstract_params
+
+LETTERS = np.array(list("abcdefghij klmno pqrs tuvw xyz.\n"))
+
+MODEL = {
+  "layers": 2,
+  "width": 16,
+  "heads": 2,
+  "kv_heads": 2,
+  "head_dim": 8,
+  "ffn": 32,
+  "vocab_size": 32,
+  "segment_length": 8,
+  "remat": "none",
+}
+RUN = {
+  "model": {**MODEL, "vocab_size": 264, "segment_length": 16},
+  "data": {"lanes": 8, "segments": 2},
+  "optimizer": {"warmup_steps": 2, "learning_rate": 1e-2},
+  "train": {"steps": 6, "log_every": 1, "checkpoint_every": 100, "tensorboard": False},
+  "evaluation": {"lanes": 8, "segments": 2},
+  "mesh": {"data": 8},
+}
+
+
+def model_config(**fields) -> ModelConfig:
+  return ModelConfig(**{**MODEL, **fields})
+
+
+def config(path: Path | str = "", **sections) -> Config:
+  """`RUN` with some fields of some sections changed, checked as a config file's would be."""
+  merged = {name: {**RUN.get(name, {}), **sections.get(name, {})} for name in config_lib.SECTIONS}
+  merged["data"].setdefault("path", str(path))
+  return config_lib.resolve(merged)
+
+
+def fake_params(config: ModelConfig, seed: int = 0):
+  """Random parameters of the right shapes and sizes; no `init` to compile."""
+  rng = np.random.default_rng(seed)
+
+  def one(path, x):
+    name = path[-1].key
+    noise = rng.standard_normal(x.shape)
+    if name == "scale_E":
+      return jnp.asarray(1 + 0.1 * noise, x.dtype)
+    return jnp.asarray(noise if name == "beta_H" else noise * config.width**-0.5, x.dtype)
+
+  return jax.tree_util.tree_map_with_path(one, abstract_params(config))
+
+
+def changed(base, **fields):
+  return dataclasses.replace(base, **fields)
+
+
+def write_corpus(folder: Path, documents: int = 8, characters: int = 300) -> Path:
+  """Documents of different lengths in train/, and two each in validation/ and test/."""
+  rng = np.random.default_rng(0)
+  for split, count in (("train", documents), ("validation", 2), ("test", 3)):
+    (folder / split).mkdir(parents=True)
+    for i in range(count):
+      size = characters // 2 + int(rng.integers(characters))
+      text = "".join(rng.choice(LETTERS, size)) + ("é" if i else "")
+      (folder / split / f"{i:02d}.txt").write_text(text, "utf-8")
+  return folder
+
+
+def quiet() -> Console:
+  return Console(file=io.StringIO(), width=100)

@@ -1,0 +1,132 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from infini_jax.training.optimizer import make_optimizer, make_schedule
+from tests.tiny import config
+
+
+def params(rng, L=2):
+  f = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  return {
+    "embed_VD": f(12, 6),
+    "blocks": {
+      "attention": {"w_q_DHE": f(L, 6, 2, 4), "mixer": {"beta_H": f(L, 2)}},
+      "ffn_norm": {"scale_E": f(L, 6)},
+    },
+    "final_norm": {"scale_E": f(6)},
+  }
+
+
+def beta(tree):
+  return tree["blocks"]["attention"]["mixer"]["beta_H"]
+
+
+def like(rng, tree):
+  return jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), tree)
+
+
+def steps(tx, params, gradients):
+  state, update = tx.init(params), jax.jit(tx.update)
+  for g in gradients:
+    updates, state = update(g, state, params)
+    params = optax.apply_updates(params, updates)
+  return params
+
+
+def test_schedule_warms_up_and_ends_where_it_says():
+  c = config(
+    optimizer={"warmup_steps": 10, "final_fraction": 0.2, "learning_rate": 3.0},
+    train={"steps": 110},
+  )
+  rate = make_schedule(c, c.optimizer.learning_rate)
+  np.testing.assert_allclose([rate(s) for s in (0, 4, 9, 10)], [0.3, 1.5, 3.0, 3.0], rtol=1e-6)
+  np.testing.assert_allclose(rate(60), 3.0 * (0.2 + 0.8 / 2), rtol=1e-6)
+  np.testing.assert_allclose([rate(110), rate(500)], [0.6, 0.6], rtol=1e-5)
+  values = np.array([rate(s) for s in range(111)])
+  assert (np.diff(values[:10]) > 0).all() and (np.diff(values[10:]) <= 1e-6).all()
+
+
+def test_schedule_without_warm_up_starts_at_the_peak():
+  c = config(optimizer={"warmup_steps": 0}, train={"steps": 10})
+  np.testing.assert_allclose(make_schedule(c, 2.0)(0), 2.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_only_matrices_decay(rng, name):
+  c = config(optimizer={"name": name, "weight_decay": 0.1, "warmup_steps": 0})
+  start = params(rng)
+  after = steps(make_optimizer(c), start, [jax.tree.map(jnp.zeros_like, start)] * 2)
+  np.testing.assert_array_equal(beta(after), beta(start), err_msg="gates must not decay")
+  assert jnp.all(jnp.abs(after["embed_VD"]) < jnp.abs(start["embed_VD"])), "matrices must decay"
+  for tree in (lambda t: t["final_norm"], lambda t: t["blocks"]["ffn_norm"]):
+    np.testing.assert_array_equal(
+      tree(after)["scale_E"], tree(start)["scale_E"], err_msg=f"norms must not decay with {name}"
+    )
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_gates_have_their_own_learning_rate(rng, name):
+  start = params(rng)
+  gradients = [like(rng, start)] * 4
+  moved = {}
+  for gate_rate in (0.01, 0.03):
+    c = config(optimizer={"name": name, "gate_learning_rate": gate_rate, "warmup_steps": 1})
+    after = steps(make_optimizer(c), start, gradients)
+    moved[gate_rate] = jax.tree.map(lambda a, b: np.asarray(a - b), after, start)
+  np.testing.assert_allclose(beta(moved[0.03]), 3 * beta(moved[0.01]), rtol=1e-3)
+  np.testing.assert_array_equal(moved[0.03]["embed_VD"], moved[0.01]["embed_VD"])
+
+
+def test_a_gate_travels_the_sum_of_its_learning_rates(rng):
+  c = config(optimizer={"gate_learning_rate": 0.05, "warmup_steps": 5}, train={"steps": 40})
+  start = params(rng)
+  ones = jax.tree.map(jnp.ones_like, start)
+  after = steps(make_optimizer(c), start, [ones] * 40)
+  total = sum(float(make_schedule(c, 0.05)(s)) for s in range(40))
+  np.testing.assert_allclose(beta(start) - beta(after), np.full((2, 2), total), rtol=1e-3)
+
+
+def test_adafactor_treats_stacked_layers_as_separate_tensors(rng):
+  """A layer moves in the stack as it does alone: sizes are measured per layer."""
+  c = config(optimizer={"name": "adafactor", "clip_norm": 0.0})
+  w_LDF = jnp.asarray(rng.standard_normal((3, 130, 140)), jnp.float32)
+  w_LDF *= jnp.array([1.0, 10.0, 0.1])[:, None, None]
+  gradients = [like(rng, w_LDF) * 10.0**-i for i in range(3)]
+  tx = make_optimizer(c)
+  together = steps(tx, {"blocks": {"w_DF": w_LDF}}, [{"blocks": {"w_DF": g}} for g in gradients])
+  for layer in range(3):
+    one = lambda x, layer=layer: {"blocks": {"w_DF": x[layer : layer + 1]}}
+    alone = steps(tx, one(w_LDF), [one(g) for g in gradients])["blocks"]["w_DF"]
+    np.testing.assert_allclose(together["blocks"]["w_DF"][layer], alone[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_decay_is_scaled_by_the_learning_rate(rng, name):
+  """With no gradient a matrix shrinks by 1 - rate * decay, whatever the optimizer."""
+  fields = {"name": name, "weight_decay": 0.1, "learning_rate": 0.02, "warmup_steps": 2}
+  c = config(optimizer=fields)
+  start = params(rng)
+  after = steps(make_optimizer(c), start, [jax.tree.map(jnp.zeros_like, start)] * 2)
+  kept = (1 - 0.01 * 0.1) * (1 - 0.02 * 0.1)
+  np.testing.assert_allclose(
+    after["embed_VD"], start["embed_VD"] * kept, rtol=2e-4, err_msg=f"decay of {name}"
+  )
+
+
+def test_clipping_is_of_the_whole_gradient(rng):
+  """A large gradient anywhere scales all others down."""
+  start = params(rng)
+  ones = jax.tree.map(jnp.ones_like, start)
+  c = config(optimizer={"clip_norm": 1.0, "eps": 1.0, "warmup_steps": 0, "weight_decay": 0.0})
+  clipped = steps(make_optimizer(c), start, [ones])
+  norm = optax.global_norm(ones)
+  scaled = steps(make_optimizer(c), start, [jax.tree.map(lambda x: x / norm, ones)])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), clipped, scaled)
+  free = config(optimizer={"clip_norm": 0.0, "eps": 1.0, "warmup_steps": 0, "weight_decay": 0.0})
+  assert (
+    np.abs(steps(make_optimizer(free), start, [ones])["embed_VD"] - clipped["embed_VD"]).max()
+    > 1e-4
+  )

@@ -7,11 +7,15 @@ slowly.
 
 import os
 
-FLAGS = ["--xla_force_host_platform_device_count=8"]
-if not os.environ.get("INFINI_JAX_TEST_OPTIMIZE"):
-  FLAGS += ["--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"]
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+os.environ["XLA_FLAGS"] = " ".join(
+  [
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_force_host_platform_device_count=8",
+    *(["--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"])
+    * (not os.environ.get("INFINI_JAX_TEST_OPTIMIZE")),
+  ]
+)
 
 import jax
 import jaxtyping
@@ -25,8 +29,6 @@ flags.FLAGS.mark_as_parsed()
 # Every annotated shape of the operations is checked while the tests run.
 jaxtyping.install_import_hook("infini_jax.ops", "beartype.beartype")
 
-from tests.tiny import config, quiet, write_corpus
-
 
 @pytest.fixture
 def rng(request):
@@ -39,6 +41,8 @@ def rng(request):
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory):
   """A folder of small texts in three splits."""
+  from tests.tiny import write_corpus  # not above: it imports what the hook must see first
+
   return write_corpus(tmp_path_factory.mktemp("texts") / "corpus")
 
 
@@ -46,6 +50,7 @@ def texts(tmp_path_factory):
 def trained(texts, tmp_path_factory):
   """A finished run of six steps on eight devices: its config, its workdir, its state."""
   from infini_jax.training.loop import train
+  from tests.tiny import config, quiet
 
   workdir = tmp_path_factory.mktemp("trained") / "run"
   c = config(texts, train={"checkpoint_every": 3}, model={"rule": "delta"})

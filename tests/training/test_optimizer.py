@@ -94,13 +94,19 @@ def test_adafactor_treats_stacked_layers_as_separate_tensors(rng):
   c = config(optimizer={"name": "adafactor", "clip_norm": 0.0})
   w_LDF = jnp.asarray(rng.standard_normal((3, 130, 140)), jnp.float32)
   w_LDF *= jnp.array([1.0, 10.0, 0.1])[:, None, None]
-  gradients = [like(rng, w_LDF) * 10.0**-i for i in range(3)]
+  start = params(rng, L=3)
+  start["blocks"]["w_DF"] = w_LDF
+  gradients = [like(rng, start) for _ in range(3)]
   tx = make_optimizer(c)
-  together = steps(tx, {"blocks": {"w_DF": w_LDF}}, [{"blocks": {"w_DF": g}} for g in gradients])
+  together = steps(tx, start, gradients)["blocks"]
   for layer in range(3):
-    one = lambda x, layer=layer: {"blocks": {"w_DF": x[layer : layer + 1]}}
-    alone = steps(tx, one(w_LDF), [one(g) for g in gradients])["blocks"]["w_DF"]
-    np.testing.assert_allclose(together["blocks"]["w_DF"][layer], alone[0], rtol=1e-5, atol=1e-6)
+    part = slice(layer, layer + 1)
+    one = lambda t, part=part: {**t, "blocks": jax.tree.map(lambda x: x[part], t["blocks"])}
+    alone = steps(tx, one(start), [one(g) for g in gradients])["blocks"]
+    for name in ("w_DF", "ffn_norm"):
+      got = jax.tree.map(lambda x, part=part: x[part], together[name])
+      compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+      jax.tree.map(compare, got, alone[name])
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])

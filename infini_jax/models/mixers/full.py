@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from infini_jax.models.mixers.base import Mixer
 from infini_jax.ops.attention import UNSEEN, attention, put
 from infini_jax.ops.rotary import rotate
-from infini_jax.parallel import zeros
+from infini_jax.parallel import shard, zeros
 
 
 class KVCache(NamedTuple):
@@ -50,7 +50,7 @@ class Full(Mixer):
     current_B = document_BT[:, -1]
     q_BTHE, k_BTKE = (rotate(x, position_BT, self.config.rope_theta) for x in (q_BTHE, k_BTKE))
 
-    slots_BC = jnp.broadcast_to(jnp.arange(C, dtype=jnp.int32)[None], (B, C))
+    slots_BC = shard(jnp.broadcast_to(jnp.arange(C, dtype=jnp.int32)[None], (B, C)), "BC")
     out_BTHE = attention(
       q_BTHE,
       jnp.concatenate([state.k_BCKE, k_BTKE], 1),

@@ -1,0 +1,104 @@
+"""What is saved is what comes back, bit by bit, on whatever mesh; a workdir belongs to one run."""
+
+import jax
+import numpy as np
+import pytest
+
+from infini_jax.config import InputError, MeshConfig
+from infini_jax.parallel import make_mesh, param_shardings
+from infini_jax.training.checkpoints import Checkpoints, Workdir
+from infini_jax.training.optimizer import make_optimizer
+from infini_jax.training.step import abstract_state
+from tests.tiny import config
+
+
+def same(a, b):
+  compare = lambda x, y: np.testing.assert_array_equal(jax.device_get(x), jax.device_get(y))
+  jax.tree.map(compare, a, b)
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 1, 1)], ids=str)
+def test_restores_bitwise_on_another_mesh(trained, sizes):
+  c, workdir, state = trained
+  mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+  with jax.set_mesh(mesh):
+    checkpoints = Checkpoints(Workdir(workdir))
+    got = checkpoints.restore(6, abstract_state(c, make_optimizer(c), mesh))
+    checkpoints.close()
+  same(got, state)
+  planned = param_shardings(got.params, mesh)
+  assert all(
+    x.sharding.is_equivalent_to(s, x.ndim)
+    for x, s in zip(jax.tree.leaves(got.params), jax.tree.leaves(planned), strict=True)
+  ), "parameters are restored, but not where they are stored on this mesh"
+  assert np.any(jax.device_get(got.memory.M_BKEU)), "the run has no memory to lose: a weak test"
+
+
+def test_parameters_alone_and_a_chosen_step(trained):
+  c, workdir, state = trained
+  mesh = make_mesh(MeshConfig(1), jax.devices()[:1])
+  checkpoints = Checkpoints(Workdir(workdir))
+  with jax.set_mesh(mesh):
+    abstract = abstract_state(c, make_optimizer(c), mesh).params
+    newest, step = checkpoints.restore_params(abstract)
+    assert step == 6
+    same(newest, state.params)
+    earlier, step = checkpoints.restore_params(abstract, 3)
+    assert step == 3
+    assert np.any(jax.device_get(earlier["embed_VD"] != newest["embed_VD"]))
+    with pytest.raises(InputError, match="no checkpoint of step 4"):
+      checkpoints.restore_params(abstract, 4)
+  checkpoints.close()
+
+
+def test_only_the_newest_are_kept(tmp_path):
+  checkpoints = Checkpoints(Workdir(tmp_path / "run"), keep=2)
+  from infini_jax.training.step import TrainState
+
+  for step in (1, 2, 3):
+    x = np.full(3, step)
+    checkpoints.save(step, TrainState(np.array(step), {"w_D": x}, {"m": x}, None))
+  checkpoints.save(3, TrainState(np.array(3), {"w_D": np.zeros(3)}, {"m": np.zeros(3)}, None))
+  checkpoints.close()
+  kept = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
+  assert kept == [2, 3]
+  again = Checkpoints(Workdir(tmp_path / "run"))
+  params, step = again.restore_params({"w_D": jax.ShapeDtypeStruct((3,), np.int64)})
+  again.close()
+  assert step == 3
+  np.testing.assert_array_equal(params["w_D"], [3, 3, 3], err_msg="a step was saved twice")
+
+
+def test_empty_workdir(tmp_path):
+  workdir = Workdir(tmp_path / "none")
+  assert Checkpoints(workdir).latest() is None
+  with pytest.raises(InputError, match="no run here; train first"):
+    workdir.config()
+  with pytest.raises(InputError, match="no checkpoint"):
+    Checkpoints(workdir).restore_params({})
+  assert not (tmp_path / "none").exists(), "asking must not make the folder"
+
+
+def test_a_workdir_belongs_to_one_config_and_one_corpus(tmp_path):
+  workdir, c = Workdir(tmp_path / "run"), config("somewhere")
+  workdir.claim(c, "corpus-1")
+  assert workdir.config() == c
+  before = (tmp_path / "run" / "run.json").read_text()
+  with pytest.raises(InputError, match="width: 16 there, 32 here.*another --workdir") as error:
+    workdir.claim(config("somewhere", model={"width": 32}), "corpus-1")
+  assert "\n" not in str(error.value)
+  with pytest.raises(InputError, match="another corpus.*config.data.path"):
+    workdir.claim(c, "corpus-2")
+  assert (tmp_path / "run" / "run.json").read_text() == before
+  free = config("elsewhere", train={"steps": 99}, evaluation={"lanes": 16}, mesh={"data": 1})
+  workdir.claim(free, "corpus-1")
+  assert workdir.config() == free
+
+
+def test_foreign_and_damaged_folders_are_refused(tmp_path):
+  (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+  with pytest.raises(InputError, match="no run.json; choose another --workdir"):
+    Workdir(tmp_path / "a").check(config("x"))
+  (tmp_path / "a" / "run.json").write_text("{")
+  with pytest.raises(InputError, match="cannot be read .*choose another --workdir"):
+    Workdir(tmp_path / "a").check(config("x"))

@@ -1,0 +1,172 @@
+"""The loop: stopping and going on changes nothing, a bad loss harms nothing, all is written down."""
+
+import io
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from infini_jax.config import InputError
+from infini_jax.training import loop
+from infini_jax.training.metrics import read_metrics
+from tests.tiny import changed, quiet
+
+
+def retrain(c, workdir, **fields):
+  return loop.train(changed(c, train=changed(c.train, **fields)), str(workdir), quiet())
+
+
+def same(a, b):
+  compare = lambda x, y: np.testing.assert_array_equal(jax.device_get(x), jax.device_get(y))
+  jax.tree.map(compare, a, b)
+
+
+@pytest.fixture
+def batches(monkeypatch):
+  """Every batch that the loop reads, in order."""
+  seen, read = [], loop.train_batches
+
+  def spy(*args):
+    for batch in read(*args):
+      seen.append(batch)
+      yield batch
+
+  monkeypatch.setattr(loop, "train_batches", spy)
+  return seen
+
+
+def test_six_steps_equal_three_a_stop_and_three_more(trained, tmp_path, batches, monkeypatch):
+  """Bit by bit: parameters, moments, memory, and the batches that were read."""
+  c, _, straight = trained
+  reading = loop.train_batches
+
+  def stop_after_three(lanes, start, stop, *rest):
+    for k, batch in enumerate(reading(lanes, start, stop, *rest)):
+      if k == 2:
+        signal_stop()
+      yield batch
+
+  import os
+  import signal
+
+  signal_stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
+  monkeypatch.setattr(loop, "train_batches", stop_after_three)
+  stopped = retrain(c, tmp_path / "run")
+  assert int(stopped.step) == 3, "SIGTERM: the step under way is finished, saved, and the last"
+  assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["3"]
+  monkeypatch.setattr(loop, "train_batches", reading)
+  resumed = retrain(c, tmp_path / "run")
+  same(resumed, straight)
+
+  from infini_jax.data import TrainLanes
+
+  store = loop.open_inputs(c, str(tmp_path / "run"), quiet()).store
+  lanes = TrainLanes(
+    store.split("train"), bos=store.tokenizer.bos, eos=store.tokenizer.eos, lanes=c.data.lanes,
+    segments=c.data.segments, segment_length=c.model.segment_length, seed=c.train.seed,
+  )  # fmt: skip
+  assert len(batches) == 6
+  for k, batch in enumerate(batches):
+    same(batch, lanes.batch(k))
+
+
+def test_goes_on_after_the_end_on_another_mesh(trained, tmp_path):
+  c, workdir, _ = trained
+  shutil.copytree(workdir, tmp_path / "run")
+  moved = changed(c, mesh=changed(c.mesh, data=2, fsdp=2, tensor=2))
+  state = retrain(moved, tmp_path / "run", steps=8)
+  assert int(state.step) == 8
+  steps = [line["step"] for line in read_metrics(tmp_path / "run")]
+  assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_finished_run_is_left_as_it_is(trained, tmp_path):
+  c, workdir, straight = trained
+  shutil.copytree(workdir, tmp_path / "run")
+  same(retrain(c, tmp_path / "run"), straight)
+  assert len(read_metrics(tmp_path / "run")) == 6
+
+
+def test_another_config_is_refused_and_nothing_is_lost(trained):
+  c, workdir, _ = trained
+  files = lambda: {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+  before = files()
+  other = changed(c, optimizer=changed(c.optimizer, learning_rate=0.5))
+  with pytest.raises(InputError, match="learning_rate: 0.01 there, 0.5 here"):
+    loop.train(other, str(workdir), quiet())
+  assert files() == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_harms_no_checkpoint(
+  trained, tmp_path, monkeypatch
+):
+  c, _, _ = trained
+  make = loop.make_train_step
+
+  def poisoned(config, tx):
+    step = make(config, tx)
+
+    def update(state, batch):
+      after, metrics = step(state, batch)
+      bad = state.step >= 4
+      return after, metrics | {"loss": jax.numpy.where(bad, jax.numpy.nan, metrics["loss"])}
+
+    return update
+
+  monkeypatch.setattr(loop, "make_train_step", poisoned)
+  with pytest.raises(FloatingPointError, match="at step 5: lower config.optimizer.learning_rate"):
+    retrain(c, tmp_path / "run", checkpoint_every=2)
+  kept = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
+  assert kept == [2, 4]
+  assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
+  monkeypatch.undo()
+  assert int(retrain(c, tmp_path / "run").step) == 6, "the run goes on from the last good step"
+
+
+def test_metrics_of_a_run(trained):
+  c, workdir, _ = trained
+  lines = read_metrics(workdir)
+  assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+  for line in lines:
+    for name in ("loss", "grad_norm", "learning_rate", "tokens_per_second"):
+      assert np.isfinite(line[name]) and line[name] > 0, (name, line)
+    heads = c.model.layers * c.model.heads
+    assert sum(line["gate_histogram"]) == heads and len(line["gates_LH"]) == heads
+    assert len(line["memory_L"]) == c.model.layers and max(line["memory_L"]) > 0
+  assert lines[-1]["loss"] < lines[0]["loss"]
+  np.testing.assert_allclose([line["learning_rate"] for line in lines[:2]], [0.005, 0.01])
+
+
+def test_validation_during_training_and_sparse_logging(trained, tmp_path):
+  c, _, straight = trained
+  fields = {"eval_every": 4, "log_every": 4, "eval_documents": 1, "tensorboard": True}
+  state = retrain(c, tmp_path / "run", **fields)
+  same(state.params, straight.params)
+  assert [line["step"] for line in read_metrics(tmp_path / "run")] == [4, 6]
+  scores = read_metrics(tmp_path / "run", "validation")
+  assert [line["step"] for line in scores] == [4, 6], "every 4 steps, and at the end"
+  assert all(line["documents"] == 1 and line["perplexity"] > 1 for line in scores)
+  assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_gates_that_cannot_travel_are_warned_of(trained, tmp_path):
+  c, _, _ = trained
+  out = io.StringIO()
+  loop.train(c, str(tmp_path / "run"), Console(file=out, width=200))
+  assert "raise config.optimizer.gate_learning_rate" in out.getvalue()
+
+
+def test_a_vocabulary_too_small_is_refused(trained, tmp_path):
+  c, _, _ = trained
+  small = changed(c, model=changed(c.model, vocab_size=100))
+  with pytest.raises(InputError, match=r"vocab_size=100 is smaller.*set it to \d+ or more"):
+    loop.train(small, str(tmp_path / "run"), quiet())
+  assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_run_json_holds_the_config_for_a_reader(trained):
+  c, workdir, _ = trained
+  assert json.loads((workdir / "run.json").read_text())["config"] == json.loads(c.to_json())

@@ -1,0 +1,39 @@
+import json
+
+from infini_jax.training.metrics import MetricWriter, read_metrics
+from tests.tiny import config
+
+
+def test_lines_are_appended_and_read_back(tmp_path):
+  for step in (1, 2):  # a run that went on
+    writer = MetricWriter(tmp_path / "run", config())
+    writer.write(step, {"loss": 1.5, "gates_LH": [0.1, 0.9], "peak_share": None})
+    writer.write(step, {"perplexity": 3.0}, "validation")
+    writer.close()
+  train = read_metrics(tmp_path / "run")
+  line = {"step": 1, "kind": "train", "loss": 1.5, "gates_LH": [0.1, 0.9], "peak_share": None}
+  assert train == [line, {**line, "step": 2}]
+  assert [line["perplexity"] for line in read_metrics(tmp_path / "run", "validation")] == [3.0] * 2
+
+
+def test_a_torn_last_line_and_no_file_are_survived(tmp_path):
+  assert read_metrics(tmp_path) == []
+  whole = json.dumps({"step": 1, "kind": "train", "loss": 1.0})
+  (tmp_path / "metrics.jsonl").write_text(whole + "\n" + whole[:10])
+  assert [line["step"] for line in read_metrics(tmp_path)] == [1]
+
+
+def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
+  writer = MetricWriter(tmp_path, config())
+  writer.write(1, {"loss": 1.0})
+  assert len(read_metrics(tmp_path)) == 1
+  writer.close()
+
+
+def test_tensorboard_gets_scalars_and_histograms(tmp_path):
+  writer = MetricWriter(tmp_path, config(train={"tensorboard": True}))
+  writer.write(1, {"loss": 1.0, "gates_LH": [0.1, 0.2], "peak_share": None})
+  writer.close()
+  content = b"".join(f.read_bytes() for f in (tmp_path / "tensorboard").iterdir())
+  assert b"train/loss" in content and b"train/gates_LH" in content
+  assert b"peak_share" not in content

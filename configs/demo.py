@@ -1,4 +1,14 @@
-"""A small Infini-Transformer on the source of the Python standard library."""
+"""A small Infini-Transformer on the source of the Python standard library: `make demo`.
+
+Two million parameters, segments of 128 tokens, 2,048 pieces of vocabulary trained on the text. Each
+lane carries its memory from step to step, so that it has read up to a whole file.
+
+Command: python train.py --config=configs/demo.py --workdir=runs/demo
+Command: python eval.py --config=configs/demo.py --workdir=runs/demo
+Hardware: 2 CPU cores, 1.1 GB
+Time: DEMO_TIME
+Expect: DEMO_EXPECT
+"""
 
 from infini_jax.config import base_config
 
@@ -17,8 +27,8 @@ def get_config():
   m.remat = "none"
 
   o.learning_rate, o.warmup_steps = 4e-3, 50
-  o.gate_learning_rate = 0.02  # the run is short: let the gates travel
-  t.steps, t.log_every = 360, 10
+  o.gate_learning_rate = 0.03  # the run is short: let the gates travel
+  t.steps, t.log_every = 280, 10
   t.checkpoint_every = 1000
 
   config.evaluation.lanes, config.evaluation.segments = 8, 8

@@ -58,3 +58,41 @@ def test_the_papers_sizes():
   assert (m.layers, m.width, m.heads, m.head_dim, m.ffn, m.segment_length) == (
     *(12, 1024, 8, 128, 4096, 2048),
   )
+
+
+# How the paper's model lies on a mesh 16 x 4 x 1: one spec per parameter, layers (L) in front.
+GOLDEN = {
+  "blocks.attention.mixer.beta_H": "None,tensor",
+  "blocks.attention.w_k_DKE": "None,fsdp,tensor,None",
+  "blocks.attention.w_o_HED": "None,tensor,None,fsdp",
+  "blocks.attention.w_q_DHE": "None,fsdp,tensor,None",
+  "blocks.attention.w_v_DKE": "None,fsdp,tensor,None",
+  "blocks.attention_norm.scale_E": "None,None",
+  "blocks.ffn.w_down_FD": "None,tensor,fsdp",
+  "blocks.ffn.w_gate_DF": "None,fsdp,tensor",
+  "blocks.ffn.w_up_DF": "None,fsdp,tensor",
+  "blocks.ffn_norm.scale_E": "None,None",
+  "embed_VD": "tensor,fsdp",
+  "final_norm.scale_E": "None",
+}
+
+
+def test_golden_shardings_of_the_papers_model():
+  config = load_config([f"--config={ROOT / 'configs/lm_paper.py'}"])
+  mesh = AbstractMesh((16, 4, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Explicit,) * 3)
+  with jax.sharding.use_abstract_mesh(mesh):
+    state = abstract_state(config, make_optimizer(config), mesh)
+  leaves = jax.tree_util.tree_leaves_with_path(state.params)
+  name = lambda path: ".".join(key.key for key in path)
+  specs = {name(path): ",".join(map(str, leaf.sharding.spec)) for path, leaf in leaves}
+  assert specs == GOLDEN, (
+    "Parameters are laid out differently. If you did not mean to change that, look at the names "
+    "(their last letters are their dimensions) and at parallel/mesh.py; else update GOLDEN."
+  )
+  whole = sum(leaf.size for _, leaf in leaves if "fsdp" not in leaf.sharding.spec)
+  assert whole <= 0.02 * sum(leaf.size for _, leaf in leaves), "over 2% of the parameters is whole"
+  moments = jax.tree.leaves(state.opt_state)
+  largest = max(moments, key=lambda x: x.size)
+  assert "fsdp" in largest.sharding.spec, (
+    "the optimizer's moments are not sharded as parameters are"
+  )

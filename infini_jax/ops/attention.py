@@ -42,7 +42,7 @@ def attention(
   """
   B, T, H, E = q_BTHE.shape
   K = k_BCKE.shape[2]
-  q_BTKGE = q_BTHE.reshape(B, T, K, H // K, E)
+  q_BTKGE = split_heads(q_BTHE, K)
 
   def rows(q_BTKGE, k_BCKE, v_BCKU, q_position, k_position, q_document, k_document):
     score_BKGTC = jnp.einsum(
@@ -71,6 +71,15 @@ def attention(
     outputs.append(rows(q, k, v, *places, *documents))
   out_BTKGU = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
   return out_BTKGU.reshape(B, T, H, -1)
+
+
+def split_heads(x_BTHE: Float[Array, "B T H E"], K: int) -> Float[Array, "B T K G E"]:
+  """Query heads by key/value head, divided over devices by the latter."""
+  B, T, H, E = x_BTHE.shape
+  where = None
+  if not jax.sharding.get_abstract_mesh().empty:  # with K = 1, JAX would divide G instead
+    where = jax.P(*jax.typeof(x_BTHE).sharding.spec[:3], None, None)
+  return jnp.reshape(x_BTHE, (B, T, K, H // K, E), out_sharding=where)
 
 
 def segment_attention(

@@ -7,7 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from infini_jax.ops import memory as mem
-from infini_jax.ops.attention import SegmentCache, extend_segment, segment_attention
+from infini_jax.ops.attention import (
+  SegmentCache,
+  extend_segment,
+  segment_attention,
+  split_heads,
+)
 from infini_jax.ops.memory import MemoryState, Update
 from infini_jax.ops.rotary import rotate
 
@@ -178,7 +183,7 @@ def _mix(local_BNHU, recalled_BNHU, z_BKE, beta_H, scale_first_segment):
   if not scale_first_segment:
     B, N, H, U = local.shape
     K = z_BKE.shape[1]
-    by_kv_head = lambda x: x.reshape(B, N, K, H // K, U)
+    by_kv_head = lambda x: split_heads(x, K)
     empty_BK = mem.is_empty(z_BKE)
     mixed = jnp.where(empty_BK[:, None, :, None, None], by_kv_head(local), by_kv_head(mixed))
     mixed = mixed.reshape(B, N, H, U)

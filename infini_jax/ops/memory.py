@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from infini_jax.ops.attention import split_heads
+
 DELTA_GROWTH = (
   2.0  # delta stays contractive while a segment adds at most so many times what z holds
 )
@@ -79,9 +81,9 @@ def read(q_BNHE: Float[Array, "B N H E"], memory: MemoryState) -> Float[Array, "
 
   Query head `h` reads the memory of key/value head `h // G`.
   """
-  B, N, H, E = q_BNHE.shape
+  B, N, H, _ = q_BNHE.shape
   K = memory.z_BKE.shape[1]
-  q_BNKGE = sigma(q_BNHE).reshape(B, N, K, H // K, E)
+  q_BNKGE = split_heads(sigma(q_BNHE), K)
   value = jnp.einsum("BNKGE,BKEU->BNKGU", q_BNKGE, memory.M_BKEU)
   weight = jnp.einsum("BNKGE,BKE->BNKG", q_BNKGE, memory.z_BKE)
   return _divide(value, weight[..., None]).reshape(B, N, H, -1)

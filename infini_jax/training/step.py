@@ -1,6 +1,7 @@
 """One update, as a pure function: `(state, batch) -> (state, metrics)`."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -143,7 +144,10 @@ def _split(tree: Any, axis: int, parts: int) -> Any:
 
   def one(x):
     shape = (*x.shape[:axis], x.shape[axis] // parts, parts, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x.reshape(shape), axis + 1, 0)
+    where = jax.typeof(x).sharding.spec
+    return jnp.moveaxis(
+      _reshape(x, shape, where[: axis + 1], (None,), where[axis + 1 :]), axis + 1, 0
+    )
 
   return jax.tree.map(one, tree)
 
@@ -153,6 +157,15 @@ def _join(tree: Any, axis: int) -> Any:
 
   def one(x):
     x = jnp.moveaxis(x, 0, axis + 1)
-    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    shape = (*x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :])
+    where = jax.typeof(x).sharding.spec
+    return _reshape(x, shape, where[: axis + 1], where[axis + 2 :])
 
   return jax.tree.map(one, tree)
+
+
+def _reshape(x: jax.Array, shape: tuple[int, ...], *where: Any) -> jax.Array:
+  """Reshapes, telling where the lanes lie: with as many lanes as devices JAX would guess wrong."""
+  in_mesh = not jax.sharding.get_abstract_mesh().empty
+  spec = PartitionSpec(*itertools.chain(*where)) if in_mesh else None
+  return jnp.reshape(x, shape, out_sharding=spec)

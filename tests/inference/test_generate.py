@@ -1,98 +1,135 @@
-"""Prefill and decoding against one call over the whole sequence."""
-
-import dataclasses
+"""Reading a prompt and writing on is one call over everything, made piece by piece."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infini_jax.config import InputError
+from infini_jax.config import InputError, MeshConfig
 from infini_jax.inference.generate import Generator
 from infini_jax.inference.sampling import Sampling
-from infini_jax.models import bind, init
-from tests import tiny
+from infini_jax.models import bind
+from infini_jax.parallel import make_mesh, param_shardings
+from tests.tiny import config, fake_params
 
-N = 8
-KINDS = {
-  "linear": {"mixer": "infini", "rule": "linear"},
-  "delta": {"mixer": "infini", "rule": "delta"},
+N, GREEDY = 8, Sampling(temperature=0)
+CASES = {
+  "infini-linear": {},
+  "infini-delta": {"rule": "delta", "kv_heads": 1},
   "local": {"mixer": "local"},
   "full": {"mixer": "full"},
 }
-GREEDY = Sampling(temperature=0)
+CLOSE = dict(rtol=1e-4, atol=1e-5)
 
 
-@pytest.fixture(params=KINDS, scope="module")
-def model(request):
-  """A generator, and the logits of a whole call as `whole(tokens_T) -> (T, V)`."""
-  config = tiny.config(evaluation={"segments": 2}, data={"carry_state": False})
-  small = tiny.model_config(**KINDS[request.param], kv_heads=1, gate_init=0.3)
-  config = dataclasses.replace(config, model=small)
-  params = jax.jit(lambda key: init(small, key))(jax.random.key(7))
+class Case:
+  def __init__(self, **model):
+    carry = model.get("mixer") != "full"
+    self.config = config(
+      model={"segment_length": N, "vocab_size": 32, **model},
+      data={"carry_state": carry},
+      evaluation={"segments": 2},
+    )
+    self.params = fake_params(self.config.model)
+    self.generator = Generator(self.config, self.params)
+    self._whole = jax.jit(self._whole_)
 
-  @jax.jit
-  def logits(tokens_BT):
-    bound = bind(small, params)
-    return bound.logits(bound(tokens_BT, bound.state(1))[0])
+  def _whole_(self, tokens):
+    model = bind(self.config.model, self.params)
+    return model.logits(model(tokens, model.state(1))[0])[0]
 
-  def whole(tokens_T):
-    padded = np.zeros((1, 8 * N), np.int32)  # causal: what comes after changes nothing
-    padded[0, : len(tokens_T)] = tokens_T
-    return np.asarray(logits(padded))[0, : len(tokens_T)]
-
-  return Generator(config, params), whole, request.param
+  def whole(self, tokens):
+    """Logits after every token, by one call (padded behind to one length: nothing looks there)."""
+    padded = np.zeros((1, 64), np.int32)
+    padded[0, : len(tokens)] = tokens
+    return np.asarray(self._whole(jnp.asarray(padded)))[: len(tokens)]
 
 
-def prompts(rng, *lengths):
+@pytest.fixture(scope="module", params=list(CASES))
+def case(request):
+  return Case(**CASES[request.param])
+
+
+@pytest.fixture(scope="module")
+def infini():
+  return Case(**CASES["infini-delta"])
+
+
+def draw(rng, *lengths):
   return [rng.integers(0, 32, n).astype(np.int32) for n in lengths]
 
 
-def test_ragged_prompts_of_many_segments_are_read_whole(model, rng):
-  generator, whole, _ = model
-  lanes = prompts(rng, 3, N, 2 * N, 5 * N + 3, 7 * N)
-  logits_BV, _ = generator.prefill(lanes)
-  for lane, logits_V in zip(lanes, np.asarray(logits_BV), strict=True):
+@pytest.mark.parametrize("lengths", [(37, 35, 44, 40), (1, 29, 8, 16), (32, 33)], ids=str)
+def test_ragged_prompts_give_the_logits_of_a_whole_call(rng, case, lengths):
+  prompts, told = draw(rng, *lengths), []
+  logits_BV, _ = case.generator.prefill(prompts, advance=told.append)
+  for lane, prompt in enumerate(prompts):
     np.testing.assert_allclose(
-      logits_V, whole(lane)[-1], atol=2e-5, err_msg=f"the prompt of {len(lane)} tokens"
+      logits_BV[lane], case.whole(prompt)[-1], err_msg=f"prompt of {len(prompt)} tokens", **CLOSE
+    )
+  assert told == sorted(told) and told[-1] == max(lengths), "progress must end at the prompt's end"
+
+
+def test_greedy_decoding_equals_whole_calls_across_segments(rng, case):
+  prompts = draw(rng, 13, 22)
+  written = np.stack(list(case.generator.generate(prompts, 20, GREEDY)), 1)
+  assert written.shape == (2, 20)
+  for prompt, tokens in zip(prompts, written, strict=True):
+    logits = case.whole(np.concatenate([prompt, tokens]))[len(prompt) - 1 : -1]
+    chosen = np.take_along_axis(logits, tokens[:, None], 1)[:, 0]
+    np.testing.assert_allclose(
+      chosen, logits.max(1), err_msg="a token was written that is not the likeliest", **CLOSE
     )
 
 
-def test_whole_chunks_are_used_and_change_nothing(model, rng):
-  generator, whole, _ = model
-  (lane,) = prompts(rng, 6 * N + 1)
-  seen = []
-  logits_BV, _ = generator.prefill([lane], advance=seen.append)
-  assert seen == [2 * N, 4 * N, 6 * N, 6 * N + 1], "whole chunks first, then the open segment"
-  np.testing.assert_allclose(np.asarray(logits_BV)[0], whole(lane)[-1], atol=2e-5)
-
-
-def test_greedy_decoding_is_the_argmax_of_whole_calls_across_boundaries(model, rng):
-  generator, whole, _ = model
-  lanes = prompts(rng, 2 * N - 3, 4)
-  out_TB = np.stack(list(generator.generate(lanes, 2 * N + 2, GREEDY)))
-  for lane, written in zip(lanes, out_TB.T, strict=True):
-    logits_TV = whole(np.concatenate([lane, written]))
-    expected = logits_TV[len(lane) - 1 : -1].argmax(-1)
-    np.testing.assert_array_equal(written, expected)
-
-
-def test_the_first_token_of_a_long_prompt_matters_where_there_is_a_memory(model, rng):
-  generator, _, kind = model
-  (lane,) = prompts(rng, 5 * N + 2)
-  other = lane.copy()
-  other[0] = (lane[0] + 1) % 32
-  (a, _), (b, _) = generator.prefill([lane]), generator.prefill([other])
-  moved = float(np.abs(np.asarray(a) - np.asarray(b)).max())
-  assert (moved == 0) == (kind == "local"), f"the logits moved by {moved}"
-
-
-def test_the_state_does_not_grow(model, rng):
-  generator, _, kind = model
+def test_the_state_does_not_grow(rng, infini):
   size = lambda stream: sum(x.nbytes for x in jax.tree.leaves(stream))
-  short, long = (size(generator.prefill(prompts(rng, n))[1]) for n in (3, 6 * N + 3))
-  assert (long > short) == (kind == "full")
+  sizes = {size(infini.generator.prefill(draw(rng, n))[1]) for n in (1, N, 20, 61)}
+  assert len(sizes) == 1, f"the state's bytes depend on the prompt's length: {sizes}"
+  m = infini.config.model
+  memory = 4 * m.kv_heads * (m.head_dim**2 + m.head_dim)
+  delta = 4 * m.kv_heads * (2 * m.head_dim**2 + m.head_dim)
+  cache = 4 * 2 * N * m.kv_heads * m.head_dim + 4
+  assert sizes == {m.layers * (memory + delta + cache)}
 
 
-def test_an_empty_prompt_is_refused(model):
-  with pytest.raises(InputError, match="empty prompt"):
-    model[0].prefill([np.zeros(0, np.int32)])
+def test_the_prompt_is_read_to_its_first_token(rng, infini):
+  (prompt,) = draw(rng, 60)
+  other = prompt.copy()
+  other[0] = (other[0] + 1) % 32
+  a, b = (np.asarray(infini.generator.prefill([p])[0]) for p in (prompt, other))
+  assert np.abs(a - b).max() > 1e-6, "the first token of a long prompt leaves no trace"
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 1)], ids=str)
+def test_the_same_on_a_mesh(rng, case, sizes):
+  prompts = draw(rng, 21, 30)
+  expected, _ = case.generator.prefill(prompts)
+  mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: sizes[0]])
+  with jax.set_mesh(mesh):
+    params = jax.device_put(case.params, param_shardings(case.params, mesh))
+    generator = Generator(case.config, params)
+    logits_BV, stream = generator.prefill(prompts)
+    np.testing.assert_allclose(logits_BV, expected, **CLOSE)
+    written = list(generator.decode(logits_BV, stream, 3, GREEDY))
+  np.testing.assert_array_equal(written[0], np.argmax(expected, 1))
+
+
+def test_seeds_repeat_and_differ(rng, infini):
+  prompts, sampling = draw(rng, 5, 9), Sampling(1.0, 0.95)
+  runs = [np.stack(list(infini.generator.generate(prompts, 12, sampling, s))) for s in (0, 0, 1)]
+  np.testing.assert_array_equal(runs[0], runs[1])
+  assert not np.array_equal(runs[0], runs[2])
+
+
+def test_lanes_do_not_disturb_each_other(rng, infini):
+  prompts = draw(rng, 30, 3)
+  together = np.stack(list(infini.generator.generate(prompts, 6, GREEDY)), 1)
+  alone = np.stack(list(infini.generator.generate(prompts[:1], 6, GREEDY)), 1)
+  np.testing.assert_array_equal(together[0], alone[0])
+
+
+@pytest.mark.parametrize("prompts", [[], [np.zeros(3, np.int32), np.zeros(0, np.int32)]], ids=len)
+def test_an_empty_prompt_is_refused(infini, prompts):
+  with pytest.raises(InputError, match="an empty prompt: give at least one token"):
+    infini.generator.prefill(prompts)

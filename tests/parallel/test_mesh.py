@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from infini_jax.config import InputError, MeshConfig
+from infini_jax.config import MIXERS, InputError, MeshConfig
 from infini_jax.parallel import check_divisible, make_mesh, param_shardings, put_batch
 from infini_jax.parallel.mesh import COMPUTE, STORAGE, spec
 from infini_jax.training.optimizer import make_optimizer
@@ -13,6 +13,9 @@ from infini_jax.training.step import abstract_state, initial_state, make_train_s
 from tests.tiny import config
 
 MESHES = {"8x1x1": (8, 1, 1), "4x2x1": (4, 2, 1), "2x2x2": (2, 2, 2)}
+
+
+MODEL = {"segment_length": 8, "vocab_size": 32, "heads": 4, "kv_heads": 2, "gate_init": 0.5}
 
 
 def batches(c, steps, seed=0):
@@ -43,10 +46,11 @@ def run(c, sizes, steps=3):
   return np.array(losses), state, mesh
 
 
-def experiment(optimizer):
+def experiment(optimizer, **sections):
   return config(
-    model={"rule": "delta", "segment_length": 8, "vocab_size": 32, "gate_init": 0.5},
+    model={**MODEL, "rule": "delta"},
     optimizer={"name": optimizer},
+    **sections,
   )
 
 
@@ -86,6 +90,38 @@ def test_same_training_on_every_mesh(alone, sizes):
 
 def fail(x, sharding):
   raise AssertionError(f"{x.sharding} of shape {x.shape}, stored as {sharding} was planned")
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 1)], ids=str)
+def test_microbatches_on_a_mesh(sizes):
+  """16 lanes in 2 microbatches: as many lanes as devices in each, and more."""
+  c = experiment("adamw", data={"lanes": 16})
+  halves = experiment("adamw", data={"lanes": 16}, train={"accumulate": 2})
+  expected, _, _ = run(c, sizes, steps=2)
+  got, state, mesh = run(halves, sizes, steps=2)
+  np.testing.assert_allclose(got, expected, rtol=2e-5)
+  memory = state.memory.M_BKEU
+  want = jax.sharding.NamedSharding(mesh, spec("LBKEU", COMPUTE))
+  assert memory.sharding.is_equivalent_to(want, memory.ndim), memory.sharding
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize(
+  "heads,kv_heads,sizes", [(2, 1, (4, 2, 1)), (4, 2, (2, 2, 2)), (8, 4, (4, 1, 2))]
+)
+def test_every_mixer_is_laid_out_with_shared_heads(mixer, heads, kv_heads, sizes):
+  """Traced only: a single key/value head, as many as devices, and more."""
+  c = config(
+    model={**MODEL, "mixer": mixer, "heads": heads, "kv_heads": kv_heads},
+    data={"carry_state": mixer != "full"},
+  )
+  mesh, tx = make_mesh(MeshConfig(*sizes)), make_optimizer(c)
+  with jax.set_mesh(mesh):
+    state = abstract_state(c, tx, mesh)
+    batch = put_batch(next(batches(c, 1)), mesh, c.data.lanes)
+    after, _ = jax.eval_shape(make_train_step(c, tx), state, batch)
+  place = lambda tree: jax.tree.map(lambda x: x.sharding.spec, tree)
+  assert place(after.params) == place(state.params)
 
 
 def test_large_moments_and_parameters_are_divided_over_fsdp(alone):

@@ -8,7 +8,7 @@ from infini_jax.config import InputError, MeshConfig
 from infini_jax.parallel import make_mesh, param_shardings
 from infini_jax.training.checkpoints import Checkpoints, Workdir
 from infini_jax.training.optimizer import make_optimizer
-from infini_jax.training.step import abstract_state
+from infini_jax.training.step import TrainState, abstract_state
 from tests.tiny import config
 
 
@@ -53,8 +53,6 @@ def test_parameters_alone_and_a_chosen_step(trained):
 
 def test_only_the_newest_are_kept(tmp_path):
   checkpoints = Checkpoints(Workdir(tmp_path / "run"), keep=2)
-  from infini_jax.training.step import TrainState
-
   for step in (1, 2, 3):
     x = np.full(3, step)
     checkpoints.save(step, TrainState(np.array(step), {"w_D": x}, {"m": x}, None))

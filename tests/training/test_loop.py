@@ -1,8 +1,10 @@
-"""The loop: stopping and going on changes nothing, a bad loss harms nothing, all is written down."""
+"""Stopping and going on changes nothing, a bad loss harms nothing, all is written down."""
 
 import io
 import json
+import os
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from infini_jax.config import InputError
+from infini_jax.data import TrainLanes
 from infini_jax.training import loop
 from infini_jax.training.metrics import read_metrics
 from tests.tiny import changed, quiet
@@ -49,9 +52,6 @@ def test_six_steps_equal_three_a_stop_and_three_more(trained, tmp_path, batches,
         signal_stop()
       yield batch
 
-  import os
-  import signal
-
   signal_stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
   monkeypatch.setattr(loop, "train_batches", stop_after_three)
   stopped = retrain(c, tmp_path / "run")
@@ -60,8 +60,6 @@ def test_six_steps_equal_three_a_stop_and_three_more(trained, tmp_path, batches,
   monkeypatch.setattr(loop, "train_batches", reading)
   resumed = retrain(c, tmp_path / "run")
   same(resumed, straight)
-
-  from infini_jax.data import TrainLanes
 
   store = loop.open_inputs(c, str(tmp_path / "run"), quiet()).store
   lanes = TrainLanes(
@@ -86,7 +84,10 @@ def test_goes_on_after_the_end_on_another_mesh(trained, tmp_path):
 def test_a_finished_run_is_left_as_it_is(trained, tmp_path):
   c, workdir, straight = trained
   shutil.copytree(workdir, tmp_path / "run")
-  same(retrain(c, tmp_path / "run"), straight)
+  out = io.StringIO()
+  state = loop.train(c, str(tmp_path / "run"), Console(file=out, width=200))
+  same(state, straight)
+  assert "raise config.optimizer.gate_learning_rate" in out.getvalue(), "6 steps move no gate"
   assert len(read_metrics(tmp_path / "run")) == 6
 
 
@@ -152,11 +153,12 @@ def test_validation_during_training_and_sparse_logging(trained, tmp_path):
   assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
-def test_gates_that_cannot_travel_are_warned_of(trained, tmp_path):
-  c, _, _ = trained
-  out = io.StringIO()
-  loop.train(c, str(tmp_path / "run"), Console(file=out, width=200))
-  assert "raise config.optimizer.gate_learning_rate" in out.getvalue()
+def test_profile_and_the_checkpoints_that_are_kept(trained, tmp_path):
+  c, _, straight = trained
+  fields = {"profile_start": 1, "profile_steps": 1, "checkpoint_every": 2, "keep_checkpoints": 1}
+  same(retrain(c, tmp_path / "run", **fields).params, straight.params)
+  assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["6"]
+  assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb")), "no profile was written"
 
 
 def test_a_vocabulary_too_small_is_refused(trained, tmp_path):

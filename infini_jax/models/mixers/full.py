@@ -37,8 +37,8 @@ class Full(Mixer):
     B, T = q_BTHE.shape[:2]
     N, C = self.config.segment_length, state.document_BC.shape[1]
     index_BT = jnp.arange(T, dtype=jnp.int32)[None]
-    mask_BT = jnp.ones((B, T), bool) if mask_BT is None else mask_BT
-    start_BT = jnp.zeros((B, T), bool)
+    mask_BT = shard(jnp.ones((B, T), bool) if mask_BT is None else mask_BT, "BT")
+    start_BT = zeros((B, T), "BT", jnp.bool_)
     if reset_BS is not None:
       spread = jnp.broadcast_to(reset_BS[:, :, None], (*reset_BS.shape, N)).reshape(B, -1)
       start_BT = spread[:, :T] & (index_BT % N == 0)

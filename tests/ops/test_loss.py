@@ -1,0 +1,69 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from infini_jax.ops.loss import cross_entropy
+
+B, T, D, V = 2, 10, 6, 17
+
+
+def inputs(rng):
+  hidden, head = rng.standard_normal((B, T, D)), rng.standard_normal((V, D))
+  return hidden, head, rng.integers(0, V, (B, T)).astype(np.int32)
+
+
+def plain(hidden, head, targets):
+  logits = hidden @ head.T
+  log_z = jax.scipy.special.logsumexp(logits, axis=-1)
+  return log_z - jnp.take_along_axis(logits, targets[..., None], 2)[..., 0], log_z
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5, 9, 10, 1024])
+def test_equals_float64_forward_and_gradient_whatever_the_chunk(rng, chunk):
+  hidden, head, targets = inputs(rng)
+  weights = rng.standard_normal((2, B, T))
+
+  def graded(f, dtype):
+    def loss(hidden, head):
+      outs = f(hidden, head, jnp.asarray(targets))
+      return sum((o * w.astype(dtype)).sum() for o, w in zip(outs, weights, strict=True)), outs
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+
+  with jax.enable_x64(True):
+    expected = jax.device_get(graded(plain, np.float64)(hidden, head))
+  ours = lambda *arrays: cross_entropy(*arrays, chunk=chunk)
+  got = graded(ours, np.float32)(hidden.astype(np.float32), head.astype(np.float32))
+  (_, outs), grads = got
+  (_, expected_outs), expected_grads = expected
+  for name, a, b in zip(("nll", "log_z"), outs, expected_outs, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=name)
+  for name, a, b in zip(("hidden", "head"), grads, expected_grads, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=f"gradient of {name}")
+
+
+def test_large_logits_stay_finite_and_bfloat16_is_summed_in_float32(rng):
+  hidden, head, targets = inputs(rng)
+  nll, log_z = cross_entropy(
+    jnp.asarray(hidden * 1e3, jnp.bfloat16),
+    jnp.asarray(head, jnp.float32),
+    jnp.asarray(targets),
+    chunk=4,
+  )
+  assert nll.dtype == log_z.dtype == jnp.float32
+  assert np.isfinite(nll).all() and (np.asarray(nll) >= 0).all()
+
+
+def test_no_more_than_a_chunk_of_logits_exists(rng):
+  """Forward and backward: no array of the program is as large as all logits."""
+  T, V = 256, 512
+  shapes = [jax.ShapeDtypeStruct(s, np.float32) for s in ((1, T, 4), (V, 4))]
+  targets = jnp.zeros((1, T), jnp.int32)
+  loss = lambda hidden, head: cross_entropy(hidden, head, targets, chunk=16)[0].sum()
+  program = jax.make_jaxpr(jax.grad(loss, (0, 1)))(*shapes)
+
+  text = str(program)
+  assert f"[1,{T},{V}]" not in text and f"{T // 16},1,16,{V}]" not in text, (
+    "the logits of all tokens are kept for the gradient: is the block still checkpointed?"
+  )

@@ -1,0 +1,50 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infini_jax.ops.rotary import rotate
+
+B, T, H, E, THETA = 2, 7, 3, 8, 100.0
+
+
+def turn(x, position):
+  return np.asarray(jax.jit(rotate, static_argnums=2)(jnp.asarray(x), jnp.asarray(position), THETA))
+
+
+def draw(rng):
+  return rng.standard_normal((B, T, H, E)).astype(np.float32)
+
+
+def test_turns_each_pair_as_a_complex_number(rng):
+  x, position = draw(rng), rng.integers(0, 500, (B, T)).astype(np.int32)
+  frequency = THETA ** (-np.arange(E // 2) / (E // 2))
+  pairs = x[..., : E // 2].astype(np.complex128) + 1j * x[..., E // 2 :]
+  pairs = pairs * np.exp(1j * position[:, :, None, None] * frequency)
+  expected = np.concatenate([pairs.real, pairs.imag], -1)
+  np.testing.assert_allclose(turn(x, position), expected, rtol=1e-4, atol=2e-4)
+
+
+def test_only_differences_of_positions_matter(rng):
+  q, k = draw(rng), draw(rng)
+  position = np.arange(T, dtype=np.int32)[None]
+  score = lambda shift: np.einsum(
+    "BTHE,BCHE->BHTC", turn(q, position + shift), turn(k, position + shift)
+  )
+  np.testing.assert_allclose(score(0), score(37), rtol=1e-4, atol=1e-4)
+
+
+def test_lengths_and_position_zero_are_kept(rng):
+  x = draw(rng)
+  position = np.arange(T, dtype=np.int32)[None]
+  turned = turn(x, position)
+  np.testing.assert_array_equal(turned[:, 0], x[:, 0])
+  np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)
+
+
+def test_bfloat16_keeps_its_type_and_float32_angles(rng):
+  x = jnp.asarray(draw(rng), jnp.bfloat16)
+  position = jnp.full((1, T), 1001, jnp.int32)  # no bfloat16 number
+  got = rotate(x, position, THETA)
+  assert got.dtype == jnp.bfloat16
+  exact = turn(np.asarray(x, np.float32), np.asarray(position))
+  np.testing.assert_allclose(got.astype(jnp.float32), exact, rtol=1e-2, atol=2e-2)

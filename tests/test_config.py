@@ -1,0 +1,218 @@
+"""The schema: every field does something, every mistake is named with its remedy."""
+
+import dataclasses
+import importlib.util
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from infini_jax import config as config_lib
+from infini_jax.config import Config, InputError, base_config, difference, from_json, resolve
+from infini_jax.data import TrainLanes
+from infini_jax.models import init
+from infini_jax.parallel import make_mesh
+from infini_jax.training.optimizer import make_optimizer
+from infini_jax.training.step import abstract_state, make_train_step
+from tests.tiny import config
+
+# Fields that the traced program cannot show, and the tests that show them.
+SEEN_ELSEWHERE = {
+  "data.path": "tests/test_cli.py: each corpus is another path",
+  "data.tokenizer": "tests/data: open_or_prepare",
+  "train.log_every": "tests/training/test_loop.py: sparse logging",
+  "train.eval_every": "tests/training/test_loop.py: validation during training",
+  "train.eval_documents": "tests/training/test_loop.py: validation during training",
+  "train.checkpoint_every": "tests/training/test_loop.py: the checkpoints that are kept",
+  "train.keep_checkpoints": "tests/training/test_loop.py: the checkpoints that are kept",
+  "train.tensorboard": "tests/training/test_loop.py: validation and sparse logging",
+  "train.wandb": "a package that is not installed here; its absence is refused, below",
+  "train.profile_start": "tests/training/test_loop.py: profile",
+  "train.profile_steps": "tests/training/test_loop.py: profile",
+  "data.prefetch": "tests/data/test_loader.py: by design it changes no batch",
+  "evaluation.split": "tests/evaluation/test_report.py: an earlier step, validation",
+  "evaluation.lanes": "tests/evaluation/test_perplexity.py: by design it changes no total",
+  "evaluation.segments": "tests/evaluation/test_perplexity.py: by design it changes no total",
+  "evaluation.max_documents": "tests/evaluation/test_perplexity.py: limits",
+  "evaluation.max_tokens": "tests/evaluation/test_perplexity.py: limits",
+}
+# Values for fields that cannot simply be doubled.
+ANOTHER = {
+  "model.mixer": "local",
+  "model.rule": "delta",
+  "model.gate_init": 1.0,
+  "model.activation": "gelu",
+  "model.remat": "dots",
+  "model.implementation": "scan",
+  "model.compute_dtype": "bfloat16",
+  "model.param_dtype": "bfloat16",
+  "model.kv_heads": 1,
+  "optimizer.name": "adafactor",
+  "optimizer.b1": 0.8,
+  "optimizer.b2": 0.9,
+  "optimizer.final_fraction": 0.3,
+  "train.seed": 7,
+  "train.z_loss": 0.1,
+  "train.loss_chunk": 8,
+  "mesh.data": 4,
+  "mesh.fsdp": 2,
+  "mesh.tensor": 2,
+}
+FIELDS = [
+  f"{section}.{field.name}"
+  for section, schema in config_lib.SECTIONS.items()
+  for field in dataclasses.fields(schema)
+]
+
+
+class Documents:
+  tokens = np.array([40, 50, 60, 70])
+
+  def read(self, document, start, stop):
+    return np.arange(start, stop, dtype=np.int32) + 100 * document
+
+
+def observe(c):
+  """What a run of this config would compute: the programs, where arrays lie, the batches' order."""
+  mesh = make_mesh(c.mesh, jax.devices()[: 8 if c.mesh.data in (8, -1) else 4])
+  tx = make_optimizer(c)
+  N, d = c.model.segment_length, c.data
+  lanes = TrainLanes(
+    Documents(), bos=0, eos=1, lanes=d.lanes, segments=d.segments, segment_length=N,
+    seed=c.train.seed, carry_state=d.carry_state,
+  )  # fmt: skip
+  batch = lanes.batch(0)
+  with jax.set_mesh(mesh):
+    start = jax.make_jaxpr(lambda key: init(c.model, key))(jax.random.key(0))
+    state = abstract_state(c, tx, mesh)
+    rows = jax.sharding.NamedSharding(mesh, jax.P(("data", "fsdp")))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batch)
+    step = jax.make_jaxpr(make_train_step(c, tx))(state, shapes)
+  text = f"{start}\n{step}\n{dict(mesh.shape)}\n{jax.tree.map(np.ndarray.tolist, batch)}"
+  return re.sub(r"0x[0-9a-f]+", "", text)
+
+
+@pytest.fixture(scope="module")
+def plain():
+  c = config(mesh={"data": 4})
+  seen = observe(c)
+  assert seen == observe(c), "what is observed must not vary by itself"
+  return seen
+
+
+@pytest.mark.parametrize("name", [f for f in FIELDS if f not in SEEN_ELSEWHERE])
+def test_every_field_is_live(plain, name):
+  section, field = name.split(".")
+  old = getattr(getattr(config(mesh={"data": 4}), section), field)
+  new = ANOTHER.get(name, not old if isinstance(old, bool) else old * 2)
+  if name == "mesh.data":
+    new, rest = 8, {}
+  elif section == "mesh":
+    rest = {"data": 4 // new}
+  else:
+    rest = {"data": 4}
+  sections = {section: {field: new}}
+  sections["mesh"] = {**rest, **sections.get("mesh", {})}
+  assert observe(config(**sections)) != plain, (
+    f"config.{name}={new!r} changes nothing: a dead field"
+  )
+
+
+def test_the_list_of_exceptions_is_of_real_fields():
+  assert set(SEEN_ELSEWHERE) <= set(FIELDS) and set(ANOTHER) <= set(FIELDS)
+  assert not set(SEEN_ELSEWHERE) & set(ANOTHER)
+
+
+def test_defaults_resolve_and_are_locked():
+  base = base_config()
+  assert resolve(base) == Config()
+  with pytest.raises((AttributeError, KeyError), match="wdth"):
+    base.model.wdth = 3
+  with pytest.raises(TypeError):
+    base.model.width = "3"
+  assert dataclasses.is_dataclass(resolve(base))
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    resolve(base).model.width = 3
+
+
+def test_json_and_back():
+  c = config("somewhere", model={"rule": "delta"}, optimizer={"eps": 1e-9})
+  assert from_json(c.to_json()) == c
+  assert json.loads(c.to_json())["model"]["rule"] == "delta"
+
+
+@pytest.mark.parametrize(
+  "sections,message",
+  [
+    ({"modle": {}}, "config.modle: no such section; did you mean 'model'?"),
+    ({"zzz": {}}, "config.zzz: no such section; there are model, data"),
+    ({"model": {"widht": 3}}, "config.model.widht: no such field; did you mean 'width'?"),
+    ({"model": 3}, "config.model=3: a section of fields is expected"),
+    ({"model": {"width": 3.0}}, "config.model.width=3.0: expected int"),
+    ({"model": {"width": True}}, "config.model.width=True: expected int"),
+    ({"model": {"qk_norm": 1}}, "config.model.qk_norm=1: expected bool"),
+    ({"data": {"path": None}}, "config.data.path=None: expected str"),
+    ({"optimizer": {"b1": "0.9"}}, "config.optimizer.b1='0.9': expected float"),
+    ({"model": {"mixer": "infinite"}}, "choose one of infini, local, full"),
+    ({"model": {"rule": "sum"}}, "choose one of linear, delta"),
+    ({"model": {"activation": "relu"}}, "choose one of swiglu, gelu"),
+    ({"model": {"remat": "some"}}, "choose one of"),
+    ({"model": {"implementation": "fast"}}, "choose one of auto, scan, parallel"),
+    ({"model": {"compute_dtype": "float16"}}, "choose one of float32, bfloat16"),
+    ({"model": {"param_dtype": "float16"}}, "choose one of float32, bfloat16"),
+    ({"optimizer": {"name": "sgd"}}, "choose one of adamw, adafactor"),
+    ({"evaluation": {"split": "dev"}}, "choose one of train, validation, test"),
+    ({"model": {"layers": 0}}, "config.model.layers=0: must be more than 0"),
+    ({"data": {"lanes": -8}}, "config.data.lanes=-8: must be more than 0"),
+    ({"optimizer": {"learning_rate": 0.0}}, "config.optimizer.learning_rate=0.0: must be more"),
+    ({"train": {"seed": -1}}, "config.train.seed=-1: must be 0 or more"),
+    ({"optimizer": {"weight_decay": -0.1}}, "config.optimizer.weight_decay=-0.1: must be 0 or"),
+    ({"evaluation": {"max_tokens": -1}}, "config.evaluation.max_tokens=-1: must be 0 or more"),
+    ({"model": {"heads": 4, "kv_heads": 3}}, "config.model.heads=4 is not a multiple of"),
+    ({"model": {"head_dim": 7}}, "config.model.head_dim=7: rotary positions turn pairs"),
+    ({"train": {"accumulate": 3}}, "config.data.lanes=8 is not a multiple of"),
+    ({"model": {"mixer": "full"}}, "set config.data.carry_state=False"),
+    ({"mesh": {"fsdp": 0}}, "config.mesh.fsdp=0: must be at least 1"),
+    ({"mesh": {"tensor": -1}}, "config.mesh.tensor=-1: must be at least 1"),
+    ({"mesh": {"data": 0}}, "config.mesh.data=0: must be at least 1, or -1"),
+    ({"mesh": {"data": -2}}, "config.mesh.data=-2: must be at least 1, or -1"),
+  ],
+  ids=str,
+)
+def test_every_mistake_is_one_line_with_its_remedy(sections, message):
+  with pytest.raises(InputError) as error:
+    resolve(sections)
+  assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(InputError, match=r"wandb=True needs .*pip install"):
+    config(train={"wandb": True})
+
+
+def test_whole_numbers_are_taken_for_floats():
+  value = resolve({"optimizer": {"learning_rate": 1}}).optimizer.learning_rate
+  assert value == 1.0 and isinstance(value, float)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_difference_names_what_makes_another_run(name):
+  """A run may go on with other devices, schedules of writing, and evaluations, nothing else."""
+  section, field = name.split(".")
+  old = Config()
+  value = getattr(getattr(old, section), field)
+  new = dataclasses.replace(
+    old, **{section: dataclasses.replace(getattr(old, section), **{field: ("other", value)})}
+  )
+  free = {"data.path", "data.prefetch", "model.remat", "model.implementation"}
+  free |= {f for f in FIELDS if f.startswith(("evaluation.", "mesh.", "train."))}
+  free -= {"train.seed", "train.z_loss"}
+  found = difference(old, new)
+  if name in free:
+    assert found is None, f"config.{name} may change when a run goes on"
+  else:
+    assert found is not None and found.startswith(f"config.{name}: {value!r} there")
+  assert difference(old, old) is None

@@ -15,15 +15,14 @@ MAY_IMPORT = {
   "config": set(),
   "progress": set(),
   "plan": {"config"},
-  "ops": {"config"},
+  "ops": set(),
   "parallel": {"config"},
   "data": {"config"},
+  "runs": {"config", "data"},
   "models": {"config", "ops", "parallel"},
-  "training": {"config", "ops", "models", "parallel", "data", "plan", "progress", "evaluation"},
-  "evaluation": {"config", "ops", "models", "parallel", "data", "plan", "progress", "training"},
-  "inference": {
-    *("config", "ops", "models", "parallel", "data", "progress", "training", "evaluation"),
-  },
+  "evaluation": {*"config ops models parallel data runs plan progress".split()},
+  "training": {*"config ops models parallel data runs plan progress evaluation".split()},
+  "inference": {*"config ops models parallel data runs progress".split()},
   "cli": {"config", "data", "training", "evaluation", "inference"},
 }
 

@@ -1,4 +1,4 @@
-"""The command as a person meets it: wrong inputs in one line, and the whole job on a tiny corpus."""
+"""The command as a person meets it: wrong inputs in one line, and the whole job, tiny."""
 
 import json
 import signal

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from infini_jax import config as config_lib
 from infini_jax.config import Config, ModelConfig
-from infini_jax.models import abstract_params
+from infini_jax.models import init
 
 LETTERS = np.array(list("abcdefghij klmno pqrs tuvw xyz.\n"))
 
@@ -58,7 +58,9 @@ def fake_params(config: ModelConfig, seed: int = 0):
       return jnp.asarray(1 + 0.1 * noise, x.dtype)
     return jnp.asarray(noise if name == "beta_H" else noise * config.width**-0.5, x.dtype)
 
-  return jax.tree_util.tree_map_with_path(one, abstract_params(config))
+  return jax.tree_util.tree_map_with_path(
+    one, jax.eval_shape(lambda: init(config, jax.random.key(0)))
+  )
 
 
 def changed(base, **fields):

@@ -15,11 +15,11 @@ from infini_jax.config import Config
 from infini_jax.evaluation import gates as gates_lib
 from infini_jax.evaluation.perplexity import Perplexity, Scores
 from infini_jax.models import abstract_params
-from infini_jax.parallel import check_divisible, make_mesh, param_shardings
+from infini_jax.parallel import check_divisible, make_mesh
 from infini_jax.progress import track
-from infini_jax.training.checkpoints import Checkpoints, Workdir
-from infini_jax.training.loop import open_inputs
-from infini_jax.training.metrics import read_metrics
+from infini_jax.runs.checkpoints import Checkpoints
+from infini_jax.runs.metrics import read_metrics
+from infini_jax.runs.workdir import Workdir, open_inputs
 
 NOTICEABLE = 1.001  # a knock-out that costs less than this factor shows no use of the memory
 
@@ -42,13 +42,11 @@ def evaluate(
     InputError: no run or checkpoint there, or another config's; an empty split.
   """
   Workdir(path).config()  # there must be a run
-  inputs = open_inputs(config, path, console)
-  workdir, store = inputs.workdir, inputs.store
+  workdir, store = open_inputs(config, path, console)
   mesh = make_mesh(config.mesh)
   check_divisible(config, mesh)
   with jax.set_mesh(mesh):
-    checkpoints = Checkpoints(workdir)
-    params, step = restore_params(config, mesh, checkpoints, step)
+    params, step = Checkpoints(workdir).restore_params(abstract_params(config.model, mesh), step)
     documents = store.split(config.evaluation.split)
     evaluator = Perplexity(config, mesh, documents, store.tokenizer)
     scores = {}
@@ -78,17 +76,6 @@ def evaluate(
     console.print(_table(results, scores, workdir.path, step))
     _verdict(scores, console)
   return results
-
-
-def restore_params(config: Config, mesh: Any, checkpoints: Checkpoints, step: int | None) -> Any:
-  """The parameters of a checkpoint on this mesh, and their step."""
-  shapes = abstract_params(config.model)
-  abstract = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes,
-    param_shardings(shapes, mesh),
-  )
-  return checkpoints.restore_params(abstract, step)
 
 
 def draw_positions(scores: dict[str, Scores], file: Path) -> None:

@@ -12,12 +12,13 @@ from rich.console import Console
 
 from infini_jax.config import Config, InputError, MeshConfig
 from infini_jax.data import Document, Store, Tokenizer, load_saved, read_text
-from infini_jax.evaluation.report import restore_params
 from infini_jax.inference.generate import Generator
 from infini_jax.inference.sampling import Sampling
+from infini_jax.models import abstract_params
 from infini_jax.parallel import make_mesh
 from infini_jax.progress import track
-from infini_jax.training.checkpoints import Checkpoints, Workdir
+from infini_jax.runs.checkpoints import Checkpoints
+from infini_jax.runs.workdir import Workdir
 
 
 def generate(args: argparse.Namespace, console: Console) -> None:
@@ -37,7 +38,9 @@ def generate(args: argparse.Namespace, console: Console) -> None:
 
   mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
   with jax.set_mesh(mesh):
-    params, step = restore_params(config, mesh, Checkpoints(workdir), args.step)
+    params, step = Checkpoints(workdir).restore_params(
+      abstract_params(config.model, mesh), args.step
+    )
     generator = Generator(config, params)
     errors = Console(stderr=True)
     errors.print(f"step {step}; {name}: {len(prompt):,} tokens", highlight=False)

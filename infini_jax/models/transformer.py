@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from infini_jax.config import ModelConfig
 from infini_jax.models.mixers import MIXERS
-from infini_jax.parallel import einsum, shard, use
+from infini_jax.parallel import einsum, param_shardings, shard, use
 
 REMAT = {
   "none": None,  # keep everything
@@ -202,9 +202,11 @@ def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
   return nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(key))))
 
 
-def abstract_params(config: ModelConfig) -> dict[str, Any]:
-  """Shapes and types of the parameters, without making them."""
-  return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+def abstract_params(config: ModelConfig, mesh: Any) -> dict[str, Any]:
+  """Shapes, types and storage shardings of the parameters, without making them."""
+  shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+  place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  return jax.tree.map(place, shapes, param_shardings(shapes, mesh))
 
 
 def bind(config: ModelConfig, params: dict[str, Any]) -> Transformer:

@@ -6,7 +6,6 @@ makes the device wait, and a checkpoint is never of a half-taken step.
 """
 
 import contextlib
-import dataclasses
 import signal
 import threading
 import time
@@ -19,45 +18,19 @@ import numpy as np
 from rich.console import Console
 
 from infini_jax import plan
-from infini_jax.config import Config, InputError
-from infini_jax.data import Store, TrainLanes, open_or_prepare
+from infini_jax.config import Config
+from infini_jax.data import TrainLanes
 from infini_jax.data.loader import train_batches
 from infini_jax.evaluation.perplexity import Perplexity
 from infini_jax.parallel import check_divisible, local_rows, make_mesh, put_batch
 from infini_jax.progress import track
-from infini_jax.training.checkpoints import Checkpoints, Workdir
-from infini_jax.training.metrics import MetricWriter
+from infini_jax.runs.checkpoints import Checkpoints
+from infini_jax.runs.metrics import MetricWriter
+from infini_jax.runs.workdir import Workdir, open_inputs
 from infini_jax.training.optimizer import make_optimizer, make_schedule
 from infini_jax.training.step import TrainState, abstract_state, initial_state, make_train_step
 
 GATE_TRAVEL = 4.0  # sigmoid(4) = 0.98: what a gate must be able to travel to specialise
-
-
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-  """What a run reads, checked before any device is touched."""
-
-  workdir: Workdir
-  store: Store
-
-
-def open_inputs(config: Config, path: str, console: Console) -> Inputs:
-  """Opens or prepares the corpus and checks it against the config.
-
-  Raises:
-    InputError: a missing or unreadable corpus, or one that does not fit the model.
-  """
-  workdir = Workdir(path)
-  workdir.check(config)
-  if not config.data.path:
-    raise InputError("config.data.path is empty: set it to a folder of text or a prepared store")
-  store = open_or_prepare(config.data.path, config.data.tokenizer, workdir.store, console)
-  if store.tokenizer.size > config.model.vocab_size:
-    raise InputError(
-      f"config.model.vocab_size={config.model.vocab_size} is smaller than the tokenizer's "
-      f"{store.tokenizer.size}: set it to {store.tokenizer.size} or more"
-    )
-  return Inputs(workdir, store)
 
 
 def train(config: Config, path: str, console: Console) -> TrainState:
@@ -70,8 +43,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
   d, t = config.data, config.train
 
   # ---- Inputs: everything that a person can have got wrong.
-  inputs = open_inputs(config, path, console)
-  workdir, store = inputs.workdir, inputs.store
+  workdir, store = open_inputs(config, path, console)
   lanes = TrainLanes(
     store.split("train"),
     bos=store.tokenizer.bos,

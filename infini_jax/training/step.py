@@ -11,9 +11,9 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from infini_jax.config import Config
-from infini_jax.models import bind, init
+from infini_jax.models import abstract_params, bind, init
 from infini_jax.ops.loss import cross_entropy
-from infini_jax.parallel import param_shardings, shard
+from infini_jax.parallel import shard
 
 Batch = dict[str, jax.Array]
 
@@ -34,12 +34,7 @@ class TrainState:
 
 def abstract_state(config: Config, tx: optax.GradientTransformation, mesh: Any) -> TrainState:
   """Shapes, types and shardings of the state, without making it."""
-  shapes = jax.eval_shape(lambda: init(config.model, jax.random.key(0)))
-  params = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes,
-    param_shardings(shapes, mesh),
-  )
+  params = abstract_params(config.model, mesh)
   state = jax.eval_shape(lambda p: _assemble(config, tx, p), params)
 
   def place(x):  # it was traced on the abstract mesh and is wanted on this one
@@ -52,11 +47,11 @@ def abstract_state(config: Config, tx: optax.GradientTransformation, mesh: Any) 
 def initial_state(config: Config, tx: optax.GradientTransformation, mesh: Any) -> TrainState:
   """A fresh state, every array made in its place."""
   key = jax.random.key(config.train.seed)
-  shapes = jax.eval_shape(lambda k: init(config.model, k), key)
-  make = jax.jit(lambda k: init(config.model, k), out_shardings=param_shardings(shapes, mesh))
+  shardings = jax.tree.map(lambda x: x.sharding, abstract_params(config.model, mesh))
+  make = jax.jit(lambda k: init(config.model, k), out_shardings=shardings)
   # It runs once: on a CPU, optimizing the code of so many random numbers takes far longer than it.
   on_cpu = mesh.devices.flat[0].platform == "cpu"
-  options = {"xla_backend_optimization_level": 0} if on_cpu else None
+  options = {"xla_backend_optimization_level": "0"} if on_cpu else None
   params = make.lower(key).compile(options)(key)
   return jax.jit(lambda p: _assemble(config, tx, p))(params)
 

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from infini_jax.config import InputError
 from infini_jax.data import TrainLanes
+from infini_jax.runs.metrics import read_metrics
 from infini_jax.training import loop
-from infini_jax.training.metrics import read_metrics
 from tests.tiny import changed, quiet
 
 
@@ -61,7 +61,7 @@ def test_six_steps_equal_three_a_stop_and_three_more(trained, tmp_path, batches,
   resumed = retrain(c, tmp_path / "run")
   same(resumed, straight)
 
-  store = loop.open_inputs(c, str(tmp_path / "run"), quiet()).store
+  _, store = loop.open_inputs(c, str(tmp_path / "run"), quiet())
   lanes = TrainLanes(
     store.split("train"), bos=store.tokenizer.bos, eos=store.tokenizer.eos, lanes=c.data.lanes,
     segments=c.data.segments, segment_length=c.model.segment_length, seed=c.train.seed,

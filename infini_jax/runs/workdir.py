@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax, and what a workdir holds: the one file that knows either.
+"""The folder of a run, and the corpus that it reads.
 
 A workdir is whole by itself:
 
@@ -6,6 +6,7 @@ A workdir is whole by itself:
   tokenizer/       the vocabulary
   checkpoints/N/   the state after N updates: `params`, and `rest` (optimizer, memory, step)
   metrics.jsonl    one line per log, beside tensorboard/
+  evaluation/      results.json and pictures
 """
 
 import json
@@ -13,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
-from absl import logging as absl_logging
+from rich.console import Console
 
 from infini_jax import config as config_lib
 from infini_jax.config import Config, InputError
-
-absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax narrates every save
+from infini_jax.data import Store, open_or_prepare
 
 
 class Workdir:
@@ -95,57 +94,21 @@ class Workdir:
       raise InputError(f"{file}: cannot be read ({error}); choose another --workdir") from None
 
 
-class Checkpoints:
-  """Saves in the background, keeps the last few, restores onto any mesh."""
+def open_inputs(config: Config, path: str, console: Console) -> tuple[Workdir, Store]:
+  """The workdir at `path` and the corpus of the config, opened or prepared, before any device.
 
-  def __init__(self, workdir: Workdir, keep: int = 1):
-    self._folder = workdir.path / "checkpoints"
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False)
-    self._manager = None
-    self._options = options
-
-  def latest(self) -> int | None:
-    """The newest step that was saved whole, or None."""
-    return self._open().latest_step() if self._folder.exists() else None
-
-  def save(self, step: int, state: Any) -> None:
-    """Starts to save; returns before the files are written. A step is saved once."""
-    self._folder.mkdir(parents=True, exist_ok=True)
-    if step in self._open().all_steps():
-      return
-    rest = {"step": state.step, "opt_state": state.opt_state, "memory": state.memory}
-    args = ocp.args.Composite(
-      params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(rest)
+  Raises:
+    InputError: a workdir of another config, or a corpus that is missing, cannot be read, or does
+      not fit the model.
+  """
+  workdir = Workdir(path)
+  workdir.check(config)
+  if not config.data.path:
+    raise InputError("config.data.path is empty: set it to a folder of text or a prepared store")
+  store = open_or_prepare(config.data.path, config.data.tokenizer, workdir.store, console)
+  if store.tokenizer.size > config.model.vocab_size:
+    raise InputError(
+      f"config.model.vocab_size={config.model.vocab_size} is smaller than the tokenizer's "
+      f"{store.tokenizer.size}: set it to {store.tokenizer.size} or more"
     )
-    self._open().save(step, args=args)
-
-  def restore(self, step: int, abstract: Any) -> Any:
-    """The whole state of a step, laid out as `abstract` says."""
-    rest = {"step": abstract.step, "opt_state": abstract.opt_state, "memory": abstract.memory}
-    args = ocp.args.Composite(
-      params=ocp.args.StandardRestore(abstract.params), rest=ocp.args.StandardRestore(rest)
-    )
-    saved = self._open().restore(step, args=args)
-    return type(abstract)(params=saved.params, **saved.rest)
-
-  def restore_params(self, abstract: Any, step: int | None = None) -> tuple[Any, int]:
-    """The parameters alone, for evaluation and generation, and the step they are of.
-
-    Raises:
-      InputError: there is no checkpoint, or not of that step.
-    """
-    step = self.latest() if step is None else step
-    if step is None or not (self._folder / str(step)).exists():
-      raise InputError(f"{self._folder}: no checkpoint{'' if step is None else f' of step {step}'}")
-    args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
-    return self._open().restore(step, args=args).params, step
-
-  def close(self) -> None:
-    """Waits for the last save."""
-    if self._manager is not None:
-      self._manager.close()
-
-  def _open(self) -> ocp.CheckpointManager:
-    if self._manager is None:
-      self._manager = ocp.CheckpointManager(self._folder, options=self._options)
-    return self._manager
+  return workdir, store

@@ -1,6 +1,6 @@
 import json
 
-from infini_jax.training.metrics import MetricWriter, read_metrics
+from infini_jax.runs.metrics import MetricWriter, read_metrics
 from tests.tiny import config
 
 

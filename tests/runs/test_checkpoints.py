@@ -6,7 +6,8 @@ import pytest
 
 from infini_jax.config import InputError, MeshConfig
 from infini_jax.parallel import make_mesh, param_shardings
-from infini_jax.training.checkpoints import Checkpoints, Workdir
+from infini_jax.runs.checkpoints import Checkpoints
+from infini_jax.runs.workdir import Workdir
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import TrainState, abstract_state
 from tests.tiny import config

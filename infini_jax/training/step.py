@@ -51,7 +51,7 @@ def initial_state(config: Config, tx: optax.GradientTransformation, mesh: Any) -
   make = jax.jit(lambda k: init(config.model, k), out_shardings=shardings)
   # It runs once: on a CPU, optimizing the code of so many random numbers takes far longer than it.
   on_cpu = mesh.devices.flat[0].platform == "cpu"
-  options = {"xla_backend_optimization_level": "0"} if on_cpu else None
+  options: dict[str, str | bool] = {"xla_backend_optimization_level": "0"} if on_cpu else {}
   params = make.lower(key).compile(options)(key)
   return jax.jit(lambda p: _assemble(config, tx, p))(params)
 
@@ -103,7 +103,7 @@ def make_train_step(
     with jax.named_scope("optimizer"):
       updates, opt_state = tx.update(grads, state.opt_state, state.params)
       params = optax.apply_updates(state.params, updates)
-    metrics = {"loss": nll, "tokens": total, "grad_norm": optax.global_norm(grads)}
+    metrics = {"loss": nll, "tokens": total, "grad_norm": optax.tree.norm(grads)}
     metrics |= _memory_metrics(config, params, grads, memory)
     metrics = jax.tree.map(lambda x: shard(x, "_" * x.ndim), metrics)  # every host can read them
     kept = None if state.memory is None else memory

@@ -22,8 +22,10 @@ B, S, N = 8, 2, 8
 
 
 def experiment(**sections):
+  """With a large epsilon: else Adam turns the noise of a gradient near 0 into a whole step."""
   model = {"segment_length": N, "vocab_size": 32, **sections.pop("model", {})}
-  return config(model=model, **sections)
+  optimizer = {"eps": 1e-3, **sections.pop("optimizer", {})}
+  return config(model=model, optimizer=optimizer, **sections)
 
 
 def batch(rng):
@@ -171,14 +173,14 @@ def test_one_compilation_and_the_planned_shapes_are_the_real_ones(rng):
     ahead(state, put_batch(batch(rng), mesh, B))
 
 
-GOLDEN = {"loss": 4.1298, "grad_norm": 2.0487, "memory_L": 6.6126, "z_L": 17.798, "params": 19.998}
+GOLDEN = {"loss": 4.1360, "grad_norm": 2.0391, "memory_L": 6.6132, "z_L": 17.792, "params": 19.997}
 
 
 def test_two_steps_are_what_they_were():
   rng = np.random.default_rng(0)
   c = experiment(model={"rule": "delta", "kv_heads": 1})
   state, metrics = Run(c)(batch(rng), batch(rng))
-  metrics["params"] = optax.global_norm(state.params)
+  metrics["params"] = optax.tree.norm(state.params)
   got = {name: float(np.mean(metrics[name])) for name in GOLDEN}
   np.testing.assert_allclose(
     list(got.values()),

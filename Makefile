@@ -26,7 +26,7 @@ demo: $(READY)
 	$(BIN)/python eval.py --config=configs/demo.py --workdir=runs/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow

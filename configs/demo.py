@@ -27,8 +27,8 @@ def get_config():
   m.remat = "none"
 
   o.learning_rate, o.warmup_steps = 4e-3, 50
-  o.gate_learning_rate = 0.03  # the run is short: let the gates travel
-  t.steps, t.log_every = 280, 10
+  o.gate_learning_rate = 0.021  # the run is short: let the gates travel
+  t.steps, t.log_every = 360, 10
   t.checkpoint_every = 1000
 
   config.evaluation.lanes, config.evaluation.segments = 8, 8

@@ -21,9 +21,8 @@ from jaxtyping import Array, Bool, Float
 
 from infini_jax.ops.attention import split_heads
 
-DELTA_GROWTH = (
-  2.0  # delta stays contractive while a segment adds at most so many times what z holds
-)
+# Delta stays contractive while a segment adds at most so many times what z holds.
+DELTA_GROWTH = 2.0
 
 
 class MemoryState(NamedTuple):

@@ -1,5 +1,6 @@
 # make install   the environment in .venv, from the lock file
 # make demo      the main job on real text: train, generate, evaluate (6 minutes on 2 cores)
+# make passkey   a memory that works: trains on the pass key task, prints what is recalled
 # make test      the fast tests; make test-slow  the rest;  make check  lint and types
 # make lock      writes requirements.lock anew (needs uv)
 
@@ -7,7 +8,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: install demo test test-slow check format lock clean
+.PHONY: install demo passkey test test-slow check format lock clean
 
 install: $(READY)
 
@@ -24,6 +25,10 @@ demo: $(READY)
 	$(BIN)/python train.py --config=configs/demo.py --workdir=runs/demo
 	$(BIN)/infini-jax generate --workdir=runs/demo --prompt-document=test:0 --tokens=120
 	$(BIN)/python eval.py --config=configs/demo.py --workdir=runs/demo
+
+passkey: $(READY)
+	$(BIN)/python train.py --config=configs/passkey_tiny.py --workdir=runs/passkey
+	$(BIN)/python eval.py --config=configs/passkey_tiny.py --workdir=runs/passkey
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"

@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 
   for name, run, what in (
     ("train", _train, "train a config, or go on where its workdir stands"),
-    ("eval", _eval, "perplexity of whole documents, with the memory and without"),
+    ("eval", _eval, "perplexity of documents, or recall of a task, with the memory and without"),
   ):
     made = command(name, run, f"{what}. --config=FILE is {CONFIG_HELP}.")
     made.set_defaults(takes_config=True)

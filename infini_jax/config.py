@@ -18,6 +18,9 @@ import ml_collections
 
 MIXERS = ("infini", "local", "full")
 RULES = ("linear", "delta")
+GATES = ("sigmoid", "hard_sigmoid")
+TASKS = ("text", "passkey", "recall")
+KNOCK_OUTS = ("empty", "reads", "layers")
 IMPLEMENTATIONS = ("auto", "scan", "parallel")
 ACTIVATIONS = ("swiglu", "gelu")
 REMAT_POLICIES = ("none", "full", "dots")
@@ -44,8 +47,13 @@ class ModelConfig:
   vocab_size: int = 257  # V; at least the tokenizer's size
   segment_length: int = 256  # N
   rule: str = "linear"  # how the memory is written: linear or delta
+  gate: str = "sigmoid"  # of beta: sigmoid, or hard_sigmoid, which can shut and open entirely
   gate_init: float = 0.0  # beta at the start: 0 from scratch, about -5 to adapt a trained model
   scale_first_segment: bool = False  # True: the paper's literal (1 - gate) while memory is empty
+  normalize_keys: bool = False  # each stored key weighs 1 in z (Schlag et al., 2021)
+  z_correction: bool = False  # z grows by the new part of a key alone (ARMT)
+  decay: float = 1.0  # what a compression leaves of the memory; below 1 it forgets
+  readout_norm: bool = False  # RMSNorm without scale over each head's read-out
   activation: str = "swiglu"  # swiglu or gelu
   rope_theta: float = 10_000.0
   norm_eps: float = 1e-5
@@ -67,6 +75,42 @@ class DataConfig:
   segments: int = 4  # S; a training chunk holds T = S*N tokens of each lane
   carry_state: bool = True  # carry each lane's state from step to step, without gradient through it
   prefetch: int = 4  # batches read ahead
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+  """What is learned: documents of `data.path`, or examples made on the spot, each with an answer.
+
+  A task's example is whole in one chunk: the gradient goes from the answer back to its first token.
+  The loss weighs an answer 1, whatever its length.
+  """
+
+  name: str = "text"  # text, passkey or recall
+  digits: int = 4  # passkey: of the key
+  pairs: int = 32  # recall: keys with their values in an example
+  keys: int = 64  # recall: different keys
+  values: int = 64  # recall: different values
+  min_segments: int = 2  # of the shortest example; the longest has data.segments
+  curriculum_steps: int = 0  # in which the longest grows from the shortest
+  repeat_weight: float = 0.3  # passkey: loss weight of the key's second copy
+  context_weight: float = 0.5  # loss weight of all the rest of an example
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmConfig:
+  """Warm memory: examples start from states that have read earlier text, without gradient.
+
+  Every lane has a companion that reads `segments` more of earlier text at every step, until it has
+  read a planned length, and starts anew. Whatever begins at the start of a chunk takes over the
+  companion's state with the probability `share`. (With `data.carry_state` a long document's own
+  state is warm already.)
+  """
+
+  share: float = 0.0  # 0: off
+  start_step: int = 0  # before, all start empty: a memory learns sooner from short texts
+  segments: int = 4  # that a companion reads at every step
+  min_tokens: int = 1024  # planned lengths: log-uniform from here
+  max_tokens: int = 65_536  # to here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,13 +151,18 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-  """Whole documents, chunk after chunk, the state carried."""
+  """Whole documents or a task's examples, chunk after chunk, the state carried."""
 
+  task: str = ""  # text, passkey or recall; empty: what the run was trained on
   split: str = "test"
   lanes: int = 8  # documents read side by side
   segments: int = 8  # segments of a chunk
   max_documents: int = 0  # the first so many of the split; 0: all
   max_tokens: int = 0  # read no further into a document; 0: to its end
+  knock_out: tuple[str, ...] = ("empty",)  # also: reads, layers (one after the other)
+  lengths: tuple[int, ...] = (1024, 4096)  # tokens of a task's examples
+  depths: tuple[float, ...] = (0.0, 0.5, 1.0)  # where the pass key stands: 0 start, 1 end
+  samples: int = 100  # fresh examples of each length and depth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +180,8 @@ class Config:
 
   model: ModelConfig = ModelConfig()
   data: DataConfig = DataConfig()
+  task: TaskConfig = TaskConfig()
+  warm: WarmConfig = WarmConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   train: TrainConfig = TrainConfig()
   evaluation: EvalConfig = EvalConfig()
@@ -188,12 +239,16 @@ def check(config: Config) -> None:
   for name, value, choices in (
     ("model.mixer", m.mixer, MIXERS),
     ("model.rule", m.rule, RULES),
+    ("model.gate", m.gate, GATES),
     ("model.activation", m.activation, ACTIVATIONS),
     ("model.remat", m.remat, REMAT_POLICIES),
     ("model.implementation", m.implementation, IMPLEMENTATIONS),
     ("model.compute_dtype", m.compute_dtype, DTYPES),
     ("model.param_dtype", m.param_dtype, DTYPES),
     ("optimizer.name", o.name, OPTIMIZERS),
+    ("task.name", config.task.name, TASKS),
+    ("evaluation.task", e.task or config.task.name, TASKS),
+    *(("evaluation.knock_out", name, KNOCK_OUTS) for name in e.knock_out),
     ("evaluation.split", e.split, SPLITS),
   ):
     if value not in choices:
@@ -205,12 +260,16 @@ def check(config: Config) -> None:
     "optimizer": "learning_rate gate_learning_rate eps",
     "train": "steps accumulate loss_chunk log_every eval_documents checkpoint_every"
     " keep_checkpoints",
-    "evaluation": "lanes segments",
+    "evaluation": "lanes segments samples",
+    "task": "digits pairs keys values min_segments",
+    "warm": "segments min_tokens",
   }
   not_negative = {
     "optimizer": "warmup_steps final_fraction weight_decay clip_norm b1 b2",
     "train": "seed z_loss eval_every profile_start profile_steps",
     "evaluation": "max_documents max_tokens",
+    "task": "curriculum_steps repeat_weight context_weight",
+    "warm": "share start_step",
   }
   for bound, groups in ((0, positive), (None, not_negative)):
     for section, names in groups.items():
@@ -238,6 +297,19 @@ def check(config: Config) -> None:
       "config.data.carry_state=True with config.model.mixer='full': its state grows without end; "
       "set config.data.carry_state=False"
     )
+  if m.gate == "hard_sigmoid" and abs(m.gate_init) >= 3:
+    raise InputError(
+      f"config.model.gate_init={m.gate_init} with config.model.gate='hard_sigmoid': it has no "
+      f"gradient from 3 on; set gate_init to -2.9 to adapt a trained model"
+    )
+  if not 0 < m.decay <= 1:
+    raise InputError(f"config.model.decay={m.decay}: must be above 0, and at most 1 (no decay)")
+  if m.z_correction and m.rule != "delta":
+    raise InputError(
+      "config.model.z_correction=True with config.model.rule='linear': its read-outs would grow "
+      "without end, for z stands still; set config.model.rule='delta'"
+    )
+  _check_task(config)
   for name, size in (("fsdp", config.mesh.fsdp), ("tensor", config.mesh.tensor)):
     if size < 1:
       raise InputError(f"config.mesh.{name}={size}: must be at least 1")
@@ -245,6 +317,48 @@ def check(config: Config) -> None:
     raise InputError(f"config.mesh.data={config.mesh.data}: must be at least 1, or -1 for the rest")
   if t.wandb:
     _require("wandb", "config.train.wandb=True", "pip install 'infini-jax[wandb]'")
+
+
+def _check_task(config: Config) -> None:
+  d, task, warm, e = config.data, config.task, config.warm, config.evaluation
+  if task.name != "text":
+    if d.carry_state:
+      raise InputError(
+        f"config.data.carry_state=True with config.task.name={task.name!r}: its examples do not go "
+        f"on from step to step; set config.data.carry_state=False (and see config.warm)"
+      )
+    if task.min_segments > d.segments:
+      raise InputError(
+        f"config.task.min_segments={task.min_segments} is more than config.data.segments="
+        f"{d.segments}: an example is whole in one chunk"
+      )
+  elif d.tokenizer == "task":
+    raise InputError("config.data.tokenizer='task' needs config.task.name='passkey' or 'recall'")
+  if warm.share > 1:
+    raise InputError(f"config.warm.share={warm.share}: a probability, at most 1")
+  if warm.share and config.model.mixer == "full":
+    raise InputError("config.warm.share with config.model.mixer='full': its state grows; set it 0")
+  if warm.min_tokens > warm.max_tokens:
+    raise InputError(
+      f"config.warm.min_tokens={warm.min_tokens} is more than "
+      f"config.warm.max_tokens={warm.max_tokens}: swap them"
+    )
+  for name, some in (("lengths", e.lengths), ("depths", e.depths)):
+    if not some:
+      raise InputError(f"config.evaluation.{name}=(): nothing to evaluate; give one or more")
+  for depth in e.depths:
+    if not 0 <= depth <= 1:
+      raise InputError(f"config.evaluation.depths: {depth} is outside 0 (start) to 1 (end)")
+  for length in e.lengths:
+    if length < 1:
+      raise InputError(
+        f"config.evaluation.lengths: {length} is no number of tokens: give 1 or more"
+      )
+  if task.pairs > task.keys:
+    raise InputError(
+      f"config.task.pairs={task.pairs} is more than config.task.keys={task.keys}: each pair has a "
+      f"key of its own"
+    )
 
 
 def check_name(section: str, field: str | None = None) -> None:
@@ -280,10 +394,23 @@ def _section(section: str, schema: type, values: Any) -> Any:
     want = type(fields[name].default)
     if want is float and type(value) is int:
       value = float(value)
-    if type(value) is not want:
+    if want is tuple:
+      value = _tuple(f"{section}.{name}", fields[name].default, value)
+    elif type(value) is not want:
       raise InputError(f"config.{section}.{name}={value!r}: expected {want.__name__}")
     checked[name] = value
   return schema(**checked)
+
+
+def _tuple(name: str, default: Any, values: Any) -> tuple:
+  """Several values of the default's type; a list, as JSON writes it, is taken too."""
+  want = type(default[0])
+  values = tuple(values) if isinstance(values, list | tuple) else (values,)
+  if want is float:
+    values = tuple(float(v) if type(v) is int else v for v in values)
+  if any(type(v) is not want for v in values):
+    raise InputError(f"config.{name}={values!r}: expected several {want.__name__}")
+  return values
 
 
 def _did_you_mean(name: str, names: Any) -> str:

@@ -59,6 +59,26 @@ def trained(texts, tmp_path_factory):
   return c, workdir, state
 
 
+@pytest.fixture(scope="session")
+def trained_on_task(tmp_path_factory):
+  """A finished run of four steps on passkey examples that start warm: config, workdir, state."""
+  from infini_jax.training.loop import train
+  from tests.tiny import config, quiet
+
+  workdir = tmp_path_factory.mktemp("task") / "run"
+  c = config(
+    model={"vocab_size": 64},
+    data={"tokenizer": "task", "carry_state": False, "segments": 6},
+    task={"name": "passkey", "min_segments": 5},
+    warm={"share": 0.7, "segments": 2, "min_tokens": 32, "max_tokens": 100},
+    train={"steps": 4, "checkpoint_every": 2, "eval_every": 3, "eval_documents": 2},
+    evaluation={"lengths": (80, 200), "samples": 3, "knock_out": ("empty", "reads", "layers")},
+  )
+  with jax.numpy_dtype_promotion("standard"):
+    state = train(c, str(workdir), quiet())
+  return c, workdir, state
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
   """Types are never promoted silently, but for Optax, which multiplies integers and floats."""

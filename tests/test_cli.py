@@ -83,11 +83,29 @@ def test_wrong_inputs_are_named_in_one_line_with_the_remedy(job, tmp_path, capsy
   assert "unknown argument" in train("--steps=3")
   assert "does not fit" in train("--config.mesh.tensor=7")
   assert "another config" in train("--config.model.width=32", workdir=f"--workdir={job / 'run'}")
+  own = ("--config.data.tokenizer=task", "--config.data.carry_state=False")
+  assert "set config.data.carry_state=False" in train("--config.task.name=passkey")
+  assert "needs config.task.name" in train("--config.data.tokenizer=task")
+  assert "make it 67 tokens or more" in train("--config.task.name=passkey", *own)
+  assert "set it to" in train(
+    "--config.task.name=recall", "--config.task.min_segments=1", "--config.model.vocab_size=9", *own
+  )
+  assert "recall has its own vocabulary" in train("--config.task.name=recall", own[1])
+  assert "choose 1 to 32" in train("--config.task.name=passkey", "--config.task.digits=33", *own)
+  assert "at most 1" in train("--config.warm.share=1.5")
+  assert "must be above 0" in train("--config.model.decay=0.0")
+  assert "gradient" in train("--config.model.gate=hard_sigmoid", "--config.model.gate_init=-5.0")
   assert "is missing" in refused(capsys, "train", out)
   assert "no such file" in refused(capsys, "train", "--config=nowhere.py", out)
   assert "no run here" in refused(capsys, "eval", config, out)
   assert "no run here" in refused(capsys, "generate", out)
   run = f"--workdir={job / 'run'}"
+  passkey = ("eval", config, run, "--config.evaluation.task=passkey")
+  assert "248 or more" in refused(capsys, *passkey, "--config.evaluation.lengths=(500,99)").replace(
+    "tokens or", "or"
+  )
+  assert "outside 0 (start)" in refused(capsys, *passkey, "--config.evaluation.depths=(0.5,2.0)")
+  assert "own vocabulary" in refused(capsys, "eval", config, run, "--config.evaluation.task=recall")
   assert "no such file" in refused(capsys, "generate", run, "--prompt-file=nowhere.txt")
   assert "top_p" in refused(capsys, "generate", run, "--top-p=0")
   assert "SPLIT:NUMBER" in refused(capsys, "generate", run, "--prompt-document=test:99")

@@ -1,6 +1,7 @@
 """The schema: every field does something, every mistake is named with its remedy."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import re
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from infini_jax import config as config_lib
+from infini_jax.cli import load_config
 from infini_jax.config import Config, InputError, base_config, difference, from_json, resolve
-from infini_jax.data import TrainLanes
+from infini_jax.data import Store, make_task, train_lanes
+from infini_jax.data.tokenizers import ByteTokenizer
 from infini_jax.models import init
 from infini_jax.parallel import make_mesh
 from infini_jax.training.optimizer import make_optimizer
@@ -37,6 +40,11 @@ SEEN_ELSEWHERE = {
   "evaluation.segments": "tests/evaluation/test_perplexity.py: by design it changes no total",
   "evaluation.max_documents": "tests/evaluation/test_perplexity.py: limits",
   "evaluation.max_tokens": "tests/evaluation/test_perplexity.py: limits",
+  "evaluation.task": "tests/evaluation/test_report.py: a run on text is asked for a pass key",
+  "evaluation.knock_out": "tests/evaluation/test_knock_out.py, and test_report.py: the variants",
+  "evaluation.lengths": "tests/evaluation/test_report.py: a task's evaluation",
+  "evaluation.depths": "tests/evaluation/test_report.py: a run on text is asked for a pass key",
+  "evaluation.samples": "tests/evaluation/test_report.py: a task's evaluation",
 }
 # Values for fields that cannot simply be doubled.
 ANOTHER = {
@@ -49,6 +57,14 @@ ANOTHER = {
   "model.compute_dtype": "bfloat16",
   "model.param_dtype": "bfloat16",
   "model.kv_heads": 1,
+  "model.gate": "hard_sigmoid",
+  "model.decay": 0.9,
+  "task.name": "recall",
+  "task.pairs": 3,
+  "task.curriculum_steps": 50,
+  "task.min_segments": 2,
+  "warm.share": 0.9,
+  "warm.start_step": 4,
   "optimizer.name": "adafactor",
   "optimizer.b1": 0.8,
   "optimizer.b2": 0.9,
@@ -60,11 +76,39 @@ ANOTHER = {
   "mesh.fsdp": 2,
   "mesh.tensor": 2,
 }
+# Fields that say something only of one task, or once memories start warm.
+TASK = {"data": {"tokenizer": "task", "carry_state": False, "segments": 6}}
+RECALL = {**TASK, "task": {"name": "recall", "pairs": 2, "keys": 8, "values": 8, "min_segments": 1}}
+PASSKEY = {**TASK, "task": {"name": "passkey", "min_segments": 5}}
+WARM = {
+  "data": {"carry_state": False},
+  "warm": {"share": 0.5, "segments": 1, "min_tokens": 20, "max_tokens": 90},
+}
+LIVE_IN = {
+  "model.z_correction": {"model": {"rule": "delta"}},
+  **dict.fromkeys(("task.digits", "task.repeat_weight"), PASSKEY),
+  **{f"task.{f.name}": RECALL for f in dataclasses.fields(config_lib.TaskConfig)
+     if f.name not in ("digits", "repeat_weight")},
+  "task.name": PASSKEY,
+  **{f"warm.{f.name}": WARM for f in dataclasses.fields(config_lib.WarmConfig)},
+}  # fmt: skip
 FIELDS = [
   f"{section}.{field.name}"
   for section, schema in config_lib.SECTIONS.items()
   for field in dataclasses.fields(schema)
 ]
+
+
+class Corpus(Store):
+  """Four documents, and no files."""
+
+  def __init__(self):
+    pass
+
+  tokenizer = ByteTokenizer()
+
+  def split(self, name):
+    return Documents()
 
 
 class Documents:
@@ -78,34 +122,48 @@ def observe(c):
   """What a run of this config would compute: the programs, where arrays lie, the batches' order."""
   mesh = make_mesh(c.mesh, jax.devices()[: 8 if c.mesh.data in (8, -1) else 4])
   tx = make_optimizer(c)
-  N, d = c.model.segment_length, c.data
-  lanes = TrainLanes(
-    Documents(), bos=0, eos=1, lanes=d.lanes, segments=d.segments, segment_length=N,
-    seed=c.train.seed, carry_state=d.carry_state,
-  )  # fmt: skip
-  batch = lanes.batch(0)
+  lanes = train_lanes(c, Corpus() if c.task.name == "text" else make_task(c, c.task.name))
+  batches = [lanes.batch(k) for k in (0, 3, 5)]
   with jax.set_mesh(mesh):
     start = jax.make_jaxpr(lambda key: init(c.model, key))(jax.random.key(0))
     state = abstract_state(c, tx, mesh)
     rows = jax.sharding.NamedSharding(mesh, jax.P(("data", "fsdp")))
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batch)
+    shapes = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batches[0]
+    )
     step = jax.make_jaxpr(make_train_step(c, tx))(state, shapes)
-  text = f"{start}\n{step}\n{dict(mesh.shape)}\n{jax.tree.map(np.ndarray.tolist, batch)}"
+  text = f"{start}\n{step}\n{dict(mesh.shape)}\n{jax.tree.map(np.ndarray.tolist, batches)}"
   return re.sub(r"0x[0-9a-f]+", "", text)
 
 
-@pytest.fixture(scope="module")
-def plain():
-  c = config(mesh={"data": 4})
-  seen = observe(c)
-  assert seen == observe(c), "what is observed must not vary by itself"
-  return seen
+def merged(*parts):
+  """Sections of a config, those of later parts over those of earlier ones, field by field."""
+  names = {name for part in parts for name in part}
+  return {
+    name: {field: value for part in parts for field, value in part.get(name, {}).items()}
+    for name in names
+  }
+
+
+@functools.cache
+def plain(name):
+  """What is seen before the field is changed."""
+  c = config(**merged({"mesh": {"data": 4}}, LIVE_IN.get(name, {})))
+  return c, observe(c)
+
+
+def test_what_is_observed_does_not_vary_by_itself():
+  c, seen = plain("")
+  assert observe(c) == seen
 
 
 @pytest.mark.parametrize("name", [f for f in FIELDS if f not in SEEN_ELSEWHERE])
-def test_every_field_is_live(plain, name):
+def test_every_field_is_live(name):
   section, field = name.split(".")
-  old = getattr(getattr(config(mesh={"data": 4}), section), field)
+  live_in = LIVE_IN.get(name, {})
+  same = next((n for n, sections in LIVE_IN.items() if sections is live_in), "")
+  before, seen = plain(same)
+  old = getattr(getattr(before, section), field)
   new = ANOTHER.get(name, not old if isinstance(old, bool) else old * 2)
   if name == "mesh.data":
     new, rest = 8, {}
@@ -113,16 +171,13 @@ def test_every_field_is_live(plain, name):
     rest = {"data": 4 // new}
   else:
     rest = {"data": 4}
-  sections = {section: {field: new}}
-  sections["mesh"] = {**rest, **sections.get("mesh", {})}
-  assert observe(config(**sections)) != plain, (
-    f"config.{name}={new!r} changes nothing: a dead field"
-  )
+  changed = config(**merged({"mesh": rest}, live_in, {section: {field: new}}))
+  assert observe(changed) != seen, f"config.{name}={new!r} changes nothing: a dead field"
 
 
 def test_the_list_of_exceptions_is_of_real_fields():
   assert set(SEEN_ELSEWHERE) <= set(FIELDS) and set(ANOTHER) <= set(FIELDS)
-  assert not set(SEEN_ELSEWHERE) & set(ANOTHER)
+  assert not set(SEEN_ELSEWHERE) & (set(ANOTHER) | set(LIVE_IN)) and set(LIVE_IN) <= set(FIELDS)
 
 
 def test_defaults_resolve_and_are_locked():
@@ -174,6 +229,40 @@ def test_json_and_back():
     ({"model": {"head_dim": 7}}, "config.model.head_dim=7: rotary positions turn pairs"),
     ({"train": {"accumulate": 3}}, "config.data.lanes=8 is not a multiple of"),
     ({"model": {"mixer": "full"}}, "set config.data.carry_state=False"),
+    ({"model": {"gate": "softmax"}}, "choose one of sigmoid, hard_sigmoid"),
+    ({"model": {"gate": "hard_sigmoid", "gate_init": -5.0}}, "set gate_init to -2.9 to adapt"),
+    ({"model": {"decay": 0.0}}, "config.model.decay=0.0: must be above 0, and at most 1"),
+    ({"model": {"decay": 1.5}}, "config.model.decay=1.5: must be above 0, and at most 1"),
+    ({"model": {"z_correction": True}}, "set config.model.rule='delta'"),
+    ({"warm": {"start_step": -1}}, "config.warm.start_step=-1: must be 0 or more"),
+    ({"task": {"name": "sorting"}}, "choose one of text, passkey, recall"),
+    (
+      {"task": {"name": "passkey"}},
+      "passkey': its examples do not go on from step to step; set con",
+    ),
+    ({"task": {"pairs": 65}}, "config.task.pairs=65 is more than config.task.keys=64"),
+    ({"task": {"digits": 0}}, "config.task.digits=0: must be more than 0"),
+    ({"task": {"context_weight": -1.0}}, "config.task.context_weight=-1.0: must be 0 or more"),
+    (merged(TASK, {"task": {"name": "recall", "min_segments": 7}}), "min_segments=7 is more than"),
+    ({"data": {"tokenizer": "task"}}, "needs config.task.name='passkey' or 'recall'"),
+    ({"warm": {"share": 1.5}}, "config.warm.share=1.5: a probability, at most 1"),
+    ({"warm": {"share": -0.5}}, "config.warm.share=-0.5: must be 0 or more"),
+    ({"warm": {"min_tokens": 9, "max_tokens": 8}}, "config.warm.max_tokens=8: swap them"),
+    (
+      {"warm": {"share": 0.5}, "model": {"mixer": "full"}, "data": {"carry_state": False}},
+      "config.warm.share with config.model.mixer='full': its state grows; set it 0",
+    ),
+    ({"evaluation": {"task": "copy"}}, "config.evaluation.task='copy': choose one of text, passk"),
+    ({"evaluation": {"knock_out": ("all",)}}, "knock_out='all': choose one of empty, reads, layer"),
+    ({"evaluation": {"depths": (0.5, 1.1)}}, "depths: 1.1 is outside 0 (start) to 1 (end)"),
+    ({"evaluation": {"depths": [-0.1]}}, "depths: -0.1 is outside 0 (start) to 1 (end)"),
+    ({"evaluation": {"lengths": (0,)}}, "lengths: 0 is no number of tokens: give 1 or more"),
+    ({"evaluation": {"lengths": ()}}, "config.evaluation.lengths=(): nothing to evaluate"),
+    ({"evaluation": {"depths": ()}}, "config.evaluation.depths=(): nothing to evaluate"),
+    ({"evaluation": {"lengths": (9, "b")}}, "lengths=(9, 'b'): expected several int"),
+    ({"evaluation": {"lengths": (9, True)}}, "lengths=(9, True): expected several int"),
+    ({"evaluation": {"lengths": 0.5}}, "lengths=(0.5,): expected several int"),
+    ({"evaluation": {"depths": "0.5"}}, "depths=('0.5',): expected several float"),
     ({"mesh": {"fsdp": 0}}, "config.mesh.fsdp=0: must be at least 1"),
     ({"mesh": {"tensor": -1}}, "config.mesh.tensor=-1: must be at least 1"),
     ({"mesh": {"data": 0}}, "config.mesh.data=0: must be at least 1, or -1"),
@@ -196,6 +285,30 @@ def test_a_missing_package_is_named(monkeypatch):
 def test_whole_numbers_are_taken_for_floats():
   value = resolve({"optimizer": {"learning_rate": 1}}).optimizer.learning_rate
   assert value == 1.0 and isinstance(value, float)
+
+
+def test_several_values_are_tuples_whatever_they_were_written_as(tmp_path):
+  e = resolve(
+    {"evaluation": {"lengths": [512, 64], "depths": [0, 0.5], "knock_out": []}}
+  ).evaluation
+  assert (e.lengths, e.depths, e.knock_out) == ((512, 64), (0.0, 0.5), ())
+  assert all(isinstance(depth, float) for depth in e.depths)
+  assert resolve({"evaluation": {"lengths": 7}}).evaluation.lengths == (7,)
+  c = config(evaluation={"depths": (0.25,), "knock_out": ("reads", "layers")})
+  assert from_json(c.to_json()) == c and difference(c, from_json(c.to_json())) is None
+
+  file = tmp_path / "config.py"
+  file.write_text("from infini_jax.config import base_config as get_config\n")
+  fields = ("lengths=(512,1024)", "depths=(0,0.5)", "knock_out=('reads','empty')")
+  loaded = load_config([f"--config={file}", *(f"--config.evaluation.{field}" for field in fields)])
+  e = loaded.evaluation
+  assert (e.lengths, e.depths) == ((512, 1024), (0.0, 0.5)) and e.knock_out == ("reads", "empty")
+  one = load_config([f"--config={file}", "--config.evaluation.lengths=(77,)"])
+  assert one.evaluation.lengths == (77,)
+  for wrong in ("lengths=(1,'b')", "lengths=x", "depths=(2.0,)"):
+    with pytest.raises(InputError) as error:
+      load_config([f"--config={file}", f"--config.evaluation.{wrong}"])
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
+from rich.console import Console
 
 from infini_jax.cli import load_config
+from infini_jax.data import check_length, open_source, train_lanes
+from infini_jax.data.lanes import empty_batch
 from infini_jax.parallel import check_divisible
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import abstract_state, make_train_step
@@ -15,7 +17,12 @@ from infini_jax.training.step import abstract_state, make_train_step
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # Enough devices to divide what the full-size configs divide.
-MESHES = {"demo": (1, 1, 1), "lm_paper": (16, 4, 1)}
+MESHES = {
+  "demo": (1, 1, 1),
+  "lm_paper": (16, 4, 1),
+  "passkey_tiny": (1, 1, 1),
+  "recall_tiny": (1, 1, 1),
+}
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.stem)
@@ -32,23 +39,30 @@ def test_traces_at_full_size_without_devices(file):
     MESHES[file.stem], ("data", "fsdp", "tensor"), axis_types=(AxisType.Explicit,) * 3
   )
   check_divisible(config, mesh)
-  d, N = config.data, config.model.segment_length
-  B, T = d.lanes, d.segments * N
   with jax.sharding.use_abstract_mesh(mesh):
     tx = make_optimizer(config)
     state = abstract_state(config, tx, mesh)
     lanes = jax.sharding.NamedSharding(mesh, jax.P(("data", "fsdp")))
-    batch = {
-      "tokens_BT": jax.ShapeDtypeStruct((B, T), np.int32, sharding=lanes),
-      "targets_BT": jax.ShapeDtypeStruct((B, T), np.int32, sharding=lanes),
-      "mask_BT": jax.ShapeDtypeStruct((B, T), bool, sharding=lanes),
-      "reset_BS": jax.ShapeDtypeStruct((B, d.segments), bool, sharding=lanes),
-    }
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lanes)
+    batch = {name: place(rows) for name, rows in first_batch(config).items()}
     after, metrics = jax.eval_shape(make_train_step(config, tx), state, batch)
   assert jax.tree.map(lambda x: x.sharding, after.params) == jax.tree.map(
     lambda x: x.sharding, state.params
   ), "an update changes how parameters are laid out: the next step would compile again"
   assert metrics["loss"].shape == ()
+  assert ("answer_accuracy" in metrics) == (config.task.name != "text")
+
+
+def first_batch(config):
+  """That of a task; of documents, arrays like it: no corpus is needed."""
+  if config.task.name != "text":
+    source = open_source(config, Path(), Console())
+    for length in config.evaluation.lengths:
+      check_length(length, source.shortest, "config.evaluation.lengths")
+    return train_lanes(config, source).batch(0)
+  assert not config.warm.share, "add the arrays of warm memory here"
+  d = config.data
+  return empty_batch(d.lanes, d.segments, config.model.segment_length)
 
 
 def test_the_papers_sizes():

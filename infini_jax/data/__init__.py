@@ -6,25 +6,37 @@ where in which batch; `loader.train_batches` reads them ahead. Nothing here know
 
 from infini_jax.data.lanes import EvalLanes, TrainLanes
 from infini_jax.data.loader import eval_batches, train_batches
+from infini_jax.data.opening import Lanes, Source, open_source, train_lanes
 from infini_jax.data.prepare import open_or_prepare, prepare
 from infini_jax.data.sources import Document, list_documents, read_text
 from infini_jax.data.store import Documents, Store
+from infini_jax.data.task_lanes import Examples, TaskLanes
+from infini_jax.data.tasks import Task, check_length, make_task
 from infini_jax.data.tokenizers import Tokenizer, load_saved, load_tokenizer, train_sentencepiece
 
 __all__ = [
   "Document",
   "Documents",
   "EvalLanes",
+  "Examples",
+  "Lanes",
+  "Source",
   "Store",
+  "Task",
+  "TaskLanes",
   "Tokenizer",
   "TrainLanes",
+  "check_length",
   "eval_batches",
   "list_documents",
   "load_saved",
   "load_tokenizer",
+  "make_task",
   "open_or_prepare",
+  "open_source",
   "prepare",
   "read_text",
   "train_batches",
+  "train_lanes",
   "train_sentencepiece",
 ]

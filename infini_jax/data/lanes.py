@@ -88,7 +88,7 @@ class TrainLanes:
       reset_BS: bool, True at a document's first segment.
     """
     lanes = range(self.lanes)[rows]
-    batch = _empty(len(lanes), self.segments, self.segment_length)
+    batch = empty_batch(len(lanes), self.segments, self.segment_length)
     for row, lane in enumerate(lanes):
       for piece in self._order.pieces(lane, k * self.segments, (k + 1) * self.segments):
         n = int(self._documents.tokens[piece.document])
@@ -157,7 +157,7 @@ class EvalLanes:
       position_BS: int64, the place in its document of the segment's first target; 0 where empty.
     """
     lanes = range(self.lanes)[rows]
-    chunk = _empty(len(lanes), self.segments, self.segment_length)
+    chunk = empty_batch(len(lanes), self.segments, self.segment_length)
     chunk["reset_BS"][:] = True  # an empty segment carries nothing
     chunk["document_BS"] = np.full((len(lanes), self.segments), -1, np.int32)
     chunk["position_BS"] = np.zeros((len(lanes), self.segments), np.int64)
@@ -172,7 +172,8 @@ class EvalLanes:
     return chunk
 
 
-def _empty(lanes: int, segments: int, segment_length: int) -> Batch:
+def empty_batch(lanes: int, segments: int, segment_length: int) -> Batch:
+  """Padding alone."""
   shape = (lanes, segments * segment_length)
   return {
     "tokens_BT": np.zeros(shape, np.int32),

@@ -1,12 +1,13 @@
 """Batches read ahead in threads, by Grain: the one file that knows it."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
-from infini_jax.data.lanes import ALL, Batch, EvalLanes, TrainLanes
+from infini_jax.data.lanes import ALL, Batch, EvalLanes
 
 
 def train_batches(
-  lanes: TrainLanes, start: int, stop: int, rows: slice = ALL, prefetch: int = 4
+  lanes: Any, start: int, stop: int, rows: slice = ALL, prefetch: int = 4
 ) -> Iterator[Batch]:
   """Batches `start` to `stop` of training; none before `start` is read.
 

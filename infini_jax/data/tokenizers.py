@@ -3,7 +3,9 @@
 import hashlib
 import io
 import itertools
+import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -168,6 +170,38 @@ class HuggingFaceTokenizer:
     return next((id for id in ids if id is not None), None)
 
 
+class WordTokenizer:
+  """A short list of pieces, and nothing else: the vocabulary of a synthetic task.
+
+  The longest piece wins; what no piece begins with becomes the id `unknown`.
+  """
+
+  file = "tokenizer.words.json"
+  special = ("<s>", "<unknown>")
+
+  def __init__(self, pieces: Sequence[str]):
+    self._pieces = [*self.special, *pieces]
+    self._ids = {piece: i for i, piece in enumerate(self._pieces)}
+    longest_first = sorted(map(re.escape, pieces), key=len, reverse=True)
+    self._pattern = re.compile("|".join([*longest_first, "."]), re.DOTALL)
+    self.size = len(self._pieces)
+    self.bos = self.eos = 0
+    self.fingerprint = hashlib.blake2b(json.dumps(self._pieces).encode(), digest_size=8).hexdigest()
+
+  def encode(self, text: str) -> np.ndarray:
+    """One id for each piece."""
+    return np.array([self._ids.get(p, 1) for p in self._pattern.findall(text)], np.int32)
+
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    """The pieces, one after the other."""
+    kept = _within(ids, self.size).tolist()
+    return "".join(self._pieces[i] for i in kept if i >= len(self.special))
+
+  def save(self, folder: Path) -> None:
+    """Writes the pieces."""
+    _write(folder / self.file, json.dumps(self._pieces[len(self.special) :]).encode())
+
+
 def load_tokenizer(spec: str) -> Tokenizer:
   """The tokenizer of a spec: `bytes`, `sentencepiece:FILE` or `huggingface:FILE`.
 
@@ -199,6 +233,8 @@ def load_saved(folder: Path) -> Tokenizer:
   """
   if (folder / ByteTokenizer.file).exists():
     return ByteTokenizer()
+  if (folder / WordTokenizer.file).exists():
+    return WordTokenizer(json.loads((folder / WordTokenizer.file).read_text()))
   for kind in (SentencePieceTokenizer, HuggingFaceTokenizer):
     if (folder / kind.file).exists():
       return kind((folder / kind.file).read_bytes(), name=str(folder / kind.file))

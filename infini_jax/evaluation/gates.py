@@ -3,21 +3,24 @@
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
+
+from infini_jax.config import ModelConfig
+from infini_jax.ops import gate_values
 
 SHUT, OPEN = 0.1, 0.9  # below and above, a head has specialised; between, it mixes
 
 
-def gates(params: Any) -> np.ndarray | None:
-  """`sigmoid(beta)` of every layer and head, (L, H); None for a model without gates."""
+def gates(config: ModelConfig, params: Any) -> np.ndarray | None:
+  """The memory's share in every layer and head, (L, H); None for a model without gates."""
   mixer = params["blocks"]["attention"].get("mixer", {})
-  return np.asarray(jax.nn.sigmoid(mixer["beta_H"])) if "beta_H" in mixer else None
+  return np.asarray(gate_values(mixer["beta_H"], config.gate)) if "beta_H" in mixer else None
 
 
 def summary(gates_LH: np.ndarray) -> dict[str, Any]:
   """How many heads are local, memory and mixers, and the range of their gates."""
   return {
+    "opened_heads": int((gates_LH > 0.5).sum()),
     "local_heads": int((gates_LH < SHUT).sum()),
     "memory_heads": int((gates_LH > OPEN).sum()),
     "mixer_heads": int(((gates_LH >= SHUT) & (gates_LH <= OPEN)).sum()),
@@ -41,6 +44,6 @@ def draw(gates_LH: np.ndarray, file: Path) -> None:
     for (layer, head), gate in np.ndenumerate(gates_LH):
       colour = "white" if abs(gate - 0.5) > 0.3 else "black"
       axes.text(head, layer, f"{gate:.2f}", ha="center", va="center", color=colour, fontsize=8)
-  figure.colorbar(image, ax=axes, label="sigmoid(beta): 0 local, 1 memory")
+  figure.colorbar(image, ax=axes, label="gate: 0 local, 1 memory")
   file.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(file, dpi=120)

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from infini_jax.config import Config
 from infini_jax.data import Documents, EvalLanes, Tokenizer
 from infini_jax.data.loader import eval_batches
+from infini_jax.evaluation.knock_out import INTACT, Variant
 from infini_jax.models import bind
 from infini_jax.models.mixers import MIXERS
 from infini_jax.ops.loss import cross_entropy
@@ -53,6 +54,11 @@ class Scores:
   def bits_per_byte(self) -> float:
     """Of the UTF-8 text: nats / ln 2 / bytes. Comparable between tokenizers."""
     return self.nats / math.log(2) / max(1, self.bytes)
+
+  @property
+  def summary(self) -> str:
+    """One line."""
+    return f"perplexity {self.perplexity:.3f}, {self.bits_per_byte:.4f} bits per byte"
 
   def to_dict(self) -> dict[str, Any]:
     """For JSON: the totals and what follows from them."""
@@ -100,35 +106,43 @@ class Perplexity:
     """Chunks of one run: what `advance` counts to."""
     return len(self._lanes)
 
-  def _score_chunk(self, params, state, batch):
+  def _score_chunk(self, params, state, batch, cut_L):
     model = bind(self._config.model, params)
     hidden_BTD, state = model(
-      batch["tokens_BT"], state, reset_BS=batch["reset_BS"], mask_BT=batch["mask_BT"]
+      batch["tokens_BT"],
+      state,
+      reset_BS=batch["reset_BS"],
+      mask_BT=batch["mask_BT"],
+      cut_L=cut_L,
     )
     chunk = self._config.train.loss_chunk
-    nll_BT, _ = cross_entropy(hidden_BTD, model.head(), batch["targets_BT"], chunk=chunk)
+    nll_BT, _, _ = cross_entropy(hidden_BTD, model.head(), batch["targets_BT"], chunk=chunk)
     return state, shard(nll_BT, "__")  # every host counts all documents
 
-  def run(self, params: Any, *, knock_out: bool = False, advance: Advance | None = None) -> Scores:
+  def run(
+    self, params: Any, variant: Variant = INTACT, *, advance: Advance | None = None
+  ) -> Scores:
     """Reads every document to its end.
 
     Args:
       params: the model's parameters, on this evaluator's mesh.
-      knock_out: hold the memory empty: each segment is read as if a document began there.
+      variant: the whole memory, or a knock-out.
       advance: called after each chunk with the chunks done and the perplexity so far.
     """
     e = self._config.evaluation
     rows = local_rows(self._mesh, e.lanes)
     reserve = MIXERS[self._config.model.mixer].reserve
     tally = _Tally(self._config.model.segment_length)
+    cut_L = variant.cut_L(self._config.model.layers)
     started = time.perf_counter()
     state, pending = self._start(params), None
     for done, chunk in enumerate(eval_batches(self._lanes, prefetch=self._config.data.prefetch)):
       batch = {k: chunk[k][rows] for k in ("tokens_BT", "targets_BT", "mask_BT", "reset_BS")}
-      if knock_out:
+      if variant.empty:
         batch["reset_BS"] = np.ones_like(batch["reset_BS"])
       state = reserve(state, batch["tokens_BT"].shape[1])
-      state, nll_BT = self._step(params, state, put_batch(batch, self._mesh, e.lanes))
+      placed = put_batch(batch, self._mesh, e.lanes)
+      state, nll_BT = self._step(params, state, placed, cut_L)
       if pending is not None:
         tally.add(*pending)  # while the device works on this chunk
       pending = (chunk, nll_BT)

@@ -4,6 +4,7 @@ Parameters are a nested dict of arrays whose names end in their dimensions; `ini
 `bind` puts it into the module. The layers are stacked in front (L) and run by one scan.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -130,6 +131,7 @@ class Transformer(nnx.Module):
     *,
     reset_BS: Bool[Array, "B S"] | None = None,
     mask_BT: Bool[Array, "B T"] | None = None,
+    cut_L: Bool[Array, " L"] | None = None,
   ) -> tuple[Float[Array, "B T D"], Any]:
     """Reads a chunk of whole segments.
 
@@ -138,15 +140,16 @@ class Transformer(nnx.Module):
       state: from `state` or an earlier call.
       reset_BS: True where a segment starts a new document.
       mask_BT: False for padding.
+      cut_L: True for the layers that read nothing of their state.
 
     Returns:
       The normalised hidden states, to be used with `head`, and the state after the chunk.
     """
 
-    def mix(mixer, q, k, v, state):
-      return mixer(q, k, v, state, reset_BS=reset_BS, mask_BT=mask_BT)
+    def mix(mixer, q, k, v, state, cut):
+      return mixer(q, k, v, state, reset_BS=reset_BS, mask_BT=mask_BT, cut=cut)
 
-    return self._run(tokens_BT, state, mix, REMAT[self.config.remat])
+    return self._run(tokens_BT, state, mix, REMAT[self.config.remat], cut_L)
 
   def open(self, state: Any, lanes: int) -> Any:
     """From the state after whole segments to that of an open one, for `extend`."""
@@ -161,7 +164,7 @@ class Transformer(nnx.Module):
     No lane may be led past the end of its segment by one call. One token always fits.
     """
 
-    def mix(mixer, q, k, v, stream):
+    def mix(mixer, q, k, v, stream, cut):
       return mixer.extend(q, k, v, stream, mask_BT)
 
     return self._run(tokens_BT, stream, mix, None)
@@ -181,19 +184,19 @@ class Transformer(nnx.Module):
   def _head(self):
     return self.embed_VD[...] if self.config.tied_embeddings else self.head_VD[...]
 
-  def _run(self, tokens_BT, state, mix, policy):
+  def _run(self, tokens_BT, state, mix, policy, cut_L=None):
     c = self.config
     embed_VD = use(self.embed_VD[...], "V_", c.compute_dtype)
     x_BTD = _lookup(embed_VD, tokens_BT)
     graph, stacked = nnx.split(self.blocks)
 
     def layer(x_BTD, xs):
-      params, state = xs
-      return nnx.merge(graph, params)(x_BTD, state, mix)
+      params, state, cut = xs
+      return nnx.merge(graph, params)(x_BTD, state, partial(mix, cut=cut))
 
     if policy is not None:
       layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
-    x_BTD, state = jax.lax.scan(layer, x_BTD, (stacked, state))
+    x_BTD, state = jax.lax.scan(layer, x_BTD, (stacked, state, cut_L))
     return self.final_norm(x_BTD), state
 
 

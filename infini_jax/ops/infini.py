@@ -1,5 +1,7 @@
 """Infini-attention: local attention inside segments, mixed with a memory of all earlier ones."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,8 +15,19 @@ from infini_jax.ops.attention import (
   segment_attention,
   split_heads,
 )
-from infini_jax.ops.memory import MemoryState, Update
+from infini_jax.ops.memory import MemoryState, Rule, Update, as_rule
 from infini_jax.ops.rotary import rotate
+
+GATES: dict[str, Callable[[Array], Array]] = {
+  "sigmoid": jax.nn.sigmoid,
+  "hard_sigmoid": jax.nn.hard_sigmoid,  # relu6(x + 3) / 6
+}
+READOUT_EPSILON = 1e-6  # added to the mean square of a read-out
+
+
+def gate_values(beta: Float[Array, "..."], kind: str = "sigmoid") -> Float[Array, "..."]:
+  """The share of the memory that `beta` stands for, 0 to 1, in float32."""
+  return GATES[kind](beta.astype(jnp.float32))
 
 
 def infini_attention(
@@ -25,11 +38,14 @@ def infini_attention(
   state: MemoryState | None = None,
   *,
   segment_length: int,
-  rule: str = "linear",
+  rule: str | Rule = "linear",
   rope_theta: float | None = None,
   reset_BS: Bool[Array, "B S"] | None = None,
   mask_BT: Bool[Array, "B T"] | None = None,
   scale_first_segment: bool = False,
+  gate: str = "sigmoid",
+  readout_norm: bool = False,
+  cut: Bool[Array, ""] | None = None,
   implementation: str = "auto",
 ) -> tuple[Float[Array, "B T H U"], MemoryState]:
   """Reads T tokens segment by segment (arXiv 2404.07143v2, equations (6) to (10)).
@@ -37,22 +53,26 @@ def infini_attention(
   In every segment of N = `segment_length` tokens each head mixes causal attention inside the
   segment with what the memory of all earlier segments holds,
 
-      A = sigmoid(beta) A_mem + (1 - sigmoid(beta)) A_dot
+      A = g A_mem + (1 - g) A_dot,    g = sigmoid(beta)
 
   and then writes the segment. T need not be a multiple of N: a short last segment is written too.
 
   Args:
     q_BTHE, k_BTKE, v_BTKU: un-rotated; H is a multiple of K, head `h` belongs to kv head `h // G`.
-    beta_H: the gate of each query head, before the sigmoid.
+    beta_H: the gate of each query head, before `gate` is applied.
     state: the memory after earlier calls; None is an empty one.
     segment_length: N, in tokens.
-    rule: 'linear' or 'delta'.
+    rule: 'linear' or 'delta', or a `Rule`, which has more choices.
     rope_theta: when given, rotary positions, restarting in each segment, serve the local attention;
       the memory never sees them.
     reset_BS: True where a segment starts a new document: the memory is emptied before it.
     mask_BT: False for padding, which is neither seen nor written; its outputs are 0.
-    scale_first_segment: True scales the local output by `1 - sigmoid(beta)` even while the memory
-      is empty, as the formula says literally; otherwise a head with an empty memory is all local.
+    scale_first_segment: True scales the local output by `1 - g` even while the memory is empty, as
+      the formula says literally; otherwise a head with an empty memory is all local.
+    gate: 'sigmoid', or 'hard_sigmoid', `relu6(beta + 3) / 6`, which reaches 0 and 1.
+    readout_norm: divides each head's A_mem by its root mean square; where empty it stays 0.
+    cut: True reads 0 wherever the memory holds something, `A = (1 - g) A_dot`, and writes as ever:
+      the knock-out of the reads. None: the same as False.
     implementation: 'scan' goes through the segments one by one and recomputes them in the backward
       pass (least memory); 'parallel' is the exact prefix form; 'auto' chooses 'parallel'.
 
@@ -60,9 +80,9 @@ def infini_attention(
     The output, in the type of `q_BTHE`, and the float32 memory after the last segment.
 
   Raises:
-    ValueError: shapes that do not fit each other, or an unknown rule or implementation.
+    ValueError: shapes that do not fit each other, or an unknown rule, gate or implementation.
   """
-  _check(q_BTHE, k_BTKE, v_BTKU, beta_H, segment_length, rule, implementation)
+  _check(q_BTHE, k_BTKE, v_BTKU, beta_H, segment_length, gate, implementation)
   B, T = q_BTHE.shape[:2]
   N = segment_length
   S = -(-T // N)
@@ -84,36 +104,36 @@ def infini_attention(
       f"reset_BS has shape {reset_BS.shape}; {T} tokens in segments of {N} want {(B, S)}"
     )
 
-  run = _scan if implementation == "scan" else _parallel
-  out_BSNHU, state = run(
-    q, k, v, beta_H, state, reset_BS, mask, rule, rope_theta, scale_first_segment
+  mix = partial(
+    _mix, beta_H=beta_H, gate=gate, readout_norm=readout_norm, cut=cut, literal=scale_first_segment
   )
+  run = _scan if implementation == "scan" else _parallel
+  out_BSNHU, state = run(q, k, v, state, reset_BS, mask, as_rule(rule), rope_theta, mix)
   out_BTHU = out_BSNHU.reshape(B, S * N, *out_BSNHU.shape[3:])[:, :T]
   if mask_BT is not None:
     out_BTHU = jnp.where(mask_BT[..., None, None], out_BTHU, jnp.zeros((), out_BTHU.dtype))
   return out_BTHU, state
 
 
-def _parallel(q_BSNHE, k_BSNKE, v_BSNKU, beta_H, state, reset_BS, mask_BSN, rule, theta, literal):
+def _parallel(q_BSNHE, k_BSNKE, v_BSNKU, state, reset_BS, mask_BSN, rule, theta, mix):
   with jax.named_scope("local"):
     turn = jax.vmap(lambda x: _rotate_segment(x, theta), 1, 1)
     local = segment_attention(turn(q_BSNHE), turn(k_BSNKE), v_BSNKU, mask_BSN)
   with jax.named_scope("memory"):
     before, after = mem.prefix(k_BSNKE, v_BSNKU, state, reset_BS, mask_BSN, rule)
     recalled = jax.vmap(mem.read, 1, 1)(q_BSNHE, before)
-  mix = jax.vmap(lambda local, recalled, z: _mix(local, recalled, z, beta_H, literal), 1, 1)
-  return mix(local, recalled, before.z_BKE), after
+  return jax.vmap(mix, 1, 1)(local, recalled, before.z_BKE), after
 
 
-def _scan(q_BSNHE, k_BSNKE, v_BSNKU, beta_H, state, reset_BS, mask_BSN, rule, theta, literal):
+def _scan(q_BSNHE, k_BSNKE, v_BSNKU, state, reset_BS, mask_BSN, rule, theta, mix):
   @jax.checkpoint
   def segment(memory, xs):
     q, k, v, reset_B, mask = xs
     memory = mem.where_lane(reset_B, 0, memory)
     turned = (_rotate_segment(q, theta)[:, None], _rotate_segment(k, theta)[:, None], v[:, None])
     local = segment_attention(*turned, None if mask is None else mask[:, None])[:, 0]
-    out = _mix(local, mem.read(q, memory), memory.z_BKE, beta_H, literal)
-    return mem.commit(memory, mem.summarize(k, v, memory, mask, rule)), out
+    out = mix(local, mem.read(q, memory), memory.z_BKE)
+    return mem.commit(memory, mem.summarize(k, v, memory, mask, rule), rule), out
 
   xs = (q_BSNHE, k_BSNKE, v_BSNKU, reset_BS, mask_BSN)
   state, out_SBNHU = jax.lax.scan(segment, state, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), xs))
@@ -128,11 +148,12 @@ class InfiniStream(NamedTuple):
   cache: SegmentCache  # the open segment's rotated keys and values
 
 
-def open_stream(state: MemoryState, cache: SegmentCache, rule: str) -> InfiniStream:
+def open_stream(state: MemoryState, cache: SegmentCache, rule: str | Rule) -> InfiniStream:
   """Begins a segment after whole ones: nothing pending, `cache` empty."""
-  nothing = jnp.zeros_like(state.M_BKEU)
-  pending = Update(nothing, nothing if rule == "delta" else None, jnp.zeros_like(state.z_BKE))
-  return InfiniStream(state, pending, cache)
+  rule = as_rule(rule)
+  no_M, no_z = jax.tree.map(jnp.zeros_like, state)
+  recalled, new = no_M if rule.name == "delta" else None, no_z if rule.z_correction else None
+  return InfiniStream(state, Update(no_M, recalled, no_z, new), cache)
 
 
 def extend_stream(
@@ -143,26 +164,32 @@ def extend_stream(
   stream: InfiniStream,
   mask_BT: Bool[Array, "B T"],
   *,
-  rule: str,
+  rule: str | Rule,
   rope_theta: float | None,
   scale_first_segment: bool = False,
+  gate: str = "sigmoid",
+  readout_norm: bool = False,
+  cut: Bool[Array, ""] | None = None,
 ) -> tuple[Float[Array, "B T H U"], InfiniStream]:
   """T more tokens of each lane's open segment; closes it when it is full.
 
   Equal to `infini_attention` over the same tokens. Each lane stands at its own place in its
   segment; its tokens come first in its row of `mask_BT` and never run past the segment's end.
   """
-  N = stream.cache.k_BNKE.shape[1]
+  rule, N = as_rule(rule), stream.cache.k_BNKE.shape[1]
   position_BT = stream.cache.fill_B[:, None] + jnp.arange(q_BTHE.shape[1], dtype=jnp.int32)[None]
   turn = (lambda x: x) if rope_theta is None else (lambda x: rotate(x, position_BT, rope_theta))
   local, cache = extend_segment(turn(q_BTHE), turn(k_BTKE), v_BTKU, stream.cache, mask_BT)
   memory = stream.memory
-  out = _mix(local, mem.read(q_BTHE, memory), memory.z_BKE, beta_H, scale_first_segment)
+  mix = partial(
+    _mix, beta_H=beta_H, gate=gate, readout_norm=readout_norm, cut=cut, literal=scale_first_segment
+  )
+  out = mix(local, mem.read(q_BTHE, memory), memory.z_BKE)
 
   more = mem.summarize(k_BTKE, v_BTKU, memory, mask_BT, rule)
   pending = jax.tree.map(jnp.add, stream.pending, more)
   full_B = cache.fill_B == N
-  memory = mem.where_lane(full_B, mem.commit(memory, pending), memory)
+  memory = mem.where_lane(full_B, mem.commit(memory, pending, rule), memory)
   pending = mem.where_lane(full_B, 0, pending)
   return out, InfiniStream(
     memory, pending, cache._replace(fill_B=jnp.where(full_B, 0, cache.fill_B))
@@ -175,12 +202,17 @@ def _rotate_segment(x_BNHE: Array, theta: float | None) -> Array:
   return rotate(x_BNHE, jnp.arange(x_BNHE.shape[1], dtype=jnp.int32)[None], theta)
 
 
-def _mix(local_BNHU, recalled_BNHU, z_BKE, beta_H, scale_first_segment):
+def _mix(local_BNHU, recalled_BNHU, z_BKE, *, beta_H, gate, readout_norm, cut, literal):
   """The gate, equation (10), in float32."""
-  gate_H = jax.nn.sigmoid(beta_H.astype(jnp.float32))[None, None, :, None]
-  local = local_BNHU.astype(jnp.float32)
-  mixed = gate_H * recalled_BNHU + (1 - gate_H) * local
-  if not scale_first_segment:
+  gate_H = gate_values(beta_H, gate)[None, None, :, None]
+  local, recalled = local_BNHU.astype(jnp.float32), recalled_BNHU
+  if readout_norm:
+    square = jnp.mean(recalled * recalled, -1, keepdims=True)
+    recalled = recalled * jax.lax.rsqrt(square + READOUT_EPSILON)
+  if cut is not None:
+    recalled = jnp.where(cut, 0.0, recalled)
+  mixed = gate_H * recalled + (1 - gate_H) * local
+  if not literal:
     B, N, H, U = local.shape
     K = z_BKE.shape[1]
     by_kv_head = lambda x: split_heads(x, K)
@@ -190,9 +222,9 @@ def _mix(local_BNHU, recalled_BNHU, z_BKE, beta_H, scale_first_segment):
   return mixed.astype(local_BNHU.dtype)
 
 
-def _check(q, k, v, beta, segment_length, rule, implementation):
-  if rule not in ("linear", "delta"):
-    raise ValueError(f"rule={rule!r}: choose 'linear' or 'delta'")
+def _check(q, k, v, beta, segment_length, gate, implementation):
+  if gate not in GATES:
+    raise ValueError(f"gate={gate!r}: choose 'sigmoid' or 'hard_sigmoid'")
   if implementation not in ("auto", "scan", "parallel"):
     raise ValueError(f"implementation={implementation!r}: choose 'auto', 'scan' or 'parallel'")
   if segment_length < 1:

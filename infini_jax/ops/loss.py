@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 def cross_entropy(
@@ -11,8 +11,8 @@ def cross_entropy(
   targets_BT: Int[Array, "B T"],
   *,
   chunk: int,
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-  """The negative log-likelihood of each target, and the log of each softmax's normalizer.
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"], Bool[Array, "B T"]]:
+  """The negative log-likelihood of each target, each softmax's normalizer, and what was right.
 
   At most `chunk` tokens of each lane have logits at any time, in the backward pass too.
 
@@ -23,7 +23,8 @@ def cross_entropy(
     chunk: tokens of a lane per block.
 
   Returns:
-    `nll_BT` in nats and `log_z_BT`, both float32.
+    `nll_BT` in nats and `log_z_BT`, both float32; `right_BT`: the target is likelier than
+    any other token.
   """
   B, T, _ = hidden_BTD.shape
   blocks = -(-T // chunk)
@@ -40,7 +41,9 @@ def cross_entropy(
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     # A sum over the vocabulary instead of a gather: it stays local when the vocabulary is sharded.
     hit_BTV = column_V[None, None] == targets_BT[..., None]
-    return log_z_BT - jnp.where(hit_BTV, logits_BTV, 0.0).sum(-1), log_z_BT
+    target_BT = jnp.where(hit_BTV, logits_BTV, 0.0).sum(-1)
+    other_BT = jnp.where(hit_BTV, -jnp.inf, logits_BTV).max(-1)
+    return log_z_BT - target_BT, log_z_BT, target_BT > other_BT
 
   if blocks == 1:
     return block(hidden_BTD, targets_BT)
@@ -49,5 +52,7 @@ def cross_entropy(
   targets = jnp.pad(targets_BT, ((0, 0), (0, pad))).reshape(B, blocks, size)
   xs = (jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(targets, 1, 0))
   _, outs = jax.lax.scan(lambda c, x: (c, jax.checkpoint(block)(*x)), None, xs)
-  nll_BT, log_z_BT = (jnp.moveaxis(o, 0, 1).reshape(B, blocks * size)[:, :T] for o in outs)
-  return nll_BT, log_z_BT
+  nll_BT, log_z_BT, right_BT = (
+    jnp.moveaxis(o, 0, 1).reshape(B, blocks * size)[:, :T] for o in outs
+  )
+  return nll_BT, log_z_BT, right_BT

@@ -7,6 +7,8 @@ queries and keys:
     linear   M' = M + sigma(K)^T V                                  z' = z + sum_t sigma(K_t)
     delta    M' = M + sigma(K)^T (V - sigma(K) M / (sigma(K) z))    z' as above
 
+`Rule` holds the choice between the two, and three refinements that are not the paper's.
+
 A segment's write is a sum over its tokens, so it is kept as an `Update` that can grow token by
 token (decoding), be made at once (a block), or be made for all segments side by side (the prefix
 form, where delta is the affine recurrence `M' = (I - P) M + U` with `z` known first).
@@ -32,12 +34,48 @@ class MemoryState(NamedTuple):
   z_BKE: Array
 
 
+class Rule(NamedTuple):
+  """How a segment is written to the memory: equation (8) or (9), and refinements, off by default.
+
+  A padded token writes nothing under any of them, and a segment of padding alone changes nothing.
+
+  Attributes:
+    name: 'linear' or 'delta'.
+    normalize_keys: sum normalization (Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174): a token is
+      written, and recalled by delta, under `sigma(k) / sum_e sigma(k)_e`, so that each adds exactly
+      1 to `sum(z)`. Queries need none: their scale cancels in the read.
+    z_correction: a token adds to `z` only what is new in its key (ARMT, arXiv 2407.04841):
+      `gamma * sigma(k)` with `gamma = clip(1 - z.sigma(k) / |sigma(k)|^2, 0, 1)`, which has no
+      gradient. `z` is that before the segment, and gamma 1 while it is empty. `M` is written as
+      ever.
+    decay: what a segment leaves of the memory before its own part is added, 1 for all:
+      `M' = decay * (M - recalled) + written`, `z' = decay * z + keys`. Gated delta with a constant
+      gate (arXiv 2412.06464), per segment.
+  """
+
+  name: str = "linear"
+  normalize_keys: bool = False
+  z_correction: bool = False
+  decay: float = 1.0
+
+
 class Update(NamedTuple):
-  """What one segment adds: written values, values recalled under its keys (delta), and keys."""
+  """What one segment adds, as sums over its tokens."""
 
   written_BKEU: Array
-  recalled_BKEU: Array | None
+  recalled_BKEU: Array | None  # values recalled under the keys: delta
   keys_BKE: Array
+  new_BKE: Array | None  # the part of the keys that z does not hold yet: z-correction
+
+
+def as_rule(rule: str | Rule) -> Rule:
+  """A rule given by its name alone, or in full, checked."""
+  rule = Rule(rule) if isinstance(rule, str) else rule
+  if rule.name not in ("linear", "delta"):
+    raise ValueError(f"rule={rule.name!r}: choose 'linear' or 'delta'")
+  if not 0 < rule.decay <= 1:
+    raise ValueError(f"decay={rule.decay}: must be above 0, and at most 1 (no decay)")
+  return rule
 
 
 def sigma(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -70,7 +108,7 @@ def where_lane(flag_B: Bool[Array, " B"], yes, no):
   return jax.tree.map(choose, no, yes)
 
 
-def is_empty(z_BKE: Float[Array, "B K E"]) -> Bool[Array, "B K"]:
+def is_empty(z_BKE: Float[Array, "*B K E"]) -> Bool[Array, "*B K"]:
   """True for the heads that nothing was ever written to."""
   return z_BKE.max(-1) == 0
 
@@ -93,26 +131,30 @@ def summarize(
   v_BNKU: Float[Array, "B N K U"],
   memory: MemoryState,
   mask_BN: Bool[Array, "B N"] | None,
-  rule: str,
+  rule: Rule,
 ) -> Update:
   """What these tokens add to `memory`, equations (8) and (9). Masked tokens add nothing."""
-  k_BNKE = _keys(k_BNKE, mask_BN)
+  k_BNKE = _keys(k_BNKE, mask_BN, rule)
   v_BNKU = v_BNKU.astype(jnp.float32)
   written = jnp.einsum("BNKE,BNKU->BKEU", k_BNKE, v_BNKU)
   recalled = None
-  if rule == "delta":
+  if rule.name == "delta":
     value = jnp.einsum("BNKE,BKEU->BNKU", k_BNKE, memory.M_BKEU)
     weight = jnp.einsum("BNKE,BKE->BNK", k_BNKE, memory.z_BKE)
     recalled = jnp.einsum("BNKE,BNKU->BKEU", k_BNKE, _divide(value, weight[..., None]))
-  return Update(written, recalled, k_BNKE.sum(1))
+  new = _new_keys(k_BNKE, memory.z_BKE) if rule.z_correction else None
+  return Update(written, recalled, k_BNKE.sum(1), new)
 
 
-def commit(memory: MemoryState, update: Update) -> MemoryState:
+def commit(memory: MemoryState, update: Update, rule: Rule) -> MemoryState:
   """The memory after a segment is closed."""
-  M_BKEU = memory.M_BKEU + update.written_BKEU
+  left_BK = _left(update.keys_BKE, rule)
+  M_BKEU = _fade(memory.M_BKEU, left_BK) + update.written_BKEU
   if update.recalled_BKEU is not None:
-    M_BKEU -= _damping(update.keys_BKE, memory.z_BKE)[..., None, None] * update.recalled_BKEU
-  return MemoryState(M_BKEU, memory.z_BKE + update.keys_BKE)
+    share_BK = _fade(_damping(update.keys_BKE, memory.z_BKE, rule), left_BK)
+    M_BKEU -= share_BK[..., None, None] * update.recalled_BKEU
+  new_BKE = update.keys_BKE if update.new_BKE is None else update.new_BKE
+  return MemoryState(M_BKEU, _fade(memory.z_BKE, left_BK) + new_BKE)
 
 
 def prefix(
@@ -121,18 +163,20 @@ def prefix(
   memory: MemoryState,
   reset_BS: Bool[Array, "B S"],
   mask_BSN: Bool[Array, "B S N"] | None,
-  rule: str,
+  rule: Rule,
 ) -> tuple[MemoryState, MemoryState]:
   """The memory before each of S segments, and after the last: every product is batched over S.
 
-  Only the recurrences over `z` and over `M` are sequential, and they touch nothing but states.
+  Only the recurrences over `z` and over `M` are sequential, and they touch nothing but states; with
+  z-correction that over `z` reads the keys too.
 
   Returns:
     The memory that each segment reads, with an axis S after B; and the memory after them all.
   """
-  k_BSNKE = jax.vmap(_keys, 1, 1)(k_BSNKE, mask_BSN)
+  k_BSNKE = jax.vmap(lambda k, mask: _keys(k, mask, rule), 1, 1)(k_BSNKE, mask_BSN)
   written_BSKEU = jnp.einsum("BSNKE,BSNKU->BSKEU", k_BSNKE, v_BSNKU.astype(jnp.float32))
   keys_BSKE = k_BSNKE.sum(2)
+  left_BSK = _left(keys_BSKE, rule)
 
   def over_segments(step, start, *xs):
     xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (reset_BS, *xs))
@@ -144,38 +188,76 @@ def prefix(
     last, before = jax.lax.scan(body, start, xs)
     return jnp.moveaxis(before, 0, 1), last
 
-  z_BSKE, z_BKE = over_segments(jnp.add, memory.z_BKE, keys_BSKE)
-  if rule == "linear":
-    M_BSKEU, M_BKEU = over_segments(jnp.add, memory.M_BKEU, written_BSKEU)
-  else:
+  def step_z(z_BKE, left_BK, keys_BKE, k_BNKE):
+    new_BKE = keys_BKE if k_BNKE is None else _new_keys(k_BNKE, z_BKE)
+    return _fade(z_BKE, left_BK) + new_BKE
+
+  corrected = k_BSNKE if rule.z_correction else None
+  z_BSKE, z_BKE = over_segments(step_z, memory.z_BKE, left_BSK, keys_BSKE, corrected)
+  P_BSKEI = None
+  if rule.name == "delta":
     weight_BSNK = jnp.einsum("BSNKE,BSKE->BSNK", k_BSNKE, z_BSKE)
     scaled_BSNKE = _divide(k_BSNKE, weight_BSNK[..., None])
     P_BSKEI = jnp.einsum("BSNKE,BSNKI->BSKEI", k_BSNKE, scaled_BSNKE)
-    P_BSKEI *= _damping(keys_BSKE, z_BSKE)[..., None, None]
+    P_BSKEI *= _fade(_damping(keys_BSKE, z_BSKE, rule), left_BSK)[..., None, None]
 
-    def step(M_BKEU, P_BKEI, written_BKEU):
-      recalled = jnp.einsum("BKEI,BKIU->BKEU", P_BKEI, M_BKEU, precision="highest")
-      return M_BKEU + written_BKEU - recalled
+  def step_M(M_BKEU, left_BK, P_BKEI, written_BKEU):
+    if P_BKEI is None:
+      return _fade(M_BKEU, left_BK) + written_BKEU
+    recalled = jnp.einsum("BKEI,BKIU->BKEU", P_BKEI, M_BKEU, precision="highest")
+    return _fade(M_BKEU, left_BK) + written_BKEU - recalled
 
-    M_BSKEU, M_BKEU = over_segments(step, memory.M_BKEU, P_BSKEI, written_BSKEU)
+  M_BSKEU, M_BKEU = over_segments(step_M, memory.M_BKEU, left_BSK, P_BSKEI, written_BSKEU)
   return MemoryState(M_BSKEU, z_BSKE), MemoryState(M_BKEU, z_BKE)
 
 
-def _keys(k_BNKE: Array, mask_BN: Array | None) -> Array:
+def _keys(k_BNKE: Array, mask_BN: Array | None, rule: Rule) -> Array:
   k_BNKE = sigma(k_BNKE)
+  if rule.normalize_keys:
+    k_BNKE = _divide(k_BNKE, k_BNKE.sum(-1, keepdims=True))
   return k_BNKE if mask_BN is None else jnp.where(mask_BN[..., None, None], k_BNKE, 0.0)
+
+
+def _new_keys(k_BNKE: Array, z_BKE: Array) -> Array:
+  """The sum over the tokens of what is new in their keys: z-correction."""
+  held_BNK = jnp.einsum("BNKE,BKE->BNK", k_BNKE, z_BKE)
+  gamma_BNK = jnp.clip(1 - _divide(held_BNK, (k_BNKE * k_BNKE).sum(-1)), 0, 1)
+  return jnp.einsum("BNK,BNKE->BKE", jax.lax.stop_gradient(gamma_BNK), k_BNKE)
+
+
+def _left(keys_BKE: Array, rule: Rule) -> Array | None:
+  """The share of each head's memory that a segment with these keys leaves; None: all of it."""
+  # A segment of padding is no compression: it must not forget.
+  return None if rule.decay == 1 else jnp.where(is_empty(keys_BKE), 1.0, rule.decay)
+
+
+def _fade(x: Array, left_BK: Array | None) -> Array:
+  if left_BK is None:
+    return x
+  return x * left_BK.reshape(*left_BK.shape, *(1,) * (x.ndim - left_BK.ndim))
 
 
 def _divide(value: Array, weight: Array) -> Array:
   # The double `where` keeps the gradient finite where the weight is 0. No epsilon is needed: the
-  # weights are sums of positive terms, so the quotient is a weighted mean however small they are.
+  # weights are sums of positive terms, so the quotient is a weighted mean however small they are
+  # (but for z-correction, whose z holds less than was written).
   safe = jnp.where(weight > 0, weight, 1.0)
   return jnp.where(weight > 0, value / safe, 0.0)
 
 
-def _damping(keys: Array, z: Array) -> Array:
+def _damping(keys: Array, z: Array, rule: Rule) -> Array:
   # I - P has eigenvalues down to 1 - rho(P), and by Collatz and Wielandt rho(P) lies between the
   # least and the greatest of keys/z. Segments of equal length have a ratio of at most about 1 and
   # are never damped; after a much shorter first one, recall is scaled until the ratio is the bound.
-  growth = _divide(keys.sum(-1), z.sum(-1))
+  #
+  # Decay does not change this: z holds the last segment's keys whole. With z-correction z may stay
+  # as small as after the short segment, and every segment is damped. The mean of keys/z, which the
+  # sums are, would then not do: rho(P) exceeds it a little, again and again. Their greatest leaves
+  # rho(P) <= DELTA_GROWTH = 2 and so |I - P| <= 1, for P is symmetric and positive semidefinite.
+  # `keys` are uncorrected in either case: it is they of which P z = keys is true. Like gamma it has
+  # no gradient: that of a quotient by a single, maybe tiny element of z would overflow.
+  if rule.z_correction:
+    growth = jax.lax.stop_gradient(_divide(keys, z).max(-1))
+  else:
+    growth = _divide(keys.sum(-1), z.sum(-1))
   return jnp.minimum(1.0, DELTA_GROWTH / jnp.maximum(growth, 1.0))

@@ -1,5 +1,6 @@
 """Checkpoints by Orbax: the one file that knows it."""
 
+import dataclasses
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -29,17 +30,16 @@ class Checkpoints:
     self._folder.mkdir(parents=True, exist_ok=True)
     if step in self._open().all_steps():
       return
-    rest = {"step": state.step, "opt_state": state.opt_state, "memory": state.memory}
     args = ocp.args.Composite(
-      params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(rest)
+      params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(_rest(state))
     )
     self._open().save(step, args=args)
 
   def restore(self, step: int, abstract: Any) -> Any:
     """The whole state of a step, laid out as `abstract` says."""
-    rest = {"step": abstract.step, "opt_state": abstract.opt_state, "memory": abstract.memory}
     args = ocp.args.Composite(
-      params=ocp.args.StandardRestore(abstract.params), rest=ocp.args.StandardRestore(rest)
+      params=ocp.args.StandardRestore(abstract.params),
+      rest=ocp.args.StandardRestore(_rest(abstract)),
     )
     saved = self._open().restore(step, args=args)
     return type(abstract)(params=saved.params, **saved.rest)
@@ -65,3 +65,9 @@ class Checkpoints:
     if self._manager is None:
       self._manager = ocp.CheckpointManager(self._folder, options=self._options)
     return self._manager
+
+
+def _rest(state: Any) -> dict[str, Any]:
+  """All of a train state but the parameters, which evaluation and generation restore alone."""
+  fields = dataclasses.fields(state)
+  return {field.name: getattr(state, field.name) for field in fields if field.name != "params"}

@@ -8,6 +8,8 @@ import numpy as np
 
 from infini_jax.config import Config
 
+COUNTS = ("gate_histogram",)  # histograms by themselves: for the JSON lines alone
+
 
 class MetricWriter:
   """Writes scalars, vectors and histograms of a step to every open sink."""
@@ -29,11 +31,18 @@ class MetricWriter:
       )
 
   def write(self, step: int, values: dict[str, Any], prefix: str = "train") -> None:
-    """Writes one step: numbers as they are, lists as histograms where a sink has them."""
+    """Writes one step: numbers as they are; where a sink has histograms, lists become one, and
+    lists of lists one for each layer.
+    """
     self._file.write(json.dumps({"step": step, "kind": prefix, **values}) + "\n")
     if self._tensorboard is not None:
       for name, value in values.items():
-        if isinstance(value, list):
+        if name in COUNTS:
+          continue
+        if isinstance(value, list) and isinstance(value[0], list):
+          for layer, row in enumerate(value):
+            self._tensorboard.add_histogram(f"{prefix}/{name}/{layer + 1}", np.array(row), step)
+        elif isinstance(value, list):
           self._tensorboard.add_histogram(f"{prefix}/{name}", np.array(value), step)
         elif value is not None:
           self._tensorboard.add_scalar(f"{prefix}/{name}", value, step)

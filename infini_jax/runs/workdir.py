@@ -18,7 +18,7 @@ from rich.console import Console
 
 from infini_jax import config as config_lib
 from infini_jax.config import Config, InputError
-from infini_jax.data import Store, open_or_prepare
+from infini_jax.data import Source, load_saved, open_source
 
 
 class Workdir:
@@ -94,8 +94,16 @@ class Workdir:
       raise InputError(f"{file}: cannot be read ({error}); choose another --workdir") from None
 
 
-def open_inputs(config: Config, path: str, console: Console) -> tuple[Workdir, Store]:
-  """The workdir at `path` and the corpus of the config, opened or prepared, before any device.
+def open_inputs(
+  config: Config, path: str, console: Console, task: str | None = None
+) -> tuple[Workdir, Source]:
+  """The workdir at `path` and the config's documents or task, before any device is touched.
+
+  Args:
+    config: of the run.
+    path: the workdir.
+    console: for progress.
+    task: another than the run is trained on, to evaluate it with the run's own vocabulary.
 
   Raises:
     InputError: a workdir of another config, or a corpus that is missing, cannot be read, or does
@@ -103,12 +111,5 @@ def open_inputs(config: Config, path: str, console: Console) -> tuple[Workdir, S
   """
   workdir = Workdir(path)
   workdir.check(config)
-  if not config.data.path:
-    raise InputError("config.data.path is empty: set it to a folder of text or a prepared store")
-  store = open_or_prepare(config.data.path, config.data.tokenizer, workdir.store, console)
-  if store.tokenizer.size > config.model.vocab_size:
-    raise InputError(
-      f"config.model.vocab_size={config.model.vocab_size} is smaller than the tokenizer's "
-      f"{store.tokenizer.size}: set it to {store.tokenizer.size} or more"
-    )
-  return workdir, store
+  saved = load_saved(workdir.tokenizer) if task not in (None, config.task.name) else None
+  return workdir, open_source(config, workdir.store, console, task, saved)

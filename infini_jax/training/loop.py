@@ -19,14 +19,15 @@ from rich.console import Console
 
 from infini_jax import plan
 from infini_jax.config import Config
-from infini_jax.data import TrainLanes
+from infini_jax.data import Store, train_lanes
 from infini_jax.data.loader import train_batches
-from infini_jax.evaluation.perplexity import Perplexity
+from infini_jax.evaluation.validation import Validation
 from infini_jax.parallel import check_divisible, local_rows, make_mesh, put_batch
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.metrics import MetricWriter
 from infini_jax.runs.workdir import Workdir, open_inputs
+from infini_jax.training.health import check_finite, log_values
 from infini_jax.training.optimizer import make_optimizer, make_schedule
 from infini_jax.training.step import TrainState, abstract_state, initial_state, make_train_step
 
@@ -43,21 +44,12 @@ def train(config: Config, path: str, console: Console) -> TrainState:
   d, t = config.data, config.train
 
   # ---- Inputs: everything that a person can have got wrong.
-  workdir, store = open_inputs(config, path, console)
-  lanes = TrainLanes(
-    store.split("train"),
-    bos=store.tokenizer.bos,
-    eos=store.tokenizer.eos,
-    lanes=d.lanes,
-    segments=d.segments,
-    segment_length=config.model.segment_length,
-    seed=t.seed,
-    carry_state=d.carry_state,
-  )
+  workdir, source = open_inputs(config, path, console)
+  lanes = train_lanes(config, source)
   mesh = make_mesh(config.mesh)
   check_divisible(config, mesh)
-  workdir.claim(config, store.fingerprint)
-  store.tokenizer.save(workdir.tokenizer)
+  workdir.claim(config, source.fingerprint)
+  source.tokenizer.save(workdir.tokenizer)
 
   with jax.set_mesh(mesh), contextlib.closing(Checkpoints(workdir, t.keep_checkpoints)) as saved:
     # ---- State: the newest checkpoint of this run, or a fresh one.
@@ -67,7 +59,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
       state = saved.restore(step, abstract_state(config, tx, mesh))
     else:
       state = initial_state(config, tx, mesh)
-    _describe(config, state, mesh, store, step, console)
+    _describe(config, state, mesh, source, step, console)
     _warn_of_stuck_gates(config, console)
 
     # ---- Compile once, before the first batch.
@@ -75,10 +67,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
     first = put_batch(lanes.batch(step, rows), mesh, d.lanes)
     with track(console, "compile"):
       update = jax.jit(make_train_step(config, tx), donate_argnums=0).lower(state, first).compile()
-    validation = None
-    if t.eval_every:
-      documents = store.split("validation")
-      validation = Perplexity(config, mesh, documents, store.tokenizer, t.eval_documents)
+    validation = Validation(config, mesh, source) if t.eval_every else None
 
     # ---- The loop.
     batches = train_batches(lanes, step, t.steps, rows, d.prefetch)
@@ -93,7 +82,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
         stop = last or stopped.is_set()
         if validation and step > start and (last or step % t.eval_every == 0):
           show = lambda _, text: bar(None, f"validation: {text}")
-          log.evaluation(step, validation.run(state.params, advance=show))
+          log.evaluation(step, *validation.run(state.params, show))
         if step > start and (stop or step % t.checkpoint_every == 0):
           log.flush()  # a loss that is not finite must not become a checkpoint
           saved.save(step, state)
@@ -135,13 +124,11 @@ class _Log:
     """Waits for the last step and logs it."""
     self._write()
 
-  def evaluation(self, step: int, scores: Any) -> None:
+  def evaluation(self, step: int, text: str, figures: dict[str, float]) -> None:
     """Logs a validation."""
     self.flush()
-    figures = {k: v for k, v in scores.to_dict().items() if isinstance(v, int | float)}
     if self._writer:
       self._writer.write(step, figures, "validation")
-    text = f"perplexity {scores.perplexity:.3f}, {scores.bits_per_byte:.4f} bits per byte"
     self._console.print(f"step {step}: validation {text}")
     self._since, self._tokens = time.perf_counter(), 0.0
 
@@ -159,11 +146,7 @@ class _Log:
       return
     (step, metrics), self._waiting = self._waiting, None
     loss, tokens = float(metrics["loss"]), float(metrics["tokens"])
-    if not np.isfinite(loss):
-      raise FloatingPointError(
-        f"the loss is {loss} at step {step}: lower config.optimizer.learning_rate or "
-        f"gate_learning_rate; the checkpoints are of earlier steps"
-      )
+    check_finite(step, metrics)
     self._tokens += tokens
     c = self._config
     if step % c.train.log_every and step != c.train.steps:
@@ -172,26 +155,20 @@ class _Log:
     per_second = self._tokens / seconds
     self._since, self._tokens = time.perf_counter(), 0.0
     self._text = f"loss {loss:.3f}  {per_second:,.0f} tokens/s"
+    if "answer_accuracy" in metrics:
+      self._text += f"  answers {float(metrics['answer_accuracy']):.0%}"
     if self._writer is None:
       return
-    values: dict[str, Any] = {
-      "loss": loss,
-      "grad_norm": float(metrics["grad_norm"]),
+    speed = {
       "learning_rate": float(self._rate(step - 1)),
       "tokens_per_second": per_second,
       "model_flops_per_second": per_second * self._flops,
       "peak_share": per_second * self._flops / self._peak if self._peak else None,
     }
-    for name in ("gates_LH", "gate_grad_LH", "memory_L", "z_L"):
-      if name in metrics:
-        values[name] = np.asarray(metrics[name]).round(6).ravel().tolist()
-    if "gates_LH" in metrics:
-      bins = np.histogram(np.asarray(metrics["gates_LH"]), bins=10, range=(0, 1))[0]
-      values["gate_histogram"] = bins.tolist()
-    self._writer.write(step, values)
+    self._writer.write(step, {"loss": loss} | speed | log_values(metrics))
 
 
-def _describe(config, state, mesh, store, step, console) -> None:
+def _describe(config, state, mesh, source, step, console) -> None:
   devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
   sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
   parameters = plan.parameter_count(state.params)
@@ -201,8 +178,11 @@ def _describe(config, state, mesh, store, step, console) -> None:
     f"{c.model.mixer}: {parameters:,} parameters on {devices} ({sizes}); "
     f"{plan.flops_per_token(c.model, T) / 1e6:,.1f} MFLOP a token"
   )
+  text = f"task {c.task.name}"
+  if isinstance(source, Store):
+    text = f"{source.split('train').tokens.sum():,} training tokens"
   console.print(
-    f"{store.split('train').tokens.sum():,} training tokens; a step reads {c.data.lanes} lanes x "
+    f"{text}; a step reads {c.data.lanes} lanes x "
     f"{T:,} tokens" + (f"; going on from step {step}" if step else "")
   )
 

@@ -14,6 +14,7 @@ from infini_jax.config import Config
 from infini_jax.models import abstract_params, bind, init
 from infini_jax.ops.loss import cross_entropy
 from infini_jax.parallel import shard
+from infini_jax.training.health import memory_metrics
 
 Batch = dict[str, jax.Array]
 
@@ -30,6 +31,7 @@ class TrainState:
   params: Any
   opt_state: Any
   memory: Any  # the lanes' states, when they are carried; else None
+  warm: Any  # the companions' states, when memories start warm; else None
 
 
 def abstract_state(config: Config, tx: optax.GradientTransformation, mesh: Any) -> TrainState:
@@ -62,8 +64,8 @@ def make_train_step(
   """The update for this config, to be compiled once.
 
   The loss is the mean over all real tokens of the batch, however the lanes are divided into
-  microbatches. Metrics: `loss` in nats per token, `tokens`, `grad_norm`, `learning_rate` is the
-  loop's; for a mixer with gates `gates_LH` and `gate_grad_LH`, and `memory_L`, `z_L`.
+  microbatches; a task's targets have weights. Metrics: `loss` in nats per token, `tokens`,
+  `grad_norm`, for a task `answer_accuracy`, and what `health.memory_metrics` adds.
   """
   t = config.train
 
@@ -72,65 +74,88 @@ def make_train_step(
     hidden_BTD, memory = model(
       batch["tokens_BT"], memory, reset_BS=batch["reset_BS"], mask_BT=batch["mask_BT"]
     )
-    nll_BT, log_z_BT = cross_entropy(
+    nll_BT, log_z_BT, right_BT = cross_entropy(
       hidden_BTD, model.head(), batch["targets_BT"], chunk=t.loss_chunk
     )
-    weight_BT = batch["mask_BT"].astype(jnp.float32) / total
-    nll = (nll_BT * weight_BT).sum()
-    return nll + t.z_loss * (log_z_BT**2 * weight_BT).sum(), (nll, memory)
+    weight_BT = _weights(batch) / total
+    sums = {"loss": (nll_BT * weight_BT).sum()}
+    if "asked_BT" in batch:
+      sums["right"] = (right_BT & batch["asked_BT"]).sum().astype(jnp.float32)
+    return sums["loss"] + t.z_loss * (log_z_BT**2 * weight_BT).sum(), (sums, memory)
 
   def gradients(params, memory, batch):
-    total = batch["mask_BT"].sum().astype(jnp.float32)
+    total = _weights(batch).sum()
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if t.accumulate == 1:
-      (_, (nll, memory)), grads = grad_fn(params, memory, batch, total)
-      return nll, memory, grads, total
+      (_, (sums, memory)), grads = grad_fn(params, memory, batch, total)
+      return sums, memory, grads
 
     def body(carry, xs):
-      (_, (nll, memory)), grads = grad_fn(params, *xs, total)
-      return jax.tree.map(jnp.add, carry, (nll, grads)), memory
+      (_, (sums, memory)), grads = grad_fn(params, *xs, total)
+      return jax.tree.map(jnp.add, carry, (sums, grads)), memory
 
     split = (_split(memory, 1, t.accumulate), _split(batch, 0, t.accumulate))
-    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    (nll, grads), memory = jax.lax.scan(body, zero, split)
-    return nll, _join(memory, 1), grads, total
+    names = ("loss", "right") if "asked_BT" in batch else ("loss",)
+    zero = (dict.fromkeys(names, jnp.zeros(())), jax.tree.map(jnp.zeros_like, params))
+    (sums, grads), memory = jax.lax.scan(body, zero, split)
+    return sums, _join(memory, 1), grads
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
     memory = state.memory
     if memory is None:
       memory = bind(config.model, state.params).state(config.data.lanes)
-    nll, memory, grads, total = gradients(state.params, memory, batch)
+    warm = state.warm
+    if warm is not None:
+      memory = _where_lane(batch["warm_B"], warm, memory)
+      warm = _read_along(config, state.params, warm, batch)
+    batch = {name: rows for name, rows in batch.items() if not name.startswith("warm")}
+    sums, memory, grads = gradients(state.params, memory, batch)
     with jax.named_scope("optimizer"):
       updates, opt_state = tx.update(grads, state.opt_state, state.params)
       params = optax.apply_updates(state.params, updates)
-    metrics = {"loss": nll, "tokens": total, "grad_norm": optax.tree.norm(grads)}
-    metrics |= _memory_metrics(config, params, grads, memory)
+    tokens = batch["mask_BT"].sum().astype(jnp.float32)
+    metrics = {"loss": sums["loss"], "tokens": tokens, "grad_norm": optax.tree.norm(grads)}
+    if "asked_BT" in batch:
+      metrics["answer_accuracy"] = sums["right"] / batch["asked_BT"].sum()
+    metrics |= memory_metrics(config.model, params, grads, memory)
     metrics = jax.tree.map(lambda x: shard(x, "_" * x.ndim), metrics)  # every host can read them
     kept = None if state.memory is None else memory
-    return TrainState(state.step + 1, params, opt_state, kept), metrics
+    return TrainState(state.step + 1, params, opt_state, kept, warm), metrics
 
   return train_step
 
 
 def _assemble(config, tx, params):
-  memory = None
-  if config.data.carry_state:
-    memory = bind(config.model, params).state(config.data.lanes)
-    memory = memory if jax.tree.leaves(memory) else None
-  return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), memory)
+  def empty(wanted):
+    state = bind(config.model, params).state(config.data.lanes)
+    return state if wanted and jax.tree.leaves(state) else None
+
+  memory, warm = empty(config.data.carry_state), empty(config.warm.share)
+  return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), memory, warm)
 
 
-def _memory_metrics(config, params, grads, memory):
-  if config.model.mixer != "infini":
-    return {}
-  beta = lambda tree: tree["blocks"]["attention"]["mixer"]["beta_H"]
-  axes = (1, 2, 3)
-  return {
-    "gates_LH": jax.nn.sigmoid(beta(params)),
-    "gate_grad_LH": beta(grads),
-    "memory_L": jnp.sqrt(jnp.mean(memory.M_BKEU**2, axis=(*axes, 4))),
-    "z_L": jnp.mean(memory.z_BKE, axis=axes),
-  }
+def _weights(batch):
+  """The loss weight of each target: 1 for every real token, but where a task says otherwise."""
+  weights_BT = batch.get("weights_BT", batch["mask_BT"])
+  return weights_BT.astype(jnp.float32)
+
+
+def _where_lane(flag_B, yes, no):
+  """Chooses between two stacked states, lane by lane."""
+  choose = lambda y, n: jnp.where(flag_B.reshape(1, -1, *(1,) * (n.ndim - 2)), y, n)
+  return jax.tree.map(choose, yes, no)
+
+
+def _read_along(config, params, warm, batch):
+  """The companions' states after they have read on; no gradient is taken here."""
+  with jax.named_scope("warm"):
+    _, warm = bind(config.model, params)(
+      batch["warm_tokens_BT"],
+      warm,
+      reset_BS=batch["warm_reset_BS"],
+      mask_BT=batch["warm_mask_BT"],
+    )
+  return warm
 
 
 def _split(tree: Any, axis: int, parts: int) -> Any:

@@ -14,6 +14,7 @@ from infini_jax.data.tokenizers import (
   ByteTokenizer,
   HuggingFaceTokenizer,
   SentencePieceTokenizer,
+  WordTokenizer,
   load_saved,
   load_tokenizer,
   train_sentencepiece,
@@ -177,3 +178,18 @@ def test_bytes_of_a_lone_surrogate_do_not_fail():
 
 def test_no_model_code_is_needed():
   assert "tensorflow" not in sys.modules
+
+
+def test_words_are_pieces_the_longest_first_and_nothing_else(tmp_path):
+  tokenizer = WordTokenizer(["a", "ab", " ab", "."])
+  assert (tokenizer.size, tokenizer.bos, tokenizer.eos) == (6, 0, 0)
+  ids = tokenizer.encode("ab aba.")
+  assert ids.dtype == np.int32 and ids.tolist() == [3, 4, 2, 5]
+  assert tokenizer.decode([0, *ids, 99, -1]) == "ab aba."
+  assert tokenizer.encode("a\n.x").tolist() == [2, 1, 5, 1], "what is no piece is the unknown id"
+  assert tokenizer.encode("").tolist() == [] and tokenizer.decode([1, 2]) == "a"
+  tokenizer.save(tmp_path)
+  again = load_saved(tmp_path)
+  assert isinstance(again, WordTokenizer) and again.fingerprint == tokenizer.fingerprint
+  assert again.encode("ab aba.").tolist() == ids.tolist()
+  assert WordTokenizer(["a", "ab", "."]).fingerprint != tokenizer.fingerprint

@@ -6,15 +6,20 @@ from tests.tiny import fake_params, model_config
 
 
 def test_gates_are_the_sigmoid_of_beta_and_absent_without_a_memory():
-  params = fake_params(model_config(layers=3))
+  c = model_config(layers=3)
+  params = fake_params(c)
   beta = np.asarray(params["blocks"]["attention"]["mixer"]["beta_H"])
-  np.testing.assert_allclose(gates.gates(params), 1 / (1 + np.exp(-beta)), rtol=1e-6)
-  assert gates.gates(fake_params(model_config(mixer="local"))) is None
+  np.testing.assert_allclose(gates.gates(c, params), 1 / (1 + np.exp(-beta)), rtol=1e-6)
+  hard = gates.gates(model_config(layers=3, gate="hard_sigmoid"), params)
+  np.testing.assert_allclose(hard, np.clip(beta / 6 + 0.5, 0, 1), rtol=1e-5, atol=1e-7)
+  local = model_config(mixer="local")
+  assert gates.gates(local, fake_params(local)) is None
 
 
 def test_summary_counts_every_head_once():
   gates_LH = np.array([[0.0, 0.0999, 0.1], [0.5, 0.9, 0.901], [1.0, 0.95, 0.3]])
   assert gates.summary(gates_LH) == {
+    "opened_heads": 4,
     "local_heads": 2,
     "memory_heads": 3,
     "mixer_heads": 4,

@@ -9,6 +9,7 @@ import pytest
 
 from infini_jax.config import InputError
 from infini_jax.data import prepare
+from infini_jax.evaluation.knock_out import INTACT, Variant
 from infini_jax.evaluation.perplexity import Perplexity, _floor_power
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh
@@ -36,7 +37,7 @@ class Case:
     self.config = config(model={"rule": "delta", **model}, data={"carry_state": carry})
     self.params = fake_params(self.config.model)
 
-  def evaluate(self, *, knock_out=False, params=None, documents=None, **evaluation):
+  def evaluate(self, variant=INTACT, *, params=None, documents=None, **evaluation):
     c = changed(self.config, evaluation=changed(self.config.evaluation, **evaluation))
     mesh = make_mesh(changed(c.mesh, data=1), jax.devices()[:1])
     with jax.set_mesh(mesh):
@@ -44,21 +45,20 @@ class Case:
         c, mesh, self.documents if documents is None else documents, self.store.tokenizer
       )
       done = []
-      scores = evaluator.run(
-        params or self.params, knock_out=knock_out, advance=lambda i, text: done.append(i)
-      )
+      scores = evaluator.run(params or self.params, variant, advance=lambda i, text: done.append(i))
     assert done == list(range(1, evaluator.chunks + 1))
     return scores
 
-  def plainly(self, knock_out=False, max_tokens=None):
+  def plainly(self, empty=False, max_tokens=None, cut=()):
     """Nats of every token of each document, each document read by one call."""
     model = bind(self.config.model, self.params)
     longest = int(-(-self.documents.tokens.max() // N) * N)
 
     @jax.jit
     def read(tokens_T):
-      reset = jnp.full((1, longest // N), knock_out)
-      hidden, _ = model(tokens_T[None], model.state(1), reset_BS=reset)
+      reset = jnp.full((1, longest // N), empty)
+      cut_L = jnp.isin(jnp.arange(2), jnp.array(cut)) if cut else None
+      hidden, _ = model(tokens_T[None], model.state(1), reset_BS=reset, cut_L=cut_L)
       return jax.nn.log_softmax(model.logits(hidden))[0]
 
     nats = []
@@ -144,14 +144,22 @@ def test_figures_follow_from_the_totals(case, scores):
 
 
 def test_knock_out_is_the_local_model(case, scores):
-  out = case.evaluate(knock_out=True, lanes=2, segments=2)
-  np.testing.assert_allclose(out.nats, sum(x.sum() for x in case.plainly(True)), rtol=1e-5)
+  out = case.evaluate(Variant("empty", empty=True), lanes=2, segments=2)
+  np.testing.assert_allclose(out.nats, sum(x.sum() for x in case.plainly(empty=True)), rtol=1e-5)
   local = Case(case.store, case.documents, mixer="local")
   attention = {k: v for k, v in case.params["blocks"]["attention"].items() if k != "mixer"}
   blocks = {**case.params["blocks"], "attention": attention}
   expected = local.evaluate(params={**case.params, "blocks": blocks}, lanes=2, segments=2)
   np.testing.assert_allclose(out.nats, expected.nats, rtol=1e-5)
   assert abs(out.nats - scores.nats) > 1e-3 * scores.nats, "the memory does nothing: a weak test"
+  assert out.by_compressions[0] == pytest.approx(scores.by_compressions[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("cut", [(0,), (1,), (0, 1)])
+def test_cut_reads_are_those_of_the_layers_that_are_named(case, scores, cut):
+  out = case.evaluate(Variant("cut", cut=cut), lanes=2, segments=2)
+  np.testing.assert_allclose(out.nats, sum(x.sum() for x in case.plainly(cut=cut)), rtol=1e-5)
+  assert abs(out.nats - scores.nats) > 1e-4 * scores.nats, f"cutting layers {cut} does nothing"
   assert out.by_compressions[0] == pytest.approx(scores.by_compressions[0], rel=1e-5)
 
 

@@ -14,9 +14,13 @@ B, N, T = 2, 8, 32
 CASES = {
   "infini-linear": model_config(),
   "infini-delta": model_config(rule="delta", kv_heads=1),
+  "infini-refined": model_config(
+    rule="delta", normalize_keys=True, z_correction=True, decay=0.7, gate="hard_sigmoid",
+    readout_norm=True,
+  ),
   "local": model_config(mixer="local"),
   "full": model_config(mixer="full", kv_heads=1),
-}
+}  # fmt: skip
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 
 
@@ -29,9 +33,9 @@ class Model:
     self._call = jax.jit(self._call_)
     self._extend = jax.jit(self._extend_)
 
-  def _call_(self, params, tokens, state, reset, mask):
+  def _call_(self, params, tokens, state, reset, mask, cut):
     model = bind(self.config, params)
-    hidden, state = model(tokens, state, reset_BS=reset, mask_BT=mask)
+    hidden, state = model(tokens, state, reset_BS=reset, mask_BT=mask, cut_L=cut)
     return model.logits(hidden), state
 
   def _extend_(self, params, tokens, stream, mask):
@@ -45,11 +49,11 @@ class Model:
   def reserve(self, state, tokens):
     return MIXERS[self.config.mixer].reserve(state, tokens)
 
-  def __call__(self, tokens, state=None, reset=None, mask=None, params=None):
+  def __call__(self, tokens, state=None, reset=None, mask=None, params=None, cut=None):
     state = self.state(tokens.shape[0]) if state is None else state
     reset = np.zeros((tokens.shape[0], -(-tokens.shape[1] // N)), bool) if reset is None else reset
     mask = np.ones(tokens.shape, bool) if mask is None else mask
-    return self._call(params or self.params, tokens, state, reset, mask)
+    return self._call(params or self.params, tokens, state, reset, mask, cut)
 
   def logits(self, *args, **kwargs):
     return np.asarray(self(*args, **kwargs)[0])
@@ -190,6 +194,46 @@ def test_memory_knocked_out_or_gated_off_is_the_local_model(rng, infini):
   np.testing.assert_allclose(infini.logits(tokens, params=shut), expected, rtol=1e-6, atol=1e-6)
 
 
+def test_cutting_no_layer_changes_nothing_and_cutting_all_does(rng, model):
+  tokens = draw(rng)
+  logits, state = model(tokens)
+  none, same = model(tokens, cut=np.zeros(2, bool))
+  np.testing.assert_array_equal(none, logits)
+  jax.tree.map(np.testing.assert_array_equal, same, state)
+  cut = model.logits(tokens, cut=np.ones(2, bool))
+  if model.config.mixer == "local":
+    np.testing.assert_array_equal(cut, logits, err_msg="local attention has no memory to cut")
+  else:
+    np.testing.assert_allclose(cut[:, :N], logits[:, :N], **CLOSE)
+    assert np.abs(cut - logits)[:, N:].max() > 1e-3, "cut or not, the logits are the same"
+
+
+def test_full_attention_cut_in_all_layers_is_local(rng):
+  tokens = draw(rng)
+  full = Model(CASES["full"])
+  expected = Model(changed(full.config, mixer="local")).logits(tokens, params=full.params)
+  np.testing.assert_allclose(full.logits(tokens, cut=np.ones(2, bool)), expected, **CLOSE)
+
+
+def test_cutting_a_layer_acts_through_that_layer_alone(rng, infini):
+  tokens = draw(rng)
+  logits, state = infini(tokens)
+  cut, cut_state = infini(tokens, cut=np.array([False, True]))
+  jax.tree.map(np.testing.assert_array_equal, cut_state, state)  # the last layer's reads go nowhere
+  assert np.abs(cut - logits)[:, N:].max() > 1e-3
+  _, cut_state = infini(tokens, cut=np.array([True, False]))
+  first, second = (np.abs(cut_state.M_BKEU - state.M_BKEU)[layer].max() for layer in (0, 1))
+  assert first == 0 and second > 0, "a layer's reads reach the layers above, and not itself"
+
+  shut = jax.tree.map(lambda x: x, infini.params)
+  shut["blocks"]["attention"]["mixer"]["beta_H"] = jnp.array([[-200.0] * 2, [0.0] * 2])
+  np.testing.assert_array_equal(
+    infini.logits(tokens, params=shut, cut=np.array([True, False])),
+    infini.logits(tokens, params=shut),
+    err_msg="a layer whose gates are shut reads nothing that could be cut",
+  )
+
+
 def gradient(config, params, tokens):
   def loss(params):
     model = bind(config, params)
@@ -242,6 +286,11 @@ def test_bfloat16_keeps_the_memory_in_float32_and_stays_near(rng, infini):
     {"rope_theta": 10.0},
     {"norm_eps": 0.1},
     {"rule": "linear"},
+    {"gate": "hard_sigmoid"},
+    {"normalize_keys": True},
+    {"z_correction": True},
+    {"decay": 0.5},
+    {"readout_norm": True},
   ],
   ids=str,
 )

@@ -24,7 +24,7 @@ def rotate(x_TE, position_T, theta):
 
 def one_head(
   q, k, v, beta, M, z, reset_S, mask_T,
-  *, segment_length, rule, rope_theta, scale_first_segment,
+  *, segment_length, rule, rope_theta, scale_first_segment, gate, readout_norm, cut,
 ):  # fmt: skip
   """One lane, one query head and its key/value head: q (T,E), k (T,E), v (T,U), M (E,U), z (E)."""
   T, E = q.shape
@@ -43,24 +43,42 @@ def one_head(
     seen = np.tri(len(query), dtype=bool) & mask[None, :]
     score = jnp.where(seen, turned[0] @ turned[1].T / E**0.5, -jnp.inf)
     local = jax.nn.softmax(score, axis=-1) @ value
-    gate = 1 / (1 + jnp.exp(-beta))
+    g = 1 / (1 + jnp.exp(-beta)) if gate == "sigmoid" else jnp.clip(beta / 6 + 0.5, 0.0, 1.0)
     recalled = sigma(query) @ memory / (sigma(query) @ norm)[:, None]
-    alone = (1 - gate) * local if scale_first_segment else local
-    outs.append(jnp.where(written, gate * recalled + (1 - gate) * local, alone))
-    added, new = jnp.where(mask[:, None], sigma(key), 0.0), value
-    if rule == "delta":
+    if readout_norm:
+      recalled = recalled / jnp.sqrt((recalled**2).mean(1) + 1e-6)[:, None]
+    if cut:
+      recalled = jnp.zeros_like(recalled)
+    alone = (1 - g) * local if scale_first_segment else local
+    outs.append(jnp.where(written, g * recalled + (1 - g) * local, alone))
+
+    phi = sigma(key)
+    if rule.normalize_keys:
+      phi = phi / phi.sum(1)[:, None]
+    added, new = jnp.where(mask[:, None], phi, 0.0), value
+    if rule.name == "delta":
       # Recall is damped when a segment adds much more than the memory holds.
       growth = added.sum() / norm.sum()
+      if rule.z_correction:
+        growth = jax.lax.stop_gradient((added.sum(0) / norm).max())
       damping = jnp.minimum(1.0, DELTA_GROWTH / jnp.maximum(growth, 1.0))
-      recalled = (sigma(key) @ memory) / (sigma(key) @ norm)[:, None]
-      new = value - jnp.where(written, damping * recalled, 0.0)
-    memory, norm = memory + added.T @ new, jnp.where(written, norm, 0.0) + added.sum(0)
+      recalled = (phi @ memory) / (phi @ norm)[:, None]
+      new = value - jnp.where(written, rule.decay * damping * recalled, 0.0)
+    new_keys = added
+    if rule.z_correction:
+      gamma = jnp.clip(1 - (phi @ norm) / (phi**2).sum(1), 0.0, 1.0)
+      gamma = jnp.where(written, jax.lax.stop_gradient(gamma), 1.0)
+      new_keys = gamma[:, None] * added
+    memory = rule.decay * memory + added.T @ new
+    norm = rule.decay * jnp.where(written, norm, 0.0) + new_keys.sum(0)
     written = jnp.array(True)
   return jnp.concatenate(outs), memory, norm
 
 
 def infini_attention(q, k, v, beta, M, z, *, reset, mask, **options):
   """Arguments as the real one's; reset and mask are arrays, M and z the memory to start from.
+
+  `rule` is a `Rule`, `cut` True or False.
 
   Every segment has a token that is no padding.
   """

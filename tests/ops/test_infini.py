@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infini_jax.ops import MemoryState, infini_attention
+from infini_jax.ops import MemoryState, Rule, gate_values, infini_attention
 from infini_jax.ops import infini as infini_module
+from infini_jax.ops import memory as memory_module
 from infini_jax.ops.attention import SegmentCache
 from tests.ops import reference
 
@@ -17,10 +18,13 @@ H = K * G
 attend = jax.jit(
   infini_attention,
   static_argnames=(
-    "segment_length", "rule", "rope_theta", "scale_first_segment", "implementation"
+    "segment_length", "rule", "rope_theta", "scale_first_segment", "gate", "readout_norm",
+    "implementation",
   ),
 )  # fmt: skip
-extend = jax.jit(infini_module.extend_stream, static_argnames=("rule", "rope_theta"))
+extend = jax.jit(
+  infini_module.extend_stream, static_argnames=("rule", "rope_theta", "gate", "readout_norm")
+)
 
 
 def inputs(rng, T):
@@ -28,10 +32,10 @@ def inputs(rng, T):
   return f(B, T, H, E), f(B, T, K, E), f(B, T, K, U), f(H)
 
 
-def memory(rng):
-  """A memory that has read 16 tokens."""
-  k = np.asarray(reference.sigma(rng.standard_normal((B, 16, K, E))), np.float64)
-  v = rng.standard_normal((B, 16, K, U))
+def memory(rng, tokens=16):
+  """A memory that has read so many tokens."""
+  k = np.asarray(reference.sigma(rng.standard_normal((B, tokens, K, E))), np.float64)
+  v = rng.standard_normal((B, tokens, K, U))
   return np.einsum("BTKE,BTKU->BKEU", k, v), k.sum(1)
 
 
@@ -45,34 +49,87 @@ def run(arrays, *, implementation="parallel", **options):
   return out, state.M_BKEU, state.z_BKE
 
 
-@pytest.mark.parametrize("rule", ["linear", "delta"])
-@pytest.mark.parametrize("rope_theta,literal", [(None, True), (100.0, False)])
-def test_equals_float64_loops_forward_and_gradient(rng, rule, rope_theta, literal):
+def token_by_token(arrays, N, *, rule, **options):
+  """The streaming form: outputs, and the memory with the open segment written too."""
+  q, k, v, beta, M, z = arrays
+  empty = SegmentCache(jnp.zeros((B, N, K, E)), jnp.zeros((B, N, K, U)), jnp.zeros(B, jnp.int32))
+  stream = infini_module.open_stream(MemoryState(M, z), empty, rule)
+
+  def token(stream, qkv):
+    out, stream = infini_module.extend_stream(
+      *(x[:, None] for x in qkv), beta, stream, jnp.ones((B, 1), bool), rule=rule, **options
+    )
+    return stream, out[:, 0]
+
+  stream, out = jax.lax.scan(token, stream, tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v)))
+  return jnp.moveaxis(out, 0, 1), *memory_module.commit(stream.memory, stream.pending, rule)
+
+
+EVERYTHING = dict(normalize_keys=True, z_correction=True, decay=0.7)
+PLAIN = dict(
+  rope_theta=100.0, scale_first_segment=False, gate="sigmoid", readout_norm=False, cut=False
+)
+OTHER = dict(rope_theta=None, scale_first_segment=True, gate="hard_sigmoid", readout_norm=True)
+CASES = [
+  pytest.param(Rule(name, **fields), {**PLAIN, **options}, id=f"{name}-{label}")
+  for name in ("linear", "delta")
+  for label, fields, options in (
+    ("plain", {}, {}),
+    ("other", {}, OTHER),
+    ("normalize_keys", {"normalize_keys": True}, {}),
+    ("z_correction", {"z_correction": True}, {}),
+    ("decay", {"decay": 0.7}, {}),
+    ("everything", EVERYTHING, {"gate": "hard_sigmoid", "readout_norm": True}),
+  )
+] + [pytest.param(Rule("delta"), {**PLAIN, "cut": True}, id="cut")]
+
+
+@pytest.mark.parametrize("rule,options", CASES)
+def test_equals_float64_loops_forward_and_gradient(rng, rule, options):
   T, N = 14, 4  # three whole segments and a short one
   S = -(-T // N)
-  arrays = (*inputs(rng, T), *memory(rng))
+  # A small memory at first: segments add much to it, and some of their keys are new to it.
+  arrays = (*inputs(rng, T), *memory(rng, tokens=1))
   reset = rng.random((B, S)) < 0.3
   mask = rng.random((B, T)) < 0.8
   mask[:, ::N] = True  # each query then sees a key
-  options = dict(segment_length=N, rule=rule, rope_theta=rope_theta, scale_first_segment=literal)
+  no_reset, no_mask = np.zeros_like(reset), np.ones_like(mask)
   weights = [rng.standard_normal(s) for s in ((B, T, H, U), (B, K, E, U), (B, K, E))]
 
   def graded(f, dtype):
-    def loss(arrays):
-      outs = f(arrays)
-      outs = (outs[0] * mask[..., None, None].astype(dtype), *outs[1:])
+    def loss(arrays, reset, mask):
+      out, *rest = f(arrays, reset, mask)
+      outs = (out * mask[..., None, None].astype(dtype), *rest)
       return sum((o * w.astype(dtype)).sum() for o, w in zip(outs, weights, strict=True)), outs
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
+  def loops(arrays, reset, mask):
+    return reference.infini_attention(
+      *arrays, reset=reset, mask=mask, segment_length=N, rule=rule, **options
+    )
+
   with jax.enable_x64(True):
-    plain = lambda arrays: reference.infini_attention(*arrays, reset=reset, mask=mask, **options)
-    (_, expected), expected_grads = graded(plain, np.float64)(arrays)
-    expected, expected_grads = jax.tree.map(np.asarray, (expected, expected_grads))
-  flags = dict(reset_BS=jnp.asarray(reset), mask_BT=jnp.asarray(mask))
-  for form in ("scan", "parallel"):
-    ours = lambda arrays, form=form: run(arrays, implementation=form, **flags, **options)
-    (_, got), grads = graded(ours, np.float32)(single(*arrays))
+    loops = graded(loops, np.float64)
+    flagged = jax.tree.map(np.asarray, loops(arrays, reset, mask))
+    unflagged = jax.tree.map(np.asarray, loops(arrays, no_reset, no_mask))
+
+  cut = jnp.asarray(options["cut"]) if options["cut"] else None
+  ours = {**options, "cut": cut, "rule": rule}
+
+  def whole(form):
+    return lambda arrays, reset, mask: run(
+      arrays, segment_length=N, reset_BS=reset, mask_BT=mask, implementation=form, **ours
+    )
+
+  forms = [
+    ("scan", whole("scan"), (reset, mask), flagged),
+    ("parallel", whole("parallel"), (reset, mask), flagged),
+    ("stream", lambda arrays, _, mask: token_by_token(arrays, N, **ours), (no_reset, no_mask),
+     unflagged),
+  ]  # fmt: skip
+  for form, f, flags, ((_, expected), expected_grads) in forms:
+    (_, got), grads = graded(f, np.float32)(single(*arrays), *map(jnp.asarray, flags))
     for name, a, b in zip(("out", "M", "z"), got, expected, strict=True):
       np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=f"{form}: {name}")
     for name, a, b in zip("q k v beta M z".split(), grads, expected_grads, strict=True):
@@ -91,7 +148,7 @@ def test_one_call_equals_two_calls_with_the_state_carried(rng, rule):
   np.testing.assert_allclose(state[0], M, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", ["linear", "delta"])
+@pytest.mark.parametrize("rule", ["linear", "delta", Rule("delta", **EVERYTHING)])
 @pytest.mark.parametrize("pieces", [[1] * 14, [3, 1, 4, 2, 2, 2]])
 def test_token_by_token_equals_whole_segments(rng, rule, pieces):
   N, T = 4, 14
@@ -176,6 +233,98 @@ def test_delta_stays_bounded_after_a_short_first_segment(rng):
   assert ratio < 3, f"the memory grew {ratio:.1f} times as large: is recall damped?"
 
 
+def test_delta_never_expands_a_memory_whose_z_stays_small(rng):
+  """Under z-correction, z stays as small as after a short first segment: see `_damping`."""
+  N, S = 32, 12
+  _, k, v, _ = single(*inputs(rng, N * S))
+  k, v = k + rng.standard_normal((1, 1, 1, E)).astype(np.float32), v.at[:, N:].set(0.0)
+  mask = jnp.ones((B, N * S), bool).at[:, 1:N].set(False)
+  split = lambda x: x.reshape(B, S, N, *x.shape[2:])
+  before, _ = jax.jit(memory_module.prefix, static_argnums=5)(
+    split(k), split(v), memory_module.empty_memory(k, v), jnp.zeros((B, S), bool), split(mask),
+    Rule("delta", z_correction=True),
+  )  # fmt: skip
+  norms = jnp.linalg.norm(before.M_BKEU[:, 1:], axis=(-2, -1))  # written by the first segment alone
+  assert np.all(norms[:, 1:] <= norms[:, :-1] * (1 + 1e-5)), "delta makes old memories larger"
+
+
+@pytest.mark.parametrize("implementation", ["scan", "parallel"])
+def test_a_segment_of_padding_does_not_decay(rng, implementation):
+  arrays = inputs(rng, 12), memory(rng)
+  mask = jnp.zeros((B, 12), bool)
+  options = dict(segment_length=4, mask_BT=mask, implementation=implementation)
+  for rule in (Rule("linear", decay=0.5), Rule("delta", decay=0.5)):
+    _, *after = run((*arrays[0], *arrays[1]), rule=rule, **options)
+    for a, b in zip(after, single(*arrays[1]), strict=True):
+      np.testing.assert_array_equal(a, b, err_msg="padding is no compression: nothing may change")
+
+
+def test_each_normalized_key_weighs_one(rng):
+  q, k, v, beta = single(*inputs(rng, 14))
+  mask = jnp.asarray(rng.random((B, 14)) < 0.7)
+  _, state = attend(
+    q, k, v, beta, segment_length=4, mask_BT=mask, rule=Rule("delta", normalize_keys=True)
+  )
+  tokens = np.broadcast_to(np.asarray(mask).sum(1)[:, None], (B, K))
+  np.testing.assert_allclose(state.z_BKE.sum(-1), tokens, rtol=1e-5)
+
+
+def test_z_correction_adds_a_key_once(rng):
+  """Keys along the axes: written twice, they are in z once; a new one adds itself whole."""
+  q, _, v, beta = single(*inputs(rng, 4))
+  axis = lambda t: jnp.full((B, K, E), -30.0).at[:, :, t].set(1 + jnp.asarray(rng.random()))
+  first, second = axis(0), axis(1)
+  k = jnp.stack([first, first, second, second], 1)
+  _, state = attend(q, k, v, beta, segment_length=1, rule=Rule("linear", z_correction=True))
+  once = reference.sigma(first) + reference.sigma(second)
+  np.testing.assert_allclose(state.z_BKE, once, rtol=1e-5, atol=1e-6)
+  _, plain = attend(q, k, v, beta, segment_length=1)
+  np.testing.assert_allclose(plain.z_BKE, 2 * once, rtol=1e-5, atol=1e-6)
+
+
+def test_gate_values():
+  beta = jnp.asarray([-200, -3, -1.5, 0, 3, 200], jnp.bfloat16)
+  assert gate_values(beta).dtype == jnp.float32
+  np.testing.assert_allclose(gate_values(beta)[jnp.asarray([0, 3, 5])], [0, 0.5, 1])
+  np.testing.assert_allclose(
+    gate_values(beta, "hard_sigmoid"), [0, 0, 0.25, 0.5, 1, 1], rtol=1e-6, atol=1e-7
+  )
+
+
+@pytest.mark.parametrize("implementation", ["scan", "parallel"])
+def test_cut_scales_local_attention_and_writes_as_ever(rng, implementation):
+  arrays = (*inputs(rng, 12), *memory(rng))
+  options = dict(segment_length=4, rule="delta", implementation=implementation)
+  out, *state = run(arrays, **options)
+  for a, b in zip((out, *state), run(arrays, cut=jnp.array(False), **options), strict=True):
+    np.testing.assert_array_equal(a, b)
+  cut, *cut_state = run(arrays, cut=jnp.array(True), **options)
+  for a, b in zip(state, cut_state, strict=True):
+    np.testing.assert_array_equal(a, b, err_msg="a cut read changes what is written")
+  q, k, v, beta = single(*arrays[:4])
+  every = jnp.ones((B, 3), bool)
+  local, _ = attend(q, k, v, beta, reset_BS=every, **options)
+  scaled = (1 - gate_values(beta))[None, None, :, None] * local
+  np.testing.assert_allclose(cut, scaled, rtol=1e-5, atol=1e-6)
+  empty, _ = attend(q, k, v, beta, reset_BS=every, cut=jnp.array(True), **options)
+  np.testing.assert_array_equal(empty, local, err_msg="an empty memory has nothing to cut")
+
+
+def test_readout_norm_of_an_empty_memory_is_zero_with_a_gradient(rng):
+  q, k, v, beta = single(*inputs(rng, 8))
+  state = MemoryState(jnp.zeros((B, K, E, U)), jnp.zeros((B, K, E)))
+
+  def loss(q, k, v, beta, state, norm):
+    out, after = attend(
+      q, k, v, beta, state, segment_length=4, scale_first_segment=True, readout_norm=norm
+    )
+    return out[:, :4].sum() + after.M_BKEU.sum()
+
+  graded = jax.jit(jax.value_and_grad(loss, argnums=range(5)), static_argnums=5)
+  plain, normed = graded(q, k, v, beta, state, False), graded(q, k, v, beta, state, True)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), plain, normed)
+
+
 def test_bfloat16_inputs_keep_a_float32_memory(rng):
   q, k, v, beta = (jnp.asarray(a, jnp.bfloat16) for a in inputs(rng, 8))
   out, state = attend(q, k, v, beta, segment_length=4, rule="delta", rope_theta=1e4)
@@ -195,6 +344,8 @@ def test_masked_tokens_write_nothing_and_return_zero(rng):
   "change,message",
   [
     (dict(rule="sum"), "choose 'linear' or 'delta'"),
+    (dict(rule=Rule("delta", decay=0.0)), "must be above 0"),
+    (dict(gate="relu"), "choose 'sigmoid' or 'hard_sigmoid'"),
     (dict(implementation="fast"), "choose 'auto'"),
     (dict(segment_length=0), "at least 1"),
     (dict(reset_BS=jnp.zeros((B, 7), bool)), "reset_BS has shape"),

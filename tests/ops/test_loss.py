@@ -19,6 +19,10 @@ def plain(hidden, head, targets):
   return log_z - jnp.take_along_axis(logits, targets[..., None], 2)[..., 0], log_z
 
 
+def right(hidden, head, targets):
+  return np.argmax(hidden @ head.T, axis=-1) == targets
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 5, 9, 10, 1024])
 def test_equals_float64_forward_and_gradient_whatever_the_chunk(rng, chunk):
   hidden, head, targets = inputs(rng)
@@ -27,7 +31,7 @@ def test_equals_float64_forward_and_gradient_whatever_the_chunk(rng, chunk):
   def graded(f, dtype):
     def loss(hidden, head):
       outs = f(hidden, head, jnp.asarray(targets))
-      return sum((o * w.astype(dtype)).sum() for o, w in zip(outs, weights, strict=True)), outs
+      return sum((o * w.astype(dtype)).sum() for o, w in zip(outs[:2], weights, strict=True)), outs
 
     return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
 
@@ -37,15 +41,28 @@ def test_equals_float64_forward_and_gradient_whatever_the_chunk(rng, chunk):
   got = graded(ours, np.float32)(hidden.astype(np.float32), head.astype(np.float32))
   (_, outs), grads = got
   (_, expected_outs), expected_grads = expected
-  for name, a, b in zip(("nll", "log_z"), outs, expected_outs, strict=True):
+  for name, a, b in zip(("nll", "log_z"), outs[:2], expected_outs, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=name)
+  np.testing.assert_array_equal(outs[2], right(hidden, head, targets))
   for name, a, b in zip(("hidden", "head"), grads, expected_grads, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=f"gradient of {name}")
 
 
+@pytest.mark.parametrize("chunk", [3, 10])
+def test_right_is_where_greedy_decoding_would_write_the_target(rng, chunk):
+  hidden, head, targets = inputs(rng)
+  best = np.argmax(hidden @ head.T, axis=-1)
+  chosen = rng.random((B, T)) < 0.5
+  targets = np.where(chosen, best, (best + 1 + targets % (V - 1)) % V).astype(np.int32)
+  hidden, head = jnp.asarray(hidden, jnp.float32), jnp.asarray(head, jnp.float32)
+  _, _, got = cross_entropy(hidden, head, jnp.asarray(targets), chunk=chunk)
+  assert got.dtype == bool
+  np.testing.assert_array_equal(got, chosen)
+
+
 def test_large_logits_stay_finite_and_bfloat16_is_summed_in_float32(rng):
   hidden, head, targets = inputs(rng)
-  nll, log_z = cross_entropy(
+  nll, log_z, _ = cross_entropy(
     jnp.asarray(hidden * 1e3, jnp.bfloat16),
     jnp.asarray(head, jnp.float32),
     jnp.asarray(targets),

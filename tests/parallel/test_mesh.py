@@ -20,16 +20,27 @@ MESHES = {"8x1x1": (8, 1, 1), "4x2x1": (4, 2, 1), "2x2x2": (2, 2, 2)}
 MODEL = {"segment_length": 8, "vocab_size": 32, "heads": 4, "kv_heads": 2, "gate_init": 0.5}
 
 
+SUMS = ("loss", "grad_norm", "tokens", "answer_accuracy")
+
+
 def batches(c, steps, seed=0):
   rng = np.random.default_rng(seed)
   B, S, N = c.data.lanes, c.data.segments, c.model.segment_length
   for _ in range(steps):
-    yield {
+    batch = {
       "tokens_BT": rng.integers(0, c.model.vocab_size, (B, S * N)).astype(np.int32),
       "targets_BT": rng.integers(0, c.model.vocab_size, (B, S * N)).astype(np.int32),
       "mask_BT": rng.random((B, S * N)) < 0.9,
       "reset_BS": rng.random((B, S)) < 0.3,
     }
+    if c.warm.share:  # all that a batch can have
+      read = next(batches(changed(c, warm=changed(c.warm, share=0.0)), 1, seed + 1))
+      names = ("tokens_BT", "mask_BT", "reset_BS")
+      batch |= {f"warm_{name}": read[name] for name in names}
+      batch["warm_B"] = rng.random(B) < 0.5
+      batch["weights_BT"] = (batch["mask_BT"] * rng.random((B, S * N))).astype(np.float32)
+      batch["asked_BT"] = rng.random((B, S * N)) < 0.5
+    yield batch
 
 
 def run(c, sizes, steps=3):
@@ -43,11 +54,12 @@ def run(c, sizes, steps=3):
     params = fake_params(c.model)
     params = jax.device_put(params, param_shardings(params, mesh))
     memory = jax.jit(lambda p: bind(c.model, p).state(c.data.lanes))(params)
-    state = TrainState(jnp.zeros((), jnp.int32), params, jax.jit(tx.init)(params), memory)
+    warm = jax.tree.map(jnp.copy, memory) if c.warm.share else None
+    state = TrainState(jnp.zeros((), jnp.int32), params, jax.jit(tx.init)(params), memory, warm)
     update = jax.jit(make_train_step(c, tx))
     for batch in batches(c, steps):
       state, metrics = update(state, put_batch(batch, mesh, c.data.lanes))
-      losses.append([float(metrics[k]) for k in ("loss", "grad_norm", "tokens")])
+      losses.append([float(metrics[k]) for k in SUMS if k in metrics])
   return np.array(losses), state, mesh
 
 
@@ -59,9 +71,12 @@ def experiment(optimizer, **sections):
   )
 
 
+WARM = {"warm": {"share": 0.5, "segments": 2}}
+
+
 @pytest.fixture(scope="module", params=["adamw", "adafactor"])
 def alone(request):
-  c = experiment(request.param)
+  c = experiment(request.param, **(WARM if request.param == "adamw" else {}))
   losses, state, _ = run(c, (1, 1, 1))
   return c, losses, jax.device_get(state)
 
@@ -73,7 +88,7 @@ def test_same_training_on_every_mesh(alone, sizes):
   np.testing.assert_allclose(
     got, losses, rtol=2e-5, err_msg="the mesh changes the numbers: look for a missing reduction"
   )
-  for name in ("params", "memory"):
+  for name in ("params", "memory", "warm"):
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(jax.device_get(a), b, rtol=1e-3, atol=1e-4),
       getattr(state, name),
@@ -84,9 +99,10 @@ def test_same_training_on_every_mesh(alone, sizes):
   jax.tree.map(
     lambda x, s: x.sharding.is_equivalent_to(s, x.ndim) or fail(x, s), state.params, planned
   )
-  memory = state.memory.M_BKEU
   want = jax.sharding.NamedSharding(mesh, spec("LBKEU", COMPUTE))
-  assert memory.sharding.is_equivalent_to(want, memory.ndim), memory.sharding
+  for carried in filter(None, (state.memory, state.warm)):
+    memory = carried.M_BKEU
+    assert memory.sharding.is_equivalent_to(want, memory.ndim), memory.sharding
   with jax.set_mesh(mesh):
     abstract = abstract_state(c, make_optimizer(c), mesh)
   for real, planned in zip(*map(jax.tree.leaves, (state, abstract)), strict=True):

@@ -56,8 +56,9 @@ def test_only_the_newest_are_kept(tmp_path):
   checkpoints = Checkpoints(Workdir(tmp_path / "run"), keep=2)
   for step in (1, 2, 3):
     x = np.full(3, step)
-    checkpoints.save(step, TrainState(np.array(step), {"w_D": x}, {"m": x}, None))
-  checkpoints.save(3, TrainState(np.array(3), {"w_D": np.zeros(3)}, {"m": np.zeros(3)}, None))
+    checkpoints.save(step, TrainState(np.array(step), {"w_D": x}, {"m": x}, None, None))
+  zero = np.zeros(3)
+  checkpoints.save(3, TrainState(np.array(3), {"w_D": zero}, {"m": zero}, None, None))
   checkpoints.close()
   kept = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
   assert kept == [2, 3]

@@ -32,8 +32,11 @@ def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
 
 def test_tensorboard_gets_scalars_and_histograms(tmp_path):
   writer = MetricWriter(tmp_path, config(train={"tensorboard": True}))
-  writer.write(1, {"loss": 1.0, "gates_LH": [0.1, 0.2], "peak_share": None})
+  gates = {"memory_L": [0.1, 0.2], "gates_LH": [[0.1, 0.2], [0.3, 0.4]]}
+  writer.write(1, {"loss": 1.0, "gate_histogram": [[2, 0], [0, 2]], "peak_share": None, **gates})
   writer.close()
   content = b"".join(f.read_bytes() for f in (tmp_path / "tensorboard").iterdir())
-  assert b"train/loss" in content and b"train/gates_LH" in content
+  assert b"train/loss" in content and b"train/memory_L" in content
+  assert b"train/gates_LH/1" in content and b"train/gates_LH/2" in content, "one for each layer"
+  assert b"gate_histogram" not in content, "counts are no values to make a histogram of"
   assert b"peak_share" not in content

@@ -118,7 +118,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_harms_no_checkpoint(
     return update
 
   monkeypatch.setattr(loop, "make_train_step", poisoned)
-  with pytest.raises(FloatingPointError, match="at step 5: lower config.optimizer.learning_rate"):
+  with pytest.raises(
+    FloatingPointError, match="^step 5: loss nan.*: lower config.optimizer.learning_rate"
+  ):
     retrain(c, tmp_path / "run", checkpoint_every=2)
   kept = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
   assert kept == [2, 4]
@@ -134,9 +136,11 @@ def test_metrics_of_a_run(trained):
   for line in lines:
     for name in ("loss", "grad_norm", "learning_rate", "tokens_per_second"):
       assert np.isfinite(line[name]) and line[name] > 0, (name, line)
-    heads = c.model.layers * c.model.heads
-    assert sum(line["gate_histogram"]) == heads and len(line["gates_LH"]) == heads
+    assert np.shape(line["gates_LH"]) == (c.model.layers, c.model.heads)
+    assert np.sum(line["gate_histogram"], 1).tolist() == [c.model.heads] * c.model.layers
     assert len(line["memory_L"]) == c.model.layers and max(line["memory_L"]) > 0
+    assert np.shape(line["readout_max_LK"]) == (c.model.layers, c.model.kv_heads)
+    assert line["dead_heads"] == 0 and "answer_accuracy" not in line
   assert lines[-1]["loss"] < lines[0]["loss"]
   np.testing.assert_allclose([line["learning_rate"] for line in lines[:2]], [0.005, 0.01])
 
@@ -150,7 +154,9 @@ def test_validation_during_training_and_sparse_logging(trained, tmp_path):
   scores = read_metrics(tmp_path / "run", "validation")
   assert [line["step"] for line in scores] == [4, 6], "every 4 steps, and at the end"
   assert all(line["documents"] == 1 and line["perplexity"] > 1 for line in scores)
-  assert list((tmp_path / "run" / "tensorboard").iterdir())
+  (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+  for layer in range(1, c.model.layers + 1):
+    assert f"train/gates_LH/{layer}".encode() in events.read_bytes(), "a histogram per layer"
 
 
 def test_profile_and_the_checkpoints_that_are_kept(trained, tmp_path):
@@ -172,3 +178,24 @@ def test_a_vocabulary_too_small_is_refused(trained, tmp_path):
 def test_run_json_holds_the_config_for_a_reader(trained):
   c, workdir, _ = trained
   assert json.loads((workdir / "run.json").read_text())["config"] == json.loads(c.to_json())
+
+
+def test_a_task_with_warm_memory_goes_on_as_if_it_had_never_stopped(trained_on_task, tmp_path):
+  """Bit by bit: parameters, moments, and what the companions have read."""
+  c, workdir, straight = trained_on_task
+  assert straight.memory is None and np.any(jax.device_get(straight.warm.M_BKEU))
+  shutil.copytree(workdir, tmp_path / "run")
+  shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+  same(retrain(c, tmp_path / "run"), straight)
+
+
+def test_metrics_of_a_task(trained_on_task):
+  c, workdir, _ = trained_on_task
+  lines = read_metrics(workdir)
+  assert [line["step"] for line in lines] == [1, 2, 3, 4]
+  assert all(0 <= line["answer_accuracy"] <= 1 for line in lines)
+  scores = read_metrics(workdir, "validation")
+  assert [line["step"] for line in scores] == [3, 4]
+  # Two held-out examples, as long as a chunk, at each depth.
+  tokens = c.data.segments * c.model.segment_length * 2 * len(c.evaluation.depths)
+  assert all(line["tokens"] == tokens and 0 <= line["exact_match"] <= 1 for line in scores)

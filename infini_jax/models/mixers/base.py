@@ -31,10 +31,12 @@ class Mixer(nnx.Module):
     *,
     reset_BS: jax.Array | None = None,
     mask_BT: jax.Array | None = None,
+    cut: jax.Array | None = None,
   ) -> tuple[jax.Array, Any]:
     """A chunk of whole segments: the output (B,T,H,E) and the state after it.
 
-    `reset_BS` is True where a segment starts a document, `mask_BT` False on padding.
+    `reset_BS` is True where a segment starts a document, `mask_BT` False on padding. `cut` is a
+    bool scalar: True reads nothing of the state: the knock-out of this layer's reads.
     """
     raise NotImplementedError
 

@@ -32,13 +32,19 @@ class Full(Mixer):
     number = zeros((lanes,), "B", jnp.int32)
     return KVCache(empty, empty, zeros((lanes, 0), "BC", jnp.int32), number, number + 1)
 
-  def __call__(self, q_BTHE, k_BTKE, v_BTKE, state, *, reset_BS=None, mask_BT=None):
-    """A chunk: its tokens see each other and the slots of their own document."""
+  def __call__(self, q_BTHE, k_BTKE, v_BTKE, state, *, reset_BS=None, mask_BT=None, cut=None):
+    """A chunk: its tokens see each other and the slots of their own document.
+
+    Cut, every segment is a document of its own, for the state after the chunk too.
+    """
     B, T = q_BTHE.shape[:2]
     N, C = self.config.segment_length, state.document_BC.shape[1]
     index_BT = jnp.arange(T, dtype=jnp.int32)[None]
     mask_BT = shard(jnp.ones((B, T), bool) if mask_BT is None else mask_BT, "BT")
     start_BT = zeros((B, T), "BT", jnp.bool_)
+    if cut is not None:
+      none_BS = zeros((B, -(-T // N)), "BS", jnp.bool_)
+      reset_BS = (none_BS if reset_BS is None else reset_BS) | cut
     if reset_BS is not None:
       spread = jnp.broadcast_to(reset_BS[:, :, None], (*reset_BS.shape, N)).reshape(B, -1)
       start_BT = spread[:, :T] & (index_BT % N == 0)

@@ -9,7 +9,7 @@ from infini_jax.config import ModelConfig
 from infini_jax.models.mixers.base import Mixer
 from infini_jax.models.mixers.local import empty_cache
 from infini_jax.ops.infini import InfiniStream, extend_stream, infini_attention, open_stream
-from infini_jax.ops.memory import MemoryState
+from infini_jax.ops.memory import MemoryState, Rule
 from infini_jax.parallel import use, zeros
 
 
@@ -17,8 +17,9 @@ class Infini(Mixer):
   """State: the float32 memory `(M_BKEU, z_BKE)`."""
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-    self.config = config
-    self.beta_H = nnx.Param(jnp.full((config.heads,), config.gate_init, jnp.float32))
+    c = self.config = config
+    self.rule = Rule(c.rule, c.normalize_keys, c.z_correction, c.decay)
+    self.beta_H = nnx.Param(jnp.full((c.heads,), c.gate_init, jnp.float32))
 
   def state(self, lanes: int) -> MemoryState:
     """The empty memory."""
@@ -28,7 +29,7 @@ class Infini(Mixer):
       zeros((*shape, c.head_dim), "BKEU", jnp.float32), zeros(shape, "BKE", jnp.float32)
     )
 
-  def __call__(self, q_BTHE, k_BTKE, v_BTKE, state, *, reset_BS=None, mask_BT=None):
+  def __call__(self, q_BTHE, k_BTKE, v_BTKE, state, *, reset_BS=None, mask_BT=None, cut=None):
     """A chunk of whole segments."""
     c = self.config
     return infini_attention(
@@ -38,32 +39,31 @@ class Infini(Mixer):
       self._beta(),
       state,
       segment_length=c.segment_length,
-      rule=c.rule,
-      rope_theta=c.rope_theta,
       reset_BS=reset_BS,
       mask_BT=mask_BT,
-      scale_first_segment=c.scale_first_segment,
+      cut=cut,
       implementation=c.implementation,
+      **self._how(),
     )
 
   def open(self, state: MemoryState, lanes: int, dtype: Any) -> InfiniStream:
     """The state of the segment that begins after whole ones."""
-    return open_stream(state, empty_cache(self.config, lanes, dtype), self.config.rule)
+    return open_stream(state, empty_cache(self.config, lanes, dtype), self.rule)
 
   def extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
     """A few tokens of the open segment."""
+    return extend_stream(q_BTHE, k_BTKE, v_BTKE, self._beta(), stream, mask_BT, **self._how())
+
+  def _how(self) -> dict[str, Any]:
+    """What a chunk and an extension have in common."""
     c = self.config
-    return extend_stream(
-      q_BTHE,
-      k_BTKE,
-      v_BTKE,
-      self._beta(),
-      stream,
-      mask_BT,
-      rule=c.rule,
-      rope_theta=c.rope_theta,
-      scale_first_segment=c.scale_first_segment,
-    )
+    return {
+      "rule": self.rule,
+      "rope_theta": c.rope_theta,
+      "scale_first_segment": c.scale_first_segment,
+      "gate": c.gate,
+      "readout_norm": c.readout_norm,
+    }
 
   def _beta(self):
     return use(self.beta_H[...], "H", jnp.float32)

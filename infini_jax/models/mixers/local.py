@@ -18,8 +18,8 @@ class Local(Mixer):
     """Nothing is carried from segment to segment."""
     return ()
 
-  def __call__(self, q_BTHE, k_BTKE, v_BTKE, state, *, reset_BS=None, mask_BT=None):
-    """A chunk of whole segments."""
+  def __call__(self, q_BTHE, k_BTKE, v_BTKE, state, *, reset_BS=None, mask_BT=None, cut=None):
+    """A chunk of whole segments. There is nothing to cut."""
     B, T = q_BTHE.shape[:2]
     N = self.config.segment_length
     S = -(-T // N)

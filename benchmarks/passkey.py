@@ -1,0 +1,129 @@
+"""The pass key, both rules, several seeds: trains, evaluates, and prints one table.
+
+    python benchmarks/passkey.py --workdir=runs/passkey
+    python benchmarks/passkey.py --workdir=runs/passkey --lengths=131072,1048576 --samples=4
+
+A run that is there already is not trained again, and goes on where it stands. With `--jobs=2` two
+runs share the machine, one core each; their training times are then longer than alone.
+"""
+
+import argparse
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from infini_jax.evaluation.retrieval import wilson
+
+ROOT = Path(__file__).parent.parent
+
+
+def main() -> int:
+  """Runs everything that is missing; returns an exit status."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument(
+    "--workdir", required=True, help="a folder; each run gets one of its own in it"
+  )
+  parser.add_argument("--config", default="configs/passkey_tiny.py")
+  parser.add_argument("--rules", default="linear,delta")
+  parser.add_argument("--seeds", default="0,1,2")
+  parser.add_argument("--lengths", help="tokens, such as 512,2048; by default the config's")
+  parser.add_argument(
+    "--samples", help="fresh keys of each length and depth; by default the config's"
+  )
+  parser.add_argument("--depths", default="0.0,0.5", help="of the key (default %(default)s)")
+  parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+  args = parser.parse_args()
+
+  console = Console(width=120)
+  runs = [(rule, int(seed)) for seed in args.seeds.split(",") for rule in args.rules.split(",")]
+  waiting: queue.Queue = queue.Queue()
+  for run in runs:
+    waiting.put(run)
+  found: dict = {}
+
+  def work(core: int) -> None:
+    while not waiting.empty():
+      rule, seed = waiting.get()
+      found[rule, seed] = measure(args, rule, seed, core if args.jobs > 1 else None, console)
+
+  threads = [threading.Thread(target=work, args=(core,)) for core in range(args.jobs)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  if any(result is None for result in found.values()):
+    return 1
+  console.print(table({run: found[run] for run in runs}))
+  return 0
+
+
+def measure(args, rule: str, seed: int, core: int | None, console: Console) -> dict | None:
+  """Trains and evaluates one run; None if a command failed."""
+  workdir = Path(args.workdir) / f"{rule}-{seed}"
+  settings = [f"--config={args.config}", f"--workdir={workdir}"]
+  settings += [f"--config.model.rule={rule}", f"--config.train.seed={seed}"]
+  evaluation = [f"--config.evaluation.depths=({args.depths},)"]
+  if args.lengths:
+    evaluation.append(f"--config.evaluation.lengths=({args.lengths},)")
+  if args.samples:
+    evaluation.append(f"--config.evaluation.samples={args.samples}")
+  pin = (lambda: os.sched_setaffinity(0, {core})) if core is not None else None
+  workdir.mkdir(parents=True, exist_ok=True)
+  seconds = {}
+  for name, command in (
+    ("train", ["train.py", *settings]),
+    ("eval", ["eval.py", *settings, *evaluation]),
+  ):
+    console.print(f"{rule}, seed {seed}: {name} (see {workdir / name}.log)")
+    started = time.perf_counter()
+    with open(workdir / f"{name}.log", "w") as log:
+      command = [sys.executable, *command]
+      done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, preexec_fn=pin)
+    seconds[name] = time.perf_counter() - started
+    if done.returncode:
+      console.print(f"{rule}, seed {seed}: {name} failed; see {workdir / name}.log")
+      return None
+    console.print(f"{rule}, seed {seed}: {name} took {seconds[name]:.0f} s")
+  results = json.loads((workdir / "evaluation" / "results.json").read_text())
+  return results | {"seconds": seconds}
+
+
+def table(found: dict) -> Table:
+  """Exact match of every run by length and depth, the worst knocked-out figure, the gates."""
+  made = Table(
+    title="share of whole keys recalled; knocked out: the most of any cell of outside keys"
+  )
+  for name in ("rule", "seed", "tokens"):
+    made.add_column(name, justify="right")
+  depths = list(dict.fromkeys(c["depth"] for c in next(iter(found.values()))["memory"]["cells"]))
+  for depth in depths:
+    made.add_column(f"depth {depth:g} (95%)", justify="right")
+  for name in ("knocked out", "opened heads"):
+    made.add_column(name, justify="right")
+  for (rule, seed), results in found.items():
+    cells = results["memory"]["cells"]
+    for length in dict.fromkeys(c["length"] for c in cells):
+      here = [c for c in cells if c["length"] == length]
+      shares = [
+        f"{c['exact_match']:.3f} (from {wilson(c['exact'], c['samples'])[0]:.2f})" for c in here
+      ]
+      out = [
+        c["exact_match"]
+        for c in results["knocked_out"]["empty"]["cells"]
+        if c["length"] == length and c["depth"] < 1
+      ]
+      opened = f"{results['gates']['opened_heads']} (to {results['gates']['greatest']:.2f})"
+      made.add_row(rule, str(seed), f"{length:,}", *shares, f"{max(out):.3f}", opened)
+  return made
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,43 @@
+"""A memory that works, on a laptop: the paper's pass key, found again hundreds of segments later.
+
+A hundred thousand parameters and the task's own 57 words. Each example is at most 8 segments of 64
+tokens, all under the gradient; from step 700 on most chunks start from memories that have read
+up to 131,072 tokens before. docs/memory.md says why it is so and not otherwise.
+
+Command: make passkey
+Command: python benchmarks/passkey.py --workdir=runs/passkeys
+Hardware: 2 CPU cores
+Time: not measured
+Expect: not measured
+"""
+
+from infini_jax.config import base_config
+
+
+def get_config():
+  config = base_config()
+  m, d, o, t = config.model, config.data, config.optimizer, config.train
+  task, warm, e = config.task, config.warm, config.evaluation
+
+  task.name, task.digits = "passkey", 4
+  task.curriculum_steps = 600  # from 2 segments to 8
+  warm.share, warm.start_step = 0.9, 700
+  warm.segments, warm.min_tokens, warm.max_tokens = 4, 1024, 131_072
+  d.tokenizer = "task"
+  d.carry_state = False
+  d.lanes, d.segments = 8, 8
+
+  m.layers, m.width, m.heads, m.kv_heads, m.head_dim, m.ffn = 2, 64, 4, 4, 32, 128
+  m.vocab_size = 64
+  m.segment_length = 64
+  m.implementation = "scan"  # the faster form for so small a model on a CPU
+  m.remat = "none"
+
+  o.learning_rate, o.warmup_steps, o.b2, o.weight_decay = 5e-3, 50, 0.98, 0.0
+  o.final_fraction = 0.02
+  o.gate_learning_rate = 0.0035  # slowly: a gate must not choose before there is a choice
+  t.steps, t.log_every, t.checkpoint_every = 2400, 20, 10_000
+
+  e.lengths, e.depths, e.samples = (512, 2048, 8192, 32_768), (0.0, 0.5, 1.0), 100
+  e.lanes, e.segments = 30, 16
+  return config

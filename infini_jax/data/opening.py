@@ -1,0 +1,114 @@
+"""From a config to what a run learns from: documents, or a task; and to its lanes."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from rich.console import Console
+
+from infini_jax.config import Config, InputError
+from infini_jax.data.lanes import ALL, Batch, TrainLanes
+from infini_jax.data.prepare import open_or_prepare
+from infini_jax.data.store import Store
+from infini_jax.data.task_lanes import TaskLanes
+from infini_jax.data.tasks import Task, make_task
+from infini_jax.data.tokenizers import Tokenizer
+from infini_jax.data.warm import Companions
+
+Source = Store | Task
+
+
+class Lanes(Protocol):
+  """Batches of training, each a pure function of its number."""
+
+  def batch(self, k: int, rows: slice = ALL) -> Batch:
+    """Batch `k`, or some rows of it."""
+    ...
+
+
+def open_source(
+  config: Config,
+  cache: Path,
+  console: Console,
+  task: str | None = None,
+  tokenizer: Tokenizer | None = None,
+) -> Source:
+  """The documents or the task of a config, with a tokenizer that fits the model.
+
+  Args:
+    config: of the run.
+    cache: where a corpus is prepared that is no store yet.
+    console: for progress.
+    task: text, passkey or recall; by default what the run is trained on.
+    tokenizer: of a task, once the run has one.
+
+  Raises:
+    InputError: a corpus that is missing or cannot be read, a tokenizer that does not fit.
+  """
+  task = config.task.name if task is None else task
+  source: Source
+  if task == "text":
+    if not config.data.path:
+      raise InputError("config.data.path is empty: set it to a folder of text or a prepared store")
+    source = open_or_prepare(config.data.path, config.data.tokenizer, cache, console)
+  else:
+    source = make_task(config, task, tokenizer)
+  if source.tokenizer.size > config.model.vocab_size:
+    raise InputError(
+      f"config.model.vocab_size={config.model.vocab_size} is smaller than the tokenizer's "
+      f"{source.tokenizer.size}: set it to {source.tokenizer.size} or more"
+    )
+  return source
+
+
+def train_lanes(config: Config, source: Source) -> Lanes:
+  """The batches of training.
+
+  Raises:
+    InputError: too little text for a segment, or segments too few for an example.
+  """
+  if not isinstance(source, Store):
+    return TaskLanes(source, config)
+  lanes = _text_lanes(config, source, config.train.seed)
+  return _WarmText(config, source, lanes) if config.warm.share else lanes
+
+
+def _text_lanes(config: Config, store: Store, seed: int, segments: int = 0) -> TrainLanes:
+  return TrainLanes(
+    store.split("train"),
+    bos=store.tokenizer.bos,
+    eos=store.tokenizer.eos,
+    lanes=config.data.lanes,
+    segments=segments or config.data.segments,
+    segment_length=config.model.segment_length,
+    seed=seed,
+    carry_state=config.data.carry_state,
+  )
+
+
+class _WarmText:
+  """Documents whose memory may start warm: the companions read the same corpus in another order.
+
+  A companion reads on over the ends of documents, until its planned length is over.
+  """
+
+  def __init__(self, config: Config, store: Store, lanes: TrainLanes):
+    seed = config.train.seed
+    self._lanes, self._earlier = lanes, _text_lanes(config, store, seed + 1, config.warm.segments)
+    self._companions = Companions(config.warm, config.model.segment_length, seed)
+
+  def batch(self, k: int, rows: slice = ALL) -> Batch:
+    """As `TaskLanes.batch` says of warm memory; a document that goes on keeps its own state."""
+    batch, earlier = self._lanes.batch(k, rows), self._earlier.batch(k, rows)
+    lanes = range(self._lanes.lanes)[rows]
+    reset_BS = np.zeros_like(earlier["reset_BS"])
+    reset_BS[:, 0] = [self._companions.reading(lane, k).chunk == 0 for lane in lanes]
+    warm_B = np.array([self._companions.warm(lane, k) is not None for lane in lanes])
+    warm_B &= batch["reset_BS"][:, 0]
+    batch["reset_BS"][:, 0] &= ~warm_B
+    return batch | {
+      "warm_tokens_BT": earlier["tokens_BT"],
+      "warm_mask_BT": earlier["mask_BT"],
+      "warm_reset_BS": reset_BS,
+      "warm_B": warm_B,
+    }

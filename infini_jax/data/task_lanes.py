@@ -1,0 +1,152 @@
+"""Tasks in lanes: whole examples packed into training chunks, or streamed to be evaluated."""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from infini_jax.config import Config
+from infini_jax.data.lanes import ALL, Batch, empty_batch
+from infini_jax.data.tasks import Example, Task, check_length
+from infini_jax.data.warm import Companions
+
+
+class TaskLanes:
+  """The endless training of a task: every chunk is packed with whole examples.
+
+  An example starts on a segment, with a reset. How many segments it has is log-uniform, so that
+  there are always many short ones, from which a memory learns to begin with. With warm memory the
+  first example of a chunk may instead go on where the lane's companion stands.
+
+  Args:
+    task: what is asked.
+    config: of the run.
+
+  Raises:
+    InputError: the shortest examples are too short for the task.
+  """
+
+  def __init__(self, task: Task, config: Config):
+    self.lanes, self.segments = config.data.lanes, config.data.segments
+    self.segment_length = config.model.segment_length
+    self._task, self._seed, self._config = task, config.train.seed, config.task
+    self._bos = np.array([task.tokenizer.bos], np.int32)
+    self._companions = None
+    if config.warm.share:
+      self._companions = Companions(config.warm, self.segment_length, self._seed)
+    self._earlier = functools.lru_cache(4 * self.lanes)(self._begin)
+    shortest = self._config.min_segments * self.segment_length
+    setting = f"config.task.min_segments={self._config.min_segments}"
+    check_length(shortest, task.shortest_training, setting)
+
+  def longest(self, k: int) -> int:
+    """Segments of the longest example at step k."""
+    least, steps = self._config.min_segments, self._config.curriculum_steps
+    grown = min(1.0, k / steps) if steps else 1.0
+    return round(least * (self.segments / least) ** grown)
+
+  def batch(self, k: int, rows: slice = ALL) -> Batch:
+    """Batch `k`, or some rows of it.
+
+    Returns:
+      As `TrainLanes.batch`, and
+      weights_BT: float32, the loss weight of each target.
+      asked_BT: bool, True where the target is of an answer.
+      With warm memory, W tokens for each companion to read, and who takes its state over:
+      warm_tokens_BT: int32, warm_mask_BT: bool, warm_reset_BS: bool, warm_B: bool.
+    """
+    lanes = range(self.lanes)[rows]
+    batch = empty_batch(len(lanes), self.segments, self.segment_length)
+    batch["weights_BT"] = np.zeros(batch["tokens_BT"].shape, np.float32)
+    batch["asked_BT"] = np.zeros(batch["tokens_BT"].shape, bool)
+    for row, lane in enumerate(lanes):
+      self._pack({name: values[row] for name, values in batch.items()}, lane, k)
+    if self._companions:
+      pieces = [self._read_along(self._companions, lane, k) for lane in lanes]
+      batch |= {name: np.stack([piece[name] for piece in pieces]) for name in pieces[0]}
+    return batch
+
+  def _pack(self, row: Batch, lane: int, k: int) -> None:
+    rng = np.random.default_rng((self._seed, 2, lane, k))
+    N, least, longest = self.segment_length, self._config.min_segments, self.longest(k)
+    slot = 0
+    while (most := min(longest, self.segments - slot)) >= least:
+      segments = int(least * ((most + 1) / least) ** rng.random())
+      if self.segments - slot - segments < least and most == self.segments - slot:
+        segments = most  # nothing would fit behind it
+      tokens = (segments - 1) * N + 1 + int(rng.integers(N))
+      tokens = max(tokens, self._task.shortest_training)
+      read_before = self._read_before(lane, k) if slot == 0 else None
+      if read_before is None:
+        first, example = self._bos, self._task.example(rng, tokens, held_out=False)
+      else:
+        before, read = read_before
+        first, example = (
+          before.read(read - 1, read),
+          self._task.continuation(rng, *read_before, tokens),
+        )
+      at = slice(slot * N, slot * N + tokens)
+      row["tokens_BT"][at] = np.concatenate([first, example.read(0, tokens - 1)])
+      row["targets_BT"][at] = example.read(0, tokens)
+      row["weights_BT"][at] = example.weights(0, tokens)
+      row["asked_BT"][at] = example.asked(0, tokens)
+      row["mask_BT"][at] = True
+      row["reset_BS"][slot] = read_before is None
+      slot += segments
+    row["reset_BS"][slot:] = True
+
+  def _read_before(self, lane: int, k: int) -> tuple[Example, int] | None:
+    """What the lane's first example goes on after: a text, and how much of it was read."""
+    if self._companions is None or (last := self._companions.warm(lane, k)) is None:
+      return None
+    return self._earlier(lane, last.stream), (last.chunk + 1) * self._companions.tokens
+
+  def _read_along(self, companions: Companions, lane: int, k: int) -> Batch:
+    reading, W = companions.reading(lane, k), companions.tokens
+    stream, start = self._earlier(lane, reading.stream), reading.chunk * W
+    tokens = np.concatenate([self._bos[start:], stream.read(max(0, start - 1), start + W - 1)])
+    reset = np.zeros(W // self.segment_length, bool)
+    reset[0] = reading.chunk == 0
+    return {
+      "warm_tokens_BT": tokens.astype(np.int32),
+      "warm_mask_BT": np.ones(W, bool),
+      "warm_reset_BS": reset,
+      "warm_B": np.array(companions.warm(lane, k) is not None),
+    }
+
+  def _begin(self, lane: int, stream: int) -> Example:
+    rng = np.random.default_rng((self._seed, 3, lane, stream))
+    assert self._companions is not None
+    return self._task.beginning(rng, self._companions.planned(lane, stream))
+
+
+class Examples:
+  """Fresh held-out examples as documents, for `EvalLanes`: `samples` of each depth, depth by depth.
+
+  Args:
+    task: what is asked.
+    length: tokens of each.
+    depths: where the key stands, 0 to 1.
+    samples: how many of each depth.
+    seed: of the examples.
+
+  Attributes:
+    first_asked: the place of the first token that any of them asks for.
+  """
+
+  def __init__(self, task: Task, length: int, depths: Sequence[float], samples: int, seed: int):
+    self._examples = [
+      task.example(np.random.default_rng((seed, 4, length, d, i)), length, depth, held_out=True)
+      for d, depth in enumerate(depths)
+      for i in range(samples)
+    ]
+    self.tokens = np.full(len(self._examples), length, np.int64)
+    self.first_asked = min(example.first_asked for example in self._examples)
+
+  def read(self, document: int, start: int, stop: int) -> np.ndarray:
+    """Tokens `start` to `stop` of an example."""
+    return self._examples[document].read(start, stop)
+
+  def asked(self, document: int, start: int, stop: int) -> np.ndarray:
+    """Which of those tokens are asked for, bool; fewer at the example's end."""
+    return self._examples[document].asked(start, stop)

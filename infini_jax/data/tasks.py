@@ -1,0 +1,115 @@
+"""Examples made on the spot: texts of any length that end in an answer.
+
+An example is a few parts, one after the other; the filler is a part that repeats itself, so a
+million tokens take no more room than a thousand. Like a document, an example of n tokens is read as
+[bos, t_0 .. t_{n-2}] to predict t_0 .. t_{n-1}; the answer is its end.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from infini_jax.config import Config, InputError
+from infini_jax.data.tokenizers import Tokenizer
+
+
+class Part(NamedTuple):
+  """`size` tokens: the ids over and over from `first` on; `weight` is the loss weight of each."""
+
+  ids: np.ndarray
+  size: int
+  weight: float = 0.0
+  first: int = 0
+
+  def read(self, start: int, stop: int) -> np.ndarray:
+    """Tokens `start` to `stop` of the part."""
+    return self.ids[(self.first + np.arange(start, stop)) % len(self.ids)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """A text in parts. `answers` are the places of those parts that are asked for."""
+
+  parts: tuple[Part, ...]
+  answers: frozenset[int]
+
+  def __len__(self) -> int:
+    return sum(part.size for part in self.parts)
+
+  @property
+  def first_asked(self) -> int:
+    """The place of the first token of an answer."""
+    return sum(part.size for part in self.parts[: min(self.answers)])
+
+  def read(self, start: int, stop: int) -> np.ndarray:
+    """Tokens `start` to `stop`, (stop - start,) int32."""
+    return self._cut(start, stop, np.int32, lambda _, part, a, b: part.read(a, b))
+
+  def weights(self, start: int, stop: int) -> np.ndarray:
+    """The loss weight of each of those tokens, float32."""
+    return self._cut(start, stop, np.float32, lambda _, part, a, b: np.full(b - a, part.weight))
+
+  def asked(self, start: int, stop: int) -> np.ndarray:
+    """Which of those tokens belong to an answer, bool."""
+    return self._cut(start, stop, bool, lambda i, _, a, b: np.full(b - a, i in self.answers))
+
+  def _cut(self, start: int, stop: int, dtype: Any, read: Callable[..., np.ndarray]) -> np.ndarray:
+    found, begin = [np.zeros(0, dtype)], 0
+    for i, part in enumerate(self.parts):
+      a, b = max(start - begin, 0), min(stop - begin, part.size)
+      if a < b:
+        found.append(read(i, part, a, b))
+      begin += part.size
+    return np.concatenate(found).astype(dtype)
+
+
+class Task(Protocol):
+  """A kind of example. Everything drawn comes from the generator that is given."""
+
+  tokenizer: Tokenizer
+  fingerprint: str  # a short hash of what is asked and in which tokens
+  shortest: int  # tokens of the shortest held-out example
+  shortest_training: int  # tokens of the shortest example of training
+  has_depth: bool  # whether an example is different with another depth
+
+  def example(
+    self, rng: np.random.Generator, length: int, depth: float | None = None, *, held_out: bool
+  ) -> Example:
+    """An example of exactly `length` tokens; without `depth` it is drawn too."""
+    ...
+
+  def beginning(self, rng: np.random.Generator, length: int) -> Example:
+    """Earlier text, for a warm memory: an example that is not over after `length` tokens."""
+    ...
+
+  def continuation(self, rng: np.random.Generator, before: Example, read: int, n: int) -> Example:
+    """`n` tokens that go on after the first `read` of `before`, and end in an answer."""
+    ...
+
+
+def make_task(config: Config, name: str, tokenizer: Tokenizer | None = None) -> Task:
+  """The task of that name.
+
+  Args:
+    config: of the run.
+    name: passkey or recall.
+    tokenizer: the run's, once it has one; by default that of `config.data.tokenizer`.
+
+  Raises:
+    InputError: a tokenizer that cannot write the task.
+  """
+  from infini_jax.data.passkey import Passkey
+  from infini_jax.data.recall import Recall
+
+  return (Passkey if name == "passkey" else Recall)(config, tokenizer)
+
+
+def check_length(length: int, shortest: int, setting: str) -> None:
+  """Raises InputError if no example is that short."""
+  if length < shortest:
+    raise InputError(
+      f"{setting}: {length} tokens are too short for the task's shortest example, which has "
+      f"{shortest}: make it {shortest} tokens or more"
+    )

@@ -1,0 +1,40 @@
+"""Knock-outs: the same evaluation with less of the memory, so that the difference is what it gives.
+
+empty    the memory is held empty: every segment is read as if a document began there
+reads    the memory is written, and its read-outs are 0
+layers   as `reads`, for one layer after the other
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from infini_jax.config import Config
+
+
+class Variant(NamedTuple):
+  """One way to run an evaluation."""
+
+  name: str
+  empty: bool = False
+  cut: tuple[int, ...] = ()  # the layers whose reads are cut, from 0
+
+  def cut_L(self, layers: int) -> np.ndarray:
+    """True for the layers whose reads are cut."""
+    return np.isin(np.arange(layers), self.cut)
+
+
+INTACT = Variant("memory")
+
+
+def knock_outs(config: Config) -> list[Variant]:
+  """The knock-outs that `config.evaluation.knock_out` asks for; none for a model without memory."""
+  if config.model.mixer == "local":
+    return []
+  layers = range(config.model.layers)
+  by_name = {
+    "empty": [Variant("empty", empty=True)],
+    "reads": [Variant("reads cut", cut=tuple(layers))],
+    "layers": [Variant(f"layer {layer + 1} cut", cut=(layer,)) for layer in layers],
+  }
+  return [variant for name in config.evaluation.knock_out for variant in by_name[name]]

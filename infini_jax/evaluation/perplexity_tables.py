@@ -1,0 +1,84 @@
+"""Perplexity for a person: tables, the picture by position, and what a knock-out says."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.columns import Columns
+from rich.console import Console
+from rich.table import Table
+
+from infini_jax.config import Config
+from infini_jax.evaluation.perplexity import Scores
+
+NOTICEABLE = 1.001  # a knock-out that costs less than this factor shows no use of the memory
+
+
+def draw(scores: dict[str, Scores], folder: Path, task: str) -> dict[str, Path]:
+  """Draws perplexity against the position in the document, with and without the memory."""
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(6.5, 4), layout="constrained")
+  axes = figure.subplots()
+  for name, score in scores.items():
+    values = [_perplexity(*bucket) for bucket in score.by_position.values()]
+    axes.plot(values, marker="o", label=name)
+  starts = list(scores["memory"].by_position)
+  axes.set_xticks(range(len(starts)), labels=[f"{s:,}" for s in starts], rotation=30)
+  axes.set(xlabel="position in the document, from this token on", ylabel="perplexity per token")
+  axes.grid(alpha=0.3)
+  axes.legend()
+  figure.savefig(folder / "positions.png", dpi=120)
+  return {"positions": folder / "positions.png"}
+
+
+def show(
+  scores: dict[str, Scores], results: dict[str, Any], config: Config, console: Console
+) -> None:
+  """Prints perplexity, by position and by memory updates too, with the memory and without."""
+  by_position = _profile(scores, "by_position", "by position, tokens")
+  by_updates = _profile(scores, "by_compressions", "by memory updates before")
+  console.print(Columns([by_position, by_updates]))
+  memory, split = scores["memory"], config.evaluation.split
+  table = Table(title=f"{split}: {memory.documents} whole documents, step {results['step']}")
+  table.add_column("figure")
+  table.add_column("value", justify="right", overflow="fold")
+  table.add_row("perplexity per token", f"{memory.perplexity:.3f}")
+  table.add_row("bits per byte", f"{memory.bits_per_byte:.4f}")
+  table.add_row("perplexity per word", f"{memory.word_perplexity:.4g}")
+  for name, out in scores.items():
+    if name != "memory":
+      change = f"{out.perplexity / memory.perplexity - 1:+.2%}"
+      label = "memory knocked out" if name == "empty" else f"memory knocked out, {name}"
+      table.add_row(f"  {label}: per token", f"{out.perplexity:.3f} ({change})")
+      table.add_row(f"  {label}: bits per byte", f"{out.bits_per_byte:.4f}")
+  table.add_row("tokens, bytes", f"{memory.tokens:,}, {memory.bytes:,}")
+  console.print(table)
+
+
+def verdict(scores: dict[str, Scores], console: Console) -> None:
+  """Says so when the memory carries nothing."""
+  if "empty" not in scores:
+    return
+  ratio = scores["empty"].perplexity / scores["memory"].perplexity
+  if ratio < NOTICEABLE:
+    console.print(
+      f"The memory carries nothing that helps: without it the perplexity is {ratio - 1:+.2%}. "
+      f"Train longer, raise config.optimizer.gate_learning_rate, or use shorter segments and more "
+      f"of them; docs/memory.md says how to find out why."
+    )
+
+
+def _profile(scores: dict[str, Scores], field: str, title: str) -> Table:
+  """Perplexity in buckets that double, with the memory and without."""
+  table = Table(title=title)
+  for name in ("from", "tokens", *scores):
+    table.add_column(name, justify="right")
+  for start, (tokens, _) in getattr(scores["memory"], field).items():
+    values = [f"{_perplexity(*getattr(s, field)[start]):.3f}" for s in scores.values()]
+    table.add_row(f"{start:,}", f"{tokens:,}", *values)
+  return table
+
+
+def _perplexity(tokens: int, nats: float) -> float:
+  return math.exp(nats / tokens)

@@ -1,0 +1,94 @@
+"""Retrieval for a person: the table of lengths and depths, its heat map, what a knock-out says."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from infini_jax.config import Config
+from infini_jax.evaluation.retrieval import Cell, Recalled, wilson
+
+
+def draw(found: dict[str, Recalled], folder: Path, task: str) -> dict[str, Path]:
+  """Draws what was recalled by length and depth: one panel with the memory, one per knock-out."""
+  from matplotlib.figure import Figure
+
+  lengths = list(dict.fromkeys(cell.length for cell in found["memory"].cells))
+  depths = list(dict.fromkeys(cell.depth for cell in found["memory"].cells))
+  height = max(1.8, 0.45 * len(depths) + 1.2)
+  figure = Figure(
+    figsize=(max(5.5, 0.85 * len(lengths) + 2.5), height * len(found)), layout="constrained"
+  )
+  panels = figure.subplots(len(found), 1, squeeze=False)[:, 0]
+  for axes, (name, recalled) in zip(panels, found.items(), strict=True):
+    share = {(c.length, c.depth): measure(task, c) for c in recalled.cells}
+    grid = [[share[length, depth] for length in lengths] for depth in depths]
+    image = axes.imshow(grid, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+    title = "with the memory" if name == "memory" else f"memory knocked out: {name}"
+    axes.set(title=title, xlabel="tokens of the text")
+    axes.set_xticks(range(len(lengths)), labels=[f"{length:,}" for length in lengths])
+    if len(depths) > 1:
+      axes.set_ylabel("depth of the key")
+      axes.set_yticks(range(len(depths)), labels=[f"{depth:g}" for depth in depths])
+    else:
+      axes.set_yticks([])
+    for y, row in enumerate(grid):
+      for x, value in enumerate(row):
+        axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8)
+  label = "share of examples recalled" if task == "passkey" else "share of values recalled"
+  figure.colorbar(image, ax=panels.tolist(), label=label)
+  file = folder / f"{task}.png"
+  figure.savefig(file, dpi=120)
+  return {task: file}
+
+
+def show(
+  found: dict[str, Recalled], results: dict[str, Any], config: Config, console: Console
+) -> None:
+  """Prints every length and depth with its 95% interval, and the same knocked out."""
+  task = results["task"]
+  title = f"{task}: {config.evaluation.samples} fresh examples a line, step {results['step']}"
+  table = Table(title=title)
+  table.add_column("tokens", justify="right")
+  if task == "passkey":
+    table.add_column("depth", justify="right")
+    table.add_column("whole key right (95% interval)", justify="right")
+  table.add_column("answer tokens right (95% interval)", justify="right")
+  for name in found:
+    if name != "memory":
+      table.add_column(f"knocked out: {name}", justify="right")
+  for i, cell in enumerate(found["memory"].cells):
+    row = [f"{cell.length:,}"]
+    if task == "passkey":
+      row += [f"{cell.depth:g}", _share(cell.exact, cell.samples)]
+    row.append(_share(cell.right, cell.tokens))
+    out = [f"{measure(task, r.cells[i]):.3f}" for name, r in found.items() if name != "memory"]
+    table.add_row(*row, *out)
+  console.print(table)
+
+
+def verdict(found: dict[str, Recalled], console: Console) -> None:
+  """Says so when the memory carries nothing."""
+  if "empty" not in found:
+    return
+  memory, out = found["memory"], found["empty"]
+  if wilson(*_total(memory))[0] <= wilson(*_total(out))[1]:
+    console.print(
+      "The memory carries nothing: without it as much is recalled. docs/memory.md says how to "
+      "find out why."
+    )
+
+
+def measure(task: str, cell: Cell) -> float:
+  """What counts: the whole key, or each value by itself."""
+  return cell.exact_match if task == "passkey" else cell.token_accuracy
+
+
+def _total(recalled: Recalled) -> tuple[int, int]:
+  return sum(c.right for c in recalled.cells), sum(c.tokens for c in recalled.cells)
+
+
+def _share(right: int, total: int) -> str:
+  low, high = wilson(right, total)
+  return f"{right / total:.3f} ({low:.2f} to {high:.2f})"

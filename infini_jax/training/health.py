@@ -1,0 +1,87 @@
+"""Is the memory alive, and are its numbers sound? What is watched at every step."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from infini_jax.config import ModelConfig
+from infini_jax.ops import gate_values
+
+DEAD = 0.01  # a gate below this share lets nothing of the memory through
+
+# In the order in which a first cause shows itself: the gate is that after the update.
+PLACES = {
+  "z_max_LK": "the normalizer z",
+  "memory_max_LK": "the memory M",
+  "readout_max_LK": "the read-out",
+  "gate_grad_LH": "the gradient of the gate",
+  "gates_LH": "the gate",
+}
+WATCHED = ("loss", "grad_norm", *PLACES)
+LOGGED = ("grad_norm", "answer_accuracy", "memory_L", "z_L", *PLACES)
+
+
+def memory_metrics(config: ModelConfig, params: Any, grads: Any, memory: Any) -> dict[str, Any]:
+  """What a mixer with gates shows of itself after a step; nothing for another.
+
+  Returns:
+    gates_LH, gate_grad_LH: the share of the memory in each head's output, and beta's gradient.
+    memory_L, z_L: root mean square of M, mean of z.
+    memory_max_LK, z_max_LK: the largest magnitudes.
+    readout_max_LK: the largest read-out that any query could get. A read-out is a mean of the rows
+      M_e / z_e weighted by sigma(q)_e z_e > 0, so max |M_eu| / z_e bounds it, and is reached.
+    empty_LK: True where nothing is written in any lane.
+  """
+  if config.mixer != "infini":
+    return {}
+  beta = lambda tree: tree["blocks"]["attention"]["mixer"]["beta_H"]
+  M_LBKEU, z_LBKE = memory
+  written_LBKE = z_LBKE > 0
+  rows_LBKE = jnp.abs(M_LBKEU).max(-1) / jnp.where(written_LBKE, z_LBKE, 1.0)
+  return {
+    "gates_LH": gate_values(beta(params), config.gate),
+    "gate_grad_LH": beta(grads),
+    "memory_L": jnp.sqrt(jnp.mean(M_LBKEU**2, axis=(1, 2, 3, 4))),
+    "z_L": jnp.mean(z_LBKE, axis=(1, 2, 3)),
+    "memory_max_LK": jnp.abs(M_LBKEU).max((1, 3, 4)),
+    "z_max_LK": z_LBKE.max((1, 3)),
+    "readout_max_LK": rows_LBKE.max((1, 3)),
+    "empty_LK": ~written_LBKE.any((1, 3)),
+  }
+
+
+def check_finite(step: int, metrics: dict[str, Any]) -> None:
+  """Raises FloatingPointError for a step whose numbers are not finite; names the layer and head."""
+  values = {k: np.asarray(metrics[k]) for k in WATCHED if k in metrics}
+  if all(np.isfinite(value).all() for value in values.values()):
+    return
+  where = ""
+  for name, what in PLACES.items():
+    bad = np.argwhere(~np.isfinite(values.get(name, np.zeros(0))))
+    if len(bad):
+      layer, head = bad[0] + 1
+      where = f"; {what} of layer {layer}, head {head} is {values[name][layer - 1, head - 1]}"
+      where += f" ({len(bad)} of {values[name].size} are)" if len(bad) > 1 else ""
+      break
+  raise FloatingPointError(
+    f"step {step}: loss {float(values['loss']):g}, gradient norm {float(values['grad_norm']):g}"
+    f"{where}: lower config.optimizer.learning_rate or gate_learning_rate; the checkpoints are of "
+    f"earlier steps"
+  )
+
+
+def log_values(metrics: dict[str, Any]) -> dict[str, Any]:
+  """What of these metrics is written down: numbers, lists by layer, lists of lists by head.
+
+  `dead_heads` is the share of query heads whose gate is shut, or whose memory holds nothing.
+  """
+  short = np.vectorize(lambda x: float(f"{x:.6g}"), otypes=[float])
+  values = {k: short(np.asarray(v)).tolist() for k, v in metrics.items() if k in LOGGED}
+  if "gates_LH" in metrics:
+    gates_LH, empty_LK = np.asarray(metrics["gates_LH"]), np.asarray(metrics["empty_LK"])
+    empty_LH = np.repeat(empty_LK, gates_LH.shape[1] // empty_LK.shape[1], axis=1)
+    values["dead_heads"] = float(((gates_LH < DEAD) | empty_LH).mean())
+    bins = [np.histogram(gates_H, bins=10, range=(0, 1))[0].tolist() for gates_H in gates_LH]
+    values["gate_histogram"] = bins
+  return values

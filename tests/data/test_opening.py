@@ -1,0 +1,89 @@
+"""From a config to what a run learns from; text whose memory may start warm."""
+
+import numpy as np
+import pytest
+
+from infini_jax.config import InputError
+from infini_jax.data import TaskLanes, TrainLanes, open_source, train_lanes
+from infini_jax.data.store import Store
+from tests.tiny import config
+
+WARM = {"share": 0.5, "segments": 3, "min_tokens": 400, "max_tokens": 4000}
+
+
+def text_config(store, **sections):
+  data = {"path": str(store.folder), "lanes": 4, **sections.pop("data", {})}
+  return config(data=data, **sections)
+
+
+def test_the_source_is_what_the_config_asks_for(store, tmp_path, quiet):
+  c = text_config(store)
+  assert isinstance(open_source(c, tmp_path, quiet), Store)
+  task = open_source(c, tmp_path, quiet, "passkey")
+  assert task.has_depth and task.tokenizer.size == 257, "another task, in the run's own tokens"
+  saved = store.tokenizer
+  assert open_source(c, tmp_path, quiet, "passkey", saved).tokenizer is saved
+  own = config(
+    data={"tokenizer": "task", "carry_state": False}, task={"name": "recall", "min_segments": 1}
+  )
+  assert not open_source(own, tmp_path, quiet).has_depth
+  assert isinstance(train_lanes(c, store), TrainLanes)
+
+
+def test_what_does_not_fit_is_refused(store, tmp_path, quiet):
+  task = {"data": {"tokenizer": "task", "carry_state": False}, "task": {"name": "passkey"}}
+  for c, match in (
+    (config(), "config.data.path is empty"),
+    (text_config(store, model={"vocab_size": 100}), "vocab_size=100 is smaller.*257 or more"),
+    (config(model={"vocab_size": 9}, **task), "vocab_size=9 is smaller.*set it to 57 or more"),
+  ):
+    with pytest.raises(InputError, match=match) as error:
+      open_source(c, tmp_path, quiet)
+    assert "\n" not in str(error.value)
+  with pytest.raises(InputError, match="too short.*make it 67 tokens or more"):
+    c = config(model={"vocab_size": 64}, **task)
+    train_lanes(c, open_source(c, tmp_path, quiet))
+
+
+def test_without_warm_memory_a_batch_has_nothing_of_it(store, tmp_path, quiet):
+  for c in (
+    text_config(store),
+    config(
+      data={"tokenizer": "task", "carry_state": False}, task={"name": "recall", "min_segments": 2,
+      "pairs": 2},
+    ),
+  ):  # fmt: skip
+    lanes = train_lanes(c, open_source(c, tmp_path, quiet))
+    assert not [name for name in lanes.batch(3) if name.startswith("warm")]
+    assert isinstance(lanes, TaskLanes | TrainLanes)
+
+
+@pytest.mark.parametrize("carry_state", [True, False])
+def test_documents_that_begin_may_start_warm_and_others_keep_their_state(store, carry_state):
+  model = {"vocab_size": 264, "segment_length": 128}
+
+  def make(segments=2, warm=None, **train):
+    data = {"carry_state": carry_state, "segments": segments}
+    c = text_config(store, model=model, data=data, warm=warm or {}, train=train)
+    return train_lanes(c, store)
+
+  plain, lanes, earlier = make(), make(warm=WARM), make(segments=3, seed=1)
+  started = kept = anew = 0
+  for k in range(150):
+    batch, usual, read = lanes.batch(k), plain.batch(k), earlier.batch(k)
+    for name in ("tokens_BT", "targets_BT", "mask_BT"):
+      np.testing.assert_array_equal(batch[name], usual[name], f"{name}: warm memory moves the text")
+    begins = usual["reset_BS"][:, 0]
+    assert not (batch["warm_B"] & ~begins).any(), "a document that goes on keeps its own state"
+    np.testing.assert_array_equal(batch["reset_BS"][:, 0], begins & ~batch["warm_B"])
+    np.testing.assert_array_equal(batch["reset_BS"][:, 1:], usual["reset_BS"][:, 1:])
+    np.testing.assert_array_equal(batch["warm_tokens_BT"], read["tokens_BT"])
+    np.testing.assert_array_equal(batch["warm_mask_BT"], read["mask_BT"])
+    assert batch["warm_reset_BS"].shape == (4, 3) and not batch["warm_reset_BS"][:, 1:].any()
+    assert k > 0 or (batch["warm_reset_BS"][:, 0].all() and not batch["warm_B"].any())
+    started += batch["warm_B"].sum()
+    kept += (~begins).sum()
+    anew += batch["warm_reset_BS"][:, 0].sum()
+    part = lanes.batch(k, slice(1, 3))
+    assert all(np.array_equal(part[name], batch[name][1:3]) for name in batch)
+  assert started > 0 and anew > 4 and (kept > 0) == carry_state, "a weak test"

@@ -1,0 +1,38 @@
+"""Which knock-outs a config asks for, and the layers they cut."""
+
+import numpy as np
+import pytest
+
+from infini_jax.evaluation.knock_out import INTACT, Variant, knock_outs
+from tests.tiny import config
+
+
+def test_each_name_is_its_variants_in_the_order_asked_for():
+  c = config(model={"layers": 3}, evaluation={"knock_out": ("layers", "empty", "reads")})
+  layers = [Variant(f"layer {i + 1} cut", cut=(i,)) for i in range(3)]
+  assert knock_outs(c) == [
+    *layers,
+    Variant("empty", empty=True),
+    Variant("reads cut", cut=(0, 1, 2)),
+  ]
+  assert [v.name for v in knock_outs(config())] == ["empty"]
+  assert knock_outs(config(evaluation={"knock_out": ()})) == []
+
+
+def test_a_model_without_memory_has_nothing_to_knock_out():
+  names = ("empty", "reads", "layers")
+  assert knock_outs(config(model={"mixer": "local"}, evaluation={"knock_out": names})) == []
+  full = config(
+    model={"mixer": "full"}, data={"carry_state": False}, evaluation={"knock_out": names}
+  )
+  assert len(knock_outs(full)) == 4, "what full attention remembers can be held back too"
+
+
+@pytest.mark.parametrize(
+  "variant,cut",
+  [(INTACT, []), (Variant("empty", empty=True), []), (Variant("x", cut=(0, 2)), [0, 2])],
+)
+def test_cut_layers_are_flags_counted_from_0(variant, cut):
+  flags = variant.cut_L(4)
+  assert flags.dtype == bool and flags.shape == (4,)
+  assert np.flatnonzero(flags).tolist() == cut

@@ -1,0 +1,174 @@
+"""Counts that depend on the examples alone: equal to reading each of them whole, by one call."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from infini_jax.config import InputError
+from infini_jax.data import Examples, make_task
+from infini_jax.evaluation.knock_out import INTACT, Variant
+from infini_jax.evaluation.retrieval import Cell, Retrieval, wilson
+from infini_jax.models import bind
+from infini_jax.parallel import make_mesh
+from tests.tiny import changed, config, fake_params
+
+N, SAMPLES = 16, 12
+EMPTY = Variant("empty", empty=True)
+VARIANTS = [INTACT, EMPTY, Variant("reads cut", cut=(0, 1)), Variant("layer 2 cut", cut=(1,))]
+LENGTHS = (70, 145)  # not whole segments; the shortest has 61
+
+
+class Case:
+  """A task, a model that answers at random, and each example read whole, by one call."""
+
+  def __init__(self, name="passkey", **model):
+    self.config = config(
+      model={
+        **{"rule": "delta", "segment_length": N, "tied_embeddings": False, "vocab_size": 64},
+        **model,
+      },
+      data={"tokenizer": "task", "carry_state": False},
+      task={"name": name, "digits": 2, "pairs": 3, "keys": 6, "values": 4},
+      evaluation={"lengths": LENGTHS, "depths": (0.0, 0.6), "samples": SAMPLES},
+    )
+    self.task = make_task(self.config, name)
+    params = fake_params(self.config.model)
+    # Only what can be an answer is ever written: chance is then often right.
+    text = "0123456789" if name == "passkey" else " v0 v1 v2 v3"
+    answers = np.isin(np.arange(64), self.task.tokenizer.encode(text))
+    heads = {"head_VD": jnp.where(answers[:, None], params["head_VD"], 0)}
+    self.params = {**params, **heads}
+    self._plain, self._evaluators = {}, {}
+
+  def evaluate(self, variant=INTACT, **evaluation):
+    c = changed(self.config, evaluation=changed(self.config.evaluation, **evaluation))
+    mesh = make_mesh(changed(c.mesh, data=1), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+      if c.evaluation not in self._evaluators:
+        self._evaluators[c.evaluation] = Retrieval(c, mesh, self.task)
+      evaluator, done = self._evaluators[c.evaluation], []
+      found = evaluator.run(self.params, variant, advance=lambda i, text: done.append(i))
+    assert done == list(range(1, evaluator.chunks + 1)), "every chunk is counted once"
+    return found
+
+  def plainly(self, variant):
+    """The cells, from each example in one call: argmax at every token that is asked for."""
+    if variant in self._plain:
+      return self._plain[variant]
+    model, e = bind(self.config.model, self.params), self.config.evaluation
+    cells = []
+    for length in e.lengths:
+      depths = e.depths if self.task.has_depth else (0.0,)
+      examples = Examples(self.task, length, depths, SAMPLES, self.config.train.seed)
+      count = len(examples.tokens)
+      ids = np.stack([examples.read(d, 0, length) for d in range(count)])
+      asked = np.stack([examples.asked(d, 0, length) for d in range(count)])
+      inputs = np.pad(ids[:, :-1], ((0, 0), (1, 0)), constant_values=self.task.tokenizer.bos)
+      reset = jnp.full((count, -(-length // N)), variant.empty)
+      cut_L = jnp.asarray(variant.cut_L(2))
+      hidden, _ = jax.jit(
+        lambda x, r, c: model(x, model.state(len(x)), reset_BS=r, cut_L=c)
+      )(inputs, reset, cut_L)  # fmt: skip
+      right = (np.asarray(model.logits(hidden)).argmax(-1) == ids) & asked
+      for i, depth in enumerate(depths):
+        at = slice(i * SAMPLES, (i + 1) * SAMPLES)
+        exact = int((right[at].sum(1) == asked[at].sum(1)).sum())
+        tokens, hits = int(asked[at].sum()), int(right[at].sum())
+        cells.append(Cell(length, depth, SAMPLES, exact, tokens, hits))
+    self._plain[variant] = tuple(cells)
+    return self._plain[variant]
+
+
+@pytest.fixture(scope="module")
+def cases():
+  return {name: Case(name) for name in ("passkey", "recall")}
+
+
+@pytest.mark.parametrize(
+  "name,variant,lanes,segments",
+  [
+    *(("passkey", variant, 4, 2) for variant in VARIANTS),
+    ("passkey", INTACT, 3, 1),
+    ("passkey", EMPTY, 3, 1),
+    ("passkey", INTACT, 40, 64),
+    ("recall", INTACT, 5, 2),
+    ("recall", EMPTY, 5, 2),
+  ],
+  ids=lambda x: getattr(x, "name", str(x)),
+)
+def test_counts_are_those_of_reading_every_example_whole(cases, name, variant, lanes, segments):
+  case = cases[name]
+  found = case.evaluate(variant, lanes=lanes, segments=segments)
+  want = case.plainly(variant)
+  assert found.cells == want, f"{variant.name}, {lanes} lanes of {segments} segments"
+  right, tokens = sum(c.right for c in want), sum(c.tokens for c in want)
+  assert 0 < right < tokens, "all or nothing is right: a weak test"
+  assert found.token_accuracy == right / tokens
+  assert found.exact_match == sum(c.exact for c in want) / sum(c.samples for c in want)
+  count = SAMPLES * (2 if name == "passkey" else 1)
+  assert found.tokens == count * sum(LENGTHS)
+  figures = found.to_dict()
+  assert figures["token_accuracy"] == found.token_accuracy
+  assert [c["right"] for c in figures["cells"]] == [c.right for c in want]
+
+
+def test_the_knock_outs_change_what_is_right(cases):
+  counts = [[c.right for c in cases["passkey"].plainly(variant)] for variant in VARIANTS]
+  assert len({tuple(c) for c in counts}) > 2, "the variants count the same: weak tests"
+
+
+def test_held_empty_what_cannot_reach_an_answer_is_not_run(cases, monkeypatch):
+  """The same counts, and no more chunks than those that are asked something."""
+  ran = []
+  score, read = Retrieval._score_chunk, Retrieval._read_chunk
+  monkeypatch.setattr(Retrieval, "_score_chunk", lambda *a: (ran.append("score"), score(*a))[1])
+  monkeypatch.setattr(Retrieval, "_read_chunk", lambda *a: (ran.append("read"), read(*a))[1])
+  case = cases["passkey"]
+  assert case.evaluate(EMPTY, lanes=6, segments=2).cells == case.plainly(EMPTY)
+  assert set(ran) == {"score"}
+  case.evaluate(INTACT, lanes=6, segments=2)
+  assert set(ran) == {"score", "read"}
+
+
+def test_a_growing_state_and_eight_devices_count_the_same():
+  full = Case(mixer="full")
+  assert full.evaluate(lanes=24, segments=5).cells == full.plainly(INTACT)
+  case = Case()
+  mesh = make_mesh(case.config.mesh)
+  c = changed(case.config, evaluation=changed(case.config.evaluation, lanes=8))
+  with jax.set_mesh(mesh):
+    assert Retrieval(c, mesh, case.task).run(case.params).cells == case.plainly(INTACT)
+
+
+def test_lengths_and_samples_can_be_given_and_too_short_ones_are_refused(cases):
+  case = cases["passkey"]
+  mesh = make_mesh(changed(case.config.mesh, data=1), jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    few = Retrieval(case.config, mesh, case.task, (100,), 2)
+    cells = few.run(case.params).cells
+    assert [(c.length, c.depth, c.samples) for c in cells] == [(100, 0.0, 2), (100, 0.6, 2)]
+    for name in cases:
+      task = cases[name].task
+      shortest = task.shortest
+      with pytest.raises(InputError) as error:
+        Retrieval(cases[name].config, mesh, task, (100, shortest - 1))
+      message = str(error.value)
+      assert f"config.evaluation.lengths: {shortest - 1} tokens are too short" in message
+      assert f"make it {shortest} tokens or more" in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+  "right,total,low,high",
+  [
+    # Brown, Cai, DasGupta (2001) and R's prop.test(correct=FALSE).
+    (0, 10, 0.0, 0.2775),
+    (10, 10, 0.7225, 1.0),
+    (5, 10, 0.2366, 0.7634),
+    (1, 100, 0.0018, 0.0545),
+    (95, 100, 0.8882, 0.9785),
+    (480, 1000, 0.4492, 0.5110),
+  ],
+)
+def test_wilsons_interval(right, total, low, high):
+  np.testing.assert_allclose(wilson(right, total), (low, high), atol=6e-5)

@@ -35,8 +35,8 @@ def get_config():
 
   o.learning_rate, o.warmup_steps, o.b2, o.weight_decay = 5e-3, 50, 0.98, 0.0
   o.final_fraction = 0.02
-  o.gate_learning_rate = 0.0035  # slowly: a gate must not choose before there is a choice
-  t.steps, t.log_every, t.checkpoint_every = 2400, 20, 10_000
+  o.gate_learning_rate = 0.003  # slowly: a gate must not choose before there is a choice
+  t.steps, t.log_every, t.checkpoint_every = 3000, 20, 10_000
 
   e.lengths, e.depths, e.samples = (512, 2048, 8192, 32_768), (0.0, 0.5, 1.0), 100
   e.lanes, e.segments = 30, 16

@@ -49,10 +49,11 @@ class Recall:
 
     Even places, counted from the document mark, so that no segment's border parts a pair.
     The pairs and their order are fresh in every example, so none is held out; depth says nothing.
-    Training has fewer pairs too, for a memory learns one before it learns many.
+    Training has fewer pairs too, log-uniformly: a memory tells two apart before it holds many.
     """
     t = self._task
-    pairs = t.pairs if held_out else int(rng.integers(1, min(t.pairs, (length - 2) // 4) + 1))
+    most = min(t.pairs, (length - 2) // 4)
+    pairs = t.pairs if held_out else int((most + 1) ** rng.random())
     gaps = length - 4 * pairs - 1
     if gaps < 1:
       raise InputError(

@@ -81,10 +81,8 @@ class TaskLanes:
         first, example = self._bos, self._task.example(rng, tokens, held_out=False)
       else:
         before, read = read_before
-        first, example = (
-          before.read(read - 1, read),
-          self._task.continuation(rng, *read_before, tokens),
-        )
+        first = before.read(read - 1, read)
+        example = self._task.continuation(rng, before, read, tokens)
       at = slice(slot * N, slot * N + tokens)
       row["tokens_BT"][at] = np.concatenate([first, example.read(0, tokens - 1)])
       row["targets_BT"][at] = example.read(0, tokens)

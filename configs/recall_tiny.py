@@ -15,7 +15,7 @@ def get_config():
   m, d, o, t = config.model, config.data, config.optimizer, config.train
   task, e = config.task, config.evaluation
 
-  task.name, task.pairs, task.keys, task.values = "recall", 32, 64, 64
+  task.name, task.pairs, task.distinct_keys, task.distinct_values = "recall", 32, 64, 64
   task.min_segments = 2
   d.tokenizer = "task"
   d.carry_state = False

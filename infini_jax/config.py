@@ -88,8 +88,8 @@ class TaskConfig:
   name: str = "text"  # text, passkey or recall
   digits: int = 4  # passkey: of the key
   pairs: int = 32  # recall: keys with their values in an example
-  keys: int = 64  # recall: different keys
-  values: int = 64  # recall: different values
+  distinct_keys: int = 64  # recall: different keys
+  distinct_values: int = 64  # recall: different values
   min_segments: int = 2  # of the shortest example; the longest has data.segments
   curriculum_steps: int = 0  # in which the longest grows from the shortest
   repeat_weight: float = 0.3  # passkey: loss weight of the key's second copy
@@ -261,7 +261,7 @@ def check(config: Config) -> None:
     "train": "steps accumulate loss_chunk log_every eval_documents checkpoint_every"
     " keep_checkpoints",
     "evaluation": "lanes segments samples",
-    "task": "digits pairs keys values min_segments",
+    "task": "digits pairs distinct_keys distinct_values min_segments",
     "warm": "segments min_tokens",
   }
   not_negative = {
@@ -354,10 +354,10 @@ def _check_task(config: Config) -> None:
       raise InputError(
         f"config.evaluation.lengths: {length} is no number of tokens: give 1 or more"
       )
-  if task.pairs > task.keys:
+  if task.pairs > task.distinct_keys:
     raise InputError(
-      f"config.task.pairs={task.pairs} is more than config.task.keys={task.keys}: each pair has a "
-      f"key of its own"
+      f"config.task.pairs={task.pairs} is more than config.task.distinct_keys="
+      f"{task.distinct_keys}: each pair has a key of its own"
     )
 
 

@@ -78,7 +78,16 @@ ANOTHER = {
 }
 # Fields that say something only of one task, or once memories start warm.
 TASK = {"data": {"tokenizer": "task", "carry_state": False, "segments": 6}}
-RECALL = {**TASK, "task": {"name": "recall", "pairs": 2, "keys": 8, "values": 8, "min_segments": 1}}
+RECALL = {
+  **TASK,
+  "task": {
+    "name": "recall",
+    "pairs": 2,
+    "distinct_keys": 8,
+    "distinct_values": 8,
+    "min_segments": 1,
+  },
+}
 PASSKEY = {**TASK, "task": {"name": "passkey", "min_segments": 5}}
 WARM = {
   "data": {"carry_state": False},
@@ -240,7 +249,7 @@ def test_json_and_back():
       {"task": {"name": "passkey"}},
       "passkey': its examples do not go on from step to step; set con",
     ),
-    ({"task": {"pairs": 65}}, "config.task.pairs=65 is more than config.task.keys=64"),
+    ({"task": {"pairs": 65}}, "config.task.pairs=65 is more than config.task.distinct_keys=64"),
     ({"task": {"digits": 0}}, "config.task.digits=0: must be more than 0"),
     ({"task": {"context_weight": -1.0}}, "config.task.context_weight=-1.0: must be 0 or more"),
     (merged(TASK, {"task": {"name": "recall", "min_segments": 7}}), "min_segments=7 is more than"),
@@ -329,3 +338,11 @@ def test_difference_names_what_makes_another_run(name):
   else:
     assert found is not None and found.startswith(f"config.{name}: {value!r} there")
   assert difference(old, old) is None
+
+
+def test_no_field_hides_behind_a_method_of_the_config():
+  """A ConfigDict has methods; a field of such a name could be set nowhere but in a dict."""
+  import ml_collections
+
+  methods = set(dir(ml_collections.ConfigDict))
+  assert not {field.split(".")[1] for field in FIELDS} & methods, "rename the field"

@@ -14,7 +14,7 @@ from infini_jax.data.tokenizers import Tokenizer, WordTokenizer
 
 
 class Recall:
-  """`pairs` of `keys` keys and `values` values; nothing but the task's own vocabulary.
+  """Pairs of `distinct_keys` keys and `distinct_values` values, in the task's own vocabulary.
 
   Raises:
     InputError: another tokenizer than `task`.
@@ -29,12 +29,19 @@ class Recall:
         f"config.data.tokenizer={config.data.tokenizer!r}: recall has its own vocabulary, set "
         f"it to 'task'"
       )
-    pieces = [" .", " ?", *(f" k{i}" for i in range(t.keys)), *(f" v{i}" for i in range(t.values))]
+    pieces = [
+      " .",
+      " ?",
+      *(f" k{i}" for i in range(t.distinct_keys)),
+      *(f" v{i}" for i in range(t.distinct_values)),
+    ]
     self.tokenizer = WordTokenizer(pieces) if tokenizer is None else tokenizer
     self._filler, self._question = (self.tokenizer.encode(text) for text in (" .", " ?"))
-    self._keys = np.concatenate([self.tokenizer.encode(f" k{i}") for i in range(t.keys)])
-    self._values = np.concatenate([self.tokenizer.encode(f" v{i}") for i in range(t.values)])
-    if len(self._keys) != t.keys or len(self._values) != t.values:
+    self._keys = np.concatenate([self.tokenizer.encode(f" k{i}") for i in range(t.distinct_keys)])
+    self._values = np.concatenate(
+      [self.tokenizer.encode(f" v{i}") for i in range(t.distinct_values)]
+    )
+    if len(self._keys) != t.distinct_keys or len(self._values) != t.distinct_values:
       raise InputError("the run's vocabulary is not that of recall: train a run on recall for it")
     self._task = t
     self.shortest = 4 * t.pairs + 2

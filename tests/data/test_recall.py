@@ -49,7 +49,7 @@ def check(task, example, pairs=None):
   pairs=st.integers(1, 12), more=st.integers(0, 6), gaps=st.integers(0, 40), seed=st.integers(0)
 )
 def test_examples_are_well_formed_and_exact(pairs, more, gaps, seed):
-  task = make(pairs=pairs, keys=pairs + more, values=3)
+  task = make(pairs=pairs, distinct_keys=pairs + more, distinct_values=3)
   rng = np.random.default_rng(seed)
   for held_out, shortest in ((True, task.shortest), (False, task.shortest_training)):
     length = shortest + gaps
@@ -73,7 +73,7 @@ def test_training_begins_with_one_pair_and_has_them_all(rng):
 
 
 def test_order_pairs_and_places_are_fresh_in_every_example(rng):
-  task = make(pairs=8, keys=64, values=64)
+  task = make(pairs=8, distinct_keys=64, distinct_values=64)
   found = [check(task, task.example(rng, 200, held_out=True), 8) for _ in range(20)]
   assert len({tuple(stated) for stated, _ in found}) == 20
   assert any([k for k, _ in stated] != [k for k, _ in asked] for stated, asked in found)
@@ -85,7 +85,7 @@ def test_order_pairs_and_places_are_fresh_in_every_example(rng):
 
 
 def test_earlier_text_is_filler_and_an_example_after_it_is_whole(rng):
-  task = make(pairs=4, keys=8)
+  task = make(pairs=4, distinct_keys=8)
   before = task.beginning(rng, 1000)
   assert set(task.tokenizer.decode(before.read(0, 1000)).split()) == {"."}
   check(task, task.continuation(rng, before, 512, 60))
@@ -98,7 +98,10 @@ def test_bad_input_is_named_with_its_remedy(rng):
   for wrong, match in (
     (lambda: task.example(rng, 16, held_out=True), "recall example of 16 .*make it 18 or more"),
     (lambda: Recall(config(**foreign, **wide)), "tokenizer='bytes': recall has its own.*'task'"),
-    (lambda: make(pairs=5, keys=4), "config.task.pairs=5 is more than config.task.keys=4"),
+    (
+      lambda: make(pairs=5, distinct_keys=4),
+      "config.task.pairs=5 is more than config.task.distinct_keys=4",
+    ),
     (lambda: make(WordTokenizer(words())), "vocabulary is not that of recall"),
   ):
     with pytest.raises(InputError, match=match) as error:

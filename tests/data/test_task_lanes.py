@@ -16,7 +16,7 @@ WARM = {"share": 0.5, "segments": 2, "min_tokens": 30, "max_tokens": 300}
 
 def make(name="passkey", **sections):
   """Four lanes of six segments; the shortest examples have three."""
-  task = {"name": name, "min_segments": 3, "pairs": 3, "keys": 8, "values": 8}
+  task = {"name": name, "min_segments": 3, "pairs": 3, "distinct_keys": 8, "distinct_values": 8}
   c = config(
     model={"vocab_size": 64, "segment_length": 24 if name == "passkey" else 6},
     data={"tokenizer": "task", "carry_state": False, "lanes": 4, "segments": 6},

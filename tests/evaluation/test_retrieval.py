@@ -29,7 +29,7 @@ class Case:
         **model,
       },
       data={"tokenizer": "task", "carry_state": False},
-      task={"name": name, "digits": 2, "pairs": 3, "keys": 6, "values": 4},
+      task={"name": name, "digits": 2, "pairs": 3, "distinct_keys": 6, "distinct_values": 4},
       evaluation={"lengths": LENGTHS, "depths": (0.0, 0.6), "samples": SAMPLES},
     )
     self.task = make_task(self.config, name)

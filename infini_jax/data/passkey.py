@@ -74,12 +74,16 @@ class Passkey:
     return self._assemble(self._head, key, length, depth, Part(self._filler, 0, CONTEXT))
 
   def beginning(self, rng: np.random.Generator, length: int) -> Example:
-    """The beginning of a prompt; two in three have their key in it, the others come to it later."""
+    """The beginning of a prompt; two in three have their key in it, the others come to it later.
+
+    What stands before the key is log-uniform: of ten thousand tokens' keys, half stand in the first
+    hundred. A key in the first segment is written by a model that has no memory yet: rare where
+    keys are spread evenly, and it too must last.
+    """
     key = self._key(rng, held_out=False)
-    depth = rng.random() if rng.random() < 2 / 3 else 1.0
-    return self._assemble(
-      self._head, key, length + self.shortest, depth, Part(self._filler, 0, CONTEXT)
-    )
+    depth = length ** (rng.random() - 1) if rng.random() < 2 / 3 else 1.0
+    cycle = Part(self._filler, 0, CONTEXT)
+    return self._assemble(self._head, key, length + self.shortest, depth, cycle)
 
   def continuation(self, rng: np.random.Generator, before: Example, read: int, n: int) -> Example:
     """More filler and the question; with a key of its own where `before` has had none so far."""

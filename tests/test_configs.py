@@ -21,7 +21,6 @@ MESHES = {
   "demo": (1, 1, 1),
   "lm_paper": (16, 4, 1),
   "passkey_tiny": (1, 1, 1),
-  "recall_tiny": (1, 1, 1),
 }
 
 

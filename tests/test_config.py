@@ -146,12 +146,9 @@ def observe(c):
 
 
 def merged(*parts):
-  """Sections of a config, those of later parts over those of earlier ones, field by field."""
-  names = {name for part in parts for name in part}
-  return {
-    name: {field: value for part in parts for field, value in part.get(name, {}).items()}
-    for name in names
-  }
+  """Sections of several experiments in one, in a fixed order: they become names of tests."""
+  names = dict.fromkeys(name for part in parts for name in part)
+  return {name: {k: v for part in parts for k, v in part.get(name, {}).items()} for name in names}
 
 
 @functools.cache

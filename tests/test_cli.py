@@ -13,16 +13,6 @@ from infini_jax import cli
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
-CONFIG = """
-from infini_jax.config import base_config
-
-def get_config():
-  config = base_config()
-  for section, fields in {sections!r}.items():
-    for name, value in fields.items():
-      config[section][name] = value
-  return config
-"""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +23,7 @@ def job(tmp_path_factory):
   sections["train"] = {**tiny.RUN["train"], "steps": 4}
   sections["mesh"] = {"data": -1}
   tiny.write_corpus(folder / "corpus")
-  (folder / "config.py").write_text(CONFIG.format(sections=sections))
+  (folder / "config.py").write_text(tiny.CONFIG_FILE.format(sections=sections))
   done = real("train.py", f"--config={folder / 'config.py'}", f"--workdir={folder / 'run'}")
   assert done.returncode == 0, done.stderr
   return folder

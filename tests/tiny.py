@@ -34,6 +34,17 @@ RUN = {
   "evaluation": {"lanes": 8, "segments": 2},
   "mesh": {"data": 8},
 }
+# A config file, as a person writes one.
+CONFIG_FILE = """
+from infini_jax.config import base_config
+
+def get_config():
+  config = base_config()
+  for section, fields in {sections!r}.items():
+    for name, value in fields.items():
+      config[section][name] = value
+  return config
+"""
 
 
 def model_config(**fields) -> ModelConfig:

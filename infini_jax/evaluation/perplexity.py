@@ -16,12 +16,8 @@ from jax.sharding import Mesh
 
 from infini_jax.config import Config
 from infini_jax.data import Documents, EvalLanes, Tokenizer
-from infini_jax.data.loader import eval_batches
 from infini_jax.evaluation.knock_out import INTACT, Variant
-from infini_jax.models import bind
-from infini_jax.models.mixers import MIXERS
-from infini_jax.ops.loss import cross_entropy
-from infini_jax.parallel import local_rows, put_batch, shard
+from infini_jax.evaluation.reading import Reader
 
 Advance = Callable[[int, str], None]  # told the chunks done, and the perplexity so far
 
@@ -88,7 +84,7 @@ class Perplexity:
       InputError: the split is empty.
     """
     e = config.evaluation
-    self._config, self._mesh, self._tokenizer, self._documents = config, mesh, tokenizer, documents
+    self._config, self._tokenizer, self._documents = config, tokenizer, documents
     self._lanes = EvalLanes(
       documents,
       bos=tokenizer.bos,
@@ -98,26 +94,12 @@ class Perplexity:
       max_documents=e.max_documents if max_documents is None else max_documents,
       max_tokens=e.max_tokens,
     )
-    self._step = jax.jit(self._score_chunk, donate_argnums=1)
-    self._start = jax.jit(lambda params: bind(config.model, params).state(e.lanes))
+    self._reader = Reader(config, mesh)
 
   @property
   def chunks(self) -> int:
     """Chunks of one run: what `advance` counts to."""
     return len(self._lanes)
-
-  def _score_chunk(self, params, state, batch, cut_L):
-    model = bind(self._config.model, params)
-    hidden_BTD, state = model(
-      batch["tokens_BT"],
-      state,
-      reset_BS=batch["reset_BS"],
-      mask_BT=batch["mask_BT"],
-      cut_L=cut_L,
-    )
-    chunk = self._config.train.loss_chunk
-    nll_BT, _, _ = cross_entropy(hidden_BTD, model.head(), batch["targets_BT"], chunk=chunk)
-    return state, shard(nll_BT, "__")  # every host counts all documents
 
   def run(
     self, params: Any, variant: Variant = INTACT, *, advance: Advance | None = None
@@ -129,23 +111,13 @@ class Perplexity:
       variant: the whole memory, or a knock-out.
       advance: called after each chunk with the chunks done and the perplexity so far.
     """
-    e = self._config.evaluation
-    rows = local_rows(self._mesh, e.lanes)
-    reserve = MIXERS[self._config.model.mixer].reserve
     tally = _Tally(self._config.model.segment_length)
-    cut_L = variant.cut_L(self._config.model.layers)
-    started = time.perf_counter()
-    state, pending = self._start(params), None
-    for done, chunk in enumerate(eval_batches(self._lanes, prefetch=self._config.data.prefetch)):
-      batch = {k: chunk[k][rows] for k in ("tokens_BT", "targets_BT", "mask_BT", "reset_BS")}
-      if variant.empty:
-        batch["reset_BS"] = np.ones_like(batch["reset_BS"])
-      state = reserve(state, batch["tokens_BT"].shape[1])
-      placed = put_batch(batch, self._mesh, e.lanes)
-      state, nll_BT = self._step(params, state, placed, cut_L)
+    started, pending = time.perf_counter(), None
+    for done, (chunk, scores) in enumerate(self._reader.read(params, self._lanes, variant)):
       if pending is not None:
         tally.add(*pending)  # while the device works on this chunk
-      pending = (chunk, nll_BT)
+      assert scores is not None  # all chunks are wanted
+      pending = (chunk, scores[0])
       if advance is not None:
         advance(done + 1, tally.text())
     assert pending is not None  # EvalLanes refuses an empty split

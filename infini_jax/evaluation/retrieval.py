@@ -11,18 +11,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from infini_jax.config import Config
 from infini_jax.data import EvalLanes, Examples, Task, check_length
-from infini_jax.data.loader import eval_batches
 from infini_jax.evaluation.knock_out import INTACT, Variant
-from infini_jax.models import bind
-from infini_jax.models.mixers import MIXERS
-from infini_jax.ops.loss import cross_entropy
-from infini_jax.parallel import local_rows, put_batch, shard
+from infini_jax.evaluation.reading import Reader
 
 Advance = Callable[[int, str], None]  # told the chunks done, and the accuracy so far
 
@@ -125,15 +120,12 @@ class Retrieval:
     samples: int = 0,
   ):
     e = config.evaluation
-    self._config, self._mesh = config, mesh
     self._groups: list[_Group] = []
     for length in lengths or e.lengths:
       check_length(length, task.shortest, "config.evaluation.lengths")
       depths = e.depths if task.has_depth else (0.0,)
       self._groups.append(_Group(config, task, length, depths, samples or e.samples))
-    self._read = jax.jit(self._read_chunk, donate_argnums=1)
-    self._score = jax.jit(self._score_chunk, donate_argnums=1)
-    self._start = jax.jit(lambda params: bind(config.model, params).state(e.lanes))
+    self._reader = Reader(config, mesh)
 
   @property
   def chunks(self) -> int:
@@ -152,63 +144,15 @@ class Retrieval:
     cells: list[Cell] = []
     for group in self._groups:
       tally = _Tally(group)
-      for chunk, right_BT in self._chunks(params, group, variant):
+      for chunk, scores in self._reader.read(params, group.lanes, variant, group.asks):
         done += 1
-        if right_BT is not None:
-          tally.add(chunk, right_BT)
+        if scores is not None:
+          tally.add(group.asked(chunk), chunk["document_BS"], np.asarray(scores[1]))
         if advance is not None:
           advance(done, f"{group.length:,} tokens: {tally.text()}")
       cells += tally.cells()
     tokens = sum(group.lanes.predictions for group in self._groups)
     return Recalled(tuple(cells), tokens, time.perf_counter() - started)
-
-  def _chunks(self, params, group, variant):
-    """Runs the chunks of a group; yields each with what was right, None where nothing is asked."""
-    e = self._config.evaluation
-    rows = local_rows(self._mesh, e.lanes)
-    reserve = MIXERS[self._config.model.mixer].reserve
-    cut_L = variant.cut_L(self._config.model.layers)
-    state = self._start(params)
-    for chunk in eval_batches(group.lanes, prefetch=self._config.data.prefetch):
-      chunk["asked_BT"] = group.asked(chunk)
-      batch = {k: chunk[k][rows] for k in ("tokens_BT", "targets_BT", "mask_BT", "reset_BS")}
-      if variant.empty:
-        batch["reset_BS"] = np.ones_like(batch["reset_BS"])
-      asks = bool(chunk["asked_BT"].any())
-      if not asks and variant.empty:
-        yield chunk, None  # nothing of it would reach an answer
-        continue
-      state = reserve(state, batch["tokens_BT"].shape[1])
-      placed = put_batch(batch, self._mesh, e.lanes)
-      if asks:
-        state, right_BT = self._score(params, state, placed, cut_L)
-        yield chunk, np.asarray(right_BT)
-      else:
-        state = self._read(params, state, placed, cut_L)
-        yield chunk, None
-
-  def _read_chunk(self, params, state, batch, cut_L):
-    model = bind(self._config.model, params)
-    return model(
-      batch["tokens_BT"],
-      state,
-      reset_BS=batch["reset_BS"],
-      mask_BT=batch["mask_BT"],
-      cut_L=cut_L,
-    )[1]
-
-  def _score_chunk(self, params, state, batch, cut_L):
-    model = bind(self._config.model, params)
-    hidden_BTD, state = model(
-      batch["tokens_BT"],
-      state,
-      reset_BS=batch["reset_BS"],
-      mask_BT=batch["mask_BT"],
-      cut_L=cut_L,
-    )
-    chunk = self._config.train.loss_chunk
-    _, _, right_BT = cross_entropy(hidden_BTD, model.head(), batch["targets_BT"], chunk=chunk)
-    return state, shard(right_BT, "__")  # every host counts all examples
 
 
 class _Group:
@@ -228,6 +172,10 @@ class _Group:
       segments=e.segments,
       segment_length=self._N,
     )
+
+  def asks(self, chunk: dict[str, np.ndarray]) -> bool:
+    """Whether anything is asked in a chunk."""
+    return bool(self.asked(chunk).any())
 
   def asked(self, chunk: dict[str, np.ndarray]) -> np.ndarray:
     """Which targets of a chunk belong to an answer, (B, T) bool."""
@@ -250,11 +198,10 @@ class _Tally:
     self._asked_D = np.zeros(len(group.depths) * group.samples, np.int64)
     self._right_D = np.zeros_like(self._asked_D)
 
-  def add(self, chunk: dict[str, np.ndarray], right_BT: np.ndarray) -> None:
+  def add(self, asked_BT: np.ndarray, document_BS: np.ndarray, right_BT: np.ndarray) -> None:
     """Counts the answers of a chunk."""
-    asked_BT = chunk["asked_BT"]
-    N = asked_BT.shape[1] // chunk["document_BS"].shape[1]
-    document_BT = np.repeat(chunk["document_BS"], N, axis=1)
+    N = asked_BT.shape[1] // document_BS.shape[1]
+    document_BT = np.repeat(document_BS, N, axis=1)
     np.add.at(self._asked_D, document_BT[asked_BT], 1)
     np.add.at(self._right_D, document_BT[asked_BT & right_BT], 1)
 

@@ -8,6 +8,7 @@ import pytest
 from infini_jax.config import InputError
 from infini_jax.data import Examples, make_task
 from infini_jax.evaluation.knock_out import INTACT, Variant
+from infini_jax.evaluation.reading import Reader
 from infini_jax.evaluation.retrieval import Cell, Retrieval, wilson
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh
@@ -121,9 +122,9 @@ def test_the_knock_outs_change_what_is_right(cases):
 def test_held_empty_what_cannot_reach_an_answer_is_not_run(cases, monkeypatch):
   """The same counts, and no more chunks than those that are asked something."""
   ran = []
-  score, read = Retrieval._score_chunk, Retrieval._read_chunk
-  monkeypatch.setattr(Retrieval, "_score_chunk", lambda *a: (ran.append("score"), score(*a))[1])
-  monkeypatch.setattr(Retrieval, "_read_chunk", lambda *a: (ran.append("read"), read(*a))[1])
+  score, read = Reader._score_chunk, Reader._read_chunk
+  monkeypatch.setattr(Reader, "_score_chunk", lambda *a: (ran.append("score"), score(*a))[1])
+  monkeypatch.setattr(Reader, "_read_chunk", lambda *a: (ran.append("read"), read(*a))[1])
   case = cases["passkey"]
   assert case.evaluate(EMPTY, lanes=6, segments=2).cells == case.plainly(EMPTY)
   assert set(ran) == {"score"}

@@ -47,4 +47,4 @@ def test_bfloat16_keeps_its_type_and_float32_angles(rng):
   got = rotate(x, position, THETA)
   assert got.dtype == jnp.bfloat16
   exact = turn(np.asarray(x, np.float32), np.asarray(position))
-  np.testing.assert_allclose(got.astype(jnp.float32), exact, rtol=1e-2, atol=2e-2)
+  np.testing.assert_allclose(got.astype(jnp.float32), exact, rtol=2**-8, atol=1e-4)

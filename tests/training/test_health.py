@@ -12,7 +12,7 @@ from infini_jax import cli
 from infini_jax.ops.memory import MemoryState, read
 from infini_jax.runs.metrics import read_metrics
 from infini_jax.training.health import check_finite, log_values, memory_metrics
-from tests.tiny import RUN, model_config
+from tests.tiny import CONFIG_FILE, RUN, model_config
 
 L, B, K, H, E, U = 3, 4, 2, 4, 6, 6
 
@@ -144,23 +144,11 @@ def test_what_is_logged_is_by_layer_and_counts_dead_heads(rng):
   assert np.shape(values["readout_max_LK"]) == (L, K) and np.shape(values["memory_L"]) == (L,)
 
 
-CONFIG = """
-from infini_jax.config import base_config
-
-def get_config():
-  config = base_config()
-  for section, fields in {sections!r}.items():
-    for name, value in fields.items():
-      config[section][name] = value
-  return config
-"""
-
-
 def test_a_run_that_blows_up_ends_with_status_1_and_keeps_its_checkpoints(texts, tmp_path, capsys):
   sections = {**RUN, "data": {**RUN["data"], "path": str(texts)}}
   sections["optimizer"] = {"learning_rate": 1e30, "warmup_steps": 0}
   sections["train"] = {**RUN["train"], "checkpoint_every": 1}
-  (tmp_path / "config.py").write_text(CONFIG.format(sections=sections))
+  (tmp_path / "config.py").write_text(CONFIG_FILE.format(sections=sections))
   run = tmp_path / "run"
   status = cli.main(["train", f"--config={tmp_path / 'config.py'}", f"--workdir={run}"])
   error = capsys.readouterr().err

@@ -27,7 +27,8 @@ def draw(scores: dict[str, Scores], folder: Path, task: str) -> dict[str, Path]:
   axes.set_xticks(range(len(starts)), labels=[f"{s:,}" for s in starts], rotation=30)
   axes.set(xlabel="position in the document, from this token on", ylabel="perplexity per token")
   axes.grid(alpha=0.3)
-  axes.legend()
+  if len(scores) > 1:  # a model without a memory has one line, and nothing to compare it with
+    axes.legend()
   figure.savefig(folder / "positions.png", dpi=120)
   return {"positions": folder / "positions.png"}
 

@@ -21,6 +21,7 @@ RULES = ("linear", "delta")
 GATES = ("sigmoid", "hard_sigmoid")
 TASKS = ("text", "passkey", "recall")
 KNOCK_OUTS = ("empty", "reads", "layers")
+KERNELS = ("auto", "reference", "xla", "splash", "cudnn")
 IMPLEMENTATIONS = ("auto", "scan", "parallel")
 ACTIVATIONS = ("swiglu", "gelu")
 REMAT_POLICIES = ("none", "full", "dots")
@@ -61,6 +62,7 @@ class ModelConfig:
   qk_norm: bool = False  # RMSNorm over each query's and key's head
   remat: str = "full"  # what a layer keeps for its gradient: none (all), dots, full (nothing)
   implementation: str = "auto"  # how the segments are run: parallel, scan, or auto
+  attention: str = "auto"  # kernel inside segments: reference, xla, splash (TPU), cudnn, or auto
   compute_dtype: str = "float32"
   param_dtype: str = "float32"
 
@@ -169,9 +171,11 @@ class EvalConfig:
 class MeshConfig:
   """Devices along each axis of the mesh; -1 in `data` takes those that the others leave."""
 
-  data: int = -1
-  fsdp: int = 1
-  tensor: int = 1
+  data: int = -1  # lanes
+  fsdp: int = 1  # lanes too; parameters and their moments lie divided, and are gathered for use
+  seq: int = 1  # the segments of a chunk; only memories cross it
+  tensor: int = 1  # heads, the feed-forward, the vocabulary
+  dcn: int = 1  # lanes, over slices or hosts that only a data-center network joins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +206,7 @@ CHANGEABLE = {
   "train": tuple(
     f.name for f in dataclasses.fields(TrainConfig) if f.name not in ("seed", "z_loss")
   ),
-  "model": ("remat", "implementation"),
+  "model": ("remat", "implementation", "attention"),
 }
 
 
@@ -243,6 +247,7 @@ def check(config: Config) -> None:
     ("model.activation", m.activation, ACTIVATIONS),
     ("model.remat", m.remat, REMAT_POLICIES),
     ("model.implementation", m.implementation, IMPLEMENTATIONS),
+    ("model.attention", m.attention, KERNELS),
     ("model.compute_dtype", m.compute_dtype, DTYPES),
     ("model.param_dtype", m.param_dtype, DTYPES),
     ("optimizer.name", o.name, OPTIMIZERS),
@@ -310,13 +315,34 @@ def check(config: Config) -> None:
       "without end, for z stands still; set config.model.rule='delta'"
     )
   _check_task(config)
-  for name, size in (("fsdp", config.mesh.fsdp), ("tensor", config.mesh.tensor)):
-    if size < 1:
+  for name in ("dcn", "fsdp", "seq", "tensor"):
+    if (size := getattr(config.mesh, name)) < 1:
       raise InputError(f"config.mesh.{name}={size}: must be at least 1")
   if config.mesh.data < 1 and config.mesh.data != -1:
     raise InputError(f"config.mesh.data={config.mesh.data}: must be at least 1, or -1 for the rest")
+  if config.mesh.seq > 1:
+    _check_sequence_parallel(config)
   if t.wandb:
     _require("wandb", "config.train.wandb=True", "pip install 'infini-jax[wandb]'")
+
+
+def _check_sequence_parallel(config: Config) -> None:
+  m, seq = config.model, f"config.mesh.seq={config.mesh.seq}"
+  if m.mixer == "full":
+    raise InputError(
+      f"{seq} with config.model.mixer='full': every token sees all before it, so nothing is saved "
+      f"by dividing the sequence; set config.mesh.seq=1"
+    )
+  if m.mixer == "infini" and m.implementation == "scan":
+    raise InputError(
+      f"{seq} with config.model.implementation='scan': segments that wait for each other cannot be "
+      f"divided; set config.model.implementation='parallel'"
+    )
+  if m.mixer == "infini" and m.z_correction:
+    raise InputError(
+      f"{seq} with config.model.z_correction=True: each token needs the z of all before it; set "
+      f"config.mesh.seq=1"
+    )
 
 
 def _check_task(config: Config) -> None:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from infini_jax.ops import kernels
+
 UNSEEN = jnp.iinfo(jnp.int32).max  # the position of a key that no query may see
 BLOCK_ROWS = 512  # query rows whose scores exist at the same time
 MAX_BLOCKS = 16  # the blocks are unrolled: more of them would only cost compile time
@@ -27,6 +29,7 @@ def attention(
   k_document_BC: Int[Array, "#B C"] | None = None,
   *,
   aligned: bool = False,
+  block_rows: int = BLOCK_ROWS,
 ) -> Float[Array, "B T H U"]:
   """`softmax(q k^T / sqrt(E)) v` over the keys that each query may see.
 
@@ -39,6 +42,7 @@ def attention(
     q_document_BT, k_document_BC: when given, a key is seen only inside its own document.
     aligned: queries and keys are the same tokens in the same order, so that the rows of a block
       need no key after the block.
+    block_rows: query rows whose scores exist at the same time.
   """
   B, T, H, E = q_BTHE.shape
   K = k_BCKE.shape[2]
@@ -55,7 +59,7 @@ def attention(
     weight_BKGTC = jax.nn.softmax(score_BKGTC, axis=-1).astype(v_BCKU.dtype)
     return jnp.einsum("BKGTC,BCKU->BTKGU", weight_BKGTC, v_BCKU)
 
-  blocks = min(MAX_BLOCKS, -(-T // BLOCK_ROWS))
+  blocks = min(MAX_BLOCKS, -(-T // block_rows))
   if blocks > 1:
     rows = jax.checkpoint(rows)  # the gradient needs q, k, v alone
   size = -(-T // blocks)
@@ -74,12 +78,9 @@ def attention(
 
 
 def split_heads(x_BTHE: Float[Array, "B T H E"], K: int) -> Float[Array, "B T K G E"]:
-  """Query heads by key/value head, divided over devices by the latter."""
+  """Query heads by key/value head."""
   B, T, H, E = x_BTHE.shape
-  where = None
-  if not jax.sharding.get_abstract_mesh().empty:  # with K = 1, JAX would divide G instead
-    where = jax.P(*jax.typeof(x_BTHE).sharding.spec[:3], None, None)
-  return jnp.reshape(x_BTHE, (B, T, K, H // K, E), out_sharding=where)
+  return x_BTHE.reshape(B, T, K, H // K, E)
 
 
 def segment_attention(
@@ -87,16 +88,46 @@ def segment_attention(
   k_BSNKE: Float[Array, "B S N K E"],
   v_BSNKU: Float[Array, "B S N K U"],
   mask_BSN: Bool[Array, "B S N"] | None = None,
+  *,
+  kernel: str = "auto",
 ) -> Float[Array, "B S N H U"]:
-  """Causal attention inside each segment; no segment sees another."""
-  B, S, N, H, _ = q_BSNHE.shape
+  """Causal attention inside each segment; no segment sees another.
+
+  Args:
+    q_BSNHE, k_BSNKE, v_BSNKU: one device's share; H = K*G.
+    mask_BSN: False for padding, which comes last in a segment.
+    kernel: 'reference' holds whole squares of scores; 'xla' blocks of them, and few segments at a
+      time; 'splash' is a kernel for TPUs and 'cudnn' one for NVIDIA GPUs; 'auto' takes what
+      the platform has and the shapes allow, or else 'xla'.
+
+  Raises:
+    ValueError: an unknown kernel, or one that cannot do it, and why.
+  """
+  B, S, N, H, E = q_BSNHE.shape
+  on = kernels.platform()
+  ask = lambda name: kernels.why_not(name, on, N, E, v_BSNKU.shape[-1], q_BSNHE.dtype)
+  if kernel == "auto":
+    kernel = next((name for name in ("splash", "cudnn") if ask(name) is None), "xla")
+  if kernel in ("splash", "cudnn"):
+    if reason := ask(kernel):
+      raise ValueError(f"attention={kernel!r}: {reason}; choose 'auto' or 'xla'")
+    fold = lambda x: None if x is None else x.reshape(B * S, *x.shape[2:])
+    run = kernels.splash if kernel == "splash" else kernels.cudnn
+    out_BNHU = run(*map(fold, (q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN)))
+    return out_BNHU.reshape(B, S, *out_BNHU.shape[1:])
+  if kernel not in ("xla", "reference"):
+    raise ValueError(
+      f"attention={kernel!r}: choose 'auto', 'reference', 'xla', 'splash' or 'cudnn'"
+    )
 
   def one(q_BNHE, k_BNKE, v_BNKU, mask_BN):
     position = jnp.arange(N, dtype=jnp.int32)[None]
     k_position = position if mask_BN is None else jnp.where(mask_BN, position, UNSEEN)
-    return attention(q_BNHE, k_BNKE, v_BNKU, position, k_position, aligned=True)
+    rows = N if kernel == "reference" else BLOCK_ROWS
+    return attention(q_BNHE, k_BNKE, v_BNKU, position, k_position, aligned=True, block_rows=rows)
 
-  if S == 1 or 4 * B * S * H * min(N, BLOCK_ROWS) * N <= SCORE_BYTES:
+  small = 4 * B * S * H * min(N, BLOCK_ROWS) * N <= SCORE_BYTES
+  if S == 1 or small or kernel == "reference":
     return jax.vmap(one, in_axes=1, out_axes=1)(q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN)
   xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN))
   _, out_SBNHU = jax.lax.scan(lambda c, x: (c, jax.checkpoint(one)(*x)), None, xs)

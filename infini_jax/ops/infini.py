@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from infini_jax.ops import memory as mem
@@ -17,6 +18,7 @@ from infini_jax.ops.attention import (
 )
 from infini_jax.ops.memory import MemoryState, Rule, Update, as_rule
 from infini_jax.ops.rotary import rotate
+from infini_jax.ops.shards import axis_size, on_shards, spec_of
 
 GATES: dict[str, Callable[[Array], Array]] = {
   "sigmoid": jax.nn.sigmoid,
@@ -47,6 +49,7 @@ def infini_attention(
   readout_norm: bool = False,
   cut: Bool[Array, ""] | None = None,
   implementation: str = "auto",
+  attention: str = "auto",
 ) -> tuple[Float[Array, "B T H U"], MemoryState]:
   """Reads T tokens segment by segment (arXiv 2404.07143v2, equations (6) to (10)).
 
@@ -75,14 +78,55 @@ def infini_attention(
       the knock-out of the reads. None: the same as False.
     implementation: 'scan' goes through the segments one by one and recomputes them in the backward
       pass (least memory); 'parallel' is the exact prefix form; 'auto' chooses 'parallel'.
+    attention: the kernel of the local attention: see `ops.attention.segment_attention`.
+
+  In a mesh each device computes its own lanes and heads. T may be divided too, each device holding
+  whole segments: then only the memory is sent, in the parallel form.
 
   Returns:
     The output, in the type of `q_BTHE`, and the float32 memory after the last segment.
 
   Raises:
-    ValueError: shapes that do not fit each other, or an unknown rule, gate or implementation.
+    ValueError: shapes that do not fit each other, an unknown rule, gate or implementation, or a
+      divided T that they cannot work with.
   """
+  rule = as_rule(rule)
   _check(q_BTHE, k_BTKE, v_BTKU, beta_H, segment_length, gate, implementation)
+  B, T = q_BTHE.shape[:2]
+  S = -(-T // segment_length)
+  if reset_BS is not None and reset_BS.shape != (B, S):
+    raise ValueError(
+      f"reset_BS has shape {reset_BS.shape}; {T} tokens in segments of {segment_length} want "
+      f"{(B, S)}"
+    )
+  lanes, over, heads, _ = spec_of(q_BTHE)
+  axis = over if axis_size(over) > 1 else None
+  if axis is not None:
+    _check_divided(T, segment_length, axis, rule, implementation)
+  mix = partial(_mix, gate=gate, readout_norm=readout_norm, literal=scale_first_segment)
+  run = partial(
+    _segments,
+    segment_length=segment_length,
+    run=_scan if implementation == "scan" else partial(_parallel, axis=axis),
+    rule=rule,
+    theta=rope_theta,
+    mix=mix,
+    kernel=attention,
+  )
+  token, memory = P(lanes, over, heads), P(lanes, heads)
+  return on_shards(
+    run,
+    *(q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, cut),
+    specs=(token, token, token, P(heads), memory, P(lanes, over), P(lanes, over), P()),
+    out_specs=(token, memory),
+  )
+
+
+def _segments(
+  q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, cut,
+  *, segment_length, run, rule, theta, mix, kernel,
+):  # fmt: skip
+  """One device's share: cut into segments, run, and joined again."""
   B, T = q_BTHE.shape[:2]
   N = segment_length
   S = -(-T // N)
@@ -97,42 +141,37 @@ def infini_attention(
 
   q, k, v, mask = split(q_BTHE), split(k_BTKE), split(v_BTKU), split(mask_BT)
   state = mem.empty_memory(k_BTKE, v_BTKU) if state is None else state
-  if reset_BS is None:
-    reset_BS = jnp.zeros((B, S), bool)
-  elif reset_BS.shape != (B, S):
-    raise ValueError(
-      f"reset_BS has shape {reset_BS.shape}; {T} tokens in segments of {N} want {(B, S)}"
-    )
-
-  mix = partial(
-    _mix, beta_H=beta_H, gate=gate, readout_norm=readout_norm, cut=cut, literal=scale_first_segment
-  )
-  run = _scan if implementation == "scan" else _parallel
-  out_BSNHU, state = run(q, k, v, state, reset_BS, mask, as_rule(rule), rope_theta, mix)
+  reset_BS = jnp.zeros((B, S), bool) if reset_BS is None else reset_BS
+  mix = partial(mix, beta_H=beta_H, cut=cut)
+  local = partial(_local, theta=theta, kernel=kernel)
+  out_BSNHU, state = run(q, k, v, state, reset_BS, mask, rule, local, mix)
   out_BTHU = out_BSNHU.reshape(B, S * N, *out_BSNHU.shape[3:])[:, :T]
   if mask_BT is not None:
     out_BTHU = jnp.where(mask_BT[..., None, None], out_BTHU, jnp.zeros((), out_BTHU.dtype))
   return out_BTHU, state
 
 
-def _parallel(q_BSNHE, k_BSNKE, v_BSNKU, state, reset_BS, mask_BSN, rule, theta, mix):
+def _local(q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN, *, theta, kernel):
+  turn = jax.vmap(lambda x: _rotate_segment(x, theta), 1, 1)
   with jax.named_scope("local"):
-    turn = jax.vmap(lambda x: _rotate_segment(x, theta), 1, 1)
-    local = segment_attention(turn(q_BSNHE), turn(k_BSNKE), v_BSNKU, mask_BSN)
+    return segment_attention(turn(q_BSNHE), turn(k_BSNKE), v_BSNKU, mask_BSN, kernel=kernel)
+
+
+def _parallel(q_BSNHE, k_BSNKE, v_BSNKU, state, reset_BS, mask_BSN, rule, local, mix, *, axis):
+  local_BSNHU = local(q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN)
   with jax.named_scope("memory"):
-    before, after = mem.prefix(k_BSNKE, v_BSNKU, state, reset_BS, mask_BSN, rule)
+    before, after = mem.prefix(k_BSNKE, v_BSNKU, state, reset_BS, mask_BSN, rule, axis)
     recalled = jax.vmap(mem.read, 1, 1)(q_BSNHE, before)
-  return jax.vmap(mix, 1, 1)(local, recalled, before.z_BKE), after
+  return jax.vmap(mix, 1, 1)(local_BSNHU, recalled, before.z_BKE), after
 
 
-def _scan(q_BSNHE, k_BSNKE, v_BSNKU, state, reset_BS, mask_BSN, rule, theta, mix):
+def _scan(q_BSNHE, k_BSNKE, v_BSNKU, state, reset_BS, mask_BSN, rule, local, mix):
   @jax.checkpoint
   def segment(memory, xs):
     q, k, v, reset_B, mask = xs
     memory = mem.where_lane(reset_B, 0, memory)
-    turned = (_rotate_segment(q, theta)[:, None], _rotate_segment(k, theta)[:, None], v[:, None])
-    local = segment_attention(*turned, None if mask is None else mask[:, None])[:, 0]
-    out = mix(local, mem.read(q, memory), memory.z_BKE)
+    alone = jax.tree.map(lambda x: x[:, None], (q, k, v, mask))
+    out = mix(local(*alone)[:, 0], mem.read(q, memory), memory.z_BKE)
     return mem.commit(memory, mem.summarize(k, v, memory, mask, rule), rule), out
 
   xs = (q_BSNHE, k_BSNKE, v_BSNKU, reset_BS, mask_BSN)
@@ -176,15 +215,25 @@ def extend_stream(
   Equal to `infini_attention` over the same tokens. Each lane stands at its own place in its
   segment; its tokens come first in its row of `mask_BT` and never run past the segment's end.
   """
-  rule, N = as_rule(rule), stream.cache.k_BNKE.shape[1]
+  lanes, _, heads, _ = spec_of(q_BTHE)
+  mix = partial(_mix, gate=gate, readout_norm=readout_norm, literal=scale_first_segment)
+  token, memory = P(lanes, None, heads), P(lanes, heads)
+  open_segment = InfiniStream(memory, memory, SegmentCache(token, token, P(lanes)))
+  return on_shards(
+    partial(_extend, rule=as_rule(rule), theta=rope_theta, mix=mix),
+    *(q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, cut),
+    specs=(token, token, token, P(heads), open_segment, P(lanes), P()),
+    out_specs=(token, open_segment),
+  )
+
+
+def _extend(q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, cut, *, rule, theta, mix):
+  N = stream.cache.k_BNKE.shape[1]
   position_BT = stream.cache.fill_B[:, None] + jnp.arange(q_BTHE.shape[1], dtype=jnp.int32)[None]
-  turn = (lambda x: x) if rope_theta is None else (lambda x: rotate(x, position_BT, rope_theta))
+  turn = (lambda x: x) if theta is None else (lambda x: rotate(x, position_BT, theta))
   local, cache = extend_segment(turn(q_BTHE), turn(k_BTKE), v_BTKU, stream.cache, mask_BT)
   memory = stream.memory
-  mix = partial(
-    _mix, beta_H=beta_H, gate=gate, readout_norm=readout_norm, cut=cut, literal=scale_first_segment
-  )
-  out = mix(local, mem.read(q_BTHE, memory), memory.z_BKE)
+  out = mix(local, mem.read(q_BTHE, memory), memory.z_BKE, beta_H=beta_H, cut=cut)
 
   more = mem.summarize(k_BTKE, v_BTKU, memory, mask_BT, rule)
   pending = jax.tree.map(jnp.add, stream.pending, more)
@@ -220,6 +269,20 @@ def _mix(local_BNHU, recalled_BNHU, z_BKE, *, beta_H, gate, readout_norm, cut, l
     mixed = jnp.where(empty_BK[:, None, :, None, None], by_kv_head(local), by_kv_head(mixed))
     mixed = mixed.reshape(B, N, H, U)
   return mixed.astype(local_BNHU.dtype)
+
+
+def _check_divided(T, segment_length, axis, rule, implementation):
+  """What a sequence over several devices needs."""
+  size = axis_size(axis)
+  if T % (size * segment_length):
+    raise ValueError(
+      f"{T} tokens over {size} devices of the mesh axis {axis!r}: each device holds whole segments "
+      f"of {segment_length}, so give a multiple of {size * segment_length}"
+    )
+  if implementation == "scan":
+    raise ValueError("implementation='scan' cannot divide a sequence over devices: use 'parallel'")
+  if rule.z_correction:
+    raise ValueError("z_correction reads z before every token: it cannot divide a sequence")
 
 
 def _check(q, k, v, beta, segment_length, gate, implementation):

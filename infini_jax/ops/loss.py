@@ -2,7 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
+
+from infini_jax.ops.shards import axis_size, spec_of
 
 
 def cross_entropy(
@@ -20,39 +23,49 @@ def cross_entropy(
     hidden_BTD: the last layer's normalised output.
     head_VD: the output embedding, in the type it is stored in (its gradient is summed in that).
     targets_BT: the token that follows each position.
-    chunk: tokens of a lane per block.
+    chunk: tokens of a lane per block, on each device that T is divided over.
 
   Returns:
     `nll_BT` in nats and `log_z_BT`, both float32; `right_BT`: the target is likelier than
     any other token.
   """
   B, T, _ = hidden_BTD.shape
-  blocks = -(-T // chunk)
-  size = -(-T // blocks)
+  lanes, over, _ = spec_of(hidden_BTD)
+  P = axis_size(over)  # devices that T is divided over: each of them cuts its own part
+  blocks = -(-T // (P * chunk))
+  size = -(-T // (P * blocks))
 
-  def block(hidden_BTD, targets_BT):
-    logits_BTV = jnp.einsum(
-      "BTD,VD->BTV",
-      hidden_BTD,
-      head_VD.astype(hidden_BTD.dtype),
+  def block(hidden_BPTD, targets_BPT):
+    logits_BPTV = jnp.einsum(
+      "BPTD,VD->BPTV",
+      hidden_BPTD,
+      head_VD.astype(hidden_BPTD.dtype),
       preferred_element_type=jnp.float32,
     )
-    column_V = jnp.arange(head_VD.shape[0], dtype=targets_BT.dtype)
-    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    column_V = jnp.arange(head_VD.shape[0], dtype=targets_BPT.dtype)
+    log_z_BPT = jax.nn.logsumexp(logits_BPTV, axis=-1)
     # A sum over the vocabulary instead of a gather: it stays local when the vocabulary is sharded.
-    hit_BTV = column_V[None, None] == targets_BT[..., None]
-    target_BT = jnp.where(hit_BTV, logits_BTV, 0.0).sum(-1)
-    other_BT = jnp.where(hit_BTV, -jnp.inf, logits_BTV).max(-1)
-    return log_z_BT - target_BT, log_z_BT, target_BT > other_BT
+    hit_BPTV = column_V[None, None, None] == targets_BPT[..., None]
+    target_BPT = jnp.where(hit_BPTV, logits_BPTV, 0.0).sum(-1)
+    other_BPT = jnp.where(hit_BPTV, -jnp.inf, logits_BPTV).max(-1)
+    return log_z_BPT - target_BPT, log_z_BPT, target_BPT > other_BPT
 
+  def reshape(x, shape, *spec):
+    in_mesh = not jax.sharding.get_abstract_mesh().empty
+    return jnp.reshape(x, shape, out_sharding=PartitionSpec(*spec) if in_mesh else None)
+
+  def split(x):
+    x = jnp.pad(x, ((0, 0), (0, P * blocks * size - T)) + ((0, 0),) * (x.ndim - 2))
+    return reshape(x, (B, P, blocks, size, *x.shape[2:]), lanes, over)
+
+  def join(x_BPT):
+    return reshape(x_BPT, (B, P * blocks * size), lanes, over)[:, :T]
+
+  hidden, targets = split(hidden_BTD), split(targets_BT)
   if blocks == 1:
-    return block(hidden_BTD, targets_BT)
-  pad = blocks * size - T
-  hidden = jnp.pad(hidden_BTD, ((0, 0), (0, pad), (0, 0))).reshape(B, blocks, size, -1)
-  targets = jnp.pad(targets_BT, ((0, 0), (0, pad))).reshape(B, blocks, size)
-  xs = (jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(targets, 1, 0))
-  _, outs = jax.lax.scan(lambda c, x: (c, jax.checkpoint(block)(*x)), None, xs)
-  nll_BT, log_z_BT, right_BT = (
-    jnp.moveaxis(o, 0, 1).reshape(B, blocks * size)[:, :T] for o in outs
-  )
-  return nll_BT, log_z_BT, right_BT
+    outs = jax.tree.map(lambda x: x[:, :, None], block(hidden[:, :, 0], targets[:, :, 0]))
+  else:
+    xs = (jnp.moveaxis(hidden, 2, 0), jnp.moveaxis(targets, 2, 0))
+    _, outs = jax.lax.scan(lambda c, x: (c, jax.checkpoint(block)(*x)), None, xs)
+    outs = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), outs)
+  return tuple(map(join, outs))

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from infini_jax.ops.attention import split_heads
+from infini_jax.ops.shards import apply, carry
 
 # Delta stays contractive while a segment adds at most so many times what z holds.
 DELTA_GROWTH = 2.0
@@ -85,15 +86,9 @@ def sigma(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def empty_memory(k_BTKE: Float[Array, "B T K E"], v_BTKU: Float[Array, "B T K U"]) -> MemoryState:
-  """An empty memory for these keys and values, sharded as they are over lanes and heads."""
+  """An empty memory for these keys and values."""
   B, _, K, E = k_BTKE.shape
-  lanes, _, heads, _ = tuple(jax.typeof(k_BTKE).sharding.spec) or (None,) * 4
-
-  def zeros(*shape):
-    spec = jax.P(lanes, heads, *(None,) * (len(shape) - 2))
-    mesh = jax.sharding.get_abstract_mesh()
-    return jnp.zeros(shape, jnp.float32, out_sharding=None if mesh.empty else spec)
-
+  zeros = lambda *shape: jnp.zeros(shape, jnp.float32)
   return MemoryState(zeros(B, K, E, v_BTKU.shape[-1]), zeros(B, K, E))
 
 
@@ -164,11 +159,25 @@ def prefix(
   reset_BS: Bool[Array, "B S"],
   mask_BSN: Bool[Array, "B S N"] | None,
   rule: Rule,
+  axis: str | None = None,
 ) -> tuple[MemoryState, MemoryState]:
   """The memory before each of S segments, and after the last: every product is batched over S.
 
   Only the recurrences over `z` and over `M` are sequential, and they touch nothing but states; with
   z-correction that over `z` reads the keys too.
+
+  With `axis`, each device of that mesh axis holds S segments of a longer sequence, in order. Both
+  recurrences are affine in the state that comes in: each device runs its own from an empty state,
+  and what the segments before it hold is carried over and added. What is sent is one state, and
+  for delta the matrix E x E that acts on it, however long the sequence is.
+
+  Args:
+    k_BSNKE, v_BSNKU: un-rotated keys, and values.
+    memory: before the first segment, of all devices.
+    reset_BS: True where the memory is emptied before a segment.
+    mask_BSN: False for padding.
+    rule: how a segment is written.
+    axis: the mesh axis over which the segments are divided; z-correction is not affine.
 
   Returns:
     The memory that each segment reads, with an axis S after B; and the memory after them all.
@@ -193,7 +202,15 @@ def prefix(
     return _fade(z_BKE, left_BK) + new_BKE
 
   corrected = k_BSNKE if rule.z_correction else None
-  z_BSKE, z_BKE = over_segments(step_z, memory.z_BKE, left_BSK, keys_BSKE, corrected)
+  kept = None
+  if axis is None:
+    z_BSKE, z_BKE = over_segments(step_z, memory.z_BKE, left_BSK, keys_BSKE, corrected)
+  else:
+    # What is left of a state that comes in: a share of it, before each segment and in the end.
+    kept = over_segments(_fade, jnp.ones_like(memory.z_BKE[..., 0]), left_BSK)
+    own = over_segments(step_z, jnp.zeros_like(memory.z_BKE), left_BSK, keys_BSKE, None)
+    z_BSKE, z_BKE = _carried(kept, own, memory.z_BKE, axis)
+
   P_BSKEI = None
   if rule.name == "delta":
     weight_BSNK = jnp.einsum("BSNKE,BSKE->BSNK", k_BSNKE, z_BSKE)
@@ -202,13 +219,31 @@ def prefix(
     P_BSKEI *= _fade(_damping(keys_BSKE, z_BSKE, rule), left_BSK)[..., None, None]
 
   def step_M(M_BKEU, left_BK, P_BKEI, written_BKEU):
-    if P_BKEI is None:
-      return _fade(M_BKEU, left_BK) + written_BKEU
-    recalled = jnp.einsum("BKEI,BKIU->BKEU", P_BKEI, M_BKEU, precision="highest")
-    return _fade(M_BKEU, left_BK) + written_BKEU - recalled
+    M_next = _fade(M_BKEU, left_BK)
+    if P_BKEI is not None:
+      M_next -= jnp.einsum("BKEI,BKIU->BKEU", P_BKEI, M_BKEU, precision="highest")
+    return M_next if written_BKEU is None else M_next + written_BKEU
 
-  M_BSKEU, M_BKEU = over_segments(step_M, memory.M_BKEU, left_BSK, P_BSKEI, written_BSKEU)
+  if axis is None:
+    M_BSKEU, M_BKEU = over_segments(step_M, memory.M_BKEU, left_BSK, P_BSKEI, written_BSKEU)
+  else:
+    if P_BSKEI is not None:  # a matrix is what is left: that of the recurrence itself
+      E = keys_BSKE.shape[-1]
+      whole = jnp.broadcast_to(jnp.eye(E), (*memory.z_BKE.shape, E))
+      kept = over_segments(step_M, whole, left_BSK, P_BSKEI, None)
+    own = over_segments(step_M, jnp.zeros_like(memory.M_BKEU), left_BSK, P_BSKEI, written_BSKEU)
+    M_BSKEU, M_BKEU = _carried(kept, own, memory.M_BKEU, axis)
   return MemoryState(M_BSKEU, z_BSKE), MemoryState(M_BKEU, z_BKE)
+
+
+def _carried(kept, own, start, axis):
+  """From every device's own states to those of the whole sequence: before segments, and after.
+
+  `kept` and `own` are each a pair, before every segment and after the last.
+  """
+  mine, last = carry((kept[1], own[1]), start, axis)
+  before = jax.vmap(lambda A, b: apply((A, b), mine), 1, 1)(kept[0], own[0])
+  return before, last
 
 
 def _keys(k_BNKE: Array, mask_BN: Array | None, rule: Rule) -> Array:

@@ -19,9 +19,15 @@ def local_rows(mesh: Mesh, lanes: int) -> slice:
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, lanes: int) -> dict[str, jax.Array]:
   """Places this host's rows; arrays are laid out by the letters in their names."""
+  first = local_rows(mesh, lanes).start
 
   def one(path: Any, rows: np.ndarray) -> jax.Array:
     sharding = NamedSharding(mesh, spec(letters_of(path), COMPUTE))
-    return jax.make_array_from_process_local_data(sharding, rows, (lanes, *rows.shape[1:]))
+
+    def piece(index: tuple[slice, ...]) -> np.ndarray:
+      start, stop, _ = index[0].indices(lanes)
+      return rows[(slice(start - first, stop - first), *index[1:])]
+
+    return jax.make_array_from_callback((lanes, *rows.shape[1:]), sharding, piece)
 
   return jax.tree_util.tree_map_with_path(one, batch)

@@ -11,15 +11,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from infini_jax.config import Config, InputError, MeshConfig
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("dcn", "data", "fsdp", "seq", "tensor")
 
 # Letter -> mesh axes while computing. A letter that is not here is never divided.
 COMPUTE: dict[str, Any] = {
-  "B": ("data", "fsdp"),
+  "B": ("dcn", "data", "fsdp"),
+  "T": "seq",
+  "S": "seq",
   "H": "tensor",
   "K": "tensor",
   "F": "tensor",
@@ -30,22 +33,50 @@ STORAGE: dict[str, Any] = {**COMPUTE, "D": "fsdp"}
 
 
 def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
-  """The mesh `data x fsdp x tensor` over `devices` (all of them by default).
+  """The mesh `dcn x data x fsdp x seq x tensor` over `devices` (all of them by default).
+
+  `dcn` goes over what only a data-center network joins: the slices of a TPU, or the hosts of a
+  cluster of GPUs. All other axes stay inside.
 
   Raises:
     InputError: the sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
-  rest = config.fsdp * config.tensor
-  data = len(devices) // rest if config.data == -1 else config.data
-  if data * rest != len(devices):
-    raise InputError(
-      f"config.mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor} does not fit "
-      f"{len(devices)} devices: the product must be {len(devices)} (data=-1 takes what is left)"
+  sizes = mesh_sizes(config, len(devices))
+  if sizes[0] > 1 and len({_island(d) for d in devices}) > 1:
+    islands = len({_island(d) for d in devices})
+    if sizes[0] % islands:
+      raise InputError(
+        f"config.mesh.dcn={sizes[0]}: the devices form {islands} slices or hosts; make it a "
+        f"multiple of {islands}, or 1 to divide them by the other axes"
+      )
+    by_process = getattr(devices[0], "slice_index", None) is None
+    grid = mesh_utils.create_hybrid_device_mesh(
+      (sizes[0] // islands, *sizes[1:]),
+      (islands, 1, 1, 1, 1),
+      devices,
+      process_is_granule=by_process,
     )
-  return jax.make_mesh(
-    (data, config.fsdp, config.tensor), AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices
-  )
+    return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
+
+
+def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
+  """The sizes of the axes, in the order of `AXES`.
+
+  Raises:
+    InputError: they do not multiply to the number of devices.
+  """
+  sizes = [getattr(config, axis) for axis in AXES]
+  if config.data == -1:
+    sizes[AXES.index("data")] = devices // -math.prod(sizes)
+  if math.prod(sizes) != devices:
+    given = " ".join(f"{axis}={getattr(config, axis)}" for axis in AXES)
+    raise InputError(
+      f"config.mesh {given} does not fit {devices} devices: the product must be {devices} "
+      f"(data=-1 takes what is left)"
+    )
+  return tuple(sizes)
 
 
 def check_divisible(config: Config, mesh: Mesh) -> None:
@@ -55,6 +86,9 @@ def check_divisible(config: Config, mesh: Mesh) -> None:
   for letter, name, size, table in (
     ("B", lanes, microbatch, COMPUTE),
     ("B", "config.evaluation.lanes", config.evaluation.lanes, COMPUTE),
+    ("S", "config.data.segments", config.data.segments, COMPUTE),
+    ("S", "config.evaluation.segments", config.evaluation.segments, COMPUTE),
+    *((("S", "config.warm.segments", config.warm.segments, COMPUTE),) * bool(config.warm.share)),
     ("H", "config.model.heads", m.heads, COMPUTE),
     ("K", "config.model.kv_heads", m.kv_heads, COMPUTE),
     ("F", "config.model.ffn", m.ffn, COMPUTE),
@@ -125,5 +159,13 @@ def letters_of(path: Any) -> str:
   return suffix if suffix.isupper() else ""
 
 
+def _island(device: Any) -> int:
+  """The slice of a TPU, or else the host, that a device belongs to."""
+  slice_index = getattr(device, "slice_index", None)
+  return device.process_index if slice_index is None else slice_index
+
+
 def _in_mesh() -> bool:
-  return not jax.sharding.get_abstract_mesh().empty
+  """Whether arrays are laid out over devices here; inside `shard_map` they are one device's."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return not (mesh.empty or mesh.are_all_axes_manual)

@@ -14,7 +14,7 @@ from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import TrainState, abstract_state, make_train_step
 from tests.tiny import changed, config, fake_params
 
-MESHES = {"8x1x1": (8, 1, 1), "4x2x1": (4, 2, 1), "2x2x2": (2, 2, 2)}
+MESHES = {"8x1x1": (8, 1, 1, 1), "4x2x1": (4, 2, 1, 1), "2x2x2": (2, 2, 1, 2), "seq": (2, 1, 2, 2)}
 
 
 MODEL = {"segment_length": 8, "vocab_size": 32, "heads": 4, "kv_heads": 2, "gate_init": 0.5}
@@ -77,7 +77,7 @@ WARM = {"warm": {"share": 0.5, "segments": 2}}
 @pytest.fixture(scope="module", params=["adamw", "adafactor"])
 def alone(request):
   c = experiment(request.param, **(WARM if request.param == "adamw" else {}))
-  losses, state, _ = run(c, (1, 1, 1))
+  losses, state, _ = run(c, (1, 1, 1, 1))
   return c, losses, jax.device_get(state)
 
 
@@ -129,7 +129,7 @@ def places(tree):
   return jax.tree.map(lambda x: x.sharding.spec, tree)
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (4, 2, 1), (2, 2, 1), (2, 2, 2), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize("sizes", [(8, 1, 1, 1), (4, 2, 1, 1), (2, 2, 1, 1), (2, 2, 1, 2), (1, 1, 1, 1)], ids=str)
 def test_microbatches_stay_spread_over_the_mesh(sizes):
   """16 lanes in 2 microbatches: as many lanes as devices in each, or more."""
   c = experiment("adamw", data={"lanes": 16}, train={"accumulate": 2})
@@ -140,7 +140,7 @@ def test_microbatches_stay_spread_over_the_mesh(sizes):
 
 @pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize(
-  "heads,kv_heads,sizes", [(2, 1, (4, 2, 1)), (4, 2, (2, 2, 2)), (8, 4, (4, 1, 2))]
+  "heads,kv_heads,sizes", [(2, 1, (4, 2, 1, 1)), (4, 2, (2, 2, 1, 2)), (8, 4, (4, 1, 1, 2))]
 )
 def test_every_mixer_is_laid_out_with_shared_heads(mixer, heads, kv_heads, sizes):
   """A single key/value head, as many as devices, and more."""
@@ -152,7 +152,7 @@ def test_every_mixer_is_laid_out_with_shared_heads(mixer, heads, kv_heads, sizes
 
 def test_large_moments_and_parameters_are_divided_over_fsdp(alone):
   c = alone[0]
-  mesh = make_mesh(MeshConfig(1, 4, 2))
+  mesh = make_mesh(MeshConfig(1, 4, 1, 2))
   with jax.set_mesh(mesh):
     state = abstract_state(c, make_optimizer(c), mesh)
   params = state.params["blocks"]["attention"]
@@ -168,14 +168,14 @@ def test_large_moments_and_parameters_are_divided_over_fsdp(alone):
 @pytest.mark.parametrize(
   "sections,sizes,field,remedy",
   [
-    ({"model": {"heads": 3, "kv_heads": 3}}, (4, 1, 2), "config.model.heads=3", "make it 4"),
-    ({"model": {"heads": 4, "kv_heads": 1}}, (4, 1, 2), "config.model.kv_heads=1", "make it 2"),
-    ({"model": {"ffn": 33}}, (4, 1, 2), "config.model.ffn=33", "make it 34"),
-    ({"model": {"vocab_size": 265}}, (4, 1, 2), "config.model.vocab_size=265", "make it 266"),
-    ({"model": {"width": 18}}, (2, 4, 1), "config.model.width=18", "make it 20"),
-    ({"data": {"lanes": 6}}, (8, 1, 1), "config.data.lanes", "make it 8"),
-    ({"train": {"accumulate": 2}}, (8, 1, 1), "config.train.accumulate=4", "make it 8"),
-    ({"evaluation": {"lanes": 4}}, (8, 1, 1), "config.evaluation.lanes=4", "make it 8"),
+    ({"model": {"heads": 3, "kv_heads": 3}}, (4, 1, 1, 2), "config.model.heads=3", "make it 4"),
+    ({"model": {"heads": 4, "kv_heads": 1}}, (4, 1, 1, 2), "config.model.kv_heads=1", "make it 2"),
+    ({"model": {"ffn": 33}}, (4, 1, 1, 2), "config.model.ffn=33", "make it 34"),
+    ({"model": {"vocab_size": 265}}, (4, 1, 1, 2), "config.model.vocab_size=265", "make it 266"),
+    ({"model": {"width": 18}}, (2, 4, 1, 1), "config.model.width=18", "make it 20"),
+    ({"data": {"lanes": 6}}, (8, 1, 1, 1), "config.data.lanes", "make it 8"),
+    ({"train": {"accumulate": 2}}, (8, 1, 1, 1), "config.train.accumulate=4", "make it 8"),
+    ({"evaluation": {"lanes": 4}}, (8, 1, 1, 1), "config.evaluation.lanes=4", "make it 8"),
   ],
   ids=str,
 )
@@ -189,10 +189,12 @@ def test_sizes_that_do_not_divide_are_refused(sections, sizes, field, remedy):
 
 def test_mesh_must_hold_all_devices():
   with pytest.raises(InputError, match="does not fit 8 devices.*must be 8 .*data=-1"):
-    make_mesh(MeshConfig(3, 1, 2))
+    make_mesh(MeshConfig(3, 1, 1, 2))
   with pytest.raises(InputError, match="does not fit 8 devices"):
-    make_mesh(MeshConfig(-1, 3, 1))
-  assert dict(make_mesh(MeshConfig(-1, 2, 2)).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    make_mesh(MeshConfig(-1, 3, 1, 1))
+  assert dict(make_mesh(MeshConfig(-1, 2, 1, 2)).shape) == {
+    **{"dcn": 1, "data": 2, "fsdp": 2, "seq": 1, "tensor": 2}
+  }
 
 
 def test_two_dimensions_on_one_axis_are_refused():

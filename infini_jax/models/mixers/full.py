@@ -4,11 +4,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from infini_jax.models.mixers.base import Mixer
 from infini_jax.ops.attention import UNSEEN, attention, put
 from infini_jax.ops.rotary import rotate
-from infini_jax.parallel import shard, zeros
+from infini_jax.ops.shards import on_shards, spec_of
+from infini_jax.parallel import zeros
 
 
 class KVCache(NamedTuple):
@@ -37,13 +39,24 @@ class Full(Mixer):
 
     Cut, every segment is a document of its own, for the state after the chunk too.
     """
+    lanes, _, heads, _ = spec_of(q_BTHE)
+    token, lane = P(lanes, None, heads), P(lanes)
+    cache = KVCache(token, token, lane, lane, lane)
+    return on_shards(
+      self._read,
+      *(q_BTHE, k_BTKE, v_BTKE, state, reset_BS, mask_BT, cut),
+      specs=(token, token, token, cache, lane, lane, P()),
+      out_specs=(token, cache),
+    )
+
+  def _read(self, q_BTHE, k_BTKE, v_BTKE, state, reset_BS, mask_BT, cut):
     B, T = q_BTHE.shape[:2]
     N, C = self.config.segment_length, state.document_BC.shape[1]
     index_BT = jnp.arange(T, dtype=jnp.int32)[None]
-    mask_BT = shard(jnp.ones((B, T), bool) if mask_BT is None else mask_BT, "BT")
-    start_BT = zeros((B, T), "BT", jnp.bool_)
+    mask_BT = jnp.ones((B, T), bool) if mask_BT is None else mask_BT
+    start_BT = jnp.zeros((B, T), bool)
     if cut is not None:
-      none_BS = zeros((B, -(-T // N)), "BS", jnp.bool_)
+      none_BS = jnp.zeros((B, -(-T // N)), bool)
       reset_BS = (none_BS if reset_BS is None else reset_BS) | cut
     if reset_BS is not None:
       spread = jnp.broadcast_to(reset_BS[:, :, None], (*reset_BS.shape, N)).reshape(B, -1)
@@ -56,7 +69,7 @@ class Full(Mixer):
     current_B = document_BT[:, -1]
     q_BTHE, k_BTKE = (rotate(x, position_BT, self.config.rope_theta) for x in (q_BTHE, k_BTKE))
 
-    slots_BC = shard(jnp.broadcast_to(jnp.arange(C, dtype=jnp.int32)[None], (B, C)), "BC")
+    slots_BC = jnp.broadcast_to(jnp.arange(C, dtype=jnp.int32)[None], (B, C))
     out_BTHE = attention(
       q_BTHE,
       jnp.concatenate([state.k_BCKE, k_BTKE], 1),

@@ -43,6 +43,7 @@ class Infini(Mixer):
       mask_BT=mask_BT,
       cut=cut,
       implementation=c.implementation,
+      attention=c.attention,
       **self._how(),
     )
 

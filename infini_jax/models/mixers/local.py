@@ -3,11 +3,13 @@
 from typing import Any
 
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from infini_jax.config import ModelConfig
 from infini_jax.models.mixers.base import Mixer
 from infini_jax.ops.attention import SegmentCache, extend_segment, segment_attention
 from infini_jax.ops.rotary import rotate
+from infini_jax.ops.shards import on_shards, spec_of
 from infini_jax.parallel import zeros
 
 
@@ -20,6 +22,17 @@ class Local(Mixer):
 
   def __call__(self, q_BTHE, k_BTKE, v_BTKE, state, *, reset_BS=None, mask_BT=None, cut=None):
     """A chunk of whole segments. There is nothing to cut."""
+    lanes, over, heads, _ = spec_of(q_BTHE)
+    token = P(lanes, over, heads)
+    out_BTHE = on_shards(
+      self._segments,
+      *(q_BTHE, k_BTKE, v_BTKE, mask_BT),
+      specs=(token, token, token, P(lanes, over)),
+      out_specs=token,
+    )
+    return out_BTHE, state
+
+  def _segments(self, q_BTHE, k_BTKE, v_BTKE, mask_BT):
     B, T = q_BTHE.shape[:2]
     N = self.config.segment_length
     S = -(-T // N)
@@ -31,8 +44,10 @@ class Local(Mixer):
 
     turn = lambda x: split(rotate(x, position, self.config.rope_theta))
     mask_BSN = None if mask_BT is None else split(mask_BT)
-    out_BSNHU = segment_attention(turn(q_BTHE), turn(k_BTKE), split(v_BTKE), mask_BSN)
-    return out_BSNHU.reshape(B, S * N, *out_BSNHU.shape[3:])[:, :T], state
+    out_BSNHU = segment_attention(
+      turn(q_BTHE), turn(k_BTKE), split(v_BTKE), mask_BSN, kernel=self.config.attention
+    )
+    return out_BSNHU.reshape(B, S * N, *out_BSNHU.shape[3:])[:, :T]
 
   def open(self, state: tuple, lanes: int, dtype: Any) -> SegmentCache:
     """An empty cache for the segment that begins."""
@@ -40,6 +55,17 @@ class Local(Mixer):
 
   def extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
     """A few tokens of the open segment."""
+    lanes, _, heads, _ = spec_of(q_BTHE)
+    token = P(lanes, None, heads)
+    cache = SegmentCache(token, token, P(lanes))
+    return on_shards(
+      self._extend,
+      *(q_BTHE, k_BTKE, v_BTKE, stream, mask_BT),
+      specs=(token, token, token, cache, P(lanes)),
+      out_specs=(token, cache),
+    )
+
+  def _extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
     position = stream.fill_B[:, None] + jnp.arange(q_BTHE.shape[1], dtype=jnp.int32)[None]
     turn = lambda x: rotate(x, position, self.config.rope_theta)
     out, cache = extend_segment(turn(q_BTHE), turn(k_BTKE), v_BTKE, stream, mask_BT)

@@ -1,0 +1,98 @@
+"""The vendors' attention kernels behind one name, for causal attention inside segments.
+
+Segments are independent, so they become lanes and every kernel does what it is best at: a plain
+causal square of N x N. Each function here takes `q_BNHE, k_BNKE, v_BNKU, mask_BN`, one device's
+share, and returns `out_BNHU`. `why_not` says in words why a kernel cannot do it.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+LANE = 128  # of a TPU's vector registers: splash works in multiples of it
+SPLASH_BLOCK = 1024  # rows and columns of a block of scores, at most
+
+
+def platform() -> str:
+  """What the program is for: the mesh's devices, which need not be at hand, or else the default."""
+  mesh = jax.sharding.get_abstract_mesh()
+  device = None if mesh.empty else mesh.abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
+def why_not(kernel: str, on: str, N: int, E: int, U: int, dtype: jnp.dtype) -> str | None:
+  """Why `splash` or `cudnn` cannot attend here; None if it can.
+
+  Args:
+    kernel: its name.
+    on: the platform, 'cpu', 'gpu' or 'tpu'.
+    N, E, U: tokens of a segment, sizes of a key and a value.
+    dtype: of queries, keys and values.
+  """
+  if kernel == "splash":
+    if on != "tpu":
+      return f"it needs a TPU, and this is a {on.upper()}"
+    if N % LANE:
+      return f"segments of {N} tokens are no multiple of {LANE}"
+    if E % LANE or U % LANE:
+      return f"heads of {E} and {U} are no multiple of {LANE}"
+  else:
+    if on not in ("gpu", "cuda"):
+      return f"it needs an NVIDIA GPU, and this is a {on.upper()}"
+    if dtype not in (jnp.bfloat16, jnp.float16):
+      return f"it takes bfloat16 and float16, and this is {dtype}: set model.compute_dtype"
+    if E % 8 or U != E or E > 256:
+      return f"heads of {E} and {U}: it takes equal ones, a multiple of 8 up to 256"
+  return None
+
+
+def splash(
+  q_BNHE: Float[Array, "B N H E"],
+  k_BNKE: Float[Array, "B N K E"],
+  v_BNKU: Float[Array, "B N K U"],
+  mask_BN: Bool[Array, "B N"] | None,
+  *,
+  interpret: bool = False,
+) -> Float[Array, "B N H U"]:
+  """Pallas' splash attention for TPUs; padding is another sequence, which sees itself."""
+  from jax.experimental.pallas.ops.tpu import splash_attention as pallas  # slow to import
+
+  N, H, E = q_BNHE.shape[1:]
+  block = max(b for b in range(LANE, min(N, SPLASH_BLOCK) + 1, LANE) if N % b == 0)
+  sizes = pallas.BlockSizes(
+    **dict.fromkeys(("block_q", "block_kv", "block_kv_compute"), block),
+    **dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"), block),
+    use_fused_bwd_kernel=True,
+  )
+  kernel = pallas.make_splash_mha_single_device(
+    pallas.MultiHeadMask([pallas.CausalMask((N, N))] * H), block_sizes=sizes, interpret=interpret
+  )
+
+  def lane(q_HNE, k_KNE, v_KNU, mask_N):
+    if mask_N is None:
+      return kernel(q_HNE, k_KNE, v_KNU)
+    parts = mask_N.astype(jnp.int32)
+    return kernel(q_HNE, k_KNE, v_KNU, segment_ids=pallas.SegmentIds(parts, parts))
+
+  q_BNHE = q_BNHE * jnp.asarray(E**-0.5, q_BNHE.dtype)
+  heads_first = (jnp.moveaxis(x, 2, 1) for x in (q_BNHE, k_BNKE, v_BNKU))
+  return jnp.moveaxis(jax.vmap(lane)(*heads_first, mask_BN), 1, 2)
+
+
+def cudnn(
+  q_BNHE: Float[Array, "B N H E"],
+  k_BNKE: Float[Array, "B N K E"],
+  v_BNKU: Float[Array, "B N K U"],
+  mask_BN: Bool[Array, "B N"] | None,
+) -> Float[Array, "B N H U"]:
+  """cuDNN's flash attention, through JAX; real tokens come first in a segment, padding after."""
+  length_B = None if mask_BN is None else mask_BN.sum(1, dtype=jnp.int32)
+  return jax.nn.dot_product_attention(
+    q_BNHE,
+    k_BNKE,
+    v_BNKU,
+    is_causal=True,
+    query_seq_lengths=length_B,
+    key_value_seq_lengths=length_B,
+    implementation="cudnn",
+  )

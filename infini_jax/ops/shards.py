@@ -1,0 +1,94 @@
+"""From a mesh to single devices and back: inside `on_shards` code knows of no mesh.
+
+Attention and memory need no other device: lanes and heads are independent, and so are segments,
+but for the state that goes from each to the next. So the operations of this package are written for
+one device's share, run by `shard_map`, and name what they send: `carry`, which hands the state of
+an affine recurrence on over the devices of one mesh axis.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+GATHERED = 8  # up to so many devices everyone gets everything at once; beyond, by doubling
+
+Affine = tuple[jax.Array, jax.Array]  # (A, b): the state x becomes A x + b
+
+
+def spec_of(x: jax.Array) -> PartitionSpec:
+  """How an array is divided over the mesh, one entry for each dimension."""
+  spec = tuple(jax.typeof(x).sharding.spec)
+  return PartitionSpec(*spec, *(None,) * (x.ndim - len(spec)))
+
+
+def on_shards(f: Callable, *args: Any, specs: Any, out_specs: Any) -> Any:
+  """`f(*args)` on every device's share of `args`; outside a mesh simply `f(*args)`."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.are_all_axes_manual:
+    return f(*args)
+  is_spec = lambda x: isinstance(x, PartitionSpec)
+  # A spec may stand for a whole tree of arguments, None (an absent argument) among them.
+  place = lambda spec, tree: jax.tree.map(lambda x: jax.reshard(x, spec), tree)
+  args = jax.tree.map(place, specs, args, is_leaf=is_spec)
+  return jax.shard_map(f, in_specs=specs, out_specs=out_specs, check_vma=False)(*args)
+
+
+def axis_size(axis: str | tuple[str, ...] | None) -> int:
+  """Devices along a mesh axis, or the product of several."""
+  names = () if axis is None else (axis,) if isinstance(axis, str) else axis
+  return math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in names)
+
+
+def carry(step: Affine, start: jax.Array, axis: str) -> tuple[jax.Array, jax.Array]:
+  """The state before each device and after the last, of a recurrence over the devices of an axis.
+
+  Args:
+    step: this device's own (A, b). A is a scalar per head, or a matrix: one axis more than that.
+    start: the state before the first device, the same on all.
+    axis: of the mesh.
+
+  Returns:
+    `x_p = A_{p-1} x_{p-1} + b_{p-1}` with `x_0 = start`, of this device p, and the last of them.
+  """
+  size, here = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
+  if size <= GATHERED:
+    steps = jax.lax.all_gather(step, axis)
+
+    def body(x, p_step):
+      p, step = p_step
+      return (after := apply(step, x[0]), jnp.where(p == here, x[0], x[1])), None
+
+    (last, before), _ = jax.lax.scan(body, (start, start), (jnp.arange(size), steps))
+    return before, last
+
+  # Hillis and Steele: after round r a device holds the product of the last 2^(r+1) steps.
+  reach = 1
+  while reach < size:
+    pairs = [(p, p + reach) for p in range(size - reach)]
+    earlier = jax.tree.map(lambda x: jax.lax.ppermute(x, axis, pairs), step)  # noqa: B023
+    joined = compose(step, earlier)
+    step = jax.tree.map(lambda new, old: jnp.where(here >= reach, new, old), joined, step)  # noqa: B023
+    reach *= 2
+  after = apply(step, start)
+  moved = jax.lax.ppermute(after, axis, [(p, p + 1) for p in range(size - 1)])
+  last = jax.lax.psum(jnp.where(here == size - 1, after, 0.0), axis)
+  return jnp.where(here == 0, start, moved), last
+
+
+def apply(step: Affine, x: jax.Array) -> jax.Array:
+  """`A x + b`; a scalar A (per head) multiplies, a matrix is a matrix."""
+  A, b = step
+  if A.ndim == x.ndim:
+    return jnp.matmul(A, x, precision="highest") + b
+  return A.reshape(*A.shape, *(1,) * (x.ndim - A.ndim)) * x + b
+
+
+def compose(later: Affine, earlier: Affine) -> Affine:
+  """First `earlier`, then `later`."""
+  matrix = later[0].ndim == later[1].ndim
+  A = jnp.matmul(later[0], earlier[0], precision="highest") if matrix else later[0] * earlier[0]
+  return A, apply(later, earlier[1])

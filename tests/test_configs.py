@@ -10,7 +10,8 @@ from rich.console import Console
 from infini_jax.cli import load_config
 from infini_jax.data import check_length, open_source, train_lanes
 from infini_jax.data.lanes import empty_batch
-from infini_jax.parallel import check_divisible
+from infini_jax.parallel import abstract_batch, check_divisible
+from infini_jax.parallel.mesh import AXES
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import abstract_state, make_train_step
 
@@ -18,9 +19,9 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # Enough devices to divide what the full-size configs divide.
 MESHES = {
-  "demo": (1, 1, 1),
-  "lm_paper": (16, 4, 1),
-  "passkey_tiny": (1, 1, 1),
+  "demo": (1, 1, 1, 1, 1),
+  "lm_paper": (1, 16, 4, 1, 1),
+  "passkey_tiny": (1, 1, 1, 1, 1),
 }
 
 
@@ -34,16 +35,12 @@ def test_docstring_says_how_to_run_it_and_what_to_expect(file):
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.stem)
 def test_traces_at_full_size_without_devices(file):
   config = load_config([f"--config={file}"])
-  mesh = AbstractMesh(
-    MESHES[file.stem], ("data", "fsdp", "tensor"), axis_types=(AxisType.Explicit,) * 3
-  )
+  mesh = AbstractMesh(MESHES[file.stem], AXES, axis_types=(AxisType.Explicit,) * len(AXES))
   check_divisible(config, mesh)
   with jax.sharding.use_abstract_mesh(mesh):
     tx = make_optimizer(config)
     state = abstract_state(config, tx, mesh)
-    lanes = jax.sharding.NamedSharding(mesh, jax.P(("data", "fsdp")))
-    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lanes)
-    batch = {name: place(rows) for name, rows in first_batch(config).items()}
+    batch = abstract_batch(first_batch(config), mesh)
     after, metrics = jax.eval_shape(make_train_step(config, tx), state, batch)
   assert jax.tree.map(lambda x: x.sharding, after.params) == jax.tree.map(
     lambda x: x.sharding, state.params
@@ -92,7 +89,7 @@ GOLDEN = {
 
 def test_golden_shardings_of_the_papers_model():
   config = load_config([f"--config={ROOT / 'configs/lm_paper.py'}"])
-  mesh = AbstractMesh((16, 4, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Explicit,) * 3)
+  mesh = AbstractMesh((1, 16, 4, 1, 1), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
   with jax.sharding.use_abstract_mesh(mesh):
     state = abstract_state(config, make_optimizer(config), mesh)
   leaves = jax.tree_util.tree_leaves_with_path(state.params)

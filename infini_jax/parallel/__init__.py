@@ -1,6 +1,6 @@
 """Where arrays live: one mesh, and one table from the glossary's letters to its axes."""
 
-from infini_jax.parallel.hosts import local_rows, put_batch
+from infini_jax.parallel.hosts import abstract_batch, local_rows, put_batch
 from infini_jax.parallel.mesh import (
   check_divisible,
   einsum,
@@ -12,6 +12,7 @@ from infini_jax.parallel.mesh import (
 )
 
 __all__ = [
+  "abstract_batch",
   "check_divisible",
   "einsum",
   "local_rows",

@@ -31,3 +31,13 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, lanes: int) -> dict[str,
     return jax.make_array_from_callback((lanes, *rows.shape[1:]), sharding, piece)
 
   return jax.tree_util.tree_map_with_path(one, batch)
+
+
+def abstract_batch(batch: dict[str, np.ndarray], mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and places of a whole batch, for a trace without devices."""
+
+  def one(path: Any, rows: np.ndarray) -> jax.ShapeDtypeStruct:
+    sharding = NamedSharding(mesh, spec(letters_of(path), COMPUTE))
+    return jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=sharding)
+
+  return jax.tree_util.tree_map_with_path(one, batch)

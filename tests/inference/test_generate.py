@@ -101,7 +101,7 @@ def test_the_prompt_is_read_to_its_first_token(rng, infini):
   assert np.abs(a - b).max() > 1e-6, "the first token of a long prompt leaves no trace"
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 1)], ids=str)
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 1, 1, 1)], ids=str)
 def test_the_same_on_a_mesh(rng, case, sizes):
   prompts = draw(rng, 21, 30)
   expected, _ = case.generator.prefill(prompts)

@@ -129,7 +129,9 @@ def places(tree):
   return jax.tree.map(lambda x: x.sharding.spec, tree)
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1, 1), (4, 2, 1, 1), (2, 2, 1, 1), (2, 2, 1, 2), (1, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+  "sizes", [(8, 1, 1, 1), (4, 2, 1, 1), (2, 2, 1, 1), (2, 2, 1, 2), (1, 1, 1, 1)], ids=str
+)
 def test_microbatches_stay_spread_over_the_mesh(sizes):
   """16 lanes in 2 microbatches: as many lanes as devices in each, or more."""
   c = experiment("adamw", data={"lanes": 16}, train={"accumulate": 2})

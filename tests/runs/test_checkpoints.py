@@ -18,7 +18,7 @@ def same(a, b):
   jax.tree.map(compare, a, b)
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize("sizes", [(8, 1, 1, 1), (4, 2, 1, 1), (2, 1, 2, 2), (1, 1, 1, 1)], ids=str)
 def test_restores_bitwise_on_another_mesh(trained, sizes):
   c, workdir, state = trained
   mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])

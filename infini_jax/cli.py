@@ -1,4 +1,4 @@
-"""The command `infini-jax`: train, evaluate, prepare, generate. A wrong input exits with 2."""
+"""The command `infini-jax`: train, eval, prepare, plan, generate. A wrong input exits with 2."""
 
 import argparse
 import re
@@ -89,6 +89,13 @@ def _prepare(args: argparse.Namespace, rest: list[str], console: Console) -> Non
   prepare(args.source, Path(args.out), args.tokenizer, workers=args.workers, console=console)
 
 
+def _plan(args: argparse.Namespace, rest: list[str], console: Console) -> None:
+  config = load_config(rest)
+  from infini_jax.planner.command import plan
+
+  plan(config, args, console)
+
+
 def _generate(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   from infini_jax.inference.command import generate
 
@@ -123,6 +130,17 @@ def _parser() -> argparse.ArgumentParser:
     help="bytes, train:SIZE, sentencepiece:FILE or huggingface:FILE (default %(default)s)",
   )
   made.add_argument("--workers", type=int, help="processes; all cores by default")
+
+  what = f"what a run needs, how fast it can be, whether it fits. --config=FILE is {CONFIG_HELP}."
+  made = command("plan", _plan, what)
+  made.set_defaults(takes_config=True)
+  made.add_argument("--topology", help="TPU (v5e:4x4, v5p:4x4x4: also compiled) or gpu:h200x8")
+  made.add_argument("--mesh", help="such as fsdp=16,seq=4, instead of config.mesh")
+  made.add_argument("--chip", help="with --mesh alone: v5p (default), v5e, v6e, h200 and others")
+  made.add_argument(
+    "--no-compile", dest="compile", action="store_false", help="with a TPU: the estimate alone"
+  )
+  made.add_argument("--json", metavar="FILE", help="write everything there too")
 
   made = command("generate", _generate, "continue a text with a trained model")
   made.add_argument("--workdir", required=True, help="the folder of the run")

@@ -1,0 +1,77 @@
+"""Parameters and floating-point operations, counted from the config.
+
+XLA's own count is no help: it counts the body of a loop once, and a kernel's operations not at all.
+"""
+
+import math
+from typing import Any
+
+import jax
+
+from infini_jax.config import ModelConfig
+
+
+def parameter_count(params: Any) -> int:
+  """Numbers in a parameter tree, abstract or real."""
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def flops_per_token(config: ModelConfig, tokens: int) -> float:
+  """Floating-point operations of training on one token, forward and backward.
+
+  The strictest count: products only, attention halved for causality, nothing for rematerialization
+  and nothing for the embedding look-up. It does not grow with T, except for the mixer `full`.
+
+  Args:
+    config: the model.
+    tokens: T, the tokens that attend to each other when the mixer is `full`.
+  """
+  return 3.0 * sum(forward_flops(config, tokens).values())
+
+
+def executed_flops_per_token(
+  config: ModelConfig, tokens: int, *, block: int, head_again: bool
+) -> float:
+  """What a device really computes for one token: with all that is computed again, and whole blocks.
+
+  Args:
+    config: the model; its `remat` says what a layer computes again.
+    tokens: as in `flops_per_token`.
+    block: rows of a block of attention scores, which is computed whole on the diagonal.
+    head_again: whether the loss is computed in chunks, whose logits are computed again.
+  """
+  parts = forward_flops(config, tokens)
+  seen = _seen(config, tokens)
+  whole = (seen + min(block, seen)) / (seen + 1)  # of causal squares that are computed in blocks
+  again = {"none": 0.0, "dots": 0.0, "full": 1.0}[config.remat]
+  mixing = 0.0 if config.remat == "none" else 1.0
+  # The backward pass of a fused kernel computes the scores again: five products instead of four.
+  return (
+    parts["weights"] * (3 + again)
+    + parts["head"] * (4 if head_again else 3)
+    + parts["attention"] * whole * (3.5 + mixing)
+    + parts["memory"] * (3 + mixing)
+  )
+
+
+def forward_flops(config: ModelConfig, tokens: int) -> dict[str, float]:
+  """One token forward, all layers, by what is computed: weights, head, attention, memory."""
+  c = config
+  projections = c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
+  ffn = c.width * c.ffn * (3 if c.activation == "swiglu" else 2)
+  attention = c.heads * (_seen(c, tokens) + 1) * 2 * c.head_dim
+  memory = 0
+  if c.mixer == "infini":
+    touched = c.heads + c.kv_heads * (2 if c.rule == "delta" else 1)
+    memory = 2 * c.head_dim**2 * touched
+  return {
+    "weights": 2.0 * c.layers * (projections + ffn),
+    "head": 2.0 * c.vocab_size * c.width,
+    "attention": float(c.layers * attention),
+    "memory": float(c.layers * memory),
+  }
+
+
+def _seen(config: ModelConfig, tokens: int) -> int:
+  """The most keys that a query attends to."""
+  return tokens if config.mixer == "full" else min(tokens, config.segment_length)

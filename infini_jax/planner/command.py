@@ -1,0 +1,107 @@
+"""The command `infini-jax plan`: what a run would need, and whether it fits, before it is run."""
+
+import dataclasses
+import json
+import math
+import re
+from argparse import Namespace
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from infini_jax.config import Config, InputError, MeshConfig
+from infini_jax.parallel import check_divisible
+from infini_jax.parallel.mesh import AXES, mesh_sizes
+from infini_jax.plan import CHIPS, Chip
+from infini_jax.planner import report
+from infini_jax.planner.compiled import compile_step, tpu_devices
+from infini_jax.planner.estimate import estimate
+from infini_jax.planner.shares import abstract_mesh
+from infini_jax.planner.verdict import judge
+from infini_jax.progress import track
+
+DEFAULT_CHIP = "v5p"
+
+
+def plan(config: Config, args: Namespace, console: Console) -> None:
+  """Estimates, compiles if asked and possible, and judges.
+
+  Args:
+    config: the experiment.
+    args: `topology`, `mesh`, `chip`, `compile` and `json`, as the command line gives them.
+    console: for tables and progress.
+
+  Raises:
+    InputError: a mesh that does not fit the devices or the model, an unknown chip or topology, no
+      libtpu.
+  """
+  jax.config.update("jax_platforms", "cpu")  # plans are made beside running work: take no device
+  chip, count, compiles = _where(args)
+  given = _axes(args.mesh) if args.mesh else None
+  if given is not None:
+    mesh = MeshConfig(**{"data": -1 if count else 1, **given})
+  else:
+    mesh = config.mesh
+  if count and chip.platform == "tpu":
+    count *= mesh.dcn  # a topology is one slice of so many
+  devices = tpu_devices(args.topology, mesh.dcn) if compiles and args.compile else None
+  config = dataclasses.replace(config, mesh=mesh)
+  needs = math.prod(getattr(mesh, axis) for axis in AXES)
+  sizes = dict(zip(AXES, mesh_sizes(mesh, count or needs), strict=True))
+  check_divisible(config, abstract_mesh(sizes))  # type: ignore[arg-type]
+
+  made = estimate(config, sizes, chip)
+  report.show(made, console)
+  found = None
+  if devices is not None:
+    with track(console, f"compile for {args.topology}"):
+      found = compile_step(config, devices)
+    report.show_compiled(found, made, console)
+  verdict = judge(made, None if found is None else found.peak)
+  by = "estimated" if found is None else "XLA's own peak"
+  report.show_verdict(verdict, by, console)
+  if args.json:
+    Path(args.json).write_text(json.dumps(report.as_json(made, found, verdict), indent=2) + "\n")
+
+
+def _where(args: Namespace) -> tuple[Chip, int, bool]:
+  """The chip, how many there are (0: as many as the mesh has), and whether XLA can compile."""
+  if not args.topology:
+    if not args.mesh:
+      raise InputError("give --topology=v5p:4x4x4 (or gpu:h200x8), or --mesh=fsdp=16,seq=4")
+    return _chip(args.chip or DEFAULT_CHIP, "--chip"), 0, False
+  if args.chip:
+    raise InputError(f"--chip={args.chip}: --topology={args.topology} names its chip; leave it out")
+  form = re.fullmatch(r"gpu:([a-z]\w*?)x(\d+)|(\w+):(\d+(?:x\d+)*)", args.topology)
+  if form is None:
+    raise InputError(
+      f"--topology={args.topology!r}: give a TPU's, such as v5e:4x4 or v5p:4x4x4, or gpu:h200x8"
+    )
+  chip = _chip(form[1] or form[3], "--topology")
+  if (chip.platform == "gpu") != bool(form[1]):
+    raise InputError(f"--topology={args.topology}: write gpu:h200x8 for GPUs, v5p:4x4x4 for TPUs")
+  count = int(form[2]) if form[1] else math.prod(map(int, form[4].split("x")))
+  if not count:
+    raise InputError(f"--topology={args.topology}: no devices")
+  return chip, count, not form[1]
+
+
+def _chip(name: str, flag: str) -> Chip:
+  if name not in CHIPS:
+    raise InputError(f"{flag}: no chip {name!r}; there are {', '.join(CHIPS)}")
+  return CHIPS[name]
+
+
+def _axes(text: str) -> dict[str, int]:
+  """'fsdp=16,seq=4' as sizes."""
+  sizes = {}
+  for part in text.split(","):
+    axis, _, size = part.partition("=")
+    if axis not in AXES or not re.fullmatch(r"[1-9]\d*", size):
+      raise InputError(
+        f"--mesh={text}: {part!r} is no AXIS=SIZE, such as --mesh=fsdp=16,seq=4; the axes are "
+        f"{', '.join(AXES)}"
+      )
+    sizes[axis] = int(size)
+  return sizes

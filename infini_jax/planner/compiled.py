@@ -1,0 +1,121 @@
+"""XLA's own plan of a training step, compiled for a TPU topology on a machine that has none."""
+
+import dataclasses
+import importlib.util
+import os
+import re
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from infini_jax.config import Config, InputError
+from infini_jax.data.lanes import empty_batch
+from infini_jax.parallel import abstract_batch, make_mesh
+from infini_jax.planner.hlo import Communication, communication
+from infini_jax.training.optimizer import make_optimizer
+from infini_jax.training.step import abstract_state, make_train_step
+
+# libtpu looks for a TPU host around it, complains where there is none, and takes a lock.
+ENVIRONMENT = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5e-4",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_STDERR_LOG_LEVEL": "3",
+  "TPU_MIN_LOG_LEVEL": "3",
+  "TF_CPP_MIN_LOG_LEVEL": "3",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """The compiled step, on one chip.
+
+  Attributes:
+    fits: whether XLA found room for it.
+    peak: bytes of everything, at the worst moment.
+    arguments, temporary, code: bytes of the state and the batch, of what the step allocates for
+      itself (with gaps, so more than it ever uses at a time), of the program; 0 if it did not fit.
+    communication: what the chip sends.
+    seconds: that compiling took.
+  """
+
+  fits: bool
+  peak: float
+  arguments: float
+  temporary: float
+  code: float
+  communication: Communication
+  seconds: float
+
+
+def tpu_devices(topology: str, slices: int = 1) -> list[Any]:
+  """The devices of a TPU topology such as 'v5p:4x4x4', so many slices of it; none is at hand.
+
+  Raises:
+    InputError: libtpu is not installed, or does not know the topology.
+  """
+  if importlib.util.find_spec("libtpu") is None:
+    raise InputError(
+      f"--topology={topology}: compiling for TPUs needs libtpu: pip install 'infini-jax[tpu]', or "
+      f"give --no-compile for the estimate alone"
+    )
+  for name, value in ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+  from jax.experimental import topologies
+
+  options = {"num_slices": slices} if slices > 1 else {}
+  try:
+    return list(topologies.get_topology_desc(topology, "tpu", **options).devices)
+  except Exception as error:  # whatever libtpu says of it, in one line
+    said = " ".join(str(error).split()).removeprefix("INVALID_ARGUMENT: ")
+    raise InputError(
+      f"--topology={topology}: libtpu does not know it ({said[:160]}); it knows v5e:4x4, "
+      f"v5e:16x16, v5p:4x4x4, v5p:8x8x8, v6e:8x8 and others"
+    ) from None
+
+
+def compile_step(config: Config, devices: list[Any]) -> Compiled:
+  """Compiles the whole training step; takes minutes for billions of parameters."""
+  mesh = make_mesh(config.mesh, devices)
+  began = time.perf_counter()
+  with jax.set_mesh(mesh):
+    tx = make_optimizer(config)
+    state = abstract_state(config, tx, mesh)
+    batch = abstract_batch(example_batch(config), mesh)
+    lowered = jax.jit(make_train_step(config, tx), donate_argnums=0).lower(state, batch)
+    try:
+      step = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+      used = re.search(r"Used ([\d.]+)([GMK]) of [\d.]+[GMK] hbm", str(error))
+      if used is None:
+        raise
+      peak = float(used[1]) * {"G": 2**30, "M": 2**20, "K": 2**10}[used[2]]
+      seconds = time.perf_counter() - began
+      return Compiled(False, peak, 0, 0, 0, Communication((), 0), seconds)
+  m: Any = step.memory_analysis()
+  return Compiled(
+    fits=True,
+    peak=m.peak_memory_in_bytes,
+    arguments=m.argument_size_in_bytes,
+    temporary=m.temp_size_in_bytes,
+    code=m.generated_code_size_in_bytes,
+    communication=communication(step.as_text() or "", len(devices)),
+    seconds=time.perf_counter() - began,
+  )
+
+
+def example_batch(config: Config) -> dict[str, np.ndarray]:
+  """Arrays like a batch of this config; no corpus and no task is opened."""
+  d, N = config.data, config.model.segment_length
+  batch = empty_batch(d.lanes, d.segments, N)
+  if config.task.name != "text":
+    batch["weights_BT"] = np.zeros(batch["tokens_BT"].shape, np.float32)
+    batch["asked_BT"] = np.zeros(batch["tokens_BT"].shape, bool)
+  if config.warm.share:
+    read = empty_batch(d.lanes, config.warm.segments, N)
+    batch |= {f"warm_{n}": read[n] for n in ("tokens_BT", "mask_BT", "reset_BS")}
+    batch["warm_B"] = np.zeros(d.lanes, bool)
+  return batch

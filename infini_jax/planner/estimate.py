@@ -1,0 +1,200 @@
+"""A training step by arithmetic: bytes a chip, collectives, and the roofline, in seconds.
+
+What lies in memory between steps is exact: it is read off the shardings. What lives during a step
+is modelled, for XLA decides it; the compiled program (`planner.compiled`) is the judge.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from infini_jax.config import Config
+from infini_jax.plan import Chip, executed_flops_per_token, flops_per_token
+from infini_jax.planner.shares import Shares, chip_bytes, laid_out, shares, spec_text
+from infini_jax.planner.traffic import Collective, collectives, memory_traffic
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+  """One tensor of the model: its place in the tree, and a chip's part of it in bytes."""
+
+  name: str
+  shape: tuple[int, ...]
+  sharding: str
+  numbers: int
+  chip_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """One training step of a config on a mesh of one kind of chip.
+
+  Attributes:
+    sizes: devices along each axis of the mesh.
+    resting: bytes a chip between steps: parameters, optimizer, memory state. Exact.
+    working: bytes a chip more while a step runs, where that is most. Modelled.
+    phase: where that is.
+    tokens: of a step, all chips together.
+    flops: per token: `model` (strict), `executed`, and `full attention`: what a model of the same
+      size would take that attends to all of T.
+    seconds: of a step at the chip's peak rates, for each resource alone.
+  """
+
+  config: Config
+  chip: Chip
+  sizes: dict[str, int]
+  parameters: tuple[Parameter, ...]
+  resting: dict[str, float]
+  working: dict[str, float]
+  phase: str
+  collectives: tuple[Collective, ...]
+  tokens: int
+  flops: dict[str, float]
+  seconds: dict[str, float]
+
+  @property
+  def chips(self) -> int:
+    """Chips of the mesh."""
+    size = 1
+    for n in self.sizes.values():
+      size *= n
+    return size
+
+  @property
+  def bytes(self) -> dict[str, float]:
+    """All that a chip holds at the worst moment of a step, by consumer."""
+    return {**self.resting, **self.working}
+
+  @property
+  def total(self) -> float:
+    """Bytes a chip at the worst moment."""
+    return sum(self.bytes.values())
+
+  def share(self, seconds: float) -> float:
+    """The share of the chips' peak that strict model FLOPs make up in a step of these seconds."""
+    return self.flops["model"] * self.tokens / (seconds * self.chips * self.chip.peak)
+
+  @property
+  def bound(self) -> float:
+    """No step can have a higher share of the peak: everything at its peak, all at once."""
+    return self.share(max(self.seconds.values()))
+
+  @property
+  def unoverlapped(self) -> float:
+    """The share if computing, memory and communication waited for each other."""
+    return self.share(sum(self.seconds.values()))
+
+
+def estimate(config: Config, sizes: dict[str, int], chip: Chip) -> Estimate:
+  """Estimates a training step of `config`; `sizes` must divide it (`check_divisible`)."""
+  m, t = config.model, config.train
+  state = laid_out(config, sizes)
+  resting = {
+    "parameters": chip_bytes(state.params),
+    "optimizer": chip_bytes(state.opt_state),
+    "memory state": chip_bytes((state.memory, state.warm)),
+  }
+  part = shares(config, sizes, chip.platform)
+  phase, working = _working(config, part, resting["parameters"])
+
+  T = config.data.segments * m.segment_length
+  tokens = config.data.lanes * T
+  head_again = part.segments * m.segment_length > t.loss_chunk
+  full = dataclasses.replace(m, mixer="full")
+  flops = {
+    "model": flops_per_token(m, T),
+    "executed": executed_flops_per_token(m, T, block=part.block, head_again=head_again),
+    "full attention": flops_per_token(full, T),
+  }
+  sent = collectives(config, part, sizes, chip)
+  chips = 1
+  for n in sizes.values():
+    chips *= n
+  moved = memory_traffic(config, part, resting["parameters"], resting["optimizer"])
+  seconds = {
+    "compute": flops["executed"] * tokens / (chips * chip.peak),
+    "HBM": moved / chip.memory_rate,
+    "interconnect": sum(c.bytes for c in sent if not c.network) / chip.link_rate,
+    "network": sum(c.bytes for c in sent if c.network) / chip.network_rate,
+  }
+  return Estimate(
+    config=config,
+    chip=chip,
+    sizes=dict(sizes),
+    parameters=tuple(_parameters(state.params)),
+    resting={name: float(n) for name, n in resting.items()},
+    working=working,
+    phase=phase,
+    collectives=tuple(sent),
+    tokens=tokens,
+    flops=flops,
+    seconds=seconds,
+  )
+
+
+def _parameters(params: Any) -> list[Parameter]:
+  return [
+    Parameter(
+      ".".join(key.key for key in path),
+      leaf.shape,
+      spec_text(leaf.sharding.spec),
+      leaf.size,
+      chip_bytes(leaf),
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  ]
+
+
+def _working(config: Config, s: Shares, params: float) -> tuple[str, dict[str, float]]:
+  """What a step needs for a while: the phase that needs most, and its parts in bytes.
+
+  Modelled on the compiled step of the 8B model (v5p:4x4x4, fsdp 16, seq 4), whose peak is in the
+  loss: there the head and its gradient are whole, in the type it is stored in.
+  """
+  m, t = config.model, config.train
+  D, E, c, stored = m.width, m.head_dim, s.compute, 4 if m.param_dtype == "float32" else 2
+  layer_weights = D * E * 2 * (s.heads + s.kv_heads) + D * s.ffn * (
+    3 if m.activation == "swiglu" else 2
+  )
+  products = (2 * s.heads + 2 * s.kv_heads) * E + D + s.ffn * (2 if m.activation == "swiglu" else 1)
+  floats = (4 * s.heads + 2 * s.kv_heads) * E * 4 if m.mixer == "infini" else 0  # sigma, read-outs
+  activations = s.tokens * (c * (products + 2 * D + 2 * s.ffn) + floats)
+  scores = 0
+  if s.kernel in ("xla", "reference"):
+    rows = s.heads * s.block * m.segment_length * (4 + c)
+    scores = rows * min(s.lanes * s.segments, max(s.lanes, 2**28 // (rows or 1)))
+  state = s.lanes * s.kv_heads * E * (E + 1) * 4 if m.mixer == "infini" else 0
+
+  kept = {"none": activations + s.tokens * D * c, "full": s.tokens * D * c}
+  kept["dots"] = kept["full"] + s.tokens * c * products
+  saved = m.layers * (kept[m.remat] + state)
+  if m.remat == "none" and s.stored > 1:
+    saved += m.layers * layer_weights * c  # gathered weights are kept too
+  sums = params if t.accumulate > 1 else 0  # of the microbatches so far
+
+  tokens_of_lane = s.tokens // max(s.lanes, 1)
+  logits = s.lanes * min(t.loss_chunk, tokens_of_lane) * s.vocab * (4 + 4 + c)
+  states = 4 * s.segments * state * (2 if m.rule == "delta" else 1)
+  whole_head = s.vocab * D
+  phases = {
+    "the loss": {
+      "activations kept for the gradient": saved,
+      "gradients": sums + whole_head * (stored if s.stored == 1 else 2 * stored),
+      "gathered weights": whole_head * c if s.stored > 1 or c != stored else 0,
+      "logits": logits,
+      "hidden states": 3 * s.tokens * D * c,
+    },
+    "a layer's gradient": {
+      "activations kept for the gradient": saved,
+      "gradients": sums + params + layer_weights * c,
+      "gathered weights": layer_weights * c if s.stored > 1 or c != stored else 0,
+      "one layer": 2 * activations + scores + states,
+    },
+    "the update": {
+      "gradients": sums + params + whole_head * c,
+      "hidden states": s.tokens * D * c,
+    },
+  }
+  phase = max(phases, key=lambda name: sum(phases[name].values()))
+  return phase, {name: float(n) for name, n in phases[phase].items() if n}

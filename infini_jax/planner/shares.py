@@ -1,0 +1,121 @@
+"""What one chip has of a training step: its share of every array, by the mesh's own tables."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from infini_jax.config import Config
+from infini_jax.ops.kernels import LANE, SPLASH_BLOCK, why_not
+from infini_jax.parallel.mesh import AXES, COMPUTE, STORAGE
+from infini_jax.training.optimizer import make_optimizer
+from infini_jax.training.step import TrainState, abstract_state
+
+XLA_BLOCK = 512  # query rows of a block of scores without a kernel: ops/attention.py
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+  """The sizes of one microbatch on one chip, by the glossary's letters.
+
+  Attributes:
+    lanes, segments, tokens: B, S, and all tokens B*T.
+    heads, kv_heads, ffn, vocab: H, K, F, V.
+    stored: chips over which D of a parameter lies divided; the parameter is gathered from them.
+    copies: chips that hold the same part of a parameter and have other tokens.
+    tensor, seq: chips along those axes.
+    compute: bytes of a number in compute_dtype.
+    kernel: of the local attention.
+    block: rows of its blocks.
+  """
+
+  lanes: int
+  segments: int
+  tokens: int
+  heads: int
+  kv_heads: int
+  ffn: int
+  vocab: int
+  stored: int
+  copies: int
+  tensor: int
+  seq: int
+  compute: int
+  kernel: str
+  block: int
+
+
+def shares(config: Config, sizes: dict[str, int], platform: str) -> Shares:
+  """The shares of `config` on a mesh of these sizes."""
+  m, d = config.model, config.data
+  parts = lambda table, letter: math.prod(sizes[axis] for axis in axes_of(table, letter))
+  tokened = {*axes_of(COMPUTE, "B"), *axes_of(COMPUTE, "T")}
+  lanes = d.lanes // config.train.accumulate // parts(COMPUTE, "B")
+  segments = d.segments // parts(COMPUTE, "S")
+  tensor = parts(COMPUTE, "H")
+  kernel, block = _kernel(config, platform)
+  return Shares(
+    lanes=lanes,
+    segments=segments,
+    tokens=lanes * segments * m.segment_length,
+    heads=m.heads // tensor,
+    kv_heads=m.kv_heads // tensor,
+    ffn=m.ffn // parts(COMPUTE, "F"),
+    vocab=m.vocab_size // parts(COMPUTE, "V"),
+    stored=parts(STORAGE, "D"),
+    copies=math.prod(sizes[axis] for axis in tokened - {*axes_of(STORAGE, "D")}),
+    tensor=tensor,
+    seq=parts(COMPUTE, "T"),
+    compute=2 if m.compute_dtype == "bfloat16" else 4,
+    kernel=kernel,
+    block=block,
+  )
+
+
+def axes_of(table: dict[str, Any], letter: str) -> tuple[str, ...]:
+  """The mesh axes of a letter, as a tuple."""
+  axes = table.get(letter) or ()
+  return (axes,) if isinstance(axes, str) else tuple(axes)
+
+
+def abstract_mesh(sizes: dict[str, int]) -> AbstractMesh:
+  """A mesh of these sizes without any devices."""
+  explicit = (AxisType.Explicit,) * len(AXES)
+  return AbstractMesh(tuple(sizes[axis] for axis in AXES), AXES, axis_types=explicit)
+
+
+def laid_out(config: Config, sizes: dict[str, int]) -> TrainState:
+  """Shapes, types and shardings of the whole train state."""
+  mesh = abstract_mesh(sizes)
+  with jax.sharding.use_abstract_mesh(mesh):
+    return abstract_state(config, make_optimizer(config), mesh)
+
+
+def chip_bytes(tree: Any) -> int:
+  """Bytes that one chip holds of abstract arrays with shardings."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
+def spec_text(spec: PartitionSpec) -> str:
+  """A sharding in a few letters: '-,fsdp+seq,tensor'."""
+  return ",".join("-" if p is None else p if isinstance(p, str) else "+".join(p) for p in spec)
+
+
+def _kernel(config: Config, platform: str) -> tuple[str, int]:
+  """The kernel that `attention` chooses there, and the rows of its blocks."""
+  m = config.model
+  ask = lambda name: why_not(
+    name, platform, m.segment_length, m.head_dim, m.head_dim, jax.numpy.dtype(m.compute_dtype)
+  )
+  kernel = m.attention
+  if kernel == "auto":
+    kernel = next((name for name in ("splash", "cudnn") if ask(name) is None), "xla")
+  if m.mixer == "full" and kernel != "reference":
+    kernel = "xla"  # it attends over a cache, which the kernels of segments do not
+  blocks = {"splash": SPLASH_BLOCK, "cudnn": LANE, "xla": XLA_BLOCK}
+  return kernel, min(m.segment_length, blocks.get(kernel, m.segment_length))

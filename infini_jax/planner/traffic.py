@@ -1,0 +1,129 @@
+"""What a chip sends to others and moves to and from its own memory in a step, by arithmetic."""
+
+import dataclasses
+import math
+
+from infini_jax.config import Config
+from infini_jax.ops.shards import GATHERED
+from infini_jax.parallel.mesh import AXES, COMPUTE, STORAGE
+from infini_jax.plan import Chip
+from infini_jax.planner.shares import Shares, axes_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """What one chip sends in a step, for one purpose.
+
+  Attributes:
+    what: is sent.
+    kind: all-gather, reduce-scatter, all-reduce or permute, as XLA calls them.
+    axes: of the mesh, joined by '*'.
+    devices: that take part.
+    times: in a step.
+    bytes: sent by a chip in a step, all times together.
+    network: whether it leaves the links of an island for the data-center network.
+  """
+
+  what: str
+  kind: str
+  axes: str
+  devices: int
+  times: int
+  bytes: float
+  network: bool
+
+
+def sent(kind: str, whole: float, devices: int) -> float:
+  """Bytes that one chip sends, on a ring: the least that any algorithm can do.
+
+  Args:
+    kind: of the collective.
+    whole: bytes of what is gathered, reduced, or scattered, before it is divided.
+    devices: that take part.
+  """
+  if devices == 1:
+    return 0.0
+  if kind == "permute":
+    return whole
+  return whole * (devices - 1) / devices * (2 if kind == "all-reduce" else 1)
+
+
+def collectives(config: Config, s: Shares, sizes: dict[str, int], chip: Chip) -> list[Collective]:
+  """All that is worth counting: weights, their gradients, activations over `tensor`, memories."""
+  m, t = config.model, config.train
+  D, L, c, A = m.width, m.layers, s.compute, t.accumulate
+  found = []
+
+  def add(what, kind, axes, times, whole):
+    devices = math.prod(sizes[axis] for axis in axes)
+    one = sent(kind, whole, devices)
+    if one and times:
+      axes = tuple(axis for axis in axes if sizes[axis] > 1)
+      network = leaves_island(axes, sizes, chip)
+      found.append(Collective(what, kind, "*".join(axes), devices, times, one * times, network))
+
+  gated = 3 if m.activation == "swiglu" else 2
+  layer = D * m.head_dim * 2 * (s.heads + s.kv_heads) + D * s.ffn * gated
+  ends = s.vocab * D  # embedding and head have one size
+  storage = axes_of(STORAGE, "D")
+  tokened = (*axes_of(COMPUTE, "B"), *axes_of(COMPUTE, "T"))
+  copies = tuple(axis for axis in AXES if axis in tokened and axis not in storage)
+  again = m.remat != "none"
+  add("weights of a layer", "all-gather", storage, A * L * (2 if again else 1), layer * c)
+  add("embedding and head", "all-gather", storage, A * 2, ends * c)
+  add("gradients of a layer", "reduce-scatter", storage, A * L, layer * c)
+  add("gradients of embedding and head", "reduce-scatter", storage, A * 2, ends * 4)
+  part = (L * layer + 2 * ends) * c / s.stored
+  add("gradients of copies", "all-reduce", copies, A, part)
+
+  tensor = axes_of(COMPUTE, "H")
+  add("activations", "all-reduce", tensor, A * (4 + again) * L, s.tokens * D * c)
+  add("embedding and loss", "all-reduce", tensor, A * 2, s.tokens * D * c)
+
+  if m.mixer == "infini":
+    E = m.head_dim
+    seq = axes_of(COMPUTE, "T")
+    heads = s.lanes * s.kv_heads * 4  # float32, for each lane and head
+    state, left = heads * E * (E + 1), heads * (E * E if m.rule == "delta" else 1) + heads
+    passes = A * L * (3 if again else 2)
+    if s.seq <= GATHERED:
+      add("memories", "all-gather", seq, passes, (state + left) * s.seq)
+    else:
+      rounds = math.ceil(math.log2(s.seq))
+      add("memories", "permute", seq, passes * rounds, state + left)
+      add("memories handed on", "permute", seq, passes, state)
+      add("memories at the end", "all-reduce", seq, passes, state)
+  return found
+
+
+def leaves_island(axes: tuple[str, ...], sizes: dict[str, int], chip: Chip) -> bool:
+  """Whether neighbours along these axes are on different islands: slices, or hosts of GPUs."""
+  if "dcn" in axes:
+    return True
+  if not chip.island:
+    return False
+  inner = AXES[AXES.index(axes[0]) :]  # the first axis changes slowest
+  return math.prod(sizes[axis] for axis in inner) > chip.island
+
+
+def memory_traffic(config: Config, s: Shares, params: float, optimizer: float) -> float:
+  """Bytes between a chip and its HBM in a step: a floor, each operand moved once.
+
+  Every product reads its operands and writes its result; what goes between (norms, gates, softmax)
+  is taken to be fused. The backward pass moves twice what the forward one does.
+  """
+  m, t = config.model, config.train
+  D, E, c = m.width, m.head_dim, s.compute
+  up = 2 if m.activation == "swiglu" else 1
+  weights = D * E * 2 * (s.heads + s.kv_heads) + D * s.ffn * (up + 1)
+  qkv = D + (s.heads + 2 * s.kv_heads) * E
+  mixing = (2 * s.heads + 2 * s.kv_heads) * E
+  if m.mixer == "infini":
+    mixing *= 2  # the memory reads and writes them once more
+  ffn = 2 * D + s.ffn * (up + 1)
+  forward = s.tokens * (qkv + mixing + s.heads * E + D + ffn)
+  passes = 3 + {"none": 0, "dots": 0, "full": 1}[m.remat]
+  layers = m.layers * c * (forward * passes + weights * (passes + 1))
+  loss = s.tokens * s.vocab * 4 * 4 + s.vocab * D * 4 * c
+  update = 2 * (params + optimizer + params)
+  return t.accumulate * (layers + loss) + update

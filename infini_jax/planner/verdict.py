@@ -1,0 +1,172 @@
+"""Does it fit; and if not, which change, itself estimated, makes it fit."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from infini_jax.config import Config, InputError, check
+from infini_jax.parallel import check_divisible
+from infini_jax.planner.estimate import Estimate, estimate
+from infini_jax.planner.shares import abstract_mesh
+
+LEAST_CHUNK = 128  # tokens: smaller blocks of logits gain no more
+
+Plan = tuple[Config, dict[str, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+  """Settings that would be other, and what a chip would then hold, in bytes."""
+
+  settings: str
+  bytes: float
+  fits: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """Whether a step fits a chip's memory.
+
+  Attributes:
+    fits: whether it does.
+    needed: bytes a chip: XLA's own peak where the step was compiled, else the estimate.
+    have: bytes of the chip.
+    biggest: the consumer that needs most.
+    changes: if it does not fit: each that is enough alone; else one that joins several, the last
+      resort of which is more chips.
+  """
+
+  fits: bool
+  needed: float
+  have: float
+  biggest: str
+  changes: tuple[Change, ...] = ()
+
+
+def judge(made: Estimate, measured: float | None = None) -> Verdict:
+  """Compares with the chip's memory; looks for changes where it does not fit.
+
+  Args:
+    made: the estimate.
+    measured: XLA's peak in bytes, if it was compiled: estimates of changes are scaled by it.
+  """
+  needed = made.total if measured is None else measured
+  have = float(made.chip.memory)
+  biggest = max(made.bytes, key=lambda name: made.bytes[name])
+  if needed <= have:
+    return Verdict(True, needed, have, biggest)
+  return Verdict(False, needed, have, biggest, _changes(made, have, needed / made.total))
+
+
+def _changes(made: Estimate, have: float, scale: float) -> tuple[Change, ...]:
+  start = (made.config, made.sizes)
+
+  def change(plan: Plan, held: float) -> Change:
+    return Change(_difference(start, plan), held, held <= have)
+
+  def follow(move: Callable[[Plan], Plan | None], plan: Plan, held: float) -> tuple[Plan, float]:
+    """The same move again and again, until it fits or gains no more."""
+    while held > have and (after := move(plan)):
+      less = scale * estimate(*after, made.chip).total
+      if less > 0.995 * held:
+        break
+      plan, held = after, less
+    return plan, held
+
+  enough, plan, held = [], start, scale * made.total
+  for move in MOVES:
+    alone = change(*follow(move, start, scale * made.total))
+    if alone.fits:
+      enough.append(alone)
+    plan, held = follow(move, plan, held)
+  together = change(plan, held)
+  return tuple(enough) or ((together,) if together.settings else ())
+
+
+def _fewer_logits(plan: Plan) -> Plan | None:
+  chunk = plan[0].train.loss_chunk
+  return _set(plan, train={"loss_chunk": chunk // 2}) if chunk // 2 >= LEAST_CHUNK else None
+
+
+def _rematerialize(plan: Plan) -> Plan | None:
+  return _set(plan, model={"remat": "full"}) if plan[0].model.remat != "full" else None
+
+
+def _accumulate(plan: Plan) -> Plan | None:
+  return _set(plan, train={"accumulate": 2 * plan[0].train.accumulate})
+
+
+def _data_to_fsdp(plan: Plan) -> Plan | None:
+  sizes = plan[1]
+  even = sizes["data"] % 2 == 0
+  return _mesh(plan, data=sizes["data"] // 2, fsdp=2 * sizes["fsdp"]) if even else None
+
+
+def _fewer_lanes(plan: Plan) -> Plan | None:
+  lanes = plan[0].data.lanes
+  return _set(plan, data={"lanes": lanes // 2}) if lanes % 2 == 0 else None
+
+
+def _more_fsdp(plan: Plan) -> Plan | None:
+  return _mesh(plan, fsdp=2 * plan[1]["fsdp"])
+
+
+def _more_seq(plan: Plan) -> Plan | None:
+  return _mesh(plan, seq=2 * plan[1]["seq"])
+
+
+# From what costs least to more chips.
+MOVES = (
+  _fewer_logits,
+  _rematerialize,
+  _data_to_fsdp,
+  _accumulate,
+  _fewer_lanes,
+  _more_fsdp,
+  _more_seq,
+)
+
+
+def _set(plan: Plan, **sections: dict) -> Plan | None:
+  config, sizes = plan
+  new = {name: dataclasses.replace(getattr(config, name), **f) for name, f in sections.items()}
+  return _valid((dataclasses.replace(config, **new), sizes))
+
+
+def _mesh(plan: Plan, **sizes: int) -> Plan | None:
+  return _valid((plan[0], {**plan[1], **sizes}))
+
+
+def _valid(plan: Plan) -> Plan | None:
+  """The plan, unless it is a wrong input."""
+  try:
+    check(plan[0])
+    check_divisible(plan[0], abstract_mesh(plan[1]))  # type: ignore[arg-type]
+  except InputError:
+    return None
+  return plan
+
+
+def _difference(old: Plan, new: Plan) -> str:
+  """The settings that differ, as a person gives them."""
+
+  def fields() -> Iterator[str]:
+    for section in ("model", "train", "data"):
+      before, after = getattr(old[0], section), getattr(new[0], section)
+      for field in dataclasses.fields(before):
+        if (value := getattr(after, field.name)) != (was := getattr(before, field.name)):
+          yield f"config.{section}.{field.name}={value} (now {was})"
+    for axis, size in new[1].items():
+      if size != old[1][axis]:
+        yield f"{axis}={size} (now {old[1][axis]})"
+    before, after = (_chips(sizes) for sizes in (old[1], new[1]))
+    if before != after:
+      yield f"{after} chips (now {before})"
+
+  return ", ".join(fields())
+
+
+def _chips(sizes: dict[str, int]) -> int:
+  product = 1
+  for size in sizes.values():
+    product *= size
+  return product

@@ -1,0 +1,60 @@
+"""FLOPs and parameters against figures that are known otherwise."""
+
+import pytest
+
+from infini_jax import plan
+from infini_jax.plan.flops import forward_flops
+from tests.tiny import changed, model_config
+
+# Llama 3's dimensions, head and embedding apart; the figures are those of the project's survey,
+# `3 (2 weights + L H (N + 1) 2E + L 2E^2 (H + K))` at N = 2048, worked out by hand.
+LLAMA_8B = {
+  **{"layers": 32, "width": 4096, "heads": 32, "kv_heads": 8, "head_dim": 128, "ffn": 14336},
+  **{"vocab_size": 128_256, "segment_length": 2048, "tied_embeddings": False},
+}
+LLAMA_1B = {**LLAMA_8B, "layers": 16, "width": 2048, "heads": 16, "ffn": 8192}
+
+
+@pytest.mark.parametrize("sizes, flops", [(LLAMA_1B, 8.06e9), (LLAMA_8B, 4.68e10)])
+def test_model_flops_of_known_models(sizes, flops):
+  assert plan.flops_per_token(model_config(**sizes), 32_768) == pytest.approx(flops, rel=2e-3)
+
+
+def test_strict_flops_by_hand():
+  c = model_config(layers=2, width=16, heads=4, kv_heads=2, head_dim=8, ffn=32, vocab_size=32)
+  weights = 2 * (16 * 8 * (4 + 2 + 2 + 4) + 3 * 16 * 32) + 32 * 16
+  attention, memory = 2 * 4 * (8 + 1) * (8 + 8), 2 * 2 * 8 * 8 * (4 + 2)
+  assert plan.flops_per_token(c, 64) == 3 * (2 * weights + attention + memory)
+  assert plan.flops_per_token(changed(c, rule="delta"), 64) == 3 * (
+    2 * weights + attention + 2 * 2 * 8 * 8 * (4 + 2 + 2)
+  )
+
+
+def test_only_full_attention_grows_with_t():
+  c = model_config()
+  assert plan.flops_per_token(c, 64) == plan.flops_per_token(c, 6400)
+  full = changed(c, mixer="full")
+  assert plan.flops_per_token(full, 6400) > plan.flops_per_token(full, 64)
+
+
+def test_what_is_executed_is_more_and_remat_costs_most():
+  c = model_config(**LLAMA_8B)
+  executed = {
+    remat: plan.executed_flops_per_token(
+      changed(c, remat=remat), 32_768, block=512, head_again=True
+    )
+    for remat in ("none", "dots", "full")
+  }
+  strict = plan.flops_per_token(c, 32_768)
+  assert strict < executed["none"] < executed["dots"] < executed["full"]
+  parts = forward_flops(c, 32_768)
+  assert executed["full"] - executed["dots"] == pytest.approx(parts["weights"])
+
+
+@pytest.mark.parametrize(
+  "kind, peak",
+  [("TPU v5 lite", 197e12), ("TPU v5p", 459e12), ("TPU v5", 459e12), ("TPU v6 lite", 918e12)]
+  + [("TPU v4", 275e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H200", 989e12), ("cpu", None)],
+)
+def test_peaks_by_the_names_that_jax_gives(kind, peak):
+  assert plan.peak_flops(kind) == peak

@@ -1,0 +1,160 @@
+"""`infini-jax plan` as a person meets it: tables, JSON, and wrong inputs in one line."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infini_jax import cli
+from infini_jax.planner import compiled
+from infini_jax.planner.hlo import Communication
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent.parent
+SECTIONS = {
+  **tiny.RUN,
+  "model": {**tiny.RUN["model"], "heads": 4, "kv_heads": 4, "remat": "full"},
+  "data": {"path": "nowhere", "lanes": 16, "segments": 4},
+  "evaluation": {"lanes": 16, "segments": 4},
+  "mesh": {"fsdp": 2, "seq": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+  path = tmp_path_factory.mktemp("plan") / "config.py"
+  path.write_text(tiny.CONFIG_FILE.format(sections=SECTIONS))
+  return path
+
+
+def plan(file, *more):
+  return cli.main(["plan", f"--config={file}", *more])
+
+
+@pytest.mark.parametrize(
+  "where, chips",
+  [
+    (["--mesh=fsdp=4,seq=2", "--chip=v5e"], 8),
+    (["--topology=v5p:2x2x2", "--no-compile"], 8),
+    (["--topology=gpu:h200x8"], 8),
+    (["--topology=v5e:2x2", "--mesh=tensor=2", "--no-compile"], 4),
+    (["--topology=v5e:2x2", "--no-compile", "--config.mesh.dcn=2"], 8),
+  ],
+)
+def test_an_estimate_in_tables_and_in_json(file, tmp_path, capsys, monkeypatch, where, chips):
+  """In the time of a test, of a corpus that is not there, for devices that are not there."""
+  monkeypatch.setenv("COLUMNS", "160")
+  out = tmp_path / "plan.json"
+  assert plan(file, *where, f"--json={out}") == 0
+  text = capsys.readouterr().out
+  for part in ("w_q_DHE", "optimizer", "a chip sends", "interconnect", "share of peak", "fits:"):
+    assert part in text, f"the report lacks {part!r}"
+  made = json.loads(out.read_text())
+  assert made["chips"] == chips
+  assert made["verdict"]["fits"]
+  assert made["parameter_count"] == sum(p["numbers"] for p in made["parameters"])
+  assert made["bytes_a_chip"]["total"] == pytest.approx(
+    sum(n for name, n in made["bytes_a_chip"].items() if name != "total")
+  )
+  assert 0 < made["share_of_peak"]["without_overlap"] < made["share_of_peak"]["bound"] < 1
+  assert made["tokens_per_step"] == 16 * 4 * 16
+  assert {s["network"] for s in made["collectives"]} == (
+    {True, False} if "dcn=2" in where[-1] else {False}
+  )
+
+
+def test_a_model_that_is_too_large_is_told_what_would_fit(file, capsys):
+  large = [f"--config.model.{name}" for name in ("width=8192", "ffn=16384", "layers=16")]
+  assert plan(file, "--topology=v5e:2x2", "--no-compile", *large) == 0
+  text = " ".join(capsys.readouterr().out.split())
+  assert "does not fit" in text
+  assert "most of it: optimizer" in text
+  assert "would fit" in text
+
+
+def refused(capsys, file, *more):
+  assert plan(file, *more) == 2, "a wrong input exits with 2"
+  error = capsys.readouterr().err
+  assert error.count("\n") == 1, f"want one line, got: {error!r}"
+  assert "Traceback" not in error
+  return error
+
+
+def test_wrong_inputs_are_one_line_with_the_remedy(file, capsys, monkeypatch):
+  def wrong(*more):
+    return refused(capsys, file, *more)
+
+  tpu = ("--topology=v5p:2x2x2", "--no-compile")
+  assert "the product must be 8" in wrong(*tpu, "--config.mesh.data=3")
+  assert "the product must be 8" in wrong(*tpu, "--mesh=fsdp=16")
+  assert "config.data.segments=4 is divided over" in wrong("--mesh=seq=8")
+  assert "config.data.segments=3" in wrong(*tpu, "--config.data.segments=3")
+  assert "config.model.heads=4" in wrong("--mesh=tensor=8")
+  assert "config.model.kv_heads=2" in wrong("--mesh=tensor=4", "--config.model.kv_heads=2")
+  assert "give --topology=" in wrong()
+  assert "no AXIS=SIZE" in wrong("--mesh=fsdp:4")
+  assert "no AXIS=SIZE" in wrong("--mesh=rows=4")
+  assert "there are v4, v5e" in wrong("--mesh=fsdp=2", "--chip=v9")
+  assert "there are v4, v5e" in wrong("--topology=v9:2x2", "--no-compile")
+  assert "there are v4, v5e" in wrong("--topology=gpu:b900x8")
+  assert "write gpu:h200x8" in wrong("--topology=h200:8")
+  assert "v5p:4x4x4, or gpu:h200x8" in wrong("--topology=v5p", "--no-compile")
+  assert "leave it out" in wrong(*tpu, "--chip=v5e")
+  assert "unknown argument" in wrong(*tpu, "--fast")
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  assert "pip install 'infini-jax[tpu]'" in wrong("--topology=v5p:2x2x2")
+  assert "--no-compile" in wrong("--topology=v5p:2x2x2")
+
+
+def test_what_libtpu_says_of_a_topology_is_one_line(file, capsys, monkeypatch):
+  from jax.experimental import topologies
+
+  def unknown(*_, **__):
+    raise RuntimeError('INVALID_ARGUMENT: Topology layout "v5p:3x3x3"\nis not divisible by "2x2x1"')
+
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+  monkeypatch.setattr(topologies, "get_topology_desc", unknown)
+  error = refused(capsys, file, "--topology=v5p:3x3x3")
+  assert "is not divisible" in error
+  assert "it knows v5e:4x4" in error
+
+
+def test_a_step_that_xla_finds_no_room_for(file, capsys, monkeypatch, tmp_path):
+  full = compiled.Compiled(False, 20 * 2**30, 0, 0, 0, Communication((), 0), 1.0)
+  monkeypatch.setattr("infini_jax.planner.command.tpu_devices", lambda *_: [])
+  monkeypatch.setattr("infini_jax.planner.command.compile_step", lambda *_: full)
+  assert plan(file, "--topology=v5e:2x2", f"--json={tmp_path / 'plan.json'}") == 0
+  assert "does not fit: 20.00 GiB" in " ".join(capsys.readouterr().out.split())
+  verdict = json.loads((tmp_path / "plan.json").read_text())["verdict"]
+  assert verdict["needed"] == 20 * 2**30
+  assert verdict["changes"]
+
+
+@pytest.mark.slow
+def test_a_step_compiled_for_a_tpu_that_is_not_there(file, tmp_path):
+  if importlib.util.find_spec("libtpu") is None:
+    pytest.skip("libtpu is not installed: pip install '.[tpu]'")
+
+  def real(*more):
+    command = [sys.executable, "-m", "infini_jax.cli", "plan", f"--config={file}", *more]
+    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    return subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=900)
+
+  unknown = real("--topology=v5p:3x3x3", "--mesh=seq=1")
+  assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1), unknown.stderr
+  assert "libtpu does not know it" in unknown.stderr
+
+  done = real("--topology=v5e:2x2", f"--json={tmp_path / 'plan.json'}")
+  assert done.returncode == 0, done.stderr
+  assert done.stderr == "", "libtpu's own warnings are kept from the person"
+  made = json.loads((tmp_path / "plan.json").read_text())
+  state = sum(made["bytes_a_chip"][k] for k in ("parameters", "optimizer", "memory state"))
+  assert made["compiled"]["fits"]
+  assert made["compiled"]["arguments"] >= state, "the compiled step holds the state, and a batch"
+  assert made["compiled"]["peak"] > state
+  assert not made["compiled"]["communication"]["unknown_loops"]
+  assert {p["kind"] for p in made["compiled"]["communication"]["parts"]} >= {"all-gather"}

@@ -1,0 +1,121 @@
+"""The estimate against real arrays on eight devices, and against itself where it must move."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from infini_jax.config import MeshConfig
+from infini_jax.parallel import make_mesh
+from infini_jax.parallel.mesh import AXES
+from infini_jax.plan import CHIPS
+from infini_jax.planner.estimate import estimate
+from infini_jax.planner.traffic import leaves_island, sent
+from infini_jax.training.optimizer import make_optimizer
+from infini_jax.training.step import initial_state
+from tests.tiny import config
+
+V5E = CHIPS["v5e"]
+MODEL = {"heads": 4, "kv_heads": 4, "vocab_size": 64}
+MESHES = {
+  "data": {"data": 8},
+  "fsdp and seq": {"data": 1, "fsdp": 4, "seq": 2},
+  "all": {"data": 1, "fsdp": 2, "seq": 2, "tensor": 2},
+}
+
+
+def sizes(**axes):
+  return {**dict.fromkeys(AXES, 1), **axes}
+
+
+@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_resting_bytes_are_those_of_real_arrays(mesh, optimizer):
+  c = config(mesh=mesh, optimizer={"name": optimizer}, model=MODEL)
+  real = make_mesh(MeshConfig(**mesh))
+  with jax.set_mesh(real):
+    state = initial_state(c, make_optimizer(c), real)
+  device = jax.devices()[0]
+
+  def on_it(tree):
+    shards = (s for x in jax.tree.leaves(tree) for s in x.addressable_shards)
+    return sum(s.data.nbytes for s in shards if s.device == device)
+
+  made = estimate(c, sizes(**mesh), V5E)
+  assert made.resting == {
+    "parameters": on_it(state.params),
+    "optimizer": on_it(state.opt_state),
+    "memory state": on_it((state.memory, state.warm)),
+  }
+  assert sum(p.chip_bytes for p in made.parameters) == made.resting["parameters"]
+
+
+def made(mesh=None, chip=V5E, **sections):
+  mesh = mesh or {"fsdp": 4, "seq": 2}
+  sections["model"] = {**MODEL, "remat": "full", **sections.get("model", {})}
+  return estimate(config(mesh={"data": 1, **mesh}, **sections), sizes(**mesh), chip)
+
+
+def test_rematerialization_trades_activations_for_work():
+  full, dots, none = (made(model={"remat": r}) for r in ("full", "dots", "none"))
+  kept = "activations kept for the gradient"
+  assert full.working[kept] < dots.working[kept] < none.working[kept]
+  assert full.flops["executed"] > dots.flops["executed"] > none.flops["executed"]
+  assert full.flops["model"] == none.flops["model"]
+
+
+def test_work_that_is_divided_further_takes_less_of_everything():
+  few, many = made({"fsdp": 2}), made({"fsdp": 4, "seq": 2})
+  assert many.total < few.total
+  assert many.seconds["compute"] == pytest.approx(few.seconds["compute"] / 4)
+
+
+def test_what_is_carried_does_not_depend_on_the_length():
+  """The memory's bytes on the wire are those of states; ring attention would send T keys."""
+  by_length = [made(data={"segments": s}) for s in (2, 64)]
+  memories = [[c for c in m.collectives if c.what.startswith("memories")] for m in by_length]
+  assert memories[0]
+  assert memories[0] == memories[1]
+
+
+@pytest.mark.parametrize("rule, states", [("linear", 1), ("delta", 2)])
+def test_memories_grow_with_the_logarithm_of_a_long_axis(rule, states):
+  def memory(seq):
+    c = {"model": {"rule": rule, "width": 256}, "data": {"segments": seq}}
+    found = made({"seq": seq}, **c, evaluation={"segments": seq}).collectives
+    return sum(x.bytes for x in found if x.what.startswith("memories"))
+
+  state = 2 * 3 * 8 * 4 * (8 * 9) * 4  # layers, passes, lanes, heads, E (E + 1) floats
+  assert memory(64) - memory(32) < 1.2 * states * state
+  assert memory(256) - memory(32) < 1.2 * states * 3 * state
+
+
+def test_sharing_nothing_sends_nothing():
+  assert made({"data": 1}).collectives == ()
+  assert {c.what for c in made({"data": 8}).collectives} == {"gradients of copies"}
+
+
+@pytest.mark.parametrize(
+  "kind, part", [("all-gather", 3 / 4), ("reduce-scatter", 3 / 4), ("all-reduce", 6 / 4)]
+)
+def test_what_a_ring_sends(kind, part):
+  assert sent(kind, 100, 4) == 100 * part
+  assert sent(kind, 100, 1) == 0
+
+
+def test_which_axes_leave_a_host_of_gpus():
+  h200 = CHIPS["h200"]
+  assert leaves_island(("fsdp",), sizes(fsdp=16), h200)
+  assert leaves_island(("fsdp",), sizes(fsdp=4, seq=4), h200)
+  assert not leaves_island(("seq",), sizes(fsdp=4, seq=4), h200)
+  assert not leaves_island(("fsdp",), sizes(fsdp=64), V5E)
+  assert leaves_island(("dcn",), sizes(dcn=2), V5E)
+
+
+def test_the_bound_is_the_slowest_resource():
+  e = made()
+  slow = dataclasses.replace(V5E, link_rate=1.0)
+  bound = made(chip=slow)
+  assert max(bound.seconds, key=bound.seconds.get) == "interconnect"
+  assert bound.bound < e.bound
+  assert e.unoverlapped < e.bound <= e.flops["model"] / e.flops["executed"]

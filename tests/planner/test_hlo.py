@@ -1,0 +1,88 @@
+"""What is read from XLA's text: kinds, groups, loops; and the memory's weak scaling, compiled."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infini_jax.planner.hlo import communication
+
+ROOT = Path(__file__).parent.parent.parent
+
+# As XLA writes it, shortened: a loop of 3 whose body runs a fusion, and each way to name a group.
+PROGRAM = """\
+HloModule step, is_scheduled=true
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  ROOT %s = f32[] add(%x, %y)
+}
+
+%inner (p: f32[2,8]) -> f32[16,8] {
+  ROOT %g = f32[16,8]{1,0:T(8,128)} all-gather(%p), channel_id=1, replica_groups=[2,8]<=[16]
+}
+
+%body (t: (s32[], f32[2,8])) -> (s32[], f32[2,8]) {
+  %f = f32[16,8]{1,0} fusion(%q), kind=kCustom, calls=%inner
+  %r = bf16[100]{0} all-reduce(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+}
+
+%condition (t: (s32[], f32[2,8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(3), metadata={op_name="jit(f)"}
+  %i = s32[]{:T(128)} get-tuple-element(%t), index=0
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (a: f32[2,8]) -> f32[2,8] {
+  %w = (s32[], f32[2,8]) while(%t), condition=%condition, body=%body
+  %m = f32[25]{0} reduce-scatter(%v), replica_groups=mesh['a'=4,'b'=4] {'a'}, to_apply=%add
+  %c = (f32[10]{0}, f32[10]{0}) collective-permute-start(%v), source_target_pairs={{0,1},{1,2}}
+  %d = f32[10]{0} collective-permute-done(%c)
+  %k = f32[64]{0} all-gather(%v), channel_id=9, replica_groups=[4,4]<=[16], chain_id="1"
+  %l = f32[64]{0} all-gather(%v), channel_id=9, replica_groups=[4,4]<=[16], chain_id="1"
+}
+"""
+
+
+def test_collectives_of_every_form_times_the_loops_around_them():
+  found = communication(PROGRAM, 16)
+  assert not found.unknown_loops
+  parts = {(p.kind, p.dtype, p.devices): (p.times, p.bytes) for p in found.parts}
+  assert parts == {
+    ("all-gather", "f32", 8): (3, 3 * 512 * 7 / 8),
+    ("all-reduce", "bf16", 4): (3, 3 * 2 * 200 * 3 / 4),
+    ("reduce-scatter", "f32", 4): (1, 100 * 3),
+    ("permute", "f32", 16): (1, 40),
+    ("all-gather", "f32", 4): (1, 256 * 3 / 4),
+  }
+
+
+def test_a_loop_of_unknown_length_is_owned_up_to():
+  found = communication(PROGRAM.replace("constant(3)", "parameter(0)"), 16)
+  assert found.unknown_loops == 1
+
+
+@pytest.fixture(scope="module")
+def scaling(tmp_path_factory):
+  """Bytes a chip sends by the compiled program, for each rule, axis and two lengths."""
+  file = tmp_path_factory.mktemp("scaling") / "bytes.json"
+  script = [sys.executable, "benchmarks/weak_scaling.py", "--axes=8,16,32", f"--json={file}"]
+  done = subprocess.run(script, cwd=ROOT, text=True, capture_output=True, timeout=500)
+  assert done.returncode == 0, done.stderr
+  return {(row["rule"], row["chips"]): row["bytes"] for row in json.loads(file.read_text())}
+
+
+@pytest.mark.parametrize("rule", ["linear", "delta"])
+def test_what_the_memory_sends_does_not_grow_with_t(scaling, rule):
+  for chips in (8, 16, 32):
+    short, long = scaling[rule, chips]
+    assert short == long > 0
+
+
+@pytest.mark.parametrize("rule", ["linear", "delta"])
+def test_what_the_memory_sends_grows_at_most_like_the_logarithm_of_the_axis(scaling, rule):
+  for few, many in ((8, 16), (16, 32), (8, 32)):
+    grown = scaling[rule, many][0] / scaling[rule, few][0]
+    assert grown <= math.log2(many) / math.log2(few)

@@ -102,5 +102,5 @@ class Generator:
     model = bind(self._config, params)
     hidden_BTD, stream = model.extend(tokens_BT, stream, mask_BT)
     last_B = jnp.maximum(mask_BT.sum(1) - 1, 0)
-    hidden_BTD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)
+    hidden_BTD = jnp.take_along_axis(shard(hidden_BTD, "B__"), last_B[:, None, None], axis=1)
     return shard(model.logits(hidden_BTD)[:, 0], "B_"), stream  # sampling sorts the vocabulary

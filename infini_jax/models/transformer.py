@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from infini_jax.config import ModelConfig
 from infini_jax.models.mixers import MIXERS
-from infini_jax.parallel import einsum, param_shardings, shard, use
+from infini_jax.parallel import einsum, lookup, param_shardings, use
 
 REMAT = {
   "none": None,  # keep everything
@@ -170,24 +170,20 @@ class Transformer(nnx.Module):
     return self._run(tokens_BT, stream, mix, None)
 
   def head(self) -> Float[Array, "V D"]:
-    """The output embedding as stored, gathered for use."""
-    return use(self._head(), "V_", self._head().dtype)
+    """The output embedding as stored."""
+    return self.embed_VD[...] if self.config.tied_embeddings else self.head_VD[...]
 
   def logits(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
     """Float32 logits of a few positions; for many, see `ops.loss.cross_entropy`."""
-    head_VD = self.head().astype(hidden_BTD.dtype)
+    head_VD = use(self.head(), "V_", hidden_BTD.dtype)
     return einsum("BTD,VD->BTV", hidden_BTD, head_VD, preferred_element_type=jnp.float32)
 
   def _mixer(self):
     return MIXERS[self.config.mixer](self.config, nnx.Rngs(0))
 
-  def _head(self):
-    return self.embed_VD[...] if self.config.tied_embeddings else self.head_VD[...]
-
   def _run(self, tokens_BT, state, mix, policy, cut_L=None):
     c = self.config
-    embed_VD = use(self.embed_VD[...], "V_", c.compute_dtype)
-    x_BTD = _lookup(embed_VD, tokens_BT)
+    x_BTD = lookup(self.embed_VD[...], tokens_BT, c.compute_dtype)
     graph, stacked = nnx.split(self.blocks)
 
     def layer(x_BTD, xs):
@@ -222,10 +218,3 @@ def _matrix(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, config: ModelCo
   """Normal, with variance 1/fan_in, cut at two standard deviations."""
   noise = jax.random.truncated_normal(rngs.params(), -2, 2, shape, jnp.float32)
   return nnx.Param((noise * (fan_in**-0.5 / 0.8796)).astype(config.param_dtype))
-
-
-def _lookup(embed_VD, tokens_BT):
-  if jax.sharding.get_abstract_mesh().empty:
-    return embed_VD[tokens_BT]
-  spec = jax.typeof(shard(jnp.zeros((*tokens_BT.shape, 1)), "BTE")).sharding.spec
-  return embed_VD.at[tokens_BT].get(out_sharding=spec)

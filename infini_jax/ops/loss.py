@@ -17,11 +17,13 @@ def cross_entropy(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"], Bool[Array, "B T"]]:
   """The negative log-likelihood of each target, each softmax's normalizer, and what was right.
 
-  At most `chunk` tokens of each lane have logits at any time, in the backward pass too.
+  At most `chunk` tokens of each lane have logits at any time, in the backward pass too. Where T is
+  divided over devices, either they all gather the whole head, or each takes a part of the
+  vocabulary and they gather the tokens: whichever is less to send.
 
   Args:
     hidden_BTD: the last layer's normalised output.
-    head_VD: the output embedding, in the type it is stored in (its gradient is summed in that).
+    head_VD: the output embedding as it is stored: its gradient is summed in its own type.
     targets_BT: the token that follows each position.
     chunk: tokens of a lane per block, on each device that T is divided over.
 
@@ -32,10 +34,14 @@ def cross_entropy(
   B, T, _ = hidden_BTD.shape
   lanes, over, _ = spec_of(hidden_BTD)
   P = axis_size(over)  # devices that T is divided over: each of them cuts its own part
+  head_VD, hidden_over = _place_head(head_VD, T, over)
   blocks = -(-T // (P * chunk))
   size = -(-T // (P * blocks))
 
   def block(hidden_BPTD, targets_BPT):
+    if hidden_over != over:
+      hidden_BPTD = jax.reshard(hidden_BPTD, PartitionSpec(lanes))
+      targets_BPT = jax.reshard(targets_BPT, PartitionSpec(lanes))
     logits_BPTV = jnp.einsum(
       "BPTD,VD->BPTV",
       hidden_BPTD,
@@ -48,7 +54,10 @@ def cross_entropy(
     hit_BPTV = column_V[None, None, None] == targets_BPT[..., None]
     target_BPT = jnp.where(hit_BPTV, logits_BPTV, 0.0).sum(-1)
     other_BPT = jnp.where(hit_BPTV, -jnp.inf, logits_BPTV).max(-1)
-    return log_z_BPT - target_BPT, log_z_BPT, target_BPT > other_BPT
+    outs = (log_z_BPT - target_BPT, log_z_BPT, target_BPT > other_BPT)
+    if hidden_over != over:
+      outs = jax.tree.map(lambda x: jax.reshard(x, PartitionSpec(lanes, over)), outs)
+    return outs
 
   def reshape(x, shape, *spec):
     in_mesh = not jax.sharding.get_abstract_mesh().empty
@@ -69,3 +78,16 @@ def cross_entropy(
     _, outs = jax.lax.scan(lambda c, x: (c, jax.checkpoint(block)(*x)), None, xs)
     outs = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), outs)
   return tuple(map(join, outs))
+
+
+def _place_head(head_VD, T, over):
+  """The head, laid out for use, and the axis over which tokens stay divided."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return head_VD, None
+  V = head_VD.shape[0]
+  rows = spec_of(head_VD)[0]
+  both = tuple(a for a in (rows, over) if a is not None)
+  # Hidden states travel three times in 2 bytes, the head and its gradient once each in 4.
+  if axis_size(over) > 1 and V % axis_size(both) == 0 and 6 * T < 8 * V:
+    return jax.reshard(head_VD, PartitionSpec(both)), None
+  return jax.reshard(head_VD, PartitionSpec(rows)), over

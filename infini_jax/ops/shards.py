@@ -30,10 +30,9 @@ def on_shards(f: Callable, *args: Any, specs: Any, out_specs: Any) -> Any:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.are_all_axes_manual:
     return f(*args)
-  is_spec = lambda x: isinstance(x, PartitionSpec)
   # A spec may stand for a whole tree of arguments, None (an absent argument) among them.
   place = lambda spec, tree: jax.tree.map(lambda x: jax.reshard(x, spec), tree)
-  args = jax.tree.map(place, specs, args, is_leaf=is_spec)
+  args = jax.tree.map(place, specs, args, is_leaf=lambda x: isinstance(x, PartitionSpec))
   return jax.shard_map(f, in_specs=specs, out_specs=out_specs, check_vma=False)(*args)
 
 
@@ -60,7 +59,7 @@ def carry(step: Affine, start: jax.Array, axis: str) -> tuple[jax.Array, jax.Arr
 
     def body(x, p_step):
       p, step = p_step
-      return (after := apply(step, x[0]), jnp.where(p == here, x[0], x[1])), None
+      return (apply(step, x[0]), jnp.where(p == here, x[0], x[1])), None
 
     (last, before), _ = jax.lax.scan(body, (start, start), (jnp.arange(size), steps))
     return before, last

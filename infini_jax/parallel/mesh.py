@@ -1,8 +1,8 @@
 """One mesh with explicit axes, and one table from the glossary's letters to those axes.
 
-An array is sharded by the letters in its name: `w_q_DHE` is stored with D over `fsdp` and H over
-`tensor`. A parameter is gathered over `fsdp` where it is used (`use`), and its gradient scattered
-back. Outside a mesh every function here does nothing but its mathematics, so that the model runs
+An array is sharded by the letters in its name: `w_q_DHE` is stored with D over `fsdp` and `seq`,
+and H over `tensor`. A parameter is gathered over the former where it is used (`use`), and its
+gradient scattered back. Outside a mesh every function here does nothing but its mathematics, so that the model runs
 in a notebook as it runs on a pod.
 """
 
@@ -29,7 +29,7 @@ COMPUTE: dict[str, Any] = {
   "V": "tensor",
 }
 # Letter -> mesh axes of parameters, optimizer moments and gradients at rest.
-STORAGE: dict[str, Any] = {**COMPUTE, "D": "fsdp"}
+STORAGE: dict[str, Any] = {**COMPUTE, "D": ("fsdp", "seq")}
 
 
 def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
@@ -115,23 +115,23 @@ def spec(letters: str, table: dict[str, Any]) -> PartitionSpec:
 
 def shard(x: jax.Array, letters: str) -> jax.Array:
   """Lays out an activation or a state by its letters."""
-  return jax.reshard(x, spec(letters, COMPUTE)) if _in_mesh() else x
+  return jax.reshard(x, spec(letters, COMPUTE)) if in_mesh() else x
 
 
 def zeros(shape: tuple[int, ...], letters: str, dtype: Any) -> jax.Array:
   """Zeros laid out by their letters."""
-  sharding = spec(letters, COMPUTE) if _in_mesh() else None
+  sharding = spec(letters, COMPUTE) if in_mesh() else None
   return jnp.zeros(shape, dtype, out_sharding=sharding)
 
 
 def use(param: jax.Array, letters: str, dtype: Any) -> jax.Array:
-  """A stored parameter, ready for a product: cast first, then gathered over `fsdp`."""
+  """A stored parameter, ready for a product: cast first, then gathered over D."""
   return shard(param.astype(dtype), letters)
 
 
 def einsum(equation: str, *args: jax.Array, **options: Any) -> jax.Array:
   """`jnp.einsum` whose result is laid out by the equation's own letters."""
-  if _in_mesh():
+  if in_mesh():
     options["out_sharding"] = spec(equation.split("->")[1], COMPUTE)
   return jnp.einsum(equation, *args, **options)
 
@@ -165,7 +165,7 @@ def _island(device: Any) -> int:
   return device.process_index if slice_index is None else slice_index
 
 
-def _in_mesh() -> bool:
+def in_mesh() -> bool:
   """Whether arrays are laid out over devices here; inside `shard_map` they are one device's."""
   mesh = jax.sharding.get_abstract_mesh()
   return not (mesh.empty or mesh.are_all_axes_manual)

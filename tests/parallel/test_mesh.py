@@ -158,7 +158,7 @@ def test_large_moments_and_parameters_are_divided_over_fsdp(alone):
   with jax.set_mesh(mesh):
     state = abstract_state(c, make_optimizer(c), mesh)
   params = state.params["blocks"]["attention"]
-  assert params["w_q_DHE"].sharding.spec == P(None, "fsdp", "tensor", None)
+  assert params["w_q_DHE"].sharding.spec == P(None, ("fsdp", "seq"), "tensor", None)
   whole = [
     jax.tree_util.keystr(path)
     for path, x in jax.tree_util.tree_leaves_with_path((state.params, state.opt_state))
@@ -200,7 +200,7 @@ def test_mesh_must_hold_all_devices():
 
 
 def test_two_dimensions_on_one_axis_are_refused():
-  assert spec("DHE", STORAGE) == P("fsdp", "tensor", None)
+  assert spec("DHE", STORAGE) == P(("fsdp", "seq"), "tensor", None)
   with pytest.raises(ValueError, match="two dimensions of BD share a mesh axis"):
     spec("BD", STORAGE)
   with pytest.raises(ValueError, match="two dimensions of HF"):

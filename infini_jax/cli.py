@@ -1,8 +1,12 @@
 """The command `infini-jax`: train, eval, prepare, plan, generate. A wrong input exits with 2."""
 
 import argparse
+import contextlib
+import os
 import re
 import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -10,6 +14,12 @@ from rich.console import Console
 from infini_jax.config import Config, InputError, check_name, resolve
 
 CONFIG_HELP = "a Python file with get_config(); any field is set by --config.section.field=value"
+
+PROCESS_FLAGS = (
+  ("--coordinator", "HOST:PORT", "with many processes: where process 0 can be reached"),
+  ("--processes", "N", "how many there are; auto asks the cluster (a Slurm step, TPU hosts)"),
+  ("--process", "I", "which of them this is, from 0"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,14 +31,8 @@ def main(argv: list[str] | None = None) -> int:
   console = Console()
   try:
     args.run(args, rest, console)
-  except InputError as error:
-    print(f"infini-jax {args.command}: {error}", file=sys.stderr)
-    return 2
-  except FloatingPointError as error:
-    print(f"infini-jax {args.command}: {error}", file=sys.stderr)
-    return 1
-  except KeyboardInterrupt:
-    return 130
+  except (InputError, FloatingPointError, KeyboardInterrupt) as error:
+    return _status(args.command, error)
   return 0
 
 
@@ -71,16 +75,49 @@ def load_config(arguments: list[str]) -> Config:
 
 
 def _train(args: argparse.Namespace, rest: list[str], console: Console) -> None:
+  config = load_config(rest)
   from infini_jax.training.loop import train
 
-  train(load_config(rest), args.workdir, console)
+  with _all_processes(args, console):
+    train(config, args.workdir, console)
 
 
 def _eval(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   config = load_config(rest)
   from infini_jax.evaluation.report import evaluate
 
-  evaluate(config, args.workdir, console, args.step)
+  with _all_processes(args, console):
+    evaluate(config, args.workdir, console, args.step)
+
+
+@contextlib.contextmanager
+def _all_processes(args: argparse.Namespace, console: Console) -> Iterator[None]:
+  """Joins the other processes of this command, if there are any, and ends together with them."""
+  from infini_jax.parallel import distributed
+
+  how = distributed.settings(os.environ, args.coordinator, args.processes, args.process)
+  if not distributed.start(how):
+    yield
+    return
+  console.quiet = distributed.process_index() > 0
+  try:
+    with distributed.guard():
+      yield
+      distributed.finish()
+  except BaseException as error:
+    together = not isinstance(error, KeyboardInterrupt)
+    distributed.give_up(_status(args.command, error), together=together)
+
+
+def _status(command: str, error: BaseException) -> int:
+  """Says what went wrong; returns the exit status for it."""
+  if isinstance(error, KeyboardInterrupt):
+    return 130
+  if isinstance(error, InputError | FloatingPointError):
+    print(f"infini-jax {command}: {error}", file=sys.stderr)
+  else:
+    traceback.print_exception(error)
+  return 2 if isinstance(error, InputError) else 1
 
 
 def _prepare(args: argparse.Namespace, rest: list[str], console: Console) -> None:
@@ -118,6 +155,8 @@ def _parser() -> argparse.ArgumentParser:
     made = command(name, run, f"{what}. --config=FILE is {CONFIG_HELP}.")
     made.set_defaults(takes_config=True)
     made.add_argument("--workdir", required=True, help="the folder of the run")
+    for flag, value, help in PROCESS_FLAGS:
+      made.add_argument(flag, metavar=value, help=help)
     if name == "eval":
       made.add_argument("--step", type=int, help="which checkpoint; the newest by default")
 

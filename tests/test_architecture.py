@@ -24,7 +24,7 @@ MAY_IMPORT = {
   "training": {*"config ops models parallel data runs plan progress evaluation".split()},
   "inference": {*"config ops models parallel data runs progress".split()},
   "planner": {*"config ops parallel data plan training progress".split()},
-  "cli": {"config", "data", "training", "evaluation", "inference", "planner"},
+  "cli": {"config", "data", "training", "evaluation", "inference", "planner", "parallel"},
 }
 
 

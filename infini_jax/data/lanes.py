@@ -17,6 +17,7 @@ from infini_jax.config import InputError
 from infini_jax.data.order import Piece, Schedule, Shuffle
 
 Batch = dict[str, np.ndarray]
+Rows = slice | np.ndarray  # some of the B lanes
 ALL = slice(None)
 
 
@@ -74,7 +75,7 @@ class TrainLanes:
     self._carry_state = carry_state
     self._order = Shuffle(-(-(documents.tokens + 1) // segment_length), lanes, seed)
 
-  def batch(self, k: int, rows: slice = ALL) -> Batch:
+  def batch(self, k: int, rows: Rows = ALL) -> Batch:
     """Batch `k`, or some rows of it: only their tokens are read.
 
     Args:
@@ -87,7 +88,7 @@ class TrainLanes:
       mask_BT: bool, False on padding.
       reset_BS: bool, True at a document's first segment.
     """
-    lanes = range(self.lanes)[rows]
+    lanes = np.arange(self.lanes)[rows].tolist()
     batch = empty_batch(len(lanes), self.segments, self.segment_length)
     for row, lane in enumerate(lanes):
       for piece in self._order.pieces(lane, k * self.segments, (k + 1) * self.segments):
@@ -148,15 +149,21 @@ class EvalLanes:
   def __iter__(self) -> Iterator[Batch]:
     return (self.chunk(i) for i in range(len(self)))
 
-  def chunk(self, i: int, rows: slice = ALL) -> Batch:
+  def chunk(self, i: int, rows: Rows = ALL, read: Rows = ALL) -> Batch:
     """Chunk `i` of the evaluation, or some rows of it.
+
+    Args:
+      i: below `len(self)`.
+      rows: of the B lanes.
+      read: those of them whose tokens are read; the others' tokens and targets are 0.
 
     Returns:
       As `TrainLanes.batch`, and
       document_BS: int32, which document the segment is of; -1 where the lane is empty.
       position_BS: int64, the place in its document of the segment's first target; 0 where empty.
     """
-    lanes = range(self.lanes)[rows]
+    lanes = np.arange(self.lanes)[rows].tolist()
+    held = set(np.arange(self.lanes)[read].tolist())
     chunk = empty_batch(len(lanes), self.segments, self.segment_length)
     chunk["reset_BS"][:] = True  # an empty segment carries nothing
     chunk["document_BS"] = np.full((len(lanes), self.segments), -1, np.int32)
@@ -164,7 +171,7 @@ class EvalLanes:
     for row, lane in enumerate(lanes):
       for piece in self._order.pieces(lane, i * self.segments, (i + 1) * self.segments):
         n = int(self._tokens[piece.document])
-        _fill(chunk, row, piece, self._documents, n, self._bos, None)
+        _fill(chunk, row, piece, self._documents, n, self._bos, None, read=lane in held)
         at = slice(piece.slot, piece.slot + piece.segments)
         chunk["document_BS"][row, at] = piece.document
         places = np.arange(piece.first, piece.first + piece.segments)
@@ -184,20 +191,32 @@ def empty_batch(lanes: int, segments: int, segment_length: int) -> Batch:
 
 
 def _fill(
-  batch: Batch, row: int, piece: Piece, documents: Readable, n: int, bos: int, eos: int | None
+  batch: Batch,
+  row: int,
+  piece: Piece,
+  documents: Readable,
+  n: int,
+  bos: int,
+  eos: int | None,
+  read: bool = True,
 ) -> None:
-  """Writes one piece of a document of `n` tokens into a row; with `eos`, that is predicted too."""
+  """Writes one piece of a document of `n` tokens into a row; with `eos`, that is predicted too.
+
+  Without `read` it only says where the piece stands.
+  """
   length = batch["tokens_BT"].shape[1] // batch["reset_BS"].shape[1]
   start = piece.first * length
   stop = min(start + piece.segments * length, n if eos is None else n + 1)
+  at = slice(piece.slot * length, piece.slot * length + stop - start)
+  batch["mask_BT"][row, at] = True
+  batch["reset_BS"][row, piece.slot : piece.slot + piece.segments] = False
+  batch["reset_BS"][row, piece.slot] = piece.first == 0
+  if not read:
+    return
   # The document as [bos, t_0 .. t_{n-1}, eos]: prediction p has input p and target p+1.
   ids = documents.read(piece.document, max(start - 1, 0), min(stop, n))
   head = [bos] if start == 0 else []
   tail = [eos] if eos is not None and stop == n + 1 else []
   ids = np.concatenate([head, ids, tail]).astype(np.int32)
-  at = slice(piece.slot * length, piece.slot * length + stop - start)
   batch["tokens_BT"][row, at] = ids[:-1]
   batch["targets_BT"][row, at] = ids[1:]
-  batch["mask_BT"][row, at] = True
-  batch["reset_BS"][row, piece.slot : piece.slot + piece.segments] = False
-  batch["reset_BS"][row, piece.slot] = piece.first == 0

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from infini_jax.data.lanes import ALL, Batch, EvalLanes
+from infini_jax.data.lanes import ALL, Batch, EvalLanes, Rows
 
 
 def train_batches(
-  lanes: Any, start: int, stop: int, rows: slice = ALL, prefetch: int = 4
+  lanes: Any, start: int, stop: int, rows: Rows = ALL, prefetch: int = 4
 ) -> Iterator[Batch]:
   """Batches `start` to `stop` of training; none before `start` is read.
 
@@ -24,9 +24,12 @@ def train_batches(
   return _read_ahead(_Batches(lambda k: lanes.batch(k, rows), start, stop), prefetch)
 
 
-def eval_batches(lanes: EvalLanes, rows: slice = ALL, prefetch: int = 4) -> Iterator[Batch]:
-  """The chunks of an evaluation, read ahead: an iterator of what `EvalLanes.chunk` gives."""
-  return _read_ahead(_Batches(lambda i: lanes.chunk(i, rows), 0, len(lanes)), prefetch)
+def eval_batches(lanes: EvalLanes, read: Rows = ALL, prefetch: int = 4) -> Iterator[Batch]:
+  """The chunks of an evaluation, read ahead: an iterator of what `EvalLanes.chunk` gives.
+
+  All rows come, so that every host can count every document; the tokens only of those to `read`.
+  """
+  return _read_ahead(_Batches(lambda i: lanes.chunk(i, read=read), 0, len(lanes)), prefetch)
 
 
 class _Batches:

@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from infini_jax.config import Config, InputError
-from infini_jax.data.lanes import ALL, Batch, TrainLanes
+from infini_jax.data.lanes import ALL, Batch, Rows, TrainLanes
 from infini_jax.data.prepare import open_or_prepare
 from infini_jax.data.store import Store
 from infini_jax.data.task_lanes import TaskLanes
@@ -21,7 +21,7 @@ Source = Store | Task
 class Lanes(Protocol):
   """Batches of training, each a pure function of its number."""
 
-  def batch(self, k: int, rows: slice = ALL) -> Batch:
+  def batch(self, k: int, rows: Rows = ALL) -> Batch:
     """Batch `k`, or some rows of it."""
     ...
 
@@ -97,10 +97,10 @@ class _WarmText:
     self._lanes, self._earlier = lanes, _text_lanes(config, store, seed + 1, config.warm.segments)
     self._companions = Companions(config.warm, config.model.segment_length, seed)
 
-  def batch(self, k: int, rows: slice = ALL) -> Batch:
+  def batch(self, k: int, rows: Rows = ALL) -> Batch:
     """As `TaskLanes.batch` says of warm memory; a document that goes on keeps its own state."""
     batch, earlier = self._lanes.batch(k, rows), self._earlier.batch(k, rows)
-    lanes = range(self._lanes.lanes)[rows]
+    lanes = np.arange(self._lanes.lanes)[rows].tolist()
     reset_BS = np.zeros_like(earlier["reset_BS"])
     reset_BS[:, 0] = [self._companions.reading(lane, k).chunk == 0 for lane in lanes]
     warm_B = np.array([self._companions.warm(lane, k) is not None for lane in lanes])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from infini_jax.config import Config
-from infini_jax.data.lanes import ALL, Batch, empty_batch
+from infini_jax.data.lanes import ALL, Batch, Rows, empty_batch
 from infini_jax.data.tasks import Example, Task, check_length
 from infini_jax.data.warm import Companions
 
@@ -45,7 +45,7 @@ class TaskLanes:
     grown = min(1.0, k / steps) if steps else 1.0
     return round(least * (self.segments / least) ** grown)
 
-  def batch(self, k: int, rows: slice = ALL) -> Batch:
+  def batch(self, k: int, rows: Rows = ALL) -> Batch:
     """Batch `k`, or some rows of it.
 
     Returns:
@@ -55,7 +55,7 @@ class TaskLanes:
       With warm memory, W tokens for each companion to read, and who takes its state over:
       warm_tokens_BT: int32, warm_mask_BT: bool, warm_reset_BS: bool, warm_B: bool.
     """
-    lanes = range(self.lanes)[rows]
+    lanes = np.arange(self.lanes)[rows].tolist()
     batch = empty_batch(len(lanes), self.segments, self.segment_length)
     batch["weights_BT"] = np.zeros(batch["tokens_BT"].shape, np.float32)
     batch["asked_BT"] = np.zeros(batch["tokens_BT"].shape, bool)

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from infini_jax.config import ModelConfig
 from infini_jax.ops import gate_values
+from infini_jax.parallel import shard
 
 SHUT, OPEN = 0.1, 0.9  # below and above, a head has specialised; between, it mixes
 
@@ -14,7 +16,10 @@ SHUT, OPEN = 0.1, 0.9  # below and above, a head has specialised; between, it mi
 def gates(config: ModelConfig, params: Any) -> np.ndarray | None:
   """The memory's share in every layer and head, (L, H); None for a model without gates."""
   mixer = params["blocks"]["attention"].get("mixer", {})
-  return np.asarray(gate_values(mixer["beta_H"], config.gate)) if "beta_H" in mixer else None
+  if "beta_H" not in mixer:
+    return None
+  whole = jax.jit(lambda beta_LH: shard(gate_values(beta_LH, config.gate), "__"))  # on every host
+  return np.asarray(whole(mixer["beta_H"]))
 
 
 def summary(gates_LH: np.ndarray) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Reader:
     reserve = MIXERS[self._config.model.mixer].reserve
     cut_L = variant.cut_L(self._config.model.layers)
     state = self._start(params)
-    for chunk in eval_batches(lanes, prefetch=self._config.data.prefetch):
+    for chunk in eval_batches(lanes, rows, self._config.data.prefetch):
       scored = wanted(chunk)
       if variant.empty and not scored:
         yield chunk, None  # nothing of it would reach a later chunk

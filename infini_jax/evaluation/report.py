@@ -17,7 +17,7 @@ from infini_jax.evaluation.knock_out import INTACT, knock_outs
 from infini_jax.evaluation.perplexity import Perplexity
 from infini_jax.evaluation.retrieval import Retrieval
 from infini_jax.models import abstract_params
-from infini_jax.parallel import check_divisible, make_mesh
+from infini_jax.parallel import check_divisible, distributed, make_mesh
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.metrics import read_metrics
@@ -43,7 +43,8 @@ def evaluate(
   """
   Workdir(path).config()  # there must be a run
   task = config.evaluation.task or config.task.name
-  workdir, source = open_inputs(config, path, console, task)
+  with distributed.first_alone("inputs"):
+    workdir, source = open_inputs(config, path, console, task)
   mesh = make_mesh(config.mesh)
   check_divisible(config, mesh)
   with jax.set_mesh(mesh):

@@ -9,24 +9,28 @@ from jax.sharding import Mesh, NamedSharding
 from infini_jax.parallel.mesh import COMPUTE, letters_of, spec
 
 
-def local_rows(mesh: Mesh, lanes: int) -> slice:
-  """The lanes that this host's devices hold, and so the only ones it reads."""
+def local_rows(mesh: Mesh, lanes: int) -> np.ndarray:
+  """The lanes that this host's devices hold, in order, and so the only ones it reads.
+
+  They need not lie side by side: a host of a TPU holds a block of a torus.
+  """
   sharding = NamedSharding(mesh, spec("B", COMPUTE))
   where = sharding.addressable_devices_indices_map((lanes,)).values()
-  pieces = [index[0] for index in where if index is not None]
-  return slice(min(p.start or 0 for p in pieces), max(p.stop or lanes for p in pieces))
+  pieces = [np.arange(lanes)[index] for index in where if index is not None]
+  return np.unique(np.concatenate(pieces))
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, lanes: int) -> dict[str, jax.Array]:
   """Places this host's rows; arrays are laid out by the letters in their names."""
-  first = local_rows(mesh, lanes).start
+  held = local_rows(mesh, lanes)
 
   def one(path: Any, rows: np.ndarray) -> jax.Array:
     sharding = NamedSharding(mesh, spec(letters_of(path), COMPUTE))
 
-    def piece(index: tuple[slice, ...]) -> np.ndarray:
+    def piece(index: Any) -> np.ndarray:
       start, stop, _ = index[0].indices(lanes)
-      return rows[(slice(start - first, stop - first), *index[1:])]
+      first = int(np.searchsorted(held, start))
+      return rows[(slice(first, first + stop - start), *index[1:])]
 
     return jax.make_array_from_callback((lanes, *rows.shape[1:]), sharding, piece)
 

@@ -22,7 +22,7 @@ from infini_jax.config import Config
 from infini_jax.data import Store, train_lanes
 from infini_jax.data.loader import train_batches
 from infini_jax.evaluation.validation import Validation
-from infini_jax.parallel import check_divisible, local_rows, make_mesh, put_batch
+from infini_jax.parallel import check_divisible, distributed, local_rows, make_mesh, put_batch
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.metrics import MetricWriter
@@ -44,17 +44,24 @@ def train(config: Config, path: str, console: Console) -> TrainState:
   d, t = config.data, config.train
 
   # ---- Inputs: everything that a person can have got wrong.
-  workdir, source = open_inputs(config, path, console)
+  with distributed.first_alone("inputs"):
+    workdir, source = open_inputs(config, path, console)
   lanes = train_lanes(config, source)
   mesh = make_mesh(config.mesh)
   check_divisible(config, mesh)
   workdir.claim(config, source.fingerprint)
-  source.tokenizer.save(workdir.tokenizer)
+  if jax.process_index() == 0:
+    source.tokenizer.save(workdir.tokenizer)
 
-  with jax.set_mesh(mesh), contextlib.closing(Checkpoints(workdir, t.keep_checkpoints)) as saved:
+  with (
+    jax.set_mesh(mesh),
+    contextlib.closing(Checkpoints(workdir, t.keep_checkpoints)) as saved,
+    distributed.guard(),
+  ):
     # ---- State: the newest checkpoint of this run, or a fresh one.
     tx = make_optimizer(config)
     start = step = saved.latest() or 0
+    distributed.check_shared(workdir.path, f"checkpoint {step}")
     if step:
       state = saved.restore(step, abstract_state(config, tx, mesh))
     else:
@@ -68,6 +75,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
     with track(console, "compile"):
       update = jax.jit(make_train_step(config, tx), donate_argnums=0).lower(state, first).compile()
     validation = Validation(config, mesh, source) if t.eval_every else None
+    anyone = distributed.Anyone(mesh)
 
     # ---- The loop.
     batches = train_batches(lanes, step, t.steps, rows, d.prefetch)
@@ -79,7 +87,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
     ):
       while True:
         last = step >= t.steps
-        stop = last or stopped.is_set()
+        stop = anyone(stopped.is_set()) or last
         if validation and step > start and (last or step % t.eval_every == 0):
           show = lambda _, text: bar(None, f"validation: {text}")
           log.evaluation(step, *validation.run(state.params, show))

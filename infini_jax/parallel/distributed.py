@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -27,6 +28,7 @@ from infini_jax.config import InputError
 
 DAY_MS = 24 * 3600 * 1000  # a wait ends when a peer dies; this is only what the call asks for
 TOGETHER_SECONDS = 10  # so long a process that fails waits for others that fail alike
+SHOWS_SECONDS = 60  # so long a network file system may hide a new file from other hosts
 
 # JAX ends a process that has lost its peers with a stack trace, past anything Python could do. This
 # little process outlives it: it speaks when its pipe closes without the farewell.
@@ -80,7 +82,9 @@ def settings(
     join_timeout=_whole(environ, "INFINI_JOIN_TIMEOUT", Settings.join_timeout),
   )
   flags = {"coordinator": coordinator, "processes": processes, "process": process}
-  given = {name: value or environ.get(f"INFINI_{name.upper()}") for name, value in flags.items()}
+  given = {
+    name: value or environ.get(f"INFINI_{name.upper()}") or None for name, value in flags.items()
+  }
   if given == {"coordinator": None, "processes": "auto", "process": None}:
     return make()
   if any(given.values()):
@@ -154,14 +158,24 @@ def first_alone(name: str) -> Iterator[None]:
       wait(name)
 
 
-def check_shared(folder: Any, seen: str) -> None:
-  """Compares what the processes see in a folder.
+def check_shared(file: Path, seen: str) -> None:
+  """Makes sure that all processes look at one folder: checkpoints are written by all of them.
+
+  Args:
+    file: what process 0 has just written.
+    seen: what else this process sees in the folder.
 
   Raises:
-    InputError: they do not see the same.
+    InputError: they do not see the same; on every process.
   """
   if not (client := _client()):
     return
+  wait("written")
+  deadline = time.monotonic() + SHOWS_SECONDS
+  while not file.exists() and time.monotonic() < deadline:
+    time.sleep(1)
+  if not file.exists():
+    seen = f"no {file.name}"
   key = f"seen-{next(_numbers)}/"
   client.key_value_set(f"{key}{process_index()}", seen)
   wait("seen")
@@ -169,7 +183,7 @@ def check_shared(folder: Any, seen: str) -> None:
   for process, value in sorted(found.items()):
     if value != found["0"]:
       raise InputError(
-        f"{folder}: process 0 sees {found['0']} there, process {process} sees {value}; "
+        f"{file.parent}: process 0 sees {found['0']} there, process {process} sees {value}; "
         f"--workdir must be on a file system that all hosts share"
       )
 

@@ -61,7 +61,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
     # ---- State: the newest checkpoint of this run, or a fresh one.
     tx = make_optimizer(config)
     start = step = saved.latest() or 0
-    distributed.check_shared(workdir.path, f"checkpoint {step}")
+    distributed.check_shared(workdir.path / "run.json", f"checkpoint {step}")
     if step:
       state = saved.restore(step, abstract_state(config, tx, mesh))
     else:

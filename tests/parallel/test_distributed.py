@@ -1,0 +1,432 @@
+"""Many processes are one run: the same losses, checkpoints and figures; and they end together.
+
+The slow tests start real processes, joined over the loopback, each with its own CPU devices.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from infini_jax import cli
+from infini_jax.config import InputError, MeshConfig
+from infini_jax.parallel import hosts, local_rows, make_mesh, put_batch
+from infini_jax.parallel.distributed import Anyone, Settings, guard, settings
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent.parent
+SLURM = {
+  "SLURM_JOB_ID": "7",
+  "SLURM_NTASKS": "4",
+  "SLURM_PROCID": "1",
+  "SLURM_LOCALID": "0",
+  "SLURM_STEP_NODELIST": "n[1-4]",
+  "SLURM_STEP_NUM_NODES": "4",
+}
+
+
+# ---- How a process learns of the others.
+
+
+@pytest.mark.parametrize(
+  "environ,expected",
+  [
+    ({}, None),
+    ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # a batch script
+    ({**SLURM, "SLURM_NTASKS": "1"}, None),
+    (SLURM, Settings()),
+    ({**SLURM, "SLURM_GPUS_ON_NODE": "2"}, Settings(local_devices=(0, 1))),
+    ({**SLURM, "SLURM_GPUS_ON_NODE": "2", "SLURM_STEP_NUM_NODES": "2"}, Settings()),
+    ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+    ({"TPU_WORKER_HOSTNAMES": "a,b", "INFINI_PEER_TIMEOUT": "9"}, Settings(peer_timeout=9)),
+    ({"TPU_PROCESS_ADDRESSES": "a:1,b:1", "INFINI_JOIN_TIMEOUT": "8"}, Settings(join_timeout=8)),
+    ({"MEGASCALE_NUM_SLICES": "1", "TPU_WORKER_HOSTNAMES": "a"}, None),
+    ({"MEGASCALE_NUM_SLICES": "2", "TPU_WORKER_HOSTNAMES": "a"}, Settings()),
+    ({"INFINI_PROCESSES": "auto"}, Settings()),
+    (
+      {"INFINI_COORDINATOR": "a:80", "INFINI_PROCESSES": "3", "INFINI_PROCESS": "0", **SLURM},
+      Settings("a:80", 3, 0),
+    ),
+    ({"INFINI_COORDINATOR": "a:80", "INFINI_PROCESSES": "1", "INFINI_PROCESS": "0"}, None),
+  ],
+  ids=str,
+)
+def test_environments(environ, expected):
+  assert settings(environ) == expected
+
+
+def test_flags_count_before_variables():
+  environ = {"INFINI_COORDINATOR": "a:80", "INFINI_PROCESSES": "3", "INFINI_PROCESS": "0"}
+  assert settings(environ, None, None, "2") == Settings("a:80", 3, 2)
+  assert settings({}, "[::1]:80", "3", "2") == Settings("[::1]:80", 3, 2)
+
+
+@pytest.mark.parametrize(
+  "given,error",
+  [
+    (("a:80", None, None), "without --processes or INFINI_PROCESSES: give --coordinator=HOST:PORT"),
+    ((None, "2", "0"), "--processes=2 was given without --coordinator or INFINI_COORDINATOR"),
+    (("a:80", "auto", None), "without --process or INFINI_PROCESS"),
+    (("a", "2", "0"), "--coordinator=a: give HOST:PORT"),
+    (("a:99999", "2", "0"), "--coordinator=a:99999: give HOST:PORT"),
+    (("a:80", "two", "0"), "--processes=two: give a whole number from 1 on"),
+    (("a:80", "auto", "0"), "--processes=auto: give a whole number from 1 on"),
+    (("a:80", "0", "0"), "--processes=0: give a whole number from 1 on"),
+    (("a:80", "2", "-1"), "--process=-1: give a whole number from 0 on"),
+    (("a:80", "2", "2"), "--process=2: processes are numbered from 0 to 1"),
+  ],
+  ids=str,
+)
+def test_wrong_settings_are_named_with_the_remedy(given, error):
+  with pytest.raises(InputError) as raised:
+    settings({}, *given)
+  assert error in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_wrong_timeouts_are_refused():
+  with pytest.raises(InputError, match="INFINI_PEER_TIMEOUT=soon: give a whole number"):
+    settings({"INFINI_PEER_TIMEOUT": "soon"})
+
+
+def test_the_command_refuses_wrong_settings(tmp_path, capsys):
+  (tmp_path / "config.py").write_text(tiny.CONFIG_FILE.format(sections=tiny.RUN))
+  command = ["train", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}"]
+  assert cli.main([*command, "--processes=2"]) == 2
+  assert "--processes=2 was given without" in capsys.readouterr().err
+  assert not (tmp_path / "run").exists()
+
+
+# ---- A single process, and the lanes of a host.
+
+
+def test_a_single_process_is_left_alone():
+  anyone = Anyone(make_mesh(MeshConfig()))
+  assert [anyone(flag) for flag in (False, True, False)] == [False, True, False], "at once"
+  with pytest.raises(jax.errors.JaxRuntimeError), guard():
+    raise jax.errors.JaxRuntimeError("out of memory")
+
+
+@pytest.mark.parametrize(
+  "pieces,expected",
+  [
+    ([(0, 2), (2, 4)], [0, 1, 2, 3]),
+    ([(6, 8), (2, 4)], [2, 3, 6, 7]),  # a block of a torus
+    ([(4, 6), (4, 6)], [4, 5]),  # two devices along another axis
+    ([(None, None)], list(range(8))),
+  ],
+  ids=str,
+)
+def test_a_host_reads_the_lanes_of_its_devices(pieces, expected, monkeypatch, rng):
+  """And no others, even where they do not lie side by side."""
+  mesh = make_mesh(MeshConfig(data=-1))
+
+  class Fake:  # one host's view of a mesh of many
+    def __init__(self, *args):
+      pass
+
+    def addressable_devices_indices_map(self, shape):
+      return {i: (slice(*piece),) for i, piece in enumerate(pieces)}
+
+  monkeypatch.setattr(hosts, "NamedSharding", Fake)
+  rows = local_rows(mesh, 8)
+  assert rows.tolist() == expected
+  asked = {}
+  monkeypatch.setattr(
+    hosts.jax,
+    "make_array_from_callback",
+    lambda shape, sharding, piece: asked.update(
+      {p: piece((slice(*p), slice(1, 3))) for p in pieces}
+    ),
+  )
+  whole = rng.integers(0, 99, (8, 4))
+  put_batch({"tokens_BT": whole[rows]}, mesh, 8)
+  for piece in pieces:
+    np.testing.assert_array_equal(asked[piece], whole[slice(*piece), 1:3])
+
+
+# ---- Real processes.
+
+JOINED = """
+import json, sys, time
+import jax, numpy as np
+from pathlib import Path
+from infini_jax.config import InputError, MeshConfig
+from infini_jax.parallel import distributed, local_rows, make_mesh, put_batch
+number, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+assert distributed.start(distributed.settings({}, "127.0.0.1:" + port, "2", str(number)))
+found = {"process": distributed.process_index()}
+
+with distributed.first_alone("inputs"):
+  if number == 0:
+    time.sleep(1)
+    (folder / "made").write_text("whole")
+  found["made"] = (folder / "made").read_text()
+
+whole = {"tokens_BT": np.arange(64, dtype=np.int32).reshape(4, 16)}
+for sizes in ((2, 1, 4), (1, 1, 8), (1, 2, 4)):
+  mesh = make_mesh(MeshConfig(*sizes))
+  rows = local_rows(mesh, 4)
+  with jax.set_mesh(mesh):
+    batch = put_batch({k: v[rows] for k, v in whole.items()}, mesh, 4)["tokens_BT"]
+    copy = jax.jit(lambda x: jax.reshard(x, jax.sharding.PartitionSpec()))(batch)
+  found[str(sizes)] = rows.tolist()
+  np.testing.assert_array_equal(np.asarray(copy), whole["tokens_BT"])
+
+anyone = distributed.Anyone(mesh)
+found["stop"] = [anyone(number == 1 and call == 2) for call in range(6)]
+
+distributed.SHOWS_SECONDS = 0
+distributed.check_shared(folder / "made", "the same")
+for file, seen in ((folder / "made", f"checkpoint {number}"), (folder / f"{number}", "the same")):
+  (folder / "0").touch()
+  try:
+    distributed.check_shared(file, seen)
+  except InputError as error:
+    found.setdefault("refused", []).append(str(error).partition(": ")[2])
+print(json.dumps(found), flush=True)
+distributed.finish()
+"""
+
+
+@pytest.fixture
+def processes():
+  """Starts processes; none is left running."""
+  started = []
+
+  def start(command, number, count, devices, port, **environ):
+    env = {
+      "PATH": "/usr/bin:/bin",
+      "JAX_PLATFORMS": "cpu",
+      "INFINI_PEER_TIMEOUT": "15",
+      "INFINI_JOIN_TIMEOUT": "100",
+      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count} "
+      "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+      **environ,
+    }
+    if count > 1 and port:
+      env |= {
+        "INFINI_COORDINATOR": f"127.0.0.1:{port}",
+        "INFINI_PROCESSES": str(count),
+        "INFINI_PROCESS": str(number),
+      }
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started.append(
+      subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, text=True, **pipes)
+    )
+    return started[-1]
+
+  yield start
+  for process in started:
+    if process.poll() is None:
+      process.kill()
+    process.communicate()
+
+
+def free_port():
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    return listener.getsockname()[1]
+
+
+def test_two_processes_agree(processes, tmp_path):
+  """Turns, rows, stopping and a shared folder, without a model."""
+  port = str(free_port())
+  both = [processes(("-c", JOINED, str(i), port, str(tmp_path)), i, 2, 8, None) for i in range(2)]
+  outputs = [process.communicate(timeout=100) for process in both]
+  assert [p.returncode for p in both] == [0, 0], outputs
+  found = [json.loads([x for x in out.splitlines() if x[:1] == "{"][0]) for out, _ in outputs]
+  for number, f in enumerate(found):
+    assert (f["process"], f["made"]) == (number, "whole")
+    assert f["(2, 1, 4)"] == [[0, 1], [2, 3]][number], "only its own lanes"
+    assert f["(1, 1, 8)"] == [0, 1, 2, 3], "the same lanes, other parts of T"
+    assert f["(1, 2, 4)"] == [[0, 1], [2, 3]][number]
+    assert f["stop"] == [False, False, False, True, False, False], "everywhere, one call late"
+    remedy = "there, process 1 sees {}; --workdir must be on a file system that all hosts share"
+    assert f["refused"] == [
+      "process 0 sees checkpoint 0 " + remedy.format("checkpoint 1"),
+      "process 0 sees the same " + remedy.format("no 1"),
+    ]
+  assert all("Traceback" not in err for _, err in outputs)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+  """A folder with a corpus and two config files on it."""
+  folder = tmp_path_factory.mktemp("job")
+  tiny.write_corpus(folder / "corpus")
+  fields = {"steps": 6, "checkpoint_every": 3, "keep_checkpoints": 2, "eval_every": 6}
+  for name, mesh in (("lanes", {"data": -1}), ("seq", {"data": 1, "seq": 2, "tensor": 2})):
+    sections = {
+      **tiny.RUN,
+      "model": {**tiny.RUN["model"], "rule": "delta"},
+      "data": {**tiny.RUN["data"], "path": str(folder / "corpus")},
+      "train": {**tiny.RUN["train"], **fields},
+      "mesh": mesh,
+    }
+    (folder / f"{name}.py").write_text(tiny.CONFIG_FILE.format(sections=sections))
+  return folder
+
+
+@pytest.fixture
+def command(job, processes):
+  """Runs train or eval in some processes to the end, or only starts it."""
+
+  def run(script, workdir, count, *more, config="lanes", devices=8, wait=True, environ=None):
+    port = free_port()
+    parts = (f"{script}.py", f"--config={job / config}.py", f"--workdir={job / workdir}", *more)
+    all_ = [
+      processes(parts, i, count, devices, port, **(environ or (lambda i: {}))(i))
+      for i in range(count)
+    ]
+    if not wait:
+      return all_
+    outputs = [process.communicate(timeout=240) for process in all_]
+    for number, (process, (out, err)) in enumerate(zip(all_, outputs, strict=True)):
+      assert process.returncode == 0, err
+      spoken = [line for line in out.splitlines() if "[Gloo]" not in line]
+      assert number == 0 or not (spoken or err), "one process speaks"
+    return outputs
+
+  return run
+
+
+def losses(folder, kind="train"):
+  lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  lines = [line for line in lines if line["kind"] == kind]
+  return [line["step"] for line in lines], [line.get("loss", line.get("nats")) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def alone(job):
+  """The run of one process: the measure of all others. Made by the first test that asks."""
+  return job / "alone"
+
+
+@pytest.mark.slow
+def test_trains_saves_restores_and_evaluates_as_one_process(command, job, alone):
+  command("train", "alone", 1)
+  for count in (2, 4):
+    run = job / f"of{count}"
+    command("train", run.name, count)
+    for kind in ("train", "validation"):
+      steps, values = losses(run, kind)
+      expected_steps, expected = losses(alone, kind)
+      assert steps == expected_steps, "each step is written once"
+      np.testing.assert_allclose(values, expected, rtol=1e-5)
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["3", "6"]
+
+  # What two have saved goes on in one and in four.
+  for count in (1, 4):
+    shutil.copytree(job / "of2", job / f"on{count}")
+    shutil.rmtree(job / f"on{count}" / "checkpoints" / "6")
+    (job / f"on{count}" / "metrics.jsonl").unlink()
+    command("train", f"on{count}", count)
+    steps, values = losses(job / f"on{count}")
+    assert steps == [4, 5, 6]
+    np.testing.assert_allclose(values, losses(alone)[1][3:], rtol=1e-5)
+
+  figures = {}
+  for count in (1, 2, 4):
+    command("eval", "of2", count)
+    file = job / "of2" / "evaluation" / "results.json"
+    found = json.loads(file.read_text())
+    for scores in (found["memory"], *found["knocked_out"].values()):
+      del scores["seconds"], scores["tokens_per_second"]
+    figures[count] = found
+    file.unlink()
+  same_figures(figures[2], figures[1])
+  same_figures(figures[4], figures[1])
+
+
+def same_figures(got, expected):
+  """Numbers to 1e-5, all else exactly."""
+  assert type(got) is type(expected)
+  if isinstance(got, dict):
+    assert got.keys() == expected.keys()
+    got, expected = list(got.values()), list(expected.values())
+  if isinstance(got, list):
+    assert len(got) == len(expected)
+    for a, b in zip(got, expected, strict=True):
+      same_figures(a, b)
+  elif isinstance(got, float):
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+  else:
+    assert got == expected
+
+
+@pytest.mark.slow
+def test_a_sequence_divided_over_processes(command, job):
+  """Two processes hold the same lanes, and each one segment of a chunk."""
+  for count, run in ((1, "seq1"), (2, "seq2")):
+    command("train", run, count, config="seq", devices=4)
+  assert losses(job / "seq2")[0] == losses(job / "seq1")[0]
+  np.testing.assert_allclose(losses(job / "seq2")[1], losses(job / "seq1")[1], rtol=1e-5)
+
+
+def endless(command, job, workdir):
+  """A run of two processes without an end, under way."""
+  fields = ("--config.train.steps=100000", "--config.train.checkpoint_every=100000")
+  fields += ("--config.train.eval_every=0",)
+  both = command("train", workdir, 2, *fields, wait=False)
+  metrics, deadline = job / workdir / "metrics.jsonl", time.monotonic() + 200
+  while not (metrics.exists() and metrics.read_text().count("\n") > 2):
+    assert time.monotonic() < deadline and all(p.poll() is None for p in both), "never began"
+    time.sleep(0.2)
+  return both
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_dies_the_other_says_so_and_ends(command, job, victim):
+  both = endless(command, job, f"killed{victim}")
+  both[victim].kill()
+  _, err = both[1 - victim].communicate(timeout=60)
+  assert both[1 - victim].returncode not in (0, None)
+  (line,) = [line for line in err.splitlines() if line.startswith("infini-jax: ")]
+  assert line.startswith(f"infini-jax: process {1 - victim} of 2 ")
+  assert "newest checkpoint" in line, line
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_saves_the_same_step_and_stops_all(command, job):
+  both = endless(command, job, "stopped")
+  os.kill(both[1].pid, signal.SIGTERM)
+  outputs = [process.communicate(timeout=100) for process in both]
+  assert [process.returncode for process in both] == [0, 0], outputs
+  (checkpoint,) = (job / "stopped" / "checkpoints").iterdir()
+  assert f"stopped at step {checkpoint.name}, saved" in outputs[0][0]
+  steps = losses(job / "stopped")[0]
+  assert steps == list(range(1, int(checkpoint.name) + 1))
+
+
+@pytest.mark.slow
+def test_what_is_wrong_for_all_is_said_and_ends_at_once(command):
+  both = command("train", "wrong", 2, "--config.data.path=nowhere", wait=False)
+  outputs = [process.communicate(timeout=60) for process in both]
+  assert [process.returncode for process in both] == [2, 2], outputs
+  assert all("no such folder" in err and "Traceback" not in err for _, err in outputs)
+
+
+@pytest.mark.slow
+def test_a_slurm_step_is_joined_as_it_is(command, job):
+  """What srun sets, and nothing else; the nodes are this one."""
+  port = str(free_port())
+  unset = {"INFINI_COORDINATOR": "", "INFINI_PROCESSES": "", "INFINI_PROCESS": ""}
+  step = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "127.0.0.1"}
+  environ = lambda i: {
+    **{**SLURM, **step, "SLURM_PROCID": str(i), "JAX_COORDINATOR_PORT": port, "PATH": "/bin"},
+    **unset,
+  }
+  both = command("train", "slurm", 2, "--config.data.path=nowhere", wait=False, environ=environ)
+  outputs = [process.communicate(timeout=60) for process in both]
+  assert [process.returncode for process in both] == [2, 2], outputs
+  assert not (job / "slurm").exists()

@@ -1,0 +1,63 @@
+"""The launch recipes parse, and name nothing that does not exist."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from infini_jax import cli, config
+from infini_jax.parallel import distributed
+
+ROOT = Path(__file__).parent.parent
+LAUNCH = ROOT / "launch"
+FILES = sorted(LAUNCH.iterdir())
+SCRIPTS = [file for file in FILES if file.suffix in (".sh", ".sbatch")]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda file: file.name)
+def test_scripts_parse(script):
+  done = subprocess.run(["bash", "-n", script], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+
+
+def test_manifest_is_a_jobset_whose_hosts_agree():
+  text = (LAUNCH / "gke_jobset.yaml").read_text()
+  values = {"SLICES": "2", "HOSTS": "4", "CHIPS": "4"}
+  filled = re.sub(r"\$\{(\w+)\}", lambda found: values.get(found[1], "x"), text)
+  manifest = yaml.safe_load(filled)
+  (job,) = manifest["spec"]["replicatedJobs"]
+  job_spec = job["template"]["spec"]
+  assert (manifest["kind"], job["replicas"]) == ("JobSet", 2)
+  assert job_spec["parallelism"] == job_spec["completions"] == 4
+  pod = job_spec["template"]["spec"]
+  (container,) = pod["containers"]
+  assert container["resources"]["limits"] == {"google.com/tpu": 4}
+  assert [m["name"] for m in container["volumeMounts"]] == [v["name"] for v in pod["volumes"]]
+  given = set(re.findall(r"(\w+)=", text.split("envsubst")[0]))
+  assert set(re.findall(r"\$\{(\w+)\}", text)) <= given, "a parameter is not told of"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_what_is_named_exists(file):
+  text = file.read_text()
+  for path in re.findall(r"\b(?:configs|launch)/\w+\.\w+|\b(?:train|eval)\.py", text):
+    assert (ROOT / path).is_file(), path
+  for section, field in re.findall(r"config\.(\w+)\.(\w+)", text):
+    assert (section, field) == ("section", "field") or hasattr(
+      getattr(config.Config(), section), field
+    ), f"config.{section}.{field}"
+  source = Path(distributed.__file__).read_text()
+  for name in re.findall(r"INFINI_(\w+)", text):
+    known = f'"INFINI_{name}"' in source or f"--{name.lower()}" in dict(flags())
+    assert known, f"INFINI_{name} is never read"
+  for flag in re.findall(
+    r"(?:train\.py|eval\.py|auto|train) .*?(--(?:process\w*|coordinator))", text
+  ):
+    assert flag in dict(flags()), flag
+  assert not re.search(r"(?<![\w}])/(?:home|root|work)/", text), "a path of one machine"
+
+
+def flags():
+  return [(flag, value) for flag, value, _ in cli.PROCESS_FLAGS]

@@ -11,6 +11,7 @@ import jax
 
 from infini_jax.config import Config
 from infini_jax.plan import Chip, executed_flops_per_token, flops_per_token
+from infini_jax.plan.flops import forward_flops
 from infini_jax.planner.shares import Shares, chip_bytes, laid_out, shares, spec_text
 from infini_jax.planner.traffic import Collective, collectives, memory_traffic
 
@@ -104,7 +105,8 @@ def estimate(config: Config, sizes: dict[str, int], chip: Chip) -> Estimate:
   full = dataclasses.replace(m, mixer="full")
   flops = {
     "model": flops_per_token(m, T),
-    "executed": executed_flops_per_token(m, T, block=part.block, head_again=head_again),
+    "executed": executed_flops_per_token(m, T, block=part.block, head_again=head_again)
+    + _reading_along(config, T),
     "full attention": flops_per_token(full, T),
   }
   sent = collectives(config, part, sizes, chip)
@@ -133,6 +135,14 @@ def estimate(config: Config, sizes: dict[str, int], chip: Chip) -> Estimate:
   )
 
 
+def _reading_along(config: Config, T: int) -> float:
+  """What companions of warm memories read, forward alone and without a head, per training token."""
+  if not config.warm.share:
+    return 0.0
+  parts = forward_flops(config.model, T)
+  return (sum(parts.values()) - parts["head"]) * config.warm.segments / config.data.segments
+
+
 def _parameters(params: Any) -> list[Parameter]:
   return [
     Parameter(
@@ -149,8 +159,8 @@ def _parameters(params: Any) -> list[Parameter]:
 def _working(config: Config, s: Shares, params: float) -> tuple[str, dict[str, float]]:
   """What a step needs for a while: the phase that needs most, and its parts in bytes.
 
-  Modelled on the compiled step of the 8B model (v5p:4x4x4, fsdp 16, seq 4), whose peak is in the
-  loss: there the head and its gradient are whole, in the type it is stored in.
+  Modelled on compiled steps: in the loss, each chip has the rows of the head that it computes with,
+  and their gradient twice (its own, and the sum), in the type they are stored in.
   """
   m, t = config.model, config.train
   D, E, c, stored = m.width, m.head_dim, s.compute, 4 if m.param_dtype == "float32" else 2
@@ -162,8 +172,9 @@ def _working(config: Config, s: Shares, params: float) -> tuple[str, dict[str, f
   activations = s.tokens * (c * (products + 2 * D + 2 * s.ffn) + floats)
   scores = 0
   if s.kernel in ("xla", "reference"):
-    rows = s.heads * s.block * m.segment_length * (4 + c)
-    scores = rows * min(s.lanes * s.segments, max(s.lanes, 2**28 // (rows or 1)))
+    keys = s.seq * s.segments * m.segment_length if m.mixer == "full" else m.segment_length
+    squares = 1 if m.mixer == "full" or s.kernel == "xla" else s.segments  # one after the other
+    scores = s.lanes * squares * s.heads * s.block * keys * (4 + c)
   state = s.lanes * s.kv_heads * E * (E + 1) * 4 if m.mixer == "infini" else 0
 
   kept = {"none": activations + s.tokens * D * c, "full": s.tokens * D * c}
@@ -176,12 +187,12 @@ def _working(config: Config, s: Shares, params: float) -> tuple[str, dict[str, f
   tokens_of_lane = s.tokens // max(s.lanes, 1)
   logits = s.lanes * min(t.loss_chunk, tokens_of_lane) * s.vocab * (4 + 4 + c)
   states = 4 * s.segments * state * (2 if m.rule == "delta" else 1)
-  whole_head = s.vocab * D
+  head = s.head_rows * D
   phases = {
     "the loss": {
       "activations kept for the gradient": saved,
-      "gradients": sums + whole_head * (stored if s.stored == 1 else 2 * stored),
-      "gathered weights": whole_head * c if s.stored > 1 or c != stored else 0,
+      "gradients": sums + head * (stored if s.stored == 1 else 2 * stored),
+      "gathered weights": head * c if s.stored > 1 or c != stored else 0,
       "logits": logits,
       "hidden states": 3 * s.tokens * D * c,
     },
@@ -192,7 +203,7 @@ def _working(config: Config, s: Shares, params: float) -> tuple[str, dict[str, f
       "one layer": 2 * activations + scores + states,
     },
     "the update": {
-      "gradients": sums + params + whole_head * c,
+      "gradients": sums + params,
       "hidden states": s.tokens * D * c,
     },
   }

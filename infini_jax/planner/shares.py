@@ -23,6 +23,7 @@ class Shares:
   Attributes:
     lanes, segments, tokens: B, S, and all tokens B*T.
     heads, kv_heads, ffn, vocab: H, K, F, V.
+    head_rows: V of the head while the loss is computed: where T is divided, it may be too.
     stored: chips over which D of a parameter lies divided; the parameter is gathered from them.
     copies: chips that hold the same part of a parameter and have other tokens.
     tensor, seq: chips along those axes.
@@ -38,6 +39,7 @@ class Shares:
   kv_heads: int
   ffn: int
   vocab: int
+  head_rows: int
   stored: int
   copies: int
   tensor: int
@@ -56,6 +58,9 @@ def shares(config: Config, sizes: dict[str, int], platform: str) -> Shares:
   segments = d.segments // parts(COMPUTE, "S")
   tensor = parts(COMPUTE, "H")
   kernel, block = _kernel(config, platform)
+  vocab, seq = m.vocab_size // parts(COMPUTE, "V"), parts(COMPUTE, "T")
+  T = d.segments * m.segment_length
+  divided = seq > 1 and vocab % seq == 0 and 6 * T < 8 * m.vocab_size  # as ops/loss.py chooses
   return Shares(
     lanes=lanes,
     segments=segments,
@@ -63,11 +68,12 @@ def shares(config: Config, sizes: dict[str, int], platform: str) -> Shares:
     heads=m.heads // tensor,
     kv_heads=m.kv_heads // tensor,
     ffn=m.ffn // parts(COMPUTE, "F"),
-    vocab=m.vocab_size // parts(COMPUTE, "V"),
+    vocab=vocab,
+    head_rows=vocab // seq if divided else vocab,
     stored=parts(STORAGE, "D"),
     copies=math.prod(sizes[axis] for axis in tokened - {*axes_of(STORAGE, "D")}),
     tensor=tensor,
-    seq=parts(COMPUTE, "T"),
+    seq=seq,
     compute=2 if m.compute_dtype == "bfloat16" else 4,
     kernel=kernel,
     block=block,

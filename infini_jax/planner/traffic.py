@@ -16,7 +16,7 @@ class Collective:
 
   Attributes:
     what: is sent.
-    kind: all-gather, reduce-scatter, all-reduce or permute, as XLA calls them.
+    kind: all-gather, reduce-scatter, all-reduce, exchange (XLA's all-to-all) or permute.
     axes: of the mesh, joined by '*'.
     devices: that take part.
     times: in a step.
@@ -64,25 +64,30 @@ def collectives(config: Config, s: Shares, sizes: dict[str, int], chip: Chip) ->
 
   gated = 3 if m.activation == "swiglu" else 2
   layer = D * m.head_dim * 2 * (s.heads + s.kv_heads) + D * s.ffn * gated
-  ends = s.vocab * D  # embedding and head have one size
+  head, hidden = s.head_rows * D, s.tokens * D * c
   storage = axes_of(STORAGE, "D")
   tokened = (*axes_of(COMPUTE, "B"), *axes_of(COMPUTE, "T"))
   copies = tuple(axis for axis in AXES if axis in tokened and axis not in storage)
   again = m.remat != "none"
   add("weights of a layer", "all-gather", storage, A * L * (2 if again else 1), layer * c)
-  add("embedding and head", "all-gather", storage, A * 2, ends * c)
   add("gradients of a layer", "reduce-scatter", storage, A * L, layer * c)
-  add("gradients of embedding and head", "reduce-scatter", storage, A * 2, ends * 4)
-  part = (L * layer + 2 * ends) * c / s.stored
+  add("embeddings of tokens, back too", "exchange", storage, A * 2, hidden)
+  divided = s.head_rows < s.vocab  # then the tokens come to the rows
+  add("head", "all-gather", storage, A, head * (4 if divided else c))
+  add("gradient of the head", "reduce-scatter", storage, A, head * 4)
+  seq = axes_of(COMPUTE, "T")
+  if divided:
+    add("hidden states to the head", "all-gather", seq, A * 3, hidden * s.seq)
+    add("gradients of hidden states", "reduce-scatter", seq, A, hidden * s.seq)
+  part = (L * layer * c + 2 * s.vocab * D * 4) / s.stored
   add("gradients of copies", "all-reduce", copies, A, part)
 
   tensor = axes_of(COMPUTE, "H")
-  add("activations", "all-reduce", tensor, A * (4 + again) * L, s.tokens * D * c)
-  add("embedding and loss", "all-reduce", tensor, A * 2, s.tokens * D * c)
+  add("activations", "all-reduce", tensor, A * (4 + again) * L, hidden)
+  add("embedding and loss", "all-reduce", tensor, A * 2, hidden)
 
   if m.mixer == "infini":
     E = m.head_dim
-    seq = axes_of(COMPUTE, "T")
     heads = s.lanes * s.kv_heads * 4  # float32, for each lane and head
     state, left = heads * E * (E + 1), heads * (E * E if m.rule == "delta" else 1) + heads
     passes = A * L * (3 if again else 2)

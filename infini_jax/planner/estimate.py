@@ -200,7 +200,7 @@ def _working(config: Config, s: Shares, params: float) -> tuple[str, dict[str, f
       "activations kept for the gradient": saved,
       "gradients": sums + params + layer_weights * c,
       "gathered weights": layer_weights * c if s.stored > 1 or c != stored else 0,
-      "one layer": 2 * activations + scores + states,
+      "one layer": activations + scores + states,
     },
     "the update": {
       "gradients": sums + params,

@@ -1,6 +1,7 @@
 # make install   the environment in .venv, from the lock file
 # make demo      the main job on real text: train, generate, evaluate (6 minutes on 2 cores)
 # make passkey   a memory that works: trains on the pass key task, prints what is recalled
+# make recall    the same for associative recall
 # make test      the fast tests; make test-slow  the rest;  make check  lint and types
 # make lock      writes requirements.lock anew (needs uv)
 
@@ -8,7 +9,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: install demo passkey test test-slow check format lock clean
+.PHONY: install demo passkey recall test test-slow check format lock clean
 
 install: $(READY)
 
@@ -29,6 +30,10 @@ demo: $(READY)
 passkey: $(READY)
 	$(BIN)/python train.py --config=configs/passkey_tiny.py --workdir=runs/passkey
 	$(BIN)/python eval.py --config=configs/passkey_tiny.py --workdir=runs/passkey
+
+recall: $(READY)
+	$(BIN)/python train.py --config=configs/recall_tiny.py --workdir=runs/recall
+	$(BIN)/python eval.py --config=configs/recall_tiny.py --workdir=runs/recall
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"

@@ -56,11 +56,11 @@ class Recall:
 
     Even places, counted from the document mark, so that no segment's border parts a pair.
     The pairs and their order are fresh in every example, so none is held out; depth says nothing.
-    Training has fewer pairs too, log-uniformly: a memory tells two apart before it holds many.
+    A training example that is too short for all pairs has as many as fit: with few of them, guessing
+    among the values that stand there is too good for binding to be learned.
     """
     t = self._task
-    most = min(t.pairs, (length - 2) // 4)
-    pairs = t.pairs if held_out else int((most + 1) ** rng.random())
+    pairs = t.pairs if held_out else min(t.pairs, (length - 2) // 4)
     gaps = length - 4 * pairs - 1
     if gaps < 1:
       raise InputError(

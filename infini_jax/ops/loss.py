@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from infini_jax.ops.shards import axis_size, spec_of
+from infini_jax.ops.shards import axis_size, on_shards, spec_of
 
 
 def cross_entropy(
@@ -84,10 +84,21 @@ def _place_head(head_VD, T, over):
   """The head, laid out for use, and the axis over which tokens stay divided."""
   if jax.sharding.get_abstract_mesh().empty:
     return head_VD, None
-  V = head_VD.shape[0]
-  rows = spec_of(head_VD)[0]
-  both = tuple(a for a in (rows, over) if a is not None)
+  rows, columns = spec_of(head_VD)
+  both = tuple(axis for axis in (rows, over) if axis is not None)
   # Hidden states travel three times in 2 bytes, the head and its gradient once each in 4.
-  if axis_size(over) > 1 and V % axis_size(both) == 0 and 6 * T < 8 * V:
+  less = 6 * T < 8 * head_VD.shape[0]
+  if axis_size(over) == 1 or head_VD.shape[0] % axis_size(both) or not less:
+    return jax.reshard(head_VD, PartitionSpec(rows)), over
+  *whole, last = columns if isinstance(columns, tuple) else (columns,)
+  if last != over:
     return jax.reshard(head_VD, PartitionSpec(both)), None
-  return jax.reshard(head_VD, PartitionSpec(rows)), over
+
+  def piece(head_VD):  # said outright: XLA would gather everything, and cut
+    head_VD = jax.lax.all_to_all(head_VD, over, 0, 1, tiled=True)
+    for axis in reversed(whole):
+      head_VD = jax.lax.all_gather(head_VD, axis, axis=1, tiled=True)
+    return head_VD
+
+  place = spec_of(head_VD)
+  return on_shards(piece, head_VD, specs=(place,), out_specs=PartitionSpec(both)), None

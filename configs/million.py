@@ -1,0 +1,39 @@
+"""One sequence of 1,048,576 tokens, the gradient through all of it: 8 billion parameters, delta.
+
+512 segments of 2048 tokens, 8 of them on each of 64 chips. Attention stays on its chip; what goes
+from chip to chip for the memory is one state a head, whatever the length.
+
+Command: python train.py --config=configs/million.py --workdir=RUN --config.data.path=STORE
+Command: infini-jax plan --config=configs/million.py --topology=v5p:4x4x4
+Hardware: TPU v5p:4x4x4 (64 chips; seq 64)
+Time: not measured
+Expect: not measured
+"""
+
+from infini_jax.config import base_config
+
+
+def get_config():
+  config = base_config()
+  m, d, o, t = config.model, config.data, config.optimizer, config.train
+
+  d.path = "STORE"
+  d.tokenizer = "huggingface:tokenizer.json"
+  d.lanes, d.segments = 1, 512
+  d.carry_state = False
+
+  m.layers, m.width, m.heads, m.kv_heads, m.head_dim, m.ffn = 32, 4096, 32, 8, 128, 14_336
+  m.vocab_size = 128_256
+  m.tied_embeddings = False
+  m.rope_theta = 500_000.0
+  m.segment_length = 2048
+  m.rule = "delta"
+  m.compute_dtype = "bfloat16"
+
+  o.learning_rate, o.warmup_steps = 1e-4, 500
+  t.steps = 10_000
+  t.checkpoint_every, t.log_every = 500, 10
+
+  config.mesh.seq = 64
+  config.evaluation.lanes, config.evaluation.segments = 1, 512
+  return config

@@ -2,8 +2,8 @@
 
 32 layers, width 4096, 32 query and 8 key/value heads of 128, feed-forward 14,336, 128,256 tokens,
 segments of 2048. `llm_8b.py` pretrains on 32,768 tokens an example, every fsdp group of chips one
-example, its segments over the `seq` axis. `llm_8b.py:continual` goes on as the paper does with its 8B
-model (section 4.2): 30,000 steps on inputs of 8,192 tokens, gates that begin nearly shut.
+example, its segments over the `seq` axis. `llm_8b.py:continual` goes on as the paper does with its
+8B model (section 4.2): 30,000 steps on inputs of 8,192 tokens, gates that begin nearly shut.
 
 Command: python train.py --config=configs/llm_8b.py --workdir=RUN --config.data.path=STORE
 Command: infini-jax plan --config=configs/llm_8b.py --topology=v5p:4x4x4

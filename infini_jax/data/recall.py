@@ -56,8 +56,8 @@ class Recall:
 
     Even places, counted from the document mark, so that no segment's border parts a pair.
     The pairs and their order are fresh in every example, so none is held out; depth says nothing.
-    A training example that is too short for all pairs has as many as fit: with few of them, guessing
-    among the values that stand there is too good for binding to be learned.
+    A training example that is too short for all pairs has as many as fit: with few of them, a
+    guess among the values that stand there is too good for binding to be learned.
     """
     t = self._task
     pairs = t.pairs if held_out else min(t.pairs, (length - 2) // 4)

@@ -29,7 +29,7 @@ def attention(
   k_document_BC: Int[Array, "#B C"] | None = None,
   *,
   aligned: bool = False,
-  block_rows: int = BLOCK_ROWS,
+  block_rows: int | None = None,
 ) -> Float[Array, "B T H U"]:
   """`softmax(q k^T / sqrt(E)) v` over the keys that each query may see.
 
@@ -42,7 +42,7 @@ def attention(
     q_document_BT, k_document_BC: when given, a key is seen only inside its own document.
     aligned: queries and keys are the same tokens in the same order, so that the rows of a block
       need no key after the block.
-    block_rows: query rows whose scores exist at the same time.
+    block_rows: query rows whose scores exist at the same time; by default `BLOCK_ROWS`.
   """
   B, T, H, E = q_BTHE.shape
   K = k_BCKE.shape[2]
@@ -59,7 +59,7 @@ def attention(
     weight_BKGTC = jax.nn.softmax(score_BKGTC, axis=-1).astype(v_BCKU.dtype)
     return jnp.einsum("BKGTC,BCKU->BTKGU", weight_BKGTC, v_BCKU)
 
-  blocks = min(MAX_BLOCKS, -(-T // block_rows))
+  blocks = min(MAX_BLOCKS, -(-T // (block_rows or BLOCK_ROWS)))
   if blocks > 1:
     rows = jax.checkpoint(rows)  # the gradient needs q, k, v alone
   size = -(-T // blocks)
@@ -123,7 +123,7 @@ def segment_attention(
   def one(q_BNHE, k_BNKE, v_BNKU, mask_BN):
     position = jnp.arange(N, dtype=jnp.int32)[None]
     k_position = position if mask_BN is None else jnp.where(mask_BN, position, UNSEEN)
-    rows = N if kernel == "reference" else BLOCK_ROWS
+    rows = N if kernel == "reference" else None
     return attention(q_BNHE, k_BNKE, v_BNKU, position, k_position, aligned=True, block_rows=rows)
 
   small = 4 * B * S * H * min(N, BLOCK_ROWS) * N <= SCORE_BYTES

@@ -34,7 +34,6 @@ def lookup(table_VD: jax.Array, tokens_BT: jax.Array, dtype: str) -> jax.Array:
     return x_BTD
 
   places = (spec("VD", STORAGE), spec("BT", COMPUTE))
-  arguments = (jax.reshard(x, place) for x, place in zip((table_VD, tokens_BT), places, strict=True))
-  return jax.shard_map(
-    piece, in_specs=places, out_specs=spec("BTE", COMPUTE), check_vma=False
-  )(*arguments)
+  placed = map(jax.reshard, (table_VD, tokens_BT), places)
+  run = jax.shard_map(piece, in_specs=places, out_specs=spec("BTE", COMPUTE), check_vma=False)
+  return run(*placed)

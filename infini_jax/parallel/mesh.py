@@ -2,8 +2,8 @@
 
 An array is sharded by the letters in its name: `w_q_DHE` is stored with D over `fsdp` and `seq`,
 and H over `tensor`. A parameter is gathered over the former where it is used (`use`), and its
-gradient scattered back. Outside a mesh every function here does nothing but its mathematics, so that the model runs
-in a notebook as it runs on a pod.
+gradient scattered back. Outside a mesh every function here does nothing but its mathematics, so
+that the model runs in a notebook as it runs on a pod.
 """
 
 import math

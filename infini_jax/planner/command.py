@@ -58,7 +58,8 @@ def plan(config: Config, args: Namespace, console: Console) -> None:
     with track(console, f"compile for {args.topology}"):
       found = compile_step(config, devices)
     report.show_compiled(found, made, console)
-  verdict = judge(made, None if found is None else found.peak)
+  refused = found is not None and not found.fits
+  verdict = judge(made, None if found is None else found.peak, refused=refused)
   by = "estimated" if found is None else "XLA's own peak"
   report.show_verdict(verdict, by, console)
   if args.json:

@@ -35,7 +35,7 @@ class Compiled:
 
   Attributes:
     fits: whether XLA found room for it.
-    peak: bytes of everything, at the worst moment.
+    peak: bytes of everything, at the worst moment; or of what there was no room for.
     arguments, temporary, code: bytes of the state and the batch, of what the step allocates for
       itself (with gaps, so more than it ever uses at a time), of the program; 0 if it did not fit.
     communication: what the chip sends.
@@ -89,12 +89,9 @@ def compile_step(config: Config, devices: list[Any]) -> Compiled:
     try:
       step = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-      used = re.search(r"Used ([\d.]+)([GMK]) of [\d.]+[GMK] hbm", str(error))
-      if used is None:
+      if "RESOURCE_EXHAUSTED" not in str(error):
         raise
-      peak = float(used[1]) * {"G": 2**30, "M": 2**20, "K": 2**10}[used[2]]
-      seconds = time.perf_counter() - began
-      return Compiled(False, peak, 0, 0, 0, Communication((), 0), seconds)
+      return no_room(str(error), time.perf_counter() - began)
   m: Any = step.memory_analysis()
   return Compiled(
     fits=True,
@@ -105,6 +102,13 @@ def compile_step(config: Config, devices: list[Any]) -> Compiled:
     communication=communication(step.as_text() or "", len(devices)),
     seconds=time.perf_counter() - began,
   )
+
+
+def no_room(error: str, seconds: float) -> Compiled:
+  """What XLA says of a program that is too large: the first size it names is what it needs."""
+  size = re.search(r"\b([\d.]+)([GMK])\b", error)
+  peak = float(size[1]) * {"G": 2**30, "M": 2**20, "K": 2**10}[size[2]] if size else 0.0
+  return Compiled(False, peak, 0, 0, 0, Communication((), 0), seconds)
 
 
 def example_batch(config: Config) -> dict[str, np.ndarray]:

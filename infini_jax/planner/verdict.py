@@ -42,15 +42,19 @@ class Verdict:
   changes: tuple[Change, ...] = ()
 
 
-def judge(made: Estimate, measured: float | None = None) -> Verdict:
+def judge(made: Estimate, measured: float | None = None, *, refused: bool = False) -> Verdict:
   """Compares with the chip's memory; looks for changes where it does not fit.
 
   Args:
     made: the estimate.
     measured: XLA's peak in bytes, if it was compiled: estimates of changes are scaled by it.
+    refused: whether XLA found no room for it, whatever the figures say.
   """
   needed = made.total if measured is None else measured
   have = float(made.chip.memory)
+  if refused:  # it keeps some of the memory for itself, and names but a part of what it needs
+    needed = max(needed, made.total)
+    have = min(have, 0.98 * needed)
   biggest = max(made.bytes, key=lambda name: made.bytes[name])
   if needed <= have:
     return Verdict(True, needed, have, biggest)

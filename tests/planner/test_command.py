@@ -11,7 +11,6 @@ import pytest
 
 from infini_jax import cli
 from infini_jax.planner import compiled
-from infini_jax.planner.hlo import Communication
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent.parent
@@ -124,7 +123,11 @@ def test_what_libtpu_says_of_a_topology_is_one_line(file, capsys, monkeypatch):
 
 
 def test_a_step_that_xla_finds_no_room_for(file, capsys, monkeypatch, tmp_path):
-  full = compiled.Compiled(False, 20 * 2**30, 0, 0, 0, Communication((), 0), 1.0)
+  full = compiled.no_room(
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+    "(20.00G) exceeds available HBM (15.75G).",
+    seconds=1.0,
+  )
   monkeypatch.setattr("infini_jax.planner.command.tpu_devices", lambda *_: [])
   monkeypatch.setattr("infini_jax.planner.command.compile_step", lambda *_: full)
   assert plan(file, "--topology=v5e:2x2", f"--json={tmp_path / 'plan.json'}") == 0

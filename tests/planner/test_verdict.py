@@ -51,6 +51,12 @@ def test_nothing_helps():
   assert not change.fits
 
 
+def test_what_xla_refuses_does_not_fit_whatever_it_names():
+  verdict = judge(made(2**30), measured=0.0, refused=True)
+  assert not verdict.fits
+  assert verdict.needed > verdict.have
+
+
 def test_a_compiled_peak_decides_and_scales_what_changes_would_need():
   whole = made(2**30)
   assert judge(whole, measured=0.9 * 2**30).fits

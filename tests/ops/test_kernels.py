@@ -18,7 +18,7 @@ def test_splash_equals_the_reference_forward_and_gradient(rng, masked):
   )
   lengths = rng.integers(1, N, (B, 1)) if masked else np.full((B, 1), N)
   mask = jnp.asarray(np.arange(N)[None] < lengths)
-  weight *= mask[..., None, None]
+  weight = jnp.where(mask[..., None, None], weight, 0.0)
 
   def graded(run):
     return jax.jit(jax.value_and_grad(lambda *qkv: (run(*qkv) * weight).sum(), (0, 1, 2)))(q, k, v)

@@ -123,6 +123,18 @@ def test_rows_are_slices_of_the_whole(case, k, cut):
       assert np.array_equal(np.concatenate([part[name] for part in parts]), whole[name])
 
 
+@settings(max_examples=40, deadline=None)
+@given(case=CASES, k=st.integers(0, 20), data=st.data())
+def test_a_host_knows_where_all_documents_stand_and_reads_its_own(case, k, data):
+  _, lanes = eval_lanes(**case)
+  own = data.draw(st.sets(st.integers(0, lanes.lanes - 1)).map(sorted))
+  whole, chunk = lanes.chunk(k), lanes.chunk(k, read=np.array(own, int))
+  for name, expected in whole.items():
+    if name in ("tokens_BT", "targets_BT"):
+      expected = np.where(np.isin(np.arange(lanes.lanes), own)[:, None], expected, 0)
+    assert np.array_equal(chunk[name], expected), name
+
+
 @settings(max_examples=150, deadline=None)
 @given(case=CASES, max_tokens=st.sampled_from([0, 1, 13]), max_documents=st.sampled_from([0, 1, 4]))
 def test_evaluation_predicts_every_token_of_each_document_once(case, max_tokens, max_documents):

@@ -156,13 +156,13 @@ def test_a_host_reads_the_lanes_of_its_devices(pieces, expected, monkeypatch, rn
 # ---- Real processes.
 
 JOINED = """
-import json, sys, time
+import json, os, sys, time
 import jax, numpy as np
 from pathlib import Path
 from infini_jax.config import InputError, MeshConfig
 from infini_jax.parallel import distributed, local_rows, make_mesh, put_batch
-number, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-assert distributed.start(distributed.settings({}, "127.0.0.1:" + port, "2", str(number)))
+number, folder = int(sys.argv[1]), Path(sys.argv[2])
+assert distributed.start(distributed.settings(os.environ))
 found = {"process": distributed.process_index()}
 
 with distributed.first_alone("inputs"):
@@ -237,10 +237,18 @@ def free_port():
     return listener.getsockname()[1]
 
 
-def test_two_processes_agree(processes, tmp_path):
+@pytest.mark.parametrize("cluster", ["", pytest.param("slurm", marks=pytest.mark.slow)])
+def test_two_processes_agree(processes, tmp_path, cluster):
   """Turns, rows, stopping and a shared folder, without a model."""
-  port = str(free_port())
-  both = [processes(("-c", JOINED, str(i), port, str(tmp_path)), i, 2, 8, None) for i in range(2)]
+  port, both = free_port(), []
+  step = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "127.0.0.1"}
+  for i in range(2):
+    # What srun sets, and nothing else; JAX finds the coordinator in the list of nodes.
+    environ = {**SLURM, **step, "SLURM_PROCID": str(i), "JAX_COORDINATOR_PORT": str(port)}
+    command = ("-c", JOINED, str(i), str(tmp_path))
+    both.append(
+      processes(command, i, 2, 8, None if cluster else port, **(environ if cluster else {}))
+    )
   outputs = [process.communicate(timeout=100) for process in both]
   assert [p.returncode for p in both] == [0, 0], outputs
   found = [json.loads([x for x in out.splitlines() if x[:1] == "{"][0]) for out, _ in outputs]
@@ -280,16 +288,13 @@ def job(tmp_path_factory):
 def command(job, processes):
   """Runs train or eval in some processes to the end, or only starts it."""
 
-  def run(script, workdir, count, *more, config="lanes", devices=8, wait=True, environ=None):
+  def run(script, workdir, count, *more, config="lanes", devices=8, wait=True):
     port = free_port()
     parts = (f"{script}.py", f"--config={job / config}.py", f"--workdir={job / workdir}", *more)
-    all_ = [
-      processes(parts, i, count, devices, port, **(environ or (lambda i: {}))(i))
-      for i in range(count)
-    ]
+    all_ = [processes(parts, i, count, devices, port) for i in range(count)]
     if not wait:
       return all_
-    outputs = [process.communicate(timeout=240) for process in all_]
+    outputs = [process.communicate(timeout=400) for process in all_]
     for number, (process, (out, err)) in enumerate(zip(all_, outputs, strict=True)):
       assert process.returncode == 0, err
       spoken = [line for line in out.splitlines() if "[Gloo]" not in line]
@@ -414,19 +419,3 @@ def test_what_is_wrong_for_all_is_said_and_ends_at_once(command):
   outputs = [process.communicate(timeout=60) for process in both]
   assert [process.returncode for process in both] == [2, 2], outputs
   assert all("no such folder" in err and "Traceback" not in err for _, err in outputs)
-
-
-@pytest.mark.slow
-def test_a_slurm_step_is_joined_as_it_is(command, job):
-  """What srun sets, and nothing else; the nodes are this one."""
-  port = str(free_port())
-  unset = {"INFINI_COORDINATOR": "", "INFINI_PROCESSES": "", "INFINI_PROCESS": ""}
-  step = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "127.0.0.1"}
-  environ = lambda i: {
-    **{**SLURM, **step, "SLURM_PROCID": str(i), "JAX_COORDINATOR_PORT": port, "PATH": "/bin"},
-    **unset,
-  }
-  both = command("train", "slurm", 2, "--config.data.path=nowhere", wait=False, environ=environ)
-  outputs = [process.communicate(timeout=60) for process in both]
-  assert [process.returncode for process in both] == [2, 2], outputs
-  assert not (job / "slurm").exists()

@@ -177,7 +177,9 @@ def _working(config: Config, s: Shares, params: float) -> tuple[str, dict[str, f
     scores = s.lanes * squares * s.heads * s.block * keys * (4 + c)
   state = s.lanes * s.kv_heads * E * (E + 1) * 4 if m.mixer == "infini" else 0
 
-  kept = {"none": activations + s.tokens * D * c, "full": s.tokens * D * c}
+  # Without rematerialization float32 copies are kept too: of the norms, of what the gate mixes.
+  copies = s.tokens * (4 * (4 * D + 4 * s.heads * E) + c * s.ffn)
+  kept = {"none": activations + copies + s.tokens * D * c, "full": s.tokens * D * c}
   kept["dots"] = kept["full"] + s.tokens * c * products
   saved = m.layers * (kept[m.remat] + state)
   if m.remat == "none" and s.stored > 1:

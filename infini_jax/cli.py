@@ -78,6 +78,7 @@ def _train(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   config = load_config(rest)
   from infini_jax.training.loop import train
 
+  _remember_programs(config)
   with _all_processes(args, console):
     train(config, args.workdir, console)
 
@@ -86,8 +87,17 @@ def _eval(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   config = load_config(rest)
   from infini_jax.evaluation.report import evaluate
 
+  _remember_programs(config)
   with _all_processes(args, console):
     evaluate(config, args.workdir, console, args.step)
+
+
+def _remember_programs(config: Config) -> None:
+  """Turns JAX's persistent compilation cache on, where a config names its folder."""
+  if config.train.compilation_cache:
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)
 
 
 @contextlib.contextmanager

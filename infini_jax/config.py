@@ -24,7 +24,7 @@ KNOCK_OUTS = ("empty", "reads", "layers")
 KERNELS = ("auto", "reference", "xla", "splash", "cudnn")
 IMPLEMENTATIONS = ("auto", "scan", "parallel")
 ACTIVATIONS = ("swiglu", "gelu")
-REMAT_POLICIES = ("none", "full", "dots")
+REMAT_POLICIES = ("none", "full", "dots", "offload")
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("adamw", "adafactor")
 SPLITS = ("train", "validation", "test")
@@ -60,7 +60,7 @@ class ModelConfig:
   norm_eps: float = 1e-5
   tied_embeddings: bool = True
   qk_norm: bool = False  # RMSNorm over each query's and key's head
-  remat: str = "full"  # what a layer keeps for its gradient: none (all), dots, full (nothing)
+  remat: str = "full"  # recomputed for the gradient: none, dots, full, or offload (host)
   implementation: str = "auto"  # how the segments are run: parallel, scan, or auto
   attention: str = "auto"  # kernel inside segments: reference, xla, splash (TPU), cudnn, or auto
   compute_dtype: str = "float32"
@@ -144,6 +144,7 @@ class TrainConfig:
   eval_every: int = 0  # 0: only by eval.py
   eval_documents: int = 8  # validation documents of an evaluation during training
   checkpoint_every: int = 500  # and always at the end
+  compilation_cache: str = ""  # a folder, to compile a program once for all runs; empty: none
   keep_checkpoints: int = 2
   tensorboard: bool = True
   wandb: bool = False

@@ -20,7 +20,8 @@ def job(tmp_path_factory):
   """A corpus, a config file on it, and a workdir in which 4 steps were trained."""
   folder = tmp_path_factory.mktemp("job")
   sections = {**tiny.RUN, "data": {**tiny.RUN["data"], "path": str(folder / "corpus")}}
-  sections["train"] = {**tiny.RUN["train"], "steps": 4}
+  programs = str(folder / "programs")
+  sections["train"] = {**tiny.RUN["train"], "steps": 4, "compilation_cache": programs}
   sections["mesh"] = {"data": -1}
   tiny.write_corpus(folder / "corpus")
   (folder / "config.py").write_text(tiny.CONFIG_FILE.format(sections=sections))
@@ -128,6 +129,17 @@ def test_train_evaluate_and_generate(job):
   assert first.returncode == 0, first.stderr
   assert "121 tokens" in first.stderr, "the prompt is the text and the document mark"
   assert first.stdout == second.stdout, "the same seed writes the same text"
+
+
+def test_a_second_run_finds_the_first_ones_programs(job):
+  programs = lambda: {p.name for p in (job / "programs").iterdir() if "train_step" in p.name}
+  before = programs()
+  assert before, "nothing was kept of what was compiled"
+  again = real("train.py", f"--config={job / 'config.py'}", f"--workdir={job / 'again'}")
+  assert again.returncode == 0, again.stderr
+  assert {name for name in programs() if name.endswith("-cache")} == {
+    name for name in before if name.endswith("-cache")
+  }, "the step was compiled anew"
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(job):

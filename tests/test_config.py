@@ -16,7 +16,7 @@ from infini_jax.config import Config, InputError, base_config, difference, from_
 from infini_jax.data import Store, make_task, train_lanes
 from infini_jax.data.tokenizers import ByteTokenizer
 from infini_jax.models import init
-from infini_jax.parallel import make_mesh
+from infini_jax.parallel import abstract_batch, make_mesh
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import abstract_state, make_train_step
 from tests.tiny import config
@@ -29,6 +29,8 @@ SEEN_ELSEWHERE = {
   "train.eval_every": "tests/training/test_loop.py: validation during training",
   "train.eval_documents": "tests/training/test_loop.py: validation during training",
   "train.checkpoint_every": "tests/training/test_loop.py: the checkpoints that are kept",
+  "train.compilation_cache": "tests/test_cli.py: a second run finds the first one's programs",
+  "model.attention": "tests/ops/test_kernels.py: what each name chooses, and refuses",
   "train.keep_checkpoints": "tests/training/test_loop.py: the checkpoints that are kept",
   "train.tensorboard": "tests/training/test_loop.py: validation and sparse logging",
   "train.wandb": "a package that is not installed here; its absence is refused, below",
@@ -75,6 +77,8 @@ ANOTHER = {
   "mesh.data": 4,
   "mesh.fsdp": 2,
   "mesh.tensor": 2,
+  "mesh.seq": 2,
+  "mesh.dcn": 2,
 }
 # Fields that say something only of one task, or once memories start warm.
 TASK = {"data": {"tokenizer": "task", "carry_state": False, "segments": 6}}
@@ -136,10 +140,7 @@ def observe(c):
   with jax.set_mesh(mesh):
     start = jax.make_jaxpr(lambda key: init(c.model, key))(jax.random.key(0))
     state = abstract_state(c, tx, mesh)
-    rows = jax.sharding.NamedSharding(mesh, jax.P(("data", "fsdp")))
-    shapes = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batches[0]
-    )
+    shapes = abstract_batch(batches[0], mesh)
     step = jax.make_jaxpr(make_train_step(c, tx))(state, shapes)
   text = f"{start}\n{step}\n{dict(mesh.shape)}\n{jax.tree.map(np.ndarray.tolist, batches)}"
   return re.sub(r"0x[0-9a-f]+", "", text)
@@ -326,7 +327,7 @@ def test_difference_names_what_makes_another_run(name):
   new = dataclasses.replace(
     old, **{section: dataclasses.replace(getattr(old, section), **{field: ("other", value)})}
   )
-  free = {"data.path", "data.prefetch", "model.remat", "model.implementation"}
+  free = {"data.path", "data.prefetch", "model.remat", "model.implementation", "model.attention"}
   free |= {f for f in FIELDS if f.startswith(("evaluation.", "mesh.", "train."))}
   free -= {"train.seed", "train.z_loss"}
   found = difference(old, new)

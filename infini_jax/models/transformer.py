@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_policies
+from jax.ad_checkpoint import checkpoint_name, checkpoint_policies
 from jaxtyping import Array, Bool, Float, Int
 
 from infini_jax.config import ModelConfig
@@ -21,6 +21,12 @@ REMAT = {
   "none": None,  # keep everything
   "dots": checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the weight products
   "full": checkpoint_policies.nothing_saveable,  # keep only a layer's input
+  "offload": checkpoint_policies.save_and_offload_only_these_names(  # keep it in the host's memory
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=["layer_input"],
+    offload_src="device",
+    offload_dst="pinned_host",
+  ),
 }
 
 
@@ -188,6 +194,7 @@ class Transformer(nnx.Module):
 
     def layer(x_BTD, xs):
       params, state, cut = xs
+      x_BTD = checkpoint_name(x_BTD, "layer_input")
       return nnx.merge(graph, params)(x_BTD, state, partial(mix, cut=cut))
 
     if policy is not None:

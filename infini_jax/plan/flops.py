@@ -43,7 +43,7 @@ def executed_flops_per_token(
   parts = forward_flops(config, tokens)
   seen = _seen(config, tokens)
   whole = (seen + min(block, seen)) / (seen + 1)  # of causal squares that are computed in blocks
-  again = {"none": 0.0, "dots": 0.0, "full": 1.0}[config.remat]
+  again = {"none": 0.0, "dots": 0.0, "full": 1.0, "offload": 1.0}[config.remat]
   mixing = 0.0 if config.remat == "none" else 1.0
   # The backward pass of a fused kernel computes the scores again: five products instead of four.
   return (

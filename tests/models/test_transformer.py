@@ -254,6 +254,7 @@ def plain_gradient(infini):
   [
     {"remat": "dots"},
     {"remat": "full"},
+    {"remat": "offload"},
     {"implementation": "scan"},
     {"implementation": "parallel"},
   ],

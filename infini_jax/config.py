@@ -328,22 +328,18 @@ def check(config: Config) -> None:
 
 
 def _check_sequence_parallel(config: Config) -> None:
-  m, seq = config.model, f"config.mesh.seq={config.mesh.seq}"
-  if m.mixer == "full":
-    raise InputError(
-      f"{seq} with config.model.mixer='full': every token sees all before it, so nothing is saved "
-      f"by dividing the sequence; set config.mesh.seq=1"
-    )
-  if m.mixer == "infini" and m.implementation == "scan":
-    raise InputError(
-      f"{seq} with config.model.implementation='scan': segments that wait for each other cannot be "
-      f"divided; set config.model.implementation='parallel'"
-    )
-  if m.mixer == "infini" and m.z_correction:
-    raise InputError(
-      f"{seq} with config.model.z_correction=True: each token needs the z of all before it; set "
-      f"config.mesh.seq=1"
-    )
+  m, infini = config.model, config.model.mixer == "infini"
+  for wrong, setting, why in (
+    (m.mixer == "full", "mixer='full'", "every token sees all before it; set config.mesh.seq=1"),
+    (
+      infini and m.implementation == "scan",
+      "implementation='scan'",
+      "segments that wait for each other; set config.model.implementation='parallel'",
+    ),
+    (infini and m.z_correction, "z_correction=True", "each token needs z; set config.mesh.seq=1"),
+  ):
+    if wrong:
+      raise InputError(f"config.mesh.seq={config.mesh.seq} with config.model.{setting}: {why}")
 
 
 def _check_task(config: Config) -> None:

@@ -272,6 +272,20 @@ def test_json_and_back():
     ({"evaluation": {"depths": "0.5"}}, "depths=('0.5',): expected several float"),
     ({"mesh": {"fsdp": 0}}, "config.mesh.fsdp=0: must be at least 1"),
     ({"mesh": {"tensor": -1}}, "config.mesh.tensor=-1: must be at least 1"),
+    ({"mesh": {"seq": 0}}, "config.mesh.seq=0: must be at least 1"),
+    (
+      {"mesh": {"seq": 2}, "model": {"mixer": "full"}, "data": {"carry_state": False}},
+      "config.mesh.seq=2 with config.model.mixer='full': every token sees all before it",
+    ),
+    (
+      {"mesh": {"seq": 2}, "model": {"implementation": "scan"}},
+      "implementation='scan': segments that wait for each other; set config.model.implementation=",
+    ),
+    (
+      {"mesh": {"seq": 2}, "model": {"rule": "delta", "z_correction": True}},
+      "z_correction=True: each token needs z; set config.mesh.seq=1",
+    ),
+    ({"model": {"attention": "flash"}}, "config.model.attention='flash': choose one of auto"),
     ({"mesh": {"data": 0}}, "config.mesh.data=0: must be at least 1, or -1"),
     ({"mesh": {"data": -2}}, "config.mesh.data=-2: must be at least 1, or -1"),
   ],

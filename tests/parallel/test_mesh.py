@@ -175,6 +175,8 @@ def test_large_moments_and_parameters_are_divided_over_fsdp(alone):
     ({"model": {"ffn": 33}}, (4, 1, 1, 2), "config.model.ffn=33", "make it 34"),
     ({"model": {"vocab_size": 265}}, (4, 1, 1, 2), "config.model.vocab_size=265", "make it 266"),
     ({"model": {"width": 18}}, (2, 4, 1, 1), "config.model.width=18", "make it 20"),
+    ({"data": {"segments": 3}}, (1, 1, 2, 1), "config.data.segments=3", "make it 4"),
+    ({"evaluation": {"segments": 5}}, (2, 1, 4, 1), "config.evaluation.segments=5", "make it 8"),
     ({"data": {"lanes": 6}}, (8, 1, 1, 1), "config.data.lanes", "make it 8"),
     ({"train": {"accumulate": 2}}, (8, 1, 1, 1), "config.train.accumulate=4", "make it 8"),
     ({"evaluation": {"lanes": 4}}, (8, 1, 1, 1), "config.evaluation.lanes=4", "make it 8"),

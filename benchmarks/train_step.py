@@ -1,93 +1,132 @@
-"""Training speed of the mixers, rules and forms, side by side in one run.
+"""Training speed against what the machine can do, and against local attention, whatever the length.
 
     python benchmarks/train_step.py [--config=configs/demo.py] [--config.a.b=value ...]
+    python benchmarks/train_step.py --config=configs/llm_1b.py --lengths=2048,32768,262144 \\
+      --tokens=262144 --config.mesh.fsdp=1 --config.mesh.seq=1
 
-The variants are interleaved and the median of each is shown, for machines are noisy: compare the
-last column, not runs of different days.
+Every length gets as many lanes as make the same number of tokens a step. The ceiling is a product
+of two large matrices in the model's own type, timed between the steps. Rounds are interleaved and
+medians shown, for machines are noisy: compare rows, not runs of different days.
 """
 
+import argparse
 import dataclasses
 import statistics
-import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from infini_jax.cli import load_config
 from infini_jax.config import Config, resolve
+from infini_jax.data.lanes import empty_batch
 from infini_jax.parallel import make_mesh, put_batch
-from infini_jax.plan import flops_per_token
+from infini_jax.plan import flops_per_token, peak_flops
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import initial_state, make_train_step
 
 VARIANTS = {
-  "infini linear, parallel": {"mixer": "infini", "rule": "linear", "implementation": "parallel"},
-  "infini linear, scan": {"mixer": "infini", "rule": "linear", "implementation": "scan"},
-  "infini delta, parallel": {"mixer": "infini", "rule": "delta", "implementation": "parallel"},
-  "infini delta, scan": {"mixer": "infini", "rule": "delta", "implementation": "scan"},
+  "infini, linear": {"mixer": "infini", "rule": "linear"},
+  "infini, delta": {"mixer": "infini", "rule": "delta"},
   "local": {"mixer": "local"},
-  "full": {"mixer": "full"},
 }
-ROUNDS = 5
 
 
-def prepare(config: Config, changes: dict):
-  values = dataclasses.asdict(config)
-  values["model"] |= changes
-  values["data"]["carry_state"] = values["model"]["mixer"] != "full"
-  config = resolve(values)
-  mesh = make_mesh(config.mesh)
-  jax.set_mesh(mesh)
-  tx = make_optimizer(config)
-  state = initial_state(config, tx, mesh)
-  B, S = config.data.lanes, config.data.segments
-  T = S * config.model.segment_length
-  tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, (B, T + 1), np.int32)
-  batch = {
-    "tokens_BT": tokens[:, :-1],
-    "targets_BT": tokens[:, 1:],
-    "mask_BT": np.ones((B, T), bool),
-    "reset_BS": np.zeros((B, S), bool),
-  }
-  batch = put_batch(batch, mesh, B)
-  step = jax.jit(make_train_step(config, tx), donate_argnums=0).lower(state, batch).compile()
-  return config, step, state, batch
+class Step:
+  """A compiled update with a state and a batch of its own."""
+
+  def __init__(self, base: Config, changes: dict, T: int, tokens: int):
+    values = dataclasses.asdict(base)
+    values["model"] |= changes
+    values["data"] |= {"lanes": tokens // T, "segments": T // base.model.segment_length}
+    values["data"]["carry_state"] = False
+    self.config = config = resolve(values)
+    mesh = make_mesh(config.mesh)
+    d, vocabulary = config.data, config.model.vocab_size
+    batch = empty_batch(d.lanes, d.segments, config.model.segment_length)
+    text = np.random.default_rng(0).integers(0, vocabulary, (d.lanes, T + 1), np.int32)
+    batch |= {"tokens_BT": text[:, :-1], "targets_BT": text[:, 1:]}
+    batch["mask_BT"][:], batch["reset_BS"][:] = True, False
+    with jax.set_mesh(mesh):
+      tx = make_optimizer(config)
+      self._batch = put_batch(batch, mesh, d.lanes)
+      self._state = initial_state(config, tx, mesh)
+      step = jax.jit(make_train_step(config, tx), donate_argnums=0)
+      self._step = step.lower(self._state, self._batch).compile()
+    self.peak = getattr(self._step.memory_analysis(), "peak_memory_in_bytes", 0)
+
+  def __call__(self) -> float:
+    """Takes one step; returns seconds."""
+    started = time.perf_counter()
+    self._state, metrics = self._step(self._state, self._batch)
+    jax.block_until_ready((self._state, metrics))
+    return time.perf_counter() - started
+
+
+def ceiling(dtype: str) -> float:
+  """FLOP/s of one large matrix product, best of three."""
+  n = 2048 if jax.default_backend() == "cpu" else 8192
+  a = jnp.ones((n, n), dtype)
+  product = jax.jit(lambda a: a @ a)
+  jax.block_until_ready(product(a))
+  times = []
+  for _ in range(3):
+    started = time.perf_counter()
+    jax.block_until_ready(product(a))
+    times.append(time.perf_counter() - started)
+  return 2 * n**3 / min(times)
 
 
 def main() -> None:
-  console = Console()
-  arguments = sys.argv[1:]
-  if not any(a.startswith("--config=") for a in arguments):
-    arguments = ["--config=configs/demo.py", *arguments]
-  base = load_config(arguments)
-  runs = {}
-  for name, changes in VARIANTS.items():
-    with console.status(f"compiling {name}"):
-      runs[name] = prepare(base, changes)
-  seconds: dict[str, list[float]] = {name: [] for name in runs}
-  for round_ in range(ROUNDS + 1):
-    for name, (config, step, state, batch) in runs.items():
-      started = time.perf_counter()
-      state, metrics = jax.block_until_ready(step(state, batch))
-      if round_:  # the first one warms up
-        seconds[name].append(time.perf_counter() - started)
-      runs[name] = (config, step, state, batch)
-  c = base
-  tokens = c.data.lanes * c.data.segments * c.model.segment_length
-  best = min(statistics.median(s) for s in seconds.values())
+  """Measures all lengths and prints one table."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--lengths", help="tokens of a sequence, such as 2048,32768")
+  parser.add_argument("--tokens", type=int, help="of a step; by default the config's")
+  parser.add_argument("--rounds", type=int, default=5)
+  args, rest = parser.parse_known_args()
+  if not any(a.startswith("--config=") for a in rest):
+    rest = ["--config=configs/demo.py", *rest]
+  base, console = load_config(rest), Console(width=120)
+  T = base.data.segments * base.model.segment_length
+  tokens = args.tokens or base.data.lanes * T
+  lengths = [int(n) for n in args.lengths.split(",")] if args.lengths else [T]
+  devices = jax.device_count()
   table = Table(
-    title=f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {tokens:,} tokens a step"
+    title=f"{devices} x {jax.devices()[0].device_kind}, jax {jax.__version__}, {tokens:,} tokens "
+    f"a step, {base.model.compute_dtype}"
   )
-  for column in ("variant", "ms a step", "tokens/s", "model GFLOP/s", "time to the fastest"):
-    table.add_column(column, justify="left" if column == "variant" else "right")
-  for name, values in seconds.items():
-    median, model = statistics.median(values), runs[name][0].model
-    flops = flops_per_token(model, c.data.segments * model.segment_length) * tokens / median
-    row = (f"{median * 1e3:,.0f}", f"{tokens / median:,.0f}", f"{flops / 1e9:,.1f}")
-    table.add_row(name, *row, f"{median / best:.2f}")
+  for column in (
+    *("T", "variant", "ms a step", "tokens/s", "model TFLOP/s", "of the ceiling", "of the peak"),
+    *("time to local", "peak GiB"),
+  ):
+    table.add_column(column, justify="right")
+  for T in lengths:
+    with console.status(f"compiling T={T:,}"):
+      steps = {name: Step(base, changes, T, tokens) for name, changes in VARIANTS.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    ceilings = []
+    for round_ in range(args.rounds + 1):
+      ceilings.append(ceiling(base.model.compute_dtype))
+      for name, step in steps.items():
+        taken = step()
+        if round_:  # the first one warms up
+          seconds[name].append(taken)
+    best = statistics.median(ceilings) * devices
+    local = statistics.median(seconds["local"])
+    for name, values in seconds.items():
+      median = statistics.median(values)
+      flops = flops_per_token(steps[name].config.model, T) * tokens / median
+      peak = peak_flops(jax.devices()[0].device_kind)
+      table.add_row(
+        *(f"{T:,}", name, f"{median * 1e3:,.0f}", f"{tokens / median:,.0f}"),
+        *(f"{flops / 1e12:.3g}", f"{flops / best:.1%}"),
+        f"{flops / (peak * devices):.1%}" if peak else "",
+        *(f"{median / local:.3f}", f"{steps[name].peak / 2**30:.2f}"),
+      )
+    del steps
   console.print(table)
 
 

@@ -1,0 +1,93 @@
+"""The operations alone: local attention, read, write, both rules, both forms, forward and back.
+
+    python benchmarks/ops.py [--tokens=16384] [--segment=1024] [--heads=8] [--kv-heads=4]
+                             [--head-dim=64] [--dtype=float32]
+
+Rounds are interleaved; compare rows of one run.
+"""
+
+import argparse
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from infini_jax.ops import infini_attention
+from infini_jax.ops import memory as mem
+from infini_jax.ops.attention import segment_attention
+from infini_jax.ops.memory import MemoryState, Rule
+
+
+def main() -> None:
+  """Times every operation, forward and with its gradient, and prints one table."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  for name, default in (("tokens", 16_384), ("segment", 1024), ("heads", 8), ("kv-heads", 4)):
+    parser.add_argument(f"--{name}", type=int, default=default)
+  parser.add_argument("--head-dim", type=int, default=64)
+  parser.add_argument("--dtype", default="float32")
+  parser.add_argument("--rounds", type=int, default=5)
+  a = parser.parse_args()
+  N, H, K, E = a.segment, a.heads, a.kv_heads, a.head_dim
+  S = a.tokens // N
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), a.dtype)
+  qkv = draw(1, S * N, H, E), draw(1, S * N, K, E), draw(1, S * N, K, E)
+  beta = jnp.zeros(H)
+  split = lambda x: x.reshape(1, S, N, *x.shape[2:])
+  memory = MemoryState(jnp.ones((1, K, E, E)), jnp.ones((1, K, E)))
+  none = jnp.zeros((1, S), bool)
+
+  def whole(rule, form):
+    return lambda q, k, v: infini_attention(
+      q, k, v, beta, segment_length=N, rule=rule, rope_theta=1e4, implementation=form
+    )[0]
+
+  def write(rule):
+    def run(q, k, v):
+      before, after = mem.prefix(split(k), split(v), memory, none, None, Rule(rule))
+      return before.M_BKEU, after.M_BKEU
+
+    return run
+
+  operations = {
+    "local attention": lambda q, k, v: segment_attention(*map(split, (q, k, v))),
+    "read": lambda q, k, v: mem.read(q, memory),
+    **{f"write, {rule}": write(rule) for rule in ("linear", "delta")},
+    **{
+      f"infini, {rule}, {form}": whole(rule, form)
+      for rule in ("linear", "delta")
+      for form in ("parallel", "scan")
+    },
+  }
+  forms = {}
+  for name, run in operations.items():
+    total = lambda *x, run=run: sum(y.astype(jnp.float32).sum() for y in jax.tree.leaves(run(*x)))
+    forms[name] = (jax.jit(run), jax.jit(jax.grad(total, (0, 1, 2))))
+  seconds: dict = {}
+  for round_ in range(a.rounds + 1):
+    for name, pair in forms.items():
+      for i, run in enumerate(pair):
+        started = time.perf_counter()
+        jax.block_until_ready(run(*qkv))
+        if round_:
+          seconds.setdefault((name, i), []).append(time.perf_counter() - started)
+  table = Table(
+    title=f"{jax.devices()[0].device_kind}, jax {jax.__version__}: {S * N:,} tokens in segments of "
+    f"{N:,}, {H}/{K} heads of {E}, {a.dtype}"
+  )
+  for column in ("operation", "forward ms", "and gradient ms", "to local attention"):
+    table.add_column(column, justify="left" if column == "operation" else "right")
+  middle = {key: statistics.median(values) * 1e3 for key, values in seconds.items()}
+  for name in operations:
+    forward, both = middle[name, 0], middle[name, 1]
+    share = both / middle["local attention", 1]
+    table.add_row(name, f"{forward:,.1f}", f"{both:,.1f}", f"{share:.2f}")
+  Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+  main()

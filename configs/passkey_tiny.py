@@ -1,7 +1,7 @@
 """A memory that works, on a laptop: the paper's pass key, found again hundreds of segments later.
 
-A hundred thousand parameters and the task's own 57 words. Each example is at most 8 segments of 64
-tokens, all under the gradient; from step 700 on most chunks start from memories that have read
+A hundred thousand parameters and the task's own 57 words. Each example is at most 16 segments of 64
+tokens, all under the gradient; from step 1,200 on most chunks start from memories that have read
 up to 131,072 tokens before. docs/memory.md says why it is so and not otherwise.
 
 Command: make passkey
@@ -20,12 +20,12 @@ def get_config():
   task, warm, e = config.task, config.warm, config.evaluation
 
   task.name, task.digits = "passkey", 4
-  task.curriculum_steps = 600  # from 2 segments to 8
-  warm.share, warm.start_step = 0.9, 700
-  warm.segments, warm.min_tokens, warm.max_tokens = 4, 1024, 131_072
+  task.curriculum_steps = 1000  # from 2 segments to 16
+  warm.share, warm.start_step = 0.9, 1200
+  warm.segments, warm.min_tokens, warm.max_tokens = 8, 2048, 131_072
   d.tokenizer = "task"
   d.carry_state = False
-  d.lanes, d.segments = 8, 8
+  d.lanes, d.segments = 4, 16
 
   m.layers, m.width, m.heads, m.kv_heads, m.head_dim, m.ffn = 2, 64, 4, 4, 32, 128
   m.vocab_size = 64
@@ -36,8 +36,8 @@ def get_config():
   o.learning_rate, o.warmup_steps, o.b2, o.weight_decay = 5e-3, 50, 0.98, 0.0
   o.final_fraction = 0.02
   o.gate_learning_rate = 0.003  # slowly: a gate must not choose before there is a choice
-  t.steps, t.log_every, t.checkpoint_every = 3000, 20, 10_000
+  t.steps, t.log_every, t.checkpoint_every = 4000, 20, 10_000
 
-  e.lengths, e.depths, e.samples = (512, 2048, 8192, 32_768), (0.0, 0.5, 1.0), 100
+  e.lengths, e.depths, e.samples = (1024, 4096, 16_384, 65_536), (0.0, 0.5, 1.0), 100
   e.lanes, e.segments = 30, 16
   return config

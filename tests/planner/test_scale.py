@@ -1,0 +1,44 @@
+"""Billions of parameters, compiled for TPUs that are not there: what XLA plans must fit.
+
+Each takes minutes and about 3 GiB. libtpu takes a lock: one at a time.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+WIDE = ["--config.mesh.fsdp=64", "--config.data.lanes=64", "--config.evaluation.lanes=64"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None,
+  reason="libtpu is not installed: pip install '.[tpu]'",
+)
+@pytest.mark.parametrize(
+  "config,topology,more,bar",
+  [
+    ("llm_1b", "v5e:16x16", [], 4.0),
+    ("llm_8b", "v5p:4x4x4", [], 8.5),
+    ("llm_8b", "v5e:16x16", WIDE, 7.0),
+    ("million", "v5p:4x4x4", [], 13.0),
+  ],
+)
+def test_a_chip_holds_the_compiled_step(tmp_path, config, topology, more, bar):
+  out = tmp_path / "plan.json"
+  env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+  done = subprocess.run(
+    [sys.executable, "-m", "infini_jax.cli", "plan", f"--config=configs/{config}.py"]
+    + [f"--topology={topology}", f"--json={out}", *more],
+    cwd=ROOT, env=env, text=True, capture_output=True, timeout=3000,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  compiled = json.loads(out.read_text())["compiled"]
+  peak = compiled["peak"] / 2**30
+  assert peak <= bar, f"XLA plans {peak:.2f} GiB a chip, more than {bar}: what is held, and whole?"

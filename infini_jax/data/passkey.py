@@ -68,20 +68,20 @@ class Passkey:
   def example(
     self, rng: np.random.Generator, length: int, depth: float | None = None, *, held_out: bool
   ) -> Example:
-    """A prompt and its answer: `length` tokens, the key at `depth` of the filler (0 to 1)."""
-    depth = rng.random() if depth is None else depth
+    """A prompt and its answer: `length` tokens, the key at `depth` of the filler (0 to 1).
+
+    In training the key stands anywhere, or as often early: see `_early`.
+    """
+    if depth is None:
+      depth = rng.random() if rng.random() < 0.5 else self._early(rng, length)
     key = self._key(rng, held_out)
     return self._assemble(self._head, key, length, depth, Part(self._filler, 0, CONTEXT))
 
   def beginning(self, rng: np.random.Generator, length: int) -> Example:
-    """The beginning of a prompt; two in three have their key in it, the others come to it later.
-
-    What stands before the key is log-uniform: of ten thousand tokens' keys, half stand in the first
-    hundred. A key in the first segment is written by a model that has no memory yet: rare where
-    keys are spread evenly, and it too must last.
-    """
+    """The beginning of a prompt; two in three have their key in it, early; the others come to it
+    later."""
     key = self._key(rng, held_out=False)
-    depth = length ** (rng.random() - 1) if rng.random() < 2 / 3 else 1.0
+    depth = self._early(rng, length) if rng.random() < 2 / 3 else 1.0
     cycle = Part(self._filler, 0, CONTEXT)
     return self._assemble(self._head, key, length + self.shortest, depth, cycle)
 
@@ -100,6 +100,13 @@ class Passkey:
     cycle = Part(self._filler, 0, CONTEXT, max(0, read - end))
     tail = tuple(part._replace(weight=CONTEXT) for part in before.parts[-2:])  # to be weighed anew
     return self._finish([Part(rest, len(rest), CONTEXT), cycle], tail, n)
+
+  @staticmethod
+  def _early(rng: np.random.Generator, length: int) -> float:
+    """A depth with log-uniformly much before it: of ten thousand tokens' keys, half stand in the
+    first hundred. A key in the first segment is written by a model that has no memory yet: rare
+    where keys are spread evenly, and it too must last."""
+    return length ** (rng.random() - 1)
 
   def _assemble(self, head: Part, key: str, length: int, depth: float, cycle: Part) -> Example:
     statement, repeat, answer = self._pieces(key)

@@ -111,9 +111,10 @@ def segment_attention(
   if kernel in ("splash", "cudnn"):
     if reason := ask(kernel):
       raise ValueError(f"attention={kernel!r}: {reason}; choose 'auto' or 'xla'")
-    fold = lambda x: None if x is None else x.reshape(B * S, *x.shape[2:])
+    fold = lambda x: x.reshape(B * S, *x.shape[2:])
     run = kernels.splash if kernel == "splash" else kernels.cudnn
-    out_BNHU = run(*map(fold, (q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN)))
+    mask_BN = None if mask_BSN is None else fold(mask_BSN)
+    out_BNHU = run(fold(q_BSNHE), fold(k_BSNKE), fold(v_BSNKU), mask_BN)
     return out_BNHU.reshape(B, S, *out_BNHU.shape[1:])
   if kernel not in ("xla", "reference"):
     raise ValueError(

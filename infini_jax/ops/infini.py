@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from infini_jax.ops import memory as mem
@@ -18,7 +17,7 @@ from infini_jax.ops.attention import (
 )
 from infini_jax.ops.memory import MemoryState, Rule, Update, as_rule
 from infini_jax.ops.rotary import rotate
-from infini_jax.ops.shards import axis_size, on_shards, spec_of
+from infini_jax.ops.shards import P, axis_size, on_shards, spec_of
 
 GATES: dict[str, Callable[[Array], Array]] = {
   "sigmoid": jax.nn.sigmoid,

@@ -60,8 +60,12 @@ def splash(
   N, H, E = q_BNHE.shape[1:]
   block = max(b for b in range(LANE, min(N, SPLASH_BLOCK) + 1, LANE) if N % b == 0)
   sizes = pallas.BlockSizes(
-    **dict.fromkeys(("block_q", "block_kv", "block_kv_compute"), block),
-    **dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"), block),
+    block_q=block,
+    block_kv=block,
+    block_kv_compute=block,
+    block_q_dkv=block,
+    block_kv_dkv=block,
+    block_kv_dkv_compute=block,
     use_fused_bwd_kernel=True,
   )
   kernel = pallas.make_splash_mha_single_device(
@@ -75,8 +79,8 @@ def splash(
     return kernel(q_HNE, k_KNE, v_KNU, segment_ids=pallas.SegmentIds(parts, parts))
 
   q_BNHE = q_BNHE * jnp.asarray(E**-0.5, q_BNHE.dtype)
-  heads_first = (jnp.moveaxis(x, 2, 1) for x in (q_BNHE, k_BNKE, v_BNKU))
-  return jnp.moveaxis(jax.vmap(lane)(*heads_first, mask_BN), 1, 2)
+  q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q_BNHE, k_BNKE, v_BNKU))
+  return jnp.moveaxis(jax.vmap(lane)(q, k, v, mask_BN), 1, 2)
 
 
 def cudnn(

@@ -16,6 +16,8 @@ from jax.sharding import PartitionSpec
 
 GATHERED = 8  # up to so many devices everyone gets everything at once; beyond, by doubling
 
+P: Any = PartitionSpec  # a spec takes the place of an array, or of a tree of them
+
 Affine = tuple[jax.Array, jax.Array]  # (A, b): the state x becomes A x + b
 
 

@@ -4,12 +4,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from infini_jax.models.mixers.base import Mixer
 from infini_jax.ops.attention import UNSEEN, attention, put
 from infini_jax.ops.rotary import rotate
-from infini_jax.ops.shards import on_shards, spec_of
+from infini_jax.ops.shards import P, on_shards, spec_of
 from infini_jax.parallel import zeros
 
 

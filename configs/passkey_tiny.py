@@ -8,7 +8,7 @@ Command: make passkey
 Command: python benchmarks/passkey.py --workdir=runs/passkeys
 Hardware: 2 CPU cores
 Time: not measured
-Expect: keys recalled at 512 to 8,192 tokens: 0.99 to 1.00 (linear); docs/results.md has the rest
+Expect: keys recalled at 1,024 to 16,384 tokens: 0.98 to 1.00; docs/results.md has the rest
 """
 
 from infini_jax.config import base_config

@@ -104,22 +104,13 @@ def segment_attention(
     ValueError: an unknown kernel, or one that cannot do it, and why.
   """
   B, S, N, H, E = q_BSNHE.shape
-  on = kernels.platform()
-  ask = lambda name: kernels.why_not(name, on, N, E, v_BSNKU.shape[-1], q_BSNHE.dtype)
-  if kernel == "auto":
-    kernel = next((name for name in ("splash", "cudnn") if ask(name) is None), "xla")
+  kernel = kernels.choose(kernel, kernels.platform(), N, E, v_BSNKU.shape[-1], q_BSNHE.dtype)
   if kernel in ("splash", "cudnn"):
-    if reason := ask(kernel):
-      raise ValueError(f"attention={kernel!r}: {reason}; choose 'auto' or 'xla'")
     fold = lambda x: x.reshape(B * S, *x.shape[2:])
     run = kernels.splash if kernel == "splash" else kernels.cudnn
     mask_BN = None if mask_BSN is None else fold(mask_BSN)
     out_BNHU = run(fold(q_BSNHE), fold(k_BSNKE), fold(v_BSNKU), mask_BN)
     return out_BNHU.reshape(B, S, *out_BNHU.shape[1:])
-  if kernel not in ("xla", "reference"):
-    raise ValueError(
-      f"attention={kernel!r}: choose 'auto', 'reference', 'xla', 'splash' or 'cudnn'"
-    )
 
   def one(q_BNHE, k_BNKE, v_BNKU, mask_BN):
     position = jnp.arange(N, dtype=jnp.int32)[None]

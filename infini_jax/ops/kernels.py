@@ -46,6 +46,24 @@ def why_not(kernel: str, on: str, N: int, E: int, U: int, dtype: jnp.dtype) -> s
   return None
 
 
+def choose(kernel: str, on: str, N: int, E: int, U: int, dtype: jnp.dtype) -> str:
+  """The kernel that a name stands for; arguments as of `why_not`.
+
+  Raises:
+    ValueError: an unknown name, or a kernel that cannot do it, and why.
+  """
+  ask = lambda name: why_not(name, on, N, E, U, dtype)
+  if kernel == "auto":
+    return next((name for name in ("splash", "cudnn") if ask(name) is None), "xla")
+  if kernel in ("splash", "cudnn") and (reason := ask(kernel)):
+    raise ValueError(f"attention={kernel!r}: {reason}; choose 'auto' or 'xla'")
+  if kernel not in ("xla", "reference", "splash", "cudnn"):
+    raise ValueError(
+      f"attention={kernel!r}: choose 'auto', 'reference', 'xla', 'splash' or 'cudnn'"
+    )
+  return kernel
+
+
 def splash(
   q_BNHE: Float[Array, "B N H E"],
   k_BNKE: Float[Array, "B N K E"],

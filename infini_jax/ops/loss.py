@@ -80,15 +80,25 @@ def cross_entropy(
   return tuple(map(join, outs))
 
 
+def divides_vocabulary(T: int, V: int, over: int, parts: int) -> bool:
+  """Whether devices that share a sequence take parts of the vocabulary, and gather the tokens.
+
+  Args:
+    T, V: tokens of a lane, and the vocabulary.
+    over: devices that T is divided over.
+    parts: devices that V would be divided over.
+  """
+  # Hidden states travel three times in 2 bytes, the head and its gradient once each in 4.
+  return over > 1 and V % parts == 0 and 6 * T < 8 * V
+
+
 def _place_head(head_VD, T, over):
   """The head, laid out for use, and the axis over which tokens stay divided."""
   if jax.sharding.get_abstract_mesh().empty:
     return head_VD, None
   rows, columns = spec_of(head_VD)
   both = tuple(axis for axis in (rows, over) if axis is not None)
-  # Hidden states travel three times in 2 bytes, the head and its gradient once each in 4.
-  less = 6 * T < 8 * head_VD.shape[0]
-  if axis_size(over) == 1 or head_VD.shape[0] % axis_size(both) or not less:
+  if not divides_vocabulary(T, head_VD.shape[0], axis_size(over), axis_size(both)):
     return jax.reshard(head_VD, PartitionSpec(rows)), over
   *whole, last = columns if isinstance(columns, tuple) else (columns,)
   if last != over:

@@ -7,13 +7,13 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from infini_jax.config import Config
-from infini_jax.ops.kernels import LANE, SPLASH_BLOCK, why_not
+from infini_jax.config import Config, InputError
+from infini_jax.ops.attention import BLOCK_ROWS
+from infini_jax.ops.kernels import LANE, SPLASH_BLOCK, choose
+from infini_jax.ops.loss import divides_vocabulary
 from infini_jax.parallel.mesh import AXES, COMPUTE, STORAGE
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import TrainState, abstract_state
-
-XLA_BLOCK = 512  # query rows of a block of scores without a kernel: ops/attention.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def shares(config: Config, sizes: dict[str, int], platform: str) -> Shares:
   kernel, block = _kernel(config, platform)
   vocab, seq = m.vocab_size // parts(COMPUTE, "V"), parts(COMPUTE, "T")
   T = d.segments * m.segment_length
-  divided = seq > 1 and vocab % seq == 0 and 6 * T < 8 * m.vocab_size  # as ops/loss.py chooses
+  divided = divides_vocabulary(T, m.vocab_size, seq, seq * parts(COMPUTE, "V"))
   return Shares(
     lanes=lanes,
     segments=segments,
@@ -115,13 +115,12 @@ def spec_text(spec: PartitionSpec) -> str:
 def _kernel(config: Config, platform: str) -> tuple[str, int]:
   """The kernel that `attention` chooses there, and the rows of its blocks."""
   m = config.model
-  ask = lambda name: why_not(
-    name, platform, m.segment_length, m.head_dim, m.head_dim, jax.numpy.dtype(m.compute_dtype)
-  )
-  kernel = m.attention
-  if kernel == "auto":
-    kernel = next((name for name in ("splash", "cudnn") if ask(name) is None), "xla")
+  sizes = (m.segment_length, m.head_dim, m.head_dim)
+  try:
+    kernel = choose(m.attention, platform, *sizes, jax.numpy.dtype(m.compute_dtype))
+  except ValueError as error:
+    raise InputError(f"config.model.{error}") from None
   if m.mixer == "full" and kernel != "reference":
     kernel = "xla"  # it attends over a cache, which the kernels of segments do not
-  blocks = {"splash": SPLASH_BLOCK, "cudnn": LANE, "xla": XLA_BLOCK}
+  blocks = {"splash": SPLASH_BLOCK, "cudnn": LANE, "xla": BLOCK_ROWS}
   return kernel, min(m.segment_length, blocks.get(kernel, m.segment_length))

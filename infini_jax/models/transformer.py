@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from infini_jax.config import ModelConfig
 from infini_jax.models.mixers import MIXERS
-from infini_jax.parallel import einsum, lookup, param_shardings, use
+from infini_jax.parallel import lookup, param_shardings, product
 
 REMAT = {
   "none": None,  # keep everything
@@ -41,7 +41,7 @@ class RMSNorm(nnx.Module):
     """Normalizes the last dimension."""
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.epsilon)
-    scale = use(self.scale_E[...], "E", jnp.float32)
+    scale = self.scale_E[...].astype(jnp.float32)
     return (x32 * scale.reshape(*(1,) * (x.ndim - 1), -1)).astype(x.dtype)
 
 
@@ -61,15 +61,14 @@ class Attention(nnx.Module):
 
   def __call__(self, x_BTD, state, mix):
     """`mix(mixer, q, k, v, state)` is either a chunk or an extension of the open segment."""
-    dtype = x_BTD.dtype
-    q_BTHE = einsum("BTD,DHE->BTHE", x_BTD, use(self.w_q_DHE[...], "_HE", dtype))
-    k_BTKE = einsum("BTD,DKE->BTKE", x_BTD, use(self.w_k_DKE[...], "_KE", dtype))
-    v_BTKE = einsum("BTD,DKE->BTKE", x_BTD, use(self.w_v_DKE[...], "_KE", dtype))
+    q_BTHE = product("BTD,DHE->BTHE", x_BTD, self.w_q_DHE[...])
+    k_BTKE = product("BTD,DKE->BTKE", x_BTD, self.w_k_DKE[...])
+    v_BTKE = product("BTD,DKE->BTKE", x_BTD, self.w_v_DKE[...])
     if self.config.qk_norm:
       q_BTHE, k_BTKE = self.q_norm(q_BTHE), self.k_norm(k_BTKE)
     with jax.named_scope(self.config.mixer):
       out_BTHE, state = mix(self.mixer, q_BTHE, k_BTKE, v_BTKE, state)
-    return einsum("BTHE,HED->BTD", out_BTHE, use(self.w_o_HED[...], "HE_", dtype)), state
+    return product("BTHE,HED->BTD", out_BTHE, self.w_o_HED[...]), state
 
 
 class FeedForward(nnx.Module):
@@ -85,14 +84,13 @@ class FeedForward(nnx.Module):
 
   def __call__(self, x_BTD):
     """Token by token."""
-    dtype = x_BTD.dtype
-    up_BTF = einsum("BTD,DF->BTF", x_BTD, use(self.w_up_DF[...], "_F", dtype))
+    up_BTF = product("BTD,DF->BTF", x_BTD, self.w_up_DF[...])
     if self.gated:
-      gate_BTF = einsum("BTD,DF->BTF", x_BTD, use(self.w_gate_DF[...], "_F", dtype))
+      gate_BTF = product("BTD,DF->BTF", x_BTD, self.w_gate_DF[...])
       up_BTF = up_BTF * jax.nn.silu(gate_BTF)
     else:
       up_BTF = jax.nn.gelu(up_BTF)
-    return einsum("BTF,FD->BTD", up_BTF, use(self.w_down_FD[...], "F_", dtype))
+    return product("BTF,FD->BTD", up_BTF, self.w_down_FD[...])
 
 
 class Block(nnx.Module):
@@ -181,8 +179,8 @@ class Transformer(nnx.Module):
 
   def logits(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
     """Float32 logits of a few positions; for many, see `ops.loss.cross_entropy`."""
-    head_VD = use(self.head(), "V_", hidden_BTD.dtype)
-    return einsum("BTD,VD->BTV", hidden_BTD, head_VD, preferred_element_type=jnp.float32)
+    float32 = {"preferred_element_type": jnp.float32}
+    return product("BTD,VD->BTV", hidden_BTD, self.head(), **float32)
 
   def _mixer(self):
     return MIXERS[self.config.mixer](self.config, nnx.Rngs(0))

@@ -1,29 +1,26 @@
 """Where arrays live: one mesh, and one table from the glossary's letters to its axes."""
 
 from infini_jax.parallel.hosts import abstract_batch, local_rows, put_batch
-from infini_jax.parallel.lookup import lookup
 from infini_jax.parallel.mesh import (
   check_divisible,
-  einsum,
   in_mesh,
   make_mesh,
   param_shardings,
   shard,
-  use,
   zeros,
 )
+from infini_jax.parallel.weights import lookup, product
 
 __all__ = [
   "abstract_batch",
   "check_divisible",
-  "einsum",
   "in_mesh",
   "local_rows",
   "lookup",
   "make_mesh",
   "param_shardings",
+  "product",
   "put_batch",
   "shard",
-  "use",
   "zeros",
 ]

@@ -1,9 +1,9 @@
 """One mesh with explicit axes, and one table from the glossary's letters to those axes.
 
 An array is sharded by the letters in its name: `w_q_DHE` is stored with D over `fsdp` and `seq`,
-and H over `tensor`. A parameter is gathered over the former where it is used (`use`), and its
-gradient scattered back. Outside a mesh every function here does nothing but its mathematics, so
-that the model runs in a notebook as it runs on a pod.
+and H over `tensor`. A parameter is gathered over the former where it is used (`weights.product`),
+and its gradient scattered back. Outside a mesh every function here does nothing but its
+mathematics, so that the model runs in a notebook as it runs on a pod.
 """
 
 import math
@@ -95,13 +95,19 @@ def check_divisible(config: Config, mesh: Mesh) -> None:
     ("V", "config.model.vocab_size", m.vocab_size, COMPUTE),
     ("D", "config.model.width", m.width, STORAGE),
   ):
-    axes = table[letter] if isinstance(table[letter], tuple) else (table[letter],)
+    axes = axes_of(table, letter)
     parts = math.prod(mesh.shape[a] for a in axes)
     if size % parts:
       raise InputError(
         f"{name}={size} is divided over mesh axes {'*'.join(axes)}={parts} and is not a multiple: "
         f"make it {-(-size // parts) * parts}, or the axes smaller"
       )
+
+
+def axes_of(table: dict[str, Any], letter: str) -> tuple[str, ...]:
+  """The mesh axes of a letter, as a tuple."""
+  axes = table.get(letter) or ()
+  return (axes,) if isinstance(axes, str) else tuple(axes)
 
 
 def spec(letters: str, table: dict[str, Any]) -> PartitionSpec:
@@ -122,18 +128,6 @@ def zeros(shape: tuple[int, ...], letters: str, dtype: Any) -> jax.Array:
   """Zeros laid out by their letters."""
   sharding = spec(letters, COMPUTE) if in_mesh() else None
   return jnp.zeros(shape, dtype, out_sharding=sharding)
-
-
-def use(param: jax.Array, letters: str, dtype: Any) -> jax.Array:
-  """A stored parameter, ready for a product: cast first, then gathered over D."""
-  return shard(param.astype(dtype), letters)
-
-
-def einsum(equation: str, *args: jax.Array, **options: Any) -> jax.Array:
-  """`jnp.einsum` whose result is laid out by the equation's own letters."""
-  if in_mesh():
-    options["out_sharding"] = spec(equation.split("->")[1], COMPUTE)
-  return jnp.einsum(equation, *args, **options)
 
 
 def param_shardings(params: Any, mesh: Mesh) -> Any:

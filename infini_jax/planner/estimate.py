@@ -181,6 +181,7 @@ def _working(config: Config, s: Shares, params: float) -> tuple[str, dict[str, f
   copies = s.tokens * (4 * (4 * D + 4 * s.heads * E) + c * s.ffn)
   kept = {"none": activations + copies + s.tokens * D * c, "full": s.tokens * D * c}
   kept["dots"] = kept["full"] + s.tokens * c * products
+  kept["offload"] = 0  # in the host's memory
   saved = m.layers * (kept[m.remat] + state)
   if m.remat == "none" and s.stored > 1:
     saved += m.layers * layer_weights * c  # gathered weights are kept too

@@ -11,7 +11,7 @@ from infini_jax.config import Config, InputError
 from infini_jax.ops.attention import BLOCK_ROWS
 from infini_jax.ops.kernels import LANE, SPLASH_BLOCK, choose
 from infini_jax.ops.loss import divides_vocabulary
-from infini_jax.parallel.mesh import AXES, COMPUTE, STORAGE
+from infini_jax.parallel.mesh import AXES, COMPUTE, STORAGE, axes_of
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import TrainState, abstract_state
 
@@ -78,12 +78,6 @@ def shares(config: Config, sizes: dict[str, int], platform: str) -> Shares:
     kernel=kernel,
     block=block,
   )
-
-
-def axes_of(table: dict[str, Any], letter: str) -> tuple[str, ...]:
-  """The mesh axes of a letter, as a tuple."""
-  axes = table.get(letter) or ()
-  return (axes,) if isinstance(axes, str) else tuple(axes)
 
 
 def abstract_mesh(sizes: dict[str, int]) -> AbstractMesh:

@@ -5,9 +5,9 @@ import math
 
 from infini_jax.config import Config
 from infini_jax.ops.shards import GATHERED
-from infini_jax.parallel.mesh import AXES, COMPUTE, STORAGE
+from infini_jax.parallel.mesh import AXES, COMPUTE, STORAGE, axes_of
 from infini_jax.plan import Chip
-from infini_jax.planner.shares import Shares, axes_of
+from infini_jax.planner.shares import Shares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ def memory_traffic(config: Config, s: Shares, params: float, optimizer: float) -
     mixing *= 2  # the memory reads and writes them once more
   ffn = 2 * D + s.ffn * (up + 1)
   forward = s.tokens * (qkv + mixing + s.heads * E + D + ffn)
-  passes = 3 + {"none": 0, "dots": 0, "full": 1}[m.remat]
+  passes = 3 + (m.remat in ("full", "offload"))
   layers = m.layers * c * (forward * passes + weights * (passes + 1))
   loss = s.tokens * s.vocab * 4 * 4 + s.vocab * D * 4 * c
   update = 2 * (params + optimizer + params)

@@ -272,7 +272,12 @@ def job(tmp_path_factory):
   folder = tmp_path_factory.mktemp("job")
   tiny.write_corpus(folder / "corpus")
   fields = {"steps": 6, "checkpoint_every": 3, "keep_checkpoints": 2, "eval_every": 6}
-  for name, mesh in (("lanes", {"data": -1}), ("seq", {"data": 1, "seq": 2, "tensor": 2})):
+  meshes = {
+    "lanes": {"data": -1},
+    "seq": {"data": 1, "seq": 2, "tensor": 2},
+    "dcn": {"dcn": 2, "data": 1, "fsdp": 2},
+  }
+  for name, mesh in meshes.items():
     sections = {
       **tiny.RUN,
       "model": {**tiny.RUN["model"], "rule": "delta"},
@@ -369,12 +374,26 @@ def same_figures(got, expected):
 
 
 @pytest.mark.slow
-def test_a_sequence_divided_over_processes(command, job):
-  """Two processes hold the same lanes, and each one segment of a chunk."""
-  for count, run in ((1, "seq1"), (2, "seq2")):
-    command("train", run, count, config="seq", devices=4)
-  assert losses(job / "seq2")[0] == losses(job / "seq1")[0]
-  np.testing.assert_allclose(losses(job / "seq2")[1], losses(job / "seq1")[1], rtol=1e-5)
+@pytest.mark.parametrize("config", ["seq", "dcn"])
+def test_other_meshes_over_processes(command, job, config):
+  """`seq`: two processes hold the same lanes, and each one segment of a chunk. `dcn`: each process
+  is an island. Pass keys are asked of both."""
+  found = []
+  keys = ("--config.evaluation.task=passkey", "--config.evaluation.lengths=(256,)")
+  keys += ("--config.evaluation.samples=4", "--config.evaluation.depths=(0.0,0.5)")
+  for count in (1, 2):
+    run = f"{config}{count}"
+    command("train", run, count, config=config, devices=4)
+    command("eval", run, count, *keys, config=config, devices=4)
+    found.append(json.loads((job / run / "evaluation" / "results.json").read_text()))
+    for scores in (found[-1]["memory"], *found[-1]["knocked_out"].values()):
+      scores.pop("seconds", None)
+      scores.pop("tokens_per_second", None)
+  one, two = (losses(job / f"{config}{count}") for count in (1, 2))
+  assert two[0] == one[0]
+  np.testing.assert_allclose(two[1], one[1], rtol=1e-5)
+  same_figures(found[1]["memory"], found[0]["memory"])
+  same_figures(found[1]["knocked_out"], found[0]["knocked_out"])
 
 
 def endless(command, job, workdir):

@@ -57,10 +57,12 @@ def made(mesh=None, chip=V5E, **sections):
 
 
 def test_rematerialization_trades_activations_for_work():
-  full, dots, none = (made(model={"remat": r}) for r in ("full", "dots", "none"))
+  policies = ("offload", "full", "dots", "none")
+  offload, full, dots, none = (made(model={"remat": r}) for r in policies)
   kept = "activations kept for the gradient"
-  assert full.working[kept] < dots.working[kept] < none.working[kept]
+  assert offload.working[kept] < full.working[kept] < dots.working[kept] < none.working[kept]
   assert full.flops["executed"] > dots.flops["executed"] > none.flops["executed"]
+  assert full.flops["executed"] == offload.flops["executed"]
   assert full.flops["model"] == none.flops["model"]
 
 

@@ -10,7 +10,7 @@ from infini_jax.models.mixers.base import Mixer
 from infini_jax.models.mixers.local import empty_cache
 from infini_jax.ops.infini import InfiniStream, extend_stream, infini_attention, open_stream
 from infini_jax.ops.memory import MemoryState, Rule
-from infini_jax.parallel import use, zeros
+from infini_jax.parallel import zeros
 
 
 class Infini(Mixer):
@@ -67,4 +67,4 @@ class Infini(Mixer):
     }
 
   def _beta(self):
-    return use(self.beta_H[...], "H", jnp.float32)
+    return self.beta_H[...].astype(jnp.float32)

@@ -1,0 +1,87 @@
+"""Products with weights that lie divided over devices: what is gathered, and what is sent back.
+
+What is to be sent is said outright, inside `shard_map`: left to itself, XLA reduces whole gradients
+and cuts them then.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from infini_jax.parallel.mesh import COMPUTE, STORAGE, axes_of, in_mesh, spec
+
+
+def product(equation: str, x: jax.Array, weight: jax.Array, **options: Any) -> jax.Array:
+  """`jnp.einsum(equation, x, weight)` in x's type, for a weight as it is stored.
+
+  The weight is cast, and gathered over one mesh axis after the other. Its gradient goes the same
+  way back, summed and scattered: no device receives the whole of it. Where a dimension that is
+  summed over is divided, the sums are summed over its devices.
+
+  Args:
+    equation: in the glossary's letters, such as "BTD,DHE->BTHE"; they lay out all three arrays.
+    x: laid out as activations are.
+    weight: laid out as it is stored.
+    options: more of `jnp.einsum`.
+  """
+  weight = weight.astype(x.dtype)
+  if not in_mesh():
+    return jnp.einsum(equation, x, weight, **options)
+  ins, out = equation.split("->")
+  rows, columns = ins.split(",")
+  specs = (spec(rows, COMPUTE), spec(columns, STORAGE))
+  gathered = {d: axes_of(STORAGE, c) for d, c in enumerate(columns) if c not in COMPUTE}
+  summed = [a for c in columns if c not in out for a in axes_of(COMPUTE, c)]
+  # Known from here on to differ on every device that has other tokens: their gradients are summed
+  # last, when they are shards.
+  copies = [a for c in rows for a in axes_of(COMPUTE, c) if a not in _axes(columns)]
+
+  def piece(x, weight):
+    weight = jax.lax.pcast(weight, tuple(copies), to="varying")
+    for dimension, axes in gathered.items():
+      for axis in reversed(axes):
+        weight = jax.lax.all_gather(weight, axis, axis=dimension, tiled=True)
+    y = jnp.einsum(equation, x, weight, **options)
+    return jax.lax.psum(y, summed) if summed else y
+
+  placed = map(jax.reshard, (x, weight), specs)
+  return jax.shard_map(piece, in_specs=specs, out_specs=spec(out, COMPUTE))(*placed)
+
+
+def lookup(table_VD: jax.Array, tokens_BT: jax.Array, dtype: str) -> jax.Array:
+  """`table_VD[tokens_BT]` in `dtype`, laid out as activations are.
+
+  The table and its gradient stay where they are stored. Token numbers are gathered instead, every
+  device looks its own rows and columns up for all of them, and the pieces change places
+  (all-to-all): what is sent is the size of the activations, not of the vocabulary.
+  """
+  if not in_mesh():
+    return table_VD.astype(dtype)[tokens_BT]
+  mesh = jax.sharding.get_abstract_mesh()
+  # Along a column axis lanes (B) or tokens (T) are divided: the dimension that it is traded for.
+  traded = {axis: 0 if axis in COMPUTE["B"] else 1 for axis in STORAGE["D"]}
+  rows = COMPUTE["V"]
+
+  def piece(table_VD, tokens_BT):
+    for axis, dimension in traded.items():
+      tokens_BT = jax.lax.all_gather(tokens_BT, axis, axis=dimension, tiled=True)
+    if mesh.shape[rows] > 1:
+      tokens_BT -= jax.lax.axis_index(rows) * table_VD.shape[0]
+    here_BT = (0 <= tokens_BT) & (tokens_BT < table_VD.shape[0])
+    x_BTD = table_VD.astype(dtype)[jnp.where(here_BT, tokens_BT, 0)]
+    if mesh.shape[rows] > 1:
+      x_BTD = jax.lax.psum(jnp.where(here_BT[..., None], x_BTD, 0), rows)
+    for axis, dimension in reversed(traded.items()):
+      x_BTD = jax.lax.all_to_all(x_BTD, axis, dimension, 2, tiled=True)
+    return x_BTD
+
+  places = (spec("VD", STORAGE), spec("BT", COMPUTE))
+  placed = map(jax.reshard, (table_VD, tokens_BT), places)
+  run = jax.shard_map(piece, in_specs=places, out_specs=spec("BTE", COMPUTE), check_vma=False)
+  return run(*placed)
+
+
+def _axes(letters: str) -> list[str]:
+  """The mesh axes over which a weight is stored."""
+  return [axis for letter in letters for axis in axes_of(STORAGE, letter)]

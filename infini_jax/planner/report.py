@@ -1,6 +1,7 @@
 """The plan as tables for a person, and as JSON for a program."""
 
 import dataclasses
+import math
 from typing import Any
 
 from rich.console import Console
@@ -8,7 +9,7 @@ from rich.table import Table
 
 from infini_jax.plan.chips import GIB
 from infini_jax.planner.compiled import Compiled
-from infini_jax.planner.estimate import Estimate
+from infini_jax.planner.estimate import Estimate, Parameter
 from infini_jax.planner.verdict import Verdict
 
 
@@ -18,13 +19,14 @@ def show(made: Estimate, console: Console) -> None:
   axes = " x ".join(f"{axis} {size}" for axis, size in made.sizes.items() if size > 1) or "1 device"
   console.print(f"{chips:,} x {made.chip.name} ({axes}); {made.tokens:,} tokens a step")
 
-  table = _table("parameters", "sharding", "shape", "numbers", "MiB a chip", left=2)
+  table = _table("parameters", "divided", "shape", "millions", "MiB/chip", left=2)
   for p in made.parameters:
-    shape = "x".join(map(str, p.shape))
-    table.add_row(p.name, p.sharding, shape, f"{p.numbers:,}", f"{p.chip_bytes / 2**20:,.1f}")
-  total = sum(p.numbers for p in made.parameters)
+    shape, mib = "x".join(map(str, p.shape)), p.chip_bytes / 2**20
+    name = p.name.removeprefix("blocks.")
+    table.add_row(name, _divided(p, made.sizes), shape, f"{p.numbers / 1e6:,.2f}", f"{mib:,.1f}")
+  total = sum(p.numbers for p in made.parameters) / 1e6
   mib = sum(p.chip_bytes for p in made.parameters) / 2**20
-  table.add_row("all", "", "", f"{total:,}", f"{mib:,.1f}", style="bold")
+  table.add_row("all", "", "", f"{total:,.2f}", f"{mib:,.1f}", style="bold")
   console.print(table)
 
   table = _table(f"memory at its peak: {made.phase}", "GiB a chip", "")
@@ -121,6 +123,17 @@ def as_json(made: Estimate, found: Compiled | None, verdict: Verdict) -> dict[st
     "verdict": dataclasses.asdict(verdict),
     "config": dataclasses.asdict(made.config),
   }
+
+
+def _divided(parameter: Parameter, sizes: dict[str, int]) -> str:
+  """'D/64': the letters that are divided, and by how much."""
+  entries = parameter.sharding.split(",")
+  letters = parameter.name.rsplit("_", 1)[-1].rjust(len(entries), "L")
+  parts = {
+    letter: math.prod(sizes.get(axis, 1) for axis in entry.split("+"))
+    for letter, entry in zip(letters, entries, strict=True)
+  }
+  return " ".join(f"{letter}/{n}" for letter, n in parts.items() if n > 1)
 
 
 def _table(title: str, *columns: str, left: int = 1) -> Table:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from infini_jax.ops.shards import axis_size, on_shards, spec_of
+from infini_jax.ops.shards import axis_names, axis_size, on_shards, spec_of
 
 
 def cross_entropy(
@@ -31,53 +31,72 @@ def cross_entropy(
     `nll_BT` in nats and `log_z_BT`, both float32; `right_BT`: the target is likelier than
     any other token.
   """
-  B, T, _ = hidden_BTD.shape
   lanes, over, _ = spec_of(hidden_BTD)
-  P = axis_size(over)  # devices that T is divided over: each of them cuts its own part
-  head_VD, hidden_over = _place_head(head_VD, T, over)
-  blocks = -(-T // (P * chunk))
-  size = -(-T // (P * blocks))
+  rows, columns = map(axis_names, spec_of(head_VD))
+  parts = axis_size((*rows, *axis_names(over)))
+  T, V = hidden_BTD.shape[1], head_VD.shape[0]
+  divided = over in columns and divides_vocabulary(T, V, axis_size(over), parts)
+  sharers = (*rows, over) if divided else rows  # devices that each have other rows of the head
+  copies = tuple(a for a in (*axis_names(lanes), *axis_names(over)) if a not in columns)
 
-  def block(hidden_BPTD, targets_BPT):
-    if hidden_over != over:
-      hidden_BPTD = jax.reshard(hidden_BPTD, PartitionSpec(lanes))
-      targets_BPT = jax.reshard(targets_BPT, PartitionSpec(lanes))
-    logits_BPTV = jnp.einsum(
-      "BPTD,VD->BPTV",
-      hidden_BPTD,
-      head_VD.astype(hidden_BPTD.dtype),
-      preferred_element_type=jnp.float32,
-    )
-    column_V = jnp.arange(head_VD.shape[0], dtype=targets_BPT.dtype)
-    log_z_BPT = jax.nn.logsumexp(logits_BPTV, axis=-1)
-    # A sum over the vocabulary instead of a gather: it stays local when the vocabulary is sharded.
-    hit_BPTV = column_V[None, None, None] == targets_BPT[..., None]
-    target_BPT = jnp.where(hit_BPTV, logits_BPTV, 0.0).sum(-1)
-    other_BPT = jnp.where(hit_BPTV, -jnp.inf, logits_BPTV).max(-1)
-    outs = (log_z_BPT - target_BPT, log_z_BPT, target_BPT > other_BPT)
-    if hidden_over != over:
-      outs = jax.tree.map(lambda x: jax.reshard(x, PartitionSpec(lanes, over)), outs)
-    return outs
+  def piece(hidden_BTD, head_VD, targets_BT):
+    # Gradients go the same way back, summed and scattered; at last over copies, when small.
+    head_VD = jax.lax.pcast(head_VD, copies, to="varying")
+    if divided:
+      head_VD = jax.lax.all_to_all(head_VD, over, 0, 1, tiled=True)
+    for axis in reversed([a for a in columns if a not in sharers]):
+      head_VD = jax.lax.all_gather(head_VD, axis, axis=1, tiled=True)
+    column_V = jnp.arange(head_VD.shape[0], dtype=targets_BT.dtype)
+    if sharers:
+      column_V += jax.lax.axis_index(sharers) * len(column_V)
 
-  def reshape(x, shape, *spec):
-    in_mesh = not jax.sharding.get_abstract_mesh().empty
-    return jnp.reshape(x, shape, out_sharding=PartitionSpec(*spec) if in_mesh else None)
+    def block(hidden_BTD, targets_BT):
+      own = targets_BT.shape[1]
+      if divided:
+        gather = lambda x: jax.lax.all_gather(x, over, axis=1, tiled=True)
+        hidden_BTD, targets_BT = gather(hidden_BTD), gather(targets_BT)
+      logits_BTV = jnp.einsum(
+        "BTD,VD->BTV",
+        hidden_BTD,
+        head_VD.astype(hidden_BTD.dtype),
+        preferred_element_type=jnp.float32,
+      )
+      # A sum over the vocabulary, not a look-up: each device has the target among its rows, or 0.
+      hit_BTV = column_V[None, None] == targets_BT[..., None]
+      fixed_BTV = jax.lax.stop_gradient(logits_BTV)
+      top_BT = jax.lax.pmax(fixed_BTV.max(-1), sharers)
+      sums = (jnp.exp(logits_BTV - top_BT[..., None]), jnp.where(hit_BTV, logits_BTV, 0.0))
+      total_BT, target_BT = (jax.lax.psum(x.sum(-1), sharers) for x in sums)
+      other_BT = jax.lax.pmax(jnp.where(hit_BTV, -jnp.inf, fixed_BTV).max(-1), sharers)
+      log_z_BT = top_BT + jnp.log(total_BT)
+      outs = (log_z_BT - target_BT, log_z_BT, target_BT > other_BT)
+      if not divided:
+        return outs
+      first = jax.lax.axis_index(over) * own
+      return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, own, 1), outs)
 
-  def split(x):
-    x = jnp.pad(x, ((0, 0), (0, P * blocks * size - T)) + ((0, 0),) * (x.ndim - 2))
-    return reshape(x, (B, P, blocks, size, *x.shape[2:]), lanes, over)
+    B, T = targets_BT.shape
+    blocks = -(-T // chunk)
+    size = -(-T // blocks)
+    if blocks == 1:
+      return block(hidden_BTD, targets_BT)
 
-  def join(x_BPT):
-    return reshape(x_BPT, (B, P * blocks * size), lanes, over)[:, :T]
+    def split(x):
+      x = jnp.pad(x, ((0, 0), (0, blocks * size - T)) + ((0, 0),) * (x.ndim - 2))
+      return jnp.moveaxis(x.reshape(B, blocks, size, *x.shape[2:]), 1, 0)
 
-  hidden, targets = split(hidden_BTD), split(targets_BT)
-  if blocks == 1:
-    outs = jax.tree.map(lambda x: x[:, :, None], block(hidden[:, :, 0], targets[:, :, 0]))
-  else:
-    xs = (jnp.moveaxis(hidden, 2, 0), jnp.moveaxis(targets, 2, 0))
+    xs = (split(hidden_BTD), split(targets_BT))
     _, outs = jax.lax.scan(lambda c, x: (c, jax.checkpoint(block)(*x)), None, xs)
-    outs = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), outs)
-  return tuple(map(join, outs))
+    return tuple(jnp.moveaxis(x, 0, 1).reshape(B, -1)[:, :T] for x in outs)
+
+  token, place = PartitionSpec(lanes, over), spec_of(head_VD)
+  return on_shards(
+    piece,
+    *(hidden_BTD, head_VD, targets_BT),
+    specs=(token, place, token),
+    out_specs=(token, token, token),
+    follow=True,
+  )
 
 
 def divides_vocabulary(T: int, V: int, over: int, parts: int) -> bool:
@@ -90,25 +109,3 @@ def divides_vocabulary(T: int, V: int, over: int, parts: int) -> bool:
   """
   # Hidden states travel three times in 2 bytes, the head and its gradient once each in 4.
   return over > 1 and V % parts == 0 and 6 * T < 8 * V
-
-
-def _place_head(head_VD, T, over):
-  """The head, laid out for use, and the axis over which tokens stay divided."""
-  if jax.sharding.get_abstract_mesh().empty:
-    return head_VD, None
-  rows, columns = spec_of(head_VD)
-  both = tuple(axis for axis in (rows, over) if axis is not None)
-  if not divides_vocabulary(T, head_VD.shape[0], axis_size(over), axis_size(both)):
-    return jax.reshard(head_VD, PartitionSpec(rows)), over
-  *whole, last = columns if isinstance(columns, tuple) else (columns,)
-  if last != over:
-    return jax.reshard(head_VD, PartitionSpec(both)), None
-
-  def piece(head_VD):  # said outright: XLA would gather everything, and cut
-    head_VD = jax.lax.all_to_all(head_VD, over, 0, 1, tiled=True)
-    for axis in reversed(whole):
-      head_VD = jax.lax.all_gather(head_VD, axis, axis=1, tiled=True)
-    return head_VD
-
-  place = spec_of(head_VD)
-  return on_shards(piece, head_VD, specs=(place,), out_specs=PartitionSpec(both)), None

@@ -27,21 +27,29 @@ def spec_of(x: jax.Array) -> PartitionSpec:
   return PartitionSpec(*spec, *(None,) * (x.ndim - len(spec)))
 
 
-def on_shards(f: Callable, *args: Any, specs: Any, out_specs: Any) -> Any:
-  """`f(*args)` on every device's share of `args`; outside a mesh simply `f(*args)`."""
+def on_shards(f: Callable, *args: Any, specs: Any, out_specs: Any, follow: bool = False) -> Any:
+  """`f(*args)` on every device's share of `args`; outside a mesh simply `f(*args)`.
+
+  `follow` lets JAX follow which values differ from device to device, so that a sum over devices has
+  a gradient that costs nothing. Kernels cannot be followed.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.are_all_axes_manual:
     return f(*args)
   # A spec may stand for a whole tree of arguments, None (an absent argument) among them.
   place = lambda spec, tree: jax.tree.map(lambda x: jax.reshard(x, spec), tree)
   args = jax.tree.map(place, specs, args, is_leaf=lambda x: isinstance(x, PartitionSpec))
-  return jax.shard_map(f, in_specs=specs, out_specs=out_specs, check_vma=False)(*args)
+  return jax.shard_map(f, in_specs=specs, out_specs=out_specs, check_vma=follow)(*args)
 
 
-def axis_size(axis: str | tuple[str, ...] | None) -> int:
+def axis_names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  """The mesh axes of one dimension: an entry of a spec, as a tuple."""
+  return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def axis_size(entry: str | tuple[str, ...] | None) -> int:
   """Devices along a mesh axis, or the product of several."""
-  names = () if axis is None else (axis,) if isinstance(axis, str) else axis
-  return math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in names)
+  return math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in axis_names(entry))
 
 
 def carry(step: Affine, start: jax.Array, axis: str) -> tuple[jax.Array, jax.Array]:

@@ -61,6 +61,7 @@ ANOTHER = {
   "model.kv_heads": 1,
   "model.gate": "hard_sigmoid",
   "model.decay": 0.9,
+  "model.knn_layers": (2,),
   "task.name": "recall",
   "task.pairs": 3,
   "task.curriculum_steps": 50,
@@ -97,7 +98,11 @@ WARM = {
   "data": {"carry_state": False},
   "warm": {"share": 0.5, "segments": 1, "min_tokens": 20, "max_tokens": 90},
 }
+KNN = {
+  "model": {"mixer": "memorizing", "knn_layers": (1,), "knn_memory": 16, "knn_top": 2},
+}
 LIVE_IN = {
+  **dict.fromkeys(("model.knn_layers", "model.knn_memory", "model.knn_top"), KNN),
   "model.z_correction": {"model": {"rule": "delta"}},
   **dict.fromkeys(("task.digits", "task.repeat_weight"), PASSKEY),
   **{f"task.{f.name}": RECALL for f in dataclasses.fields(config_lib.TaskConfig)
@@ -275,7 +280,7 @@ def test_json_and_back():
     ({"mesh": {"seq": 0}}, "config.mesh.seq=0: must be at least 1"),
     (
       {"mesh": {"seq": 2}, "model": {"mixer": "full"}, "data": {"carry_state": False}},
-      "config.mesh.seq=2 with config.model.mixer='full': every token sees all before it",
+      "config.mesh.seq=2 with config.model.mixer='full': its tokens see those of other segments",
     ),
     (
       {"mesh": {"seq": 2}, "model": {"implementation": "scan"}},

@@ -124,9 +124,17 @@ class Transformer(nnx.Module):
       self.head_VD = _matrix(rngs, (c.vocab_size, c.width), c.width, c)
 
   def state(self, lanes: int) -> Any:
-    """The state before anything was read: the mixer's, once per layer (L in front)."""
-    empty = self._mixer().state(lanes)
-    return jax.tree.map(lambda x: jnp.stack([x] * self.config.layers), empty)
+    """The state before anything was read: the mixer's, once per layer (L in front).
+
+    Where layers differ, a tuple: one such state for each of the mixer's groups of layers.
+    """
+    mixer = self._mixer()
+
+    def stacked(first, after):
+      copies = lambda x: jnp.stack([x] * (after - first))
+      return jax.tree.map(copies, mixer.state(lanes, first))
+
+    return self._joined([stacked(*group) for group in mixer.groups()])
 
   def __call__(
     self,
@@ -158,7 +166,12 @@ class Transformer(nnx.Module):
   def open(self, state: Any, lanes: int) -> Any:
     """From the state after whole segments to that of an open one, for `extend`."""
     mixer, dtype = self._mixer(), jnp.dtype(self.config.compute_dtype)
-    return jax.vmap(lambda s: mixer.open(s, lanes, dtype), axis_size=self.config.layers)(state)
+    one = lambda state: mixer.open(state, lanes, dtype)
+    parts = [
+      jax.vmap(one, axis_size=after - first)(part)
+      for (first, after), part in zip(mixer.groups(), self._parts(state), strict=True)
+    ]
+    return self._joined(parts)
 
   def extend(
     self, tokens_BT: Int[Array, "B T"], stream: Any, mask_BT: Bool[Array, "B T"]
@@ -197,8 +210,22 @@ class Transformer(nnx.Module):
 
     if policy is not None:
       layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
-    x_BTD, state = jax.lax.scan(layer, x_BTD, (stacked, state, cut_L))
-    return self.final_norm(x_BTD), state
+    groups, parts = self._mixer().groups(), []
+    for (first, after), part in zip(groups, self._parts(state), strict=True):
+      xs = (stacked, cut_L)
+      if len(groups) > 1:
+        xs = jax.tree.map(lambda x: x[first:after], xs)  # noqa: B023
+      x_BTD, part = jax.lax.scan(layer, x_BTD, (xs[0], part, xs[1]))
+      parts.append(part)
+    return self.final_norm(x_BTD), self._joined(parts)
+
+  def _parts(self, state):
+    """A state by the mixer's groups of layers."""
+    return state if len(self._mixer().groups()) > 1 else (state,)
+
+  @staticmethod
+  def _joined(parts):
+    return tuple(parts) if len(parts) > 1 else parts[0]
 
 
 def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:

@@ -4,7 +4,8 @@ One function, `attention`, does all of it: a query sees a key when the key stand
 in the same document. It never holds more than a block of query rows of the score matrix.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -118,12 +119,42 @@ def segment_attention(
     rows = N if kernel == "reference" else None
     return attention(q_BNHE, k_BNKE, v_BNKU, position, k_position, aligned=True, block_rows=rows)
 
-  small = 4 * B * S * H * min(N, BLOCK_ROWS) * N <= SCORE_BYTES
-  if S == 1 or small or kernel == "reference":
-    return jax.vmap(one, in_axes=1, out_axes=1)(q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN)
-  xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN))
-  _, out_SBNHU = jax.lax.scan(lambda c, x: (c, jax.checkpoint(one)(*x)), None, xs)
-  return jnp.moveaxis(out_SBNHU, 0, 1)
+  scores = 0 if kernel == "reference" else B * S * H * min(N, BLOCK_ROWS) * N
+  return each_segment(one, q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN, scores=scores)
+
+
+def window_attention(
+  q_BSNHE: Float[Array, "B S N H E"],
+  k_BSCKE: Float[Array, "B S C K E"],
+  v_BSCKU: Float[Array, "B S C K U"],
+  seen_BSC: Bool[Array, "B S C"],
+) -> Float[Array, "B S N H U"]:
+  """Each segment's N queries over C keys of its own, the last N of which are the queries' tokens.
+
+  Args:
+    q_BSNHE, k_BSCKE, v_BSCKU: one device's share, rotated; H = K*G.
+    seen_BSC: False hides a key from all queries. The last N are seen causally.
+  """
+  B, S, N, H, _ = q_BSNHE.shape
+  C = k_BSCKE.shape[2]
+  position_C = jnp.arange(C, dtype=jnp.int32)[None]
+
+  def one(q_BNHE, k_BCKE, v_BCKU, seen_BC):
+    places = (position_C[:, C - N :], jnp.where(seen_BC, position_C, UNSEEN))
+    return attention(q_BNHE, k_BCKE, v_BCKU, *places)
+
+  scores = B * S * H * min(N, BLOCK_ROWS) * C
+  return each_segment(one, q_BSNHE, k_BSCKE, v_BSCKU, seen_BSC, scores=scores)
+
+
+def each_segment(one: Callable, *args_BS: Any, scores: int) -> Any:
+  """`one(*args_B)` for every segment: side by side where `scores` numbers are few enough, else one
+  segment after the other, and each once more in the backward pass. None is an absent argument."""
+  if args_BS[0].shape[1] == 1 or 4 * scores <= SCORE_BYTES:
+    return jax.vmap(one, in_axes=1, out_axes=1)(*args_BS)
+  xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), args_BS)
+  _, out_SB = jax.lax.scan(lambda c, x: (c, jax.checkpoint(one)(*x)), None, xs)
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), out_SB)
 
 
 class SegmentCache(NamedTuple):

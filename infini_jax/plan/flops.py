@@ -64,6 +64,8 @@ def forward_flops(config: ModelConfig, tokens: int) -> dict[str, float]:
   if c.mixer == "infini":
     touched = c.heads + c.kv_heads * (2 if c.rule == "delta" else 1)
     memory = 2 * c.head_dim**2 * touched
+  elif c.mixer == "transformer_xl":
+    memory = 4 * c.heads * c.head_dim * c.segment_length  # the segment before, whole
   return {
     "weights": 2.0 * c.layers * (projections + ffn),
     "head": 2.0 * c.vocab_size * c.width,

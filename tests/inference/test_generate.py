@@ -18,6 +18,8 @@ CASES = {
   "infini-delta": {"rule": "delta", "kv_heads": 1},
   "local": {"mixer": "local"},
   "full": {"mixer": "full"},
+  "transformer_xl": {"mixer": "transformer_xl"},
+  "memorizing": {"mixer": "memorizing", "knn_layers": (1,), "knn_memory": 24, "knn_top": 4},
 }
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 

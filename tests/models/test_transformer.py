@@ -20,6 +20,8 @@ CASES = {
   ),
   "local": model_config(mixer="local"),
   "full": model_config(mixer="full", kv_heads=1),
+  "transformer_xl": model_config(mixer="transformer_xl"),
+  "memorizing": model_config(mixer="memorizing", knn_layers=(2,), knn_memory=40, knn_top=40),
 }  # fmt: skip
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 
@@ -80,7 +82,7 @@ def draw(rng, *shape):
 def test_no_logit_depends_on_a_later_token(rng, model):
   tokens = draw(rng)
   before = model.logits(tokens)
-  reach = N if model.config.mixer == "local" else T
+  reach = {"local": N, "transformer_xl": 3 * N}.get(model.config.mixer, T)  # N more by layer
   for t in (0, 5, N - 1, N, 2 * N + 3, T - 1):
     other = tokens.copy()
     other[:, t] = (other[:, t] + 1) % 32

@@ -4,7 +4,15 @@ from infini_jax.models.mixers.base import Mixer
 from infini_jax.models.mixers.full import Full
 from infini_jax.models.mixers.infini import Infini
 from infini_jax.models.mixers.local import Local
+from infini_jax.models.mixers.memorizing import Memorizing
+from infini_jax.models.mixers.transformer_xl import TransformerXL
 
-MIXERS: dict[str, type[Mixer]] = {"infini": Infini, "local": Local, "full": Full}
+MIXERS: dict[str, type[Mixer]] = {
+  "infini": Infini,
+  "local": Local,
+  "full": Full,
+  "transformer_xl": TransformerXL,
+  "memorizing": Memorizing,
+}
 
-__all__ = ["MIXERS", "Full", "Infini", "Local", "Mixer"]
+__all__ = ["MIXERS", "Full", "Infini", "Local", "Memorizing", "Mixer", "TransformerXL"]

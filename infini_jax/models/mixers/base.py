@@ -18,8 +18,12 @@ class Mixer(nnx.Module):
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
 
-  def state(self, lanes: int) -> Any:
-    """The state of one layer before anything was read; no leaves when nothing is carried."""
+  def groups(self) -> tuple[tuple[int, int], ...]:
+    """Runs of layers, (first, after the last), whose states are alike: each is one scan."""
+    return ((0, self.config.layers),)
+
+  def state(self, lanes: int, layer: int = 0) -> Any:
+    """The state of a layer (from 0) before anything was read; no leaves: nothing is carried."""
     raise NotImplementedError
 
   def __call__(

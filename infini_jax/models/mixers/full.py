@@ -25,7 +25,7 @@ class KVCache(NamedTuple):
 class Full(Mixer):
   """State: the keys and values of everything read. `reserve` makes room before a call."""
 
-  def state(self, lanes: int) -> KVCache:
+  def state(self, lanes: int, layer: int = 0) -> KVCache:
     """A cache without slots: enough for a chunk that stands alone, as in training."""
     c = self.config
     shape = (lanes, 0, c.kv_heads, c.head_dim)

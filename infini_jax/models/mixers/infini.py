@@ -21,7 +21,7 @@ class Infini(Mixer):
     self.rule = Rule(c.rule, c.normalize_keys, c.z_correction, c.decay)
     self.beta_H = nnx.Param(jnp.full((c.heads,), c.gate_init, jnp.float32))
 
-  def state(self, lanes: int) -> MemoryState:
+  def state(self, lanes: int, layer: int = 0) -> MemoryState:
     """The empty memory."""
     c = self.config
     shape = (lanes, c.kv_heads, c.head_dim)

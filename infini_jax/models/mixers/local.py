@@ -15,7 +15,7 @@ from infini_jax.parallel import zeros
 class Local(Mixer):
   """State: nothing; while a segment is open, its keys and values."""
 
-  def state(self, lanes: int) -> tuple:
+  def state(self, lanes: int, layer: int = 0) -> tuple:
     """Nothing is carried from segment to segment."""
     return ()
 

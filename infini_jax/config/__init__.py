@@ -1,0 +1,38 @@
+"""An experiment's config: `schema` says what there is, `checks` what is wrong.
+
+A config file is Python: it takes `base_config()`, a locked `ml_collections.ConfigDict` that holds
+every field with its default, edits it, and returns it. `resolve` turns that into the frozen
+`Config` that the rest of the package reads. Nothing here touches a device or imports the package.
+"""
+
+from infini_jax.config.checks import check
+from infini_jax.config.resolve import base_config, check_name, difference, from_json, resolve
+from infini_jax.config.schema import (
+  MIXERS,
+  SECTIONS,
+  SPLITS,
+  Config,
+  InputError,
+  MeshConfig,
+  ModelConfig,
+  TaskConfig,
+  WarmConfig,
+)
+
+__all__ = [
+  "MIXERS",
+  "SECTIONS",
+  "SPLITS",
+  "Config",
+  "InputError",
+  "MeshConfig",
+  "ModelConfig",
+  "TaskConfig",
+  "WarmConfig",
+  "base_config",
+  "check",
+  "check_name",
+  "difference",
+  "from_json",
+  "resolve",
+]

@@ -1,0 +1,182 @@
+"""Every error that the values of a config can make, each with its remedy."""
+
+import importlib.util
+
+from infini_jax.config.schema import (
+  ACTIVATIONS,
+  DTYPES,
+  GATES,
+  IMPLEMENTATIONS,
+  KERNELS,
+  KNOCK_OUTS,
+  MIXERS,
+  OPTIMIZERS,
+  REMAT_POLICIES,
+  RULES,
+  SPLITS,
+  TASKS,
+  Config,
+  InputError,
+)
+
+
+def check(config: Config) -> None:
+  """Raises InputError, with the remedy, for the first wrong field of a config."""
+  m, d, o, t, e = config.model, config.data, config.optimizer, config.train, config.evaluation
+  for name, value, choices in (
+    ("model.mixer", m.mixer, MIXERS),
+    ("model.rule", m.rule, RULES),
+    ("model.gate", m.gate, GATES),
+    ("model.activation", m.activation, ACTIVATIONS),
+    ("model.remat", m.remat, REMAT_POLICIES),
+    ("model.implementation", m.implementation, IMPLEMENTATIONS),
+    ("model.attention", m.attention, KERNELS),
+    ("model.compute_dtype", m.compute_dtype, DTYPES),
+    ("model.param_dtype", m.param_dtype, DTYPES),
+    ("optimizer.name", o.name, OPTIMIZERS),
+    ("task.name", config.task.name, TASKS),
+    ("evaluation.task", e.task or config.task.name, TASKS),
+    *(("evaluation.knock_out", name, KNOCK_OUTS) for name in e.knock_out),
+    ("evaluation.split", e.split, SPLITS),
+  ):
+    if value not in choices:
+      raise InputError(f"config.{name}={value!r}: choose one of {', '.join(choices)}")
+  positive = {
+    "model": "layers width heads kv_heads head_dim ffn vocab_size segment_length"
+    " rope_theta norm_eps knn_memory knn_top",
+    "data": "lanes segments prefetch",
+    "optimizer": "learning_rate gate_learning_rate eps",
+    "train": "steps accumulate loss_chunk log_every eval_documents checkpoint_every"
+    " keep_checkpoints",
+    "evaluation": "lanes segments samples",
+    "task": "digits pairs distinct_keys distinct_values min_segments",
+    "warm": "segments min_tokens",
+  }
+  not_negative = {
+    "optimizer": "warmup_steps final_fraction weight_decay clip_norm b1 b2",
+    "train": "seed z_loss eval_every profile_start profile_steps",
+    "evaluation": "max_documents max_tokens",
+    "task": "curriculum_steps repeat_weight context_weight",
+    "warm": "share start_step",
+  }
+  for bound, groups in ((0, positive), (None, not_negative)):
+    for section, names in groups.items():
+      for name in names.split():
+        value = getattr(getattr(config, section), name)
+        if value < 0 or value == bound:
+          what = "more than 0" if bound == 0 else "0 or more"
+          raise InputError(f"config.{section}.{name}={value}: must be {what}")
+  if m.heads % m.kv_heads:
+    raise InputError(
+      f"config.model.heads={m.heads} is not a multiple of config.model.kv_heads={m.kv_heads}: "
+      f"each key/value head serves the same number of query heads"
+    )
+  if m.head_dim % 2:
+    raise InputError(
+      f"config.model.head_dim={m.head_dim}: rotary positions turn pairs, choose an even size"
+    )
+  if d.lanes % t.accumulate:
+    raise InputError(
+      f"config.data.lanes={d.lanes} is not a multiple of config.train.accumulate={t.accumulate}: "
+      f"the lanes are divided among the microbatches"
+    )
+  if d.carry_state and m.mixer == "full":
+    raise InputError(
+      "config.data.carry_state=True with config.model.mixer='full': its state grows without end; "
+      "set config.data.carry_state=False"
+    )
+  if m.mixer == "memorizing":
+    for layer in m.knn_layers:
+      if not 1 <= layer <= m.layers:
+        raise InputError(
+          f"config.model.knn_layers={m.knn_layers}: there is no layer {layer}; they are counted "
+          f"from 1 to config.model.layers={m.layers}"
+        )
+  if m.gate == "hard_sigmoid" and abs(m.gate_init) >= 3:
+    raise InputError(
+      f"config.model.gate_init={m.gate_init} with config.model.gate='hard_sigmoid': it has no "
+      f"gradient from 3 on; set gate_init to -2.9 to adapt a trained model"
+    )
+  if not 0 < m.decay <= 1:
+    raise InputError(f"config.model.decay={m.decay}: must be above 0, and at most 1 (no decay)")
+  if m.z_correction and m.rule != "delta":
+    raise InputError(
+      "config.model.z_correction=True with config.model.rule='linear': its read-outs would grow "
+      "without end, for z stands still; set config.model.rule='delta'"
+    )
+  _check_task(config)
+  for name in ("dcn", "fsdp", "seq", "tensor"):
+    if (size := getattr(config.mesh, name)) < 1:
+      raise InputError(f"config.mesh.{name}={size}: must be at least 1")
+  if config.mesh.data < 1 and config.mesh.data != -1:
+    raise InputError(f"config.mesh.data={config.mesh.data}: must be at least 1, or -1 for the rest")
+  if config.mesh.seq > 1:
+    _check_sequence_parallel(config)
+  if t.wandb:
+    _require("wandb", "config.train.wandb=True", "pip install 'infini-jax[wandb]'")
+
+
+def _check_sequence_parallel(config: Config) -> None:
+  m, infini = config.model, config.model.mixer == "infini"
+  for wrong, setting, why in (
+    (
+      m.mixer not in ("infini", "local"),
+      f"mixer={m.mixer!r}",
+      "its tokens see those of other segments; set config.mesh.seq=1",
+    ),
+    (
+      infini and m.implementation == "scan",
+      "implementation='scan'",
+      "segments that wait for each other; set config.model.implementation='parallel'",
+    ),
+    (infini and m.z_correction, "z_correction=True", "each token needs z; set config.mesh.seq=1"),
+  ):
+    if wrong:
+      raise InputError(f"config.mesh.seq={config.mesh.seq} with config.model.{setting}: {why}")
+
+
+def _check_task(config: Config) -> None:
+  d, task, warm, e = config.data, config.task, config.warm, config.evaluation
+  if task.name != "text":
+    if d.carry_state:
+      raise InputError(
+        f"config.data.carry_state=True with config.task.name={task.name!r}: its examples do not go "
+        f"on from step to step; set config.data.carry_state=False (and see config.warm)"
+      )
+    if task.min_segments > d.segments:
+      raise InputError(
+        f"config.task.min_segments={task.min_segments} is more than config.data.segments="
+        f"{d.segments}: an example is whole in one chunk"
+      )
+  elif d.tokenizer == "task":
+    raise InputError("config.data.tokenizer='task' needs config.task.name='passkey' or 'recall'")
+  if warm.share > 1:
+    raise InputError(f"config.warm.share={warm.share}: a probability, at most 1")
+  if warm.share and config.model.mixer == "full":
+    raise InputError("config.warm.share with config.model.mixer='full': its state grows; set it 0")
+  if warm.min_tokens > warm.max_tokens:
+    raise InputError(
+      f"config.warm.min_tokens={warm.min_tokens} is more than "
+      f"config.warm.max_tokens={warm.max_tokens}: swap them"
+    )
+  for name, some in (("lengths", e.lengths), ("depths", e.depths)):
+    if not some:
+      raise InputError(f"config.evaluation.{name}=(): nothing to evaluate; give one or more")
+  for depth in e.depths:
+    if not 0 <= depth <= 1:
+      raise InputError(f"config.evaluation.depths: {depth} is outside 0 (start) to 1 (end)")
+  for length in e.lengths:
+    if length < 1:
+      raise InputError(
+        f"config.evaluation.lengths: {length} is no number of tokens: give 1 or more"
+      )
+  if task.pairs > task.distinct_keys:
+    raise InputError(
+      f"config.task.pairs={task.pairs} is more than config.task.distinct_keys="
+      f"{task.distinct_keys}: each pair has a key of its own"
+    )
+
+
+def _require(module: str, setting: str, remedy: str) -> None:
+  if importlib.util.find_spec(module) is None:
+    raise InputError(f"{setting} needs the package {module!r}: {remedy}")

@@ -1,0 +1,95 @@
+"""From what a person writes to the frozen `Config`, and from one config to another."""
+
+import dataclasses
+import difflib
+import json
+from typing import Any
+
+import ml_collections
+
+from infini_jax.config.checks import check
+from infini_jax.config.schema import CHANGEABLE, SECTIONS, Config, InputError
+
+
+def base_config() -> ml_collections.ConfigDict:
+  """Every field with its default, locked: a config file edits what it changes."""
+  config = ml_collections.ConfigDict(dataclasses.asdict(Config()))
+  return config.lock()
+
+
+def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
+  """Freezes and checks a config.
+
+  Raises:
+    InputError: an unknown field, a value of the wrong type, or fields that contradict each other.
+  """
+  values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+  sections: dict[str, Any] = {}
+  for name, section in values.items():
+    check_name(name)
+    sections[name] = _section(name, SECTIONS[name], section)
+  resolved = Config(**sections)
+  check(resolved)
+  return resolved
+
+
+def from_json(text: str) -> Config:
+  """Reads back what `Config.to_json` wrote."""
+  return resolve(json.loads(text))
+
+
+def check_name(section: str, field: str | None = None) -> None:
+  """Raises InputError, with the nearest name, if there is no such section or field."""
+  if section not in SECTIONS:
+    raise InputError(f"config.{section}: no such section{_did_you_mean(section, SECTIONS)}")
+  fields = [f.name for f in dataclasses.fields(SECTIONS[section])]
+  if field is not None and field not in fields:
+    raise InputError(f"config.{section}.{field}: no such field{_did_you_mean(field, fields)}")
+
+
+def difference(old: Config, new: Config) -> str | None:
+  """The first field in which `new` is another experiment than `old`: 'section.field: a -> b'."""
+  for section in SECTIONS:
+    free = CHANGEABLE.get(section, ())
+    if free is None:
+      continue
+    for field in dataclasses.fields(getattr(old, section)):
+      before = getattr(getattr(old, section), field.name)
+      after = getattr(getattr(new, section), field.name)
+      if field.name not in free and before != after:
+        return f"config.{section}.{field.name}: {before!r} there, {after!r} here"
+  return None
+
+
+def _section(section: str, schema: type, values: Any) -> Any:
+  if not isinstance(values, dict):
+    raise InputError(f"config.{section}={values!r}: a section of fields is expected here")
+  fields = {field.name: field for field in dataclasses.fields(schema)}
+  checked = {}
+  for name, value in values.items():
+    check_name(section, name)
+    want = type(fields[name].default)
+    if want is float and type(value) is int:
+      value = float(value)
+    if want is tuple:
+      value = _tuple(f"{section}.{name}", fields[name].default, value)
+    elif type(value) is not want:
+      raise InputError(f"config.{section}.{name}={value!r}: expected {want.__name__}")
+    checked[name] = value
+  return schema(**checked)
+
+
+def _tuple(name: str, default: Any, values: Any) -> tuple:
+  """Several values of the default's type; a list, as JSON writes it, is taken too."""
+  want = type(default[0])
+  values = tuple(values) if isinstance(values, list | tuple) else (values,)
+  if want is float:
+    values = tuple(float(v) if type(v) is int else v for v in values)
+  if any(type(v) is not want for v in values):
+    raise InputError(f"config.{name}={values!r}: expected several {want.__name__}")
+  return values
+
+
+def _did_you_mean(name: str, names: Any) -> str:
+  close = difflib.get_close_matches(name, list(names), n=1)
+  return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names)}"

@@ -1,0 +1,207 @@
+"""The fields of an experiment, as frozen dataclasses: what each means, and its default.
+
+Letters are those of the glossary: B lanes, T = S*N tokens of a chunk, S segments of a chunk,
+N tokens of a segment, D width, H query heads, K key/value heads, E head size, F feed-forward,
+V vocabulary, L layers.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+MIXERS = ("infini", "local", "full", "transformer_xl", "memorizing")
+RULES = ("linear", "delta")
+GATES = ("sigmoid", "hard_sigmoid")
+TASKS = ("text", "passkey", "recall")
+KNOCK_OUTS = ("empty", "reads", "layers")
+KERNELS = ("auto", "reference", "xla", "splash", "cudnn")
+IMPLEMENTATIONS = ("auto", "scan", "parallel")
+ACTIVATIONS = ("swiglu", "gelu")
+REMAT_POLICIES = ("none", "full", "dots", "offload")
+DTYPES = ("float32", "bfloat16")
+OPTIMIZERS = ("adamw", "adafactor")
+SPLITS = ("train", "validation", "test")
+
+
+class InputError(ValueError):
+  """A wrong input. Its text is one line: the thing, the value, the remedy. Exit status 2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """A decoder like Llama's, whose attention layers read and write a memory."""
+
+  mixer: str = "infini"  # the memory system: docs/mixers.md
+  layers: int = 4  # L
+  width: int = 256  # D
+  heads: int = 4  # H
+  kv_heads: int = 4  # K; H is a multiple of K
+  head_dim: int = 64  # E = U
+  ffn: int = 1024  # F
+  vocab_size: int = 257  # V; at least the tokenizer's size
+  segment_length: int = 256  # N
+  rule: str = "linear"  # how the memory is written: linear or delta
+  gate: str = "sigmoid"  # of beta: sigmoid, or hard_sigmoid, which can shut and open entirely
+  gate_init: float = 0.0  # beta at the start: 0 from scratch, about -5 to adapt a trained model
+  scale_first_segment: bool = False  # True: the paper's literal (1 - gate) while memory is empty
+  normalize_keys: bool = False  # each stored key weighs 1 in z (Schlag et al., 2021)
+  z_correction: bool = False  # z grows by the new part of a key alone (ARMT)
+  decay: float = 1.0  # what a compression leaves of the memory; below 1 it forgets
+  readout_norm: bool = False  # RMSNorm without scale over each head's read-out
+  knn_layers: tuple[int, ...] = (9,)  # memorizing: the layers with a store, from 1
+  knn_memory: int = 65_536  # keys a lane and head that each of them stores
+  knn_top: int = 32  # of them, how many a query attends to
+  activation: str = "swiglu"  # swiglu or gelu
+  rope_theta: float = 10_000.0
+  norm_eps: float = 1e-5
+  tied_embeddings: bool = True
+  qk_norm: bool = False  # RMSNorm over each query's and key's head
+  remat: str = "full"  # recomputed for the gradient: none, dots, full, or offload (host)
+  implementation: str = "auto"  # how the segments are run: parallel, scan, or auto
+  attention: str = "auto"  # kernel inside segments: reference, xla, splash (TPU), cudnn, or auto
+  compute_dtype: str = "float32"
+  param_dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Documents in lanes: a lane follows one document until it ends."""
+
+  path: str = ""  # a folder of text, a prepared store, or "python-stdlib"
+  tokenizer: str = "bytes"  # bytes, train:SIZE, sentencepiece:FILE or huggingface:FILE
+  lanes: int = 8  # B, over all hosts
+  segments: int = 4  # S; a training chunk holds T = S*N tokens of each lane
+  carry_state: bool = True  # carry each lane's state from step to step, without gradient through it
+  prefetch: int = 4  # batches read ahead
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+  """What is learned: documents of `data.path`, or examples made on the spot, each with an answer.
+
+  A task's example is whole in one chunk: the gradient goes from the answer back to its first token.
+  The loss weighs an answer 1, whatever its length.
+  """
+
+  name: str = "text"  # text, passkey or recall
+  digits: int = 4  # passkey: of the key
+  pairs: int = 32  # recall: keys with their values in an example
+  distinct_keys: int = 64  # recall: different keys
+  distinct_values: int = 64  # recall: different values
+  min_segments: int = 2  # of the shortest example; the longest has data.segments
+  curriculum_steps: int = 0  # in which the longest grows from the shortest
+  repeat_weight: float = 0.3  # passkey: loss weight of the key's second copy
+  context_weight: float = 0.5  # loss weight of all the rest of an example
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmConfig:
+  """Warm memory: examples start from states that have read earlier text, without gradient.
+
+  Every lane has a companion that reads `segments` more of earlier text at every step, until it has
+  read a planned length, and starts anew. Whatever begins at the start of a chunk takes over the
+  companion's state with the probability `share`. (With `data.carry_state` a long document's own
+  state is warm already.)
+  """
+
+  share: float = 0.0  # 0: off
+  start_step: int = 0  # before, all start empty: a memory learns sooner from short texts
+  segments: int = 4  # that a companion reads at every step
+  min_tokens: int = 1024  # planned lengths: log-uniform from here
+  max_tokens: int = 65_536  # to here
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW, or Adafactor as the paper's; the gates are a group of their own."""
+
+  name: str = "adamw"
+  learning_rate: float = 1e-3  # the peak, after the warm-up
+  warmup_steps: int = 100
+  final_fraction: float = 0.1  # the cosine ends at this share of the peak
+  b1: float = 0.9
+  b2: float = 0.95
+  eps: float = 1e-8
+  weight_decay: float = 0.1  # of matrices; norms and gates have none
+  clip_norm: float = 1.0  # of the whole gradient; 0 turns clipping off
+  gate_learning_rate: float = 0.01  # the gates' own peak, on the same schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """How long, how seeded, how often written down."""
+
+  steps: int = 1000
+  seed: int = 0
+  accumulate: int = 1  # microbatches per update; the lanes are divided among them
+  z_loss: float = 0.0  # weight of log(Z)^2
+  loss_chunk: int = 1024  # tokens of each lane whose logits exist at the same time
+  log_every: int = 10
+  eval_every: int = 0  # 0: only by eval.py
+  eval_documents: int = 8  # validation documents of an evaluation during training
+  checkpoint_every: int = 500  # and always at the end
+  compilation_cache: str = ""  # a folder, to compile a program once for all runs; empty: none
+  keep_checkpoints: int = 2
+  tensorboard: bool = True
+  wandb: bool = False
+  profile_start: int = 0  # step at which the profiler starts
+  profile_steps: int = 0  # steps it records; 0 turns it off
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """Whole documents or a task's examples, chunk after chunk, the state carried."""
+
+  task: str = ""  # text, passkey or recall; empty: what the run was trained on
+  split: str = "test"
+  lanes: int = 8  # documents read side by side
+  segments: int = 8  # segments of a chunk
+  max_documents: int = 0  # the first so many of the split; 0: all
+  max_tokens: int = 0  # read no further into a document; 0: to its end
+  knock_out: tuple[str, ...] = ("empty",)  # also: reads, layers (one after the other)
+  lengths: tuple[int, ...] = (1024, 4096)  # tokens of a task's examples
+  depths: tuple[float, ...] = (0.0, 0.5, 1.0)  # where the pass key stands: 0 start, 1 end
+  samples: int = 100  # fresh examples of each length and depth
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each axis of the mesh; -1 in `data` takes those that the others leave."""
+
+  data: int = -1  # lanes
+  fsdp: int = 1  # lanes too; parameters and their moments lie divided, and are gathered for use
+  seq: int = 1  # the segments of a chunk; only memories cross it
+  tensor: int = 1  # heads, the feed-forward, the vocabulary
+  dcn: int = 1  # lanes, over slices or hosts that only a data-center network joins
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One experiment."""
+
+  model: ModelConfig = ModelConfig()
+  data: DataConfig = DataConfig()
+  task: TaskConfig = TaskConfig()
+  warm: WarmConfig = WarmConfig()
+  optimizer: OptimizerConfig = OptimizerConfig()
+  train: TrainConfig = TrainConfig()
+  evaluation: EvalConfig = EvalConfig()
+  mesh: MeshConfig = MeshConfig()
+
+  def to_json(self) -> str:
+    """The config as indented JSON, for a person and for `from_json`."""
+    return json.dumps(dataclasses.asdict(self), indent=2)
+
+
+SECTIONS: dict[str, Any] = {field.name: type(field.default) for field in dataclasses.fields(Config)}
+
+# What a run may change when it goes on in the same workdir; everything else makes another run.
+CHANGEABLE = {
+  "evaluation": None,
+  "mesh": None,
+  "data": ("path", "prefetch"),  # a path may move; the store's own fingerprint is compared instead
+  "train": tuple(
+    f.name for f in dataclasses.fields(TrainConfig) if f.name not in ("seed", "z_loss")
+  ),
+  "model": ("remat", "implementation", "attention"),
+}

@@ -1,0 +1,129 @@
+"""Transformer-XL (Dai et al., arXiv 1901.02860): a segment sees the one before it, too.
+
+The keys and values of the last segment are kept, without gradient. They are kept un-rotated, and
+turned anew where they are read: what a query sees depends on the distance alone, which is what the
+relative encoding of the paper is for. Rotary positions take its place here.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from infini_jax.models.mixers.base import Mixer
+from infini_jax.models.mixers.local import empty_cache
+from infini_jax.ops.attention import UNSEEN, SegmentCache, attention, put, window_attention
+from infini_jax.ops.rotary import rotate
+from infini_jax.ops.shards import P, on_shards, spec_of
+from infini_jax.parallel import zeros
+
+
+class LastSegment(NamedTuple):
+  """Un-rotated keys and values of the segment before, and which of them are tokens."""
+
+  k_BNKE: jax.Array
+  v_BNKU: jax.Array
+  seen_BN: jax.Array  # bool
+
+
+class XLStream(NamedTuple):
+  """The segment before, and the open one (un-rotated, too)."""
+
+  last: LastSegment
+  cache: SegmentCache
+
+
+class TransformerXL(Mixer):
+  """State: the keys and values of one segment."""
+
+  def state(self, lanes: int, layer: int = 0) -> LastSegment:
+    """Nothing was read before."""
+    c = self.config
+    shape = (lanes, c.segment_length, c.kv_heads, c.head_dim)
+    dtype = jnp.dtype(c.compute_dtype)
+    return LastSegment(
+      zeros(shape, "BNKE", dtype), zeros(shape, "BNKU", dtype), zeros(shape[:2], "BN", bool)
+    )
+
+  def __call__(self, q_BTHE, k_BTKE, v_BTKE, state, *, reset_BS=None, mask_BT=None, cut=None):
+    """A chunk of whole segments, all at once: each sees itself and the one before."""
+    lanes, _, heads, _ = spec_of(q_BTHE)
+    token, lane = P(lanes, None, heads), P(lanes)
+    last = LastSegment(token, token, lane)
+    return on_shards(
+      self._read,
+      *(q_BTHE, k_BTKE, v_BTKE, state, reset_BS, mask_BT, cut),
+      specs=(token, token, token, last, lane, lane, P()),
+      out_specs=(token, last),
+    )
+
+  def _read(self, q_BTHE, k_BTKE, v_BTKE, state, reset_BS, mask_BT, cut):
+    B, T = q_BTHE.shape[:2]
+    N = self.config.segment_length
+    S = -(-T // N)
+    mask_BT = jnp.ones((B, T), bool) if mask_BT is None else mask_BT
+
+    def split(x):
+      x = jnp.pad(x, ((0, 0), (0, S * N - T)) + ((0, 0),) * (x.ndim - 2))
+      return x.reshape(B, S, N, *x.shape[2:])
+
+    own = LastSegment(split(k_BTKE), split(v_BTKE), split(mask_BT))
+    before = jax.tree.map(lambda x, y: jnp.concatenate([x[:, None], y[:, :-1]], 1), state, own)
+    before = jax.lax.stop_gradient(before)
+    seen_BSN = before.seen_BN
+    for blind in (reset_BS, cut):
+      if blind is not None:
+        seen_BSN &= ~blind.reshape(*blind.shape, *(1,) * (3 - blind.ndim))
+
+    fold = lambda x: x.reshape(B * S, *x.shape[2:])
+    k_BSCKE = jnp.concatenate([before.k_BNKE, own.k_BNKE], 2)
+    k_BSCKE = self._turn(fold(k_BSCKE), 0).reshape(k_BSCKE.shape)
+    q_BSNHE = self._turn(fold(split(q_BTHE)), N).reshape(B, S, N, *q_BTHE.shape[2:])
+    v_BSCKU = jnp.concatenate([before.v_BNKU, own.v_BNKU], 2)
+    seen_BSC = jnp.concatenate([seen_BSN, own.seen_BN], 2)
+    out_BSNHU = window_attention(q_BSNHE, k_BSCKE, v_BSCKU, seen_BSC)
+    out_BTHU = out_BSNHU.reshape(B, S * N, *out_BSNHU.shape[3:])[:, :T]
+    return out_BTHU, jax.lax.stop_gradient(jax.tree.map(lambda x: x[:, -1], own))
+
+  def open(self, state: LastSegment, lanes: int, dtype: Any) -> XLStream:
+    """An empty segment after the last one."""
+    return XLStream(state, empty_cache(self.config, lanes, dtype))
+
+  def extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
+    """A few tokens of the open segment; when it is full, it becomes the last."""
+    lanes, _, heads, _ = spec_of(q_BTHE)
+    token, lane = P(lanes, None, heads), P(lanes)
+    places = XLStream(LastSegment(token, token, lane), SegmentCache(token, token, lane))
+    return on_shards(
+      self._extend,
+      *(q_BTHE, k_BTKE, v_BTKE, stream, mask_BT),
+      specs=(token, token, token, places, lane),
+      out_specs=(token, places),
+    )
+
+  def _extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
+    (last, cache), N = stream, self.config.segment_length
+    position_BT = cache.fill_B[:, None] + jnp.arange(q_BTHE.shape[1], dtype=jnp.int32)[None]
+    slot_BT = jnp.where(mask_BT, position_BT, N)  # slot N does not exist: padding is dropped
+    k_BNKE, v_BNKU = put(cache.k_BNKE, slot_BT, k_BTKE), put(cache.v_BNKU, slot_BT, v_BTKE)
+    k_BCKE = self._turn(jnp.concatenate([last.k_BNKE, k_BNKE], 1), 0)
+    slot_C = jnp.arange(2 * N, dtype=jnp.int32)[None]
+    hidden_BC = jnp.concatenate([~last.seen_BN, jnp.zeros_like(last.seen_BN)], 1)
+    out_BTHU = attention(
+      rotate(q_BTHE, N + position_BT, self.config.rope_theta),
+      k_BCKE,
+      jnp.concatenate([last.v_BNKU, v_BNKU], 1),
+      N + position_BT,
+      jnp.where(hidden_BC, UNSEEN, slot_C),
+    )
+    fill_B = cache.fill_B + mask_BT.sum(1, dtype=jnp.int32)
+    closed_B = fill_B == N
+    full = LastSegment(k_BNKE, v_BNKU, jnp.ones_like(last.seen_BN))
+    choose = lambda x, y: jnp.where(closed_B.reshape(-1, *(1,) * (x.ndim - 1)), x, y)
+    cache = SegmentCache(k_BNKE, v_BNKU, jnp.where(closed_B, 0, fill_B))
+    return out_BTHU, XLStream(jax.tree.map(choose, full, last), cache)
+
+  def _turn(self, x_BCHE, first: int):
+    """Rotated, the first of them at this position."""
+    position = first + jnp.arange(x_BCHE.shape[1], dtype=jnp.int32)[None]
+    return rotate(x_BCHE, position, self.config.rope_theta)

@@ -1,0 +1,65 @@
+"""Attention to the nearest of many stored keys (Memorizing Transformers, arXiv 2203.08913).
+
+The search is exact: every key is compared, a block of queries at a time. What is stored is data:
+gradients reach the queries, never the store.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from infini_jax.ops.attention import split_heads
+
+SCORE_BYTES = 2**28  # of similarities that exist at the same time
+
+
+def nearest_attention(
+  q_BTHE: Float[Array, "B T H E"],
+  k_BMKE: Float[Array, "B M K E"],
+  v_BMKU: Float[Array, "B M K U"],
+  seen_BM: Bool[Array, "B M"],
+  *,
+  top: int,
+) -> Float[Array, "B T H U"]:
+  """Softmax attention of every query to the `top` stored keys that are most like it.
+
+  Args:
+    q_BTHE: queries; head h searches the keys of key/value head h // G.
+    k_BMKE, v_BMKU: the store: M keys and values a lane.
+    seen_BM: False where there is nothing, or another document's. A lane that sees nothing gets 0.
+    top: how many; all that are seen, where they are fewer.
+  """
+  B, T, H, E = q_BTHE.shape
+  M, K = k_BMKE.shape[1:3]
+  top = min(top, M)
+  k_BMKE, v_BMKU = jax.lax.stop_gradient((k_BMKE, v_BMKU))
+  scale = E**-0.5
+
+  @jax.checkpoint
+  def rows(q_BTKGE):
+    similar_BKGTM = jnp.einsum(
+      "BTKGE,BMKE->BKGTM", q_BTKGE, k_BMKE, preferred_element_type=jnp.float32
+    )
+    similar_BKGTM = jnp.where(seen_BM[:, None, None, None], similar_BKGTM, -jnp.inf)
+    best_BKGTR, place_BKGTR = jax.lax.top_k(jax.lax.stop_gradient(similar_BKGTM), top)
+    found_BKGTR = best_BKGTR > -jnp.inf
+    take = jax.vmap(jax.vmap(lambda x_ME, place: x_ME[place], (1, 0)))  # by lane, by head
+    near_BKGTRE, value_BKGTRU = take(k_BMKE, place_BKGTR), take(v_BMKU, place_BKGTR)
+    score_BKGTR = scale * jnp.einsum(
+      "BTKGE,BKGTRE->BKGTR", q_BTKGE, near_BKGTRE, preferred_element_type=jnp.float32
+    )
+    score_BKGTR = jnp.where(found_BKGTR, score_BKGTR, -1e30)
+    weight_BKGTR = jnp.where(found_BKGTR, jax.nn.softmax(score_BKGTR, axis=-1), 0.0)
+    return jnp.einsum("BKGTR,BKGTRU->BTKGU", weight_BKGTR.astype(v_BMKU.dtype), value_BKGTRU)
+
+  q_BTKGE = split_heads(q_BTHE, K)
+  size = max(1, min(T, SCORE_BYTES // (4 * B * H * M)))
+  blocks = -(-T // size)
+  if blocks == 1:
+    out_BTKGU = rows(q_BTKGE)
+  else:
+    padded = jnp.pad(q_BTKGE, ((0, 0), (0, blocks * size - T), (0, 0), (0, 0), (0, 0)))
+    parts = jnp.moveaxis(padded.reshape(B, blocks, size, *q_BTKGE.shape[2:]), 1, 0)
+    out = jnp.moveaxis(jax.lax.map(rows, parts), 0, 1)
+    out_BTKGU = out.reshape(B, blocks * size, *out.shape[3:])[:, :T]
+  return out_BTKGU.reshape(B, T, H, -1)

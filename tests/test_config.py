@@ -61,6 +61,7 @@ ANOTHER = {
   "model.kv_heads": 1,
   "model.gate": "hard_sigmoid",
   "model.decay": 0.9,
+  "model.compression": "mean",
   "model.knn_layers": (2,),
   "task.name": "recall",
   "task.pairs": 3,
@@ -101,7 +102,11 @@ WARM = {
 KNN = {
   "model": {"mixer": "memorizing", "knn_layers": (1,), "knn_memory": 16, "knn_top": 2},
 }
+OLD = {"model": {"mixer": "compressive", "compression_rate": 2, "compressed_memory": 4}}
 LIVE_IN = {
+  **dict.fromkeys(
+    ("model.compression", "model.compression_rate", "model.compressed_memory"), OLD
+  ),
   **dict.fromkeys(("model.knn_layers", "model.knn_memory", "model.knn_top"), KNN),
   "model.z_correction": {"model": {"rule": "delta"}},
   **dict.fromkeys(("task.digits", "task.repeat_weight"), PASSKEY),

@@ -4,6 +4,7 @@ import importlib.util
 
 from infini_jax.config.schema import (
   ACTIVATIONS,
+  COMPRESSIONS,
   DTYPES,
   GATES,
   IMPLEMENTATIONS,
@@ -26,6 +27,7 @@ def check(config: Config) -> None:
   for name, value, choices in (
     ("model.mixer", m.mixer, MIXERS),
     ("model.rule", m.rule, RULES),
+    ("model.compression", m.compression, COMPRESSIONS),
     ("model.gate", m.gate, GATES),
     ("model.activation", m.activation, ACTIVATIONS),
     ("model.remat", m.remat, REMAT_POLICIES),
@@ -43,7 +45,7 @@ def check(config: Config) -> None:
       raise InputError(f"config.{name}={value!r}: choose one of {', '.join(choices)}")
   positive = {
     "model": "layers width heads kv_heads head_dim ffn vocab_size segment_length"
-    " rope_theta norm_eps knn_memory knn_top",
+    " rope_theta norm_eps knn_memory knn_top compression_rate compressed_memory",
     "data": "lanes segments prefetch",
     "optimizer": "learning_rate gate_learning_rate eps",
     "train": "steps accumulate loss_chunk log_every eval_documents checkpoint_every"
@@ -84,6 +86,11 @@ def check(config: Config) -> None:
     raise InputError(
       "config.data.carry_state=True with config.model.mixer='full': its state grows without end; "
       "set config.data.carry_state=False"
+    )
+  if m.mixer == "compressive" and m.segment_length % m.compression_rate:
+    raise InputError(
+      f"config.model.compression_rate={m.compression_rate} does not divide "
+      f"config.model.segment_length={m.segment_length}: a segment is compressed whole"
     )
   if m.mixer == "memorizing":
     for layer in m.knn_layers:

@@ -9,7 +9,8 @@ import dataclasses
 import json
 from typing import Any
 
-MIXERS = ("infini", "local", "full", "transformer_xl", "memorizing")
+MIXERS = ("infini", "local", "full", "transformer_xl", "compressive", "memorizing")
+COMPRESSIONS = ("conv", "mean")
 RULES = ("linear", "delta")
 GATES = ("sigmoid", "hard_sigmoid")
 TASKS = ("text", "passkey", "recall")
@@ -48,6 +49,9 @@ class ModelConfig:
   z_correction: bool = False  # z grows by the new part of a key alone (ARMT)
   decay: float = 1.0  # what a compression leaves of the memory; below 1 it forgets
   readout_norm: bool = False  # RMSNorm without scale over each head's read-out
+  compression: str = "conv"  # compressive: how hidden states are compressed: conv or mean
+  compression_rate: int = 4  # of them, how many become one
+  compressed_memory: int = 512  # compressed hidden states a lane and layer
   knn_layers: tuple[int, ...] = (9,)  # memorizing: the layers with a store, from 1
   knn_memory: int = 65_536  # keys a lane and head that each of them stores
   knn_top: int = 32  # of them, how many a query attends to

@@ -62,13 +62,19 @@ class Attention(nnx.Module):
   def __call__(self, x_BTD, state, mix):
     """`mix(mixer, q, k, v, state)` is either a chunk or an extension of the open segment."""
     q_BTHE = product("BTD,DHE->BTHE", x_BTD, self.w_q_DHE[...])
-    k_BTKE = product("BTD,DKE->BTKE", x_BTD, self.w_k_DKE[...])
-    v_BTKE = product("BTD,DKE->BTKE", x_BTD, self.w_v_DKE[...])
-    if self.config.qk_norm:
-      q_BTHE, k_BTKE = self.q_norm(q_BTHE), self.k_norm(k_BTKE)
+    q_BTHE = self.q_norm(q_BTHE) if self.config.qk_norm else q_BTHE
+    k_BTKE, v_BTKE = self._keys_values(x_BTD)
+    more = {"x_BTD": x_BTD, "project": self._keys_values} if self.mixer.reads_hidden else {}
     with jax.named_scope(self.config.mixer):
-      out_BTHE, state = mix(self.mixer, q_BTHE, k_BTKE, v_BTKE, state)
+      out_BTHE, state = mix(self.mixer, q_BTHE, k_BTKE, v_BTKE, state, **more)
     return product("BTHE,HED->BTD", out_BTHE, self.w_o_HED[...]), state
+
+  def _keys_values(self, x_BTD, *, frozen: bool = False):
+    """Keys and values of hidden states; `frozen`: without gradient to their weights."""
+    weights = self.w_k_DKE[...], self.w_v_DKE[...]
+    weights = jax.lax.stop_gradient(weights) if frozen else weights
+    k_BTKE, v_BTKE = (product("BTD,DKE->BTKE", x_BTD, w) for w in weights)
+    return (self.k_norm(k_BTKE) if self.config.qk_norm else k_BTKE), v_BTKE
 
 
 class FeedForward(nnx.Module):
@@ -158,8 +164,8 @@ class Transformer(nnx.Module):
       The normalised hidden states, to be used with `head`, and the state after the chunk.
     """
 
-    def mix(mixer, q, k, v, state, cut):
-      return mixer(q, k, v, state, reset_BS=reset_BS, mask_BT=mask_BT, cut=cut)
+    def mix(mixer, q, k, v, state, cut, **more):
+      return mixer(q, k, v, state, reset_BS=reset_BS, mask_BT=mask_BT, cut=cut, **more)
 
     return self._run(tokens_BT, state, mix, REMAT[self.config.remat], cut_L)
 
@@ -181,8 +187,8 @@ class Transformer(nnx.Module):
     No lane may be led past the end of its segment by one call. One token always fits.
     """
 
-    def mix(mixer, q, k, v, stream, cut):
-      return mixer.extend(q, k, v, stream, mask_BT)
+    def mix(mixer, q, k, v, stream, cut, **more):
+      return mixer.extend(q, k, v, stream, mask_BT, **more)
 
     return self._run(tokens_BT, stream, mix, None)
 

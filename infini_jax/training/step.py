@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from infini_jax.config import Config
 from infini_jax.models import abstract_params, bind, init
+from infini_jax.models.mixers import MIXERS
 from infini_jax.ops.loss import cross_entropy
 from infini_jax.parallel import shard
 from infini_jax.training.health import memory_metrics
@@ -81,7 +82,9 @@ def make_train_step(
     sums = {"loss": (nll_BT * weight_BT).sum()}
     if "asked_BT" in batch:
       sums["right"] = (right_BT & batch["asked_BT"]).sum().astype(jnp.float32)
-    return sums["loss"] + t.z_loss * (log_z_BT**2 * weight_BT).sum(), (sums, memory)
+    loss = sums["loss"] + t.z_loss * (log_z_BT**2 * weight_BT).sum()
+    loss += MIXERS[config.model.mixer].auxiliary(memory) / t.accumulate
+    return loss, (sums, memory)
 
   def gradients(params, memory, batch):
     total = _weights(batch).sum()

@@ -19,6 +19,7 @@ CASES = {
   "local": {"mixer": "local"},
   "full": {"mixer": "full"},
   "transformer_xl": {"mixer": "transformer_xl"},
+  "compressive": {"mixer": "compressive", "compression_rate": 2, "compressed_memory": 8},
   "memorizing": {"mixer": "memorizing", "knn_layers": (1,), "knn_memory": 24, "knn_top": 4},
 }
 CLOSE = dict(rtol=1e-4, atol=1e-5)

@@ -21,6 +21,10 @@ CASES = {
   "local": model_config(mixer="local"),
   "full": model_config(mixer="full", kv_heads=1),
   "transformer_xl": model_config(mixer="transformer_xl"),
+  "compressive": model_config(mixer="compressive", compression_rate=4, compressed_memory=6),
+  "pooled": model_config(
+    mixer="compressive", compression="mean", compression_rate=2, compressed_memory=4
+  ),
   "memorizing": model_config(mixer="memorizing", knn_layers=(2,), knn_memory=40, knn_top=40),
 }  # fmt: skip
 CLOSE = dict(rtol=1e-4, atol=1e-5)

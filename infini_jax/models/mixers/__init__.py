@@ -1,6 +1,7 @@
 """Memory systems behind one interface, `base.Mixer`; each is one file."""
 
 from infini_jax.models.mixers.base import Mixer
+from infini_jax.models.mixers.compressive import Compressive
 from infini_jax.models.mixers.full import Full
 from infini_jax.models.mixers.infini import Infini
 from infini_jax.models.mixers.local import Local
@@ -12,7 +13,8 @@ MIXERS: dict[str, type[Mixer]] = {
   "local": Local,
   "full": Full,
   "transformer_xl": TransformerXL,
+  "compressive": Compressive,
   "memorizing": Memorizing,
 }
 
-__all__ = ["MIXERS", "Full", "Infini", "Local", "Memorizing", "Mixer", "TransformerXL"]
+__all__ = ["MIXERS", "Mixer"]

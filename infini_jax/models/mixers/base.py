@@ -15,6 +15,10 @@ class Mixer(nnx.Module):
   calls, the outputs are the same. Resetting every segment is knocking the memory out.
   """
 
+  # Whether `__call__` and `extend` want `x_BTD`, of which q, k, v are made, and `project`, which
+  # makes keys and values of more such (`frozen`: the projections are not trained by it).
+  reads_hidden = False
+
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
 
@@ -56,6 +60,11 @@ class Mixer(nnx.Module):
     The tokens of `mask_BT` come first in each row, and never run past the segment's end.
     """
     raise NotImplementedError
+
+  @staticmethod
+  def auxiliary(state: Any) -> jax.Array | float:
+    """A loss of the mixer's own, from the state after a chunk; mean over layers and lanes."""
+    return 0.0
 
   @staticmethod
   def reserve(state: Any, tokens: int) -> Any:

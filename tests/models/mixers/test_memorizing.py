@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from infini_jax.models.mixers import Memorizing, TransformerXL
+from infini_jax.models.mixers.memorizing import Memorizing
+from infini_jax.models.mixers.transformer_xl import TransformerXL
 from tests.tiny import model_config
 
 B, S, N, H, K, E, M, TOP = 2, 4, 4, 4, 2, 8, 6, 3

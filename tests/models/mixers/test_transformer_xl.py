@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from infini_jax.models.mixers import TransformerXL
-from infini_jax.models.mixers.transformer_xl import LastSegment
+from infini_jax.models.mixers.transformer_xl import LastSegment, TransformerXL
 from tests.ops.reference import rotate
 from tests.tiny import model_config
 

@@ -1,0 +1,256 @@
+"""Compressive Transformers (Rae et al., arXiv 1911.05507): what grows old is compressed, and kept.
+
+A segment sees itself, the hidden states of the segment before, and C compressed ones: each stands
+for `compression_rate` old ones in a row, by their mean or by a learned convolution. Hidden states
+are remembered without gradient, and projected to keys and values anew where they are read.
+
+The convolution has a loss of its own: what attention reads from the compressed segment should be
+what it read from the old one. That loss trains nothing else, and no other loss trains it.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from infini_jax.config import ModelConfig
+from infini_jax.models.mixers.base import Mixer
+from infini_jax.models.mixers.local import empty_cache
+from infini_jax.ops.attention import (
+  UNSEEN,
+  SegmentCache,
+  attention,
+  each_segment,
+  put,
+  window_attention,
+)
+from infini_jax.ops.rotary import rotate
+from infini_jax.ops.shards import P, axis_names, on_shards, spec_of
+from infini_jax.parallel import product, zeros
+
+
+class Old(NamedTuple):
+  """Hidden states of the segment before and compressed ones, the newest last, with the documents
+  that they are of (0: nothing), and how well the last ones were compressed."""
+
+  x_BNI: jax.Array  # I = D, but never divided
+  document_BN: jax.Array
+  x_BCI: jax.Array
+  document_BC: jax.Array
+  current_B: jax.Array  # the number of the lane's document, from 1
+  loss_B: jax.Array
+
+
+class OldStream(NamedTuple):
+  """What is old, and the open segment: hidden states, un-rotated keys and values."""
+
+  old: Old
+  x_BNI: jax.Array
+  cache: SegmentCache
+
+
+class Compressive(Mixer):
+  """State: hidden states of one segment and C compressed ones."""
+
+  reads_hidden = True
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    c = self.config = config
+    if c.compression == "conv":
+      shape = (c.compression_rate, c.width, c.width)
+      noise = jax.random.normal(rngs.params(), shape, jnp.float32)
+      scale = (c.compression_rate * c.width) ** -0.5
+      self.w_compress_RDI = nnx.Param((scale * noise).astype(c.param_dtype))
+
+  def state(self, lanes: int, layer: int = 0) -> Old:
+    """Nothing was read before."""
+    c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+    sizes = (c.segment_length, c.compressed_memory)
+    (x_BNI, of_BN), (x_BCI, of_BC) = (
+      (zeros((lanes, n, c.width), "BNI", dtype), zeros((lanes, n), "BN", jnp.int32)) for n in sizes
+    )
+    number = zeros((lanes,), "B", jnp.int32) + 1
+    return Old(x_BNI, of_BN, x_BCI, of_BC, number, zeros((lanes,), "B", jnp.float32))
+
+  def __call__(
+    self, q_BTHE, k_BTKE, v_BTKE, state, *,
+    reset_BS=None, mask_BT=None, cut=None, x_BTD=None, project=None,
+  ):  # fmt: skip
+    """A chunk of whole segments, all at once.
+
+    `x_BTD` is what queries, keys and values were made of; `project` makes keys and values of more.
+    """
+    c = self.config
+    (B, T), N, C = q_BTHE.shape[:2], c.segment_length, c.compressed_memory
+    S = -(-T // N)
+    pad = lambda x: jnp.pad(x, ((0, 0), (0, S * N - T)) + ((0, 0),) * (x.ndim - 2))
+    mask_BT = pad(jnp.ones((B, T), bool) if mask_BT is None else mask_BT)
+    reset_BS = jnp.zeros((B, S), bool) if reset_BS is None else reset_BS
+    document_BS = state.current_B[:, None] + jnp.cumsum(reset_BS, axis=1, dtype=jnp.int32)
+    document_BT = jnp.where(mask_BT, jnp.repeat(document_BS, N, axis=1), 0)
+
+    # Before segment s begins: the segment before it, and what that becomes when it grows old.
+    x_BTI = jax.lax.stop_gradient(pad(x_BTD)) * mask_BT[..., None].astype(x_BTD.dtype)
+    line_BTI = jnp.concatenate([state.x_BNI, x_BTI], 1)
+    of_BT = jnp.concatenate([state.document_BN, document_BT], 1)
+    before_BTI, of_before_BT = line_BTI[:, :-N], of_BT[:, :-N]
+    short_BTI, of_short_BT = self._compress(before_BTI, of_before_BT)
+    old_BCI = jnp.concatenate([state.x_BCI, jax.lax.stop_gradient(short_BTI)], 1)
+    of_old_BC = jnp.concatenate([state.document_BC, of_short_BT], 1)
+
+    lanes, _, heads, _ = spec_of(q_BTHE)
+    token, lane = P(lanes, None, heads), P(lanes)
+    remembered = project(jnp.concatenate([before_BTI, old_BCI], 1))
+    out_BTHU = on_shards(
+      self._read,
+      *(q_BTHE, k_BTKE, v_BTKE, *remembered),
+      *(mask_BT, document_BS, of_before_BT, of_old_BC, cut),
+      specs=(*(token,) * 5, *(lane,) * 4, P()),
+      out_specs=token,
+    )
+    loss_B = jnp.zeros_like(state.loss_B)
+    if c.compression == "conv":
+      still = jax.lax.stop_gradient((q_BTHE, *project(before_BTI)))
+      loss_B = on_shards(
+        lambda *args: jax.lax.pmean(self._reconstruction(*args), axis_names(heads)),
+        *(*still, *project(short_BTI, frozen=True)),
+        *(mask_BT, document_BS, of_before_BT, of_short_BT),
+        specs=(*(token,) * 5, *(lane,) * 4),
+        out_specs=lane,
+        follow=True,
+      )
+    state = Old(
+      line_BTI[:, -N:],
+      of_BT[:, -N:],
+      old_BCI[:, -C:],
+      of_old_BC[:, -C:],
+      document_BS[:, -1],
+      loss_B,
+    )
+    return out_BTHU, state
+
+  def _compress(self, x_BTI, of_BT):
+    """Every `compression_rate` hidden states in a row to one, of the first one's document."""
+    B, T, D = x_BTI.shape
+    rate = self.config.compression_rate
+    x_BCRI = x_BTI.reshape(B, T // rate, rate, D)
+    of_BC = of_BT.reshape(B, T // rate, rate)[..., 0]
+    if self.config.compression == "conv":
+      return product("BCRD,RDI->BCI", x_BCRI, self.w_compress_RDI[...]), of_BC
+    return x_BCRI.mean(2), of_BC
+
+  def _read(self, q, k, v, k_old, v_old, mask_BT, document_BS, of_before_BT, of_old_BC, cut):
+    """One device's share: segment s sees its window of the compressed, the one before, itself."""
+    c = self.config
+    N, C, S, T = c.segment_length, c.compressed_memory, document_BS.shape[1], q.shape[1]
+    new = N // c.compression_rate  # each segment moves the window by so many
+    window = lambda x: jnp.stack([x[:, s * new : s * new + C] for s in range(S)], 1)
+
+    def join(old, own):
+      parts = window(old[:, S * N :]), _split(old[:, : S * N], S, N), _split(own, S, N)
+      return jnp.concatenate(parts, 2)
+
+    of_BSC = jnp.concatenate([window(of_old_BC), _split(of_before_BT, S, N)], 2)
+    seen_BSC = of_BSC == document_BS[..., None]
+    if cut is not None:
+      seen_BSC &= ~cut
+    seen_BSC = jnp.concatenate([seen_BSC, _split(mask_BT, S, N)], 2)
+    q_BSNHE, k_BSCKE = self._turn(_split(q, S, N), C + N), self._turn(join(k_old, k), 0)
+    out_BSNHU = window_attention(q_BSNHE, k_BSCKE, join(v_old, v), seen_BSC)
+    return out_BSNHU.reshape(len(q), S * N, *out_BSNHU.shape[3:])[:, :T]
+
+  def _reconstruction(self, q, k, v, k_short, v_short, mask_BT, document_BS, of_BT, of_short_BT):
+    """One device's share: the mean squared difference between what queries read, by content alone,
+    from the segment before and from what becomes of it."""
+    N, S = self.config.segment_length, document_BS.shape[1]
+
+    def one(q, k, v, k_short, v_short, mask_BN, document_B, of_BN, of_short_BN):
+      at_BN = jnp.zeros((1, N), jnp.int32)
+      place = lambda of: jnp.where(of == document_B[:, None], 0, UNSEEN)
+      read = attention(q, k, v, at_BN, place(of_BN))
+      again = attention(q, k_short, v_short, at_BN, place(of_short_BN))
+      error_BN = ((read - again).astype(jnp.float32) ** 2).mean((2, 3))
+      known_B = (of_BN == document_B[:, None]).any(1)
+      return jnp.where(mask_BN & known_B[:, None], error_BN, 0.0).mean(1)
+
+    whole = [_split(x, S, N) for x in (q, k, v)]
+    short = [_split(x, S, k_short.shape[1] // S) for x in (k_short, v_short)]
+    places = _split(mask_BT, S, N), document_BS, _split(of_BT, S, N)
+    of_short_BSN = _split(of_short_BT, S, of_short_BT.shape[1] // S)
+    scores = q.shape[0] * S * q.shape[2] * N * N
+    return each_segment(one, *whole, *short, *places, of_short_BSN, scores=scores).mean(1)
+
+  def open(self, state: Old, lanes: int, dtype: Any) -> OldStream:
+    """An empty segment after the last one."""
+    c = self.config
+    x_BNI = zeros((lanes, c.segment_length, c.width), "BNI", dtype)
+    return OldStream(state, x_BNI, empty_cache(c, lanes, dtype))
+
+  def extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT, *, x_BTD=None, project=None):
+    """A few tokens of the open segment; when it is full, the one before it is compressed."""
+    old, x_BNI, cache = stream
+    N, C = self.config.segment_length, self.config.compressed_memory
+    slots = jnp.arange(q_BTHE.shape[1], dtype=jnp.int32)[None]
+    position_BT = cache.fill_B[:, None] + slots
+    slot_BT = jnp.where(mask_BT, position_BT, N)  # slot N does not exist: padding is dropped
+    k_old, v_old = project(jnp.concatenate([old.x_BCI, old.x_BNI], 1))
+    of_BC = jnp.concatenate([old.document_BC, old.document_BN], 1)
+    lanes, _, heads, _ = spec_of(q_BTHE)
+    token, lane = P(lanes, None, heads), P(lanes)
+
+    def read(q, k, v, k_old, v_old, x, new_x, cache, of_BC, current_B, position_BT, slot_BT):
+      k_BNKE, v_BNKU = put(cache.k_BNKE, slot_BT, k), put(cache.v_BNKU, slot_BT, v)
+      place_C = jnp.arange(C + 2 * N, dtype=jnp.int32)[None]
+      hidden_BC = of_BC != current_B[:, None]
+      hidden_BC = jnp.concatenate([hidden_BC, jnp.zeros((len(hidden_BC), N), bool)], 1)
+      out = attention(
+        rotate(q, C + N + position_BT, self.config.rope_theta),
+        self._turn(jnp.concatenate([k_old, k_BNKE], 1)[:, None], 0)[:, 0],
+        jnp.concatenate([v_old, v_BNKU], 1),
+        C + N + position_BT,
+        jnp.where(hidden_BC, UNSEEN, place_C),
+      )
+      return out, put(x, slot_BT, new_x), SegmentCache(k_BNKE, v_BNKU, cache.fill_B)
+
+    places = SegmentCache(token, token, lane)
+    out_BTHU, x_BNI, cache = on_shards(
+      read,
+      *(q_BTHE, k_BTKE, v_BTKE, k_old, v_old, x_BNI, x_BTD, cache),
+      *(of_BC, old.current_B, position_BT, slot_BT),
+      specs=(token,) * 5 + (lane, lane, places) + (lane,) * 4,
+      out_specs=(token, lane, places),
+    )
+    fill_B = cache.fill_B + mask_BT.sum(1, dtype=jnp.int32)
+    short_BCI, of_short_BC = self._compress(old.x_BNI, old.document_BN)
+    moved = Old(
+      x_BNI,
+      jnp.broadcast_to(old.current_B[:, None], old.document_BN.shape),
+      jnp.concatenate([old.x_BCI, short_BCI], 1)[:, -C:],
+      jnp.concatenate([old.document_BC, of_short_BC], 1)[:, -C:],
+      old.current_B,
+      old.loss_B,
+    )
+    closed_B = fill_B == N
+    choose = lambda x, y: jnp.where(closed_B.reshape(-1, *(1,) * (x.ndim - 1)), x, y)
+    cache = cache._replace(fill_B=jnp.where(closed_B, 0, fill_B))
+    return out_BTHU, OldStream(jax.tree.map(choose, moved, old), x_BNI, cache)
+
+  @staticmethod
+  def auxiliary(state: Old) -> jax.Array:
+    """The loss of the convolution, mean over layers and lanes."""
+    return state.loss_B.mean()
+
+  def _turn(self, x_BSCHE, first: int):
+    """Rotated, the first of each segment at this position."""
+    B, S, C = x_BSCHE.shape[:3]
+    position = first + jnp.arange(C, dtype=jnp.int32)[None]
+    turned = rotate(x_BSCHE.reshape(B * S, C, *x_BSCHE.shape[3:]), position, self.config.rope_theta)
+    return turned.reshape(x_BSCHE.shape)
+
+
+def _split(x_BT, S: int, N: int):
+  """Tokens by segment; what is missing of the last one is 0."""
+  B, T = x_BT.shape[:2]
+  x_BT = jnp.pad(x_BT, ((0, 0), (0, S * N - T)) + ((0, 0),) * (x_BT.ndim - 2))
+  return x_BT.reshape(B, S, N, *x_BT.shape[2:])

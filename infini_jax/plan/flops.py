@@ -60,18 +60,31 @@ def forward_flops(config: ModelConfig, tokens: int) -> dict[str, float]:
   projections = c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
   ffn = c.width * c.ffn * (3 if c.activation == "swiglu" else 2)
   attention = c.heads * (_seen(c, tokens) + 1) * 2 * c.head_dim
-  memory = 0
-  if c.mixer == "infini":
-    touched = c.heads + c.kv_heads * (2 if c.rule == "delta" else 1)
-    memory = 2 * c.head_dim**2 * touched
-  elif c.mixer == "transformer_xl":
-    memory = 4 * c.heads * c.head_dim * c.segment_length  # the segment before, whole
   return {
     "weights": 2.0 * c.layers * (projections + ffn),
     "head": 2.0 * c.vocab_size * c.width,
     "attention": float(c.layers * attention),
-    "memory": float(c.layers * memory),
+    "memory": float(_memory_flops(c)),
   }
+
+
+def _memory_flops(c: ModelConfig) -> int:
+  """One token forward, all layers: what a memory costs beside its segment."""
+  reads = 4 * c.heads * c.head_dim  # one query, all heads, of one key and value
+  if c.mixer == "infini":
+    touched = c.heads + c.kv_heads * (2 if c.rule == "delta" else 1)
+    return c.layers * 2 * c.head_dim**2 * touched
+  if c.mixer == "transformer_xl":
+    return c.layers * reads * c.segment_length
+  if c.mixer == "memorizing":
+    search = len(c.knn_layers) * (reads // 2 * c.knn_memory + reads * c.knn_top)
+    return c.layers * reads * c.segment_length + search
+  if c.mixer == "compressive":
+    # Old hidden states are projected anew, a compressed one for every few of them.
+    again = 4 * c.width * c.kv_heads * c.head_dim * (1 + c.compression_rate) // c.compression_rate
+    convolution = 2 * c.width**2 if c.compression == "conv" else 0
+    return c.layers * (reads * (c.segment_length + c.compressed_memory) + again + convolution)
+  return 0
 
 
 def _seen(config: ModelConfig, tokens: int) -> int:

@@ -37,6 +37,22 @@ def test_only_full_attention_grows_with_t():
   assert plan.flops_per_token(full, 6400) > plan.flops_per_token(full, 64)
 
 
+def test_what_other_memories_cost_beside_their_segment():
+  c = model_config(layers=4, width=16, heads=4, kv_heads=2, head_dim=8)
+  local = forward_flops(changed(c, mixer="local"), 64)
+  assert local["memory"] == forward_flops(changed(c, mixer="full"), 64)["memory"] == 0
+  one = 4 * 4 * 8  # of a key and its value, for all heads
+  xl = forward_flops(changed(c, mixer="transformer_xl"), 64)
+  assert xl["memory"] == 4 * 8 * one and xl["attention"] == local["attention"]
+  knn = changed(c, mixer="memorizing", knn_layers=(3,), knn_memory=100, knn_top=5)
+  assert forward_flops(knn, 64)["memory"] == xl["memory"] + one / 2 * 100 + one * 5
+  old = changed(c, mixer="compressive", compression_rate=4, compressed_memory=12)
+  pooled = changed(old, compression="mean")
+  projected = 2 * 16 * (2 * 2 * 8) * 1.25
+  assert forward_flops(pooled, 64)["memory"] == 4 * ((8 + 12) * one + projected)
+  assert forward_flops(old, 64)["memory"] == forward_flops(pooled, 64)["memory"] + 4 * 2 * 16**2
+
+
 def test_what_is_executed_is_more_and_remat_costs_most():
   c = model_config(**LLAMA_8B)
   executed = {

@@ -27,7 +27,7 @@ from infini_jax.ops.attention import (
 )
 from infini_jax.ops.rotary import rotate
 from infini_jax.ops.shards import P, axis_names, on_shards, spec_of
-from infini_jax.parallel import product, zeros
+from infini_jax.parallel import product, shard, zeros
 
 
 class Old(NamedTuple):
@@ -85,8 +85,9 @@ class Compressive(Mixer):
     (B, T), N, C = q_BTHE.shape[:2], c.segment_length, c.compressed_memory
     S = -(-T // N)
     pad = lambda x: jnp.pad(x, ((0, 0), (0, S * N - T)) + ((0, 0),) * (x.ndim - 2))
-    mask_BT = pad(jnp.ones((B, T), bool) if mask_BT is None else mask_BT)
+    mask_BT = jnp.ones((B, T), bool) if mask_BT is None else mask_BT
     reset_BS = jnp.zeros((B, S), bool) if reset_BS is None else reset_BS
+    mask_BT, reset_BS, x_BTD = pad(shard(mask_BT, "B_")), shard(reset_BS, "B_"), shard(x_BTD, "B__")
     document_BS = state.current_B[:, None] + jnp.cumsum(reset_BS, axis=1, dtype=jnp.int32)
     document_BT = jnp.where(mask_BT, jnp.repeat(document_BS, N, axis=1), 0)
 
@@ -134,11 +135,12 @@ class Compressive(Mixer):
     """Every `compression_rate` hidden states in a row to one, of the first one's document."""
     B, T, D = x_BTI.shape
     rate = self.config.compression_rate
-    x_BCRI = x_BTI.reshape(B, T // rate, rate, D)
+    x_BTRI = x_BTI.reshape(B, T // rate, rate, D)
     of_BC = of_BT.reshape(B, T // rate, rate)[..., 0]
     if self.config.compression == "conv":
-      return product("BCRD,RDI->BCI", x_BCRI, self.w_compress_RDI[...]), of_BC
-    return x_BCRI.mean(2), of_BC
+      short_BTI = product("BTRD,RDI->BTI", x_BTRI, self.w_compress_RDI[...])
+      return shard(short_BTI, "B__"), of_BC
+    return x_BTRI.mean(2), of_BC
 
   def _read(self, q, k, v, k_old, v_old, mask_BT, document_BS, of_before_BT, of_old_BC, cut):
     """One device's share: segment s sees its window of the compressed, the one before, itself."""

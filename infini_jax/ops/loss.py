@@ -39,6 +39,9 @@ def cross_entropy(
   sharers = (*rows, over) if divided else rows  # devices that each have other rows of the head
   copies = tuple(a for a in (*axis_names(lanes), *axis_names(over)) if a not in columns)
 
+  def together(reduce, x):
+    return reduce(x, sharers) if sharers else x
+
   def piece(hidden_BTD, head_VD, targets_BT):
     # Gradients go the same way back, summed and scattered; at last over copies, when small.
     head_VD = jax.lax.pcast(head_VD, copies, to="varying")
@@ -64,10 +67,10 @@ def cross_entropy(
       # A sum over the vocabulary, not a look-up: each device has the target among its rows, or 0.
       hit_BTV = column_V[None, None] == targets_BT[..., None]
       fixed_BTV = jax.lax.stop_gradient(logits_BTV)
-      top_BT = jax.lax.pmax(fixed_BTV.max(-1), sharers)
+      top_BT = together(jax.lax.pmax, fixed_BTV.max(-1))
       sums = (jnp.exp(logits_BTV - top_BT[..., None]), jnp.where(hit_BTV, logits_BTV, 0.0))
-      total_BT, target_BT = (jax.lax.psum(x.sum(-1), sharers) for x in sums)
-      other_BT = jax.lax.pmax(jnp.where(hit_BTV, -jnp.inf, fixed_BTV).max(-1), sharers)
+      total_BT, target_BT = (together(jax.lax.psum, x.sum(-1)) for x in sums)
+      other_BT = together(jax.lax.pmax, jnp.where(hit_BTV, -jnp.inf, fixed_BTV).max(-1))
       log_z_BT = top_BT + jnp.log(total_BT)
       outs = (log_z_BT - target_BT, log_z_BT, target_BT > other_BT)
       if not divided:

@@ -246,6 +246,14 @@ def test_json_and_back():
     ({"model": {"head_dim": 7}}, "config.model.head_dim=7: rotary positions turn pairs"),
     ({"train": {"accumulate": 3}}, "config.data.lanes=8 is not a multiple of"),
     ({"model": {"mixer": "full"}}, "set config.data.carry_state=False"),
+    ({"model": {"mixer": "memorizing"}}, "there is no layer 9; they are counted from 1 to config"),
+    ({"model": {"mixer": "memorizing", "knn_layers": (0,)}}, "there is no layer 0; they are count"),
+    ({"model": {"knn_top": 0}}, "config.model.knn_top=0: must be more than 0"),
+    (
+      {"model": {"mixer": "compressive", "compression_rate": 3}},
+      "config.model.compression_rate=3 does not divide config.model.segment_length=",
+    ),
+    ({"model": {"compression": "max"}}, "config.model.compression='max': choose one of conv, mean"),
     ({"model": {"gate": "softmax"}}, "choose one of sigmoid, hard_sigmoid"),
     ({"model": {"gate": "hard_sigmoid", "gate_init": -5.0}}, "set gate_init to -2.9 to adapt"),
     ({"model": {"decay": 0.0}}, "config.model.decay=0.0: must be above 0, and at most 1"),
@@ -286,6 +294,10 @@ def test_json_and_back():
     (
       {"mesh": {"seq": 2}, "model": {"mixer": "full"}, "data": {"carry_state": False}},
       "config.mesh.seq=2 with config.model.mixer='full': its tokens see those of other segments",
+    ),
+    (
+      {"mesh": {"seq": 2}, "model": {"mixer": "transformer_xl"}},
+      "mixer='transformer_xl': its tokens see those of other segments; set config.mesh.seq=1",
     ),
     (
       {"mesh": {"seq": 2}, "model": {"implementation": "scan"}},

@@ -14,12 +14,19 @@ SHUT, OPEN = 0.1, 0.9  # below and above, a head has specialised; between, it mi
 
 
 def gates(config: ModelConfig, params: Any) -> np.ndarray | None:
-  """The memory's share in every layer and head, (L, H); None for a model without gates."""
+  """The memory's share in every layer and head, (L, H); None for a model without gates.
+
+  0 in a layer that has no memory.
+  """
   mixer = params["blocks"]["attention"].get("mixer", {})
   if "beta_H" not in mixer:
     return None
   whole = jax.jit(lambda beta_LH: shard(gate_values(beta_LH, config.gate), "__"))  # on every host
-  return np.asarray(whole(mixer["beta_H"]))
+  gates_LH = np.asarray(whole(mixer["beta_H"]))
+  if config.mixer == "memorizing":
+    with_store = np.isin(np.arange(config.layers) + 1, config.knn_layers)
+    gates_LH = np.where(with_store[:, None], gates_LH, 0.0)
+  return gates_LH
 
 
 def summary(gates_LH: np.ndarray) -> dict[str, Any]:

@@ -16,6 +16,13 @@ def test_gates_are_the_sigmoid_of_beta_and_absent_without_a_memory():
   assert gates.gates(local, fake_params(local)) is None
 
 
+def test_a_layer_without_a_store_reads_nothing():
+  c = model_config(mixer="memorizing", layers=3, knn_layers=(2,))
+  gates_LH = gates.gates(c, fake_params(c))
+  np.testing.assert_array_equal(gates_LH[[0, 2]], 0.0)
+  assert 0 < gates_LH[1].min() < 1
+
+
 def test_summary_counts_every_head_once():
   gates_LH = np.array([[0.0, 0.0999, 0.1], [0.5, 0.9, 0.901], [1.0, 0.95, 0.3]])
   assert gates.summary(gates_LH) == {

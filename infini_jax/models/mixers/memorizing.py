@@ -13,6 +13,7 @@ from flax import nnx
 
 from infini_jax.config import ModelConfig
 from infini_jax.models.mixers.transformer_xl import LastSegment, TransformerXL, XLStream
+from infini_jax.ops import gate_values
 from infini_jax.ops.attention import SegmentCache
 from infini_jax.ops.knn import nearest_attention
 from infini_jax.ops.shards import P, on_shards, spec_of
@@ -170,4 +171,4 @@ class Memorizing(TransformerXL):
     return share * near_BTHU + (1 - share) * local_BTHU
 
   def _gate(self):
-    return jax.nn.sigmoid(self.beta_H[...].astype(jnp.float32))
+    return gate_values(self.beta_H[...].astype(jnp.float32), self.config.gate)

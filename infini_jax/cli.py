@@ -189,6 +189,9 @@ def _parser() -> argparse.ArgumentParser:
   made.add_argument(
     "--no-compile", dest="compile", action="store_false", help="with a TPU: the estimate alone"
   )
+  made.add_argument(
+    "--table", choices=["memory"], help="only what each memory system would carry, at these sizes"
+  )
   made.add_argument("--json", metavar="FILE", help="write everything there too")
 
   made = command("generate", _generate, "continue a text with a trained model")

@@ -23,7 +23,7 @@ MAY_IMPORT = {
   "evaluation": {*"config ops models parallel data runs plan progress".split()},
   "training": {*"config ops models parallel data runs plan progress evaluation".split()},
   "inference": {*"config ops models parallel data runs progress".split()},
-  "planner": {*"config ops parallel data plan training progress".split()},
+  "planner": {*"config ops models parallel data plan training progress".split()},
   "cli": {"config", "data", "training", "evaluation", "inference", "planner", "parallel"},
 }
 

@@ -17,6 +17,7 @@ from infini_jax.plan import CHIPS, Chip
 from infini_jax.planner import report
 from infini_jax.planner.compiled import compile_step, tpu_devices
 from infini_jax.planner.estimate import estimate
+from infini_jax.planner.memories import memories, show
 from infini_jax.planner.shares import abstract_mesh
 from infini_jax.planner.verdict import judge
 from infini_jax.progress import track
@@ -29,7 +30,7 @@ def plan(config: Config, args: Namespace, console: Console) -> None:
 
   Args:
     config: the experiment.
-    args: `topology`, `mesh`, `chip`, `compile` and `json`, as the command line gives them.
+    args: `table`, `topology`, `mesh`, `chip`, `compile` and `json`, as the command line gives them.
     console: for tables and progress.
 
   Raises:
@@ -37,6 +38,13 @@ def plan(config: Config, args: Namespace, console: Console) -> None:
       libtpu.
   """
   jax.config.update("jax_platforms", "cpu")  # plans are made beside running work: take no device
+  if args.table == "memory":
+    found = memories(config)
+    show(found, console)
+    if args.json:
+      rows = [m._asdict() for m in found]
+      Path(args.json).write_text(json.dumps(rows, indent=2) + "\n")
+    return
   chip, count, compiles = _where(args)
   given = _axes(args.mesh) if args.mesh else None
   if given is not None:

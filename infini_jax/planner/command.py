@@ -39,10 +39,10 @@ def plan(config: Config, args: Namespace, console: Console) -> None:
   """
   jax.config.update("jax_platforms", "cpu")  # plans are made beside running work: take no device
   if args.table == "memory":
-    found = memories(config)
-    show(found, console)
+    systems = memories(config)
+    show(systems, console)
     if args.json:
-      rows = [m._asdict() for m in found]
+      rows = [system._asdict() for system in systems]
       Path(args.json).write_text(json.dumps(rows, indent=2) + "\n")
     return
   chip, count, compiles = _where(args)

@@ -102,8 +102,12 @@ WARM = {
 KNN = {
   "model": {"mixer": "memorizing", "knn_layers": (1,), "knn_memory": 16, "knn_top": 2},
 }
+SUMMARY = {
+  "model": {"mixer": "autocompressor", "summary_tokens": 2, "summary_steps": 2},
+}
 OLD = {"model": {"mixer": "compressive", "compression_rate": 2, "compressed_memory": 4}}
 LIVE_IN = {
+  **dict.fromkeys(("model.summary_tokens", "model.summary_steps"), SUMMARY),
   **dict.fromkeys(
     ("model.compression", "model.compression_rate", "model.compressed_memory"), OLD
   ),

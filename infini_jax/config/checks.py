@@ -45,7 +45,8 @@ def check(config: Config) -> None:
       raise InputError(f"config.{name}={value!r}: choose one of {', '.join(choices)}")
   positive = {
     "model": "layers width heads kv_heads head_dim ffn vocab_size segment_length"
-    " rope_theta norm_eps knn_memory knn_top compression_rate compressed_memory",
+    " rope_theta norm_eps knn_memory knn_top compression_rate compressed_memory"
+    " summary_tokens summary_steps",
     "data": "lanes segments prefetch",
     "optimizer": "learning_rate gate_learning_rate eps",
     "train": "steps accumulate loss_chunk log_every eval_documents checkpoint_every"
@@ -91,6 +92,11 @@ def check(config: Config) -> None:
     raise InputError(
       f"config.model.compression_rate={m.compression_rate} does not divide "
       f"config.model.segment_length={m.segment_length}: a segment is compressed whole"
+    )
+  if m.mixer in ("rmt", "autocompressor") and "layers" in config.evaluation.knock_out:
+    raise InputError(
+      f"config.evaluation.knock_out='layers' with config.model.mixer={m.mixer!r}: one memory "
+      f"serves all its layers; leave 'empty' or 'reads'"
     )
   if m.mixer == "memorizing":
     for layer in m.knn_layers:

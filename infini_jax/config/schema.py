@@ -9,7 +9,16 @@ import dataclasses
 import json
 from typing import Any
 
-MIXERS = ("infini", "local", "full", "transformer_xl", "compressive", "memorizing")
+MIXERS = (
+  "infini",
+  "local",
+  "full",
+  "transformer_xl",
+  "compressive",
+  "memorizing",
+  "rmt",
+  "autocompressor",
+)
 COMPRESSIONS = ("conv", "mean")
 RULES = ("linear", "delta")
 GATES = ("sigmoid", "hard_sigmoid")
@@ -49,6 +58,8 @@ class ModelConfig:
   z_correction: bool = False  # z grows by the new part of a key alone (ARMT)
   decay: float = 1.0  # what a compression leaves of the memory; below 1 it forgets
   readout_norm: bool = False  # RMSNorm without scale over each head's read-out
+  summary_tokens: int = 50  # rmt, autocompressor: embeddings that a segment is summed up in
+  summary_steps: int = 4  # autocompressor: summaries of so many segments are kept
   compression: str = "conv"  # compressive: how hidden states are compressed: conv or mean
   compression_rate: int = 4  # of them, how many become one
   compressed_memory: int = 512  # compressed hidden states a lane and layer

@@ -1,5 +1,6 @@
 """The model: parameters, and how they are used."""
 
-from infini_jax.models.transformer import Transformer, abstract_params, bind, init
+from infini_jax.models.parameters import abstract_params, bind, build, init
+from infini_jax.models.transformer import Transformer
 
-__all__ = ["Transformer", "abstract_params", "bind", "init"]
+__all__ = ["Transformer", "abstract_params", "bind", "build", "init"]

@@ -1,7 +1,7 @@
 """A decoder like Llama's, as a function over segments: `(state, tokens) -> (state, hidden)`.
 
-Parameters are a nested dict of arrays whose names end in their dimensions; `init` makes it and
-`bind` puts it into the module. The layers are stacked in front (L) and run by one scan.
+Parameters are a nested dict of arrays whose names end in their dimensions. The layers are stacked
+in front (L) and run by one scan.
 """
 
 from functools import partial
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from infini_jax.config import ModelConfig
 from infini_jax.models.mixers import MIXERS
-from infini_jax.parallel import lookup, param_shardings, product
+from infini_jax.parallel import lookup, product
 
 REMAT = {
   "none": None,  # keep everything
@@ -51,10 +51,10 @@ class Attention(nnx.Module):
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     c, D, E = config, config.width, config.head_dim
     self.config = c
-    self.w_q_DHE = _matrix(rngs, (D, c.heads, E), D, c)
-    self.w_k_DKE = _matrix(rngs, (D, c.kv_heads, E), D, c)
-    self.w_v_DKE = _matrix(rngs, (D, c.kv_heads, E), D, c)
-    self.w_o_HED = _matrix(rngs, (c.heads, E, D), c.heads * E * 2 * c.layers, c)
+    self.w_q_DHE = matrix(rngs, (D, c.heads, E), D, c)
+    self.w_k_DKE = matrix(rngs, (D, c.kv_heads, E), D, c)
+    self.w_v_DKE = matrix(rngs, (D, c.kv_heads, E), D, c)
+    self.w_o_HED = matrix(rngs, (c.heads, E, D), c.heads * E * 2 * c.layers, c)
     if c.qk_norm:
       self.q_norm, self.k_norm = RMSNorm(E, c), RMSNorm(E, c)
     self.mixer = MIXERS[c.mixer](c, rngs)
@@ -83,10 +83,10 @@ class FeedForward(nnx.Module):
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     c, D, F = config, config.width, config.ffn
     self.gated = c.activation == "swiglu"
-    self.w_up_DF = _matrix(rngs, (D, F), D, c)
+    self.w_up_DF = matrix(rngs, (D, F), D, c)
     if self.gated:
-      self.w_gate_DF = _matrix(rngs, (D, F), D, c)
-    self.w_down_FD = _matrix(rngs, (F, D), F * 2 * c.layers, c)
+      self.w_gate_DF = matrix(rngs, (D, F), D, c)
+    self.w_down_FD = matrix(rngs, (F, D), F * 2 * c.layers, c)
 
   def __call__(self, x_BTD):
     """Token by token."""
@@ -122,12 +122,12 @@ class Transformer(nnx.Module):
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     c = config
     self.config = c
-    self.embed_VD = _matrix(rngs, (c.vocab_size, c.width), c.width, c)
+    self.embed_VD = matrix(rngs, (c.vocab_size, c.width), c.width, c)
     stack = nnx.vmap(lambda r: Block(c, r), in_axes=0, out_axes=0)
     self.blocks = stack(rngs.split(c.layers))
     self.final_norm = RMSNorm(c.width, c)
     if not c.tied_embeddings:
-      self.head_VD = _matrix(rngs, (c.vocab_size, c.width), c.width, c)
+      self.head_VD = matrix(rngs, (c.vocab_size, c.width), c.width, c)
 
   def state(self, lanes: int) -> Any:
     """The state before anything was read: the mixer's, once per layer (L in front).
@@ -205,8 +205,10 @@ class Transformer(nnx.Module):
     return MIXERS[self.config.mixer](self.config, nnx.Rngs(0))
 
   def _run(self, tokens_BT, state, mix, policy, cut_L=None):
-    c = self.config
-    x_BTD = lookup(self.embed_VD[...], tokens_BT, c.compute_dtype)
+    x_BTD = lookup(self.embed_VD[...], tokens_BT, self.config.compute_dtype)
+    return self._layers(x_BTD, state, mix, policy, cut_L)
+
+  def _layers(self, x_BTD, state, mix, policy, cut_L=None):
     graph, stacked = nnx.split(self.blocks)
 
     def layer(x_BTD, xs):
@@ -234,25 +236,7 @@ class Transformer(nnx.Module):
     return tuple(parts) if len(parts) > 1 else parts[0]
 
 
-def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
-  """Fresh parameters."""
-  return nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(key))))
-
-
-def abstract_params(config: ModelConfig, mesh: Any) -> dict[str, Any]:
-  """Shapes, types and storage shardings of the parameters, without making them."""
-  shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
-  place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-  return jax.tree.map(place, shapes, param_shardings(shapes, mesh))
-
-
-def bind(config: ModelConfig, params: dict[str, Any]) -> Transformer:
-  """The module with these parameters; cheap, and meant to be called while tracing."""
-  graph, _ = nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
-  return nnx.merge(graph, params)
-
-
-def _matrix(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, config: ModelConfig) -> nnx.Param:
+def matrix(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, config: ModelConfig) -> nnx.Param:
   """Normal, with variance 1/fan_in, cut at two standard deviations."""
   noise = jax.random.truncated_normal(rngs.params(), -2, 2, shape, jnp.float32)
   return nnx.Param((noise * (fan_in**-0.5 / 0.8796)).astype(config.param_dtype))

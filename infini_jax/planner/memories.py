@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infini_jax.config import MIXERS, Config, InputError, ModelConfig, check
-from infini_jax.models import Transformer
+from infini_jax.models import build
 from infini_jax.models.mixers.full import Full
 
 
@@ -76,8 +76,11 @@ def _one(config: Config, mixer: str) -> Memory:
 
 def _state(model: ModelConfig) -> Any:
   """The state of one lane; of one token, where it grows."""
+  made = lambda: build(model, nnx.Rngs(0))
+  if model.mixer in ("rmt", "autocompressor"):  # every layer keeps what it made of the summaries
+    return jax.eval_shape(lambda: made().open(made().state(1), 1).layers.last)
   if model.mixer != "full":
-    return jax.eval_shape(lambda: Transformer(model, nnx.Rngs(0)).state(1))
+    return jax.eval_shape(lambda: made().state(1))
   empty = Full(model, nnx.Rngs(0)).state(1)
   return Full.reserve(jax.tree.map(lambda x: jnp.stack([x] * model.layers), empty), 1)
 
@@ -92,6 +95,8 @@ def _closed(c: ModelConfig) -> tuple[str, int]:
     "full": ("2 L K E", L * pair),
     "transformer_xl": ("2 L K E N", L * pair * N),
     "compressive": ("L D (N + C)", L * c.width * (N + c.compressed_memory)),
+    "rmt": ("2 L K E P", L * pair * c.summary_tokens),
+    "autocompressor": ("2 L K E P m", L * pair * c.summary_tokens * c.summary_steps),
     "memorizing": (
       f"2 K E (L N + {stores if stores > 1 else ''} M)".replace("  ", " "),
       pair * (L * N + stores * c.knn_memory),

@@ -20,6 +20,8 @@ CASES = {
   "full": {"mixer": "full"},
   "transformer_xl": {"mixer": "transformer_xl"},
   "compressive": {"mixer": "compressive", "compression_rate": 2, "compressed_memory": 8},
+  "rmt": {"mixer": "rmt", "summary_tokens": 3},
+  "autocompressor": {"mixer": "autocompressor", "summary_tokens": 2, "summary_steps": 2},
   "memorizing": {"mixer": "memorizing", "knn_layers": (1,), "knn_memory": 24, "knn_top": 4},
 }
 CLOSE = dict(rtol=1e-4, atol=1e-5)

@@ -25,6 +25,8 @@ CASES = {
   "pooled": model_config(
     mixer="compressive", compression="mean", compression_rate=2, compressed_memory=4
   ),
+  "rmt": model_config(mixer="rmt", summary_tokens=3),
+  "autocompressor": model_config(mixer="autocompressor", summary_tokens=2, summary_steps=2),
   "memorizing": model_config(mixer="memorizing", knn_layers=(2,), knn_memory=40, knn_top=40),
 }  # fmt: skip
 CLOSE = dict(rtol=1e-4, atol=1e-5)

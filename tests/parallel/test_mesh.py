@@ -147,7 +147,8 @@ def test_microbatches_stay_spread_over_the_mesh(sizes):
 def test_every_mixer_is_laid_out_with_shared_heads(mixer, heads, kv_heads, sizes):
   """A single key/value head, as many as devices, and more."""
   c = experiment("adamw", data={"carry_state": mixer != "full"})
-  small = {"knn_layers": (1,), "knn_memory": 16, "compression_rate": 2, "compressed_memory": 8}
+  small = {"summary_tokens": 2, "summary_steps": 2}
+  small |= {"knn_layers": (1,), "knn_memory": 16, "compression_rate": 2, "compressed_memory": 8}
   c = changed(c, model=changed(c.model, mixer=mixer, heads=heads, kv_heads=kv_heads, **small))
   before, after = traced(c, sizes)
   assert places(after.params) == places(before.params)

@@ -10,7 +10,7 @@ from tests.tiny import config
 PAPER = {
   **{"layers": 12, "width": 1024, "heads": 8, "kv_heads": 8, "head_dim": 128, "ffn": 4096},
   **{"segment_length": 2048, "knn_layers": (9,), "knn_memory": 65_000},
-  **{"compute_dtype": "bfloat16"},
+  **{"compute_dtype": "bfloat16", "summary_tokens": 100},
 }
 
 
@@ -22,6 +22,7 @@ def test_the_papers_figures_come_out():
   assert found["infini"].bytes == 4 * 1_585_152, "the memory is float32"
   assert found["transformer_xl"].bytes == 2 * 50_331_648
   assert round(found["memorizing"].elements / found["infini"].elements) == 116
+  assert found["rmt"].elements == 2_457_600  # 2.5M
   assert found["local"].elements == 0
 
 

@@ -72,9 +72,11 @@ class Local(Mixer):
     return out, cache._replace(fill_B=jnp.where(closed_B, 0, cache.fill_B))
 
 
-def empty_cache(config: ModelConfig, lanes: int, dtype: Any) -> SegmentCache:
-  """An open segment that holds no token yet."""
-  shape = (lanes, config.segment_length, config.kv_heads, config.head_dim)
+def empty_cache(
+  config: ModelConfig, lanes: int, dtype: Any, tokens: int | None = None
+) -> SegmentCache:
+  """An open segment that holds no token yet, with room for N, or for so many."""
+  shape = (lanes, tokens or config.segment_length, config.kv_heads, config.head_dim)
   return SegmentCache(
     zeros(shape, "BNKE", dtype), zeros(shape, "BNKU", dtype), zeros((lanes,), "B", jnp.int32)
   )

@@ -1,0 +1,35 @@
+"""From a config to the module: `init` makes the parameters, `bind` puts them into it."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from infini_jax.config import ModelConfig
+from infini_jax.models.summary import SummaryTransformer
+from infini_jax.models.transformer import Transformer
+from infini_jax.parallel import param_shardings
+
+
+def build(config: ModelConfig, rngs: nnx.Rngs) -> Transformer:
+  """The module of this config, its parameters fresh."""
+  of_summaries = config.mixer in ("rmt", "autocompressor")
+  return (SummaryTransformer if of_summaries else Transformer)(config, rngs)
+
+
+def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
+  """Fresh parameters."""
+  return nnx.to_pure_dict(nnx.state(build(config, nnx.Rngs(key))))
+
+
+def abstract_params(config: ModelConfig, mesh: Any) -> dict[str, Any]:
+  """Shapes, types and storage shardings of the parameters, without making them."""
+  shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+  place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  return jax.tree.map(place, shapes, param_shardings(shapes, mesh))
+
+
+def bind(config: ModelConfig, params: dict[str, Any]) -> Transformer:
+  """The module with these parameters; cheap, and meant to be called while tracing."""
+  graph, _ = nnx.split(nnx.eval_shape(lambda: build(config, nnx.Rngs(0))))
+  return nnx.merge(graph, params)

@@ -1,0 +1,154 @@
+"""Systems whose memory is summary embeddings, handed from segment to segment above all layers.
+
+RMT (Bulatov et al., arXiv 2207.06881): P memory embeddings stand before a segment and again behind
+it; what the last layer makes of the latter is the memory before the next one.
+
+AutoCompressors (Chevalier et al., arXiv 2305.14788): behind a segment stand P learned embeddings;
+what becomes of them is added to the summaries, and all of the last `summary_steps` segments stand
+before the next. The gradient goes back through two segments.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from infini_jax.config import ModelConfig
+from infini_jax.models.mixers.prefixed import prefix_length
+from infini_jax.models.mixers.transformer_xl import XLStream
+from infini_jax.models.transformer import REMAT, Transformer, matrix
+from infini_jax.parallel import lookup, shard, zeros
+
+BACK = 2  # segments that the gradient of an AutoCompressor goes through
+
+
+class Summaries(NamedTuple):
+  """A summaries of each lane, the newest last, and which of them are there. One in front, not L:
+  all layers share them."""
+
+  x_1BAI: jax.Array
+  seen_1BA: jax.Array
+
+
+class SummaryStream(NamedTuple):
+  """The summaries before the open segment, and each layer's keys and values of it."""
+
+  summaries: Summaries
+  layers: XLStream
+
+
+class SummaryTransformer(Transformer):
+  """RMT and AutoCompressors: one segment after the other, each through all layers."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    super().__init__(config, rngs)
+    # RMT: the first memory. AutoCompressors: what stands behind every segment.
+    self.summary_PD = matrix(rngs, (config.summary_tokens, config.width), config.width, config)
+
+  def state(self, lanes: int) -> Summaries:
+    """No summary yet."""
+    A = prefix_length(self.config)
+    shape = (1, lanes, A, self.config.width)
+    dtype = jnp.dtype(self.config.compute_dtype)
+    return Summaries(zeros(shape, "_BAI", dtype), zeros(shape[:3], "_BA", bool))
+
+  def __call__(self, tokens_BT, state, *, reset_BS=None, mask_BT=None, cut_L=None):
+    """A chunk of whole segments. `cut_L` is for all layers or none."""
+    c = self.config
+    (B, T), N = tokens_BT.shape, c.segment_length
+    S = -(-T // N)
+    x_BTD = shard(lookup(self.embed_VD[...], tokens_BT, c.compute_dtype), "B__")
+    mask_BT = jnp.ones((B, T), bool) if mask_BT is None else mask_BT
+    reset_BS = jnp.zeros((B, S), bool) if reset_BS is None else reset_BS
+    if cut_L is not None:
+      reset_BS |= cut_L.all()
+
+    def split(x_BT):
+      x_BT = jnp.pad(x_BT, ((0, 0), (0, S * N - T)) + ((0, 0),) * (x_BT.ndim - 2))
+      return jnp.moveaxis(x_BT.reshape(B, S, N, *x_BT.shape[2:]), 1, 0)
+
+    def segment(summaries, xs):
+      x_BND, mask_BN, reset_B, s = xs
+      x_1BAI, seen_1BA = summaries
+      if c.mixer == "autocompressor":
+        x_1BAI = jnp.where(s % BACK == 0, jax.lax.stop_gradient(x_1BAI), x_1BAI)
+      summaries = Summaries(x_1BAI, seen_1BA & ~reset_B[None, :, None])
+      before_BAD, seen_BA, behind_BPD = self._around(summaries)
+      whole_BTD = jnp.concatenate([before_BAD, x_BND, behind_BPD], 1)
+      behind_BP = jnp.ones_like(behind_BPD[..., 0], bool)
+      real_BT = jnp.concatenate([seen_BA, mask_BN, behind_BP], 1)
+      hidden_BTD = self._through(whole_BTD, real_BT)[0]
+      A = before_BAD.shape[1]
+      return self._after(summaries, hidden_BTD[:, A + N :]), hidden_BTD[:, A : A + N]
+
+    if c.remat != "none":
+      segment = jax.checkpoint(segment, prevent_cse=False)
+    xs = (split(x_BTD), split(shard(mask_BT, "B_")), shard(reset_BS, "B_").T, jnp.arange(S))
+    state, hidden_SBND = jax.lax.scan(segment, state, xs)
+    hidden_BTD = jnp.moveaxis(hidden_SBND, 0, 1).reshape(B, S * N, -1)
+    return shard(hidden_BTD[:, :T], "BTD"), state
+
+  def open(self, state: Summaries, lanes: int) -> SummaryStream:
+    """The summaries go through all layers: their keys and values stand before the open segment."""
+    before_BAD, seen_BA, _ = self._around(state)
+    prefix = self._through(before_BAD, seen_BA)[1]
+    mixer, dtype = self._mixer(), jnp.dtype(self.config.compute_dtype)
+    return SummaryStream(state, jax.vmap(lambda s: mixer.open(s, lanes, dtype))(prefix))
+
+  def extend(self, tokens_BT, stream, mask_BT):
+    """A few tokens of each lane's open segment; where one is full, it is summed up."""
+    x_BTD = lookup(self.embed_VD[...], tokens_BT, self.config.compute_dtype)
+    hidden_BTD, layers = self._behind(x_BTD, stream.layers, mask_BT)
+    stream = SummaryStream(stream.summaries, layers)
+    full_B = layers.cache.fill_B[0] == self.config.segment_length
+    return hidden_BTD, jax.lax.cond(full_B.any(), self._close, lambda s, _: s, stream, full_B)
+
+  def _close(self, stream, full_B):
+    summaries, layers = stream
+    behind_BPD = self._around(summaries)[2]
+    real_BP = jnp.broadcast_to(full_B[:, None], behind_BPD.shape[:2])
+    hidden_BPD, _ = self._behind(behind_BPD, layers, real_BP)
+    after = self._after(summaries, hidden_BPD)
+    before_BAD, seen_BA, _ = self._around(after)
+    prefix = self._through(before_BAD, seen_BA)[1]
+    choose = lambda x, y: jnp.where(full_B.reshape(1, -1, *(1,) * (x.ndim - 2)), x, y)
+    fill_LB = jnp.where(full_B[None], 0, layers.cache.fill_B)
+    layers = XLStream(
+      jax.tree.map(choose, prefix, layers.last), layers.cache._replace(fill_B=fill_LB)
+    )
+    return SummaryStream(jax.tree.map(choose, after, summaries), layers)
+
+  def _around(self, summaries):
+    """What stands before a segment, which of it is there, and what stands behind."""
+    (x_BAI,), (seen_BA,) = summaries
+    learned_PD = shard(self.summary_PD[...].astype(x_BAI.dtype), "__")
+    B, P = x_BAI.shape[0], self.config.summary_tokens
+    learned_BPD = zeros((B, P, self.config.width), "BPI", x_BAI.dtype) + learned_PD[None]
+    if self.config.mixer == "rmt":
+      memory_BPD = jnp.where(seen_BA[..., None], x_BAI, learned_BPD)
+      return memory_BPD, jnp.ones_like(seen_BA), memory_BPD
+    return x_BAI, seen_BA, learned_BPD
+
+  def _after(self, summaries, hidden_BPD):
+    """The summaries after a segment: replaced, or the oldest give way."""
+    new = Summaries(
+      hidden_BPD[None], jnp.ones_like(summaries.seen_1BA[:, :, : hidden_BPD.shape[1]])
+    )
+    P = hidden_BPD.shape[1]
+    return jax.tree.map(lambda x, y: jnp.concatenate([x, y], 2)[:, :, P:], summaries, new)
+
+  def _through(self, x_BTD, real_BT):
+    """All layers over prefix and segment; the state is each layer's of the prefix."""
+    mix = lambda mixer, q, k, v, state, cut: mixer(q, k, v, state, mask_BT=real_BT)
+    return self._run_layers(x_BTD, (), mix, REMAT[self.config.remat])
+
+  def _behind(self, x_BTD, layers, real_BT):
+    """All layers over a few tokens behind the prefix."""
+    mix = lambda mixer, q, k, v, stream, cut: mixer.extend(q, k, v, stream, real_BT)
+    return self._run_layers(x_BTD, layers, mix, None)
+
+  def _run_layers(self, x_BTD, state, mix, policy):
+    """T is never divided here: summaries and tokens are cut apart and joined."""
+    hidden_BTD, state = self._layers(shard(x_BTD, "BTD"), state, mix, policy)
+    return shard(hidden_BTD, "B__"), state

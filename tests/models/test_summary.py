@@ -1,0 +1,119 @@
+"""RMT and AutoCompressors against a decoder in float64, run on one segment after the other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from infini_jax.models import bind
+from infini_jax.models.summary import BACK
+from tests.ops.reference import rotate
+from tests.tiny import fake_params, model_config
+
+B, S, N, P, M = 2, 5, 4, 3, 2
+T, V, LAYERS, HEADS, E = S * N, 32, 2, 2, 8
+
+
+def config(mixer, **fields):
+  return model_config(
+    mixer=mixer, segment_length=N, summary_tokens=P, summary_steps=M, layers=LAYERS, **fields
+  )
+
+
+def norm(x, scale):
+  return x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * scale[None]
+
+
+def decoder(p, x, real):
+  """All layers over one sequence x (T,D), causal, blind to what is not real."""
+  seen = np.tri(len(x), dtype=bool) & np.asarray(real)[None]
+  for layer in range(LAYERS):
+    block = jax.tree.map(lambda w: w[layer], p["blocks"])  # noqa: B023
+    a = block["attention"]
+    h = norm(x, block["attention_norm"]["scale_E"])
+    outs = []
+    for i in range(HEADS):
+      q, k, v = h @ a["w_q_DHE"][:, i], h @ a["w_k_DKE"][:, i], h @ a["w_v_DKE"][:, i]
+      place = np.arange(len(x))
+      q, k = rotate(q, place, 10_000.0), rotate(k, place, 10_000.0)
+      # A row that sees nothing is of what is not real; nobody reads it.
+      score = jnp.where(seen, q @ k.T / E**0.5, -1e9)
+      outs.append(jax.nn.softmax(score, axis=1) @ v @ a["w_o_HED"][i])
+    x = x + sum(outs)
+    h = norm(x, block["ffn_norm"]["scale_E"])
+    f = block["ffn"]
+    x = x + (jax.nn.silu(h @ f["w_gate_DF"]) * (h @ f["w_up_DF"])) @ f["w_down_FD"]
+  return norm(x, p["final_norm"]["scale_E"])
+
+
+def plain(mixer, p, tokens, reset):
+  """One lane: the hidden states of its tokens."""
+  learned, summaries, hidden = p["summary_PD"], [], []
+  for s in range(S):
+    if reset[s]:
+      summaries = []
+    if mixer == "autocompressor" and s % BACK == 0:
+      summaries = [jax.lax.stop_gradient(x) for x in summaries]
+    x = p["embed_VD"][tokens[s * N : (s + 1) * N]]
+    if mixer == "rmt":
+      memory = summaries[-1] if summaries else learned
+      before, real, behind = memory, [True] * P, memory
+    else:
+      kept = summaries[-M:]
+      missing = M - len(kept)
+      before = jnp.concatenate([jnp.zeros((missing * P, x.shape[1])), *kept])
+      real, behind = [False] * missing * P + [True] * len(kept) * P, learned
+    out = decoder(p, jnp.concatenate([before, x, behind]), real + [True] * (N + P))
+    hidden.append(out[len(before) : len(before) + N])
+    summaries.append(out[-P:])
+  return jnp.concatenate(hidden)
+
+
+@pytest.mark.parametrize("mixer", ["rmt", "autocompressor"])
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_equals_the_loop_over_segments_forward_and_gradient(rng, mixer, remat):
+  c = config(mixer, remat=remat)
+  params = fake_params(c)
+  tokens = rng.integers(0, V, (B, T)).astype(np.int32)
+  weight = rng.standard_normal((B, T, c.width))
+  reset = np.array([[False, False, False, True, False], [False] * 5])
+
+  def reference(p):
+    return sum((plain(mixer, p, tokens[b], reset[b]) * weight[b]).sum() for b in range(B))
+
+  def ours(p):
+    model = bind(c, p)
+    hidden, _ = model(jnp.asarray(tokens), model.state(B), reset_BS=jnp.asarray(reset))
+    return (hidden * weight.astype(np.float32)).sum()
+
+  with jax.enable_x64(True):
+    whole = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), params)
+    expected = jax.device_get(jax.value_and_grad(reference)(whole))
+  got = jax.jit(jax.value_and_grad(ours))(params)
+  np.testing.assert_allclose(got[0], expected[0], rtol=1e-4)
+
+  def close(path, a, b):
+    # Rounding of float32 through segments and layers, against an array's own size.
+    error, size = np.abs(a - b).max(), np.abs(b).max()
+    assert error <= 1e-4 * size, f"gradient of {jax.tree_util.keystr(path)}: off by {error / size}"
+
+  jax.tree_util.tree_map_with_path(close, got[1], expected[1])
+
+
+def test_an_autocompressor_forgets_what_is_older_than_its_summaries(rng):
+  c = config("autocompressor")
+  model, tokens = bind(c, fake_params(c)), rng.integers(0, V, (1, T)).astype(np.int32)
+  read = jax.jit(lambda tokens: model(tokens, model.state(1))[0])
+  before = read(tokens)
+  other = tokens.copy()
+  other[0, 0] = (other[0, 0] + 1) % V
+  differs = np.abs(read(other) - before).max((0, 2)).reshape(S, N).max(1)
+  assert (differs[: M + 1] > 0).all(), "the first segment's summary is read by the next ones"
+
+
+def test_layers_cannot_be_knocked_out_one_by_one():
+  from infini_jax.config import InputError
+  from tests.tiny import config as whole
+
+  with pytest.raises(InputError, match="leave 'empty' or 'reads'"):
+    whole(model={"mixer": "rmt"}, evaluation={"knock_out": ("layers",)})

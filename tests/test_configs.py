@@ -4,11 +4,13 @@ import math
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 from rich.console import Console
 
 from infini_jax.cli import load_config
+from infini_jax.config import MIXERS
 from infini_jax.data import check_length, open_source, train_lanes
 from infini_jax.data.lanes import empty_batch
 from infini_jax.parallel import abstract_batch, check_divisible
@@ -20,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # Enough devices to divide what the full-size configs divide.
 MESHES = {
+  "compare": (1, 1, 1, 1, 1),
   "demo": (1, 1, 1, 1, 1),
   "llm_1b": (1, 1, 64, 4, 1),
   "llm_8b": (1, 1, 16, 4, 1),
@@ -53,6 +56,24 @@ def test_traces_at_full_size_without_devices(file):
   ), "an update changes how parameters are laid out: the next step would compile again"
   assert metrics["loss"].shape == ()
   assert ("answer_accuracy" in metrics) == (config.task.name != "text")
+
+
+def test_every_system_of_the_comparison_traces(comparison=ROOT / "configs/compare.py"):
+  """At the same size, on the same batches; what differs is the memory, and what goes with it."""
+  mesh = AbstractMesh((1,) * len(AXES), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+  seen = set()
+  systems = "infini-linear infini-delta local full transformer_xl compressive memorizing rmt"
+  for system in (*systems.split(), "autocompressor"):
+    config = load_config([f"--config={comparison}:{system}"])
+    seen.add((config.model.mixer, config.model.rule))
+    assert config.data.carry_state == (system != "full")
+    with jax.sharding.use_abstract_mesh(mesh):
+      tx = make_optimizer(config)
+      state = abstract_state(config, tx, mesh)
+      batch = abstract_batch(first_batch(config), mesh)
+      after, _ = jax.eval_shape(make_train_step(config, tx), state, batch)
+    assert jax.tree.map(jnp.shape, after.memory) == jax.tree.map(jnp.shape, state.memory), system
+  assert {mixer for mixer, _ in seen} == set(MIXERS) and len(seen) == len(MIXERS) + 1
 
 
 def first_batch(config):

@@ -52,6 +52,17 @@ class Scores:
     return self.nats / math.log(2) / max(1, self.bytes)
 
   @property
+  def interval(self) -> tuple[float, float] | None:
+    """95% of the perplexity over documents like these: a ratio of two sums, by how far documents
+    lie from it (Cochran, Sampling Techniques, section 6.4). None for a single document."""
+    k, ratio = len(self.per_document), self.nats / self.tokens
+    if k < 2:
+      return None
+    squares = math.fsum((nats - ratio * tokens) ** 2 for _, tokens, nats in self.per_document)
+    spread = 1.96 * math.sqrt(squares * k / (k - 1)) / self.tokens
+    return math.exp(ratio - spread), math.exp(min(700.0, ratio + spread))
+
+  @property
   def summary(self) -> str:
     """One line."""
     return f"perplexity {self.perplexity:.3f}, {self.bits_per_byte:.4f} bits per byte"
@@ -60,6 +71,7 @@ class Scores:
     """For JSON: the totals and what follows from them."""
     figures = {
       "perplexity": self.perplexity,
+      "interval": self.interval,
       "word_perplexity": self.word_perplexity,
       "bits_per_byte": self.bits_per_byte,
       "tokens_per_second": self.tokens / self.seconds,

@@ -45,6 +45,8 @@ def show(
   table.add_column("figure")
   table.add_column("value", justify="right", overflow="fold")
   table.add_row("perplexity per token", f"{memory.perplexity:.3f}")
+  if memory.interval:
+    table.add_row("  95% over documents", "{:.3f} to {:.3f}".format(*memory.interval))
   table.add_row("bits per byte", f"{memory.bits_per_byte:.4f}")
   table.add_row("perplexity per word", f"{memory.word_perplexity:.4g}")
   for name, out in scores.items():

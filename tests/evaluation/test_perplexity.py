@@ -1,5 +1,6 @@
 """Totals that depend on the documents alone, not on how they are cut into lanes and chunks."""
 
+import dataclasses
 import math
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from infini_jax.config import InputError
 from infini_jax.data import prepare
 from infini_jax.evaluation.knock_out import INTACT, Variant
-from infini_jax.evaluation.perplexity import Perplexity, _floor_power
+from infini_jax.evaluation.perplexity import Perplexity, Scores, _floor_power
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh
 from tests.tiny import changed, config, fake_params, quiet
@@ -141,6 +142,23 @@ def test_figures_follow_from_the_totals(case, scores):
   assert scores.word_perplexity == pytest.approx(math.exp(scores.nats / words))
   figures = scores.to_dict()
   assert figures["bits_per_byte"] == scores.bits_per_byte and figures["tokens"] == scores.tokens
+
+
+def test_the_interval_holds_what_many_documents_would_give(rng):
+  """12 documents of very different length, around 3 nats a token: 3 is in 95% of intervals."""
+  inside = 0
+  for _ in range(400):
+    tokens = rng.integers(100, 10_000, 12)
+    nats = tokens * (3 + 0.2 * rng.standard_normal(12))
+    drawn = Scores(
+      documents=12, tokens=int(tokens.sum()), words=1, bytes=1, nats=nats.sum(), seconds=1.0,
+      by_position={}, by_compressions={}, per_document=[("", *x) for x in zip(tokens, nats, strict=True)],
+    )  # fmt: skip
+    low, high = drawn.interval
+    assert low < drawn.perplexity < high
+    inside += low < math.exp(3) < high
+  assert 0.85 < inside / 400 < 0.99
+  assert dataclasses.replace(drawn, per_document=drawn.per_document[:1]).interval is None
 
 
 def test_knock_out_is_the_local_model(case, scores):

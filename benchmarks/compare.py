@@ -1,0 +1,96 @@
+"""Trains every memory system on the same tokens, reads whole held-out documents, prints one table.
+
+    python benchmarks/compare.py --workdir=runs/compare [--systems=local,rmt]
+                                 [--config=configs/compare.py] [--config.data.path=BOOKS ...]
+
+A system that is trained already is not trained again. Fields given as --config.a.b=value hold for
+all of them.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from infini_jax.cli import load_config
+from infini_jax.planner.memories import memories
+
+ROOT = Path(__file__).parent.parent
+SYSTEMS = (
+  "infini-linear,infini-delta,local,full,transformer_xl,compressive,memorizing,rmt,autocompressor"
+)
+CACHED = ("transformer_xl", "memorizing", "compressive")  # those that keep the segment before
+
+
+def main() -> int:
+  """Runs what is missing; returns an exit status."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--workdir", required=True, help="a folder; each system has its own in it")
+  parser.add_argument("--systems", default=SYSTEMS)
+  parser.add_argument("--config", default="configs/compare.py", help="takes :SYSTEM behind it")
+  args, fields = parser.parse_known_args()
+  console, found = Console(width=120), {}
+  for system in args.systems.split(","):
+    found[system] = measure(args, system, fields, console)
+    if found[system] is None:
+      return 1
+  console.print(table(found))
+  return 0
+
+
+def measure(args, system: str, fields: list[str], console: Console) -> dict | None:
+  """Trains and evaluates one system; None if a command failed."""
+  workdir = Path(args.workdir).resolve() / system
+  workdir.mkdir(parents=True, exist_ok=True)
+  settings = [f"--config={args.config}:{system}", *fields]
+  for script in ("train", "eval"):
+    console.print(f"{system}: {script} (see {workdir / script}.log)")
+    command = [sys.executable, f"{script}.py", *settings, f"--workdir={workdir}"]
+    with open(workdir / f"{script}.log", "w") as log:
+      done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log)
+    if done.returncode:
+      console.print(f"{system}: {script} failed; see {workdir / script}.log")
+      return None
+  config = load_config(settings)
+  (memory,) = [m for m in memories(config) if m.mixer == config.model.mixer]
+  results = json.loads((workdir / "evaluation" / "results.json").read_text())
+  tokens = config.train.steps * config.data.lanes * config.data.segments
+  return {
+    "memory": memory,
+    "config": config,
+    "results": results,
+    "tokens": tokens * config.model.segment_length,
+  }
+
+
+def table(found: dict) -> Table:
+  """The paper's Table 2, with what it cost."""
+  made = Table(title="whole held-out documents; the same training tokens for all")
+  for name in ("system", "memory", "ratio", "XL cache", "N", "tokens", "perplexity (95%)"):
+    made.add_column(name, justify="left" if name == "system" else "right")
+  for name in ("knocked out", "tokens/s"):
+    made.add_column(name, justify="right")
+  most = max(r["memory"].elements for r in found.values() if r["config"].model.mixer != "full")
+  for system, r in found.items():
+    memory, scores = r["memory"], r["results"]["memory"]
+    grows = memory.mixer == "full"
+    size = f"{memory.elements:,}" + (" a token" if grows else "")
+    ratio = "" if grows or not memory.elements else f"{most / memory.elements:,.1f}x"
+    cache = f"{r['config'].model.segment_length}" if memory.mixer in CACHED else ""
+    interval = " ({:.2f} to {:.2f})".format(*scores["interval"]) if scores["interval"] else ""
+    out = r["results"]["knocked_out"].get("empty")
+    made.add_row(
+      *(system, size, ratio, cache, f"{r['config'].model.segment_length}", f"{r['tokens']:,}"),
+      f"{scores['perplexity']:.2f}{interval}",
+      f"{out['perplexity']:.2f}" if out else "",
+      f"{r['results']['training_tokens_per_second']:,.0f}",
+    )
+  return made
+
+
+if __name__ == "__main__":
+  sys.exit(main())

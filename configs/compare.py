@@ -1,0 +1,53 @@
+"""Every memory system at one size, on the same batches: the paper's Table 2, small.
+
+`compare.py:SYSTEM` is one of infini-linear, infini-delta, local, full, transformer_xl, compressive,
+memorizing, rmt and autocompressor. All of them read the same documents in the same lanes, with the
+state carried from chunk to chunk, but `full`, whose state would grow: its chunks stand alone.
+
+Command: python benchmarks/compare.py --workdir=runs/compare
+Command: python train.py --config=configs/compare.py:rmt --workdir=RUN
+Hardware: 2 CPU cores
+Time: not measured
+Expect: not measured
+"""
+
+from infini_jax.config import base_config
+
+SYSTEMS = {
+  "infini-linear": ("infini", "linear"),
+  "infini-delta": ("infini", "delta"),
+  **{
+    name: (name, "linear")
+    for name in "local full transformer_xl compressive memorizing rmt autocompressor".split()
+  },
+}
+
+
+def get_config(system="infini-linear"):
+  if system not in SYSTEMS:
+    raise ValueError(f"compare.py:{system}: choose one of {', '.join(SYSTEMS)}")
+  config = base_config()
+  m, d, o, t = config.model, config.data, config.optimizer, config.train
+  m.mixer, m.rule = SYSTEMS[system]
+
+  d.path = "python-stdlib"
+  d.tokenizer = "train:2048"
+  d.lanes, d.segments = 8, 8
+  d.carry_state = system != "full"
+
+  m.layers, m.width, m.heads, m.kv_heads, m.head_dim, m.ffn = 4, 128, 4, 4, 32, 384
+  m.vocab_size = 2048
+  m.segment_length = 64
+  m.remat = "none"
+  m.knn_layers, m.knn_memory, m.knn_top = (3,), 2048, 16
+  m.compression_rate, m.compressed_memory = 4, 64
+  m.summary_tokens, m.summary_steps = 8, 4
+
+  o.learning_rate, o.warmup_steps = 3e-3, 50
+  o.gate_learning_rate = 0.015  # the run is short: let the gates travel
+  t.steps, t.log_every = 500, 10  # of 4,096 tokens: 2 million
+  t.checkpoint_every = 1000
+
+  config.evaluation.lanes, config.evaluation.segments = 8, 8
+  config.evaluation.max_documents = 16
+  return config

@@ -152,7 +152,8 @@ def test_the_interval_holds_what_many_documents_would_give(rng):
     nats = tokens * (3 + 0.2 * rng.standard_normal(12))
     drawn = Scores(
       documents=12, tokens=int(tokens.sum()), words=1, bytes=1, nats=nats.sum(), seconds=1.0,
-      by_position={}, by_compressions={}, per_document=[("", *x) for x in zip(tokens, nats, strict=True)],
+      by_position={}, by_compressions={},
+      per_document=[("", *x) for x in zip(tokens, nats, strict=True)],
     )  # fmt: skip
     low, high = drawn.interval
     assert low < drawn.perplexity < high

@@ -35,7 +35,7 @@ def cross_entropy(
   rows, columns = map(axis_names, spec_of(head_VD))
   parts = axis_size((*rows, *axis_names(over)))
   T, V = hidden_BTD.shape[1], head_VD.shape[0]
-  divided = over in columns and divides_vocabulary(T, V, axis_size(over), parts)
+  divided = columns[-1:] == (over,) and divides_vocabulary(T, V, axis_size(over), parts)
   sharers = (*rows, over) if divided else rows  # devices that each have other rows of the head
   copies = tuple(a for a in (*axis_names(lanes), *axis_names(over)) if a not in columns)
 

@@ -21,7 +21,7 @@ def get_config():
 
   task.name, task.digits = "passkey", 4
   task.curriculum_steps = 1000  # from 2 segments to 16
-  warm.share, warm.start_step = 0.9, 1200
+  warm.share, warm.start_step, warm.weight = 0.9, 1200, 3.0
   warm.segments, warm.min_tokens, warm.max_tokens = 16, 2048, 524_288
   d.tokenizer = "task"
   d.carry_state = False

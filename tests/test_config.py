@@ -118,6 +118,7 @@ LIVE_IN = {
      if f.name not in ("digits", "repeat_weight")},
   "task.name": PASSKEY,
   **{f"warm.{f.name}": WARM for f in dataclasses.fields(config_lib.WarmConfig)},
+  "warm.weight": {**PASSKEY, "warm": WARM["warm"]},
 }  # fmt: skip
 FIELDS = [
   f"{section}.{field.name}"

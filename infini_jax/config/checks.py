@@ -53,7 +53,7 @@ def check(config: Config) -> None:
     " keep_checkpoints",
     "evaluation": "lanes segments samples",
     "task": "digits pairs distinct_keys distinct_values min_segments",
-    "warm": "segments min_tokens",
+    "warm": "segments min_tokens weight",
   }
   not_negative = {
     "optimizer": "warmup_steps final_fraction weight_decay clip_norm b1 b2",

@@ -120,6 +120,7 @@ class WarmConfig:
   """
 
   share: float = 0.0  # 0: off
+  weight: float = 1.0  # of a task's example that goes on from there, where one that starts has 1
   start_step: int = 0  # before, all start empty: a memory learns sooner from short texts
   segments: int = 4  # that a companion reads at every step
   min_tokens: int = 1024  # planned lengths: log-uniform from here

@@ -31,7 +31,7 @@ class TaskLanes:
     self.segment_length = config.model.segment_length
     self._task, self._seed, self._config = task, config.train.seed, config.task
     self._bos = np.array([task.tokenizer.bos], np.int32)
-    self._companions = None
+    self._companions, self._warm_weight = None, config.warm.weight
     if config.warm.share:
       self._companions = Companions(config.warm, self.segment_length, self._seed)
     self._earlier = functools.lru_cache(4 * self.lanes)(self._begin)
@@ -78,15 +78,16 @@ class TaskLanes:
       tokens = max(tokens, self._task.shortest_training)
       read_before = self._read_before(lane, k) if slot == 0 else None
       if read_before is None:
-        first, example = self._bos, self._task.example(rng, tokens, held_out=False)
+        first, weight = self._bos, 1.0
+        example = self._task.example(rng, tokens, held_out=False)
       else:
         before, read = read_before
-        first = before.read(read - 1, read)
+        first, weight = before.read(read - 1, read), self._warm_weight
         example = self._task.continuation(rng, before, read, tokens)
       at = slice(slot * N, slot * N + tokens)
       row["tokens_BT"][at] = np.concatenate([first, example.read(0, tokens - 1)])
       row["targets_BT"][at] = example.read(0, tokens)
-      row["weights_BT"][at] = example.weights(0, tokens)
+      row["weights_BT"][at] = example.weights(0, tokens) * weight
       row["asked_BT"][at] = example.asked(0, tokens)
       row["mask_BT"][at] = True
       row["reset_BS"][slot] = read_before is None

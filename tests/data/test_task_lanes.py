@@ -128,7 +128,8 @@ def test_the_longest_grows_from_the_shortest_in_the_curriculum():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_after_a_warm_start_the_text_goes_on_where_the_companion_stood(rng, name):
-  source, lanes = make(name, train={"seed": int(rng.integers(2**31))}, warm=WARM)
+  warm = {**WARM, "weight": 3.0}
+  source, lanes = make(name, train={"seed": int(rng.integers(2**31))}, warm=warm)
   N, W = lanes.segment_length, 2 * lanes.segment_length
   texts = [np.zeros(0, np.int32)] * 4  # what each companion has read since it started anew
   taken = long = 0
@@ -141,7 +142,9 @@ def test_after_a_warm_start_the_text_goes_on_where_the_companion_stood(rng, name
       batch["reset_BS"][:, 0], ~batch["warm_B"], "who takes over a state must not reset it"
     )
     for lane in range(4):
-      (_, tokens, targets, _, asked), *others = examples_of(batch, lane, N)
+      (_, tokens, targets, weights, asked), *others = examples_of(batch, lane, N)
+      weight = 3.0 if batch["warm_B"][lane] else 1.0
+      np.testing.assert_allclose(weights[asked].sum(), weight, rtol=1e-5)
       if batch["warm_B"][lane]:
         assert k > 0
         taken, long = taken + 1, long + (len(texts[lane]) > W)
@@ -152,7 +155,8 @@ def test_after_a_warm_start_the_text_goes_on_where_the_companion_stood(rng, name
       else:
         assert tokens[0] == source.tokenizer.bos
         check_answer(source, targets, asked)
-      for _, tokens, targets, _, asked in others:
+      for _, tokens, targets, weights, asked in others:
+        np.testing.assert_allclose(weights[asked].sum(), 1, rtol=1e-5)
         assert tokens[0] == source.tokenizer.bos, "only the first example of a chunk starts warm"
         check_answer(source, targets, asked)
       anew = batch["warm_reset_BS"][lane, 0]

@@ -41,7 +41,8 @@ class Example:
   @property
   def first_asked(self) -> int:
     """The place of the first token of an answer."""
-    return sum(part.size for part in self.parts[: min(self.answers)])
+    first = min((i for i in self.answers if self.parts[i].size), default=len(self.parts))
+    return sum(part.size for part in self.parts[:first])
 
   def read(self, start: int, stop: int) -> np.ndarray:
     """Tokens `start` to `stop`, (stop - start,) int32."""

@@ -16,7 +16,7 @@ from infini_jax.ops import kernels
 UNSEEN = jnp.iinfo(jnp.int32).max  # the position of a key that no query may see
 BLOCK_ROWS = 512  # query rows whose scores exist at the same time
 MAX_BLOCKS = 16  # the blocks are unrolled: more of them would only cost compile time
-SCORE_BYTES = 2**28  # above this, segments go one after the other instead of side by side
+SCORE_BYTES = 2**25  # above this, segments go one after the other: a cache holds little more
 _MASKED = -1e30
 
 

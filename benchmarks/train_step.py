@@ -115,6 +115,7 @@ def main() -> None:
         if round_:  # the first one warms up
           seconds[name].append(taken)
     best = statistics.median(ceilings) * devices
+    on_device = jax.default_backend() != "cpu"  # there XLA's figure leaves most of it out
     local = statistics.median(seconds["local"])
     for name, values in seconds.items():
       median = statistics.median(values)
@@ -124,7 +125,7 @@ def main() -> None:
         *(f"{T:,}", name, f"{median * 1e3:,.0f}", f"{tokens / median:,.0f}"),
         *(f"{flops / 1e12:.3g}", f"{flops / best:.1%}"),
         f"{flops / (peak * devices):.1%}" if peak else "",
-        *(f"{median / local:.3f}", f"{steps[name].peak / 2**30:.2f}"),
+        *(f"{median / local:.3f}", f"{steps[name].peak / 2**30:.2f}" if on_device else ""),
       )
     del steps
   console.print(table)

@@ -107,7 +107,9 @@ SUMMARY = {
 }
 OLD = {"model": {"mixer": "compressive", "compression_rate": 2, "compressed_memory": 4}}
 LIVE_IN = {
-  **dict.fromkeys(("model.summary_tokens", "model.summary_steps"), SUMMARY),
+  **dict.fromkeys(
+    ("model.summary_tokens", "model.summary_steps", "model.segment_jitter"), SUMMARY
+  ),
   **dict.fromkeys(
     ("model.compression", "model.compression_rate", "model.compressed_memory"), OLD
   ),
@@ -261,6 +263,7 @@ def test_json_and_back():
     ({"model": {"compression": "max"}}, "config.model.compression='max': choose one of conv, mean"),
     ({"model": {"gate": "softmax"}}, "choose one of sigmoid, hard_sigmoid"),
     ({"model": {"gate": "hard_sigmoid", "gate_init": -5.0}}, "set gate_init to -2.9 to adapt"),
+    ({"model": {"segment_jitter": 1.0}}, "must be below 1, or a segment may be empty"),
     ({"model": {"decay": 0.0}}, "config.model.decay=0.0: must be above 0, and at most 1"),
     ({"model": {"decay": 1.5}}, "config.model.decay=1.5: must be above 0, and at most 1"),
     ({"model": {"z_correction": True}}, "set config.model.rule='delta'"),

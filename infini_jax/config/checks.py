@@ -56,6 +56,7 @@ def check(config: Config) -> None:
     "warm": "segments min_tokens weight",
   }
   not_negative = {
+    "model": "segment_jitter",
     "optimizer": "warmup_steps final_fraction weight_decay clip_norm b1 b2",
     "train": "seed z_loss eval_every profile_start profile_steps",
     "evaluation": "max_documents max_tokens",
@@ -97,6 +98,10 @@ def check(config: Config) -> None:
     raise InputError(
       f"config.evaluation.knock_out='layers' with config.model.mixer={m.mixer!r}: one memory "
       f"serves all its layers; leave 'empty' or 'reads'"
+    )
+  if m.segment_jitter >= 1:
+    raise InputError(
+      f"config.model.segment_jitter={m.segment_jitter}: must be below 1, or a segment may be empty"
     )
   if m.mixer == "memorizing":
     for layer in m.knn_layers:

@@ -60,6 +60,7 @@ class ModelConfig:
   readout_norm: bool = False  # RMSNorm without scale over each head's read-out
   summary_tokens: int = 50  # rmt, autocompressor: embeddings that a segment is summed up in
   summary_steps: int = 4  # autocompressor: summaries of so many segments are kept
+  segment_jitter: float = 1 / 3  # autocompressor: in training a segment has (1 +- it) N tokens
   compression: str = "conv"  # compressive: how hidden states are compressed: conv or mean
   compression_rate: int = 4  # of them, how many become one
   compressed_memory: int = 512  # compressed hidden states a lane and layer

@@ -5,9 +5,10 @@ it; what the last layer makes of the latter is the memory before the next one.
 
 AutoCompressors (Chevalier et al., arXiv 2305.14788): behind a segment stand P learned embeddings;
 what becomes of them is added to the summaries, and all of the last `summary_steps` segments stand
-before the next. The gradient goes back through two segments.
+before the next. The gradient goes back through two segments. In training, segments end at random.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -18,9 +19,15 @@ from infini_jax.config import ModelConfig
 from infini_jax.models.mixers.prefixed import prefix_length
 from infini_jax.models.mixers.transformer_xl import XLStream
 from infini_jax.models.transformer import REMAT, Transformer, matrix
+from infini_jax.ops.attention import to_segments
+from infini_jax.ops.shards import on_shards
 from infini_jax.parallel import lookup, shard, zeros
+from infini_jax.parallel.mesh import COMPUTE, spec
 
 BACK = 2  # segments that the gradient of an AutoCompressor goes through
+
+
+BY_LANE = spec("B", COMPUTE)
 
 
 class Summaries(NamedTuple):
@@ -53,20 +60,26 @@ class SummaryTransformer(Transformer):
     dtype = jnp.dtype(self.config.compute_dtype)
     return Summaries(zeros(shape, "_BAI", dtype), zeros(shape[:3], "_BA", bool))
 
-  def __call__(self, tokens_BT, state, *, reset_BS=None, mask_BT=None, cut_L=None):
-    """A chunk of whole segments. `cut_L` is for all layers or none."""
+  def __call__(self, tokens_BT, state, *, reset_BS=None, mask_BT=None, cut_L=None, shift_BS=None):
+    """A chunk of whole segments. `cut_L` is for all layers or none.
+
+    With `shift_BS`, of `random_borders`, segments begin so many tokens later than they would.
+    """
     c = self.config
     (B, T), N = tokens_BT.shape, c.segment_length
     S = -(-T // N)
-    x_BTD = shard(lookup(self.embed_VD[...], tokens_BT, c.compute_dtype), "B__")
     mask_BT = jnp.ones((B, T), bool) if mask_BT is None else mask_BT
     reset_BS = jnp.zeros((B, S), bool) if reset_BS is None else reset_BS
     if cut_L is not None:
       reset_BS |= cut_L.all()
-
-    def split(x_BT):
-      x_BT = jnp.pad(x_BT, ((0, 0), (0, S * N - T)) + ((0, 0),) * (x_BT.ndim - 2))
-      return jnp.moveaxis(x_BT.reshape(B, S, N, *x_BT.shape[2:]), 1, 0)
+    if shift_BS is not None:
+      N += 2 * _reach(c)  # room for the longest
+      cut = partial(_cut, N=c.segment_length, W=N)
+      tokens_BT, mask_BT, place_BT = on_shards(
+        cut, tokens_BT, mask_BT, shift_BS, specs=(BY_LANE,) * 3, out_specs=(BY_LANE,) * 3
+      )
+    x_BTD = shard(lookup(self.embed_VD[...], tokens_BT, c.compute_dtype), "B__")
+    split = lambda x_BT: jnp.moveaxis(to_segments(x_BT, N), 1, 0)
 
     def segment(summaries, xs):
       x_BND, mask_BN, reset_B, s = xs
@@ -87,6 +100,10 @@ class SummaryTransformer(Transformer):
     xs = (split(x_BTD), split(shard(mask_BT, "B_")), shard(reset_BS, "B_").T, jnp.arange(S))
     state, hidden_SBND = jax.lax.scan(segment, state, xs)
     hidden_BTD = jnp.moveaxis(hidden_SBND, 0, 1).reshape(B, S * N, -1)
+    if shift_BS is not None:
+      pick = lambda x_BTD, place_BT: jnp.take_along_axis(x_BTD, place_BT[..., None], 1)
+      places = dict(specs=(BY_LANE,) * 2, out_specs=BY_LANE)
+      hidden_BTD = on_shards(pick, hidden_BTD, place_BT, **places)
     return shard(hidden_BTD[:, :T], "BTD"), state
 
   def open(self, state: Summaries, lanes: int) -> SummaryStream:
@@ -152,3 +169,37 @@ class SummaryTransformer(Transformer):
     """T is never divided here: summaries and tokens are cut apart and joined."""
     hidden_BTD, state = self._layers(shard(x_BTD, "BTD"), state, mix, policy)
     return shard(hidden_BTD, "B__"), state
+
+
+def random_borders(
+  config: ModelConfig, key: jax.Array, reset_BS: jax.Array, mask_BT: jax.Array
+) -> jax.Array:
+  """How many tokens later (or, below 0, earlier) each segment begins, drawn anew for every batch.
+
+  Lengths lie within (1 +- `segment_jitter`) N. The first segment of a chunk or of a document begins
+  where it would, and so does one that is not full.
+  """
+  B, S = reset_BS.shape
+  reach = _reach(config)
+  shift_BS = shard(jax.random.randint(key, (B, S), -reach, reach + 1), "B_")
+  full_BS = to_segments(shard(mask_BT, "B_"), config.segment_length).all(-1)
+  moves_BS = full_BS & ~shard(reset_BS, "B_") & (jnp.arange(S) > 0)[None]
+  return jnp.where(moves_BS, shift_BS, 0)
+
+
+def _reach(config):
+  return int(config.segment_length * config.segment_jitter / 2)
+
+
+def _cut(tokens_BT, mask_BT, shift_BS, *, N, W):
+  """Segments of W slots with what lies between two borders in each; and the slot of each token."""
+  (B, T), S = tokens_BT.shape, shift_BS.shape[1]
+  start_BS = N * jnp.arange(S)[None] + shift_BS
+  stop_BS = jnp.pad(start_BS[:, 1:], ((0, 0), (0, 1)), constant_values=T)
+  from_BSW = start_BS[..., None] + jnp.arange(W)[None, None]
+  inside_BW = (from_BSW < stop_BS[..., None]).reshape(B, -1)
+  pick = lambda x: jnp.take_along_axis(x, jnp.minimum(from_BSW, T - 1).reshape(B, -1), 1)
+  t_1T = jnp.arange(T)[None]
+  s_BT = (t_1T[..., None] >= start_BS[:, None, 1:]).sum(-1)
+  place_BT = W * s_BT + t_1T - jnp.take_along_axis(start_BS, s_BT, 1)
+  return pick(tokens_BT), pick(mask_BT) & inside_BW, place_BT

@@ -84,6 +84,14 @@ def split_heads(x_BTHE: Float[Array, "B T H E"], K: int) -> Float[Array, "B T K 
   return x_BTHE.reshape(B, T, K, H // K, E)
 
 
+def to_segments(x_BT: Any, N: int) -> Array:
+  """Tokens (B,T,...) by segment (B,S,N,...); what is missing of the last one is 0."""
+  B, T = x_BT.shape[:2]
+  S = -(-T // N)
+  x_BT = jnp.pad(x_BT, ((0, 0), (0, S * N - T)) + ((0, 0),) * (x_BT.ndim - 2))
+  return x_BT.reshape(B, S, N, *x_BT.shape[2:])
+
+
 def segment_attention(
   q_BSNHE: Float[Array, "B S N H E"],
   k_BSNKE: Float[Array, "B S N K E"],

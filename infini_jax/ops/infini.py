@@ -14,6 +14,7 @@ from infini_jax.ops.attention import (
   extend_segment,
   segment_attention,
   split_heads,
+  to_segments,
 )
 from infini_jax.ops.memory import MemoryState, Rule, Update, as_rule
 from infini_jax.ops.rotary import rotate
@@ -132,13 +133,8 @@ def _segments(
   if T % N and mask_BT is None:
     mask_BT = jnp.ones((B, T), bool)
 
-  def split(x):
-    if x is None:
-      return None
-    x = jnp.pad(x, ((0, 0), (0, S * N - T)) + ((0, 0),) * (x.ndim - 2))
-    return x.reshape(B, S, N, *x.shape[2:])
-
-  q, k, v, mask = split(q_BTHE), split(k_BTKE), split(v_BTKU), split(mask_BT)
+  q, k, v = (to_segments(x, N) for x in (q_BTHE, k_BTKE, v_BTKU))
+  mask = None if mask_BT is None else to_segments(mask_BT, N)
   state = mem.empty_memory(k_BTKE, v_BTKU) if state is None else state
   reset_BS = jnp.zeros((B, S), bool) if reset_BS is None else reset_BS
   mix = partial(mix, beta_H=beta_H, cut=cut)

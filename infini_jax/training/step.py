@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from infini_jax.config import Config
 from infini_jax.models import abstract_params, bind, init
 from infini_jax.models.mixers import MIXERS
+from infini_jax.models.summary import random_borders
 from infini_jax.ops.loss import cross_entropy
 from infini_jax.parallel import shard
 from infini_jax.training.health import memory_metrics
@@ -72,9 +73,8 @@ def make_train_step(
 
   def loss_fn(params, memory, batch, total):
     model = bind(config.model, params)
-    hidden_BTD, memory = model(
-      batch["tokens_BT"], memory, reset_BS=batch["reset_BS"], mask_BT=batch["mask_BT"]
-    )
+    how = {name: batch[name] for name in ("reset_BS", "mask_BT", "shift_BS") if name in batch}
+    hidden_BTD, memory = model(batch["tokens_BT"], memory, **how)
     nll_BT, log_z_BT, right_BT = cross_entropy(
       hidden_BTD, model.head(), batch["targets_BT"], chunk=t.loss_chunk
     )
@@ -112,6 +112,9 @@ def make_train_step(
       memory = _where_lane(batch["warm_B"], warm, memory)
       warm = _read_along(config, state.params, warm, batch)
     batch = {name: rows for name, rows in batch.items() if not name.startswith("warm")}
+    if config.model.mixer == "autocompressor":
+      key = jax.random.fold_in(jax.random.key(t.seed), state.step)
+      batch["shift_BS"] = random_borders(config.model, key, batch["reset_BS"], batch["mask_BT"])
     sums, memory, grads = gradients(state.params, memory, batch)
     with jax.named_scope("optimizer"):
       updates, opt_state = tx.update(grads, state.opt_state, state.params)

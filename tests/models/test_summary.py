@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from infini_jax.models import bind
-from infini_jax.models.summary import BACK
+from infini_jax.models.summary import BACK, random_borders
 from tests.ops.reference import rotate
 from tests.tiny import fake_params, model_config
 
@@ -46,15 +46,16 @@ def decoder(p, x, real):
   return norm(x, p["final_norm"]["scale_E"])
 
 
-def plain(mixer, p, tokens, reset):
+def plain(mixer, p, tokens, reset, shift):
   """One lane: the hidden states of its tokens."""
   learned, summaries, hidden = p["summary_PD"], [], []
+  borders = [*(np.arange(S) * N + shift), T]
   for s in range(S):
     if reset[s]:
       summaries = []
     if mixer == "autocompressor" and s % BACK == 0:
       summaries = [jax.lax.stop_gradient(x) for x in summaries]
-    x = p["embed_VD"][tokens[s * N : (s + 1) * N]]
+    x = p["embed_VD"][tokens[borders[s] : borders[s + 1]]]
     if mixer == "rmt":
       memory = summaries[-1] if summaries else learned
       before, real, behind = memory, [True] * P, memory
@@ -63,27 +64,33 @@ def plain(mixer, p, tokens, reset):
       missing = M - len(kept)
       before = jnp.concatenate([jnp.zeros((missing * P, x.shape[1])), *kept])
       real, behind = [False] * missing * P + [True] * len(kept) * P, learned
-    out = decoder(p, jnp.concatenate([before, x, behind]), real + [True] * (N + P))
-    hidden.append(out[len(before) : len(before) + N])
+    out = decoder(p, jnp.concatenate([before, x, behind]), real + [True] * (len(x) + P))
+    hidden.append(out[len(before) : len(before) + len(x)])
     summaries.append(out[-P:])
   return jnp.concatenate(hidden)
 
 
-@pytest.mark.parametrize("mixer", ["rmt", "autocompressor"])
-@pytest.mark.parametrize("remat", ["none", "full"])
-def test_equals_the_loop_over_segments_forward_and_gradient(rng, mixer, remat):
-  c = config(mixer, remat=remat)
+@pytest.mark.parametrize(
+  "mixer,remat,jitter",
+  [("rmt", "none", 0), ("rmt", "full", 0), ("autocompressor", "none", 0.6),
+   ("autocompressor", "full", 0), ("autocompressor", "none", 0)],
+)  # fmt: skip
+def test_equals_the_loop_over_segments_forward_and_gradient(rng, mixer, remat, jitter):
+  c = config(mixer, remat=remat, segment_jitter=jitter)
   params = fake_params(c)
   tokens = rng.integers(0, V, (B, T)).astype(np.int32)
   weight = rng.standard_normal((B, T, c.width))
   reset = np.array([[False, False, False, True, False], [False] * 5])
+  shift = np.array([[0, -1, 1, 0, -1], [0, 1, 1, -1, 1]], np.int32) if jitter else 0 * reset
+  moved = {"shift_BS": jnp.asarray(shift)} if jitter else {}
 
   def reference(p):
-    return sum((plain(mixer, p, tokens[b], reset[b]) * weight[b]).sum() for b in range(B))
+    outs = [plain(mixer, p, tokens[b], reset[b], shift[b]) for b in range(B)]
+    return sum((out * weight[b]).sum() for b, out in enumerate(outs))
 
   def ours(p):
     model = bind(c, p)
-    hidden, _ = model(jnp.asarray(tokens), model.state(B), reset_BS=jnp.asarray(reset))
+    hidden, _ = model(jnp.asarray(tokens), model.state(B), reset_BS=jnp.asarray(reset), **moved)
     return (hidden * weight.astype(np.float32)).sum()
 
   with jax.enable_x64(True):
@@ -109,6 +116,22 @@ def test_an_autocompressor_forgets_what_is_older_than_its_summaries(rng):
   other[0, 0] = (other[0, 0] + 1) % V
   differs = np.abs(read(other) - before).max((0, 2)).reshape(S, N).max(1)
   assert (differs[: M + 1] > 0).all(), "the first segment's summary is read by the next ones"
+
+
+def test_random_borders_stay_in_reach_and_never_move_a_documents_start(rng):
+  N, lanes, segments = 12, 64, 8
+  c = model_config(mixer="autocompressor", segment_length=N, segment_jitter=0.5)
+  reset = rng.random((lanes, segments)) < 0.2
+  mask = np.ones((lanes, segments, N), bool)
+  mask[rng.random((lanes, segments)) < 0.2, 7:] = False  # short segments: a document ends there
+  fixed = reset | ~mask.all(2) | (np.arange(segments) == 0)
+  draw = jax.jit(
+    lambda key: random_borders(c, key, jnp.asarray(reset), jnp.asarray(mask).reshape(lanes, -1))
+  )
+  shift, other = np.asarray(draw(jax.random.key(0))), np.asarray(draw(jax.random.key(1)))
+  assert not shift[fixed].any()
+  assert set(shift[~fixed].tolist()) == set(range(-3, 4)), "lengths of (1 +- 0.5) N"
+  assert (shift != other).mean() > 0.3, "every step has its own"
 
 
 def test_layers_cannot_be_knocked_out_one_by_one():

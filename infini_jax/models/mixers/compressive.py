@@ -23,6 +23,7 @@ from infini_jax.ops.attention import (
   attention,
   each_segment,
   put,
+  to_segments,
   window_attention,
 )
 from infini_jax.ops.rotary import rotate
@@ -150,15 +151,15 @@ class Compressive(Mixer):
     window = lambda x: jnp.stack([x[:, s * new : s * new + C] for s in range(S)], 1)
 
     def join(old, own):
-      parts = window(old[:, S * N :]), _split(old[:, : S * N], S, N), _split(own, S, N)
+      parts = window(old[:, S * N :]), to_segments(old[:, : S * N], N), to_segments(own, N)
       return jnp.concatenate(parts, 2)
 
-    of_BSC = jnp.concatenate([window(of_old_BC), _split(of_before_BT, S, N)], 2)
+    of_BSC = jnp.concatenate([window(of_old_BC), to_segments(of_before_BT, N)], 2)
     seen_BSC = of_BSC == document_BS[..., None]
     if cut is not None:
       seen_BSC &= ~cut
-    seen_BSC = jnp.concatenate([seen_BSC, _split(mask_BT, S, N)], 2)
-    q_BSNHE, k_BSCKE = self._turn(_split(q, S, N), C + N), self._turn(join(k_old, k), 0)
+    seen_BSC = jnp.concatenate([seen_BSC, to_segments(mask_BT, N)], 2)
+    q_BSNHE, k_BSCKE = self._turn(to_segments(q, N), C + N), self._turn(join(k_old, k), 0)
     out_BSNHU = window_attention(q_BSNHE, k_BSCKE, join(v_old, v), seen_BSC)
     return out_BSNHU.reshape(len(q), S * N, *out_BSNHU.shape[3:])[:, :T]
 
@@ -176,10 +177,11 @@ class Compressive(Mixer):
       known_B = (of_BN == document_B[:, None]).any(1)
       return jnp.where(mask_BN & known_B[:, None], error_BN, 0.0).mean(1)
 
-    whole = [_split(x, S, N) for x in (q, k, v)]
-    short = [_split(x, S, k_short.shape[1] // S) for x in (k_short, v_short)]
-    places = _split(mask_BT, S, N), document_BS, _split(of_BT, S, N)
-    of_short_BSN = _split(of_short_BT, S, of_short_BT.shape[1] // S)
+    n = N // self.config.compression_rate
+    whole = [to_segments(x, N) for x in (q, k, v)]
+    short = [to_segments(x, n) for x in (k_short, v_short)]
+    places = to_segments(mask_BT, N), document_BS, to_segments(of_BT, N)
+    of_short_BSN = to_segments(of_short_BT, n)
     scores = q.shape[0] * S * q.shape[2] * N * N
     return each_segment(one, *whole, *short, *places, of_short_BSN, scores=scores).mean(1)
 
@@ -249,10 +251,3 @@ class Compressive(Mixer):
     position = first + jnp.arange(C, dtype=jnp.int32)[None]
     turned = rotate(x_BSCHE.reshape(B * S, C, *x_BSCHE.shape[3:]), position, self.config.rope_theta)
     return turned.reshape(x_BSCHE.shape)
-
-
-def _split(x_BT, S: int, N: int):
-  """Tokens by segment; what is missing of the last one is 0."""
-  B, T = x_BT.shape[:2]
-  x_BT = jnp.pad(x_BT, ((0, 0), (0, S * N - T)) + ((0, 0),) * (x_BT.ndim - 2))
-  return x_BT.reshape(B, S, N, *x_BT.shape[2:])

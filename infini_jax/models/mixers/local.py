@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from infini_jax.config import ModelConfig
 from infini_jax.models.mixers.base import Mixer
-from infini_jax.ops.attention import SegmentCache, extend_segment, segment_attention
+from infini_jax.ops.attention import SegmentCache, extend_segment, segment_attention, to_segments
 from infini_jax.ops.rotary import rotate
 from infini_jax.ops.shards import P, on_shards, spec_of
 from infini_jax.parallel import zeros
@@ -34,19 +34,14 @@ class Local(Mixer):
   def _segments(self, q_BTHE, k_BTKE, v_BTKE, mask_BT):
     B, T = q_BTHE.shape[:2]
     N = self.config.segment_length
-    S = -(-T // N)
     position = jnp.arange(T, dtype=jnp.int32)[None] % N
 
-    def split(x):
-      x = jnp.pad(x, ((0, 0), (0, S * N - T)) + ((0, 0),) * (x.ndim - 2))
-      return x.reshape(B, S, N, *x.shape[2:])
-
-    turn = lambda x: split(rotate(x, position, self.config.rope_theta))
-    mask_BSN = None if mask_BT is None else split(mask_BT)
+    turn = lambda x: to_segments(rotate(x, position, self.config.rope_theta), N)
+    mask_BSN = None if mask_BT is None else to_segments(mask_BT, N)
     out_BSNHU = segment_attention(
-      turn(q_BTHE), turn(k_BTKE), split(v_BTKE), mask_BSN, kernel=self.config.attention
+      turn(q_BTHE), turn(k_BTKE), to_segments(v_BTKE, N), mask_BSN, kernel=self.config.attention
     )
-    return out_BSNHU.reshape(B, S * N, *out_BSNHU.shape[3:])[:, :T]
+    return out_BSNHU.reshape(B, -1, *out_BSNHU.shape[3:])[:, :T]
 
   def open(self, state: tuple, lanes: int, dtype: Any) -> SegmentCache:
     """An empty cache for the segment that begins."""

@@ -14,7 +14,7 @@ from flax import nnx
 from infini_jax.config import ModelConfig
 from infini_jax.models.mixers.transformer_xl import LastSegment, TransformerXL, XLStream
 from infini_jax.ops import gate_values
-from infini_jax.ops.attention import SegmentCache
+from infini_jax.ops.attention import SegmentCache, to_segments
 from infini_jax.ops.knn import nearest_attention
 from infini_jax.ops.shards import P, on_shards, spec_of
 from infini_jax.parallel import zeros
@@ -107,8 +107,7 @@ class Memorizing(TransformerXL):
       seen_BM = window(line.document_BM) == own_B[:, None]
       return None, self._near(q_BNHE, window(line.k_BMKE), window(line.v_BMKU), seen_BM)
 
-    q_BTHE = jnp.pad(q_BTHE, ((0, 0), (0, S * N - T), (0, 0), (0, 0)))
-    q_SBNHE = jnp.moveaxis(q_BTHE.reshape(B, S, N, *q_BTHE.shape[2:]), 1, 0)
+    q_SBNHE = jnp.moveaxis(to_segments(q_BTHE, N), 1, 0)
     xs = (jnp.arange(S), q_SBNHE, document_BS.T)
     _, (near, found) = jax.lax.scan(segment, None, xs)
     near_BTHU = jnp.moveaxis(near, 0, 1).reshape(B, S * N, *near.shape[3:])[:, :T]

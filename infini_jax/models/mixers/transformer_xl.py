@@ -12,7 +12,14 @@ import jax.numpy as jnp
 
 from infini_jax.models.mixers.base import Mixer
 from infini_jax.models.mixers.local import empty_cache
-from infini_jax.ops.attention import UNSEEN, SegmentCache, attention, put, window_attention
+from infini_jax.ops.attention import (
+  UNSEEN,
+  SegmentCache,
+  attention,
+  put,
+  to_segments,
+  window_attention,
+)
 from infini_jax.ops.rotary import rotate
 from infini_jax.ops.shards import P, on_shards, spec_of
 from infini_jax.parallel import zeros
@@ -60,14 +67,8 @@ class TransformerXL(Mixer):
   def _read(self, q_BTHE, k_BTKE, v_BTKE, state, reset_BS, mask_BT, cut):
     B, T = q_BTHE.shape[:2]
     N = self.config.segment_length
-    S = -(-T // N)
     mask_BT = jnp.ones((B, T), bool) if mask_BT is None else mask_BT
-
-    def split(x):
-      x = jnp.pad(x, ((0, 0), (0, S * N - T)) + ((0, 0),) * (x.ndim - 2))
-      return x.reshape(B, S, N, *x.shape[2:])
-
-    own = LastSegment(split(k_BTKE), split(v_BTKE), split(mask_BT))
+    own = LastSegment(*(to_segments(x, N) for x in (k_BTKE, v_BTKE, mask_BT)))
     before = jax.tree.map(lambda x, y: jnp.concatenate([x[:, None], y[:, :-1]], 1), state, own)
     before = jax.lax.stop_gradient(before)
     seen_BSN = before.seen_BN
@@ -75,14 +76,13 @@ class TransformerXL(Mixer):
       if blind is not None:
         seen_BSN &= ~blind.reshape(*blind.shape, *(1,) * (3 - blind.ndim))
 
-    fold = lambda x: x.reshape(B * S, *x.shape[2:])
-    k_BSCKE = jnp.concatenate([before.k_BNKE, own.k_BNKE], 2)
-    k_BSCKE = self._turn(fold(k_BSCKE), 0).reshape(k_BSCKE.shape)
-    q_BSNHE = self._turn(fold(split(q_BTHE)), N).reshape(B, S, N, *q_BTHE.shape[2:])
+    turn = jax.vmap(self._turn, (1, None), 1)
+    k_BSCKE = turn(jnp.concatenate([before.k_BNKE, own.k_BNKE], 2), 0)
+    q_BSNHE = turn(to_segments(q_BTHE, N), N)
     v_BSCKU = jnp.concatenate([before.v_BNKU, own.v_BNKU], 2)
     seen_BSC = jnp.concatenate([seen_BSN, own.seen_BN], 2)
     out_BSNHU = window_attention(q_BSNHE, k_BSCKE, v_BSCKU, seen_BSC)
-    out_BTHU = out_BSNHU.reshape(B, S * N, *out_BSNHU.shape[3:])[:, :T]
+    out_BTHU = out_BSNHU.reshape(B, -1, *out_BSNHU.shape[3:])[:, :T]
     return out_BTHU, jax.lax.stop_gradient(jax.tree.map(lambda x: x[:, -1], own))
 
   def open(self, state: LastSegment, lanes: int, dtype: Any) -> XLStream:
@@ -102,26 +102,31 @@ class TransformerXL(Mixer):
     )
 
   def _extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
-    (last, cache), N = stream, self.config.segment_length
+    out_BTHU, (last, cache) = self._append(q_BTHE, k_BTKE, v_BTKE, stream, mask_BT)
+    closed_B = cache.fill_B == self.config.segment_length
+    full = LastSegment(cache.k_BNKE, cache.v_BNKU, jnp.ones_like(last.seen_BN))
+    choose = lambda x, y: jnp.where(closed_B.reshape(-1, *(1,) * (x.ndim - 1)), x, y)
+    cache = cache._replace(fill_B=jnp.where(closed_B, 0, cache.fill_B))
+    return out_BTHU, XLStream(jax.tree.map(choose, full, last), cache)
+
+  def _append(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
+    """What the tokens see, and the stream with them in the open segment."""
+    (last, cache), theta = stream, self.config.rope_theta
+    A, C = last.k_BNKE.shape[1], cache.k_BNKE.shape[1]
     position_BT = cache.fill_B[:, None] + jnp.arange(q_BTHE.shape[1], dtype=jnp.int32)[None]
-    slot_BT = jnp.where(mask_BT, position_BT, N)  # slot N does not exist: padding is dropped
-    k_BNKE, v_BNKU = put(cache.k_BNKE, slot_BT, k_BTKE), put(cache.v_BNKU, slot_BT, v_BTKE)
-    k_BCKE = self._turn(jnp.concatenate([last.k_BNKE, k_BNKE], 1), 0)
-    slot_C = jnp.arange(2 * N, dtype=jnp.int32)[None]
-    hidden_BC = jnp.concatenate([~last.seen_BN, jnp.zeros_like(last.seen_BN)], 1)
+    slot_BT = jnp.where(mask_BT, position_BT, C)  # slot C does not exist: padding is dropped
+    k_BCKE, v_BCKU = put(cache.k_BNKE, slot_BT, k_BTKE), put(cache.v_BNKU, slot_BT, v_BTKE)
+    place = jnp.arange(A + C, dtype=jnp.int32)[None]
+    hidden = jnp.concatenate([~last.seen_BN, jnp.zeros((len(slot_BT), C), bool)], 1)
     out_BTHU = attention(
-      rotate(q_BTHE, N + position_BT, self.config.rope_theta),
-      k_BCKE,
-      jnp.concatenate([last.v_BNKU, v_BNKU], 1),
-      N + position_BT,
-      jnp.where(hidden_BC, UNSEEN, slot_C),
+      rotate(q_BTHE, A + position_BT, theta),
+      self._turn(jnp.concatenate([last.k_BNKE, k_BCKE], 1), 0),
+      jnp.concatenate([last.v_BNKU, v_BCKU], 1),
+      A + position_BT,
+      jnp.where(hidden, UNSEEN, place),
     )
     fill_B = cache.fill_B + mask_BT.sum(1, dtype=jnp.int32)
-    closed_B = fill_B == N
-    full = LastSegment(k_BNKE, v_BNKU, jnp.ones_like(last.seen_BN))
-    choose = lambda x, y: jnp.where(closed_B.reshape(-1, *(1,) * (x.ndim - 1)), x, y)
-    cache = SegmentCache(k_BNKE, v_BNKU, jnp.where(closed_B, 0, fill_B))
-    return out_BTHU, XLStream(jax.tree.map(choose, full, last), cache)
+    return out_BTHU, XLStream(last, SegmentCache(k_BCKE, v_BCKU, fill_B))
 
   def _turn(self, x_BCHE, first: int):
     """Rotated, the first of them at this position."""

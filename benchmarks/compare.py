@@ -72,7 +72,7 @@ def table(found: dict) -> Table:
   made = Table(title="whole held-out documents; the same training tokens for all")
   for name in ("system", "memory", "ratio", "XL cache", "N", "tokens", "perplexity (95%)"):
     made.add_column(name, justify="left" if name == "system" else "right")
-  for name in ("knocked out", "tokens/s"):
+  for name in ("knocked out", "tokens/s", "MiB a step"):
     made.add_column(name, justify="right")
   most = max(r["memory"].elements for r in found.values() if r["config"].model.mixer != "full")
   for system, r in found.items():
@@ -88,6 +88,7 @@ def table(found: dict) -> Table:
       f"{scores['perplexity']:.2f}{interval}",
       f"{out['perplexity']:.2f}" if out else "",
       f"{r['results']['training_tokens_per_second']:,.0f}",
+      f"{r['results']['training_step_bytes'] / 2**20:,.0f}",
     )
   return made
 

@@ -34,6 +34,17 @@ RUN = {
   "evaluation": {"lanes": 8, "segments": 2},
   "mesh": {"data": 8},
 }
+# Every memory system, small: the fields of its model.
+SYSTEMS = {
+  "infini": {"mixer": "infini", "rule": "delta"},
+  "local": {"mixer": "local"},
+  "full": {"mixer": "full"},
+  "transformer_xl": {"mixer": "transformer_xl"},
+  "compressive": {"mixer": "compressive", "compression_rate": 4, "compressed_memory": 6},
+  "memorizing": {"mixer": "memorizing", "knn_layers": (2,), "knn_memory": 40, "knn_top": 5},
+  "rmt": {"mixer": "rmt", "summary_tokens": 3},
+  "autocompressor": {"mixer": "autocompressor", "summary_tokens": 2, "summary_steps": 2},
+}
 # A config file, as a person writes one.
 CONFIG_FILE = """
 from infini_jax.config import base_config

@@ -78,6 +78,11 @@ class ModelConfig:
   compute_dtype: str = "float32"
   param_dtype: str = "float32"
 
+  @property
+  def prefix_length(self) -> int:
+    """A, the summaries in front of a segment (rmt, autocompressor)."""
+    return self.summary_tokens * (self.summary_steps if self.mixer == "autocompressor" else 1)
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:

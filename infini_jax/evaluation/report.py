@@ -66,7 +66,7 @@ def evaluate(
     "split": config.evaluation.split if task == "text" else None,
     "step": step,
     "parameters": plan.parameter_count(params),
-    "training_tokens_per_second": _training_speed(workdir.path),
+    **_training(workdir.path),
     "memory": found[INTACT.name].to_dict(),
     "knocked_out": {name: f.to_dict() for name, f in found.items() if name != INTACT.name},
   }
@@ -95,6 +95,8 @@ def _about(results: dict[str, Any], path: Path, pictures: dict[str, Path]) -> Ta
   table.add_column("value", justify="right", overflow="fold")
   speed = results["training_tokens_per_second"]
   table.add_row("tokens/s in training", f"{speed:,.0f}" if speed else "")
+  if size := results["training_step_bytes"]:
+    table.add_row("GiB a device in training", f"{size / 2**30:,.2f}")
   table.add_row("tokens/s in evaluation", f"{results['memory']['tokens_per_second']:,.0f}")
   table.add_row("parameters", f"{results['parameters']:,}")
   if "gates" in results:
@@ -109,6 +111,11 @@ def _about(results: dict[str, Any], path: Path, pictures: dict[str, Path]) -> Ta
   return table
 
 
-def _training_speed(folder: Path) -> float | None:
-  speeds = sorted(line["tokens_per_second"] for line in read_metrics(folder))
-  return speeds[len(speeds) // 2] if speeds else None
+def _training(folder: Path) -> dict[str, Any]:
+  """What training took: the median speed, and the most bytes of a device."""
+  lines = read_metrics(folder)
+  speeds = sorted(line["tokens_per_second"] for line in lines)
+  return {
+    "training_tokens_per_second": speeds[len(speeds) // 2] if speeds else None,
+    "training_step_bytes": max((line.get("step_bytes", 0) for line in lines), default=None),
+  }

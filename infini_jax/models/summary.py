@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from infini_jax.config import ModelConfig
-from infini_jax.models.mixers.prefixed import prefix_length
 from infini_jax.models.mixers.transformer_xl import XLStream
 from infini_jax.models.transformer import REMAT, Transformer, matrix
 from infini_jax.ops.attention import to_segments
@@ -55,7 +54,7 @@ class SummaryTransformer(Transformer):
 
   def state(self, lanes: int) -> Summaries:
     """No summary yet."""
-    A = prefix_length(self.config)
+    A = self.config.prefix_length
     shape = (1, lanes, A, self.config.width)
     dtype = jnp.dtype(self.config.compute_dtype)
     return Summaries(zeros(shape, "_BAI", dtype), zeros(shape[:3], "_BA", bool))

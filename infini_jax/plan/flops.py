@@ -57,18 +57,23 @@ def executed_flops_per_token(
 def forward_flops(config: ModelConfig, tokens: int) -> dict[str, float]:
   """One token forward, all layers, by what is computed: weights, head, attention, memory."""
   c = config
-  projections = c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
-  ffn = c.width * c.ffn * (3 if c.activation == "swiglu" else 2)
   attention = c.heads * (_seen(c, tokens) + 1) * 2 * c.head_dim
   return {
-    "weights": 2.0 * c.layers * (projections + ffn),
+    "weights": c.layers * _layer_flops(c),
     "head": 2.0 * c.vocab_size * c.width,
     "attention": float(c.layers * attention),
     "memory": float(_memory_flops(c)),
   }
 
 
-def _memory_flops(c: ModelConfig) -> int:
+def _layer_flops(c: ModelConfig) -> float:
+  """One token through a layer's weights."""
+  projections = c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
+  ffn = c.width * c.ffn * (3 if c.activation == "swiglu" else 2)
+  return 2.0 * (projections + ffn)
+
+
+def _memory_flops(c: ModelConfig) -> float:
   """One token forward, all layers: what a memory costs beside its segment."""
   reads = 4 * c.heads * c.head_dim  # one query, all heads, of one key and value
   if c.mixer == "infini":
@@ -84,6 +89,11 @@ def _memory_flops(c: ModelConfig) -> int:
     again = 4 * c.width * c.kv_heads * c.head_dim * (1 + c.compression_rate) // c.compression_rate
     convolution = 2 * c.width**2 if c.compression == "conv" else 0
     return c.layers * (reads * (c.segment_length + c.compressed_memory) + again + convolution)
+  if c.mixer in ("rmt", "autocompressor"):
+    # Embeddings before and behind a segment go through all layers, and are seen by its tokens.
+    N, whole = c.segment_length, c.segment_length + c.prefix_length + c.summary_tokens
+    pairs = (whole * (whole + 1) - N * (N + 1)) / 2
+    return c.layers * (_layer_flops(c) * (whole - N) + reads * pairs) / N
   return 0
 
 

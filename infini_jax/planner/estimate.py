@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from infini_jax.config import Config
+from infini_jax.ops.knn import SCORE_BYTES
 from infini_jax.plan import Chip, executed_flops_per_token, flops_per_token
 from infini_jax.plan.flops import forward_flops
 from infini_jax.planner.shares import Shares, chip_bytes, laid_out, shares, spec_text
@@ -167,20 +168,20 @@ def _working(config: Config, s: Shares, params: float) -> tuple[str, dict[str, f
   layer_weights = D * E * 2 * (s.heads + s.kv_heads) + D * s.ffn * (
     3 if m.activation == "swiglu" else 2
   )
+  rows, keys, more = _memory_work(config, s)
   products = (2 * s.heads + 2 * s.kv_heads) * E + D + s.ffn * (2 if m.activation == "swiglu" else 1)
   floats = (4 * s.heads + 2 * s.kv_heads) * E * 4 if m.mixer == "infini" else 0  # sigma, read-outs
-  activations = s.tokens * (c * (products + 2 * D + 2 * s.ffn) + floats)
+  activations = rows * (c * (products + 2 * D + 2 * s.ffn) + floats)
   scores = 0
   if s.kernel in ("xla", "reference"):
-    keys = s.seq * s.segments * m.segment_length if m.mixer == "full" else m.segment_length
     squares = 1 if m.mixer == "full" or s.kernel == "xla" else s.segments  # one after the other
     scores = s.lanes * squares * s.heads * s.block * keys * (4 + c)
   state = s.lanes * s.kv_heads * E * (E + 1) * 4 if m.mixer == "infini" else 0
 
   # Without rematerialization float32 copies are kept too: of the norms, of what the gate mixes.
-  copies = s.tokens * (4 * (4 * D + 4 * s.heads * E) + c * s.ffn)
-  kept = {"none": activations + copies + s.tokens * D * c, "full": s.tokens * D * c}
-  kept["dots"] = kept["full"] + s.tokens * c * products
+  copies = rows * (4 * (4 * D + 4 * s.heads * E) + c * s.ffn)
+  kept = {"none": activations + copies + rows * D * c, "full": rows * D * c}
+  kept["dots"] = kept["full"] + rows * c * products
   kept["offload"] = 0  # in the host's memory
   saved = m.layers * (kept[m.remat] + state)
   if m.remat == "none" and s.stored > 1:
@@ -203,7 +204,7 @@ def _working(config: Config, s: Shares, params: float) -> tuple[str, dict[str, f
       "activations kept for the gradient": saved,
       "gradients": sums + params + layer_weights * c,
       "gathered weights": layer_weights * c if s.stored > 1 or c != stored else 0,
-      "one layer": activations + scores + states,
+      "one layer": activations + scores + states + more,
     },
     "the update": {
       "gradients": sums + params,
@@ -212,3 +213,26 @@ def _working(config: Config, s: Shares, params: float) -> tuple[str, dict[str, f
   }
   phase = max(phases, key=lambda name: sum(phases[name].values()))
   return phase, {name: float(n) for name, n in phases[phase].items() if n}
+
+
+def _memory_work(config: Config, s: Shares) -> tuple[float, float, float]:
+  """What a system's memory makes of a layer's work: the tokens that go through it at a time, the
+  keys that each sees, and bytes that it needs beside them."""
+  m, T = config.model, s.segments * config.model.segment_length
+  N, pair = m.segment_length, 2 * s.kv_heads * m.head_dim * s.compute
+  if m.mixer == "full":
+    return s.tokens, s.seq * T, 0.0
+  if m.mixer in ("rmt", "autocompressor"):
+    longest = N * (1 + m.segment_jitter) if m.mixer == "autocompressor" else N
+    whole = m.prefix_length + longest + m.summary_tokens
+    at_once = s.segments if m.remat == "none" else 1  # else a segment is computed again as a whole
+    return s.lanes * whole * at_once, whole, 0.0
+  if m.mixer == "compressive":
+    old = N + m.compressed_memory
+    return s.tokens, N + old, s.lanes * s.segments * old * pair
+  if m.mixer == "transformer_xl":
+    return s.tokens, 2 * N, 2 * s.tokens * pair
+  if m.mixer == "memorizing":
+    stored, similar = s.lanes * (m.knn_memory + T), 4 * s.lanes * s.heads * N * m.knn_memory
+    return s.tokens, 2 * N, 2 * (s.tokens + stored) * pair + 2 * min(similar, SCORE_BYTES)
+  return s.tokens, N, 0.0

@@ -114,7 +114,7 @@ def _kernel(config: Config, platform: str) -> tuple[str, int]:
     kernel = choose(m.attention, platform, *sizes, jax.numpy.dtype(m.compute_dtype))
   except ValueError as error:
     raise InputError(f"config.model.{error}") from None
-  if m.mixer == "full" and kernel != "reference":
-    kernel = "xla"  # it attends over a cache, which the kernels of segments do not
+  if m.mixer not in ("infini", "local") and kernel != "reference":
+    kernel = "xla"  # it attends to more than a segment, which the kernels of segments do not
   blocks = {"splash": SPLASH_BLOCK, "cudnn": LANE, "xla": BLOCK_ROWS}
   return kernel, min(m.segment_length, blocks.get(kernel, m.segment_length))

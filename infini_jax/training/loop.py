@@ -74,13 +74,15 @@ def train(config: Config, path: str, console: Console) -> TrainState:
     first = put_batch(lanes.batch(step, rows), mesh, d.lanes)
     with track(console, "compile"):
       update = jax.jit(make_train_step(config, tx), donate_argnums=0).lower(state, first).compile()
+    room: Any = update.memory_analysis()
+    console.print(f"a step needs {room.peak_memory_in_bytes / 2**30:,.2f} GiB a device")
     validation = Validation(config, mesh, source) if t.eval_every else None
     anyone = distributed.Anyone(mesh)
 
     # ---- The loop.
     batches = train_batches(lanes, step, t.steps, rows, d.prefetch)
     with (
-      _Log(config, workdir, mesh, console) as log,
+      _Log(config, workdir, mesh, console, room.peak_memory_in_bytes) as log,
       _stop_signal() as stopped,
       _profiler(config, workdir.path / "profile") as profile,
       track(console, "train", t.steps, step) as bar,
@@ -109,8 +111,10 @@ def train(config: Config, path: str, console: Console) -> TrainState:
 class _Log:
   """Writes each logged step once the next one is under way."""
 
-  def __init__(self, config: Config, workdir: Workdir, mesh: Any, console: Console):
-    self._config, self._console = config, console
+  def __init__(
+    self, config: Config, workdir: Workdir, mesh: Any, console: Console, step_bytes: int
+  ):
+    self._config, self._console, self._step_bytes = config, console, step_bytes
     self._writer = MetricWriter(workdir.path, config) if jax.process_index() == 0 else None
     self._rate = make_schedule(config, config.optimizer.learning_rate)
     self._flops = plan.flops_per_token(
@@ -172,6 +176,7 @@ class _Log:
       "tokens_per_second": per_second,
       "model_flops_per_second": per_second * self._flops,
       "peak_share": per_second * self._flops / self._peak if self._peak else None,
+      "step_bytes": self._step_bytes,  # a device's, at the most, as XLA laid the step out
     }
     self._writer.write(step, {"loss": loss} | speed | log_values(metrics))
 

@@ -14,7 +14,7 @@ from infini_jax.evaluation.knock_out import INTACT, Variant
 from infini_jax.evaluation.perplexity import Perplexity, Scores, _floor_power
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh
-from tests.tiny import changed, config, fake_params, quiet
+from tests.tiny import SYSTEMS, changed, config, fake_params, quiet
 
 N = 16
 
@@ -182,10 +182,16 @@ def test_cut_reads_are_those_of_the_layers_that_are_named(case, scores, cut):
   assert out.by_compressions[0] == pytest.approx(scores.by_compressions[0], rel=1e-5)
 
 
-def test_full_attention_sees_the_whole_document_through_a_growing_cache(store, documents):
-  full = Case(store, documents, mixer="full")
-  got = full.evaluate(lanes=2, segments=2)
-  np.testing.assert_allclose(got.nats, sum(x.sum() for x in full.plainly()), rtol=1e-5)
+@pytest.mark.parametrize("name", [name for name in SYSTEMS if name != "infini"])
+def test_every_system_reads_a_document_as_by_one_call(store, documents, name):
+  """Chunks of two segments, states carried (of `full`: growing), and knocked out."""
+  case = Case(store, documents, **SYSTEMS[name])
+  got = case.evaluate(lanes=2, segments=2)
+  np.testing.assert_allclose(got.nats, sum(x.sum() for x in case.plainly()), rtol=1e-5)
+  if name not in ("local", "full"):
+    out = case.evaluate(Variant("empty", empty=True), lanes=2, segments=2)
+    np.testing.assert_allclose(out.nats, sum(x.sum() for x in case.plainly(empty=True)), rtol=1e-5)
+    assert abs(out.nats - got.nats) > 1e-4 * got.nats, "the memory does nothing: a weak test"
 
 
 def test_limits_on_documents_and_tokens(case, scores):

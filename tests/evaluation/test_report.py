@@ -42,6 +42,7 @@ def test_results_file_holds_what_is_returned(run):
   nats = [results["memory"]["nats"], *(o["nats"] for o in out.values())]
   assert len(set(nats)) == 5, f"two variants of the evaluation are the same: {nats}"
   assert results["training_tokens_per_second"] > 0
+  assert results["training_step_bytes"] > results["parameters"] * 4 * 3, "weights and two moments"
   assert results["parameters"] == sum(x.size for x in jax.tree.leaves(state.params))
   np.testing.assert_allclose(results["gates"]["gates_LH"], gates(c.model, state.params), rtol=1e-6)
 

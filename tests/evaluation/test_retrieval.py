@@ -12,7 +12,7 @@ from infini_jax.evaluation.reading import Reader
 from infini_jax.evaluation.retrieval import Cell, Retrieval, wilson
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh
-from tests.tiny import changed, config, fake_params
+from tests.tiny import SYSTEMS, changed, config, fake_params
 
 N, SAMPLES = 16, 12
 EMPTY = Variant("empty", empty=True)
@@ -132,9 +132,14 @@ def test_held_empty_what_cannot_reach_an_answer_is_not_run(cases, monkeypatch):
   assert set(ran) == {"score", "read"}
 
 
-def test_a_growing_state_and_eight_devices_count_the_same():
-  full = Case(mixer="full")
-  assert full.evaluate(lanes=24, segments=5).cells == full.plainly(INTACT)
+@pytest.mark.parametrize("name", [name for name in SYSTEMS if name != "infini"])
+def test_every_system_is_asked_alike(name):
+  case = Case(**SYSTEMS[name])
+  for variant in (INTACT, EMPTY) if name not in ("local", "full") else (INTACT,):
+    assert case.evaluate(variant, lanes=24, segments=5).cells == case.plainly(variant)
+
+
+def test_eight_devices_count_the_same():
   case = Case()
   mesh = make_mesh(case.config.mesh)
   c = changed(case.config, evaluation=changed(case.config.evaluation, lanes=8))

@@ -53,6 +53,18 @@ def test_what_other_memories_cost_beside_their_segment():
   assert forward_flops(old, 64)["memory"] == forward_flops(pooled, 64)["memory"] + 4 * 2 * 16**2
 
 
+@pytest.mark.parametrize("mixer, prefix", [("rmt", 3), ("autocompressor", 6)])
+def test_summaries_go_through_all_layers(mixer, prefix):
+  """A segment of 8 costs what a causal sequence of prefix, 8 tokens and 3 summaries does."""
+  c = model_config(mixer=mixer, segment_length=8, summary_tokens=3, summary_steps=2)
+  whole = prefix + 8 + 3
+  parts = forward_flops(c, 64)
+  alone = forward_flops(changed(c, mixer="local", segment_length=whole), whole)
+  expected = whole * (alone["weights"] + alone["attention"])
+  found = 8 * (parts["weights"] + parts["attention"] + parts["memory"])
+  assert found == pytest.approx(expected)
+
+
 def test_what_is_executed_is_more_and_remat_costs_most():
   c = model_config(**LLAMA_8B)
   executed = {

@@ -134,7 +134,7 @@ def test_metrics_of_a_run(trained):
   lines = read_metrics(workdir)
   assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
   for line in lines:
-    for name in ("loss", "grad_norm", "learning_rate", "tokens_per_second"):
+    for name in ("loss", "grad_norm", "learning_rate", "tokens_per_second", "step_bytes"):
       assert np.isfinite(line[name]) and line[name] > 0, (name, line)
     assert np.shape(line["gates_LH"]) == (c.model.layers, c.model.heads)
     assert np.sum(line["gate_histogram"], 1).tolist() == [c.model.heads] * c.model.layers

@@ -8,17 +8,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from infini_jax.config import ModelConfig
 from infini_jax.models.mixers.local import empty_cache
 from infini_jax.models.mixers.transformer_xl import LastSegment, TransformerXL, XLStream
 from infini_jax.ops.attention import segment_attention
 from infini_jax.ops.rotary import rotate
 from infini_jax.ops.shards import P, on_shards, spec_of
-
-
-def prefix_length(config: ModelConfig) -> int:
-  """A, the summaries in front of a segment."""
-  return config.summary_tokens * (config.summary_steps if config.mixer == "autocompressor" else 1)
 
 
 class Prefixed(TransformerXL):
@@ -42,7 +36,7 @@ class Prefixed(TransformerXL):
     )
 
   def _whole(self, q_BTHE, k_BTKE, v_BTKE, mask_BT):
-    A = prefix_length(self.config)
+    A = self.config.prefix_length
     # Behind the prefix only real tokens count: what is summed up stands right behind the last.
     behind_BN = A - 1 + jnp.cumsum(mask_BT[:, A:], 1, dtype=jnp.int32)
     before_BA = jnp.broadcast_to(jnp.arange(A, dtype=jnp.int32)[None], (len(mask_BT), A))

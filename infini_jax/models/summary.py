@@ -101,8 +101,9 @@ class SummaryTransformer(Transformer):
     hidden_BTD = jnp.moveaxis(hidden_SBND, 0, 1).reshape(B, S * N, -1)
     if shift_BS is not None:
       pick = lambda x_BTD, place_BT: jnp.take_along_axis(x_BTD, place_BT[..., None], 1)
-      places = dict(specs=(BY_LANE,) * 2, out_specs=BY_LANE)
-      hidden_BTD = on_shards(pick, hidden_BTD, place_BT, **places)
+      hidden_BTD = on_shards(
+        pick, hidden_BTD, place_BT, specs=(BY_LANE, BY_LANE), out_specs=BY_LANE
+      )
     return shard(hidden_BTD[:, :T], "BTD"), state
 
   def open(self, state: Summaries, lanes: int) -> SummaryStream:

@@ -172,7 +172,7 @@ def _working(config: Config, s: Shares, params: float) -> tuple[str, dict[str, f
   products = (2 * s.heads + 2 * s.kv_heads) * E + D + s.ffn * (2 if m.activation == "swiglu" else 1)
   floats = (4 * s.heads + 2 * s.kv_heads) * E * 4 if m.mixer == "infini" else 0  # sigma, read-outs
   activations = rows * (c * (products + 2 * D + 2 * s.ffn) + floats)
-  scores = 0
+  scores = 0.0
   if s.kernel in ("xla", "reference"):
     squares = 1 if m.mixer == "full" or s.kernel == "xla" else s.segments  # one after the other
     scores = s.lanes * squares * s.heads * s.block * keys * (4 + c)

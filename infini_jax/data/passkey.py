@@ -104,9 +104,9 @@ class Passkey:
   @staticmethod
   def _early(rng: np.random.Generator, length: int) -> float:
     """A depth with log-uniformly much before it: of ten thousand tokens' keys, half stand in the
-    first hundred. A key in the first segment is written by a model that has no memory yet: rare
-    where keys are spread evenly, and it too must last."""
-    return length ** (rng.random() - 1)
+    first hundred, and one in twenty-three at the very start. A key in the first segment is written
+    by a model that has no memory yet: rare where keys are spread evenly, and it too must last."""
+    return (length ** rng.random() - 1) / length
 
   def _assemble(self, head: Part, key: str, length: int, depth: float, cycle: Part) -> Example:
     statement, repeat, answer = self._pieces(key)

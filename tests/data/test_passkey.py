@@ -120,6 +120,19 @@ def test_depth_is_the_share_of_filler_before_the_key(rng, tokenizers):
       assert abs(before - depth * room) <= 0.5, f"depth {depth}: {before} of {room} stand before"
 
 
+def test_training_has_keys_at_the_very_start_and_everywhere(rng):
+  """A model never shown a key right behind the introduction does not recall one."""
+  task = make()
+  for draw in (
+    lambda: task.example(rng, 10_000, held_out=False),
+    lambda: task.beginning(rng, 10_000),
+  ):
+    before = [sum(part.size for part in draw().parts[1:2]) for _ in range(1500)]
+    for low, high in ((0, 0), (1, 9), (10, 99), (100, 999), (1000, 9000)):
+      share = np.mean([low <= n <= high for n in before])
+      assert share > 0.003, f"{share:.1%} of keys have {low} to {high} tokens of filler before them"
+
+
 def test_held_out_keys_are_a_tenth_that_depends_on_the_seed_and_never_trained_on(rng):
   found = []
   for seed in (0, 1):

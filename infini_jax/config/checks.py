@@ -59,7 +59,7 @@ def check(config: Config) -> None:
     "model": "segment_jitter",
     "optimizer": "warmup_steps final_fraction weight_decay clip_norm b1 b2",
     "train": "seed z_loss eval_every profile_start profile_steps",
-    "evaluation": "max_documents max_tokens",
+    "evaluation": "max_documents max_tokens input_tokens",
     "task": "curriculum_steps repeat_weight context_weight",
     "warm": "share start_step",
   }
@@ -180,6 +180,12 @@ def _check_task(config: Config) -> None:
   for name, some in (("lengths", e.lengths), ("depths", e.depths)):
     if not some:
       raise InputError(f"config.evaluation.{name}=(): nothing to evaluate; give one or more")
+  N = config.model.segment_length
+  if e.input_tokens % N:
+    raise InputError(
+      f"config.evaluation.input_tokens={e.input_tokens} is no multiple of "
+      f"config.model.segment_length={N}: set it to {max(1, round(e.input_tokens / N)) * N}"
+    )
   for depth in e.depths:
     if not 0 <= depth <= 1:
       raise InputError(f"config.evaluation.depths: {depth} is outside 0 (start) to 1 (end)")

@@ -180,6 +180,7 @@ class EvalConfig:
   segments: int = 8  # segments of a chunk
   max_documents: int = 0  # the first so many of the split; 0: all
   max_tokens: int = 0  # read no further into a document; 0: to its end
+  input_tokens: int = 0  # empty the memory after every so many tokens of a document; 0: never
   knock_out: tuple[str, ...] = ("empty",)  # also: reads, layers (one after the other)
   lengths: tuple[int, ...] = (1024, 4096)  # tokens of a task's examples
   depths: tuple[float, ...] = (0.0, 0.5, 1.0)  # where the pass key stands: 0 start, 1 end

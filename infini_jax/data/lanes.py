@@ -113,6 +113,8 @@ class EvalLanes:
     segment_length: N.
     max_documents: the first so many; 0 takes all.
     max_tokens: no more than so many of each document; 0 takes all.
+    input_tokens: a document is read in inputs of so many tokens, whole segments, each with a reset;
+      0 reads it as one.
 
   Attributes:
     predictions: int, the sum of all masks.
@@ -131,6 +133,7 @@ class EvalLanes:
     segment_length: int,
     max_documents: int = 0,
     max_tokens: int = 0,
+    input_tokens: int = 0,
   ):
     tokens = np.asarray(documents.tokens)[: max_documents or None]
     if not len(tokens):
@@ -138,7 +141,7 @@ class EvalLanes:
     self._tokens = np.minimum(tokens, max_tokens) if max_tokens else tokens
     self.predictions = int(self._tokens.sum())
     self.lanes, self.segments, self.segment_length = lanes, segments, segment_length
-    self._documents, self._bos = documents, bos
+    self._documents, self._bos, self._input_segments = documents, bos, input_tokens // segment_length
     self._order = Schedule(-(-self._tokens // segment_length), lanes)
     self._chunks = -(-len(self._order) // segments)
 
@@ -176,6 +179,8 @@ class EvalLanes:
         chunk["document_BS"][row, at] = piece.document
         places = np.arange(piece.first, piece.first + piece.segments)
         chunk["position_BS"][row, at] = places * self.segment_length
+        if self._input_segments:
+          chunk["reset_BS"][row, at] |= places % self._input_segments == 0
     return chunk
 
 

@@ -1,7 +1,9 @@
 """Perplexity of whole documents, read chunk after chunk with the state carried.
 
 Every token of a document is predicted once: the first from the document mark, the rest from what
-stands before them. The totals do not depend on the chunk's length or on the number of lanes.
+stands before them. The totals do not depend on the chunk's length or on the number of lanes. With
+`config.evaluation.input_tokens` the memory is emptied after every so many tokens: the paper's
+protocols (inputs of 32K or 100K tokens, one segment, or a whole book) are in docs/evaluation.md.
 """
 
 import dataclasses
@@ -105,6 +107,7 @@ class Perplexity:
       segment_length=config.model.segment_length,
       max_documents=e.max_documents if max_documents is None else max_documents,
       max_tokens=e.max_tokens,
+      input_tokens=e.input_tokens,
     )
     self._reader = Reader(config, mesh)
 
@@ -123,7 +126,7 @@ class Perplexity:
       variant: the whole memory, or a knock-out.
       advance: called after each chunk with the chunks done and the perplexity so far.
     """
-    tally = _Tally(self._config.model.segment_length)
+    tally = _Tally(self._config.model.segment_length, self._config.evaluation.input_tokens)
     started, pending = time.perf_counter(), None
     for done, (chunk, scores) in enumerate(self._reader.read(params, self._lanes, variant)):
       if pending is not None:
@@ -164,8 +167,8 @@ class Perplexity:
 class _Tally:
   """Sums in float64, by document, by position and by number of compressions."""
 
-  def __init__(self, segment_length: int):
-    self._N = segment_length
+  def __init__(self, segment_length: int, input_tokens: int = 0):
+    self._N, self._input = segment_length, input_tokens
     self.documents: dict[int, tuple[int, float]] = {}
     self.position: dict[int, tuple[int, float]] = {}
     self.compressions: dict[int, tuple[int, float]] = {}
@@ -185,7 +188,8 @@ class _Tally:
     position = segment(chunk["position_BS"]) + np.tile(np.arange(self._N), S)[None]
     _count(self.documents, segment(chunk["document_BS"])[seen], nll[seen])
     _count(self.position, _floor_power(position[seen], 128), nll[seen])
-    _count(self.compressions, _floor_power(position[seen] // self._N, 1), nll[seen])
+    read = position[seen] % self._input if self._input else position[seen]  # since a reset
+    _count(self.compressions, _floor_power(read // self._N, 1), nll[seen])
 
 
 def _count(sums: dict[int, tuple[int, float]], keys: np.ndarray, nats: np.ndarray) -> None:

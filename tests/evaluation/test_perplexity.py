@@ -206,6 +206,34 @@ def test_limits_on_documents_and_tokens(case, scores):
   assert part.bytes == sum(len(t.encode()) for t in texts), "bytes of what was read, no more"
 
 
+@pytest.mark.parametrize("segments", [1, 3])
+def test_inputs_of_so_many_tokens_are_read_each_with_an_empty_memory(case, scores, segments):
+  """The paper's protocols: 32K or 100K inputs, or no state at all; every token still once."""
+  size = segments * N
+  got = case.evaluate(lanes=2, segments=2, input_tokens=size)
+  assert got.tokens == scores.tokens and got.by_position.keys() == scores.by_position.keys()
+  assert max(got.by_compressions) == segments - 1 and sum(
+    n for n, _ in got.by_compressions.values()
+  ) == got.tokens
+  if segments == 1:
+    expected = case.evaluate(Variant("empty", empty=True), lanes=2, segments=2)
+    np.testing.assert_allclose(got.nats, expected.nats, rtol=1e-6)
+    return
+  # Each input by a call of its own, the token before it as its first input.
+  model, total = bind(case.config.model, case.params), 0.0
+  read = jax.jit(lambda x: jax.nn.log_softmax(model.logits(model(x, model.state(1))[0]))[0])
+  for d in range(len(case.documents)):
+    ids = case.documents.read(d, 0, int(case.documents.tokens[d]))
+    inputs = np.array([case.store.tokenizer.bos, *ids[:-1]], np.int32)
+    for start in range(0, len(ids), size):
+      part, target = inputs[start : start + size], ids[start : start + size]
+      whole = np.zeros((1, size), np.int32)
+      whole[0, : len(part)] = part
+      total -= np.asarray(read(whole), np.float64)[np.arange(len(part)), target].sum()
+  np.testing.assert_allclose(got.nats, total, rtol=1e-5)
+  assert abs(got.nats - scores.nats) > 1e-4 * scores.nats, "the inputs' borders change nothing"
+
+
 def test_an_empty_split_is_refused(case):
   class Nothing:
     tokens = np.zeros(0, np.int64)

@@ -57,7 +57,7 @@ def measure(args, system: str, fields: list[str], console: Console) -> dict | No
       return None
   config = load_config(settings)
   (memory,) = [m for m in memories(config) if m.mixer == config.model.mixer]
-  results = json.loads((workdir / "evaluation" / "results.json").read_text())
+  results = json.loads((workdir / "evaluation" / "perplexity" / "results.json").read_text())
   tokens = config.train.steps * config.data.lanes * config.data.segments
   return {
     "memory": memory,

@@ -92,7 +92,7 @@ def measure(args, rule: str, seed: int, core: int | None, console: Console) -> d
       console.print(f"{rule}, seed {seed}: {name} failed; see {workdir / name}.log")
       return None
     console.print(f"{rule}, seed {seed}: {name} took {seconds[name]:.0f} s")
-  results = json.loads((workdir / "evaluation" / "results.json").read_text())
+  results = json.loads((workdir / "evaluation" / "passkey" / "results.json").read_text())
   return results | {"seconds": seconds}
 
 

@@ -2,7 +2,7 @@
 
 A hundred thousand parameters and the task's own 57 words. Each example is at most 16 segments of 64
 tokens, all under the gradient; from step 1,200 on most chunks start from memories that have read
-up to 524,288 tokens before. docs/memory.md says why it is so and not otherwise.
+up to 262,144 tokens before. docs/memory.md says why it is so and not otherwise.
 
 Command: make passkey
 Command: python benchmarks/passkey.py --workdir=runs/passkeys
@@ -22,7 +22,7 @@ def get_config():
   task.name, task.digits = "passkey", 4
   task.curriculum_steps = 1000  # from 2 segments to 16
   warm.share, warm.start_step, warm.weight = 0.9, 1200, 3.0
-  warm.segments, warm.min_tokens, warm.max_tokens = 16, 2048, 524_288
+  warm.segments, warm.min_tokens, warm.max_tokens = 16, 2048, 262_144
   d.tokenizer = "task"
   d.carry_state = False
   d.lanes, d.segments = 4, 16

@@ -1,9 +1,10 @@
-"""The command `infini-jax`: train, eval, prepare, plan, generate. A wrong input exits with 2."""
+"""The command `infini-jax`: train, eval, report and more. A wrong input exits with 2."""
 
 import argparse
 import contextlib
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator
@@ -14,6 +15,10 @@ from rich.console import Console
 from infini_jax.config import Config, InputError, check_name, resolve
 
 CONFIG_HELP = "a Python file with get_config(); any field is set by --config.section.field=value"
+TASK_HELP = (
+  "some of perplexity, passkey, needle, recall, summarization, gates, knockout (the run's own task "
+  "with every knock-out); by default what the run is trained on, and the gates"
+)
 
 PROCESS_FLAGS = (
   ("--coordinator", "HOST:PORT", "with many processes: where process 0 can be reached"),
@@ -25,7 +30,9 @@ PROCESS_FLAGS = (
 def main(argv: list[str] | None = None) -> int:
   """Runs one command; returns its exit status."""
   parser = _parser()
+  argv = sys.argv[1:] if argv is None else argv
   args, rest = parser.parse_known_args(argv)
+  args.typed = shlex.join(["infini-jax", *argv])
   if rest and not getattr(args, "takes_config", False):
     parser.error(f"unknown arguments: {' '.join(rest)}")
   console = Console()
@@ -85,11 +92,12 @@ def _train(args: argparse.Namespace, rest: list[str], console: Console) -> None:
 
 def _eval(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   config = load_config(rest)
-  from infini_jax.evaluation.report import evaluate
+  from infini_jax.evaluation.evaluate import evaluate
 
   _remember_programs(config)
   with _all_processes(args, console):
-    evaluate(config, args.workdir, console, args.step)
+    tasks = args.task.split(",") if args.task else ()
+    evaluate(config, args.workdir, console, args.step, tasks, args.typed)
 
 
 def _remember_programs(config: Config) -> None:
@@ -133,7 +141,14 @@ def _status(command: str, error: BaseException) -> int:
 def _prepare(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   from infini_jax.data import prepare
 
-  prepare(args.source, Path(args.out), args.tokenizer, workers=args.workers, console=console)
+  prepare(
+    args.source,
+    Path(args.out),
+    args.tokenizer,
+    workers=args.workers,
+    min_tokens=args.min_tokens,
+    console=console,
+  )
 
 
 def _plan(args: argparse.Namespace, rest: list[str], console: Console) -> None:
@@ -141,6 +156,12 @@ def _plan(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   from infini_jax.planner.command import plan
 
   plan(config, args, console)
+
+
+def _report(args: argparse.Namespace, rest: list[str], console: Console) -> None:
+  from infini_jax.evaluation.page import report
+
+  report(args.workdir, args.out, console)
 
 
 def _generate(args: argparse.Namespace, rest: list[str], console: Console) -> None:
@@ -169,14 +190,22 @@ def _parser() -> argparse.ArgumentParser:
       made.add_argument(flag, metavar=value, help=help)
     if name == "eval":
       made.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+      made.add_argument("--task", metavar="A,B,...", help=TASK_HELP)
 
   made = command("prepare", _prepare, "tokenize a corpus once, into a store that training reads")
-  made.add_argument("--source", required=True, help="a folder of text, or python-stdlib")
+  made.add_argument(
+    "--source",
+    required=True,
+    help="a folder of text, jsonl:FILES, parquet:FILES, tfds:NAME or hf:NAME (docs/data.md)",
+  )
   made.add_argument("--out", required=True, help="the store's folder")
   made.add_argument(
     "--tokenizer",
     default="bytes",
     help="bytes, train:SIZE, sentencepiece:FILE or huggingface:FILE (default %(default)s)",
+  )
+  made.add_argument(
+    "--min-tokens", type=int, default=1, help="leave shorter documents out (default %(default)s)"
   )
   made.add_argument("--workers", type=int, help="processes; all cores by default")
 
@@ -193,6 +222,12 @@ def _parser() -> argparse.ArgumentParser:
     "--table", choices=["memory"], help="only what each memory system would carry, at these sizes"
   )
   made.add_argument("--json", metavar="FILE", help="write everything there too")
+
+  made = command("report", _report, "what runs and their evaluations found, as one HTML page")
+  made.add_argument(
+    "--workdir", required=True, action="append", help="the folder of a run; give it again for more"
+  )
+  made.add_argument("--out", metavar="FILE", help="default: report.html there, or beside several")
 
   made = command("generate", _generate, "continue a text with a trained model")
   made.add_argument("--workdir", required=True, help="the folder of the run")

@@ -20,7 +20,7 @@ MAY_IMPORT = {
   "data": {"config"},
   "runs": {"config", "data"},
   "models": {"config", "ops", "parallel"},
-  "evaluation": {*"config ops models parallel data runs plan progress".split()},
+  "evaluation": {*"config ops models parallel data runs plan progress inference".split()},
   "training": {*"config ops models parallel data runs plan progress evaluation".split()},
   "inference": {*"config ops models parallel data runs progress".split()},
   "planner": {*"config ops models parallel data plan training progress".split()},
@@ -73,7 +73,8 @@ def test_importing_touches_no_device():
     "import sys, infini_jax, infini_jax.config, infini_jax.data\n"
     "assert 'jax' not in sys.modules, 'the schema and the data need no jax'\n"
     "import infini_jax.ops, infini_jax.models, infini_jax.parallel, infini_jax.training.loop\n"
-    "import infini_jax.evaluation.report, infini_jax.inference.command, infini_jax.cli\n"
+    "import infini_jax.evaluation.evaluate, infini_jax.evaluation.page\n"
+    "import infini_jax.inference.command, infini_jax.cli\n"
     "from jax._src import xla_bridge\n"
     "assert not xla_bridge.backends_are_initialized(), 'an import started a backend'\n"
   )

@@ -91,6 +91,9 @@ def test_wrong_inputs_are_named_in_one_line_with_the_remedy(job, tmp_path, capsy
   assert "no run here" in refused(capsys, "eval", config, out)
   assert "no run here" in refused(capsys, "generate", out)
   run = f"--workdir={job / 'run'}"
+  assert "choose some of perplexity," in refused(capsys, "eval", config, run, "--task=perplexty")
+  assert "own vocabulary" in refused(capsys, "eval", config, run, "--task=gates,recall")
+  assert "no run here" in refused(capsys, "report", run, out)
   passkey = ("eval", config, run, "--config.evaluation.task=passkey")
   assert "248 or more" in refused(capsys, *passkey, "--config.evaluation.lengths=(500,99)").replace(
     "tokens or", "or"
@@ -116,13 +119,20 @@ def test_train_evaluate_and_generate(job):
   assert [line["step"] for line in lines] == [1, 2, 3, 4]
   done = real("eval.py", f"--config={job / 'config.py'}", f"--workdir={run}")
   assert done.returncode == 0, done.stderr
-  results = json.loads((run / "evaluation" / "results.json").read_text())
+  results = json.loads((run / "evaluation" / "perplexity" / "results.json").read_text())
   texts = [f.read_bytes() for f in (job / "corpus" / "test").iterdir()]
   assert results["memory"]["bytes"] == results["memory"]["tokens"] == sum(map(len, texts))
-  for picture in ("gates.png", "positions.png"):
+  for picture in ("gates/gates.png", "perplexity/positions.png"):
     assert (run / "evaluation" / picture).read_bytes().startswith(b"\x89PNG")
   for figure in ("perplexity per token", "bits per byte", "knocked out", "parameters", "gates.png"):
     assert figure in done.stdout, f"the table lacks {figure!r}"
+  typed = results["command"]
+  assert typed == f"infini-jax eval --config={job / 'config.py'} --workdir={run}"
+  done = real("-m", "infini_jax.cli", "report", f"--workdir={run}")
+  assert done.returncode == 0 and "report.html" in done.stdout.replace("\n", ""), done.stderr
+  page = (run / "report.html").read_text()
+  for figure in (f"{results['memory']['perplexity']:,.3f}", typed, "data:image/png;base64,"):
+    assert figure in page, f"the page lacks {figure!r}"
   (job / "prompt.txt").write_text("abc " * 30)
   command = ("-m", "infini_jax.cli", "generate", f"--workdir={run}", "--tokens=9")
   first, second = (real(*command, f"--prompt-file={job / 'prompt.txt'}") for _ in range(2))

@@ -25,6 +25,8 @@ from tests.tiny import config
 SEEN_ELSEWHERE = {
   "data.path": "tests/test_cli.py: each corpus is another path",
   "data.tokenizer": "tests/data: open_or_prepare",
+  "train.start_from": "tests/training/test_start.py",
+  "task.filler": "tests/data/test_needles.py: a run is asked in any text",
   "train.log_every": "tests/training/test_loop.py: sparse logging",
   "train.eval_every": "tests/training/test_loop.py: validation during training",
   "train.eval_documents": "tests/training/test_loop.py: validation during training",
@@ -37,17 +39,20 @@ SEEN_ELSEWHERE = {
   "train.profile_start": "tests/training/test_loop.py: profile",
   "train.profile_steps": "tests/training/test_loop.py: profile",
   "data.prefetch": "tests/data/test_loader.py: by design it changes no batch",
-  "evaluation.split": "tests/evaluation/test_report.py: an earlier step, validation",
+  "evaluation.split": "tests/evaluation/test_evaluate.py: an earlier step, validation",
   "evaluation.lanes": "tests/evaluation/test_perplexity.py: by design it changes no total",
   "evaluation.segments": "tests/evaluation/test_perplexity.py: by design it changes no total",
   "evaluation.max_documents": "tests/evaluation/test_perplexity.py: limits",
   "evaluation.max_tokens": "tests/evaluation/test_perplexity.py: limits",
   "evaluation.input_tokens": "tests/evaluation/test_perplexity.py: inputs",
-  "evaluation.task": "tests/evaluation/test_report.py: a run on text is asked for a pass key",
-  "evaluation.knock_out": "tests/evaluation/test_knock_out.py, and test_report.py: the variants",
-  "evaluation.lengths": "tests/evaluation/test_report.py: a task's evaluation",
-  "evaluation.depths": "tests/evaluation/test_report.py: a run on text is asked for a pass key",
-  "evaluation.samples": "tests/evaluation/test_report.py: a task's evaluation",
+  "evaluation.task": "tests/evaluation/test_evaluate.py: a run on text is asked for a pass key",
+  "evaluation.knock_out": "tests/evaluation/test_knock_out.py, and test_evaluate.py: the variants",
+  "evaluation.lengths": "tests/evaluation/test_evaluate.py: a task's evaluation",
+  "evaluation.depths": "tests/evaluation/test_evaluate.py: a run on text is asked for a pass key",
+  "evaluation.samples": "tests/evaluation/test_evaluate.py: a task's evaluation",
+  "evaluation.summary_length": "tests/evaluation/test_summarization.py: limits",
+  "evaluation.temperature": "tests/evaluation/test_summarization.py: limits",
+  "evaluation.top_p": "tests/evaluation/test_summarization.py: limits",
 }
 # Values for fields that cannot simply be doubled.
 ANOTHER = {
@@ -67,6 +72,8 @@ ANOTHER = {
   "task.name": "recall",
   "task.pairs": 3,
   "task.curriculum_steps": 50,
+  "task.family": "multivalue",
+  "task.facts": 2,
   "task.min_segments": 2,
   "warm.share": 0.9,
   "warm.start_step": 4,
@@ -96,6 +103,16 @@ RECALL = {
   },
 }
 PASSKEY = {**TASK, "task": {"name": "passkey", "min_segments": 5}}
+needle = lambda **task: {
+  "model": {"segment_length": 256},
+  "data": {"carry_state": False},
+  "task": {"name": "needle", "needles": 2, **task},
+}
+MULTIKEY, CHAIN, FACTS = (
+  needle(family="multikey"),
+  needle(family="variables", hops=2),
+  needle(family="facts"),
+)
 WARM = {
   "data": {"carry_state": False},
   "warm": {"share": 0.5, "segments": 1, "min_tokens": 20, "max_tokens": 90},
@@ -117,8 +134,9 @@ LIVE_IN = {
   **dict.fromkeys(("model.knn_layers", "model.knn_memory", "model.knn_top"), KNN),
   "model.z_correction": {"model": {"rule": "delta"}},
   **dict.fromkeys(("task.digits", "task.repeat_weight"), PASSKEY),
-  **{f"task.{f.name}": RECALL for f in dataclasses.fields(config_lib.TaskConfig)
-     if f.name not in ("digits", "repeat_weight")},
+  **{f"task.{name}": RECALL for name in "pairs distinct_keys distinct_values min_segments"
+     " curriculum_steps context_weight".split()},
+  **{"task.family": MULTIKEY, "task.needles": MULTIKEY, "task.hops": CHAIN, "task.facts": FACTS},
   "task.name": PASSKEY,
   **{f"warm.{f.name}": WARM for f in dataclasses.fields(config_lib.WarmConfig)},
   "warm.weight": {**PASSKEY, "warm": WARM["warm"]},
@@ -137,6 +155,7 @@ class Corpus(Store):
     pass
 
   tokenizer = ByteTokenizer()
+  fingerprint = "four documents"
 
   def split(self, name):
     return Documents()
@@ -153,7 +172,9 @@ def observe(c):
   """What a run of this config would compute: the programs, where arrays lie, the batches' order."""
   mesh = make_mesh(c.mesh, jax.devices()[: 8 if c.mesh.data in (8, -1) else 4])
   tx = make_optimizer(c)
-  lanes = train_lanes(c, Corpus() if c.task.name == "text" else make_task(c, c.task.name))
+  filler = Corpus() if c.task.name == "needle" else None
+  source = Corpus() if c.task.name == "text" else make_task(c, c.task.name, filler=filler)
+  lanes = train_lanes(c, source)
   batches = [lanes.batch(k) for k in (0, 3, 5)]
   with jax.set_mesh(mesh):
     start = jax.make_jaxpr(lambda key: init(c.model, key))(jax.random.key(0))
@@ -271,6 +292,15 @@ def test_json_and_back():
     ({"model": {"z_correction": True}}, "set config.model.rule='delta'"),
     ({"warm": {"start_step": -1}}, "config.warm.start_step=-1: must be 0 or more"),
     ({"task": {"name": "sorting"}}, "choose one of text, passkey, recall"),
+    ({"task": {"family": "hay"}}, "config.task.family='hay': choose one of single, multikey"),
+    ({"task": {"needles": 0}}, "config.task.needles=0: must be more than 0"),
+    ({"task": {"needles": 33}}, "config.task.needles=33: choose 1 to 32"),
+    ({"task": {"hops": 33}}, "config.task.hops=33: choose 1 to 32"),
+    ({"task": {"facts": 3}}, "config.task.facts=3: choose 1 to 2"),
+    (
+      {"task": {"name": "needle"}, "data": {"carry_state": False, "tokenizer": "task"}},
+      "config.data.tokenizer='task' needs config.task.name='passkey' or 'recall'",
+    ),
     (
       {"task": {"name": "passkey"}},
       "passkey': its examples do not go on from step to step; set con",
@@ -375,6 +405,7 @@ def test_difference_names_what_makes_another_run(name):
   )
   free = {"data.path", "data.prefetch", "model.remat", "model.implementation", "model.attention"}
   free |= {f for f in FIELDS if f.startswith(("evaluation.", "mesh.", "train."))}
+  free |= {f"task.{f}" for f in ("family", "needles", "hops", "facts", "filler")}
   free -= {"train.seed", "train.z_loss"}
   found = difference(old, new)
   if name in free:

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # Enough devices to divide what the full-size configs divide.
 MESHES = {
+  "booksum_finetune": (1, 1, 16, 1, 1),
   "compare": (1, 1, 1, 1, 1),
   "demo": (1, 1, 1, 1, 1),
   "llm_1b": (1, 1, 64, 4, 1),
@@ -29,6 +30,7 @@ MESHES = {
   "lm_paper": (1, 16, 4, 1, 1),
   "long_100k": (1, 1, 16, 16, 1),
   "million": (1, 1, 1, 64, 1),
+  "passkey_finetune": (1, 1, 1, 1, 1),
   "passkey_tiny": (1, 1, 1, 1, 1),
   "recall_tiny": (1, 1, 1, 1, 1),
 }

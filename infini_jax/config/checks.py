@@ -6,6 +6,7 @@ from infini_jax.config.schema import (
   ACTIVATIONS,
   COMPRESSIONS,
   DTYPES,
+  FAMILIES,
   GATES,
   IMPLEMENTATIONS,
   KERNELS,
@@ -37,6 +38,7 @@ def check(config: Config) -> None:
     ("model.param_dtype", m.param_dtype, DTYPES),
     ("optimizer.name", o.name, OPTIMIZERS),
     ("task.name", config.task.name, TASKS),
+    ("task.family", config.task.family, FAMILIES),
     ("evaluation.task", e.task or config.task.name, TASKS),
     *(("evaluation.knock_out", name, KNOCK_OUTS) for name in e.knock_out),
     ("evaluation.split", e.split, SPLITS),
@@ -51,15 +53,15 @@ def check(config: Config) -> None:
     "optimizer": "learning_rate gate_learning_rate eps",
     "train": "steps accumulate loss_chunk log_every eval_documents checkpoint_every"
     " keep_checkpoints",
-    "evaluation": "lanes segments samples",
-    "task": "digits pairs distinct_keys distinct_values min_segments",
+    "evaluation": "lanes segments samples summary_length top_p",
+    "task": "digits pairs distinct_keys distinct_values min_segments needles hops facts",
     "warm": "segments min_tokens weight",
   }
   not_negative = {
     "model": "segment_jitter",
     "optimizer": "warmup_steps final_fraction weight_decay clip_norm b1 b2",
     "train": "seed z_loss eval_every profile_start profile_steps",
-    "evaluation": "max_documents max_tokens input_tokens",
+    "evaluation": "max_documents max_tokens input_tokens temperature",
     "task": "curriculum_steps repeat_weight context_weight",
     "warm": "share start_step",
   }
@@ -166,8 +168,15 @@ def _check_task(config: Config) -> None:
         f"config.task.min_segments={task.min_segments} is more than config.data.segments="
         f"{d.segments}: an example is whole in one chunk"
       )
-  elif d.tokenizer == "task":
+  if d.tokenizer == "task" and task.name not in ("passkey", "recall"):
     raise InputError("config.data.tokenizer='task' needs config.task.name='passkey' or 'recall'")
+  for name, most in (("needles", 32), ("hops", 32), ("facts", 2)):
+    if (count := getattr(task, name)) > most:
+      raise InputError(f"config.task.{name}={count}: choose 1 to {most}")
+  if warm.share and task.name == "summarization":
+    raise InputError("config.warm.share with config.task.name='summarization': set it 0")
+  if e.top_p > 1:
+    raise InputError(f"config.evaluation.top_p={e.top_p}: a probability, at most 1")
   if warm.share > 1:
     raise InputError(f"config.warm.share={warm.share}: a probability, at most 1")
   if warm.share and config.model.mixer == "full":

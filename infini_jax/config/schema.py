@@ -22,7 +22,17 @@ MIXERS = (
 COMPRESSIONS = ("conv", "mean")
 RULES = ("linear", "delta")
 GATES = ("sigmoid", "hard_sigmoid")
-TASKS = ("text", "passkey", "recall")
+TASKS = ("text", "passkey", "recall", "needle", "summarization")
+FAMILIES = (
+  "single",
+  "multikey",
+  "multivalue",
+  "multiquery",
+  "variables",
+  "facts",
+  "common_words",
+  "frequent_words",
+)
 KNOCK_OUTS = ("empty", "reads", "layers")
 KERNELS = ("auto", "reference", "xla", "splash", "cudnn")
 IMPLEMENTATIONS = ("auto", "scan", "parallel")
@@ -104,8 +114,8 @@ class TaskConfig:
   The loss weighs an answer 1, whatever its length.
   """
 
-  name: str = "text"  # text, passkey or recall
-  digits: int = 4  # passkey: of the key
+  name: str = "text"  # text, summarization, passkey, recall or needle
+  digits: int = 4  # passkey, needle: of the key, and of each number
   pairs: int = 32  # recall: keys with their values in an example
   distinct_keys: int = 64  # recall: different keys
   distinct_values: int = 64  # recall: different values
@@ -113,6 +123,12 @@ class TaskConfig:
   curriculum_steps: int = 0  # in which the longest grows from the shortest
   repeat_weight: float = 0.3  # passkey: loss weight of the key's second copy
   context_weight: float = 0.5  # loss weight of all the rest of an example
+  # What follows is of needles: docs/needles.md.
+  family: str = "single"  # what hides in a text, and what is asked
+  needles: int = 4  # keys, values, chains, people or common words
+  hops: int = 4  # variables: names of a chain behind its first
+  facts: int = 1  # facts: 1 asks where somebody is, 2 where a thing is
+  filler: str = ""  # the corpus that hides them; empty: data.path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +170,7 @@ class TrainConfig:
   """How long, how seeded, how often written down."""
 
   steps: int = 1000
+  start_from: str = ""  # a run whose newest parameters and vocabulary training begins with
   seed: int = 0
   accumulate: int = 1  # microbatches per update; the lanes are divided among them
   z_loss: float = 0.0  # weight of log(Z)^2
@@ -174,7 +191,7 @@ class TrainConfig:
 class EvalConfig:
   """Whole documents or a task's examples, chunk after chunk, the state carried."""
 
-  task: str = ""  # text, passkey or recall; empty: what the run was trained on
+  task: str = ""  # one of task.name's; empty: what the run was trained on
   split: str = "test"
   lanes: int = 8  # documents read side by side
   segments: int = 8  # segments of a chunk
@@ -183,8 +200,11 @@ class EvalConfig:
   input_tokens: int = 0  # empty the memory after every so many tokens of a document; 0: never
   knock_out: tuple[str, ...] = ("empty",)  # also: reads, layers (one after the other)
   lengths: tuple[int, ...] = (1024, 4096)  # tokens of a task's examples
-  depths: tuple[float, ...] = (0.0, 0.5, 1.0)  # where the pass key stands: 0 start, 1 end
+  depths: tuple[float, ...] = (0.0, 0.5, 1.0)  # where the key or needle stands: 0 start, 1 end
   samples: int = 100  # fresh examples of each length and depth
+  summary_length: int = 1024  # tokens of a summary that is written, at most
+  temperature: float = 0.5  # of its writing; 0 is greedy
+  top_p: float = 0.95  # of its writing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,13 +236,15 @@ class Config:
     return json.dumps(dataclasses.asdict(self), indent=2)
 
 
-SECTIONS: dict[str, Any] = {field.name: type(field.default) for field in dataclasses.fields(Config)}
+SECTIONS: dict[str, Any] = {f.name: type(f.default) for f in dataclasses.fields(Config)}
 
 # What a run may change when it goes on in the same workdir; everything else makes another run.
 CHANGEABLE = {
   "evaluation": None,
   "mesh": None,
   "data": ("path", "prefetch"),  # a path may move; the store's own fingerprint is compared instead
+  # a run that learns needles compares its task's fingerprint
+  "task": ("family", "needles", "hops", "facts", "filler"),
   "train": tuple(
     f.name for f in dataclasses.fields(TrainConfig) if f.name not in ("seed", "z_loss")
   ),

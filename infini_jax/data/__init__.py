@@ -8,18 +8,32 @@ from infini_jax.data.lanes import EvalLanes, TrainLanes
 from infini_jax.data.loader import eval_batches, train_batches
 from infini_jax.data.opening import Lanes, Source, open_source, train_lanes
 from infini_jax.data.prepare import open_or_prepare, prepare
-from infini_jax.data.sources import Document, list_documents, read_text
+from infini_jax.data.sources import (
+  Corpus,
+  Document,
+  Part,
+  Record,
+  list_documents,
+  open_corpus,
+  read_text,
+)
 from infini_jax.data.store import Documents, Store
+from infini_jax.data.summarization import PairLanes, Pairs
 from infini_jax.data.task_lanes import Examples, TaskLanes
 from infini_jax.data.tasks import Task, check_length, make_task
 from infini_jax.data.tokenizers import Tokenizer, load_saved, load_tokenizer, train_sentencepiece
 
 __all__ = [
+  "Corpus",
   "Document",
   "Documents",
   "EvalLanes",
   "Examples",
   "Lanes",
+  "PairLanes",
+  "Pairs",
+  "Part",
+  "Record",
   "Source",
   "Store",
   "Task",
@@ -32,6 +46,7 @@ __all__ = [
   "load_saved",
   "load_tokenizer",
   "make_task",
+  "open_corpus",
   "open_or_prepare",
   "open_source",
   "prepare",

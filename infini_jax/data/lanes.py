@@ -141,7 +141,11 @@ class EvalLanes:
     self._tokens = np.minimum(tokens, max_tokens) if max_tokens else tokens
     self.predictions = int(self._tokens.sum())
     self.lanes, self.segments, self.segment_length = lanes, segments, segment_length
-    self._documents, self._bos, self._input_segments = documents, bos, input_tokens // segment_length
+    self._documents, self._bos, self._input_segments = (
+      documents,
+      bos,
+      input_tokens // segment_length,
+    )
     self._order = Schedule(-(-self._tokens // segment_length), lanes)
     self._chunks = -(-len(self._order) // segments)
 

@@ -8,14 +8,17 @@ from rich.console import Console
 
 from infini_jax.config import Config, InputError
 from infini_jax.data.lanes import ALL, Batch, Rows, TrainLanes
+from infini_jax.data.needle_families import IN_FILLER
+from infini_jax.data.needle_filler import open_filler
 from infini_jax.data.prepare import open_or_prepare
 from infini_jax.data.store import Store
+from infini_jax.data.summarization import PairLanes, Pairs
 from infini_jax.data.task_lanes import TaskLanes
 from infini_jax.data.tasks import Task, make_task
 from infini_jax.data.tokenizers import Tokenizer
 from infini_jax.data.warm import Companions
 
-Source = Store | Task
+Source = Store | Pairs | Task
 
 
 class Lanes(Protocol):
@@ -39,20 +42,28 @@ def open_source(
     config: of the run.
     cache: where a corpus is prepared that is no store yet.
     console: for progress.
-    task: text, passkey or recall; by default what the run is trained on.
-    tokenizer: of a task, once the run has one.
+    task: text, summarization, passkey, recall or needle; by default what the run is trained on.
+    tokenizer: that of the parameters, once there are some.
 
   Raises:
     InputError: a corpus that is missing or cannot be read, a tokenizer that does not fit.
   """
   task = config.task.name if task is None else task
   source: Source
-  if task == "text":
+  if task in ("text", "summarization"):
     if not config.data.path:
       raise InputError("config.data.path is empty: set it to a folder of text or a prepared store")
-    source = open_or_prepare(config.data.path, config.data.tokenizer, cache, console)
+    store = open_or_prepare(config.data.path, config.data.tokenizer, cache, console)
+    if tokenizer is not None and store.tokenizer.fingerprint != tokenizer.fingerprint:
+      raise InputError(
+        f"config.data.path={config.data.path!r} is in other tokens than the parameters know: "
+        f"prepare it with the vocabulary in the folder tokenizer/ of their run"
+      )
+    source = store if task == "text" else Pairs(store)
   else:
-    source = make_task(config, task, tokenizer)
+    hides = task == "needle" and config.task.family in IN_FILLER
+    filler = open_filler(config, cache, console, tokenizer) if hides else None
+    source = make_task(config, task, tokenizer, filler)
   if source.tokenizer.size > config.model.vocab_size:
     raise InputError(
       f"config.model.vocab_size={config.model.vocab_size} is smaller than the tokenizer's "
@@ -67,6 +78,8 @@ def train_lanes(config: Config, source: Source) -> Lanes:
   Raises:
     InputError: too little text for a segment, or segments too few for an example.
   """
+  if isinstance(source, Pairs):
+    return PairLanes(source, config)
   if not isinstance(source, Store):
     return TaskLanes(source, config)
   lanes = _text_lanes(config, source, config.train.seed)

@@ -62,7 +62,7 @@ class Passkey:
     # These keys' digits may be joined into few tokens, and another's not: three times one by one.
     longest = max(one + 3 * (self._digits - 1), *(sum(map(len, parts)) for parts in texts))
     self.shortest = self.shortest_training = len(intro) + longest + len(self._question)
-    name = f"passkey {config.task} {tokenizer.fingerprint}"
+    name = f"passkey {config.task.digits} {tokenizer.fingerprint}"
     self.fingerprint = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
 
   def example(
@@ -103,10 +103,10 @@ class Passkey:
 
   @staticmethod
   def _early(rng: np.random.Generator, length: int) -> float:
-    """A depth with log-uniformly much before it: of ten thousand tokens' keys, half stand in the
-    first hundred, and one in twenty-three at the very start. A key in the first segment is written
-    by a model that has no memory yet: rare where keys are spread evenly, and it too must last."""
-    return (length ** rng.random() - 1) / length
+    """A depth with log-uniformly much before it, and one in four at the very start: of ten thousand
+    tokens' keys, over half stand in the first hundred. A key in the first segment is written by a
+    model that has no memory yet: rare where keys are spread evenly, and it too must last."""
+    return 0.0 if rng.random() < 0.25 else length ** (rng.random() - 1)
 
   def _assemble(self, head: Part, key: str, length: int, depth: float, cycle: Part) -> Example:
     statement, repeat, answer = self._pieces(key)

@@ -1,26 +1,20 @@
 """Tokenize a corpus once, in parallel, into a token store; interrupted, go on where it stopped."""
 
-import hashlib
+import itertools
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from infini_jax.config import SPLITS, InputError
-from infini_jax.data.sources import Document, list_documents, read_text
-from infini_jax.data.store import (
-  FORMAT,
-  Store,
-  has_shard,
-  is_store,
-  shard_totals,
-  write_json,
-  write_store,
-)
+from infini_jax.data.shards import Shard
+from infini_jax.data.sources import Corpus, open_corpus
+from infini_jax.data.sources.base import MB, digest
+from infini_jax.data.store import FORMAT, Store, is_store, write_json, write_store
 from infini_jax.data.tokenizers import (
   SentencePieceTokenizer,
   Tokenizer,
@@ -29,10 +23,10 @@ from infini_jax.data.tokenizers import (
   train_sentencepiece,
   train_size,
 )
-from infini_jax.data.workers import MB, Shard, write_shards
+from infini_jax.data.verify import verify
+from infini_jax.data.workers import Job, write_shards
 
 SAMPLE = 10 * MB  # characters that a tokenizer is trained on
-SMALLEST, LARGEST = 2 * MB, 64 * MB  # bytes of text in a shard
 
 
 def prepare(
@@ -46,7 +40,7 @@ def prepare(
   """Tokenizes a corpus into a store; a store that is complete is opened, an interrupted one ended.
 
   Args:
-    path: a folder of text or `python-stdlib`, as `list_documents` takes it.
+    path: a corpus, as `open_corpus` takes it.
     out: the folder of the store.
     tokenizer: bytes, train:SIZE, sentencepiece:FILE or huggingface:FILE.
     workers: processes; by default as many as there are cores. The store does not depend on it.
@@ -58,30 +52,37 @@ def prepare(
   """
   console = console or Console()
   out = Path(out)
-  splits = list_documents(path)
-  sizes = _sizes(splits)
-  plan = _plan(splits, sizes, tokenizer, min_tokens)
+  corpus = open_corpus(path)
+  plan = _plan(corpus, tokenizer, min_tokens)
   _claim(out, plan)
   if (out / "store.json").exists():
     return Store.open(out)
-  ready = _tokenizer(out, tokenizer, splits["train"])
+  if corpus.note:
+    console.print(corpus.note, markup=False, soft_wrap=True)
+  ready = _tokenizer(out, tokenizer, corpus)
   dtype = "<u2" if ready.size <= 2**16 else "<u4"
-  shards = _shards(splits, sizes)
-  todo = [shard for shard in shards if not has_shard(out / shard.split, shard.number)]
+  jobs = _jobs(corpus)
+  todo = [job for job in jobs if not all(shard.is_finished() for shard in job.shards(out))]
   write_shards(todo, out, ready, dtype, min_tokens, workers, console)
+  train = range(sum("train" in job.numbers for job in jobs))
+  if not any(Shard(out / "train", number).totals()[1] for number in train):
+    raise InputError(f"corpus {path!r}: no training tokens (min_tokens={min_tokens}); add text")
+  verify(out, jobs, ready, dtype, min_tokens, console)
   description = {
     "source": path,
     "tokenizer": tokenizer,
     "tokenizer_fingerprint": ready.fingerprint,
     "dtype": dtype,
-    "fingerprint": _hash([*map(str, plan.values()), ready.fingerprint]),
+    "summaries": corpus.summaries,
+    "fingerprint": digest([*map(str, plan.values()), ready.fingerprint]),
   }
-  counts = {split: sum(shard.split == split for shard in shards) for split in SPLITS}
-  if not any(shard_totals(out / "train", number)[1] for number in range(counts["train"])):
-    raise InputError(f"corpus {path!r}: no training tokens (min_tokens={min_tokens}); add text")
+  counts = {split: sum(split in job.numbers for job in jobs) for split in SPLITS}
   store = write_store(out, description, counts)
+  for line in _left_out(store, min_tokens):
+    console.print(line, markup=False, soft_wrap=True)
   console.print(f"{out} ({tokenizer})", markup=False, soft_wrap=True)
   console.print(table(store))
+  console.print(lengths(store))
   return store
 
 
@@ -108,39 +109,59 @@ def table(store: Store) -> Table:
   """What a store holds, split by split."""
   result = Table()
   result.add_column("split")
-  for column in ("documents", "tokens", "bytes", "bytes per token"):
+  for column in ("documents", "tokens", "bytes", "bytes per token", "characters per token"):
     result.add_column(column, justify="right")
   for split, totals in store.splits.items():
     numbers = [f"{totals[name]:,}" for name in ("documents", "tokens", "bytes")]
-    result.add_row(split, *numbers, f"{totals['bytes'] / max(1, totals['tokens']):.2f}")
+    each = [totals[name] / max(1, totals["tokens"]) for name in ("bytes", "characters")]
+    result.add_row(split, *numbers, *(f"{value:.2f}" for value in each))
   return result
 
 
-def _sizes(splits: dict[str, list[Document]]) -> dict[str, list[int]]:
-  return {
-    split: [os.stat(document.path).st_size for document in documents]
-    for split, documents in splits.items()
-  }
-
-
-def _plan(
-  splits: dict[str, list[Document]], sizes: dict[str, list[int]], tokenizer: str, min_tokens: int
-) -> dict[str, Any]:
-  """What a store is made from. Where the corpus lies is not part of it: a corpus may move.
-
-  Names and sizes of all documents are compared, and the content of a few: to read all of a large
-  corpus again would take as long as to tokenize it.
-  """
-  trained = train_size(tokenizer) is not None
-  listing: list[str] = []
+def lengths(store: Store) -> Table:
+  """How many documents are how long, in buckets that double."""
+  counts = {split: _histogram(store, split) for split in SPLITS}
+  filled = np.flatnonzero(sum(counts.values()))
+  result = Table()
+  result.add_column("tokens of a document", justify="right")
   for split in SPLITS:
-    for document, size in zip(splits[split], sizes[split], strict=True):
-      listing.append(f"{split}\0{document.name}\0{size}")
-    some = splits[split][:: max(1, len(splits[split]) // 16)]
-    listing += [_hash([read_text(document)]) for document in some]
+    result.add_column(split, justify="right")
+  for bucket in range(filled.min(), filled.max() + 1):
+    rows = [f"{counts[split][bucket]:,}" for split in SPLITS]
+    result.add_row(f"{2**bucket:,} to {2 ** (bucket + 1) - 1:,}", *rows)
+  return result
+
+
+def _histogram(store: Store, split: str) -> np.ndarray:
+  """Documents of 2**i tokens and fewer than twice as many: int64, shape (64,)."""
+  total = np.zeros(64, np.int64)
+  for number in range(store.splits[split]["shards"]):
+    tokens = Shard(store.folder / split, number).counts()[0]
+    total += np.bincount(np.frexp(tokens)[1] - 1, minlength=64)  # exact below 2**53
+  return total
+
+
+def _left_out(store: Store, min_tokens: int) -> Iterator[str]:
+  """Lines on documents that the store does not hold, and on splits that are empty."""
+  empty = sum(totals["empty"] for totals in store.splits.values())
+  short = sum(totals["short"] for totals in store.splits.values())
+  if empty:
+    shards = ((s, n) for s, totals in store.splits.items() for n in range(totals["shards"]))
+    names = (Shard(store.folder / split, number).first_empty() for split, number in shards)
+    name = next(filter(None, names), "")
+    yield f"left out: {empty:,} empty documents, such as {name}; if they are not, name their field"
+  if short:
+    yield f"left out: {short:,} documents of fewer than {min_tokens:,} tokens"
+  for split in (split for split, totals in store.splits.items() if not totals["documents"]):
+    yield f"{split}: has no documents; to have some, add text or name files {split}"
+
+
+def _plan(corpus: Corpus, tokenizer: str, min_tokens: int) -> dict[str, Any]:
+  """What a store is made from. Where the corpus lies is not part of it: a corpus may move."""
+  trained = train_size(tokenizer) is not None
   return {
     "format": FORMAT,
-    "documents": _hash(listing),
+    "documents": corpus.fingerprint,
     "tokenizer": tokenizer if trained else load_tokenizer(tokenizer).fingerprint,
     "min_tokens": max(1, min_tokens),
   }
@@ -175,46 +196,20 @@ def _read_plan(out: Path) -> dict[str, Any]:
     return {}
 
 
-def _tokenizer(out: Path, spec: str, train: list[Document]) -> Tokenizer:
+def _tokenizer(out: Path, spec: str, corpus: Corpus) -> Tokenizer:
   """The tokenizer, saved in `out`: the same after an interruption, also where it was trained."""
   size = train_size(spec)
   if size is None:
     load_tokenizer(spec).save(out)
   elif not (out / SentencePieceTokenizer.file).exists():
-    train_sentencepiece(sample(train), size, out / SentencePieceTokenizer.file)
+    train_sentencepiece(corpus.sample(SAMPLE), size, out / SentencePieceTokenizer.file)
   return load_saved(out)
 
 
-def sample(documents: list[Document], characters: int = SAMPLE) -> Iterator[str]:
-  """About as many characters, from the middles of documents taken evenly over the list."""
-  chosen = documents[:: max(1, len(documents) // 2048)]
-  share = max(1, characters // max(1, len(chosen)))
-  for document in chosen:
-    text = read_text(document)
-    start = max(0, (len(text) - share) // 2)
-    yield text[start : start + share]
-
-
-def _shards(splits: dict[str, list[Document]], sizes: dict[str, list[int]]) -> list[Shard]:
-  """Cuts each split into shards of about equal bytes, the same whatever the workers."""
-  total = sum(map(sum, sizes.values()))
-  target = max(SMALLEST, min(LARGEST, total // 64))
-  shards = []
-  for split in SPLITS:
-    number, documents, filled = 0, [], 0
-    for document, size in zip(splits[split], sizes[split], strict=True):
-      documents.append(document)
-      filled += size
-      if filled >= target:
-        shards.append(Shard(split, number, documents, filled))
-        number, documents, filled = number + 1, [], 0
-    if documents:
-      shards.append(Shard(split, number, documents, filled))
-  return shards
-
-
-def _hash(parts: Iterable[str]) -> str:
-  digest = hashlib.blake2b(digest_size=8)
-  for part in parts:
-    digest.update(part.encode("utf-8", "surrogateescape") + b"\0")
-  return digest.hexdigest()
+def _jobs(corpus: Corpus) -> list[Job]:
+  """Every part with the numbers of its shards: the same whatever the workers."""
+  numbers = {split: itertools.count() for split in SPLITS}
+  return [
+    Job(part, {split: next(numbers[split]) for split in part.splits}, corpus.summaries)
+    for part in corpus.parts
+  ]

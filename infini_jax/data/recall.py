@@ -46,7 +46,7 @@ class Recall:
     self._task = t
     self.shortest = 4 * t.pairs + 2
     self.shortest_training = 6
-    name = f"recall {t} {self.tokenizer.fingerprint}"
+    name = f"recall {t.pairs} {t.distinct_keys} {t.distinct_values} {self.tokenizer.fingerprint}"
     self.fingerprint = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
 
   def example(

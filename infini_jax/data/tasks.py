@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from infini_jax.config import Config, InputError
+from infini_jax.data.store import Store
 from infini_jax.data.tokenizers import Tokenizer
 
 
@@ -90,21 +91,33 @@ class Task(Protocol):
     ...
 
 
-def make_task(config: Config, name: str, tokenizer: Tokenizer | None = None) -> Task:
+def make_task(
+  config: Config, name: str, tokenizer: Tokenizer | None = None, filler: Store | None = None
+) -> Task:
   """The task of that name.
 
   Args:
     config: of the run.
-    name: passkey or recall.
+    name: passkey, recall or needle.
     tokenizer: the run's, once it has one; by default that of `config.data.tokenizer`.
+    filler: what needles hide in, unless they stand in lists.
 
   Raises:
     InputError: a tokenizer that cannot write the task.
   """
+  from infini_jax.data.needle_lists import WordLists
+  from infini_jax.data.needles import Needles
   from infini_jax.data.passkey import Passkey
   from infini_jax.data.recall import Recall
 
-  return (Passkey if name == "passkey" else Recall)(config, tokenizer)
+  if name == "needle" and filler is not None:
+    return Needles(config, filler, tokenizer)
+  kinds: dict[str, Callable[..., Task]] = {
+    "passkey": Passkey,
+    "recall": Recall,
+    "needle": WordLists,
+  }
+  return kinds[name](config, tokenizer)
 
 
 def check_length(length: int, shortest: int, setting: str) -> None:

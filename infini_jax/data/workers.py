@@ -4,35 +4,41 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from infini_jax.config import InputError
-from infini_jax.data.sources import Document, read_text
-from infini_jax.data.store import Entry, write_shard
+from infini_jax.data.shards import Entry, Shard, ShardWriter, summaries_of
+from infini_jax.data.sources import Part
+from infini_jax.data.sources.base import MB
 from infini_jax.data.tokenizers import Tokenizer, load_saved
 
-MB = 1_000_000
 SPAWN_ABOVE = 4 * MB  # a corpus below this is done before other processes have started
 
 
-class Shard(NamedTuple):
-  """One piece of work: documents of a split that go into one file."""
+class Job(NamedTuple):
+  """One piece of work: a part of the corpus, which goes into one shard of each of its splits."""
 
-  split: str
-  number: int
-  documents: list[Document]
-  size: int  # bytes of its files
+  part: Part
+  numbers: dict[str, int]  # of the shards, by split
+  summaries: bool  # go into shards of their own
+
+  def shards(self, out: Path) -> list[Shard]:
+    """All that it writes."""
+    splits = [out / split for split in self.numbers]
+    folders = splits + [summaries_of(split) for split in splits if self.summaries]
+    return [Shard(folder, self.numbers[folder.stem]) for folder in folders]
 
 
 def write_shards(
-  shards: list[Shard],
+  jobs: list[Job],
   out: Path,
   tokenizer: Tokenizer,
   dtype: str,
@@ -43,7 +49,7 @@ def write_shards(
   """Tokenizes and writes shards, in processes where there is work enough for them.
 
   Args:
-    shards: what to do, in any order.
+    jobs: what to do, in any order.
     out: the store; it holds the tokenizer already.
     tokenizer: the same, loaded.
     dtype: of the ids on disk.
@@ -54,16 +60,17 @@ def write_shards(
   Raises:
     InputError: a document that is not text, or a worker that was killed.
   """
-  workers = min(workers or os.cpu_count() or 1, len(shards))
-  if workers < 2 or sum(shard.size for shard in shards) < SPAWN_ABOVE:
-    done = (_write_shard(shard, out, tokenizer, dtype, min_tokens) for shard in shards)
-    return _follow(done, shards, console)
+  workers = min(workers or os.cpu_count() or 1, len(jobs))
+  total = sum(job.part.size for job in jobs)
+  if workers < 2 or total < SPAWN_ABOVE:
+    done = (_write(job, out, tokenizer, dtype, min_tokens) for job in jobs)
+    return _follow(done, total, console)
   # spawn: JAX may already run threads in this process, which a fork would break.
   spawn = multiprocessing.get_context("spawn")
   with ProcessPoolExecutor(workers, spawn, _start_worker, (out,)) as pool:
-    work = [pool.submit(_work, shard, out, dtype, min_tokens) for shard in shards]
+    work = [pool.submit(_work, job, out, dtype, min_tokens) for job in jobs]
     try:
-      _follow((future.result() for future in as_completed(work)), shards, console)
+      _follow((future.result() for future in as_completed(work)), total, console)
     except BrokenProcessPool:
       raise InputError(
         f"{out}: a worker was killed (short of memory?); run the same again with fewer --workers, "
@@ -74,9 +81,8 @@ def write_shards(
       raise
 
 
-def _follow(done: Iterable[int], shards: list[Shard], console: Console) -> None:
-  """Shows progress while sizes of finished shards come in; without a terminal, a line at times."""
-  total = sum(shard.size for shard in shards)
+def _follow(done: Iterable[int], total: int, console: Console) -> None:
+  """Shows progress while sizes of finished parts come in; without a terminal, a line at times."""
   columns = (TextColumn("tokenizing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
   started = said = time.monotonic()
   finished = 0
@@ -91,18 +97,25 @@ def _follow(done: Iterable[int], shards: list[Shard], console: Console) -> None:
         console.print(f"tokenizing: {finished / MB:.0f} of {total / MB:.0f} MB, {left:.0f} s to go")
 
 
-def _write_shard(shard: Shard, out: Path, tokenizer: Tokenizer, dtype: str, min_tokens: int) -> int:
-  entries = _entries(shard.documents, tokenizer, min_tokens)
-  write_shard(out / shard.split, shard.number, entries, dtype)
-  return shard.size
-
-
-def _entries(documents: list[Document], tokenizer: Tokenizer, min_tokens: int) -> Iterator[Entry]:
-  for document in documents:
-    text = read_text(document)
+def _write(job: Job, out: Path, tokenizer: Tokenizer, dtype: str, min_tokens: int) -> int:
+  """Does a job; returns the size of its part."""
+  writers = {shard.folder.name: ShardWriter(shard, dtype) for shard in job.shards(out)}
+  for split, name, text, summary in job.part.read():
     ids = tokenizer.encode(text)
-    if len(ids) >= max(1, min_tokens):
-      yield Entry(document.name, ids, len(text.encode()), len(text.split()))
+    if len(ids) < max(1, min_tokens):
+      writers[split].leave_out(name, empty=not len(ids))
+      continue
+    writers[split].add(_entry(name, text, ids))
+    if job.summaries:
+      writer = writers[summaries_of(Path(split)).name]
+      writer.add(_entry(name, summary, tokenizer.encode(summary)))
+  for writer in writers.values():
+    writer.close()
+  return job.part.size
+
+
+def _entry(name: str, text: str, ids: np.ndarray) -> Entry:
+  return Entry(name, ids, len(text.encode()), len(text.split()), len(text))
 
 
 _worker_tokenizer: Tokenizer  # of a worker process, loaded once
@@ -122,5 +135,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(shard: Shard, out: Path, dtype: str, min_tokens: int) -> int:
-  return _write_shard(shard, out, _worker_tokenizer, dtype, min_tokens)
+def _work(job: Job, out: Path, dtype: str, min_tokens: int) -> int:
+  return _write(job, out, _worker_tokenizer, dtype, min_tokens)

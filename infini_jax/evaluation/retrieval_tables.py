@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infini_jax.config import Config
+from infini_jax.data.needle_families import IN_FILLER
 from infini_jax.evaluation.retrieval import Cell, Recalled, wilson
 
 
@@ -29,14 +30,15 @@ def draw(found: dict[str, Recalled], folder: Path, task: str) -> dict[str, Path]
     axes.set(title=title, xlabel="tokens of the text")
     axes.set_xticks(range(len(lengths)), labels=[f"{length:,}" for length in lengths])
     if len(depths) > 1:
-      axes.set_ylabel("depth of the key")
+      axes.set_ylabel("depth of the key" if task == "passkey" else "depth of the needle")
       axes.set_yticks(range(len(depths)), labels=[f"{depth:g}" for depth in depths])
     else:
       axes.set_yticks([])
     for y, row in enumerate(grid):
       for x, value in enumerate(row):
-        axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8)
-  label = "share of examples recalled" if task == "passkey" else "share of values recalled"
+        colour = "white" if abs(value - 0.5) > 0.35 else "black"
+        axes.text(x, y, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
+  label = "share of values recalled" if task == "recall" else "share of examples recalled"
   figure.colorbar(image, ax=panels.tolist(), label=label)
   file = folder / f"{task}.png"
   figure.savefig(file, dpi=120)
@@ -47,21 +49,23 @@ def show(
   found: dict[str, Recalled], results: dict[str, Any], config: Config, console: Console
 ) -> None:
   """Prints every length and depth with its 95% interval, and the same knocked out."""
-  task = results["task"]
-  title = f"{task}: {config.evaluation.samples} fresh examples a line, step {results['step']}"
+  task, family = results["task"], config.task.family
+  asked = f"needle, {family}" if task == "needle" else task
+  title = f"{asked}: {config.evaluation.samples} fresh examples a line, step {results['step']}"
   table = Table(title=title)
   table.add_column("tokens", justify="right")
-  if task == "passkey":
+  if deep := task == "passkey" or (task == "needle" and family in IN_FILLER):
     table.add_column("depth", justify="right")
-    table.add_column("whole key right (95% interval)", justify="right")
+  if whole := task != "recall":
+    what = "key" if task == "passkey" else "answer"
+    table.add_column(f"whole {what} right (95% interval)", justify="right")
   table.add_column("answer tokens right (95% interval)", justify="right")
   for name in found:
     if name != "memory":
       table.add_column(f"knocked out: {name}", justify="right")
   for i, cell in enumerate(found["memory"].cells):
     row = [f"{cell.length:,}"]
-    if task == "passkey":
-      row += [f"{cell.depth:g}", _share(cell.exact, cell.samples)]
+    row += [f"{cell.depth:g}"] * deep + [_share(cell.exact, cell.samples)] * whole
     row.append(_share(cell.right, cell.tokens))
     out = [f"{measure(task, r.cells[i]):.3f}" for name, r in found.items() if name != "memory"]
     table.add_row(*row, *out)
@@ -81,8 +85,8 @@ def verdict(found: dict[str, Recalled], console: Console) -> None:
 
 
 def measure(task: str, cell: Cell) -> float:
-  """What counts: the whole key, or each value by itself."""
-  return cell.exact_match if task == "passkey" else cell.token_accuracy
+  """What counts: the whole answer, or each value by itself."""
+  return cell.token_accuracy if task == "recall" else cell.exact_match
 
 
 def _total(recalled: Recalled) -> tuple[int, int]:

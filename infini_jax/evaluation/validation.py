@@ -5,7 +5,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from infini_jax.config import Config
-from infini_jax.data import Source, Store
+from infini_jax.data import Pairs, Source, Store
 from infini_jax.evaluation.perplexity import Perplexity
 from infini_jax.evaluation.retrieval import Retrieval
 
@@ -16,9 +16,9 @@ class Validation:
   def __init__(self, config: Config, mesh: Mesh, source: Source):
     count = config.train.eval_documents
     self._run: Perplexity | Retrieval
-    if isinstance(source, Store):
-      documents = source.split("validation")
-      self._run = Perplexity(config, mesh, documents, source.tokenizer, count)
+    if isinstance(source, Store | Pairs):
+      store = source.store if isinstance(source, Pairs) else source
+      self._run = Perplexity(config, mesh, store.split("validation"), store.tokenizer, count)
     else:
       length = config.data.segments * config.model.segment_length
       self._run = Retrieval(config, mesh, source, (length,), count)

@@ -6,7 +6,7 @@ A workdir is whole by itself:
   tokenizer/       the vocabulary
   checkpoints/N/   the state after N updates: `params`, and `rest` (optimizer, memory, step)
   metrics.jsonl    one line per log, beside tensorboard/
-  evaluation/      results.json and pictures
+  evaluation/T/    of each task T: results.json and pictures
 """
 
 import json
@@ -103,7 +103,10 @@ def open_inputs(
     config: of the run.
     path: the workdir.
     console: for progress.
-    task: another than the run is trained on, to evaluate it with the run's own vocabulary.
+    task: another than the run is trained on, to evaluate it.
+
+  The vocabulary is the run's own, once it has one; at first that of the run whose parameters it
+  starts from, or else the config's.
 
   Raises:
     InputError: a workdir of another config, or a corpus that is missing, cannot be read, or does
@@ -111,5 +114,9 @@ def open_inputs(
   """
   workdir = Workdir(path)
   workdir.check(config)
-  saved = load_saved(workdir.tokenizer) if task not in (None, config.task.name) else None
+  saved = None
+  if workdir.tokenizer.exists() or task not in (None, config.task.name):
+    saved = load_saved(workdir.tokenizer)
+  elif config.train.start_from:
+    saved = load_saved(Workdir(config.train.start_from).tokenizer)
   return workdir, open_source(config, workdir.store, console, task, saved)

@@ -29,7 +29,8 @@ from infini_jax.runs.metrics import MetricWriter
 from infini_jax.runs.workdir import Workdir, open_inputs
 from infini_jax.training.health import check_finite, log_values
 from infini_jax.training.optimizer import make_optimizer, make_schedule
-from infini_jax.training.step import TrainState, abstract_state, initial_state, make_train_step
+from infini_jax.training.start import check_start, start_state
+from infini_jax.training.step import TrainState, abstract_state, make_train_step
 
 GATE_TRAVEL = 4.0  # sigmoid(4) = 0.98: what a gate must be able to travel to specialise
 
@@ -45,6 +46,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
 
   # ---- Inputs: everything that a person can have got wrong.
   with distributed.first_alone("inputs"):
+    check_start(config)
     workdir, source = open_inputs(config, path, console)
   lanes = train_lanes(config, source)
   mesh = make_mesh(config.mesh)
@@ -65,7 +67,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
     if step:
       state = saved.restore(step, abstract_state(config, tx, mesh))
     else:
-      state = initial_state(config, tx, mesh)
+      state = start_state(config, tx, mesh)
     _describe(config, state, mesh, source, step, console)
     _warn_of_stuck_gates(config, console)
 
@@ -74,15 +76,15 @@ def train(config: Config, path: str, console: Console) -> TrainState:
     first = put_batch(lanes.batch(step, rows), mesh, d.lanes)
     with track(console, "compile"):
       update = jax.jit(make_train_step(config, tx), donate_argnums=0).lower(state, first).compile()
-    room: Any = update.memory_analysis()
-    console.print(f"a step needs {room.peak_memory_in_bytes / 2**30:,.2f} GiB a device")
+    step_bytes = _step_bytes(update)
+    console.print(f"a step needs {step_bytes / 2**30:,.2f} GiB a device")
     validation = Validation(config, mesh, source) if t.eval_every else None
     anyone = distributed.Anyone(mesh)
 
     # ---- The loop.
     batches = train_batches(lanes, step, t.steps, rows, d.prefetch)
     with (
-      _Log(config, workdir, mesh, console, room.peak_memory_in_bytes) as log,
+      _Log(config, workdir, mesh, console, step_bytes) as log,
       _stop_signal() as stopped,
       _profiler(config, workdir.path / "profile") as profile,
       track(console, "train", t.steps, step) as bar,
@@ -179,6 +181,13 @@ class _Log:
       "step_bytes": self._step_bytes,  # a device's, at the most, as XLA laid the step out
     }
     self._writer.write(step, {"loss": loss} | speed | log_values(metrics))
+
+
+def _step_bytes(update: Any) -> int:
+  """What XLA sets aside on a device for a step: what goes in, comes out, and is in between."""
+  m = update.memory_analysis()
+  kept = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+  return kept + m.temp_size_in_bytes
 
 
 def _describe(config, state, mesh, source, step, console) -> None:

@@ -56,7 +56,11 @@ def initial_state(config: Config, tx: optax.GradientTransformation, mesh: Any) -
   # It runs once: on a CPU, optimizing the code of so many random numbers takes far longer than it.
   on_cpu = mesh.devices.flat[0].platform == "cpu"
   options: dict[str, str | bool] = {"xla_backend_optimization_level": "0"} if on_cpu else {}
-  params = make.lower(key).compile(options)(key)
+  return first_state(config, tx, make.lower(key).compile(options)(key))
+
+
+def first_state(config: Config, tx: optax.GradientTransformation, params: Any) -> TrainState:
+  """The state of step 0 with these parameters."""
   return jax.jit(lambda p: _assemble(config, tx, p))(params)
 
 

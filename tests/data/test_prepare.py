@@ -1,4 +1,3 @@
-import importlib
 import io
 import json
 import re
@@ -7,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,8 +15,7 @@ from rich.console import Console
 
 from infini_jax.config import InputError
 from infini_jax.data import Store, open_or_prepare, prepare
-from infini_jax.data.prepare import sample
-from infini_jax.data.sources import list_documents
+from infini_jax.data.sources import base, open_corpus
 
 
 def files(folder):
@@ -57,21 +56,23 @@ def test_same_corpus_gives_the_same_files_on_any_number_of_processes(tmp_path, q
 
 
 SCRIPT = """
-import importlib, os, signal, sys, time
+import multiprocessing, os, signal, sys, time
 from pathlib import Path
 from infini_jax.data import prepare, workers
+from infini_jax.data.sources import base
 
-read_text = workers.read_text
+entry = workers._entry
 
-def slow(document):
-  time.sleep(0.05)
-  if sys.argv[3] == "die" and document.name.endswith("1.txt"):
-    os.kill(os.getpid(), signal.SIGKILL)
-  return read_text(document)
+def slow(name, text, ids):
+  if multiprocessing.parent_process():
+    time.sleep(0.05)
+    if sys.argv[3] == "die" and name.endswith("1.txt"):
+      os.kill(os.getpid(), signal.SIGKILL)
+  return entry(name, text, ids)
 
-workers.read_text = slow
+workers._entry = slow
 workers.SPAWN_ABOVE = 0
-importlib.import_module("infini_jax.data.prepare").SMALLEST = 20_000
+base.SMALLEST = 20_000
 
 if __name__ == "__main__":
   prepare(sys.argv[1], Path(sys.argv[2]), "train:300", workers=2)
@@ -92,14 +93,18 @@ def test_killed_worker_is_reported_with_the_remedy(tmp_path):
   assert "InputError" in printed and "a worker was killed" in printed.splitlines()[-1], printed
 
 
-def test_killed_run_goes_on_and_ends_as_if_nothing_had_happened(tmp_path, quiet, monkeypatch):
-  # The module, which the package's function of the same name hides.
-  monkeypatch.setattr(importlib.import_module("infini_jax.data.prepare"), "SMALLEST", 20_000)
+@pytest.mark.parametrize("kind", ["text", "jsonl"])
+def test_killed_run_goes_on_and_ends_as_if_nothing_had_happened(tmp_path, quiet, monkeypatch, kind):
+  monkeypatch.setattr(base, "SMALLEST", 20_000)
   corpus = write_corpus(tmp_path / "corpus", documents=64, characters=5_000)
+  if kind == "jsonl":  # a part goes into three shards, for a hash divides its documents
+    rows = [{"text": file.read_text()} for file in sorted(corpus.rglob("*.txt"))]
+    corpus = f"jsonl:{tmp_path}/all.jsonl"
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   out = tmp_path / "out"
   process = start(tmp_path, corpus, out, "slow")
   deadline = time.monotonic() + 60
-  while not list(out.glob("train/*.npz")):
+  while not list(out.glob("test/*.npz" if kind == "jsonl" else "train/*.npz")):
     assert process.poll() is None, process.stdout.read()
     assert time.monotonic() < deadline, "no shard after a minute"
     time.sleep(0.01)
@@ -108,7 +113,8 @@ def test_killed_run_goes_on_and_ends_as_if_nothing_had_happened(tmp_path, quiet,
   process.communicate(timeout=30)
   with pytest.raises(InputError, match="not complete; run the same"):
     Store.open(out)
-  finished = {file: file.stat().st_mtime_ns for file in out.glob("*/*.npz")}
+  whole = [f for f in out.glob("*/*.npz") if kind == "text" or (out / "test" / f.name).exists()]
+  finished = {file: file.stat().st_mtime_ns for file in whole}
   (out / "train" / "00009.array_record.host.1.tmp").write_bytes(b"half")
 
   prepare(str(corpus), out, "train:300", workers=1, console=quiet)
@@ -207,12 +213,95 @@ def test_store_json_says_what_a_person_asks(store):
     "tokens",
     "bytes",
     "words",
+    "characters",
+    "empty",
+    "short",
     "shards",
   }
 
 
+def test_what_was_left_out_and_how_long_documents_are_is_told(tmp_path):
+  sizes = {"train": [0, 3, 64, 127, 128, 300, 0], "validation": [64], "test": []}
+  for split, own in sizes.items():
+    rows = [json.dumps({"text": "x" * size}) + "\n" for size in own]
+    (tmp_path / f"{split}.jsonl").write_text("".join(rows))
+  console = Console(file=io.StringIO(), width=200)
+  prepare(f"jsonl:{tmp_path}", tmp_path / "out", "bytes", None, 9, console)
+  printed = console.file.getvalue()
+  assert "left out: 2 empty documents, such as train.jsonl:0;" in printed
+  assert "left out: 1 documents of fewer than 9 tokens" in printed
+  assert "test: has no documents" in printed and "validation: has" not in printed
+  rows = [line.replace("│", " ").split() for line in printed.splitlines() if " to " in line]
+  found = {(row[0], row[2]): row[3:] for row in rows if row[1:2] == ["to"]}
+  assert found == {
+    ("64", "127"): ["2", "1", "0"],
+    ("128", "255"): ["1", "0", "0"],
+    ("256", "511"): ["1", "0", "0"],
+  }
+
+
+def test_store_is_verified_before_it_is_complete(tmp_path, quiet, monkeypatch):
+  file = tmp_path / "all.jsonl"
+  rows = [json.dumps({"text": f"document {i} " * 9}) + "\n" for i in range(200)]
+  file.write_text("".join(rows))
+
+  def then(change, match):
+    """What comes out if the corpus or the store changes after the last shard."""
+
+    def write(*args):
+      write_shards(*args)
+      change()
+
+    module = sys.modules["infini_jax.data.prepare"]
+    write_shards = module.write_shards
+    with monkeypatch.context() as patch:
+      patch.setattr(module, "write_shards", write)
+      with pytest.raises(InputError, match=match):
+        prepare(f"jsonl:{file}", tmp_path / "out", "bytes", console=quiet)
+    assert not (tmp_path / "out" / "store.json").exists()
+    shutil.rmtree(tmp_path / "out")
+
+  other = "".join(rows).replace("document", "octopus!")
+  then(lambda: file.write_text(other), r"holds another text of .*jsonl:\d+ than the corpus")
+  file.write_text("".join(rows))
+  records = tmp_path / "out" / "train" / "00000.array_record"
+  then(lambda: records.write_bytes(records.read_bytes()[:-900]), "missing or damaged.*delete")
+  prepare(f"jsonl:{file}", tmp_path / "out", "bytes", console=quiet)
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path, quiet, monkeypatch):
+  monkeypatch.setattr(base, "SMALLEST", 50_000)
+  monkeypatch.setattr(base, "LARGEST", 50_000)
+  peaks = []
+  for documents in (100, 1600):
+    file = tmp_path / f"{documents}.jsonl"
+    file.write_text("".join(json.dumps({"text": f"{i:04}" * 300}) + "\n" for i in range(documents)))
+    tracemalloc.start()
+    prepare(f"jsonl:{file}", tmp_path / str(documents), "bytes", workers=1, console=quiet)
+    peaks.append(tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+  assert peaks[1] < 1.5 * peaks[0] + 100_000, f"peaks of {peaks} bytes: something is held"
+
+
+def test_summaries_stand_beside_their_documents(tmp_path, quiet):
+  rows = [{"text": "t" * i, "sum": f"of {i}" if i % 3 else None} for i in range(40)]
+  for split in ("train", "validation", "test"):
+    (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  spec = f"jsonl:{tmp_path}?summary=sum"
+  store = prepare(spec, tmp_path / "out", "bytes", None, 5, quiet)
+  documents, summaries = store.split("test"), Store.open(store.folder).summaries("test")
+  assert documents.tokens.tolist() == list(range(5, 40)) and summaries.names == documents.names
+  for i, size in enumerate(documents.tokens.tolist()):
+    text = store.tokenizer.decode(summaries.read(i, 0, int(summaries.tokens[i])))
+    assert text == (f"of {size}" if size % 3 else "")
+  plain = prepare(f"jsonl:{tmp_path}", tmp_path / "plain", "bytes", None, 5, quiet)
+  assert plain.fingerprint != store.fingerprint and not plain.has_summaries
+  with pytest.raises(InputError, match=r"without summaries; .*\?summary=FIELD"):
+    plain.summaries("test")
+
+
 def test_sample_is_even_and_limited(tmp_path):
   corpus = write_corpus(tmp_path, documents=20, characters=2000)
-  documents = list_documents(str(corpus))["train"]
-  texts = list(sample(documents, characters=500))
-  assert len(texts) == len(documents) and sum(map(len, texts)) <= 500
+  folder = open_corpus(str(corpus))
+  texts = list(folder.sample(500))
+  assert len(texts) == len(folder.train) and sum(map(len, texts)) <= 500

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from infini_jax.config import InputError
+from infini_jax.data.shards import BLOCK, Entry, Shard, ShardWriter
 from infini_jax.data.sources import list_documents, read_text
-from infini_jax.data.store import BLOCK, Documents, Entry, Store, write_shard
+from infini_jax.data.store import Documents, Store
 
 
 @pytest.fixture
@@ -17,13 +18,20 @@ def copy(store, tmp_path):
   return tmp_path / "copy"
 
 
+def write_shard(folder, number, entries, dtype):
+  writer = ShardWriter(Shard(folder, number), dtype)
+  for entry in entries:
+    writer.add(entry)
+  writer.close()
+
+
 def long_documents(folder, dtype="<u2", top=60_000):
   """Two shards of documents around the sizes of a block."""
   rng = np.random.default_rng(0)
   sizes = [[1, BLOCK, BLOCK + 1], [3 * BLOCK - 1, 5, 2 * BLOCK]]
   ids = [[rng.integers(0, top, size) for size in shard] for shard in sizes]
   for number, shard in enumerate(ids):
-    entries = [Entry(f"{number}/{i}", x, 2 * len(x), 3) for i, x in enumerate(shard)]
+    entries = [Entry(f"{number}/{i}", x, 2 * len(x), 3, 4) for i, x in enumerate(shard)]
     write_shard(folder, number, entries, dtype)
   return Documents(folder, 2, dtype), sum(ids, [])
 
@@ -75,15 +83,41 @@ def test_pickles_small_and_reads_in_threads(tmp_path):
       assert np.array_equal(read, ids[document][start : start + len(read)])
 
 
+def test_no_more_than_a_few_shards_are_held_open(tmp_path, monkeypatch, rng):
+  monkeypatch.setattr("infini_jax.data.store.OPEN", 2)
+  for number in range(7):
+    write_shard(tmp_path, number, [Entry("a", np.arange(number + 3), 1, 1, 1)], "<u2")
+  documents = Documents(tmp_path, 7, "<u2")
+  for document in rng.integers(0, 7, 60).tolist():
+    assert documents.read(document, 0, document + 3).tolist() == list(range(document + 3))
+    assert len(documents._readers) <= 2, "thousands of shards would be open at a time"
+  some = Documents(tmp_path, 2, "<u2", first=4)
+  assert some.tokens.tolist() == [7, 8] and some.read(1, 6, 8).tolist() == [6, 7]
+  assert pickle.loads(pickle.dumps(some)).tokens.tolist() == [7, 8]
+
+
+def test_shard_of_an_older_program_has_totals_too(tmp_path):
+  write_shard(
+    tmp_path, 0, [Entry("a", np.arange(3), 7, 2, 5), Entry("b", np.arange(1), 2, 1, 2)], "<u2"
+  )
+  shard = Shard(tmp_path, 0)
+  assert shard.totals().tolist() == [2, 4, 9, 3, 7, 0, 0] and shard.first_empty() == ""
+  with np.load(shard.index_file) as index:
+    np.savez(tmp_path / "old.npz", names=index["names"], counts=index["counts"])
+  (tmp_path / "old.npz").rename(shard.index_file)
+  assert shard.totals().tolist() == [2, 4, 9, 3, 9, 0, 0], "for want of characters, bytes"
+  assert shard.first_empty() == "" and shard.names() == ["a", "b"]
+
+
 def test_names_of_all_kinds(tmp_path):
   names = ["a b", "naïve\n日本", "\udcff undecodable", ""]
-  write_shard(tmp_path, 0, [Entry(n, np.ones(1, int), 1, 1) for n in names], "<u2")
+  write_shard(tmp_path, 0, [Entry(n, np.ones(1, int), 1, 1, 1) for n in names], "<u2")
   assert Documents(tmp_path, 1, "<u2").names == names
 
 
 def test_shard_without_documents(tmp_path):
   write_shard(tmp_path, 0, [], "<u2")
-  write_shard(tmp_path, 1, [Entry("a", np.arange(3), 1, 1)], "<u2")
+  write_shard(tmp_path, 1, [Entry("a", np.arange(3), 1, 1, 1)], "<u2")
   documents = Documents(tmp_path, 2, "<u2")
   assert documents.names == ["a"] and documents.read(0, 1, 3).tolist() == [1, 2]
   assert len(Documents(tmp_path, 0, "<u2")) == 0

@@ -212,9 +212,10 @@ def test_inputs_of_so_many_tokens_are_read_each_with_an_empty_memory(case, score
   size = segments * N
   got = case.evaluate(lanes=2, segments=2, input_tokens=size)
   assert got.tokens == scores.tokens and got.by_position.keys() == scores.by_position.keys()
-  assert max(got.by_compressions) == segments - 1 and sum(
-    n for n, _ in got.by_compressions.values()
-  ) == got.tokens
+  assert (
+    max(got.by_compressions) == segments - 1
+    and sum(n for n, _ in got.by_compressions.values()) == got.tokens
+  )
   if segments == 1:
     expected = case.evaluate(Variant("empty", empty=True), lanes=2, segments=2)
     np.testing.assert_allclose(got.nats, expected.nats, rtol=1e-6)

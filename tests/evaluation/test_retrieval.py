@@ -1,43 +1,55 @@
 """Counts that depend on the examples alone: equal to reading each of them whole, by one call."""
 
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from infini_jax.config import InputError
-from infini_jax.data import Examples, make_task
+from infini_jax.data import Examples, make_task, prepare
 from infini_jax.evaluation.knock_out import INTACT, Variant
 from infini_jax.evaluation.reading import Reader
-from infini_jax.evaluation.retrieval import Cell, Retrieval, wilson
+from infini_jax.evaluation.retrieval import Cell, Recalled, Retrieval, wilson
+from infini_jax.evaluation.retrieval_tables import show
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh
-from tests.tiny import SYSTEMS, changed, config, fake_params
+from tests.tiny import SYSTEMS, changed, config, fake_params, quiet
 
 N, SAMPLES = 16, 12
 EMPTY = Variant("empty", empty=True)
 VARIANTS = [INTACT, EMPTY, Variant("reads cut", cut=(0, 1)), Variant("layer 2 cut", cut=(1,))]
 LENGTHS = (70, 145)  # not whole segments; the shortest has 61
+LONGER = (400, 467)  # of needles in bytes; the shortest has about 370
 
 
 class Case:
   """A task, a model that answers at random, and each example read whole, by one call."""
 
-  def __init__(self, name="passkey", **model):
+  def __init__(self, name="passkey", filler=None, **model):
+    size = 264 if filler else 64
+    pairs = {"pairs": 3, "distinct_keys": 6, "distinct_values": 4}
+    needles = {"family": "multiquery", "needles": 2}
     self.config = config(
       model={
-        **{"rule": "delta", "segment_length": N, "tied_embeddings": False, "vocab_size": 64},
+        **{"rule": "delta", "segment_length": N, "tied_embeddings": False, "vocab_size": size},
         **model,
       },
-      data={"tokenizer": "task", "carry_state": False},
-      task={"name": name, "digits": 2, "pairs": 3, "distinct_keys": 6, "distinct_values": 4},
-      evaluation={"lengths": LENGTHS, "depths": (0.0, 0.6), "samples": SAMPLES},
+      data={"tokenizer": "bytes" if filler else "task", "carry_state": False},
+      task={"name": name, "digits": 3 if filler else 2, **pairs, **needles},
+      evaluation={
+        "lengths": LONGER if filler else LENGTHS,
+        "depths": (0.0, 0.6),
+        "samples": SAMPLES,
+      },
     )
-    self.task = make_task(self.config, name)
+    self.task = make_task(self.config, name, filler=filler)
     params = fake_params(self.config.model)
     # Only what can be an answer is ever written: chance is then often right.
-    text = "0123456789" if name == "passkey" else " v0 v1 v2 v3"
-    answers = np.isin(np.arange(64), self.task.tokenizer.encode(text))
+    text = " v0 v1 v2 v3" if name == "recall" else "0123456789"
+    answers = np.isin(np.arange(size), self.task.tokenizer.encode(text))
     heads = {"head_VD": jnp.where(answers[:, None], params["head_VD"], 0)}
     self.params = {**params, **heads}
     self._plain, self._evaluators = {}, {}
@@ -82,8 +94,13 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def cases():
-  return {name: Case(name) for name in ("passkey", "recall")}
+def cases(texts, tmp_path_factory):
+  store = prepare(str(texts), tmp_path_factory.mktemp("filler") / "store", "bytes", console=quiet())
+  return {
+    "passkey": Case("passkey"),
+    "recall": Case("recall"),
+    "needle": Case("needle", filler=store),
+  }
 
 
 @pytest.mark.parametrize(
@@ -95,6 +112,8 @@ def cases():
     ("passkey", INTACT, 40, 64),
     ("recall", INTACT, 5, 2),
     ("recall", EMPTY, 5, 2),
+    ("needle", INTACT, 7, 3),
+    ("needle", EMPTY, 7, 3),
   ],
   ids=lambda x: getattr(x, "name", str(x)),
 )
@@ -107,8 +126,8 @@ def test_counts_are_those_of_reading_every_example_whole(cases, name, variant, l
   assert 0 < right < tokens, "all or nothing is right: a weak test"
   assert found.token_accuracy == right / tokens
   assert found.exact_match == sum(c.exact for c in want) / sum(c.samples for c in want)
-  count = SAMPLES * (2 if name == "passkey" else 1)
-  assert found.tokens == count * sum(LENGTHS)
+  count = SAMPLES * (2 if case.task.has_depth else 1)
+  assert found.tokens == count * sum(case.config.evaluation.lengths)
   figures = found.to_dict()
   assert figures["token_accuracy"] == found.token_accuracy
   assert [c["right"] for c in figures["cells"]] == [c.right for c in want]
@@ -158,10 +177,21 @@ def test_lengths_and_samples_can_be_given_and_too_short_ones_are_refused(cases):
       task = cases[name].task
       shortest = task.shortest
       with pytest.raises(InputError) as error:
-        Retrieval(cases[name].config, mesh, task, (100, shortest - 1))
+        Retrieval(cases[name].config, mesh, task, (shortest, shortest - 1))
       message = str(error.value)
       assert f"config.evaluation.lengths: {shortest - 1} tokens are too short" in message
       assert f"make it {shortest} tokens or more" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("family,deep", [("multikey", True), ("common_words", False)])
+def test_the_table_names_the_family_and_has_depths_where_there_are_some(family, deep):
+  found = {"memory": Recalled((Cell(512, 0.25, 8, 3, 32, 20),), 4096, 1.0)}
+  out = Console(file=io.StringIO(), width=200)
+  show(found, {"task": "needle", "step": 7}, config(task={"family": family}), out)
+  text = out.file.getvalue()
+  assert f"needle, {family}: 100 fresh examples a line, step 7" in text
+  assert "whole answer right" in text and "0.375" in text and "0.625" in text
+  assert ("depth" in text) == ("0.25 " in text) == deep
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,29 @@
-"""Documents of a corpus before tokenization: what there is, and which split it belongs to."""
+"""Folders of text, one document a file: what there is, and which split it belongs to."""
 
+import dataclasses
 import gzip
 import hashlib
 import os
 import sysconfig
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from infini_jax.config import SPLITS, InputError
+from infini_jax.data.sources.base import (
+  HELD_OUT,
+  Corpus,
+  Options,
+  Part,
+  Record,
+  digest,
+  middle,
+  part_size,
+)
 
 PYTHON_STDLIB = "python-stdlib"
 SUFFIXES = (".txt", ".md", ".tex", ".py")
-HELD_OUT = 0.04  # the share of documents in validation, and again in test
 
 
 class Document(NamedTuple):
@@ -21,6 +31,72 @@ class Document(NamedTuple):
 
   name: str
   path: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderPart(Part):
+  """Documents of one split."""
+
+  documents: list[Document]
+
+  def read(self) -> Iterator[Record]:
+    """Their texts."""
+    for document in self.documents:
+      yield Record(self.splits[0], document.name, read_text(document))
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder(Corpus):
+  """A folder, whose documents are all known from the start."""
+
+  train: list[Document] = dataclasses.field(default_factory=list)
+
+  def sample(self, characters: int) -> Iterator[str]:
+    """About as many characters, from the middles of documents taken evenly over the list."""
+    chosen = self.train[:: max(1, len(self.train) // 2048)]
+    share = max(1, characters // max(1, len(chosen)))
+    for document in chosen:
+      yield middle(read_text(document), share)
+
+
+def open_text(spec: str) -> Folder:
+  """The corpus `text:DIR`.
+
+  Raises:
+    InputError: as `list_documents`.
+  """
+  return open_folder(spec, Options.split(spec, ())[0])
+
+
+def open_folder(spec: str, path: str) -> Folder:
+  """The corpus in a folder, or `python-stdlib`.
+
+  Names and sizes of all documents are in the fingerprint, and the content of a few: to read all of
+  a large corpus again would take as long as to tokenize it.
+
+  Raises:
+    InputError: as `list_documents`.
+  """
+  splits = list_documents(path)
+  sizes = {d.name: os.stat(d.path).st_size for documents in splits.values() for d in documents}
+  listing: list[str] = []
+  for split in SPLITS:
+    listing += [f"{split}\0{d.name}\0{sizes[d.name]}" for d in splits[split]]
+    some = splits[split][:: max(1, len(splits[split]) // 16)]
+    listing += [digest([read_text(document)]) for document in some]
+  parts: list[Part] = []
+  target = part_size(sum(sizes.values()))
+  for split in SPLITS:
+    documents, filled = [], 0
+    for document in splits[split]:
+      documents.append(document)
+      filled += sizes[document.name]
+      if filled >= target:
+        parts.append(FolderPart((split,), filled, documents))
+        documents, filled = [], 0
+    if documents:
+      parts.append(FolderPart((split,), filled, documents))
+  return Folder(spec, parts, digest(listing), train=splits["train"])
 
 
 def list_documents(path: str) -> dict[str, list[Document]]:

@@ -1,0 +1,75 @@
+"""How fast batches of training come from a store, and the memory that reading it takes.
+
+    python benchmarks/loader.py [--config=configs/demo.py] [--path=STORE] [--seconds=15] \\
+      [--config.a.b=value ...]
+
+Nothing is computed with the batches: a training step that takes fewer tokens a second than this is
+never made to wait. Without --path the config's own corpus is read, prepared first into a folder
+that is thrown away where it is no store. Resident memory is that of this process, before the store
+is opened, once it is, after some batches and after the last: it must not grow with the batches.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from infini_jax.cli import load_config
+from infini_jax.data import open_source, train_batches, train_lanes
+
+MIB = 2**20
+
+
+def resident() -> float:
+  """MiB of memory that this process holds; Linux tells."""
+  pages = int(Path("/proc/self/statm").read_text().split()[1])
+  return pages * os.sysconf("SC_PAGE_SIZE") / MIB
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+  parser.add_argument("--path", help="a store or a corpus, instead of config.data.path")
+  parser.add_argument("--seconds", type=float, default=15, help="to read for (default %(default)s)")
+  args, rest = parser.parse_known_args()
+  if not any(a.startswith("--config=") for a in rest):
+    rest = ["--config=configs/demo.py", *rest]
+  if args.path:
+    rest.append(f"--config.data.path={args.path}")
+  config, console = load_config(rest), Console(width=100)
+  with tempfile.TemporaryDirectory() as cache:
+    before = resident()
+    lanes = train_lanes(config, open_source(config, Path(cache), console))
+    opened = resident()
+    T = config.data.segments * config.model.segment_length
+    batches = train_batches(lanes, 0, 2**62, prefetch=config.data.prefetch)
+    for _ in range(16):  # threads have started, and all that is imported late
+      next(batches)
+    reading = resident()
+    count, predicted, started = 0, 0, time.perf_counter()
+    while time.perf_counter() - started < args.seconds:
+      predicted += int(next(batches)["mask_BT"].sum())
+      count += 1
+    seconds, after = time.perf_counter() - started, resident()
+  table = Table(title=f"{count:,} batches of {config.data.lanes} lanes, {T:,} tokens a lane")
+  for column in (
+    "tokens/s",
+    "ms a batch",
+    "padding",
+    "MiB before",
+    "opened",
+    "reading",
+    "at the end",
+  ):
+    table.add_column(column, justify="right")
+  padding = 1 - predicted / (count * config.data.lanes * T)
+  row = (f"{predicted / seconds:,.0f}", f"{seconds / count * 1e3:.2f}", f"{padding:.1%}")
+  table.add_row(*row, *(f"{size:,.0f}" for size in (before, opened, reading, after)))
+  console.print(table)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,43 @@
+"""The paper's fine-tuning on BookSum (arXiv 2404.07143, section 4.3): 32K inputs, lr 1e-4.
+
+It starts from the parameters of another run, here one of `llm_1b.py`'s shape in the folder LM (set
+`--config.train.start_from`), learns to write a book's summary behind its first 32,768 tokens, and
+is then given up to 500,000 tokens of a book.
+
+Command: infini-jax prepare --source=tfds:booksum/book --out=STORE --tokenizer=sentencepiece:FILE
+Command: python train.py --config=configs/booksum_finetune.py --workdir=RUN
+Command: python eval.py --config=configs/booksum_finetune.py --workdir=RUN --task=summarization
+Hardware: 16 chips with 16 GB or more
+Time: not measured
+Expect: not measured; the paper reports an overall ROUGE of 18.5 for 8B (Linear + Delta)
+"""
+
+from infini_jax.config import base_config
+
+
+def get_config():
+  config = base_config()
+  m, d, o, t = config.model, config.data, config.optimizer, config.train
+  e = config.evaluation
+
+  t.start_from = "LM"
+  config.task.name = "summarization"
+  config.task.context_weight = 0.1
+  d.path, d.tokenizer = "STORE", "sentencepiece:FILE"
+  d.carry_state = False
+  d.lanes, d.segments = 16, 16
+
+  m.rule = "delta"
+  m.layers, m.width, m.heads, m.kv_heads, m.head_dim, m.ffn = 16, 2048, 16, 8, 128, 8192
+  m.vocab_size = 128_256
+  m.segment_length = 2048
+  m.tied_embeddings, m.rope_theta = False, 500_000.0
+  m.compute_dtype = "bfloat16"
+
+  o.learning_rate, o.warmup_steps = 1e-4, 50
+  t.steps, t.log_every, t.checkpoint_every = 1000, 10, 200
+
+  e.max_tokens, e.summary_length = 500_000, 1024
+  e.temperature, e.top_p = 0.5, 0.95
+  e.lanes, e.segments = 4, 16
+  return config

@@ -1,0 +1,151 @@
+"""Long lists of words, of which the most frequent are asked for: nothing in them is filler.
+
+After RULER's common and frequent words (Hsieh et al., arXiv 2404.06654), with our own words.
+"""
+
+import functools
+import math
+
+import numpy as np
+
+from infini_jax.config import Config, InputError
+from infini_jax.data.needle_families import (
+  COMMON_WORDS,
+  FREQUENT_WORDS,
+  ask_common,
+  ask_frequent,
+)
+from infini_jax.data.needle_writer import Writer
+from infini_jax.data.tasks import Example, Part
+from infini_jax.data.tokenizers import Tokenizer, load_tokenizer
+from infini_jax.data.words import Draw
+
+OFTENER, RARE = 10, 3  # of common words: a common one occurs 30 times, another 3 times
+ASKED = 3  # of frequent words
+SHORTEST = 32  # words in the shortest list of frequent words
+DOTS = "..."  # between frequent words; and what no word has room for, of all lists
+TRIALS = 32  # lists drawn to know how long they are, and until one is short enough
+
+
+class WordLists:
+  """Lists of words in any order; the words are held out as the values of other needles.
+
+  Args:
+    config: of the run; `config.task.family` is common_words or frequent_words.
+    tokenizer: the run's; by default that of `config.data.tokenizer`.
+
+  Raises:
+    InputError: the tokenizer cannot write the words.
+  """
+
+  has_depth = False
+
+  def __init__(self, config: Config, tokenizer: Tokenizer | None = None):
+    self.tokenizer = load_tokenizer(config.data.tokenizer) if tokenizer is None else tokenizer
+    self._task, self._seed = config.task, config.train.seed
+    self._common = config.task.family == "common_words"
+    self._writer = Writer(config, self.tokenizer)
+    self.fingerprint = self._writer.fingerprint("")
+    self._entry = functools.lru_cache(2**14)(lambda word: self._writer.piece(f" {word}").ids)
+    self._intro = self._writer.piece(COMMON_WORDS if self._common else FREQUENT_WORDS, before="")
+    rng = np.random.default_rng(0)
+    draws = (Draw(rng, self._seed, held_out=i % 2 > 0) for i in range(TRIALS))
+    self.shortest = self.shortest_training = max(map(self._least, draws))
+
+  def example(
+    self, rng: np.random.Generator, length: int, depth: float | None = None, *, held_out: bool
+  ) -> Example:
+    """A list and its question, `length` tokens; depth says nothing."""
+    for _ in range(TRIALS):
+      words, tail, fixed = self._asked(Draw(rng, self._seed, held_out), length)
+      sizes = np.array([len(self._entry(word)) for word in words])
+      counts = (
+        common_counts(sizes, length - fixed, self._task.needles)
+        if self._common
+        else frequent_counts(sizes, length - fixed, len(self._entry(DOTS)))
+      )
+      if counts is not None:
+        break
+    else:
+      raise InputError(
+        f"config.task.family={self._task.family!r}: a list of {length} tokens is too short for "
+        f"its words; make it {self.shortest} or more"
+      )
+    left, dots = length - fixed - int(counts @ sizes), self._entry(DOTS)
+    if not self._common:
+      words, counts = [*words, DOTS], np.append(counts, left // len(dots))
+      left %= len(dots)
+    order = rng.permutation(np.repeat(np.arange(len(words)), counts))
+    ids = np.concatenate([self._entry(words[i]) for i in order.tolist()])
+    return self._writer.example([self._intro, Part(ids, len(ids)), Part(dots, left)], tail)
+
+  def beginning(self, rng: np.random.Generator, length: int) -> Example:
+    """Dots alone: words that stood there would count."""
+    return Example((Part(self._entry(DOTS), length),), frozenset())
+
+  def continuation(self, rng: np.random.Generator, before: Example, read: int, n: int) -> Example:
+    """An example of its own."""
+    return self.example(rng, n, held_out=False)
+
+  def _asked(self, draw: Draw, length: int) -> tuple[list[str], list[Part], int]:
+    """Words of which the first are asked for, the question, the tokens of all but the list."""
+    if self._common:
+      words = draw.words(self._task.needles + length // 8)
+      answers = sorted(words[: self._task.needles])
+      tail = self._writer.tail(ask_common(answers), answers)
+    else:
+      words = draw.invented(ASKED + 1 + math.isqrt(length))
+      answers = words[:ASKED]
+      tail = self._writer.tail(ask_frequent(answers), answers)
+    return words, tail, self._intro.size + sum(part.size for part in tail)
+
+  def _least(self, draw: Draw) -> int:
+    """Tokens of a shortest list with some words."""
+    words, _, fixed = self._asked(draw, 0)
+    sizes = [len(self._entry(word)) for word in words]
+    if self._common:  # one half of a shortest list is of common words
+      return fixed + 2 * OFTENER * sum(sizes)
+    return fixed + SHORTEST * max(sizes)
+
+
+def common_counts(sizes: np.ndarray, room: int, common: int) -> np.ndarray | None:
+  """How often each word occurs in `room` tokens; the first are common. None: there is no room.
+
+  The longer the list, the more words it has. Where all have been used, they are used again.
+  """
+  counts = np.zeros(len(sizes), np.int64)
+  once = OFTENER * int(sizes[:common].sum())
+  times = RARE if 2 * RARE * once <= room else 1
+  if once > room:
+    return None
+  while times * once <= room:
+    counts[:common] += OFTENER * times
+    room -= times * once
+    ends = times * np.cumsum(sizes[common:])
+    whole = int(np.searchsorted(ends, room, side="right"))
+    counts[common : common + whole] += times
+    room -= int(ends[whole - 1]) if whole else 0
+  if (last := common + whole) < len(sizes):  # it may have room for fewer copies
+    counts[last] += room // int(sizes[last])
+  return counts
+
+
+def frequent_counts(sizes: np.ndarray, room: int, dots: int) -> np.ndarray | None:
+  """How often each word occurs in `room` tokens, the most frequent first. None: there is no room.
+
+  The k-th most frequent is 1 / (zeta(2) k^2) of the list; the first is dots, of `dots` tokens.
+  """
+  shares = 1 / (np.pi**2 / 6 * np.arange(1, len(sizes) + 2) ** 2)
+
+  def counts(entries: int) -> np.ndarray:
+    found = (entries * shares[1:]).astype(np.int64)
+    for k in reversed(range(ASKED)):  # in a short list too, each is more frequent than the next
+      found[k] = max(found[k], found[k + 1] + 1)
+    return found
+
+  fits = lambda n: counts(n) @ sizes + int(n * shares[0]) * dots <= room
+  least, most = -1, room
+  while least < most:  # the longest list that there is room for
+    middle = (least + most + 1) // 2
+    least, most = (middle, most) if fits(middle) else (least, middle - 1)
+  return counts(least) if least >= 0 else None

@@ -1,0 +1,130 @@
+"""Needles in text of a real corpus: one of the families `IN_FILLER`, in any number of tokens.
+
+What is hidden and asked for is never cut. The filler is a view of tokens that all examples share,
+so a million tokens take no more room than a thousand.
+"""
+
+import math
+import threading
+
+import numpy as np
+
+from infini_jax.config import Config, InputError
+from infini_jax.data.needle_families import IN_FILLER
+from infini_jax.data.needle_filler import Filler
+from infini_jax.data.needle_writer import Writer
+from infini_jax.data.store import Store
+from infini_jax.data.tasks import Example, Part
+from infini_jax.data.tokenizers import Tokenizer
+from infini_jax.data.words import Draw
+
+TRIALS = 32  # texts drawn to know how long they are, and until one is short enough
+
+Told = list[tuple[float, Part]]  # what is said, each with its place in the filler, 0 to 1
+
+
+class Needles:
+  """Texts that hide something; the values in them are held out as those of a pass key.
+
+  Args:
+    config: of the run; `config.task` says what hides in a text.
+    store: what the filler is read from.
+    tokenizer: the run's; by default the store's.
+
+  Raises:
+    InputError: the tokenizer cannot write what hides; too few digits.
+  """
+
+  has_depth = True
+
+  def __init__(self, config: Config, store: Store, tokenizer: Tokenizer | None = None):
+    self.tokenizer = store.tokenizer if tokenizer is None else tokenizer
+    self._task, self._seed, self._store = config.task, config.train.seed, store
+    if not 3 <= self._task.digits <= 32:
+      raise InputError(
+        f"config.task.digits={self._task.digits}: numbers in needles have 3 to 32, so that there "
+        f"are enough to hold out"
+      )
+    self._writer = Writer(config, self.tokenizer)
+    self._fillers: dict[bool, Filler] = {}
+    self._lock = threading.Lock()  # batches are read ahead in threads, and all share one filler
+    self.fingerprint = self._writer.fingerprint(store.fingerprint)
+    rng = np.random.default_rng(0)
+    sizes = [_size(*self._drawn(rng, 0.5, held_out=i % 2 > 0)) for i in range(TRIALS)]
+    self.shortest = self.shortest_training = max(sizes)
+
+  def example(
+    self, rng: np.random.Generator, length: int, depth: float | None = None, *, held_out: bool
+  ) -> Example:
+    """A text of `length` tokens; of what is asked for, the first stands at `depth`."""
+    depth = self._depth(rng, length) if depth is None else depth
+    told, tail = self._drawn(rng, depth, held_out, length)
+    filler = self._filler(held_out)
+    return self._fill(told, tail, length, filler, filler.beginning(rng))
+
+  def beginning(self, rng: np.random.Generator, length: int) -> Example:
+    """The beginning of a text; what it has not yet told stands further on."""
+    told, tail = self._drawn(rng, self._depth(rng, length), False, self.shortest)
+    filler = self._filler(held_out=False)
+    return self._fill(told, tail, length + self.shortest, filler, filler.beginning(rng))
+
+  def continuation(self, rng: np.random.Generator, before: Example, read: int, n: int) -> Example:
+    """What `before` has not told so far, anywhere in more of the filler, and its question."""
+    filler, question = self._filler(held_out=False), min(before.answers) - 1
+    first = next(part.first for part in before.parts if part.ids is filler.ids)
+    rest, begun = [], False
+    for part in before.parts[:question]:
+      seen = min(max(0, read), part.size)
+      read -= part.size
+      if part.ids is filler.ids:
+        first += seen
+      elif seen < part.size:
+        rest.append(Part(part.ids[seen:], part.size - seen))
+        begun |= seen > 0
+    places = np.sort(rng.random(len(rest)))
+    places[:begun] = 0  # its beginning stands across the border
+    told = list(zip(places.tolist(), rest, strict=True))
+    return self._fill(told, list(before.parts[question:]), n, filler, first)
+
+  @staticmethod
+  def _depth(rng: np.random.Generator, length: int) -> float:
+    """Anywhere, or as often early, with log-uniformly much before it: as in the passkey task."""
+    return rng.random() if rng.random() < 0.5 else length ** (rng.random() - 1)
+
+  def _drawn(
+    self, rng: np.random.Generator, depth: float, held_out: bool, most: float = math.inf
+  ) -> tuple[Told, list[Part]]:
+    """What a text tells and asks, in at most so many tokens."""
+    for _ in range(TRIALS):
+      draw = Draw(rng, self._seed, held_out)
+      tale = IN_FILLER[self._task.family](draw, self._task, depth)
+      told = [(0.0, self._writer.piece(tale.intro, before=""))]
+      told += [(place, self._writer.piece(text)) for place, text in tale.statements]
+      tail = self._writer.tail(tale.question, tale.answers)
+      if _size(told, tail) <= most:
+        return told, tail
+    raise InputError(
+      f"config.task.family={self._task.family!r}: an example of {most} tokens is too short, the "
+      f"needles and the question have more; make it {self.shortest} or more"
+    )
+
+  def _fill(self, told: Told, tail: list[Part], length: int, filler: Filler, first: int) -> Example:
+    """Everything in its place, between filler that is read from `first` on."""
+    room, front, done = length - _size(told, tail), [], 0
+    for share, part in told:
+      place = filler.place(first, room, share)
+      front += [Part(filler.ids, place - done, first=first + done), part]
+      done = place
+    front.append(Part(filler.ids, room - done, first=first + done))
+    return self._writer.example(front, tail)
+
+  def _filler(self, held_out: bool) -> Filler:
+    """Read when it is first needed: an evaluation reads no training text."""
+    with self._lock:
+      if held_out not in self._fillers:
+        self._fillers[held_out] = Filler(self._store, held_out)
+      return self._fillers[held_out]
+
+
+def _size(told: Told, tail: list[Part]) -> int:
+  return sum(part.size for part in (*(part for _, part in told), *tail))

@@ -1,0 +1,193 @@
+"""One shard of a token store: its documents' ids in an array_record file, and their index.
+
+The one file that knows array_record.
+"""
+
+import array
+import os
+import socket
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_record.python import array_record_module
+
+from infini_jax.config import InputError
+
+BLOCK = 16_384  # tokens of a record: a slice of a book touches only its blocks
+TOTALS = ("documents", "tokens", "bytes", "words", "characters", "empty", "short")
+
+
+class Entry(NamedTuple):
+  """One document to store."""
+
+  name: str
+  ids: np.ndarray  # (n,) token ids
+  bytes: int  # of its text in UTF-8
+  words: int  # of its text, split at white space
+  characters: int  # of its text
+
+
+def summaries_of(split: Path) -> Path:
+  """The folder of the summaries of a split's documents, in the same order."""
+  return split.with_name(f"{split.name}.summaries")
+
+
+class Shard(NamedTuple):
+  """The files of one shard; every method raises InputError where one is missing or damaged."""
+
+  folder: Path  # of the split
+  number: int
+
+  @property
+  def record_file(self) -> Path:
+    """The file of blocks of ids."""
+    return self.folder / f"{self.number:05d}.array_record"
+
+  @property
+  def index_file(self) -> Path:
+    """The file that says which documents these are."""
+    return self.folder / f"{self.number:05d}.npz"
+
+  def is_finished(self) -> bool:
+    """Whether all of it is written."""
+    return self.index_file.exists() and self.record_file.exists()
+
+  def counts(self) -> np.ndarray:
+    """Tokens, bytes and words of each document: int64, shape (3, documents)."""
+    counts = self._read("counts")
+    if counts is None:
+      raise damaged(self.index_file, "no counts")
+    return counts
+
+  def names(self) -> list[str]:
+    """Where each document stands in the corpus."""
+    blob = self._read("names")
+    names = "" if blob is None else blob.tobytes().decode("utf-8", "surrogateescape")
+    return names.split("\0") if self.counts().shape[1] else []
+
+  def totals(self) -> np.ndarray:
+    """The `TOTALS` of all its documents, and of those left out: int64, shape (7,)."""
+    totals = self._read("totals")
+    if totals is None:  # an older program did not write them
+      tokens, size, words = (counts := self.counts()).sum(axis=1)
+      totals = np.array([counts.shape[1], tokens, size, words, size, 0, 0], np.int64)
+    return totals
+
+  def first_empty(self) -> str:
+    """The name of the first document that was left out because it was empty, "" if none was."""
+    blob = self._read("first_empty")
+    return "" if blob is None else blob.tobytes().decode("utf-8", "surrogateescape")
+
+  def open(self, blocks: int) -> Any:
+    """A reader of the blocks, of which there must be so many."""
+    try:
+      # Reading ahead serves a scan; lanes jump between documents.
+      options = "readahead_buffer_size:0"
+      reader = array_record_module.ArrayRecordReader(str(self.record_file), options)
+      found = reader.num_records()  # 0 where the file is missing: the reader does not say so
+    except RuntimeError as error:
+      raise damaged(self.record_file, error) from None
+    if found != blocks:
+      raise damaged(self.record_file, f"{found} records instead of {blocks}")
+    return reader
+
+  def _read(self, name: str) -> Any:
+    """One array of the index; None if an older program wrote it without."""
+    try:
+      with np.load(self.index_file, allow_pickle=False) as arrays:
+        return arrays[name] if name in arrays.files else None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+      raise damaged(self.index_file, error) from None
+
+
+class ShardWriter:
+  """Writes one shard: its records, then its index, whose presence says that it is finished.
+
+  Args:
+    shard: which.
+    dtype: of the ids on disk, such as "<u2".
+  """
+
+  def __init__(self, shard: Shard, dtype: str):
+    shard.folder.mkdir(parents=True, exist_ok=True)
+    self._shard, self._dtype = shard, dtype
+    self._temporary = temporary_name(shard.record_file)
+    options = "group_size:1,zstd:3"
+    self._writer = array_record_module.ArrayRecordWriter(str(self._temporary), options)
+    self._names = bytearray()
+    self._counts = array.array("q")  # three a document
+    self._characters = self._empty = self._short = 0
+    self._first_empty = ""
+
+  def add(self, entry: Entry) -> None:
+    """Writes a document."""
+    ids = entry.ids.astype(self._dtype)
+    for start in range(0, len(ids), BLOCK):
+      self._writer.write(ids[start : start + BLOCK].tobytes())
+    self._names += b"\0" * bool(self._counts) + entry.name.encode("utf-8", "surrogateescape")
+    self._counts.extend((len(ids), entry.bytes, entry.words))
+    self._characters += entry.characters
+
+  def leave_out(self, name: str, empty: bool) -> None:
+    """Counts a document that is not written, because it is empty or too short."""
+    self._short += not empty
+    self._empty += empty
+    self._first_empty = self._first_empty or (name if empty else "")
+
+  def close(self) -> None:
+    """Finishes the shard."""
+    self._writer.close()
+    publish(self._temporary, self._shard.record_file)
+    counts = np.array(self._counts, np.int64).reshape(-1, 3).T
+    totals = [counts.shape[1], *counts.sum(axis=1), self._characters, self._empty, self._short]
+    first_empty = self._first_empty.encode("utf-8", "surrogateescape")
+    temporary = temporary_name(self._shard.index_file)
+    with open(temporary, "wb") as file:
+      np.savez(
+        file,
+        names=np.frombuffer(bytes(self._names), np.uint8),
+        counts=counts,
+        totals=np.array(totals, np.int64),
+        first_empty=np.frombuffer(first_empty, np.uint8),
+      )
+    publish(temporary, self._shard.index_file)
+
+
+def read_records(file: Path, start: int, stop: int) -> Iterator[bytes]:
+  """Records `start` to `stop` of any array_record file, few of them in memory at a time.
+
+  Raises:
+    InputError: the file is missing, is no such file, or has not so many.
+  """
+  try:
+    reader = array_record_module.ArrayRecordReader(str(file))
+    if (found := reader.num_records()) < stop:
+      raise IndexError(f"it has {found} of {stop} records")
+    for first in range(start, stop, 16):
+      yield from reader.read(list(range(first, min(first + 16, stop))))
+  except (RuntimeError, IndexError) as error:
+    reason = " ".join(str(error).split())
+    raise InputError(f"{file}: missing or damaged ({reason}); copy or prepare it again") from None
+
+
+def damaged(file: Path, why: object) -> InputError:
+  """The error of a file of a store."""
+  reason = " ".join(str(why).split())
+  return InputError(f"{file}: missing or damaged ({reason}); delete the store, prepare it again")
+
+
+def temporary_name(file: Path) -> Path:
+  """A name of this process's own: two hosts may prepare into one folder at the same time."""
+  return file.with_name(f"{file.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def publish(temporary: Path, file: Path) -> None:
+  """Gives a file that is written its name."""
+  try:
+    os.replace(temporary, file)
+  except FileNotFoundError:  # another process finished the same store, and tidied up
+    if not file.exists():
+      raise

@@ -1,0 +1,242 @@
+"""What every kind of corpus has in common: parts, the records in them, fields, splits, options."""
+
+import abc
+import dataclasses
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from infini_jax.config import SPLITS, InputError
+
+MB = 1_000_000
+SMALLEST, LARGEST = 2 * MB, 64 * MB  # bytes of text in a part, where the kind allows
+HELD_OUT = 0.04  # the share of documents in validation, and again in test, where a hash decides
+CALLED = {split: split for split in SPLITS} | dict.fromkeys(("valid", "val", "dev"), "validation")
+SAMPLED = 32  # parts, at least, that a sample is taken from where there are more
+
+
+class Record(NamedTuple):
+  """One document; `name` is its own in the corpus, and the same on every machine."""
+
+  split: str
+  name: str
+  text: str
+  summary: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part(abc.ABC):
+  """A piece of a corpus that one worker reads. It pickles small.
+
+  Attributes:
+    splits: that its documents belong to; where there are several, a hash of the name decides, and
+      the first one gets what the others do not take.
+    size: about the bytes of its text.
+  """
+
+  splits: tuple[str, ...]
+  size: int
+
+  @abc.abstractmethod
+  def read(self) -> Iterator[Record]:
+    """Its documents, one at a time, always in the same order.
+
+    Raises:
+      InputError: a file that cannot be read, a document without text in the field asked for.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """All documents of a corpus, in parts.
+
+  Attributes:
+    spec: how it was asked for.
+    parts: the same cuts every time, whoever reads them.
+    fingerprint: a short hash of what there is; the same where the corpus has moved.
+    note: what a person should know about its splits; may be empty.
+    summaries: whether documents come with one.
+  """
+
+  spec: str
+  parts: list[Part]
+  fingerprint: str
+  note: str = ""
+  summaries: bool = False
+
+  def sample(self, characters: int) -> Iterator[str]:
+    """About as many characters of training text, of parts taken evenly over the corpus."""
+    parts = [part for part in self.parts if "train" in part.splits]
+    chosen = parts[:: max(1, len(parts) // SAMPLED)]
+    share = max(1, characters // max(1, len(chosen)))
+    for part in chosen:
+      texts, read = [], 0
+      for record in part.read():
+        if record.split == "train" and record.text:
+          texts.append(record.text)
+          read += len(record.text)
+        if read >= max(8 * share, SMALLEST):
+          break
+      for text in texts:
+        yield middle(text, max(1, share // len(texts)))
+
+
+class Options(dict[str, str]):
+  """What follows the question mark of a spec: `?text=content&name=id`."""
+
+  @classmethod
+  def split(cls, spec: str, allowed: Collection[str]) -> tuple[str, "Options"]:
+    """The part of a spec between its kind and the question mark, and its options.
+
+    Raises:
+      InputError: an option of another name, or one without a value.
+    """
+    place, _, query = spec.partition(":")[2].partition("?")
+    options = cls()
+    for item in filter(None, query.split("&")):
+      name, _, value = item.partition("=")
+      if name not in allowed or not value:
+        raise InputError(
+          f"corpus {spec!r}: option {item!r} is not one of "
+          f"{', '.join(f'{option}=...' for option in allowed)}"
+        )
+      options[name] = value
+    return place, options
+
+
+class Fields(NamedTuple):
+  """Where in a row of a data set text, summary and name stand; "" for none."""
+
+  text: str
+  summary: str = ""
+  name: str = ""
+
+  @classmethod
+  def choose(
+    cls, spec: str, options: Options, there_are: Collection[str], usual: "Fields | None" = None
+  ) -> "Fields":
+    """The fields that the options ask for, else the usual ones of this data set.
+
+    Raises:
+      InputError: the data set has no such field.
+    """
+    usual = usual or cls("text")
+    kept = (usual.text, *(field if field in there_are else "" for field in usual[1:]))
+    asked = (options.get(role, field) for role, field in zip(cls._fields, kept, strict=True))
+    chosen = cls(*asked)
+    for role, field in chosen._asdict().items():
+      if field and field not in there_are:
+        raise InputError(
+          f"corpus {spec!r}: has no field {field!r}; name one of {', '.join(there_are)} "
+          f"with ?{role}=FIELD"
+        )
+    return chosen
+
+  def record(self, splits: tuple[str, ...], place: str, row: Mapping[str, Any]) -> Record:
+    """The document in a row.
+
+    Args:
+      splits: of its part.
+      place: where the row stands; no other row of the corpus stands there.
+      row: its fields.
+
+    Raises:
+      InputError: a field is missing, or is not text.
+    """
+    name = place
+    if self.name and row.get(self.name) is not None:
+      value = row[self.name]
+      value = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+      name = " ".join([place, *value.replace("\0", " ").split()])
+    text = _text(place, self.text, row)
+    summary = _text(place, self.summary, row) if self.summary else ""
+    return Record(_choose_split(splits, place), name, text, summary)
+
+
+def choose_splits(spec: str, options: Options, there_are: Collection[str]) -> dict[str, str]:
+  """Which of a data set's own splits stand for which of ours; `?train=NAME` chooses another.
+
+  Raises:
+    InputError: it has no split of the name asked for, or none for train.
+  """
+  chosen = {name: CALLED[name] for name in there_are if name in CALLED}
+  for split in (split for split in SPLITS if split in options):
+    if options[split] not in there_are:
+      raise InputError(
+        f"corpus {spec!r}: has no split {options[split]!r}; choose one of {', '.join(there_are)}"
+      )
+    chosen = {name: ours for name, ours in chosen.items() if ours != split}
+    chosen[options[split]] = split
+  if "train" not in chosen.values():
+    raise InputError(
+      f"corpus {spec!r}: has no train split, only {', '.join(there_are) or 'none at all'}; choose "
+      f"one with ?train=NAME"
+    )
+  return dict(sorted(chosen.items()))
+
+
+def split_rule(found: Collection[str]) -> tuple[dict[str, tuple[str, ...]], str]:
+  """From the splits that a corpus has, `Part.splits` of each, and a note.
+
+  A split that is missing is cut out of train: 4 % of it, by a hash of each document's place.
+  """
+  missing = tuple(split for split in SPLITS if split not in found)
+  rule = {split: (split, *missing) if split == "train" else (split,) for split in found}
+  share = f"{HELD_OUT:.0%} of train{' each' if len(missing) > 1 else ''}, chosen by a hash"
+  note = f"no {' and no '.join(missing)} split in the corpus: {share}"
+  return rule, note if missing else ""
+
+
+def part_size(total: int) -> int:
+  """Bytes of a part, for a corpus of so many."""
+  return max(SMALLEST, min(LARGEST, total // 64))
+
+
+def glance(parts: Sequence[Part]) -> Iterator[str]:
+  """The first documents of a few parts, for the fingerprint; a field without text fails here."""
+  for part in parts[:: max(1, len(parts) // 16)]:
+    yield from next(part.read(), ())
+
+
+def digest(parts: Iterable[str]) -> str:
+  """A short hash of strings."""
+  hashed = hashlib.blake2b(digest_size=8)
+  for part in parts:
+    hashed.update(part.encode("utf-8", "surrogateescape") + b"\0")
+  return hashed.hexdigest()
+
+
+def middle(text: str, characters: int) -> str:
+  """So many characters out of the middle of a text."""
+  start = max(0, (len(text) - characters) // 2)
+  return text[start : start + characters]
+
+
+def _text(place: str, field: str, row: Mapping[str, Any]) -> str:
+  """A field as text, with "" for null. What no encoding allows (half a pair) becomes "?"."""
+  if field not in row:
+    raise InputError(
+      f"{place}: has no field {field!r}; name one of {', '.join(row) or 'none'}, or repair the row"
+    )
+  value = row[field]
+  if isinstance(value, bytes):
+    try:
+      return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+      raise InputError(
+        f"{place}: field {field!r} is not UTF-8 text (byte {error.start}); name another field, or "
+        f"convert the data set"
+      ) from None
+  if value is not None and not isinstance(value, str):
+    raise InputError(
+      f"{place}: field {field!r} holds {type(value).__name__}, no text; name another field"
+    )
+  text = value or ""
+  return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _choose_split(splits: tuple[str, ...], name: str) -> str:
+  hashed = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+  share = int.from_bytes(hashed) / 2**64
+  taken = 1 + int(share / HELD_OUT)
+  return splits[taken] if taken < len(splits) else splits[0]

@@ -1,0 +1,134 @@
+"""JSON lines, plain, .gz or .zst: one document a line."""
+
+import dataclasses
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from infini_jax.config import InputError
+from infini_jax.data.sources.base import (
+  Corpus,
+  Fields,
+  Options,
+  Part,
+  Record,
+  digest,
+  glance,
+  part_size,
+)
+from infini_jax.data.sources.files import File, find_files
+
+# A .json file of a folder is rarely lines: it must be named.
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
+PACKED = 3  # bytes of text in a byte of a compressed file, about
+
+
+@dataclasses.dataclass(frozen=True)
+class LinesPart(Part):
+  """The lines that start in a range of bytes; all lines of a compressed file."""
+
+  path: Path
+  name: str
+  start: int
+  stop: int | None
+  fields: Fields
+
+  def read(self) -> Iterator[Record]:
+    """A document for each line; `FILE:BYTE` says where its line starts, unpacked."""
+    for place, line in _lines(self.path, self.start, self.stop):
+      row = _parse(f"{self.name}:{place}", line)
+      if row is not None:
+        yield self.fields.record(self.splits, f"{self.name}:{place}", row)
+
+
+def open_jsonl(spec: str) -> Corpus:
+  """The corpus `jsonl:FILES?text=FIELD&summary=FIELD&name=FIELD`.
+
+  Raises:
+    InputError: no such files, one that is not JSON lines, or no such field.
+  """
+  patterns, options = Options.split(spec, Fields._fields)
+  files, note = find_files(spec, patterns, SUFFIXES)
+  first = next((row for file in files for row in _first_row(file)), None)
+  if first is None:
+    raise InputError(f"corpus {spec!r}: its files are empty; give others")
+  fields = Fields.choose(spec, options, list(first))
+  parts: list[Part] = []
+  sizes = [file.size * (PACKED if _is_packed(file.path) else 1) for file in files]
+  target = part_size(sum(sizes))
+  for file, size in zip(files, sizes, strict=True):
+    # A compressed file can be read from its beginning only.
+    step = max(1, size) if _is_packed(file.path) else target
+    for start in range(0, size, step):
+      stop = start + step if start + step < size else None
+      part = LinesPart(
+        file.splits, min(step, size - start), file.path, file.name, start, stop, fields
+      )
+      parts.append(part)
+  listing = [f"{file.splits}\0{file.name}\0{file.size}" for file in files]
+  return Corpus(
+    spec, parts, digest(["jsonl", *fields, *listing, *glance(parts)]), note, bool(fields.summary)
+  )
+
+
+def _is_packed(path: Path) -> bool:
+  return path.suffix in (".gz", ".zst")
+
+
+def _open(path: Path) -> IO[bytes]:
+  if path.suffix == ".gz":
+    return gzip.open(path, "rb")  # type: ignore[return-value]
+  if path.suffix == ".zst":
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), 1 << 20)
+  return open(path, "rb")
+
+
+def _lines(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
+  """Lines that start at bytes from `start` on and before `stop`, with these bytes."""
+  try:
+    with _open(path) as file:
+      place = start
+      if start:  # the line that reaches over the cut belongs to the part before
+        file.seek(start - 1)
+        place += len(file.readline()) - 1
+      while stop is None or place < stop:
+        line = file.readline()
+        if not line:
+          return
+        yield place, line
+        place += len(line)
+  except (OSError, EOFError, zlib.error) as error:
+    raise InputError(f"{path}: cannot be read ({error}); repair or remove it") from None
+
+
+def _parse(place: str, line: bytes) -> dict[str, Any] | None:
+  """The object in a line, None for an empty one."""
+  if not line.strip():
+    return None
+  try:
+    row = json.loads(line)
+  except ValueError as error:  # also where it is not UTF-8
+    reason = " ".join(str(error).split())
+    raise InputError(
+      f"{place}: the line at this byte is not JSON ({reason}); a file of JSON lines has one object "
+      f"a line"
+    ) from None
+  if not isinstance(row, dict):
+    raise InputError(
+      f"{place}: the line at this byte holds {type(row).__name__}, not an object with fields"
+    )
+  return row
+
+
+def _first_row(file: File) -> Iterator[dict[str, Any]]:
+  for place, line in _lines(file.path, 0, None):
+    row = _parse(f"{file.name}:{place}", line)
+    if row is not None:
+      yield row
+      return

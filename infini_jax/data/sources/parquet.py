@@ -1,0 +1,124 @@
+"""Parquet files: one document a row."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from infini_jax.config import InputError
+from infini_jax.data.sources.base import (
+  Corpus,
+  Fields,
+  Options,
+  Part,
+  Record,
+  digest,
+  glance,
+  part_size,
+)
+from infini_jax.data.sources.files import find_files
+
+ROWS = 16  # read at a time; a row may be a book
+
+
+@dataclasses.dataclass(frozen=True)
+class RowsPart(Part):
+  """Some rows of a file, whole row groups."""
+
+  path: Path
+  name: str
+  start: int
+  stop: int
+  fields: Fields
+
+  def read(self) -> Iterator[Record]:
+    """A document for each row; `FILE:ROW` says where it stands."""
+    columns = [field for field in self.fields if field]
+    rows = read_rows(self.path, columns, self.start, self.stop)
+    for number, row in enumerate(rows, self.start):
+      yield self.fields.record(self.splits, f"{self.name}:{number}", row)
+
+
+def open_parquet(spec: str) -> Corpus:
+  """The corpus `parquet:FILES?text=FIELD&summary=FIELD&name=FIELD`.
+
+  Raises:
+    InputError: no such files, one that is not Parquet, or no such field.
+  """
+  patterns, options = Options.split(spec, Fields._fields)
+  files, note = find_files(spec, patterns, (".parquet",))
+  fields = Fields.choose(spec, options, _columns(files[0].path))
+  groups = {file.path: row_groups(file.path) for file in files}
+  target = part_size(sum(size for found in groups.values() for _, size in found))
+  parts: list[Part] = []
+  for file in files:
+    start = row = filled = 0
+    found = groups[file.path]
+    for number, (rows, size) in enumerate(found, 1):
+      row, filled = row + rows, filled + size
+      if filled >= target or number == len(found):
+        parts.append(RowsPart(file.splits, filled, file.path, file.name, start, row, fields))
+        start, filled = row, 0
+  if not parts:
+    raise InputError(f"corpus {spec!r}: its files have no rows; give others")
+  listing = [f"{file.splits}\0{file.name}\0{file.size}" for file in files]
+  return Corpus(
+    spec, parts, digest(["parquet", *fields, *listing, *glance(parts)]), note, bool(fields.summary)
+  )
+
+
+def read_rows(path: Path, columns: list[str], start: int, stop: int) -> Iterator[dict[str, Any]]:
+  """Rows `start` to `stop` of a file, few of them in memory at a time.
+
+  Raises:
+    InputError: the file is no Parquet file, is damaged, or has no such columns.
+  """
+  import pyarrow.parquet
+
+  try:
+    file = pyarrow.parquet.ParquetFile(path)
+    if missing := set(columns) - set(file.schema_arrow.names):
+      raise InputError(f"{path}: has no column {min(missing)!r}, as other files of its corpus have")
+    row = 0
+    for group in range(file.num_row_groups):
+      end = row + file.metadata.row_group(group).num_rows
+      if end <= start or row >= stop:
+        row = end
+        continue
+      for batch in file.iter_batches(ROWS, [group], columns):
+        for values in batch.to_pylist():
+          if start <= row < stop:
+            yield values
+          row += 1
+  except (pyarrow.ArrowException, OSError) as error:
+    raise _unreadable(path, error) from None
+
+
+def row_groups(path: Path) -> list[tuple[int, int]]:
+  """Rows and bytes, unpacked, of each row group.
+
+  Raises:
+    InputError: the file is no Parquet file.
+  """
+  import pyarrow.parquet
+
+  try:
+    metadata = pyarrow.parquet.read_metadata(path)
+  except (pyarrow.ArrowException, OSError) as error:
+    raise _unreadable(path, error) from None
+  groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+  return [(group.num_rows, group.total_byte_size) for group in groups]
+
+
+def _columns(path: Path) -> list[str]:
+  import pyarrow.parquet
+
+  try:
+    return pyarrow.parquet.read_schema(path).names
+  except (pyarrow.ArrowException, OSError) as error:
+    raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+  reason = " ".join(str(error).split())
+  return InputError(f"{path}: cannot be read as Parquet ({reason}); repair or remove it")

@@ -1,0 +1,246 @@
+"""TensorFlow Datasets that are prepared: as array_record or Parquet, read without TensorFlow.
+
+Nothing is downloaded or generated here. A prepared data set describes itself, so data sets of one's
+own are read as well, and none needs to be registered.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from infini_jax.config import SPLITS, InputError
+from infini_jax.data.shards import read_records
+from infini_jax.data.sources.base import (
+  Corpus,
+  Fields,
+  Options,
+  Part,
+  Record,
+  choose_splits,
+  digest,
+  glance,
+  part_size,
+  split_rule,
+)
+from infini_jax.data.sources.parquet import read_rows, row_groups
+
+NAME = re.compile(r"(\w+(?:/[\w.\-]+)?)(?::(\d+\.\d+\.\d+))?")
+VERSION = re.compile(r"\d+\.\d+\.\d+")
+FORMATS = ("array_record", "parquet")
+FIELDS = {  # where the text stands in data sets that everybody uses
+  "pg19": Fields("book_text", "", "book_title"),
+  "scientific_papers": Fields("article", "abstract"),
+  "booksum": Fields("document", "summary"),
+  "c4": Fields("text", "", "url"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExamplesPart(Part):
+  """Some examples of a file."""
+
+  folder: str  # of the data set
+  file: str
+  split: str
+  first: int  # of the file's examples in its split
+  start: int
+  stop: int
+  fields: Fields
+
+  def read(self) -> Iterator[Record]:
+    """A document for each example; `SPLIT:NUMBER` says where it stands."""
+    features = _builder(self.folder).info.features
+    with _local(self.file) as path:
+      for number, raw in enumerate(self._raw(path), self.first + self.start):
+        example = features.deserialize_example_np(raw)
+        yield self.fields.record(self.splits, f"{self.split}:{number}", example)
+
+  def _raw(self, path: Path) -> Iterator[bytes]:
+    if ".parquet" in path.name:
+      return (row["data"] for row in read_rows(path, ["data"], self.start, self.stop))
+    return read_records(path, self.start, self.stop)
+
+
+def open_tfds(spec: str) -> Corpus:
+  """The corpus `tfds:NAME[/CONFIG][:VERSION]?data_dir=DIR&text=FIELD&train=SPLIT` and so on.
+
+  Raises:
+    InputError: no such data set, or not prepared in a format that TensorFlow is not needed for; no
+      such field; a file is missing.
+  """
+  place, options = Options.split(spec, ("data_dir", *SPLITS, *Fields._fields))
+  data_dir = options.get("data_dir") or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+  match = NAME.fullmatch(place)
+  if not match:
+    raise InputError(f"corpus {spec!r}: write tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.2.3")
+  try:
+    builder = _builder(_find(spec, match[1], match[2], data_dir))
+    return _corpus(spec, builder, options)
+  except InputError:
+    raise
+  except Exception as error:  # of many kinds: no gcsfs, no network, no right to read
+    if not _is_remote(data_dir):
+      raise
+    reason = " ".join(str(error).split())[:200]
+    raise InputError(
+      f"corpus {spec!r}: {data_dir} cannot be read ({reason}); gs:// needs the package gcsfs and "
+      f"the right to read, or copy the data set here"
+    ) from None
+
+
+def _corpus(spec: str, builder: Any, options: Options) -> Corpus:
+  """The parts of a prepared data set."""
+  info = builder.info
+  there_are = {name: _is_text(feature) for name, feature in info.features.items()}
+  usual = FIELDS.get(info.name, Fields("text"))
+  fields = Fields.choose(spec, options, list(there_are), usual)
+  for field in filter(None, fields[:2]):
+    if not there_are[field]:
+      texts = ", ".join(name for name, text in there_are.items() if text)
+      raise InputError(
+        f"corpus {spec!r}: field {field!r} is no text; name one of {texts or 'none'}"
+      )
+  splits = choose_splits(spec, options, list(info.splits))
+  rule, note = split_rule(set(splits.values()))
+  target = part_size(sum(info.splits[split].num_bytes for split in splits))
+  parts: list[Part] = []
+  listing = [info.full_name]
+  for name, ours in splits.items():
+    split = info.splits[name]
+    each = max(1, split.num_bytes // max(1, split.num_examples))  # bytes of an example
+    first = 0
+    for file, examples in zip(split.filepaths, split.shard_lengths, strict=True):
+      _check_file(spec, file, examples)
+      step = examples if _is_remote(str(file)) else max(1, target // each)
+      for start in range(0, examples, max(1, step)):
+        stop = min(start + step, examples)
+        where = (str(builder.data_dir), str(file), name, first, start, stop)
+        parts.append(ExamplesPart(rule[ours], each * (stop - start), *where, fields))
+      first += examples
+    listing.append(f"{name}\0{ours}\0{split.shard_lengths}\0{split.num_bytes}")
+  if not _is_remote(str(builder.data_dir)):
+    listing += glance(parts)
+  return Corpus(spec, parts, digest(["tfds", *fields, *listing]), note, bool(fields.summary))
+
+
+def _check_file(spec: str, file: Any, examples: int) -> None:
+  if not file.exists():
+    raise InputError(f"corpus {spec!r}: {file} is missing; copy it too, or prepare it again")
+  if ".parquet" in file.name and not _is_remote(str(file)):
+    rows = sum(rows for rows, _ in row_groups(Path(file)))
+    if rows != examples:
+      # tensorflow-datasets 4.9.10 writes the first 100 rows of a file, and loses some that follow.
+      raise InputError(
+        f"corpus {spec!r}: {file} holds {rows} of {examples} examples; prepare it again with "
+        f"--file_format=array_record, for the writer of Parquet files loses rows"
+      )
+
+
+def _is_text(feature: Any) -> bool:
+  """Whether examples have one string there."""
+  import numpy as np
+
+  return feature.shape == () and feature.np_dtype == np.object_
+
+
+def _find(spec: str, name: str, version: str | None, data_dir: str) -> str:
+  """The folder of a prepared data set; the newest version if none is named."""
+  from etils import epath
+
+  root = epath.Path(data_dir).expanduser() / name
+  versions = _prepared(root)
+  if version:
+    versions = {n: folder for n, folder in versions.items() if n == version}
+  if versions:
+    newest = max(versions, key=lambda n: [int(x) for x in n.split(".")])
+    return str(versions[newest])
+  configs = [p.name for p in root.iterdir() if _prepared(p)] if root.is_dir() else []
+  if configs:
+    choices = ", ".join(f"tfds:{name}/{config}" for config in sorted(configs))
+    raise InputError(f"corpus {spec!r}: comes in several configs; choose {choices}")
+  known = _known()
+  if name.split("/")[0] not in known:
+    close = difflib.get_close_matches(name.split("/")[0], known, 1)
+    raise InputError(
+      f"corpus {spec!r}: TensorFlow Datasets has no {name.split('/')[0]!r}"
+      + (f" (did you mean {close[0]!r}?)" if close else "")
+      + f", and {root} is not there; give its name, or the ?data_dir= that holds it"
+    )
+  raise InputError(
+    f"corpus {spec!r}: {root} does not hold it{f' in version {version}' if version else ''}; give "
+    f"the ?data_dir= that does, or prepare it where there are a network and TensorFlow: "
+    f"tfds build {name} --file_format=array_record --data_dir={data_dir}"
+  )
+
+
+def _prepared(root: Any) -> dict[str, Any]:
+  """The versions that are prepared in a folder."""
+  if not root.is_dir():
+    return {}
+  found = {p.name: p for p in root.iterdir() if VERSION.fullmatch(p.name)}
+  return {name: p for name, p in found.items() if (p / "dataset_info.json").exists()}
+
+
+def _known() -> set[str]:
+  """The names of data sets that the package could prepare."""
+  import tensorflow_datasets
+  import tensorflow_datasets.summarization
+  import tensorflow_datasets.text  # these two register data sets that only tell when imported
+
+  return set(tensorflow_datasets.list_builders(with_community_datasets=False))
+
+
+@functools.lru_cache(4)
+def _builder(folder: str) -> Any:
+  """What a prepared data set says of itself.
+
+  Raises:
+    InputError: it is prepared as TFRecord, or its description cannot be read.
+  """
+  import tensorflow_datasets
+
+  try:
+    builder = tensorflow_datasets.builder_from_directory(folder)
+    formats = {f.value for f in builder.info.available_file_formats()}
+    readable = next((f for f in FORMATS if f in formats), None)
+    if readable and builder.info.file_format.value != readable:
+      builder.info.set_file_format(readable, override=True, override_if_initialized=True)
+  except (ValueError, KeyError, AttributeError) as error:
+    reason = " ".join(str(error).split())[:200]
+    raise InputError(
+      f"{folder}: no description of a data set ({reason}); prepare it again"
+    ) from None
+  if not readable:
+    raise InputError(
+      f"{folder}: is prepared as {', '.join(sorted(formats)) or 'nothing'}, which only TensorFlow "
+      f"reads; where it is installed, run: tfds convert_format --dataset_version_dir={folder} "
+      f"--out_file_format=array_record"
+    )
+  return builder
+
+
+def _is_remote(file: str) -> bool:
+  return "://" in file
+
+
+@contextlib.contextmanager
+def _local(file: str) -> Iterator[Path]:
+  """A file, or a copy of a remote one for as long as it is read."""
+  if not _is_remote(file):
+    yield Path(file)
+    return
+  from etils import epath
+
+  with tempfile.TemporaryDirectory() as folder:
+    copy = Path(folder, file.rpartition("/")[2])
+    with epath.Path(file).open("rb") as source, open(copy, "wb") as target:
+      shutil.copyfileobj(source, target, 1 << 22)
+    yield copy

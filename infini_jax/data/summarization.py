@@ -1,0 +1,86 @@
+"""Summaries: documents with a text of each that sums it up, as in BookSum (arXiv 2105.08209).
+
+A pair is read as [bos, document, mark, summary, eos]; the mark says that the summary begins.
+"""
+
+import numpy as np
+
+from infini_jax.config import Config, InputError
+from infini_jax.data.lanes import ALL, Batch, Rows, empty_batch
+from infini_jax.data.order import Shuffle
+from infini_jax.data.store import Documents, Store
+
+MARK = "\n\nSummary:\n"
+
+
+class Pairs:
+  """A store whose documents have summaries.
+
+  Raises:
+    InputError: they have none.
+  """
+
+  def __init__(self, store: Store):
+    if not store.has_summaries:
+      raise InputError(
+        f"corpus {store.source!r} has no summaries: choose one that has, such as "
+        f"tfds:booksum/book, or name the field with ?summary=FIELD, and prepare it again"
+      )
+    self.store, self.tokenizer = store, store.tokenizer
+    self.fingerprint = f"{store.fingerprint} summaries"
+    self.mark = self.tokenizer.encode(MARK)
+
+  def split(self, name: str) -> tuple[Documents, Documents]:
+    """The documents of a split, and the summary of each."""
+    return self.store.split(name), self.store.summaries(name)
+
+  def prompt(self, ids: np.ndarray) -> np.ndarray:
+    """What is read before the first token of a summary."""
+    return np.concatenate([[self.tokenizer.bos], ids, self.mark]).astype(np.int32)
+
+
+class PairLanes:
+  """The endless training on pairs: one a lane and chunk, each epoch in an order of its own.
+
+  A document too long for the chunk keeps its beginning; a summary over half the chunk, its own.
+  The loss weighs a summary 1, whatever its length, and the document `task.context_weight`.
+  """
+
+  def __init__(self, pairs: Pairs, config: Config):
+    self._pairs, self._documents, self._summaries = pairs, *pairs.split("train")
+    self.lanes, self.segments = config.data.lanes, config.data.segments
+    self._N, self._context = config.model.segment_length, config.task.context_weight
+    if self.segments * self._N < 4 * len(pairs.mark):
+      raise InputError(
+        f"config.data.segments={self.segments} of config.model.segment_length={self._N} tokens "
+        f"hold no document with its summary; raise config.data.segments"
+      )
+    ones = np.ones(len(self._documents), np.int64)
+    self._order = Shuffle(ones, self.lanes, config.train.seed)
+
+  def batch(self, k: int, rows: Rows = ALL) -> Batch:
+    """Batch `k`, or some rows of it, as `TaskLanes.batch` says; nothing starts warm."""
+    lanes = np.arange(self.lanes)[rows].tolist()
+    batch = empty_batch(len(lanes), self.segments, self._N)
+    batch["weights_BT"] = np.zeros(batch["tokens_BT"].shape, np.float32)
+    batch["asked_BT"] = np.zeros(batch["tokens_BT"].shape, bool)
+    for row, lane in enumerate(lanes):
+      (piece,) = self._order.pieces(lane, k, k + 1)
+      self._fill({name: values[row] for name, values in batch.items()}, piece.document)
+    return batch
+
+  def _fill(self, row: Batch, pair: int) -> None:
+    T, mark = len(row["tokens_BT"]), self._pairs.mark
+    read = lambda documents, room: documents.read(pair, 0, min(room, int(documents.tokens[pair])))
+    summary = read(self._summaries, T // 2)
+    document = read(self._documents, T - len(mark) - len(summary) - 1)
+    inputs = np.concatenate([self._pairs.prompt(document), summary])
+    n, context = len(inputs), len(document) + len(mark)
+    row["tokens_BT"][:n] = inputs
+    row["targets_BT"][:n] = [*inputs[1:], self._pairs.tokenizer.eos]
+    row["weights_BT"][:context] = self._context / context
+    row["weights_BT"][context:n] = 1 / (n - context)
+    row["asked_BT"][context:n] = True
+    row["mask_BT"][:n] = True
+    row["reset_BS"][0] = True
+    row["reset_BS"][-(-n // self._N) :] = True

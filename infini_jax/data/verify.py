@@ -1,0 +1,59 @@
+"""A last look at what was prepared, before the store is called complete."""
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from infini_jax.config import InputError
+from infini_jax.data.store import Documents
+from infini_jax.data.tokenizers import Tokenizer
+from infini_jax.data.workers import Job
+
+COMPARED = 16  # parts of which a document is read again
+
+
+def verify(
+  out: Path, jobs: list[Job], tokenizer: Tokenizer, dtype: str, min_tokens: int, console: Console
+) -> None:
+  """Checks that all shards are whole, and that some documents are what the corpus holds.
+
+  Args:
+    out: the store, all of whose shards are written.
+    jobs: that wrote them.
+    tokenizer: of the store.
+    dtype: of the ids on disk.
+    min_tokens: shorter documents were left out.
+    console: where the result goes.
+
+  Raises:
+    InputError: a shard is damaged, or the corpus has changed while it was prepared.
+  """
+  shards = [shard for job in jobs for shard in job.shards(out)]
+  compared = 0
+  with console.status(f"verifying {len(shards):,} shards"):
+    for shard in shards:
+      Documents(shard.folder, 1, dtype, first=shard.number).check()
+    for job in jobs[:: max(1, len(jobs) // COMPARED)]:
+      compared += _compare(out, job, tokenizer, dtype, min_tokens)
+  console.print(
+    f"verified: {len(shards):,} shards are whole, {compared} documents are as in the corpus",
+    highlight=False,
+  )
+
+
+def _compare(out: Path, job: Job, tokenizer: Tokenizer, dtype: str, min_tokens: int) -> int:
+  """Reads the first document of a part that was kept again; returns how many were compared."""
+  for split, name, text, _ in job.part.read():
+    ids = tokenizer.encode(text)
+    if len(ids) < max(1, min_tokens):
+      continue
+    documents = Documents(out / split, 1, dtype, first=job.numbers[split])
+    found = documents.read(0, 0, int(documents.tokens[0])) if len(documents) else np.zeros(0)
+    if documents.names[:1] != [name] or not np.array_equal(found, ids):
+      raise InputError(
+        f"{out}: holds another text of {name} than the corpus does, which has changed since; "
+        f"delete the store, prepare it again"
+      )
+    return 1
+  return 0

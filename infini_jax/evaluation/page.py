@@ -1,0 +1,142 @@
+"""`infini-jax report`: what was run in some workdirs, as one HTML page that needs nothing else."""
+
+import datetime
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from infini_jax.config import InputError
+from infini_jax.evaluation import page_tables
+from infini_jax.evaluation.page_headline import headline
+from infini_jax.evaluation.page_html import code, document, heading, paragraph, picture
+from infini_jax.evaluation.page_runs import Run, asked, read_runs
+
+# What a picture shows, for those who cannot see it; its figures stand in the tables.
+PICTURES = {
+  "positions": "Line chart of perplexity by position in the document",
+  "gates": "Heat map of the gate of every head, by layer",
+  "passkey": "Heat map of the keys recalled, by length of the text and depth of the key",
+  "needle": "Heat map of the needles recalled, by length of the text and depth of the needle",
+  "recall": "Heat map of the values recalled, by length of the text",
+  "summaries": "ROUGE-1 of every summary against the length of its document",
+}
+
+
+def report(workdirs: Sequence[str], out: str | None, console: Console) -> Path:
+  """Writes the page.
+
+  Args:
+    workdirs: of the runs, which are shown side by side.
+    out: the file; by default report.html in the workdir, or beside several.
+    console: where it is said what was written.
+
+  Returns:
+    The file.
+
+  Raises:
+    InputError: a folder that holds no run, a file that cannot be read or not be written.
+  """
+  runs = read_runs(workdirs)
+  folder = runs[0].path if len(runs) == 1 else runs[0].path.parent
+  file = Path(out) if out else folder / "report.html"
+  if file.is_dir() or not file.absolute().parent.is_dir():
+    raise InputError(f"--out={file}: give a file in a folder that exists")
+  file.write_text(page(runs), "utf-8")
+  console.print(f"wrote {file} ({file.stat().st_size / 1024:,.0f} KiB)", highlight=False)
+  return file
+
+
+def page(runs: list[Run]) -> str:
+  """The whole page as HTML."""
+  several = len(runs) > 1
+  sections = [("Headline figures", headline(runs))]
+  if several:
+    sections.append(("Training", _losses(runs)))
+    columns = "".join(f"<section>{heading(3, run.name)}{_run(run, 4)}</section>" for run in runs)
+    sections.append(("Every run", f'<div class="runs">{columns}</div>'))
+  else:
+    sections += [("Training", _losses(runs)), ("Evaluations", _run(runs[0], 3))]
+  sections.append(("Config", page_tables.configs(runs)))
+  if any(run.evaluations for run in runs):
+    sections.append(("Commands and environment", _commands(runs)))
+  now = datetime.datetime.now(datetime.UTC)
+  below = f"{', '.join(run.name for run in runs)}; written {now:%Y-%m-%d %H:%M} UTC"
+  return document(_title(runs), below, sections, several)
+
+
+def _title(runs: list[Run]) -> str:
+  unique = lambda values: ", ".join(dict.fromkeys(values))
+  systems = unique(run.system.replace(",", "") for run in runs)
+  what = systems if len(runs) < 4 else f"{len(runs)} runs"
+  return f"{what}: {unique(run.config.task.name for run in runs)}"
+
+
+def _run(run: Run, level: int) -> str:
+  """Everything that one run found."""
+  made = _losses([run]) if level > 3 else ""
+  if not run.evaluations:
+    made += paragraph("Nothing was evaluated yet; infini-jax eval does.")
+  for name, results in run.evaluations.items():
+    what = asked(results) if name == results["task"] else f"{name}, {asked(results)}"
+    made += heading(level, what, f"step {results['step']:,}")
+    made += page_tables.tables_of(results)
+    for file in run.pictures(name):
+      shows = PICTURES.get(file.stem, f"Picture {file.stem} of {name}")
+      made += picture(file.read_bytes(), f"{shows}; {run.name}, step {results['step']:,}")
+  return made
+
+
+def _commands(runs: list[Run]) -> str:
+  """What was typed, for all that it evaluated, and where."""
+  commands: dict[str, list[dict[str, Any]]] = {}
+  for run in runs:
+    by_command: dict[Any, list[str]] = {}
+    for name, results in run.evaluations.items():
+      by_command.setdefault((results.get("command"), results["step"]), []).append(name)
+    for names in by_command.values():
+      label = ", ".join(names) if len(runs) == 1 else f"{run.name}: {', '.join(names)}"
+      commands[label] = [run.evaluations[name] for name in names]
+  typed = "".join(
+    heading(3, label) + code(results[0].get("command") or "called from Python")
+    for label, results in commands.items()
+  )
+  return typed + page_tables.environments(commands)
+
+
+def _losses(runs: list[Run]) -> str:
+  """The training loss of some runs in one picture."""
+  runs = [run for run in runs if run.losses]
+  if not runs:
+    return paragraph("No step was logged yet.")
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+  axes = figure.subplots()
+  for run in runs:
+    steps, losses = (np.array(values) for values in zip(*run.losses, strict=True))
+    width = max(1, len(losses) // 40)
+    means = np.convolve(losses, np.full(width, 1 / width), "valid")
+    (line,) = axes.plot(
+      steps[width - 1 :], means, marker="." if len(means) < 40 else "", label=run.name
+    )
+    if width > 1:
+      axes.plot(steps, losses, color=line.get_color(), alpha=0.25, linewidth=0.8, zorder=1)
+  axes.set(xlabel="step", ylabel="training loss")
+  axes.grid(alpha=0.3)
+  if len(runs) > 1:
+    axes.legend()
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="png", dpi=120)
+  first_to_last = (
+    f"{run.name} from {run.losses[0][1]:.3g} at step {run.losses[0][0]:,} to "
+    f"{run.losses[-1][1]:.3g} at step {run.losses[-1][0]:,}"
+    for run in runs
+  )
+  caption = "Training loss. A strong line is the mean over a fortieth of the log lines."
+  return picture(
+    buffer.getvalue(), f"Line chart of training loss: {'; '.join(first_to_last)}", caption
+  )

@@ -1,0 +1,123 @@
+"""The table at the top of a report: one column for each run, one row for each headline figure."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from infini_jax.evaluation.page_html import Cell, table
+from infini_jax.evaluation.page_runs import Run
+from infini_jax.evaluation.page_tables import (
+  Row,
+  interval,
+  opened,
+  plain,
+  recall_of,
+  scalars,
+  short,
+  variants,
+)
+from infini_jax.evaluation.retrieval_tables import measure
+
+Shown = str | Cell | None  # None stays blank
+Results = dict[str, Any]  # what a results.json holds
+
+# Figures of an evaluation that say what it took, not what it found.
+COSTS = ("documents", "tokens", "words", "bytes", "nats", "seconds", "tokens_per_second")
+
+
+def headline(runs: list[Run]) -> str:
+  """The table; it has only rows that some run has."""
+  figures: dict[str, Callable[[Run], Shown]] = {
+    "memory system": lambda run: run.system,
+    "trained on": lambda run: run.config.task.name,
+    "parameters": _parameters,
+    "training steps": lambda run: f"{run.losses[-1][0]:,}" if run.losses else None,
+    "training loss, last": lambda run: f"{run.losses[-1][1]:.4f}" if run.losses else None,
+    "training, tokens/s": lambda run: _size(run.training["training_tokens_per_second"], 1),
+    "training, MiB a device": lambda run: _size(run.training["training_step_bytes"], 2**20),
+    "perplexity per token": _asked("perplexity", _perplexity),
+    "the same, memory knocked out": _asked("perplexity", _knocked_out),
+    "bits per byte": _asked("perplexity", partial(_scalar, "bits_per_byte")),
+    "perplexity per word": _asked("perplexity", partial(_scalar, "word_perplexity")),
+  }
+  for task in dict.fromkeys(task for run in runs for task in run.tasks if task != "perplexity"):
+    figures |= _rows_of(task, runs)
+  figures["heads that opened"] = lambda run: opened(run.gates) if run.gates else None
+  rows: list[Row] = []
+  for name, figure in figures.items():
+    cells = [figure(run) or "" for run in runs]
+    if any(cells):
+      rows.append([name, *cells])
+  return table("What was measured; a blank was not", ["figure", *(run.name for run in runs)], rows)
+
+
+def _rows_of(task: str, runs: list[Run]) -> dict[str, Callable[[Run], Shown]]:
+  """Rows of a task: what was recalled by length, or every figure that it has."""
+  results = [found for run in runs if (found := run.results(task)) and "memory" in found]
+  lengths = {cell["length"] for found in results for cell in found["memory"].get("cells", ())}
+  if lengths:
+    return {f"{task}, {n:,} tokens": _asked(task, partial(_recalled, n)) for n in sorted(lengths)}
+  names = dict.fromkeys(name for found in results for name, _ in scalars(found["memory"]))
+  return {
+    f"{task}: {plain(name)}": _asked(task, partial(_scalar, name))
+    for name in names
+    if name not in COSTS
+  }
+
+
+def _asked(task: str, figure: Callable[[Results], Shown]) -> Callable[[Run], Shown]:
+  """A figure of the results on a task, where a run has them."""
+
+  def of(run: Run) -> Shown:
+    results = run.results(task)
+    return figure(results) if results and "memory" in results else None
+
+  return of
+
+
+def _parameters(run: Run) -> Shown:
+  return next((f"{found['parameters']:,}" for found in run.evaluations.values()), None)
+
+
+def _size(value: float | None, unit: int) -> Shown:
+  return f"{value / unit:,.0f}" if value else None
+
+
+def _scalar(name: str, results: Results) -> Shown:
+  value, out = results["memory"].get(name), results["knocked_out"].get("empty", {}).get(name)
+  if value is None:
+    return None
+  return Cell(short(value), "" if out is None else f"knocked out {short(out)}")
+
+
+def _perplexity(results: Results) -> Shown:
+  memory = results["memory"]
+  return Cell(f"{memory['perplexity']:,.3f}", interval(memory["interval"]))
+
+
+def _knocked_out(results: Results) -> Shown:
+  out = results["knocked_out"].get("empty")
+  if out is None:
+    return None
+  change = out["perplexity"] / results["memory"]["perplexity"] - 1
+  return Cell(f"{out['perplexity']:,.3f}", f"{change:+.2%}")
+
+
+def _recalled(length: int, results: Results) -> Shown:
+  """The share of one length, all depths together, and the same knocked out."""
+  shares, by_depth = {}, {}
+  for name, found in variants(results).items():
+    cells = [recall_of(cell) for cell in found["cells"] if cell["length"] == length]
+    if not cells:
+      return None
+    count = lambda field, cells=cells: sum(getattr(cell, field) for cell in cells)
+    counts = {field: count(field) for field in ("samples", "exact", "tokens", "right")}
+    shares[name] = measure(results["task"], dataclasses.replace(cells[0], **counts))
+    by_depth[name] = [measure(results["task"], cell) for cell in cells]
+  memory, notes = by_depth["with the memory"], []
+  if min(memory) < max(memory):
+    notes.append(f"{min(memory):.3f} to {max(memory):.3f} by depth")
+  if "knocked out: empty" in shares:
+    notes.append(f"knocked out {shares['knocked out: empty']:.3f}")
+  return Cell(f"{shares['with the memory']:.3f}", "\n".join(notes))

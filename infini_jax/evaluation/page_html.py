@@ -1,0 +1,200 @@
+"""Pieces of a self-contained HTML page: its frame and style, tables, pictures. All text is escaped.
+
+The page opens from a file, without a network and without a script; it follows the reader's light or
+dark setting, and a table that is too wide scrolls inside its own box.
+"""
+
+import base64
+import html
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+PNG = b"\x89PNG\r\n\x1a\n"  # how every picture begins
+
+LONG = 32  # characters of a cell that may take several lines
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --paper: #ffffff; --ink: #1b1f24; --soft: #57606a; --line: #d5dbe1; --band: #f4f6f8;
+  --mark: #fff1b8; --link: #0a58a8;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #14171a; --ink: #e3e7eb; --soft: #9aa5b1; --line: #343b43; --band: #1d2227;
+    --mark: #4a3f12; --link: #7db7f0;
+  }
+  img { filter: brightness(0.88); }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
+}
+main { max-width: 62rem; margin: 0 auto; padding: clamp(1rem, 3vw, 2.5rem); }
+main.wide { max-width: 100rem; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 0.25rem; }
+h2 { font-size: 1.3rem; margin: 2.75rem 0 0.75rem; padding-top: 0.75rem;
+  border-top: 1px solid var(--line); }
+h3 { font-size: 1.1rem; margin: 1.75rem 0 0.5rem; }
+h4 { font-size: 1rem; margin: 1.5rem 0 0.5rem; }
+h1, h2, h3, h4, p, td, th, figcaption, li { overflow-wrap: break-word; }
+a { color: var(--link); }
+p { margin: 0 0 0.75rem; max-width: 46rem; }
+.soft, small, figcaption { color: var(--soft); }
+nav ul { list-style: none; margin: 1rem 0 0; padding: 0; display: flex; flex-wrap: wrap;
+  gap: 0.25rem 1.25rem; }
+.runs { display: grid; gap: 0 2.5rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 34rem), 1fr)); }
+.runs > section { min-width: 0; }
+.box { overflow-x: auto; margin: 0.75rem 0 1.25rem; max-width: 100%; }
+.box:focus-visible, summary:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
+table { border-collapse: separate; border-spacing: 0; min-width: min(100%, 22rem);
+  font-size: 0.9rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; color: var(--soft); padding: 0 0 0.4rem; font-size: 0.9rem; }
+caption span { display: inline-block; position: sticky; left: 0; max-width: calc(100vw - 2.5rem); }
+th, td { padding: 0.3rem 0.75rem; text-align: right; vertical-align: top;
+  border-bottom: 1px solid var(--line); }
+th { font-weight: 600; }
+thead th { vertical-align: bottom; border-bottom: 2px solid var(--line); }
+tbody th { font-weight: 400; }
+th:first-child { text-align: left; padding-left: 0.4rem; min-width: 6.5rem; max-width: 16rem;
+  position: sticky; left: 0; background: var(--paper); }
+tbody tr:hover > * { background: var(--band); }
+tbody tr.marked > * { background: var(--mark); }
+td { white-space: nowrap; }
+td.long { white-space: normal; min-width: 14rem; max-width: 26rem; overflow-wrap: anywhere; }
+.words td, .words th { text-align: left; }
+td small { display: block; font-size: 0.8rem; }
+h3 small, h4 small { font-weight: 400; }
+figure { margin: 0.75rem 0 1.5rem; }
+img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+figcaption { font-size: 0.85rem; margin-top: 0.35rem; }
+details { margin: 0.5rem 0 1rem; }
+summary { cursor: pointer; color: var(--link); }
+pre { font: 0.85rem/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
+  background: var(--band); border: 1px solid var(--line); border-radius: 4px;
+  padding: 0.6rem 0.8rem; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0.5rem 0; }
+@media print {
+  body { font-size: 10.5pt; }
+  main, main.wide { max-width: none; padding: 0; }
+  nav, details:not([open]) { display: none; }
+  .runs { display: block; }
+  .box { overflow: visible; }
+  figure, tr, pre { break-inside: avoid; }
+  h2, h3, h4 { break-after: avoid; }
+  th:first-child { position: static; }
+}
+"""
+
+
+class Cell(NamedTuple):
+  """A figure, and what is said below it in small letters, line after line."""
+
+  figure: str
+  note: str = ""
+
+
+def escape(text: object) -> str:
+  """Text as HTML."""
+  return html.escape(str(text))
+
+
+def table(
+  caption: str,
+  header: Sequence[str],
+  rows: Sequence[Sequence[str | Cell]],
+  *,
+  words: bool = False,
+  marked: Collection[str] = (),
+) -> str:
+  """A table in a box of its own; the first column names the rows.
+
+  Args:
+    caption: what it shows.
+    header: the names of the columns.
+    rows: of as many cells; an empty one stays blank.
+    words: the cells are words, which begin at the left; else figures, which end at the right.
+    marked: the names of rows that stand out.
+  """
+  head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+  body = []
+  for name, *cells in rows:
+    row = "".join(_td(cell) for cell in cells)
+    mark = ' class="marked"' if name in marked else ""
+    body.append(f'<tr{mark}><th scope="row">{escape(name)}</th>{row}</tr>')
+  kind = ' class="words"' if words else ""
+  return (
+    f'<div class="box" role="region" aria-label="{escape(caption)}" tabindex="0">'
+    f"<table{kind}><caption><span>{escape(caption)}</span></caption>"
+    f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+  )
+
+
+def picture(png: bytes, alt: str, caption: str = "") -> str:
+  """A picture inside the page; nothing for bytes that are none."""
+  if not png.startswith(PNG):
+    return ""
+  source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+  below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+  return f'<figure><img src="{source}" alt="{escape(alt)}">{below}</figure>'
+
+
+def heading(level: int, text: str, note: str = "") -> str:
+  """A heading, and what is said beside it in small letters."""
+  beside = f" <small>{escape(note)}</small>" if note else ""
+  return f"<h{level}>{escape(text)}{beside}</h{level}>"
+
+
+def paragraph(text: str) -> str:
+  """A paragraph."""
+  return f"<p>{escape(text)}</p>"
+
+
+def folded(summary: str, content: str) -> str:
+  """What is shown when a reader asks for it."""
+  return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
+def code(text: str) -> str:
+  """What was typed."""
+  return f"<pre>{escape(text)}</pre>"
+
+
+def document(title: str, below: str, sections: Sequence[tuple[str, str]], wide: bool) -> str:
+  """The whole page.
+
+  Args:
+    title: of the page.
+    below: a line under it.
+    sections: the name of each, for the list of contents and its heading, and its HTML.
+    wide: whether several runs stand side by side.
+  """
+  links, bodies = "", ""
+  for number, (name, content) in enumerate(sections, 1):
+    links += f'<li><a href="#s{number}">{escape(name)}</a></li>'
+    bodies += f'<section id="s{number}">{heading(2, name)}{content}</section>\n'
+  kind = ' class="wide"' if wide else ""
+  return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<main{kind}>
+<header><h1>{escape(title)}</h1><p class="soft">{escape(below)}</p></header>
+<nav aria-label="Contents"><ul>{links}</ul></nav>
+{bodies}</main>
+</body>
+</html>
+"""
+
+
+def _td(cell: str | Cell) -> str:
+  figure, note = cell if isinstance(cell, Cell) else (cell, "")
+  below = "".join(f"<small>{escape(line)}</small>" for line in note.splitlines())
+  kind = ' class="long"' if len(figure) > LONG else ""
+  return f"<td{kind}>{escape(figure)}{below}</td>"

@@ -1,0 +1,224 @@
+"""The tables of a report: of each evaluation, of the configs, of the environments."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from infini_jax.config import Config
+from infini_jax.evaluation import retrieval_tables
+from infini_jax.evaluation.page_html import Cell, folded, paragraph, table
+from infini_jax.evaluation.page_runs import Run
+from infini_jax.evaluation.retrieval import Cell as Recall
+from infini_jax.evaluation.retrieval import wilson
+
+Row = Sequence[str | Cell]
+
+
+def tables_of(results: dict[str, Any]) -> str:
+  """All tables of one evaluation, by what it found."""
+  memory = results.get("memory")
+  if memory is None:
+    return gates(results["gates"]) if "gates" in results else ""
+  if "by_position" in memory:
+    return _perplexity_tables(results)
+  if "cells" in memory:
+    return _retrieval_table(results)
+  found = variants(results)
+  rows: list[Row] = [
+    [plain(name), *(short(one[name]) if name in one else "" for one in found.values())]
+    for name, _ in scalars(memory)
+  ]
+  return table(f"Figures of {results['task']}", ["figure", *found], rows)
+
+
+def gates(found: dict[str, Any]) -> str:
+  """How many heads are what, and each gate."""
+  gates_LH = found["gates_LH"]
+  heads = range(1, len(gates_LH[0]) + 1)
+  each = [[f"layer {i}", *(f"{gate:.3f}" for gate in row)] for i, row in enumerate(gates_LH, 1)]
+  counts: list[Row] = [
+    ["heads that opened (over 0.5)", opened(found).figure],
+    ["local heads (under 0.1)", str(found["local_heads"])],
+    ["mixers (between)", str(found["mixer_heads"])],
+    ["memory heads (over 0.9)", str(found["memory_heads"])],
+    ["least gate", f"{found['least']:.3f}"],
+    ["greatest gate", f"{found['greatest']:.3f}"],
+  ]
+  return table(
+    "Gates: the memory's share in a head's output", ["figure", "value"], counts
+  ) + folded(
+    "Every gate", table("Gate by layer and head", ["layer", *map("head {}".format, heads)], each)
+  )
+
+
+def configs(runs: list[Run]) -> str:
+  """In what the runs differ, or what one run sets; and folded, everything."""
+  flat = [_flat(dataclasses.asdict(run.config)) for run in runs]
+  names = [run.name for run in runs]
+  differ = [name for name in flat[0] if len({str(fields[name]) for fields in flat}) > 1]
+  row = lambda name: [name, *(_value(fields[name]) for fields in flat)]
+  whole = table(
+    "The whole config",
+    ["field", *names],
+    [row(name) for name in flat[0]],
+    words=True,
+    marked=differ,
+  )
+  if len(runs) == 1:
+    default = _flat(dataclasses.asdict(Config()))
+    given = [[name, _value(flat[0][name]), _value(default[name])] for name in flat[0]]
+    rows = [row for row in given if row[1] != row[2]]
+    first = table("Fields that are set", ["field", *names, "default"], rows, words=True)
+  elif differ:
+    first = table(
+      "Fields in which they differ", ["field", *names], [row(name) for name in differ], words=True
+    )
+  else:
+    first = paragraph("All of them have the same config.")
+  return first + folded("The whole config", whole)
+
+
+def environments(commands: dict[str, list[dict[str, Any]]]) -> str:
+  """When, on what and with what settings everything was evaluated.
+
+  Args:
+    commands: the name of each, and the results that it wrote.
+  """
+  first = {name: results[0] for name, results in commands.items()}
+  columns = list(dict.fromkeys(key for r in first.values() for key in r["environment"]))
+  rows: list[Row] = []
+  for name, results in commands.items():
+    seconds, date = sum(r["seconds"] for r in results), max(r["date"] for r in results)
+    machine = [str(first[name]["environment"].get(column, "")) for column in columns]
+    step = f"{first[name]['step']:,}"
+    rows.append([name, date[:16].replace("T", " "), f"{seconds:,.1f}", step, *machine])
+  made = table(
+    "What computed them", ["evaluation", "UTC", "seconds", "step", *columns], rows, words=True
+  )
+  flat = [_flat(results["settings"]) for results in first.values()]
+  fields = dict.fromkeys(field for settings in flat for field in settings)
+  values = {field: [_value(settings.get(field, "")) for settings in flat] for field in fields}
+  whole = table(
+    "Settings of the evaluations",
+    ["field", *first],
+    [[field, *those] for field, those in values.items()],
+    words=True,
+    marked=[field for field, those in values.items() if len(set(those)) > 1],
+  )
+  return made + folded("Settings of the evaluations", whole)
+
+
+def _perplexity_tables(results: dict[str, Any]) -> str:
+  memory, scores = results["memory"], variants(results)
+  rows: list[Row] = []
+  for name, score in scores.items():
+    change = score["perplexity"] / memory["perplexity"] - 1
+    rows.append(
+      [
+        name,
+        Cell(f"{score['perplexity']:,.3f}", interval(score["interval"])),
+        f"{change:+.2%}" if score is not memory else "",
+        f"{score['bits_per_byte']:.4f}",
+        f"{score['word_perplexity']:.4g}",
+      ]
+    )
+  header = ["", "perplexity per token", "change", "bits per byte", "perplexity per word"]
+  what = f"{memory['documents']} documents of {results.get('split', 'the corpus')}"
+  made = table(
+    f"{what}: {memory['tokens']:,} tokens, {memory['bytes']:,} bytes; with 95% intervals",
+    header,
+    rows,
+  )
+  made += _profile("Perplexity by position in the document", "by_position", scores)
+  updates = _profile("Perplexity by memory updates before", "by_compressions", scores)
+  documents: list[Row] = [
+    [name, f"{tokens:,}", f"{_exp(tokens, nats):,.3f}"]
+    for name, tokens, nats in memory["per_document"]
+  ]
+  each = table("With the memory", ["document", "tokens", "perplexity per token"], documents)
+  return made + folded("By memory updates", updates) + folded("Every document", each)
+
+
+def _profile(caption: str, field: str, scores: dict[str, dict[str, Any]]) -> str:
+  buckets = next(iter(scores.values()))[field]
+  rows: list[Row] = [
+    [f"{int(start):,}", f"{tokens:,}"]
+    + [f"{_exp(*score[field][start]):,.3f}" for score in scores.values()]
+    for start, (tokens, _) in buckets.items()
+  ]
+  return table(caption, ["from", "tokens", *scores], rows)
+
+
+def _retrieval_table(results: dict[str, Any]) -> str:
+  task, out = results["task"], dict(list(variants(results).items())[1:])
+  cells = [recall_of(cell) for cell in results["memory"]["cells"]]
+  with_depth = task == "passkey" or any(cell.depth for cell in cells)
+  rows: list[Row] = []
+  for i, cell in enumerate(cells):
+    rows.append(
+      [
+        f"{cell.length:,}",
+        *([f"{cell.depth:g}"] if with_depth else []),
+        Cell(f"{cell.exact_match:.3f}", interval(wilson(cell.exact, cell.samples))),
+        Cell(f"{cell.token_accuracy:.3f}", interval(wilson(cell.right, cell.tokens))),
+        *(f"{retrieval_tables.measure(task, recall_of(o['cells'][i])):.3f}" for o in out.values()),
+      ]
+    )
+  header = ["tokens", *(["depth"] if with_depth else []), "whole answers right"]
+  samples = " or ".join(sorted({f"{cell.samples:,}" for cell in cells}))
+  caption = f"Share recalled, of {samples} fresh examples a line, with 95% intervals"
+  return table(caption, [*header, "answer tokens right", *out], rows)
+
+
+def variants(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+  """The figures with the memory and of each knock-out, by name."""
+  out = {f"knocked out: {name}": found for name, found in results["knocked_out"].items()}
+  return {"with the memory": results["memory"], **out}
+
+
+def opened(found: dict[str, Any]) -> Cell:
+  """How many heads read more than half from the memory."""
+  heads = sum(len(row) for row in found["gates_LH"])
+  return Cell(f"{found['opened_heads']} of {heads}", f"greatest gate {found['greatest']:.2f}")
+
+
+def recall_of(cell: dict[str, Any]) -> Recall:
+  """A cell as the evaluation counted it."""
+  return Recall(**{field.name: cell[field.name] for field in dataclasses.fields(Recall)})
+
+
+def scalars(found: dict[str, Any]) -> list[tuple[str, float]]:
+  """The plain numbers among some figures."""
+  return [(k, v) for k, v in found.items() if isinstance(v, int | float)]
+
+
+def short(value: float) -> str:
+  """A number for a table."""
+  if isinstance(value, int):
+    return f"{value:,}"
+  return f"{value:,.4f}" if abs(value) < 10_000 else f"{value:.4g}"
+
+
+def interval(bounds: Any) -> str:
+  """Two bounds, or nothing."""
+  return f"{bounds[0]:,.2f} to {bounds[1]:,.2f}" if bounds else ""
+
+
+def _exp(tokens: int, nats: float) -> float:
+  return math.exp(min(700.0, nats / tokens))
+
+
+def plain(name: str) -> str:
+  """A field's name in words."""
+  return name.replace("_", " ")
+
+
+def _flat(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
+  return {
+    f"{section}.{name}": v for section, fields in config.items() for name, v in fields.items()
+  }
+
+
+def _value(value: Any) -> str:
+  return "empty" if value == "" else str(tuple(value) if isinstance(value, list) else value)

@@ -1,0 +1,170 @@
+"""Summaries of whole documents: each is read by streaming, the summary written, and compared.
+
+ROUGE (Lin, 2004) by the library `rouge-score`: F of ROUGE-1, -2 and -L, with stemming. `overall` is
+their geometric mean: what arXiv 2404.07143 calls so in its Table 4, by its figures.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from infini_jax.config import Config, InputError
+from infini_jax.data import Pairs
+from infini_jax.evaluation.knock_out import INTACT, Variant
+from infini_jax.inference.generate import Generator
+from infini_jax.inference.sampling import Sampling
+
+ROUGES = ("rouge1", "rouge2", "rougeL")
+Advance = Callable[[int, str], None]  # told the documents done, and the score so far
+
+
+class Summary(NamedTuple):
+  """What was written of a document, beside the reference; shares from 0 to 1."""
+
+  name: str
+  tokens: int  # of the document that were read
+  written: str
+  reference: str
+  rouge1: float
+  rouge2: float
+  rougeL: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Summarized:
+  """What one run of the evaluation found."""
+
+  summaries: tuple[Summary, ...]
+  tokens: int  # read
+  seconds: float
+
+  def mean(self, rouge: str) -> float:
+    """Of all documents, 0 to 100."""
+    return 100 * sum(getattr(s, rouge) for s in self.summaries) / len(self.summaries)
+
+  @property
+  def overall(self) -> float:
+    """The geometric mean of the three."""
+    return math.prod(self.mean(rouge) for rouge in ROUGES) ** (1 / len(ROUGES))
+
+  @property
+  def summary(self) -> str:
+    """One line."""
+    scores = ", ".join(f"{self.mean(rouge):.1f}" for rouge in ROUGES)
+    return f"ROUGE-1, -2, -L {scores}; overall {self.overall:.2f}"
+
+  def to_dict(self) -> dict[str, Any]:
+    """For JSON; the texts are in `predictions.jsonl`."""
+    return {rouge: self.mean(rouge) for rouge in ROUGES} | {
+      "overall": self.overall,
+      "documents": len(self.summaries),
+      "tokens": self.tokens,
+      "tokens_per_second": self.tokens / self.seconds,
+    }
+
+
+class Summarization:
+  """Writes summaries of a split, `evaluation.lanes` documents side by side.
+
+  Knocked out ("empty"), a document's last open segment is all that is read of it.
+
+  Raises:
+    InputError: an empty split, another knock-out, or several processes.
+  """
+
+  def __init__(self, config: Config, mesh: Mesh, pairs: Pairs):
+    e = config.evaluation
+    if jax.process_count() > 1:
+      raise InputError("--task=summarization runs in one process: start eval.py alone")
+    for name in e.knock_out:
+      if name != "empty":
+        raise InputError(
+          f"config.evaluation.knock_out={name!r} with --task=summarization: what is written next "
+          f"is read too; leave 'empty'"
+        )
+    self._config, self._pairs = config, pairs
+    self._documents, self._references = pairs.split(e.split)
+    count = min(len(self._documents), e.max_documents or len(self._documents))
+    if not count:
+      raise InputError(f"config.evaluation.split={e.split!r} has no documents; choose another")
+    # Of like length side by side: a lane that has ended waits for the others.
+    self._order = np.argsort(-self._documents.tokens[:count], kind="stable").tolist()
+    self._sampling = Sampling(e.temperature, e.top_p)
+
+  @property
+  def chunks(self) -> int:
+    """Documents: what `advance` counts to."""
+    return len(self._order)
+
+  def run(
+    self, params: Any, variant: Variant = INTACT, advance: Advance | None = None
+  ) -> Summarized:
+    """Reads every document, writes its summary, scores it.
+
+    Args:
+      params: the model's parameters.
+      variant: the whole memory, or held empty.
+      advance: called with the documents done.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer, started = RougeScorer(list(ROUGES), use_stemmer=True), time.perf_counter()
+    generator = Generator(self._config, params)
+    done: list[Summary] = []
+    for batch in self._batches():
+      for document, tokens, written in self._write(generator, batch, variant):
+        reference = self._text(self._references, document)
+        scores = {k: v.fmeasure for k, v in scorer.score(reference, written).items()}
+        name = self._documents.names[document]
+        done.append(Summary(name, tokens, written, reference, **scores))
+      if advance is not None:
+        so_far = Summarized(tuple(done), 0, 1.0)
+        advance(len(done), f"overall {so_far.overall:.2f}")
+    order = {name: i for i, name in enumerate(self._documents.names)}
+    done.sort(key=lambda summary: order[summary.name])
+    read = sum(summary.tokens for summary in done)
+    return Summarized(tuple(done), read, time.perf_counter() - started)
+
+  def _batches(self) -> Iterator[list[int]]:
+    lanes = self._config.evaluation.lanes
+    for start in range(0, len(self._order), lanes):
+      yield self._order[start : start + lanes]
+
+  def _write(
+    self, generator: Generator, batch: list[int], variant: Variant
+  ) -> Iterator[tuple[int, int, str]]:
+    """The document, the tokens that were read of it, and the summary of each lane."""
+    e, tokenizer = self._config.evaluation, self._pairs.tokenizer
+    N = self._config.model.segment_length
+    prompts, read = [], []
+    for document in batch:
+      size = int(self._documents.tokens[document])
+      ids = self._documents.read(document, 0, min(size, e.max_tokens or size))
+      prompt = self._pairs.prompt(ids)
+      closed = (len(prompt) - 1) // N * N  # tokens of segments that are only in the memory
+      prompts.append(prompt[closed * variant.empty :])
+      read.append(len(ids))
+    idle = e.lanes - len(batch)  # all batches are as wide: a mesh divides them, and none compiles
+    prompts += prompts[-1:] * idle
+    over = np.arange(e.lanes) >= len(batch)
+    written: list[list[int]] = [[] for _ in batch]
+    seed = self._config.train.seed + batch[0]
+    for token_B in generator.generate(prompts, e.summary_length, self._sampling, seed):
+      over |= token_B == tokenizer.eos
+      if over.all():
+        break
+      for own, token, ended in zip(written, token_B.tolist(), over, strict=False):
+        if not ended:
+          own.append(token)
+    for document, tokens, own in zip(batch, read, written, strict=True):
+      yield document, tokens, tokenizer.decode(own).strip()
+
+  def _text(self, documents: Any, document: int) -> str:
+    ids = documents.read(document, 0, int(documents.tokens[document]))
+    return self._pairs.tokenizer.decode(ids)

@@ -1,0 +1,62 @@
+"""Summaries for a person: the scores, a picture by length, and the texts beside the references."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from infini_jax.config import Config
+from infini_jax.evaluation.summarization import ROUGES, Summarized
+
+
+def draw(found: dict[str, Summarized], folder: Path, task: str) -> dict[str, Path]:
+  """Writes what was written, `predictions.jsonl`, and draws ROUGE-1 against the length read."""
+  from matplotlib.figure import Figure
+
+  with open(folder / "predictions.jsonl", "w", encoding="utf-8") as file:
+    for i, summary in enumerate(found["memory"].summaries):
+      others = {n: f.summaries[i].written for n, f in found.items() if n != "memory"}
+      line = summary._asdict() | {"knocked_out": others}
+      file.write(json.dumps(line, ensure_ascii=False) + "\n")
+  figure = Figure(figsize=(6.5, 4), layout="constrained")
+  axes = figure.subplots()
+  for name, summarized in found.items():
+    label = "with the memory" if name == "memory" else f"memory knocked out: {name}"
+    points = [(s.tokens, 100 * s.rouge1) for s in summarized.summaries]
+    axes.scatter(*zip(*points, strict=True), label=label, alpha=0.7)
+  axes.set(xlabel="tokens of the document that were read", ylabel="ROUGE-1", xscale="log")
+  axes.grid(alpha=0.3)
+  axes.legend()
+  figure.savefig(folder / "summaries.png", dpi=120)
+  return {"summaries": folder / "summaries.png"}
+
+
+def show(
+  found: dict[str, Summarized], results: dict[str, Any], config: Config, console: Console
+) -> None:
+  """Prints the scores, and the beginning of one summary."""
+  memory, split = found["memory"], config.evaluation.split
+  title = f"{split}: summaries of {len(memory.summaries)} documents, step {results['step']}"
+  table = Table(title=title)
+  table.add_column("")
+  for name in ("ROUGE-1", "ROUGE-2", "ROUGE-L", "overall"):
+    table.add_column(name, justify="right")
+  for name, summarized in found.items():
+    label = "with the memory" if name == "memory" else f"knocked out: {name}"
+    scores = [f"{summarized.mean(rouge):.1f}" for rouge in ROUGES]
+    table.add_row(label, *scores, f"{summarized.overall:.2f}")
+  console.print(table)
+  first = memory.summaries[0]
+  for label, text in (("written", first.written), ("reference", first.reference)):
+    console.print(f"{first.name}, {label}: {text[:300]!r}", markup=False, highlight=False)
+
+
+def verdict(found: dict[str, Summarized], console: Console) -> None:
+  """Says so when the rest of the document does not help."""
+  if "empty" in found and found["memory"].overall <= found["empty"].overall:
+    console.print(
+      "The memory carries nothing that helps: from the last segment alone the summaries are as "
+      "good. docs/memory.md says how to find out why."
+    )

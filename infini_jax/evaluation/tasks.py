@@ -1,0 +1,100 @@
+"""Which tasks a run can be evaluated on, and what each needs: the names of `--task`."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+from rich.console import Console
+
+from infini_jax.config import Config, InputError
+from infini_jax.data import Pairs, Source, Store, check_length
+from infini_jax.evaluation import perplexity_tables, retrieval_tables, summarization_tables
+from infini_jax.evaluation.knock_out import INTACT, Variant, knock_outs
+from infini_jax.evaluation.perplexity import Perplexity
+from infini_jax.evaluation.retrieval import Retrieval
+from infini_jax.evaluation.summarization import Summarization
+from infini_jax.runs.workdir import open_inputs
+
+
+class Kind(NamedTuple):
+  """How a task is evaluated and shown."""
+
+  source: str  # what `open_inputs` knows it by
+  evaluator: Callable[[Config, Mesh, Any], Any]  # has `chunks`, and `run(params, variant, advance)`
+  tables: ModuleType  # has `draw`, `show` and `verdict`
+
+
+def _perplexity(config: Config, mesh: Mesh, store: Store) -> Perplexity:
+  return Perplexity(config, mesh, store.split(config.evaluation.split), store.tokenizer)
+
+
+# A new task is one entry here.
+KINDS = {
+  "perplexity": Kind("text", _perplexity, perplexity_tables),
+  "passkey": Kind("passkey", Retrieval, retrieval_tables),
+  "needle": Kind("needle", Retrieval, retrieval_tables),
+  "recall": Kind("recall", Retrieval, retrieval_tables),
+  "summarization": Kind("summarization", Summarization, summarization_tables),
+}
+NAMES = (*KINDS, "gates", "knockout")
+GATED = ("infini", "memorizing")  # the mixers with gates
+UNLAYERED = ("rmt", "autocompressor")  # one memory serves all their layers
+
+
+class Job(NamedTuple):
+  """What goes into one folder of `WORKDIR/evaluation/`."""
+
+  name: str  # of the folder
+  task: str = ""  # of `KINDS`; empty: nothing is read
+  variants: tuple[Variant, ...] = ()
+
+
+def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
+  """What is to be done, one job for each of the names.
+
+  Raises:
+    InputError: there is no such task, or the model has nothing for it.
+  """
+  own = config.evaluation.task or config.task.name
+  own = next(name for name, kind in KINDS.items() if kind.source == own)
+  mixer = config.model.mixer
+  jobs = []
+  for name in dict.fromkeys(names or (own, *(("gates",) if mixer in GATED else ()))):
+    if name not in NAMES:
+      raise InputError(f"--task={name}: choose some of {','.join(NAMES)}")
+    if name == "gates":
+      if mixer not in GATED:
+        raise InputError(f"--task=gates: config.model.mixer={mixer!r} has no gates; leave it out")
+      jobs.append(Job(name))
+    elif name == "knockout":
+      possible = ["empty"]
+      if own != "summarization":  # what is written is read too: nothing but the start can be empty
+        possible += ["reads"] if mixer in UNLAYERED else ["reads", "layers"]
+      all_of_them = dataclasses.replace(config.evaluation, knock_out=tuple(possible))
+      variants = knock_outs(dataclasses.replace(config, evaluation=all_of_them))
+      if not variants:
+        raise InputError(
+          f"--task=knockout: config.model.mixer={mixer!r} has no memory to take away; leave it out"
+        )
+      jobs.append(Job(name, own, (INTACT, *variants)))
+    else:
+      folder = f"needle-{config.task.family}" if name == "needle" else name
+      jobs.append(Job(folder, name, (INTACT, *knock_outs(config))))
+  return jobs
+
+
+def open_task(config: Config, path: str, console: Console, task: str) -> Source:
+  """What a task reads, if the run can be asked it."""
+  if task == "perplexity" and config.data.tokenizer == "task":
+    raise InputError(
+      "--task=perplexity with config.data.tokenizer='task': a run in its task's own vocabulary "
+      "cannot read text; leave it out"
+    )
+  _, source = open_inputs(config, path, console, KINDS[task].source)
+  if KINDS[task].evaluator is Retrieval:
+    assert not isinstance(source, Store | Pairs)
+    for length in config.evaluation.lengths:
+      check_length(length, source.shortest, "config.evaluation.lengths")
+  return source

@@ -1,0 +1,88 @@
+"""Data sets of the `datasets` package; without it, one line that says what to install."""
+
+import importlib.util
+import json
+import sys
+import types
+
+import pytest
+from test_sources_files import by_split, fails, records, texts
+
+from infini_jax.data.sources import base, huggingface, open_corpus
+
+
+class Rows:
+  """What is used of `datasets.Dataset`."""
+
+  def __init__(self, rows):
+    self._rows = rows
+    self.column_names = list(rows[0])
+    self.info = types.SimpleNamespace(dataset_size=None)
+
+  def __len__(self):
+    return len(self._rows)
+
+  def __getitem__(self, index):
+    return {name: [row[name] for row in self._rows[index]] for name in self.column_names}
+
+
+@pytest.fixture
+def loads(monkeypatch):
+  """Puts a package `datasets` in the place of the real one; it loads what the test says."""
+
+  def put(load):
+    module = types.ModuleType("datasets")
+    module.load_dataset, module.disable_progress_bars = load, lambda: None
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    huggingface._load.cache_clear()
+
+  yield put
+  huggingface._load.cache_clear()
+
+
+def test_without_the_package_one_line_says_what_to_install(monkeypatch):
+  monkeypatch.setitem(sys.modules, "datasets", None)
+  huggingface._load.cache_clear()
+  fails("hf:pg19", r"needs the package datasets: pip install 'infini-jax\[hf\]'")
+
+
+def test_rows_are_whole_in_any_cuts(loads, rng, monkeypatch):
+  splits = {name: texts(rng, 300) for name in ("train", "dev", "test", "unsupervised")}
+  asked = []
+
+  def load(name, config):
+    asked.append((name, config))
+    return {split: Rows([{"body": t, "n": 3} for t in own]) for split, own in splits.items()}
+
+  loads(load)
+  monkeypatch.setattr(base, "SMALLEST", 200_000)
+  corpus = open_corpus("hf:some/books?config=v1&text=body")
+  assert asked == [("some/books", "v1")] and len(corpus.parts) > 3
+  assert by_split(corpus) == {
+    "train": splits["train"],
+    "validation": splits["dev"],
+    "test": splits["test"],
+  }
+  assert len({record.name for record in records(corpus)}) == 900
+  other = open_corpus("hf:some/books?config=v1&text=body&train=unsupervised")
+  assert by_split(other)["train"] == splits["unsupervised"]
+  fails("hf:some/books?config=v1", r"no field 'text'; name one of body, n with \?text=FIELD")
+  fails("hf:some/books?config=v1&text=n", "train:0|dev:0.*field 'n' holds int")
+  fails("hf:some/books?config=v1&text=body&test=x", "no split 'x'; choose one of train, dev, test")
+
+
+def test_what_the_package_says_is_one_line(loads):
+  def load(name, config):
+    raise ValueError("BuilderConfig 'x'\nnot found")
+
+  loads(load)
+  fails("hf:books?config=x", "datasets says: BuilderConfig 'x' not found")
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("datasets"), reason="datasets is not installed")
+def test_the_real_package_reads_a_folder(tmp_path, rng, monkeypatch):
+  own = texts(rng, 50)
+  (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in own))
+  huggingface._load.cache_clear()
+  found = by_split(open_corpus(f"hf:{tmp_path}"))
+  assert sorted(sum(found.values(), [])) == sorted(own)

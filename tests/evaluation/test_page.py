@@ -1,0 +1,337 @@
+"""The report: a page that holds itself, says what was found, and escapes what it was told."""
+
+import base64
+import io
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from infini_jax import cli
+from infini_jax.config import InputError
+from infini_jax.evaluation import gates as gates_lib
+from infini_jax.evaluation.page import report
+from infini_jax.evaluation.page_html import PNG
+from infini_jax.evaluation.perplexity import Scores
+from infini_jax.evaluation.retrieval import Cell, Recalled
+from tests.tiny import config, quiet
+
+VOID = ("meta", "img", "br", "link")
+COMMAND = "infini-jax eval --config='<script>alert(1)</script>' --workdir=a&b"
+
+
+class Page(HTMLParser):
+  """A page taken apart; a tag that is not closed in its place is a failure."""
+
+  def __init__(self, file):
+    super().__init__()
+    self.source = file.read_text("utf-8")
+    self.open, self.headings, self.images, self.links = [], [], [], []
+    self.tables, self.style, self.words = [], "", []
+    self.feed(self.source)
+    self.close()
+    assert self.open == [], f"never closed: {self.open}"
+
+  def handle_starttag(self, tag, attrs):
+    attrs = dict(attrs)
+    assert not any(name.startswith("on") for name in attrs), f"a handler in <{tag}>"
+    self.links += [attrs[name] for name in ("href", "src", "data", "action") if name in attrs]
+    if tag not in VOID:
+      self.open.append(tag)
+    if tag in ("h1", "h2", "h3", "h4"):
+      self.headings.append(int(tag[1]))
+    elif tag == "img":
+      self.images.append(attrs)
+    elif tag == "table":
+      self.tables.append({"caption": "", "rows": []})
+    elif tag == "tr":
+      self.tables[-1]["rows"].append({"cells": [], "marked": attrs.get("class") == "marked"})
+    elif tag in ("th", "td"):
+      assert tag == "td" or attrs["scope"] in ("row", "col"), "a header says of what"
+      self.tables[-1]["rows"][-1]["cells"].append("")
+    elif tag == "small" and "td" in self.open:
+      self.tables[-1]["rows"][-1]["cells"][-1] += "|"
+
+  def handle_endtag(self, tag):
+    assert self.open and self.open.pop() == tag, f"</{tag}> closes something else"
+
+  def handle_data(self, data):
+    if "style" in self.open:
+      self.style += data
+    elif "caption" in self.open:
+      self.tables[-1]["caption"] += data
+    elif "td" in self.open or "th" in self.open:
+      self.tables[-1]["rows"][-1]["cells"][-1] += data
+    self.words.append(data)
+
+  @property
+  def text(self):
+    return "".join(self.words)
+
+  def table(self, caption):
+    """The rows of the first table of that caption: the first cell, the others."""
+    found = next((t for t in self.tables if t["caption"].startswith(caption)), None)
+    assert found, f"no table {caption!r} among {[t['caption'] for t in self.tables]}"
+    return {row["cells"][0]: row["cells"][1:] for row in found["rows"]}
+
+  def marked(self, caption):
+    (found,) = [t for t in self.tables if t["caption"] == caption]
+    return [row["cells"][0] for row in found["rows"] if row["marked"]]
+
+
+def scores(rng, factor=1.0):
+  """Perplexity as it is written, of two documents."""
+  documents = [(f"{i} <i>.txt", int(n), float(n * rng.uniform(1, 4) * factor)) for i, n in
+               enumerate(rng.integers(100, 900, 2))]  # fmt: skip
+  tokens, nats = sum(d[1] for d in documents), sum(d[2] for d in documents)
+  buckets = {0: (100, nats / 3), 128: (tokens - 100, nats * 2 / 3)}
+  return Scores(2, tokens, tokens // 5, 4 * tokens, nats, 2.0, buckets, buckets, documents)
+
+
+def recalled(rng, exact=None):
+  """Shares recalled as they are written: two lengths, two depths."""
+  cells = []
+  for length in (1024, 4096):
+    for depth in (0.0, 0.5):
+      right = int(rng.integers(0, 21)) if exact is None else exact
+      cells.append(Cell(length, depth, 20, right, 80, min(80, 4 * right)))
+  return Recalled(tuple(cells), 9999, 3.0)
+
+
+def write_run(folder, found=None, losses=(2.5, 1.25), family="single", **sections):
+  """A workdir with a config, log lines, and evaluations: task -> (asked, memory, knocked out)."""
+  folder.mkdir(parents=True)
+  c = config("corpus", **sections)
+  content = {"config": json.loads(c.to_json()), "corpus": "x"}
+  (folder / "run.json").write_text(json.dumps(content))
+  lines = [
+    {"step": 10 * i, "kind": "train", "loss": loss, "tokens_per_second": 1000.0 + i}
+    for i, loss in enumerate(losses, 1)
+  ]
+  lines.append({"step": 20, "kind": "validation", "loss": 99.0})
+  (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "{")
+  gates_LH = np.array([[0.2, 0.6], [0.95, 0.7]])
+  about = {
+    "step": 20,
+    "parameters": 1_234_567,
+    "date": "2026-01-02T03:04:05+00:00",
+    "seconds": 7.25,
+    "command": COMMAND,
+    "settings": {"evaluation": {"lengths": [1024, 4096]}, "task": {"family": family}},
+    "environment": {"python": "3.11.0", "jax": "0.0.1", "device": "<abacus>"},
+    "gates": {"gates_LH": gates_LH.tolist(), **gates_lib.summary(gates_LH)},
+  }
+  for name, (asked, memory, out) in (found or {}).items():
+    place = folder / "evaluation" / name
+    place.mkdir(parents=True)
+    results = {"task": asked, **about}
+    if memory is not None:
+      out = {variant: figures.to_dict() for variant, figures in out.items()}
+      results |= {"memory": memory.to_dict(), "knocked_out": out}
+    (place / "results.json").write_text(json.dumps(results))
+    gates_lib.draw(gates_LH, place / f"{name}.png")
+  return folder
+
+
+def written(*folders, out=None):
+  return Page(report([str(folder) for folder in folders], out, quiet()))
+
+
+@pytest.fixture
+def runs(rng, tmp_path):
+  """Two runs, side by side: one asked for perplexity and keys, one for keys and its gates."""
+  memory, out = scores(rng), scores(rng, 1.5)
+  keys, no_keys = recalled(rng), recalled(rng, 0)
+  first = write_run(
+    tmp_path / "<b>one & 'only'",
+    {"perplexity": ("perplexity", memory, {"empty": out}),
+     "passkey": ("passkey", keys, {"empty": no_keys, "layer 1 cut": recalled(rng)})},
+  )  # fmt: skip
+  second = write_run(
+    tmp_path / "two",
+    {"knockout": ("passkey", recalled(rng, 20), {}), "gates": ("gates", None, {})},
+    losses=(3.0, 0.5, 0.25),
+    model={"rule": "delta", "layers": 3},
+  )
+  return first, second, memory, out, keys
+
+
+def test_the_page_is_whole_and_self_contained(runs):
+  for folders in (runs[:1], runs[:2]):
+    page = written(*folders)
+    assert page.source.startswith('<!DOCTYPE html>\n<html lang="en">')
+    assert page.links and all(link.startswith(("data:image/png;", "#")) for link in page.links)
+    for outside in ("<script", "@import", "url(", "http:", "https:"):
+      assert outside not in page.source.lower().replace("&lt;script", ""), f"{outside} in the page"
+    for wanted in ("prefers-color-scheme: dark", "@media print", "tabular-nums"):
+      assert wanted in page.style
+    assert page.headings[0] == 1 and page.headings.count(1) == 1
+    steps = np.diff(page.headings)
+    assert steps.max() == 1, f"a level of headings is left out: {page.headings}"
+    assert all(table["caption"] and table["rows"] for table in page.tables)
+    for image in page.images:
+      png = base64.b64decode(image["src"].partition("base64,")[2])
+      assert png.startswith(PNG) and len(image["alt"]) > 20, image["alt"]
+    pictures = sum(len(list(folder.rglob("*.png"))) for folder in folders)
+    curves = len(folders) + (len(folders) > 1)  # each run's, and one of all
+    assert len(page.images) == pictures + curves
+
+
+def test_what_comes_from_files_is_escaped(runs):
+  page = written(*runs[:2])
+  for given in (runs[0].name, COMMAND, "<abacus>", "0 <i>.txt"):
+    assert given in page.text, "it is shown as it was given"
+    assert given not in page.source, f"{given} is not escaped"
+
+
+def test_headline_figures_stand_under_their_run(runs):
+  first, second, memory, out, keys = runs
+  table = written(first, second).table("What was measured")
+  assert table.pop("figure") == [first.name, "two"]
+  low, high = memory.interval
+  change = f"{out.perplexity / memory.perplexity - 1:+.2%}"
+  assert table["perplexity per token"] == [
+    f"{memory.perplexity:,.3f}|{low:,.2f} to {high:,.2f}", ""
+  ]  # fmt: skip
+  assert table["the same, memory knocked out"] == [f"{out.perplexity:,.3f}|{change}", ""]
+  bits = [f"{scores.bits_per_byte:.4f}" for scores in (memory, out)]
+  assert table["bits per byte"] == [f"{bits[0]}|knocked out {bits[1]}", ""]
+  assert table["memory system"] == ["infini, linear", "infini, delta"]
+  assert table["parameters"] == ["1,234,567"] * 2
+  assert table["training steps"] == ["20", "30"], "validation is no step of training"
+  assert table["training loss, last"] == ["1.2500", "0.2500"]
+  assert table["training, tokens/s"] == ["1,002", "1,002"]
+  assert table["heads that opened"] == ["3 of 4|greatest gate 0.95"] * 2
+  for length in (1024, 4096):
+    shares = [cell.exact / 20 for cell in keys.cells if cell.length == length]
+    by_depth = f"{min(shares):.3f} to {max(shares):.3f} by depth" if len(set(shares)) > 1 else ""
+    got, of_knockout = table[f"passkey, {length:,} tokens"]
+    assert got == "|".join(filter(None, [f"{sum(shares) / 2:.3f}", by_depth, "knocked out 0.000"]))
+    assert of_knockout == "1.000", "the knock-outs of the run's own task count too"
+  assert "training, MiB a device" not in table, "a row that no run has"
+
+
+def test_each_evaluation_has_its_tables(runs):
+  first, second, memory, out, keys = runs
+  page = written(first)
+  table = page.table(f"2 documents of the corpus: {memory.tokens:,} tokens")
+  for row, figures in (("with the memory", memory), ("knocked out: empty", out)):
+    low, high = figures.interval
+    assert table[row][0] == f"{figures.perplexity:,.3f}|{low:,.2f} to {high:,.2f}"
+  tokens, nats = memory.by_position[128]
+  row = page.table("Perplexity by position")["128"]
+  assert row[:2] == [f"{tokens:,}", f"{np.exp(nats / tokens):,.3f}"]
+  documents = page.table("With the memory")
+  assert [documents[name][0] for name, *_ in memory.per_document] == [
+    f"{tokens:,}" for _, tokens, _ in memory.per_document
+  ]
+  (table,) = [t for t in page.tables if t["caption"].startswith("Share recalled, of 20 fresh")]
+  assert table["rows"][0]["cells"][-2:] == ["knocked out: empty", "knocked out: layer 1 cut"]
+  for row, cell in zip(table["rows"][1:], keys.cells, strict=True):
+    assert row["cells"][:2] == [f"{cell.length:,}", f"{cell.depth:g}"]
+    assert row["cells"][2].startswith(f"{cell.exact_match:.3f}|")
+    assert row["cells"][3].startswith(f"{cell.token_accuracy:.3f}|")
+  page = written(second)
+  assert page.table("Gates")["memory heads (over 0.9)"] == ["1"]
+  assert page.table("Gate by layer and head")["layer 2"] == ["0.950", "0.700"]
+
+
+def test_needles_of_different_kinds_are_different_tasks(tmp_path, rng):
+  found = {"needle": ("needle", recalled(rng), {})}
+  one = write_run(tmp_path / "one", found)
+  two = write_run(tmp_path / "two", found, family="multikey")
+  page = written(one, two)
+  table = page.table("What was measured")
+  for name, column in (("needle, single, 1,024 tokens", 0), ("needle, multikey, 1,024 tokens", 1)):
+    assert table[name][column] and not table[name][1 - column]
+  assert page.marked("Settings of the evaluations") == ["task.family"]
+
+
+def test_the_config_is_whole_and_differences_are_marked(runs):
+  page = written(*runs[:2])
+  differ = ["model.layers", "model.rule"]
+  assert page.marked("The whole config") == differ
+  table = page.table("Fields in which they differ")
+  assert list(table)[1:] == differ
+  assert (table["model.rule"], table["model.layers"]) == (["linear", "delta"], ["2", "3"])
+  whole = page.table("The whole config")
+  assert whole["data.path"] == ["corpus"] * 2 and whole["evaluation.task"] == ["empty"] * 2
+  alone = written(runs[1])
+  assert alone.marked("The whole config") == []
+  assert alone.table("Fields that are set")["model.rule"] == ["delta", "linear"]
+  assert "model.rope_theta" not in alone.table("Fields that are set"), "it is as by default"
+
+
+def test_commands_and_what_computed_them_are_shown(runs):
+  page = written(runs[0])
+  (evaluated,) = [name for name in page.table("What computed them") if name != "evaluation"]
+  assert evaluated == "perplexity, passkey", "one command, one line"
+  row = page.table("What computed them")[evaluated]
+  assert row == ["2026-01-02 03:04", "14.5", "20", "3.11.0", "0.0.1", "<abacus>"]
+  assert page.table("Settings of the evaluations")["evaluation.lengths"] == ["(1024, 4096)"]
+
+
+def test_figures_of_a_task_that_the_page_does_not_know_are_shown_too(tmp_path, rng):
+  class Found:
+    def __init__(self, beauty):
+      self.beauty = beauty
+
+    def to_dict(self):
+      return {"deep_beauty": self.beauty, "tokens": 70, "texts": ["a"]}
+
+  seen, unseen = rng.uniform(0, 9, 2)
+  page = written(
+    write_run(tmp_path / "r", {"poems": ("poems", Found(seen), {"empty": Found(unseen)})})
+  )
+  assert page.table("What was measured")["poems: deep beauty"] == [
+    f"{seen:.4f}|knocked out {unseen:.4f}"
+  ]
+  assert page.table("Figures of poems")["deep beauty"] == [f"{seen:.4f}", f"{unseen:.4f}"]
+  assert page.table("Figures of poems")["tokens"] == ["70", "70"]
+
+
+def test_a_run_without_any_evaluation_says_so(tmp_path):
+  page = written(write_run(tmp_path / "bare", losses=()))
+  assert "Nothing was evaluated yet" in page.text and "No step was logged yet" in page.text
+  assert "Commands" not in page.text and page.images == []
+  table = page.table("What was measured")
+  assert list(table) == ["figure", "memory system", "trained on"]
+
+
+def test_where_the_page_goes_and_how_runs_are_called(tmp_path):
+  a, b = write_run(tmp_path / "a" / "run"), write_run(tmp_path / "b" / "run")
+  out = io.StringIO()
+  assert report([str(a)], None, Console(file=out, width=300)) == a / "report.html"
+  assert f"wrote {a / 'report.html'}" in out.getvalue()
+  assert report([str(a), str(b)], None, quiet()) == tmp_path / "a" / "report.html"
+  chosen = tmp_path / "chosen.html"
+  page = written(a, b, a, out=str(chosen))
+  assert page.table("What was measured")["figure"] == ["a/run", "b/run"], "each once, told apart"
+
+
+def test_wrong_inputs_are_one_line_that_names_the_file(tmp_path, rng, capsys):
+  good = write_run(tmp_path / "good", {"passkey": ("passkey", recalled(rng), {})})
+  file = good / "evaluation" / "passkey" / "results.json"
+
+  def refused(*folders, out=None):
+    with pytest.raises(InputError) as e:
+      report([str(folder) for folder in folders], out, quiet())
+    assert "\n" not in str(e.value)
+    return str(e.value)
+
+  assert "no run here" in refused(good, tmp_path / "nowhere")
+  assert "give a file in a folder that exists" in refused(good, out=str(tmp_path / "x" / "y.html"))
+  assert "give a file in a folder that exists" in refused(good, out=str(tmp_path))
+  whole = file.read_text()
+  for torn in (whole[: len(whole) // 2], "", "[]"):
+    file.write_text(torn)
+    assert str(file) in refused(good) and "evaluate the task anew" in refused(good)
+  file.write_text(json.dumps({k: v for k, v in json.loads(whole).items() if k != "environment"}))
+  assert "has no 'environment'" in refused(good)
+  assert cli.main(["report", f"--workdir={good}"]) == 2
+  assert capsys.readouterr().err.startswith(f"infini-jax report: {file}: has no 'environment'")
+  file.write_text(whole)
+  assert cli.main(["report", f"--workdir={good}", f"--out={tmp_path / 'r.html'}"]) == 0
+  assert "passkey" in Page(tmp_path / "r.html").text

@@ -98,7 +98,7 @@ class ModelConfig:
 class DataConfig:
   """Documents in lanes: a lane follows one document until it ends."""
 
-  path: str = ""  # a folder of text, a prepared store, or "python-stdlib"
+  path: str = ""  # a prepared store, or a corpus: docs/data.md
   tokenizer: str = "bytes"  # bytes, train:SIZE, sentencepiece:FILE or huggingface:FILE
   lanes: int = 8  # B, over all hosts
   segments: int = 4  # S; a training chunk holds T = S*N tokens of each lane

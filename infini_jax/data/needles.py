@@ -14,7 +14,7 @@ from infini_jax.data.needle_families import IN_FILLER
 from infini_jax.data.needle_filler import Filler
 from infini_jax.data.needle_writer import Writer
 from infini_jax.data.store import Store
-from infini_jax.data.tasks import Example, Part
+from infini_jax.data.tasks import Example, Part, early
 from infini_jax.data.tokenizers import Tokenizer
 from infini_jax.data.words import Draw
 
@@ -88,8 +88,8 @@ class Needles:
 
   @staticmethod
   def _depth(rng: np.random.Generator, length: int) -> float:
-    """Anywhere, or as often early, with log-uniformly much before it: as in the passkey task."""
-    return rng.random() if rng.random() < 0.5 else length ** (rng.random() - 1)
+    """Anywhere, or as often early, as in the passkey task."""
+    return rng.random() if rng.random() < 0.5 else early(rng, length)
 
   def _drawn(
     self, rng: np.random.Generator, depth: float, held_out: bool, most: float = math.inf

@@ -10,7 +10,7 @@ import re
 import numpy as np
 
 from infini_jax.config import Config, InputError
-from infini_jax.data.tasks import Example, Part
+from infini_jax.data.tasks import Example, Part, early
 from infini_jax.data.tokenizers import Tokenizer, WordTokenizer, load_tokenizer
 
 INTRO = (
@@ -70,10 +70,10 @@ class Passkey:
   ) -> Example:
     """A prompt and its answer: `length` tokens, the key at `depth` of the filler (0 to 1).
 
-    In training the key stands anywhere, or as often early: see `_early`.
+    In training the key stands anywhere, or as often early: see `early`.
     """
     if depth is None:
-      depth = rng.random() if rng.random() < 0.5 else self._early(rng, length)
+      depth = rng.random() if rng.random() < 0.5 else early(rng, length)
     key = self._key(rng, held_out)
     return self._assemble(self._head, key, length, depth, Part(self._filler, 0, CONTEXT))
 
@@ -81,7 +81,7 @@ class Passkey:
     """The beginning of a prompt; two in three have their key in it, early; the others come to it
     later."""
     key = self._key(rng, held_out=False)
-    depth = self._early(rng, length) if rng.random() < 2 / 3 else 1.0
+    depth = early(rng, length) if rng.random() < 2 / 3 else 1.0
     cycle = Part(self._filler, 0, CONTEXT)
     return self._assemble(self._head, key, length + self.shortest, depth, cycle)
 
@@ -100,13 +100,6 @@ class Passkey:
     cycle = Part(self._filler, 0, CONTEXT, max(0, read - end))
     tail = tuple(part._replace(weight=CONTEXT) for part in before.parts[-2:])  # to be weighed anew
     return self._finish([Part(rest, len(rest), CONTEXT), cycle], tail, n)
-
-  @staticmethod
-  def _early(rng: np.random.Generator, length: int) -> float:
-    """A depth with log-uniformly much before it, and one in four at the very start: of ten thousand
-    tokens' keys, over half stand in the first hundred. A key in the first segment is written by a
-    model that has no memory yet: rare where keys are spread evenly, and it too must last."""
-    return 0.0 if rng.random() < 0.25 else length ** (rng.random() - 1)
 
   def _assemble(self, head: Part, key: str, length: int, depth: float, cycle: Part) -> Example:
     statement, repeat, answer = self._pieces(key)

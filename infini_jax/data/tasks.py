@@ -120,6 +120,13 @@ def make_task(
   return kinds[name](config, tokenizer)
 
 
+def early(rng: np.random.Generator, length: int) -> float:
+  """A depth with log-uniformly much before it, and one in four at the very start: of ten thousand
+  tokens' keys, over half stand in the first hundred. A key in the first segment is written by a
+  model that has no memory yet: rare where keys are spread evenly, and it too must last."""
+  return 0.0 if rng.random() < 0.25 else length ** (rng.random() - 1)
+
+
 def check_length(length: int, shortest: int, setting: str) -> None:
   """Raises InputError if no example is that short."""
   if length < shortest:

@@ -261,8 +261,9 @@ def test_keys_of_continuations_are_trained_ones(rng):
 
 
 def test_the_fingerprint_tells_tasks_and_vocabularies_apart(tokenizers):
-  tasks = [make(), make(digits=5), make(repeat_weight=0.9), make(tokenizers["bytes"])]
-  assert len({task.fingerprint for task in tasks}) == 4
+  """Weights are fields of the config, which a run compares by itself."""
+  tasks = [make(), make(digits=5), make(tokenizers["bytes"])]
+  assert len({task.fingerprint for task in tasks}) == 3
   assert make().fingerprint == make().fingerprint
 
 

@@ -39,5 +39,6 @@ def get_config():
 
   e.max_tokens, e.summary_length = 500_000, 1024
   e.temperature, e.top_p = 0.5, 0.95
-  e.lanes, e.segments = 4, 16
+  e.lanes, e.segments = 16, 16
+  config.mesh.fsdp = 16
   return config

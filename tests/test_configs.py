@@ -12,9 +12,9 @@ from rich.console import Console
 from infini_jax.cli import load_config
 from infini_jax.config import MIXERS
 from infini_jax.data import check_length, open_source, train_lanes
-from infini_jax.data.lanes import empty_batch
 from infini_jax.parallel import abstract_batch, check_divisible
 from infini_jax.parallel.mesh import AXES
+from infini_jax.planner.compiled import example_batch
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import abstract_state, make_train_step
 
@@ -80,14 +80,13 @@ def test_every_system_of_the_comparison_traces(comparison=ROOT / "configs/compar
 
 def first_batch(config):
   """That of a task; of documents, arrays like it: no corpus is needed."""
-  if config.task.name != "text":
+  if config.task.name not in ("text", "summarization"):
     source = open_source(config, Path(), Console())
     for length in config.evaluation.lengths:
       check_length(length, source.shortest, "config.evaluation.lengths")
     return train_lanes(config, source).batch(0)
   assert not config.warm.share, "add the arrays of warm memory here"
-  d = config.data
-  return empty_batch(d.lanes, d.segments, config.model.segment_length)
+  return example_batch(config)
 
 
 def test_the_papers_sizes():

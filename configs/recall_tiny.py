@@ -6,8 +6,8 @@ with the same queries and keys, and takes over as examples grow to 16 segments.
 
 Command: make recall
 Hardware: 2 CPU cores
-Time: not measured
-Expect: 1.00 of the values; with the memory knocked out 0.03, which is chance
+Time: 9:34 (minutes:seconds) on 2 idle cores, with the evaluation
+Expect: 0.93 of the values; with the memory knocked out 0.04, which is chance
 """
 
 from infini_jax.config import base_config

@@ -55,8 +55,10 @@ class PairLanes:
         f"config.data.segments={self.segments} of config.model.segment_length={self._N} tokens "
         f"hold no document with its summary; raise config.data.segments"
       )
-    ones = np.ones(len(self._documents), np.int64)
-    self._order = Shuffle(ones, self.lanes, config.train.seed)
+    self._told = np.flatnonzero(self._summaries.tokens)  # those with a summary
+    if not len(self._told):
+      raise InputError(f"corpus {pairs.store.source!r}: no summary for training; choose another")
+    self._order = Shuffle(np.ones_like(self._told), self.lanes, config.train.seed)
 
   def batch(self, k: int, rows: Rows = ALL) -> Batch:
     """Batch `k`, or some rows of it, as `TaskLanes.batch` says; nothing starts warm."""
@@ -66,10 +68,10 @@ class PairLanes:
     batch["asked_BT"] = np.zeros(batch["tokens_BT"].shape, bool)
     for row, lane in enumerate(lanes):
       (piece,) = self._order.pieces(lane, k, k + 1)
-      self._fill({name: values[row] for name, values in batch.items()}, piece.document)
+      self._fill({name: values[row] for name, values in batch.items()}, self._told[piece.document])
     return batch
 
-  def _fill(self, row: Batch, pair: int) -> None:
+  def _fill(self, row: Batch, pair: np.integer) -> None:
     T, mark = len(row["tokens_BT"]), self._pairs.mark
     read = lambda documents, room: documents.read(pair, 0, min(room, int(documents.tokens[pair])))
     summary = read(self._summaries, T // 2)

@@ -90,11 +90,11 @@ class Summarization:
         )
     self._config, self._pairs = config, pairs
     self._documents, self._references = pairs.split(e.split)
-    count = min(len(self._documents), e.max_documents or len(self._documents))
-    if not count:
-      raise InputError(f"config.evaluation.split={e.split!r} has no documents; choose another")
+    told = np.flatnonzero(self._references.tokens)[: e.max_documents or None]
+    if not len(told):
+      raise InputError(f"config.evaluation.split={e.split!r} has no summaries; choose another")
     # Of like length side by side: a lane that has ended waits for the others.
-    self._order = np.argsort(-self._documents.tokens[:count], kind="stable").tolist()
+    self._order = told[np.argsort(-self._documents.tokens[told], kind="stable")].tolist()
     self._sampling = Sampling(e.temperature, e.top_p)
 
   @property

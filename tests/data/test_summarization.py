@@ -23,7 +23,10 @@ def rows():
 @pytest.fixture(scope="module")
 def store(rows, tmp_path_factory):
   folder = tmp_path_factory.mktemp("pairs")
-  for split, part in (("train", rows[:24]), ("validation", rows[24:27]), ("test", rows[27:])):
+  untold = [{"document": "without", "summary": ""}]  # must never be read
+  for split, part in (
+    ("train", untold + rows[:24]), ("validation", rows[24:27]), ("test", rows[27:])
+  ):  # fmt: skip
     lines = (json.dumps(row) + "\n" for row in part)
     (folder / f"{split}.jsonl").write_text("".join(lines))
   spec = f"jsonl:{folder}/*.jsonl?text=document&summary=summary"

@@ -2,12 +2,13 @@
 
 A hundred thousand parameters and a vocabulary of 32 keys and 32 values. Training begins inside one
 segment, where local attention learns which value belongs to which key; the memory reads and writes
-with the same queries and keys, and takes over as examples grow to 16 segments.
+with the same queries and keys, and takes over as examples grow to 16 segments. The delta rule keeps
+32 keys apart in heads of 32; with the linear rule some stay confused (0.93 of the values).
 
 Command: make recall
 Hardware: 2 CPU cores
-Time: 9:34 (minutes:seconds) on 2 idle cores, with the evaluation
-Expect: 0.93 of the values; with the memory knocked out 0.04, which is chance
+Time: 13:17 (minutes:seconds) on one core of a busy machine, with the evaluation
+Expect: 0.99 of the values; with the memory knocked out 0.03, which is chance
 """
 
 from infini_jax.config import base_config
@@ -29,6 +30,7 @@ def get_config():
   m.layers, m.width, m.heads, m.kv_heads, m.head_dim, m.ffn = 2, 64, 4, 4, 32, 128
   m.vocab_size = 72
   m.segment_length = 32
+  m.rule = "delta"
   m.implementation = "scan"  # the faster form for so small a model on a CPU
   m.remat = "none"
 

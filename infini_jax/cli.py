@@ -13,11 +13,13 @@ from pathlib import Path
 from rich.console import Console
 
 from infini_jax.config import Config, InputError, check_name, resolve
+from infini_jax.convert import command as conversion
 
 CONFIG_HELP = "a Python file with get_config(); any field is set by --config.section.field=value"
 TASK_HELP = (
   "some of perplexity, passkey, needle, recall, summarization, gates, knockout (the run's own task "
-  "with every knock-out); by default what the run is trained on, and the gates"
+  "with every knock-out), surgery (what it cost to adapt an original); by default what the run is "
+  "trained on, and the gates"
 )
 
 PROCESS_FLAGS = (
@@ -158,6 +160,10 @@ def _plan(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   plan(config, args, console)
 
 
+def _convert(args: argparse.Namespace, rest: list[str], console: Console) -> None:
+  conversion.convert(args, console)
+
+
 def _report(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   from infini_jax.evaluation.page import report
 
@@ -223,24 +229,42 @@ def _parser() -> argparse.ArgumentParser:
   )
   made.add_argument("--json", metavar="FILE", help="write everything there too")
 
+  what = "pretrained weights become a run, and a run becomes a folder for transformers"
+  conversion.add_arguments(command("convert", _convert, what))
+
   made = command("report", _report, "what runs and their evaluations found, as one HTML page")
   made.add_argument(
     "--workdir", required=True, action="append", help="the folder of a run; give it again for more"
   )
   made.add_argument("--out", metavar="FILE", help="default: report.html there, or beside several")
 
-  made = command("generate", _generate, "continue a text with a trained model")
-  made.add_argument("--workdir", required=True, help="the folder of the run")
+  made = command("generate", _generate, "read a text, however long, and continue it")
+  made.add_argument("--workdir", help="the folder of the run")
+  made.add_argument(
+    "--load-state", metavar="FILE", help="go on from a state; its own run is used without --workdir"
+  )
+  made.add_argument(
+    "--save-state", metavar="FILE", help="keep the state after what was read and written"
+  )
   prompt = made.add_mutually_exclusive_group()
   prompt.add_argument("--prompt", help="the text to continue")
-  prompt.add_argument("--prompt-file", help="a file of text to continue; - is standard input")
+  prompt.add_argument("--prompt-file", help="a file of text; - is standard input, endless too")
   prompt.add_argument("--prompt-document", help="SPLIT:NUMBER, a document of the run's own corpus")
   made.add_argument("--prompt-tokens", type=int, help="read no more than so many tokens of it")
-  made.add_argument("--tokens", type=int, default=200, help="how many to add (default %(default)s)")
+  made.add_argument(
+    "--tokens", type=int, default=200, help="how many to add; 0 reads only (default %(default)s)"
+  )
   made.add_argument(
     "--temperature", type=float, default=0.8, help="0 is greedy (default %(default)s)"
   )
   made.add_argument("--top-p", type=float, default=0.95, help="default %(default)s")
+  made.add_argument("--top-k", type=int, default=0, help="draw from so many likeliest; 0: all")
+  made.add_argument(
+    "--repetition-penalty", type=float, default=1.0, help="above 1, the last 256 tokens are rarer"
+  )
+  made.add_argument(
+    "--stop", action="append", default=[], help="text that ends it, not shown; may be repeated"
+  )
   made.add_argument("--seed", type=int, default=0)
   made.add_argument("--step", type=int, help="which checkpoint; the newest by default")
   return parser

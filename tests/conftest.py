@@ -79,6 +79,31 @@ def trained_on_task(tmp_path_factory):
   return c, workdir, state
 
 
+@pytest.fixture(scope="session")
+def adapted(texts, tmp_path_factory):
+  """A model with full attention, and a run that gave it a memory: config, workdir, state.
+
+  It has two stages of two steps; attention and gates are trained, the original is a teacher.
+  """
+  from infini_jax.training.loop import train
+  from tests.tiny import config, quiet, write_original
+
+  folder = tmp_path_factory.mktemp("adapted")
+  c = config(
+    texts,
+    model={"kv_heads": 1, "gate_init": -5.0},
+    train={
+      **{"start_from": str(folder / "original"), "part": "attention", "distill_weight": 0.5},
+      **{"rollout": (8,), "rollout_steps": 2, "steps": 4, "checkpoint_every": 1},
+      "keep_checkpoints": 9,
+    },
+  )
+  write_original(folder / "original", c)
+  with jax.numpy_dtype_promotion("standard"):
+    state = train(c, str(folder / "run"), quiet())
+  return c, folder / "run", state
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
   """Types are never promoted silently, but for Optax, which multiplies integers and floats."""

@@ -23,8 +23,9 @@ MAY_IMPORT = {
   "evaluation": {*"config ops models parallel data runs plan progress inference".split()},
   "training": {*"config ops models parallel data runs plan progress evaluation".split()},
   "inference": {*"config ops models parallel data runs progress".split()},
+  "convert": {*"config models data runs progress".split()},
   "planner": {*"config ops models parallel data plan training progress".split()},
-  "cli": {"config", "data", "training", "evaluation", "inference", "planner", "parallel"},
+  "cli": {*"config data training evaluation inference planner parallel convert".split()},
 }
 
 
@@ -56,7 +57,7 @@ def test_imports_go_one_way(file):
 @pytest.mark.parametrize(
   "library",
   ["orbax", "grain", "array_record", "tensorboardX", "wandb", "sentencepiece", "tokenizers"]
-  + ["tensorflow_datasets", "datasets", "rouge_score"],
+  + ["tensorflow_datasets", "datasets", "rouge_score", "safetensors", "gguf", "huggingface_hub"],
 )
 def test_each_library_is_known_to_one_file(library):
   users = [f for f in FILES if any(name.split(".")[0] == library for name in imports(f))]

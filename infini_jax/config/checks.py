@@ -2,6 +2,7 @@
 
 import importlib.util
 
+from infini_jax.config.adaptation import check_adaptation
 from infini_jax.config.schema import (
   ACTIVATIONS,
   COMPRESSIONS,
@@ -13,12 +14,14 @@ from infini_jax.config.schema import (
   KNOCK_OUTS,
   MIXERS,
   OPTIMIZERS,
+  PARTS,
   REMAT_POLICIES,
   RULES,
   SPLITS,
   TASKS,
   Config,
   InputError,
+  ModelConfig,
 )
 
 
@@ -37,6 +40,7 @@ def check(config: Config) -> None:
     ("model.compute_dtype", m.compute_dtype, DTYPES),
     ("model.param_dtype", m.param_dtype, DTYPES),
     ("optimizer.name", o.name, OPTIMIZERS),
+    ("train.part", t.part, PARTS),
     ("task.name", config.task.name, TASKS),
     ("task.family", config.task.family, FAMILIES),
     ("evaluation.task", e.task or config.task.name, TASKS),
@@ -46,8 +50,8 @@ def check(config: Config) -> None:
     if value not in choices:
       raise InputError(f"config.{name}={value!r}: choose one of {', '.join(choices)}")
   positive = {
-    "model": "layers width heads kv_heads head_dim ffn vocab_size segment_length"
-    " rope_theta norm_eps knn_memory knn_top compression_rate compressed_memory"
+    "model": "lora_alpha layers width heads kv_heads head_dim ffn vocab_size segment_length"
+    " rope_theta norm_eps embed_scale knn_memory knn_top compression_rate compressed_memory"
     " summary_tokens summary_steps",
     "data": "lanes segments prefetch",
     "optimizer": "learning_rate gate_learning_rate eps",
@@ -58,9 +62,10 @@ def check(config: Config) -> None:
     "warm": "segments min_tokens weight",
   }
   not_negative = {
-    "model": "segment_jitter",
+    "model": "lora_rank segment_jitter query_scale attention_softcap logit_softcap window"
+    " global_every window_theta",
     "optimizer": "warmup_steps final_fraction weight_decay clip_norm b1 b2",
-    "train": "seed z_loss eval_every profile_start profile_steps",
+    "train": "seed rollout_steps distill_weight z_loss eval_every profile_start profile_steps",
     "evaluation": "max_documents max_tokens input_tokens temperature",
     "task": "curriculum_steps repeat_weight context_weight",
     "warm": "share start_step",
@@ -81,6 +86,8 @@ def check(config: Config) -> None:
     raise InputError(
       f"config.model.head_dim={m.head_dim}: rotary positions turn pairs, choose an even size"
     )
+  _check_rope(m.rope_scaling)
+  _check_window(m)
   if d.lanes % t.accumulate:
     raise InputError(
       f"config.data.lanes={d.lanes} is not a multiple of config.train.accumulate={t.accumulate}: "
@@ -125,6 +132,7 @@ def check(config: Config) -> None:
       "without end, for z stands still; set config.model.rule='delta'"
     )
   _check_task(config)
+  check_adaptation(config)
   for name in ("dcn", "fsdp", "seq", "tensor"):
     if (size := getattr(config.mesh, name)) < 1:
       raise InputError(f"config.mesh.{name}={size}: must be at least 1")
@@ -134,6 +142,42 @@ def check(config: Config) -> None:
     _check_sequence_parallel(config)
   if t.wandb:
     _require("wandb", "config.train.wandb=True", "pip install 'infini-jax[wandb]'")
+
+
+def _check_rope(scaling: tuple[float, ...]) -> None:
+  if len(scaling) not in (0, 1, 4) or min(scaling, default=1) <= 0:
+    raise InputError(
+      f"config.model.rope_scaling={scaling}: give (factor,), or (factor, low, high, original) as "
+      f"Llama 3 has, all more than 0"
+    )
+  if len(scaling) == 4 and scaling[1] >= scaling[2]:
+    raise InputError(
+      f"config.model.rope_scaling={scaling}: its low={scaling[1]} must be below high={scaling[2]}"
+    )
+
+
+def _check_window(m: ModelConfig) -> None:
+  for name in ("global_every", "window_theta"):
+    if (value := getattr(m, name)) and not m.window:
+      raise InputError(
+        f"config.model.{name}={value} without a window: set config.model.window, or it to 0"
+      )
+  if m.attention == "cudnn" and m.attention_softcap:
+    raise InputError(
+      f"config.model.attention='cudnn' with config.model.attention_softcap={m.attention_softcap}: "
+      f"it cannot cap scores; set config.model.attention='auto'"
+    )
+  for name in ("window", "query_scale", "attention_softcap"):
+    if (value := getattr(m, name)) and m.mixer not in ("infini", "local", "full"):
+      raise InputError(
+        f"config.model.{name}={value} with config.model.mixer={m.mixer!r}: infini, local and full "
+        f"alone can do it; set it 0"
+      )
+  if m.mixer != "full" and m.window and m.segment_length > m.window:
+    raise InputError(
+      f"config.model.segment_length={m.segment_length} is more than config.model.window={m.window}"
+      f": set config.model.segment_length to at most the window"
+    )
 
 
 def _check_sequence_parallel(config: Config) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import typing
 from typing import Any
 
 import ml_collections
@@ -72,16 +73,15 @@ def _section(section: str, schema: type, values: Any) -> Any:
     if want is float and type(value) is int:
       value = float(value)
     if want is tuple:
-      value = _tuple(f"{section}.{name}", fields[name].default, value)
+      value = _tuple(f"{section}.{name}", typing.get_args(fields[name].type)[0], value)
     elif type(value) is not want:
       raise InputError(f"config.{section}.{name}={value!r}: expected {want.__name__}")
     checked[name] = value
   return schema(**checked)
 
 
-def _tuple(name: str, default: Any, values: Any) -> tuple:
-  """Several values of the default's type; a list, as JSON writes it, is taken too."""
-  want = type(default[0])
+def _tuple(name: str, want: type, values: Any) -> tuple:
+  """Several values of a type; a list, as JSON writes it, is taken too."""
   values = tuple(values) if isinstance(values, list | tuple) else (values,)
   if want is float:
     values = tuple(float(v) if type(v) is int else v for v in values)

@@ -2,7 +2,7 @@
 
 Letters are those of the glossary: B lanes, T = S*N tokens of a chunk, S segments of a chunk,
 N tokens of a segment, D width, H query heads, K key/value heads, E head size, F feed-forward,
-V vocabulary, L layers.
+V vocabulary, L layers, R rank of adapters.
 """
 
 import dataclasses
@@ -36,8 +36,9 @@ FAMILIES = (
 KNOCK_OUTS = ("empty", "reads", "layers")
 KERNELS = ("auto", "reference", "xla", "splash", "cudnn")
 IMPLEMENTATIONS = ("auto", "scan", "parallel")
-ACTIVATIONS = ("swiglu", "gelu")
+ACTIVATIONS = ("swiglu", "geglu", "gelu")
 REMAT_POLICIES = ("none", "full", "dots", "offload")
+PARTS = ("all", "gates", "attention", "lora")
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("adamw", "adafactor")
 SPLITS = ("train", "validation", "test")
@@ -77,16 +78,34 @@ class ModelConfig:
   knn_layers: tuple[int, ...] = (9,)  # memorizing: the layers with a store, from 1
   knn_memory: int = 65_536  # keys a lane and head that each of them stores
   knn_top: int = 32  # of them, how many a query attends to
-  activation: str = "swiglu"  # swiglu or gelu
+  activation: str = "swiglu"  # swiglu, geglu or gelu
   rope_theta: float = 10_000.0
+  rope_scaling: tuple[float, ...] = ()  # (factor,), or Llama 3's (factor, low, high, original)
   norm_eps: float = 1e-5
   tied_embeddings: bool = True
   qk_norm: bool = False  # RMSNorm over each query's and key's head
+  attention_bias: bool = False  # of queries, keys and values (Qwen 2)
+  norm_plus_one: bool = False  # norms scale by 1 + their parameter (Gemma)
+  post_norms: bool = False  # norms behind attention and feed-forward too (Gemma)
+  embed_scale: float = 1.0  # embeddings are multiplied by it (Gemma: sqrt(D))
+  query_scale: float = 0.0  # scores are multiplied by it; 0: 1/sqrt(E)
+  attention_softcap: float = 0.0  # scores s become cap * tanh(s / cap) (Gemma 2); 0: off
+  logit_softcap: float = 0.0  # the same of logits
+  window: int = 0  # tokens that a query of a windowed layer sees, itself included; 0: all
+  global_every: int = 0  # every such layer sees all; 0: every layer has the window
+  window_theta: float = 0.0  # of windowed layers, unscaled (Gemma 3); 0: rope_theta, as the others
+  lora_rank: int = 0  # R, of adapters beside the attention's projections; 0: none
+  lora_alpha: float = 16.0  # what an adapter adds is scaled by lora_alpha / lora_rank
   remat: str = "full"  # recomputed for the gradient: none, dots, full, or offload (host)
   implementation: str = "auto"  # how the segments are run: parallel, scan, or auto
   attention: str = "auto"  # kernel inside segments: reference, xla, splash (TPU), cudnn, or auto
   compute_dtype: str = "float32"
   param_dtype: str = "float32"
+
+  @property
+  def gated(self) -> bool:
+    """Whether the feed-forward has a gate: a third matrix."""
+    return self.activation != "gelu"
 
   @property
   def prefix_length(self) -> int:
@@ -98,7 +117,7 @@ class ModelConfig:
 class DataConfig:
   """Documents in lanes: a lane follows one document until it ends."""
 
-  path: str = ""  # a prepared store, or a corpus: docs/data.md
+  path: str = ""  # a prepared store, a corpus, or mix:STORE=WEIGHT,...: docs/data.md
   tokenizer: str = "bytes"  # bytes, train:SIZE, sentencepiece:FILE or huggingface:FILE
   lanes: int = 8  # B, over all hosts
   segments: int = 4  # S; a training chunk holds T = S*N tokens of each lane
@@ -171,6 +190,10 @@ class TrainConfig:
 
   steps: int = 1000
   start_from: str = ""  # a run whose newest parameters and vocabulary training begins with
+  part: str = "all"  # what is trained: all, gates, attention (gates too), lora (gates too)
+  rollout: tuple[int, ...] = ()  # N that training begins with, one after the other, growing
+  rollout_steps: int = 0  # of each of them; model.segment_length follows
+  distill_weight: float = 0.0  # of KL(original || model): start_from's parameters, full attention
   seed: int = 0
   accumulate: int = 1  # microbatches per update; the lanes are divided among them
   z_loss: float = 0.0  # weight of log(Z)^2
@@ -246,7 +269,9 @@ CHANGEABLE = {
   # a run that learns needles compares its task's fingerprint
   "task": ("family", "needles", "hops", "facts", "filler"),
   "train": tuple(
-    f.name for f in dataclasses.fields(TrainConfig) if f.name not in ("seed", "z_loss")
+    f.name
+    for f in dataclasses.fields(TrainConfig)
+    if f.name not in ("seed", "z_loss", "part", "rollout", "rollout_steps", "distill_weight")
   ),
   "model": ("remat", "implementation", "attention"),
 }

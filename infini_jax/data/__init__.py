@@ -7,7 +7,7 @@ where in which batch; `loader.train_batches` reads them ahead. Nothing here know
 from infini_jax.data.lanes import EvalLanes, TrainLanes
 from infini_jax.data.loader import eval_batches, train_batches
 from infini_jax.data.opening import Lanes, Source, open_source, train_lanes
-from infini_jax.data.prepare import open_or_prepare, prepare
+from infini_jax.data.prepare import open_or_prepare, open_prepared, prepare
 from infini_jax.data.sources import (
   Corpus,
   Document,
@@ -21,7 +21,14 @@ from infini_jax.data.store import Documents, Store
 from infini_jax.data.summarization import PairLanes, Pairs
 from infini_jax.data.task_lanes import Examples, TaskLanes
 from infini_jax.data.tasks import Task, check_length, make_task
-from infini_jax.data.tokenizers import Tokenizer, load_saved, load_tokenizer, train_sentencepiece
+from infini_jax.data.tokenizers import (
+  HuggingFaceTokenizer,
+  SentencePieceTokenizer,
+  Tokenizer,
+  load_saved,
+  load_tokenizer,
+  train_sentencepiece,
+)
 
 __all__ = [
   "Corpus",
@@ -29,11 +36,13 @@ __all__ = [
   "Documents",
   "EvalLanes",
   "Examples",
+  "HuggingFaceTokenizer",
   "Lanes",
   "PairLanes",
   "Pairs",
   "Part",
   "Record",
+  "SentencePieceTokenizer",
   "Source",
   "Store",
   "Task",
@@ -48,6 +57,7 @@ __all__ = [
   "make_task",
   "open_corpus",
   "open_or_prepare",
+  "open_prepared",
   "open_source",
   "prepare",
   "read_text",

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from infini_jax.config import InputError
-from infini_jax.data.order import Piece, Schedule, Shuffle
+from infini_jax.data.order import Mix, Mixed, Piece, Schedule, Shuffle
 
 Batch = dict[str, np.ndarray]
 Rows = slice | np.ndarray  # some of the B lanes
@@ -35,8 +35,9 @@ class TrainLanes:
   """The endless order of training.
 
   Every epoch is a fresh permutation of the documents. The sequence of all epochs is dealt out:
-  lane b gets the documents at places b, b+B, b+2B, ... A document of n tokens t is n+1
-  predictions: inputs [bos, t_0 .. t_{n-1}], targets [t_0 .. t_{n-1}, eos].
+  lane b gets the documents at places b, b+B, b+2B, ... (of several stores as `order.Mixed` says).
+  A document of n tokens t is n+1 predictions: inputs [bos, t_0 .. t_{n-1}], targets
+  [t_0 .. t_{n-1}, eos].
 
   Args:
     documents: of the train split.
@@ -47,6 +48,7 @@ class TrainLanes:
     segment_length: N.
     seed: of the order.
     carry_state: False also sets the reset of every chunk's first segment.
+    mix: by which several stores are mixed; None for one store.
 
   Raises:
     InputError: the documents together are shorter than one segment.
@@ -63,6 +65,7 @@ class TrainLanes:
     segment_length: int,
     seed: int,
     carry_state: bool = True,
+    mix: Mix | None = None,
   ):
     total = int(documents.tokens.sum())
     if total < segment_length:
@@ -73,7 +76,13 @@ class TrainLanes:
     self.lanes, self.segments, self.segment_length = lanes, segments, segment_length
     self._documents, self._bos, self._eos = documents, bos, eos
     self._carry_state = carry_state
-    self._order = Shuffle(-(-(documents.tokens + 1) // segment_length), lanes, seed)
+    predictions_D = documents.tokens + 1
+    segments_D = -(-predictions_D // segment_length)
+    self._order = (
+      Mixed(segments_D, predictions_D, mix, lanes, seed)
+      if mix
+      else Shuffle(segments_D, lanes, seed)
+    )
 
   def batch(self, k: int, rows: Rows = ALL) -> Batch:
     """Batch `k`, or some rows of it: only their tokens are read.

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from infini_jax.config import Config, InputError
 from infini_jax.data.prepare import open_or_prepare
-from infini_jax.data.store import Store, is_store
+from infini_jax.data.store import Store
 from infini_jax.data.tokenizers import SentencePieceTokenizer, Tokenizer, train_size
 
 MOST = 4_000_000  # tokens that are held at a time; longer examples read them in a circle
@@ -98,10 +98,7 @@ def open_filler(
       folder = cache.with_name("filler-tokenizer")  # trained on the run's own text
       tokenizer.save(folder)
       spec = f"sentencepiece:{folder / SentencePieceTokenizer.file}"
-  if tokenizer is not None and is_store(Path(path)):
-    store = Store.open(path)  # its tokens count, not how its tokenizer was asked for
-  else:
-    store = open_or_prepare(path, spec, cache, console)
+  store = open_or_prepare(path, spec, cache, console, tokenizer)
   if tokenizer is not None and store.tokenizer.fingerprint != tokenizer.fingerprint:
     raise InputError(
       f"config.task.filler: {path!r} is in other tokens than the run knows; prepare it with the "

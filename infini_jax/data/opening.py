@@ -6,16 +6,17 @@ from typing import Protocol
 import numpy as np
 from rich.console import Console
 
-from infini_jax.config import Config, InputError
+from infini_jax.config import Config, InputError, stages
 from infini_jax.data.lanes import ALL, Batch, Rows, TrainLanes
 from infini_jax.data.needle_families import IN_FILLER
 from infini_jax.data.needle_filler import open_filler
+from infini_jax.data.order import Mix
 from infini_jax.data.prepare import open_or_prepare
 from infini_jax.data.store import Store
 from infini_jax.data.summarization import PairLanes, Pairs
 from infini_jax.data.task_lanes import TaskLanes
 from infini_jax.data.tasks import Task, make_task
-from infini_jax.data.tokenizers import Tokenizer
+from infini_jax.data.tokenizers import Tokenizer, train_size
 from infini_jax.data.warm import Companions
 
 Source = Store | Pairs | Task
@@ -53,7 +54,7 @@ def open_source(
   if task in ("text", "summarization"):
     if not config.data.path:
       raise InputError("config.data.path is empty: set it to a folder of text or a prepared store")
-    store = open_or_prepare(config.data.path, config.data.tokenizer, cache, console)
+    store = open_or_prepare(config.data.path, config.data.tokenizer, cache, console, tokenizer)
     if tokenizer is not None and store.tokenizer.fingerprint != tokenizer.fingerprint:
       raise InputError(
         f"config.data.path={config.data.path!r} is in other tokens than the parameters know: "
@@ -63,6 +64,9 @@ def open_source(
   else:
     hides = task == "needle" and config.task.family in IN_FILLER
     filler = open_filler(config, cache, console, tokenizer) if hides else None
+    trained = task != "recall" and train_size(config.data.tokenizer)
+    if tokenizer is None and filler is None and trained:
+      tokenizer = _trained(config, cache, console, task)
     source = make_task(config, task, tokenizer, filler)
   if source.tokenizer.size > config.model.vocab_size:
     raise InputError(
@@ -72,12 +76,29 @@ def open_source(
   return source
 
 
+def _trained(config: Config, cache: Path, console: Console, task: str) -> Tokenizer:
+  """The vocabulary of a task without text, where it is to be trained: that of the config's corpus.
+
+  Raises:
+    InputError: there is no corpus.
+  """
+  spec = config.data.tokenizer
+  if not config.data.path:
+    raise InputError(
+      f"config.data.tokenizer={spec!r} of the task {task}: it is trained on text; set "
+      f"config.data.path to a corpus, or config.data.tokenizer='bytes'"
+    )
+  return open_or_prepare(config.data.path, spec, cache, console).tokenizer
+
+
 def train_lanes(config: Config, source: Source) -> Lanes:
   """The batches of training.
 
   Raises:
     InputError: too little text for a segment, or segments too few for an example.
   """
+  if config.train.rollout:
+    return _Stages(config, source)
   if isinstance(source, Pairs):
     return PairLanes(source, config)
   if not isinstance(source, Store):
@@ -86,9 +107,22 @@ def train_lanes(config: Config, source: Source) -> Lanes:
   return _WarmText(config, source, lanes) if config.warm.share else lanes
 
 
+class _Stages:
+  """A rollout curriculum: the lanes of one stage after those of the other."""
+
+  def __init__(self, config: Config, source: Source):
+    self._lanes = [(stage.first, train_lanes(stage.config, source)) for stage in stages(config)]
+
+  def batch(self, k: int, rows: Rows = ALL) -> Batch:
+    """Batch `k`, with segments as long as its stage has them."""
+    first, lanes = [one for one in self._lanes if one[0] <= k][-1]
+    return lanes.batch(k - first, rows)
+
+
 def _text_lanes(config: Config, store: Store, seed: int, segments: int = 0) -> TrainLanes:
+  documents = store.split("train")
   return TrainLanes(
-    store.split("train"),
+    documents,
     bos=store.tokenizer.bos,
     eos=store.tokenizer.eos,
     lanes=config.data.lanes,
@@ -96,6 +130,7 @@ def _text_lanes(config: Config, store: Store, seed: int, segments: int = 0) -> T
     segment_length=config.model.segment_length,
     seed=seed,
     carry_state=config.data.carry_state,
+    mix=Mix(documents.source_D, store.weights) if store.weights else None,
   )
 
 

@@ -1,4 +1,4 @@
-"""Where documents stand in the lanes: shuffled without end, or each once.
+"""Where documents stand in the lanes: shuffled without end, stores mixed or not; or each once.
 
 Lanes are counted in segments here, from 0 on; `segments_D` is the length of each document.
 """
@@ -7,7 +7,7 @@ import bisect
 import functools
 import heapq
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,19 +24,25 @@ class Piece(NamedTuple):
   segments: int
 
 
-class Shuffle:
-  """The endless order of training: epoch after epoch, each a fresh permutation of the documents.
+_Laid = tuple[np.ndarray, np.ndarray, np.ndarray]  # documents of a lane, where each begins, ends
 
-  The document at place e of that sequence goes to lane e % B. The order is laid out block by block,
-  the last few blocks kept.
 
-  A block is R rounds; a round gives one document to each lane. Only the segment at which a block
-  starts is kept for every block, so that a long run needs little memory.
+class Mix(NamedTuple):
+  """Which documents are whose, where several stores are mixed."""
+
+  source_D: np.ndarray  # the store of each document, from 0
+  weights: tuple[float, ...]  # of the tokens of each store
+
+
+class _Endless:
+  """An order of training, laid out block by block; the last few blocks are kept.
+
+  Of all blocks only that is kept where they start, so that a long run needs little memory.
   """
 
-  def __init__(self, segments_D: np.ndarray, lanes: int, seed: int):
-    self._segments_D, self._lanes, self._seed = segments_D, lanes, seed
-    self._rounds = max(1, min(BLOCK, 8 * len(segments_D) + 1024) // lanes)
+  def __init__(self, first: tuple, stores: int = 1):
+    self._first = first  # where block 0 starts; its first item is the segment of each lane
+    self._stores = stores
     self._reset()
 
   def pieces(self, lane: int, start: int, stop: int) -> Iterator[Piece]:
@@ -50,22 +56,56 @@ class Shuffle:
         yield Piece(int(documents[place]), at - int(begins[place]), at - start, count)
         at, place = at + count, place + 1
 
-  def _block_at(self, lane: int, segment: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Documents of a lane's block around a segment, and where each begins and ends: (R,) each."""
-    with self._lock:
-      while self._starts[-1][lane] <= segment:
-        self._starts.append(self._block(len(self._starts) - 1)[2][-1])
-      block = bisect.bisect_right(self._starts, segment, key=lambda starts_B: starts_B[lane]) - 1
-      documents_RB, begins_RB, ends_RB = self._block(block)
-    return documents_RB[:, lane], begins_RB[:, lane], ends_RB[:, lane]
+  def _lay_out(self, block: int) -> tuple[Sequence[_Laid], tuple]:
+    """A block, lane by lane, and where the next one starts."""
+    raise NotImplementedError
 
-  def _lay_out(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  def _permute(self, *key: int) -> np.ndarray:
+    """The documents of an epoch, in its order."""
+    raise NotImplementedError
+
+  def _block_at(self, lane: int, segment: int) -> _Laid:
+    with self._lock:
+      while self._starts[-1][0][lane] <= segment:
+        self._starts.append(self._block(len(self._starts) - 1)[1])
+      block = bisect.bisect_right(self._starts, segment, key=lambda start: start[0][lane]) - 1
+      return self._block(block)[0][lane]
+
+  def _reset(self) -> None:
+    self._lock = threading.Lock()
+    self._starts = [self._first]
+    self._block = functools.lru_cache(8)(self._lay_out)
+    self._epoch = functools.lru_cache(2 * self._stores)(self._permute)
+
+  def __getstate__(self) -> dict:
+    caches = ("_lock", "_starts", "_block", "_epoch")
+    return {name: value for name, value in self.__dict__.items() if name not in caches}
+
+  def __setstate__(self, state: dict) -> None:
+    self.__dict__.update(state)
+    self._reset()
+
+
+class Shuffle(_Endless):
+  """Epoch after epoch, each a fresh permutation of the documents.
+
+  The document at place e of that sequence goes to lane e % B. A block is R rounds; a round gives
+  one document to each lane.
+  """
+
+  def __init__(self, segments_D: np.ndarray, lanes: int, seed: int):
+    self._segments_D, self._lanes, self._seed = segments_D, lanes, seed
+    self._rounds = max(1, min(BLOCK, 8 * len(segments_D) + 1024) // lanes)
+    super().__init__((np.zeros(lanes, np.int64),))
+
+  def _lay_out(self, block: int) -> tuple[Sequence[_Laid], tuple]:
     size = self._rounds * self._lanes
     places = range(block * size, (block + 1) * size)
     documents_RB = self._documents(places).reshape(self._rounds, self._lanes)
     lengths_RB = self._segments_D[documents_RB]
-    ends_RB = self._starts[block] + np.cumsum(lengths_RB, axis=0)
-    return documents_RB, ends_RB - lengths_RB, ends_RB
+    ends_RB = self._starts[block][0] + np.cumsum(lengths_RB, axis=0)
+    laid = list(zip(documents_RB.T, (ends_RB - lengths_RB).T, ends_RB.T, strict=True))
+    return laid, (ends_RB[-1],)
 
   def _documents(self, places: range) -> np.ndarray:
     """The documents at some places of the endless sequence of epochs."""
@@ -75,24 +115,62 @@ class Shuffle:
     documents = np.concatenate([self._epoch(epoch) for epoch in epochs])
     return documents[places.start - start : places.stop - start]
 
-  def _permute(self, epoch: int) -> np.ndarray:
-    # Raw bits sorted, not Generator.permutation: NumPy promises that these never change.
-    bits = np.random.PCG64(np.random.SeedSequence((self._seed, epoch)))
-    return np.argsort(bits.random_raw(len(self._segments_D)), kind="stable")
+  def _permute(self, *key: int) -> np.ndarray:
+    return _permutation((self._seed, *key), len(self._segments_D))
 
-  def _reset(self) -> None:
-    self._lock = threading.Lock()
-    self._starts = [np.zeros(self._lanes, np.int64)]
-    self._block = functools.lru_cache(8)(self._lay_out)
-    self._epoch = functools.lru_cache(2)(self._permute)
 
-  def __getstate__(self) -> dict:
-    caches = ("_lock", "_starts", "_block", "_epoch")
-    return {name: value for name, value in self.__dict__.items() if name not in caches}
+class Mixed(_Endless):
+  """Several stores, each shuffled anew for each of its own epochs, by their shares of the tokens.
 
-  def __setstate__(self, state: dict) -> None:
-    self.__dict__.update(state)
-    self._reset()
+  A lane that is free takes the next document of the store that is furthest behind its weight. So
+  what each was given follows the weights as closely as whole documents can.
+
+  Args:
+    segments_D: of each document.
+    tokens_D: of each document.
+    mix: whose they are, and the weights.
+    lanes: B.
+    seed: of the epochs' orders.
+  """
+
+  def __init__(self, segments_D: np.ndarray, tokens_D: np.ndarray, mix: Mix, lanes: int, seed: int):
+    self._segments_D, self._tokens_D, self._seed = segments_D, tokens_D, seed
+    self._weights = mix.weights
+    self._own = [np.flatnonzero(mix.source_D == i) for i in range(len(mix.weights))]
+    self._size = min(BLOCK, 8 * len(segments_D) + 1024)
+    nothing = [0] * len(mix.weights)
+    super().__init__(([0] * lanes, nothing, nothing), len(mix.weights))
+
+  def _lay_out(self, block: int) -> tuple[Sequence[_Laid], tuple]:
+    segment_B, taken, given = self._starts[block]  # of each store, documents and tokens
+    taken, given, stores = [*taken], [*given], range(len(taken))
+    free = [(segment, lane) for lane, segment in enumerate(segment_B)]
+    heapq.heapify(free)
+    rows: list[list[tuple[int, int, int]]] = [[] for _ in free]
+    for _ in range(self._size):
+      begin, lane = free[0]
+      store = min(stores, key=lambda i: given[i] / self._weights[i])
+      epoch, place = divmod(taken[store], len(self._own[store]))
+      document = self._epoch(epoch, store)[place]
+      end = begin + int(self._segments_D[document])
+      heapq.heapreplace(free, (end, lane))
+      rows[lane].append((document, begin, end))
+      taken[store] += 1
+      given[store] += int(self._tokens_D[document])
+    columns = (np.array(row, np.int64).reshape(-1, 3).T for row in rows)
+    laid = [(documents, begins, ends) for documents, begins, ends in columns]
+    next_B = [end for end, _ in sorted(free, key=lambda one: one[1])]
+    return laid, (next_B, taken, given)
+
+  def _permute(self, *key: int) -> np.ndarray:
+    own = self._own[key[1]]
+    return own[_permutation((self._seed, *key), len(own))]
+
+
+def _permutation(seed: tuple[int, ...], size: int) -> np.ndarray:
+  # Raw bits sorted, not Generator.permutation: NumPy promises that these never change.
+  bits = np.random.PCG64(np.random.SeedSequence(seed))
+  return np.argsort(bits.random_raw(size), kind="stable")
 
 
 class Schedule:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infini_jax.config import SPLITS, InputError
+from infini_jax.data.mixture import PREFIX, open_mixture
 from infini_jax.data.shards import Shard
 from infini_jax.data.sources import Corpus, open_corpus
 from infini_jax.data.sources.base import MB, digest
@@ -87,22 +88,43 @@ def prepare(
 
 
 def open_or_prepare(
-  path: str, tokenizer: str, cache: Path, console: Console | None = None
+  path: str,
+  tokenizer: str,
+  cache: Path,
+  console: Console | None = None,
+  own: Tokenizer | None = None,
 ) -> Store:
-  """Opens the store at `path`, or prepares the corpus at `path` into `cache`.
+  """Opens the store or the mixture at `path`, or prepares the corpus at `path` into `cache`.
+
+  With the run's `own` tokenizer at hand, it is not asked how that of a store was made: the caller
+  compares the two.
 
   Raises:
-    InputError: as `prepare`; or the store at `path` was made with another tokenizer.
+    InputError: as `prepare` and `open_mixture`; or the store at `path` was made with another
+      tokenizer.
   """
+  if path.startswith(PREFIX):
+    return open_mixture(path, None if own else tokenizer)
   if not path or not is_store(Path(path)):
     return prepare(path, cache, tokenizer, console=console)
   store = Store.open(path)
-  if store.spec != tokenizer:
+  if own is None and store.spec != tokenizer:
     raise InputError(
       f"store {path!r} was made with the tokenizer {store.spec!r}, not {tokenizer!r}: "
       f"set config.data.tokenizer={store.spec!r}"
     )
   return store
+
+
+def open_prepared(path: str, cache: Path) -> Store:
+  """Opens what a run reads, without its corpus: the mixture or store at `path`, else the `cache`.
+
+  Raises:
+    InputError: as `open_mixture` and `Store.open`.
+  """
+  if path.startswith(PREFIX):
+    return open_mixture(path)
+  return Store.open(path if path and is_store(Path(path)) else cache)
 
 
 def table(store: Store) -> Table:

@@ -103,6 +103,11 @@ class Shard(NamedTuple):
       raise damaged(self.index_file, error) from None
 
 
+def shards_of(folder: Path, count: int, first: int = 0) -> list[Shard]:
+  """So many shards of a split, from the `first` on."""
+  return [Shard(folder, number) for number in range(first, first + count)]
+
+
 class ShardWriter:
   """Writes one shard: its records, then its index, whose presence says that it is finished.
 

@@ -12,6 +12,7 @@ import collections
 import functools
 import json
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from infini_jax.data.shards import (
   Shard,
   damaged,
   publish,
+  shards_of,
   summaries_of,
   temporary_name,
 )
@@ -36,22 +38,24 @@ OPEN = 256  # shards of a split whose files are held open
 class Documents:
   """The documents of one split. Threads may read it at the same time; it pickles small.
 
+  Those of several stores stand in turn, so that the first so many are of all of them.
+
   Args:
-    folder: of the split.
-    shards: how many of them.
+    sources: the shards of each store, by its name; "" for a store by itself.
     dtype: of the ids on disk.
-    first: the number of the first of them.
 
   Attributes:
+    sources: the names of the stores.
+    source_D: (documents,) the store of each, from 0.
     tokens: (documents,) int64, the tokens of each document.
     bytes: (documents,) int64, the bytes of its text in UTF-8.
     words: (documents,) int64, the words of its text, split at white space.
   """
 
-  def __init__(self, folder: Path, shards: int, dtype: str, first: int = 0):
-    self._args = folder, shards, dtype, first
-    self._dtype = np.dtype(dtype)
-    self._shards = [Shard(folder, number) for number in range(first, first + shards)]
+  def __init__(self, sources: Mapping[str, Sequence[Shard]], dtype: str):
+    self._args = sources, dtype
+    self._dtype, self.sources = np.dtype(dtype), list(sources)
+    self._shards = [shard for shards in sources.values() for shard in shards]
     self._load()
 
   def __len__(self) -> int:
@@ -60,7 +64,13 @@ class Documents:
   @functools.cached_property
   def names(self) -> list[str]:
     """Where each document stands in the corpus; read when first asked for."""
-    return [name for shard in self._shards for name in shard.names()]
+    names = [
+      f"{source}/{name}" if source else name
+      for source, shards in self._args[0].items()
+      for shard in shards
+      for name in shard.names()
+    ]
+    return names if self._order is None else [names[i] for i in self._order.tolist()]
 
   def read(self, document: int, start: int, stop: int) -> np.ndarray:
     """Tokens `start` to `stop` of a document.
@@ -104,11 +114,23 @@ class Documents:
     """Reads the indices of the shards: all that is held in memory."""
     counts = [shard.counts() for shard in self._shards]
     counts = counts or [np.zeros((3, 0), np.int64)]
-    self.tokens, self.bytes, self.words = np.concatenate(counts, axis=1)
-    self._shard_of = np.repeat(np.arange(len(counts)), [c.shape[1] for c in counts])
+    sizes = [c.shape[1] for c in counts]
     blocks = [-(-c[0] // BLOCK) for c in counts]
-    self._first_block = np.concatenate([np.cumsum(b) - b for b in blocks])
     self._blocks = [int(b.sum()) for b in blocks]
+    self._order: np.ndarray | None = None
+    columns = [
+      *np.concatenate(counts, axis=1),
+      np.repeat(np.arange(len(counts)), sizes),
+      np.concatenate([np.cumsum(b) - b for b in blocks]),
+    ]
+    source_of = [i for i, s in enumerate(self._args[0].values()) for _ in s] or [0]
+    self.source_D = np.repeat(np.array(source_of, np.int32), sizes)
+    if len(self.sources) > 1:
+      place_D = np.concatenate([np.arange(n) for n in np.bincount(self.source_D)])
+      self._order = np.lexsort((self.source_D, place_D))
+      columns = [column[self._order] for column in columns]
+      self.source_D = self.source_D[self._order]
+    self.tokens, self.bytes, self.words, self._shard_of, self._first_block = columns
     self._readers: collections.OrderedDict[int, Any] = collections.OrderedDict()
     self._lock = threading.Lock()
 
@@ -121,10 +143,10 @@ class Documents:
       self._readers.move_to_end(shard)
       return self._readers[shard]
 
-  def __getstate__(self) -> tuple[Path, int, str, int]:
+  def __getstate__(self) -> tuple[Mapping[str, Sequence[Shard]], str]:
     return self._args
 
-  def __setstate__(self, state: tuple[Path, int, str, int]) -> None:
+  def __setstate__(self, state: tuple[Mapping[str, Sequence[Shard]], str]) -> None:
     self.__init__(*state)  # type: ignore[misc]
 
 
@@ -139,7 +161,11 @@ class Store:
     splits: of each split: documents, tokens, bytes, words, characters, shards, and what was left
       out: empty and short documents.
     has_summaries: whether each document comes with a summary.
+    dtype: of the ids on disk.
+    weights: of the stores that are mixed, by tokens; none of a store by itself.
   """
+
+  weights: tuple[float, ...] = ()
 
   def __init__(self, folder: Path, description: dict[str, Any]):
     self.folder = folder
@@ -148,7 +174,7 @@ class Store:
     self.fingerprint: str = description["fingerprint"]
     self.splits: dict[str, dict[str, int]] = description["splits"]
     self.has_summaries: bool = description.get("summaries", False)
-    self._dtype: str = description["dtype"]
+    self.dtype: str = description["dtype"]
 
   @classmethod
   def open(cls, folder: str | Path) -> "Store":
@@ -191,7 +217,11 @@ class Store:
     Raises:
       InputError: no such split, or an index of it is missing or damaged.
     """
-    return self._documents(name, self.folder / name)
+    return Documents({"": self.shards(name)}, self.dtype)
+
+  def shards(self, name: str) -> list[Shard]:
+    """The shards of a split."""
+    return self._shards(name, self.folder / name)
 
   def summaries(self, name: str) -> Documents:
     """The summaries of a split's documents, in the same order; one without has no tokens.
@@ -204,12 +234,12 @@ class Store:
         f"{self.folder}: made of {self.source}, without summaries; name their field with "
         f"?summary=FIELD and prepare it again"
       )
-    return self._documents(name, summaries_of(self.folder / name))
+    return Documents({"": self._shards(name, summaries_of(self.folder / name))}, self.dtype)
 
-  def _documents(self, name: str, folder: Path) -> Documents:
-    if name not in self.splits:
-      raise InputError(f"split {name!r}: choose one of {', '.join(self.splits)}")
-    return Documents(folder, self.splits[name]["shards"], self._dtype)
+  def _shards(self, split: str, folder: Path) -> list[Shard]:
+    if split not in self.splits:
+      raise InputError(f"split {split!r}: choose one of {', '.join(self.splits)}")
+    return shards_of(folder, self.splits[split]["shards"])
 
 
 def is_store(folder: Path) -> bool:

@@ -39,6 +39,43 @@ class Pairs:
     return np.concatenate([[self.tokenizer.bos], ids, self.mark]).astype(np.int32)
 
 
+class Told:
+  """The pairs of a split as documents, for `EvalLanes`: document, mark, summary.
+
+  Attributes:
+    tokens: (pairs,) of each.
+    first_D: (pairs,) the place of the first token of its summary.
+
+  Raises:
+    InputError: there is no pair.
+  """
+
+  def __init__(self, pairs: Pairs, split: str):
+    self._mark, (self._documents, self._summaries) = pairs.mark, pairs.split(split)
+    self._told = np.flatnonzero(self._summaries.tokens)
+    if not len(self._told):
+      raise InputError(
+        f"corpus {pairs.store.source!r}: no summary for {split}; choose another, or set "
+        f"config.train.eval_every=0"
+      )
+    self.first_D = self._documents.tokens[self._told] + len(self._mark)
+    self.tokens = self.first_D + self._summaries.tokens[self._told]
+
+  def read(self, document: int, start: int, stop: int) -> np.ndarray:
+    """Tokens `start` to `stop` of a pair, (stop - start,) int32."""
+    pair, first = int(self._told[document]), int(self.first_D[document])
+    before = first - len(self._mark)
+    cut = lambda begin, size: (min(max(start - begin, 0), size), min(max(stop - begin, 0), size))
+    a, b = cut(before, len(self._mark))
+    return np.concatenate(
+      [
+        self._documents.read(pair, *cut(0, before)),
+        self._mark[a:b],
+        self._summaries.read(pair, *cut(first, int(self._summaries.tokens[pair]))),
+      ]
+    ).astype(np.int32)
+
+
 class PairLanes:
   """The endless training on pairs: one a lane and chunk, each epoch in an order of its own.
 

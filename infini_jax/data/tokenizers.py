@@ -120,16 +120,20 @@ class SentencePieceTokenizer:
 
 
 class HuggingFaceTokenizer:
-  """A `tokenizer.json`; bos and eos are found among the usual names.
+  """A `tokenizer.json`; bos and eos are found among the usual names, or given by `marks`.
+
+  Marks are kept in a file beside the tokenizer's own.
 
   Raises:
     InputError: no such file format, or no token of a usual name.
   """
 
-  file = "tokenizer.json"
+  file, marks_file = "tokenizer.json", "tokenizer.marks.json"
 
-  def __init__(self, content: bytes, name: str = "tokenizer.json"):
-    self._content = content
+  def __init__(
+    self, content: bytes, name: str = "tokenizer.json", marks: tuple[int, int] | None = None
+  ):
+    self._content, self._marks = content, marks
     try:
       self._tokenizer = huggingface.Tokenizer.from_str(content.decode("utf-8"))
     except Exception as error:  # the binding raises plain Exception
@@ -140,7 +144,7 @@ class HuggingFaceTokenizer:
     self._tokenizer.no_padding()
     # A corpus that speaks of <|endoftext|> must not end its document there.
     self._tokenizer.encode_special_tokens = True
-    bos, eos = self._find(BOS_NAMES), self._find(EOS_NAMES)
+    bos, eos = marks or (self._find(BOS_NAMES), self._find(EOS_NAMES))
     bos, eos = (eos if bos is None else bos), (bos if eos is None else eos)
     if bos is None or eos is None:
       raise InputError(
@@ -149,7 +153,8 @@ class HuggingFaceTokenizer:
       )
     self.bos, self.eos = bos, eos
     self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
-    self.fingerprint = hashlib.blake2b(content, digest_size=8).hexdigest()
+    own = content if marks is None else content + repr(marks).encode()
+    self.fingerprint = hashlib.blake2b(own, digest_size=8).hexdigest()
 
   def encode(self, text: str) -> np.ndarray:
     """The ids of a text; names of special tokens in it are ordinary text."""
@@ -162,8 +167,17 @@ class HuggingFaceTokenizer:
     return self._tokenizer.decode(kept.tolist(), skip_special_tokens=True)
 
   def save(self, folder: Path) -> None:
-    """Writes the tokenizer.json as it was read."""
+    """Writes the tokenizer.json as it was read, and its marks, if they were given."""
+    if self._marks is not None:
+      _write(folder / self.marks_file, json.dumps(self._marks).encode())
     _write(folder / self.file, self._content)
+
+  @classmethod
+  def load(cls, file: Path) -> "HuggingFaceTokenizer":
+    """Reads a tokenizer.json, and its marks where they lie beside it."""
+    marks_file = file.with_name(cls.marks_file)
+    marks = tuple(json.loads(marks_file.read_text())) if marks_file.exists() else None
+    return cls(file.read_bytes(), str(file), marks)
 
   def _find(self, names: Iterable[str]) -> int | None:
     ids = (self._tokenizer.token_to_id(name) for name in names)
@@ -217,12 +231,11 @@ def load_tokenizer(spec: str) -> Tokenizer:
   if kind not in ("sentencepiece", "huggingface") or not file:
     raise InputError(f"tokenizer {spec!r}: choose {SPECS}")
   try:
-    content = Path(file).read_bytes()
+    if kind == "huggingface":
+      return HuggingFaceTokenizer.load(Path(file))
+    return SentencePieceTokenizer(Path(file).read_bytes(), name=file)
   except OSError as error:
     raise InputError(f"tokenizer {spec!r}: {error.strerror}; choose {SPECS}") from None
-  if kind == "sentencepiece":
-    return SentencePieceTokenizer(content, name=file)
-  return HuggingFaceTokenizer(content, name=file)
 
 
 def load_saved(folder: Path) -> Tokenizer:
@@ -235,9 +248,10 @@ def load_saved(folder: Path) -> Tokenizer:
     return ByteTokenizer()
   if (folder / WordTokenizer.file).exists():
     return WordTokenizer(json.loads((folder / WordTokenizer.file).read_text()))
-  for kind in (SentencePieceTokenizer, HuggingFaceTokenizer):
-    if (folder / kind.file).exists():
-      return kind((folder / kind.file).read_bytes(), name=str(folder / kind.file))
+  if (file := folder / SentencePieceTokenizer.file).exists():
+    return SentencePieceTokenizer(file.read_bytes(), name=str(file))
+  if (file := folder / HuggingFaceTokenizer.file).exists():
+    return HuggingFaceTokenizer.load(file)
   raise InputError(f"{folder}: holds no saved tokenizer; prepare the corpus again")
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from rich.console import Console
 
 from infini_jax.config import InputError
+from infini_jax.data.shards import Shard
 from infini_jax.data.store import Documents
 from infini_jax.data.tokenizers import Tokenizer
 from infini_jax.data.workers import Job
@@ -33,7 +34,7 @@ def verify(
   compared = 0
   with console.status(f"verifying {len(shards):,} shards"):
     for shard in shards:
-      Documents(shard.folder, 1, dtype, first=shard.number).check()
+      Documents({"": [shard]}, dtype).check()
     for job in jobs[:: max(1, len(jobs) // COMPARED)]:
       compared += _compare(out, job, tokenizer, dtype, min_tokens)
   console.print(
@@ -48,7 +49,7 @@ def _compare(out: Path, job: Job, tokenizer: Tokenizer, dtype: str, min_tokens: 
     ids = tokenizer.encode(text)
     if len(ids) < max(1, min_tokens):
       continue
-    documents = Documents(out / split, 1, dtype, first=job.numbers[split])
+    documents = Documents({"": [Shard(out / split, job.numbers[split])]}, dtype)
     found = documents.read(0, 0, int(documents.tokens[0])) if len(documents) else np.zeros(0)
     if documents.names[:1] != [name] or not np.array_equal(found, ids):
       raise InputError(

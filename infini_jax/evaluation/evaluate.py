@@ -12,7 +12,7 @@ import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,13 +30,6 @@ from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.metrics import read_metrics
 from infini_jax.runs.workdir import Workdir
-
-
-class Found(NamedTuple):
-  """What one variant of an evaluation found."""
-
-  figures: Any  # Scores or Recalled
-  seconds: float
 
 
 def evaluate(
@@ -90,9 +83,11 @@ def evaluate(
       "task": dataclasses.asdict(config.task),
     }
     about |= {"command": command, "environment": _environment()}
-    known: dict[tuple[str, str], Found] = {}
+    known: dict[tuple[str, str], Any] = {}
     for job in jobs:
+      started = time.perf_counter()
       found = _run(job, evaluators.get(job.task), params, known, console)
+      about["seconds"] = time.perf_counter() - started
       results = everything[job.name] = _results(job, config, about, found)
       if jax.process_index() == 0:
         folder = workdir.path / "evaluation" / job.name
@@ -115,33 +110,28 @@ def training(folder: Path) -> dict[str, Any]:
 
 
 def _run(
-  job: Job, evaluator: Any, params: Any, known: dict[tuple[str, str], Found], console: Console
-) -> dict[str, Found]:
+  job: Job, evaluator: Any, params: Any, known: dict[tuple[str, str], Any], console: Console
+) -> dict[str, Any]:
   """What every variant of a job finds. What is `known` from another job is not read again."""
   for variant in job.variants:
     if (job.task, variant.name) not in known:
-      started = time.perf_counter()
       with track(console, f"{job.task}, {variant.name}", evaluator.chunks) as bar:
-        figures = evaluator.run(params, variant, advance=bar)
-      known[job.task, variant.name] = Found(figures, time.perf_counter() - started)
+        known[job.task, variant.name] = evaluator.run(params, variant, advance=bar)
   return {variant.name: known[job.task, variant.name] for variant in job.variants}
 
 
 def _results(
-  job: Job, config: Config, about: dict[str, Any], found: dict[str, Found]
+  job: Job, config: Config, about: dict[str, Any], found: dict[str, Any]
 ) -> dict[str, Any]:
   """What `results.json` holds."""
-  figures = {name: one.figures.to_dict() for name, one in found.items()}
+  figures = {name: one.to_dict() for name, one in found.items()}
   results: dict[str, Any] = {"task": job.task or job.name}
   if job.task == "perplexity":
     results["split"] = config.evaluation.split
   results |= about
   if figures:
-    results |= {"memory": figures.pop(INTACT.name), "knocked_out": figures}
-  return results | {
-    "seconds": sum(one.seconds for one in found.values()),
-    "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-  }
+    results |= {"memory": figures.pop(INTACT.name), KINDS[job.task].others: figures}
+  return results | {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
 
 
 def _environment() -> dict[str, Any]:
@@ -161,7 +151,7 @@ def _environment() -> dict[str, Any]:
 
 def _show(
   job: Job,
-  found: dict[str, Found],
+  found: dict[str, Any],
   results: dict[str, Any],
   config: Config,
   path: Path,
@@ -174,11 +164,10 @@ def _show(
     console.print(_gates(results, _shown(folder / "gates.png")))
     return
   tables = KINDS[job.task].tables
-  figures = {name: one.figures for name, one in found.items()}
-  pictures = tables.draw(figures, folder, job.task)
-  tables.show(figures, results, config, console)
+  pictures = tables.draw(found, results, folder)
+  tables.show(found, results, config, console)
   console.print(_about(results, path, pictures))
-  tables.verdict(figures, console)
+  tables.verdict(found, console)
 
 
 def _about(results: dict[str, Any], path: Path, pictures: dict[str, Path]) -> Table:

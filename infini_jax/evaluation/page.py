@@ -1,5 +1,6 @@
 """`infini-jax report`: what was run in some workdirs, as one HTML page that needs nothing else."""
 
+import dataclasses
 import datetime
 import io
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ from infini_jax.config import InputError
 from infini_jax.evaluation import page_tables
 from infini_jax.evaluation.page_headline import headline
 from infini_jax.evaluation.page_html import code, document, heading, paragraph, picture
-from infini_jax.evaluation.page_runs import Run, asked, read_runs
+from infini_jax.evaluation.page_runs import Run, read_runs
+from infini_jax.evaluation.retrieval_tables import asked
 
 # What a picture shows, for those who cannot see it; its figures stand in the tables.
 PICTURES = {
@@ -41,6 +43,9 @@ def report(workdirs: Sequence[str], out: str | None, console: Console) -> Path:
     InputError: a folder that holds no run, a file that cannot be read or not be written.
   """
   runs = read_runs(workdirs)
+  for run in runs:
+    for name in run.evaluations:
+      _check(run, name)
   folder = runs[0].path if len(runs) == 1 else runs[0].path.parent
   file = Path(out) if out else folder / "report.html"
   if file.is_dir() or not file.absolute().parent.is_dir():
@@ -48,6 +53,21 @@ def report(workdirs: Sequence[str], out: str | None, console: Console) -> Path:
   file.write_text(page(runs), "utf-8")
   console.print(f"wrote {file} ({file.stat().st_size / 1024:,.0f} KiB)", highlight=False)
   return file
+
+
+def _check(run: Run, name: str) -> None:
+  """Makes sure that an evaluation can be shown, before anything else is.
+
+  Raises:
+    InputError: its results are not those of an evaluation.
+  """
+  alone = dataclasses.replace(run, losses=(), evaluations={name: run.evaluations[name]})
+  try:
+    page([alone])
+  except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+    file = run.path / "evaluation" / name / "results.json"
+    why = " ".join(f"{type(error).__name__} {error}".split())
+    raise InputError(f"{file}: cannot be shown ({why}); evaluate the task anew") from None
 
 
 def page(runs: list[Run]) -> str:
@@ -85,8 +105,9 @@ def _run(run: Run, level: int) -> str:
     made += heading(level, what, f"step {results['step']:,}")
     made += page_tables.tables_of(results)
     for file in run.pictures(name):
-      shows = PICTURES.get(file.stem, f"Picture {file.stem} of {name}")
-      made += picture(file.read_bytes(), f"{shows}; {run.name}, step {results['step']:,}")
+      shows = PICTURES.get(file.stem, f"Picture {file.stem}")
+      where = f"{what}; {run.name}, step {results['step']:,}"
+      made += picture(file.read_bytes(), f"{shows}; {where}")
   return made
 
 

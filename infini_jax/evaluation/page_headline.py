@@ -1,6 +1,5 @@
 """The table at the top of a report: one column for each run, one row for each headline figure."""
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -57,7 +56,11 @@ def _rows_of(task: str, runs: list[Run]) -> dict[str, Callable[[Run], Shown]]:
   results = [found for run in runs if (found := run.results(task)) and "memory" in found]
   lengths = {cell["length"] for found in results for cell in found["memory"].get("cells", ())}
   if lengths:
-    return {f"{task}, {n:,} tokens": _asked(task, partial(_recalled, n)) for n in sorted(lengths)}
+    depths = {cell["depth"] for found in results for cell in found["memory"].get("cells", ())}
+    worst = ", worst depth" * (len(depths) > 1)
+    return {
+      f"{task}, {n:,} tokens{worst}": _asked(task, partial(_recalled, n)) for n in sorted(lengths)
+    }
   names = dict.fromkeys(name for found in results for name, _ in scalars(found["memory"]))
   return {
     f"{task}: {plain(name)}": _asked(task, partial(_scalar, name))
@@ -85,7 +88,8 @@ def _size(value: float | None, unit: int) -> Shown:
 
 
 def _scalar(name: str, results: Results) -> Shown:
-  value, out = results["memory"].get(name), results["knocked_out"].get("empty", {}).get(name)
+  empty = results.get("knocked_out", {}).get("empty", {})
+  value, out = results["memory"].get(name), empty.get(name)
   if value is None:
     return None
   return Cell(short(value), "" if out is None else f"knocked out {short(out)}")
@@ -105,19 +109,20 @@ def _knocked_out(results: Results) -> Shown:
 
 
 def _recalled(length: int, results: Results) -> Shown:
-  """The share of one length, all depths together, and the same knocked out."""
-  shares, by_depth = {}, {}
-  for name, found in variants(results).items():
-    cells = [recall_of(cell) for cell in found["cells"] if cell["length"] == length]
-    if not cells:
-      return None
-    count = lambda field, cells=cells: sum(getattr(cell, field) for cell in cells)
-    counts = {field: count(field) for field in ("samples", "exact", "tokens", "right")}
-    shares[name] = measure(results["task"], dataclasses.replace(cells[0], **counts))
-    by_depth[name] = [measure(results["task"], cell) for cell in cells]
-  memory, notes = by_depth["with the memory"], []
-  if min(memory) < max(memory):
-    notes.append(f"{min(memory):.3f} to {max(memory):.3f} by depth")
-  if "knocked out: empty" in shares:
-    notes.append(f"knocked out {shares['knocked out: empty']:.3f}")
-  return Cell(f"{shares['with the memory']:.3f}", "\n".join(notes))
+  """The share of one length at the depth where it is least, and the same knocked out."""
+  cells = {
+    name: [recall_of(cell) for cell in found["cells"] if cell["length"] == length]
+    for name, found in variants(results).items()
+  }
+  memory, empty = cells["with the memory"], cells.get("knocked out: empty")
+  if not memory:
+    return None
+  share = partial(measure, results["task"])
+  worst = min(range(len(memory)), key=lambda i: share(memory[i]))
+  least, most = share(memory[worst]), max(map(share, memory))
+  notes = []
+  if least < most:
+    notes.append(f"at depth {memory[worst].depth:g}; elsewhere up to {most:.3f}")
+  if empty:
+    notes.append(f"knocked out {share(empty[worst]):.3f}")
+  return Cell(f"{least:.3f}", "\n".join(notes))

@@ -1,6 +1,7 @@
 """What a report is made of: runs, what they logged, and what their evaluations found."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 
 from infini_jax.config import Config, InputError
 from infini_jax.evaluation.evaluate import training
+from infini_jax.evaluation.retrieval_tables import asked
 from infini_jax.evaluation.tasks import NAMES
 from infini_jax.runs.metrics import read_metrics
 from infini_jax.runs.workdir import Workdir
 
+SHOWN = 3  # of the texts that an evaluation wrote
 NEEDED = ("task", "step", "date", "seconds", "settings", "environment")  # in every results.json
 
 
@@ -56,12 +59,6 @@ class Run:
     return sorted((self.path / "evaluation" / name).glob("*.png"))
 
 
-def asked(results: dict[str, Any]) -> str:
-  """The task of an evaluation; of needles, also what hides."""
-  task = results["task"]
-  return f"{task}, {results['settings']['task']['family']}" if task == "needle" else task
-
-
 def read_runs(paths: Sequence[str]) -> list[Run]:
   """The runs of some workdirs, each once.
 
@@ -89,7 +86,17 @@ def _results(file: Path) -> dict[str, Any]:
   for name in NEEDED:
     if not isinstance(results, dict) or name not in results:
       raise InputError(f"{file}: has no {name!r}; evaluate the task anew")
+  if (written := file.with_name("predictions.jsonl")).exists():
+    results["predictions"] = _first_lines(written)
   return results
+
+
+def _first_lines(file: Path) -> list[Any]:
+  try:
+    with open(file, encoding="utf-8") as lines:
+      return [json.loads(line) for line in itertools.islice(lines, SHOWN)]
+  except (OSError, ValueError) as error:
+    raise InputError(f"{file}: cannot be read ({error}); evaluate the task anew") from None
 
 
 def _place(file: Path) -> tuple[int, str]:

@@ -13,6 +13,7 @@ from infini_jax.evaluation.retrieval import Cell as Recall
 from infini_jax.evaluation.retrieval import wilson
 
 Row = Sequence[str | Cell]
+TEXT = 1500  # characters of a text that are shown
 
 
 def tables_of(results: dict[str, Any]) -> str:
@@ -29,7 +30,8 @@ def tables_of(results: dict[str, Any]) -> str:
     [plain(name), *(short(one[name]) if name in one else "" for one in found.values())]
     for name, _ in scalars(memory)
   ]
-  return table(f"Figures of {results['task']}", ["figure", *found], rows)
+  made = table(f"Figures of {results['task']}", ["figure", *found], rows)
+  return made + _predictions(results["predictions"]) if "predictions" in results else made
 
 
 def gates(found: dict[str, Any]) -> str:
@@ -130,14 +132,38 @@ def _perplexity_tables(results: dict[str, Any]) -> str:
     header,
     rows,
   )
+  if sources := memory.get("by_source"):
+    each: list[Row] = [
+      [name, f"{documents:,}", f"{tokens:,}"]
+      + [f"{_exp(*score['by_source'][name][1:]):,.3f}" for score in scores.values()]
+      for name, (documents, tokens, _) in sources.items()
+    ]
+    header = ["store", "documents", "tokens", *scores]
+    made += table("Perplexity per token, by store of the mixture", header, each)
   made += _profile("Perplexity by position in the document", "by_position", scores)
   updates = _profile("Perplexity by memory updates before", "by_compressions", scores)
   documents: list[Row] = [
     [name, f"{tokens:,}", f"{_exp(tokens, nats):,.3f}"]
     for name, tokens, nats in memory["per_document"]
   ]
-  each = table("With the memory", ["document", "tokens", "perplexity per token"], documents)
-  return made + folded("By memory updates", updates) + folded("Every document", each)
+  every = table("With the memory", ["document", "tokens", "perplexity per token"], documents)
+  return made + folded("By memory updates", updates) + folded("Every document", every)
+
+
+def _predictions(written: list[dict[str, Any]]) -> str:
+  """The first texts that were written, beside what they are compared with."""
+  rows: list[Row] = []
+  for one in written:
+    what = {"reference": one["reference"], "with the memory": one["written"]}
+    what |= {f"knocked out: {name}": text for name, text in one["knocked_out"].items()}
+    rows += [[f"{one['name']}: {who}", cut(text)] for who, text in what.items()]
+  text = table("What was written, and the references", ["document", "text"], rows, words=True)
+  return folded(f"The first {len(written)} texts", text)
+
+
+def cut(text: str) -> str:
+  """The beginning of a long text."""
+  return text if len(text) <= TEXT else f"{text[:TEXT]} ..."
 
 
 def _profile(caption: str, field: str, scores: dict[str, dict[str, Any]]) -> str:
@@ -172,9 +198,9 @@ def _retrieval_table(results: dict[str, Any]) -> str:
 
 
 def variants(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
-  """The figures with the memory and of each knock-out, by name."""
-  out = {f"knocked out: {name}": found for name, found in results["knocked_out"].items()}
-  return {"with the memory": results["memory"], **out}
+  """The figures with the memory, of each knock-out, and of what it was before, by name."""
+  out = {f"knocked out: {name}": found for name, found in results.get("knocked_out", {}).items()}
+  return results.get("before", {}) | {"with the memory": results["memory"], **out}
 
 
 def opened(found: dict[str, Any]) -> Cell:

@@ -37,6 +37,8 @@ class Scores:
   by_position: dict[int, tuple[int, float]]  # from this token of a document on: tokens, nats
   by_compressions: dict[int, tuple[int, float]]  # after so many memory updates: tokens, nats
   per_document: list[tuple[str, int, float]]  # name, tokens, nats
+  # Of every store of a mixture: documents, tokens, nats.
+  by_source: dict[str, tuple[int, int, float]] = dataclasses.field(default_factory=dict)
 
   @property
   def perplexity(self) -> float:
@@ -153,7 +155,17 @@ class Perplexity:
       by_position=dict(sorted(tally.position.items())),
       by_compressions=dict(sorted(tally.compressions.items())),
       per_document=[(self._documents.names[d], *tally.documents[d]) for d in order],
+      by_source=self._by_source(tally.documents),
     )
+
+  def _by_source(self, found: dict[int, tuple[int, float]]) -> dict[str, tuple[int, int, float]]:
+    """Documents, tokens and nats of every store of a mixture that has any."""
+    sources, own = self._documents.sources, {}
+    for i, source in enumerate(sources if len(sources) > 1 else ()):
+      mine = [found[d] for d in sorted(found) if self._documents.source_D[d] == i]
+      if mine:
+        own[source] = (len(mine), sum(n for n, _ in mine), math.fsum(nats for _, nats in mine))
+    return own
 
   def _size(self, document: int, tokens: int) -> tuple[int, int]:
     """Words and bytes of the part that was read."""

@@ -14,7 +14,7 @@ from infini_jax.evaluation.perplexity import Scores
 NOTICEABLE = 1.001  # a knock-out that costs less than this factor shows no use of the memory
 
 
-def draw(scores: dict[str, Scores], folder: Path, task: str) -> dict[str, Path]:
+def draw(scores: dict[str, Scores], results: dict[str, Any], folder: Path) -> dict[str, Path]:
   """Draws perplexity against the position in the document, with and without the memory."""
   from matplotlib.figure import Figure
 
@@ -55,6 +55,10 @@ def show(
       label = "memory knocked out" if name == "empty" else f"memory knocked out, {name}"
       table.add_row(f"  {label}: per token", f"{out.perplexity:.3f} ({change})")
       table.add_row(f"  {label}: bits per byte", f"{out.bits_per_byte:.4f}")
+  for source in memory.by_source:
+    own, *less = (f"{_perplexity(*score.by_source[source][1:]):.3f}" for score in scores.values())
+    knocked_out = f" (knocked out {', '.join(less)})" if less else ""
+    table.add_row(f"  {source}: per token", own + knocked_out)
   table.add_row("tokens, bytes", f"{memory.tokens:,}, {memory.bytes:,}")
   console.print(table)
 

@@ -68,8 +68,13 @@ class Reader:
 
   def _score_chunk(self, params, state, batch, cut_L):
     model, hidden_BTD, state = self._hidden(params, state, batch, cut_L)
-    chunk = self._config.train.loss_chunk
-    nll_BT, _, right_BT = cross_entropy(hidden_BTD, model.head(), batch["targets_BT"], chunk=chunk)
+    nll_BT, _, right_BT = cross_entropy(
+      hidden_BTD,
+      model.head(),
+      batch["targets_BT"],
+      chunk=self._config.train.loss_chunk,
+      softcap=self._config.model.logit_softcap,
+    )
     return state, (shard(nll_BT, "__"), shard(right_BT, "__"))  # every host counts all documents
 
   def _read_chunk(self, params, state, batch, cut_L):

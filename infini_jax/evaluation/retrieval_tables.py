@@ -11,10 +11,11 @@ from infini_jax.data.needle_families import IN_FILLER
 from infini_jax.evaluation.retrieval import Cell, Recalled, wilson
 
 
-def draw(found: dict[str, Recalled], folder: Path, task: str) -> dict[str, Path]:
+def draw(found: dict[str, Recalled], results: dict[str, Any], folder: Path) -> dict[str, Path]:
   """Draws what was recalled by length and depth: one panel with the memory, one per knock-out."""
   from matplotlib.figure import Figure
 
+  task = results["task"]
   lengths = list(dict.fromkeys(cell.length for cell in found["memory"].cells))
   depths = list(dict.fromkeys(cell.depth for cell in found["memory"].cells))
   height = max(1.8, 0.45 * len(depths) + 1.2)
@@ -26,8 +27,8 @@ def draw(found: dict[str, Recalled], folder: Path, task: str) -> dict[str, Path]
     share = {(c.length, c.depth): measure(task, c) for c in recalled.cells}
     grid = [[share[length, depth] for length in lengths] for depth in depths]
     image = axes.imshow(grid, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
-    title = "with the memory" if name == "memory" else f"memory knocked out: {name}"
-    axes.set(title=title, xlabel="tokens of the text")
+    how = "with the memory" if name == "memory" else f"memory knocked out: {name}"
+    axes.set(title=f"{asked(results)}: {how}", xlabel="tokens of the text")
     axes.set_xticks(range(len(lengths)), labels=[f"{length:,}" for length in lengths])
     if len(depths) > 1:
       axes.set_ylabel("depth of the key" if task == "passkey" else "depth of the needle")
@@ -50,8 +51,9 @@ def show(
 ) -> None:
   """Prints every length and depth with its 95% interval, and the same knocked out."""
   task, family = results["task"], config.task.family
-  asked = f"needle, {family}" if task == "needle" else task
-  title = f"{asked}: {config.evaluation.samples} fresh examples a line, step {results['step']}"
+  title = (
+    f"{asked(results)}: {config.evaluation.samples} fresh examples a line, step {results['step']}"
+  )
   table = Table(title=title)
   table.add_column("tokens", justify="right")
   if deep := task == "passkey" or (task == "needle" and family in IN_FILLER):
@@ -87,6 +89,12 @@ def verdict(found: dict[str, Recalled], console: Console) -> None:
 def measure(task: str, cell: Cell) -> float:
   """What counts: the whole answer, or each value by itself."""
   return cell.token_accuracy if task == "recall" else cell.exact_match
+
+
+def asked(results: dict[str, Any]) -> str:
+  """The task of an evaluation; of needles, also what hides."""
+  task = results["task"]
+  return f"{task}, {results['settings']['task']['family']}" if task == "needle" else task
 
 
 def _total(recalled: Recalled) -> tuple[int, int]:

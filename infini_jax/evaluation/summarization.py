@@ -10,15 +10,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from infini_jax.config import Config, InputError
 from infini_jax.data import Pairs
 from infini_jax.evaluation.knock_out import INTACT, Variant
-from infini_jax.inference.generate import Generator
-from infini_jax.inference.sampling import Sampling
+from infini_jax.inference.engine import Engine
+from infini_jax.inference.saved import Run
+from infini_jax.inference.session import Session
 
 ROUGES = ("rouge1", "rouge2", "rougeL")
 Advance = Callable[[int, str], None]  # told the documents done, and the score so far
@@ -75,13 +75,11 @@ class Summarization:
   Knocked out ("empty"), a document's last open segment is all that is read of it.
 
   Raises:
-    InputError: an empty split, another knock-out, or several processes.
+    InputError: a split without summaries, or another knock-out.
   """
 
   def __init__(self, config: Config, mesh: Mesh, pairs: Pairs):
     e = config.evaluation
-    if jax.process_count() > 1:
-      raise InputError("--task=summarization runs in one process: start eval.py alone")
     for name in e.knock_out:
       if name != "empty":
         raise InputError(
@@ -95,7 +93,6 @@ class Summarization:
       raise InputError(f"config.evaluation.split={e.split!r} has no summaries; choose another")
     # Of like length side by side: a lane that has ended waits for the others.
     self._order = told[np.argsort(-self._documents.tokens[told], kind="stable")].tolist()
-    self._sampling = Sampling(e.temperature, e.top_p)
 
   @property
   def chunks(self) -> int:
@@ -115,30 +112,27 @@ class Summarization:
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer, started = RougeScorer(list(ROUGES), use_stemmer=True), time.perf_counter()
-    generator = Generator(self._config, params)
-    done: list[Summary] = []
+    run = Run(Engine(self._config, params), self._pairs.tokenizer)
+    done: dict[int, Summary] = {}
     for batch in self._batches():
-      for document, tokens, written in self._write(generator, batch, variant):
+      for document, tokens, written in self._write(run, batch, variant):
         reference = self._text(self._references, document)
         scores = {k: v.fmeasure for k, v in scorer.score(reference, written).items()}
         name = self._documents.names[document]
-        done.append(Summary(name, tokens, written, reference, **scores))
+        done[document] = Summary(name, tokens, written, reference, **scores)
       if advance is not None:
-        so_far = Summarized(tuple(done), 0, 1.0)
+        so_far = Summarized(tuple(done.values()), 0, 1.0)
         advance(len(done), f"overall {so_far.overall:.2f}")
-    order = {name: i for i, name in enumerate(self._documents.names)}
-    done.sort(key=lambda summary: order[summary.name])
-    read = sum(summary.tokens for summary in done)
-    return Summarized(tuple(done), read, time.perf_counter() - started)
+    summaries = tuple(done[document] for document in sorted(done))
+    read = sum(summary.tokens for summary in summaries)
+    return Summarized(summaries, read, time.perf_counter() - started)
 
   def _batches(self) -> Iterator[list[int]]:
     lanes = self._config.evaluation.lanes
     for start in range(0, len(self._order), lanes):
       yield self._order[start : start + lanes]
 
-  def _write(
-    self, generator: Generator, batch: list[int], variant: Variant
-  ) -> Iterator[tuple[int, int, str]]:
+  def _write(self, run: Run, batch: list[int], variant: Variant) -> Iterator[tuple[int, int, str]]:
     """The document, the tokens that were read of it, and the summary of each lane."""
     e, tokenizer = self._config.evaluation, self._pairs.tokenizer
     N = self._config.model.segment_length
@@ -150,19 +144,22 @@ class Summarization:
       closed = (len(prompt) - 1) // N * N  # tokens of segments that are only in the memory
       prompts.append(prompt[closed * variant.empty :])
       read.append(len(ids))
-    idle = e.lanes - len(batch)  # all batches are as wide: a mesh divides them, and none compiles
-    prompts += prompts[-1:] * idle
-    over = np.arange(e.lanes) >= len(batch)
-    written: list[list[int]] = [[] for _ in batch]
+    prompts += prompts[-1:] * (e.lanes - len(batch))  # all batches are as wide: a mesh divides them
+    session = Session(run, e.lanes, begin=False)
+    texts = [[ids] for ids in prompts]
+    session.read(texts if e.lanes > 1 else texts[0])
+    written: list[list[int]] = [[] for _ in prompts]
+    ended = [False] * len(batch)
     seed = self._config.train.seed + batch[0]
-    for token_B in generator.generate(prompts, e.summary_length, self._sampling, seed):
-      over |= token_B == tokenizer.eos
-      if over.all():
-        break
-      for own, token, ended in zip(written, token_B.tolist(), over, strict=False):
-        if not ended:
-          own.append(token)
-    for document, tokens, own in zip(batch, read, written, strict=True):
+    pieces = session.generate(e.summary_length, temperature=e.temperature, top_p=e.top_p, seed=seed)
+    for piece in pieces:
+      if piece.token != tokenizer.eos:
+        written[piece.lane].append(piece.token)
+      if piece.end and piece.lane < len(batch):
+        ended[piece.lane] = True
+        if all(ended):
+          break
+    for document, tokens, own in zip(batch, read, written, strict=False):
       yield document, tokens, tokenizer.decode(own).strip()
 
   def _text(self, documents: Any, document: int) -> str:

@@ -11,7 +11,7 @@ from infini_jax.config import Config
 from infini_jax.evaluation.summarization import ROUGES, Summarized
 
 
-def draw(found: dict[str, Summarized], folder: Path, task: str) -> dict[str, Path]:
+def draw(found: dict[str, Summarized], results: dict[str, Any], folder: Path) -> dict[str, Path]:
   """Writes what was written, `predictions.jsonl`, and draws ROUGE-1 against the length read."""
   from matplotlib.figure import Figure
 
@@ -55,7 +55,8 @@ def show(
 
 def verdict(found: dict[str, Summarized], console: Console) -> None:
   """Says so when the rest of the document does not help."""
-  if "empty" in found and found["memory"].overall <= found["empty"].overall:
+  score = lambda summarized: (summarized.overall, summarized.mean("rouge1"))  # the former may be 0
+  if "empty" in found and score(found["memory"]) <= score(found["empty"]):
     console.print(
       "The memory carries nothing that helps: from the last segment alone the summaries are as "
       "good. docs/memory.md says how to find out why."

@@ -10,7 +10,12 @@ from rich.console import Console
 
 from infini_jax.config import Config, InputError
 from infini_jax.data import Pairs, Source, Store, check_length
-from infini_jax.evaluation import perplexity_tables, retrieval_tables, summarization_tables
+from infini_jax.evaluation import (
+  perplexity_tables,
+  retrieval_tables,
+  summarization_tables,
+  surgery,
+)
 from infini_jax.evaluation.knock_out import INTACT, Variant, knock_outs
 from infini_jax.evaluation.perplexity import Perplexity
 from infini_jax.evaluation.retrieval import Retrieval
@@ -24,6 +29,7 @@ class Kind(NamedTuple):
   source: str  # what `open_inputs` knows it by
   evaluator: Callable[[Config, Mesh, Any], Any]  # has `chunks`, and `run(params, variant, advance)`
   tables: ModuleType  # has `draw`, `show` and `verdict`
+  others: str = "knocked_out"  # what the variants but the first are called in `results.json`
 
 
 def _perplexity(config: Config, mesh: Mesh, store: Store) -> Perplexity:
@@ -37,6 +43,7 @@ KINDS = {
   "needle": Kind("needle", Retrieval, retrieval_tables),
   "recall": Kind("recall", Retrieval, retrieval_tables),
   "summarization": Kind("summarization", Summarization, summarization_tables),
+  "surgery": Kind("text", surgery.Surgery, surgery, "before"),
 }
 NAMES = (*KINDS, "gates", "knockout")
 GATED = ("infini", "memorizing")  # the mixers with gates
@@ -79,6 +86,9 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
           f"--task=knockout: config.model.mixer={mixer!r} has no memory to take away; leave it out"
         )
       jobs.append(Job(name, own, (INTACT, *variants)))
+    elif name == "surgery":
+      surgery.alone(config)
+      jobs.append(Job(name, name, (surgery.ORIGINAL, surgery.STEP_0, INTACT)))
     else:
       folder = f"needle-{config.task.family}" if name == "needle" else name
       jobs.append(Job(folder, name, (INTACT, *knock_outs(config))))
@@ -87,9 +97,9 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
 
 def open_task(config: Config, path: str, console: Console, task: str) -> Source:
   """What a task reads, if the run can be asked it."""
-  if task == "perplexity" and config.data.tokenizer == "task":
+  if task in ("perplexity", "surgery") and config.data.tokenizer == "task":
     raise InputError(
-      "--task=perplexity with config.data.tokenizer='task': a run in its task's own vocabulary "
+      f"--task={task} with config.data.tokenizer='task': a run in its task's own vocabulary "
       "cannot read text; leave it out"
     )
   _, source = open_inputs(config, path, console, KINDS[task].source)

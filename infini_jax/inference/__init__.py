@@ -1,1 +1,7 @@
-"""Inference: a state that streams, and text from it."""
+"""Inference: `Session`, a state that streams, and text from it."""
+
+from infini_jax.inference.saved import Run, open_run
+from infini_jax.inference.session import Session
+from infini_jax.inference.writing import Piece
+
+__all__ = ["Piece", "Run", "Session", "open_run"]

@@ -1,116 +1,180 @@
-"""`infini-jax generate`: restore a run, read a prompt whole, write what follows."""
+"""`infini-jax generate`: read a prompt, a file or a stream, write what follows, keep it."""
 
 import argparse
+import contextlib
+import io
+import signal
 import sys
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
 
-from infini_jax.config import Config, InputError, MeshConfig
-from infini_jax.data import Document, Store, Tokenizer, load_saved, read_text
-from infini_jax.inference.generate import Generator
+from infini_jax.config import InputError
+from infini_jax.data import open_prepared
 from infini_jax.inference.sampling import Sampling
-from infini_jax.models import abstract_params
-from infini_jax.parallel import make_mesh
+from infini_jax.inference.session import Session
+from infini_jax.inference.texts import tokens_of
 from infini_jax.progress import track
-from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir
 
 
 def generate(args: argparse.Namespace, console: Console) -> None:
-  """Restores the newest checkpoint and continues the prompt on standard output.
+  """Opens a run or a state, reads, continues on standard output, and keeps the state if asked to.
 
   Raises:
-    InputError: no run, no checkpoint, or no such prompt.
+    InputError: no run, checkpoint or prompt; a flag out of its range; a state that is not this
+      model's, or cannot be kept.
   """
-  sampling = Sampling(args.temperature, args.top_p)
-  if args.tokens < 1:
-    raise InputError(f"--tokens={args.tokens}: must be at least 1")
-  workdir = Workdir(args.workdir)
-  config = workdir.config()
-  tokenizer = load_saved(workdir.tokenizer)
-  name, ids = _prompt(args, config, workdir, tokenizer)
-  prompt = np.concatenate([[tokenizer.bos], ids]).astype(np.int32)
+  Sampling(args.temperature, args.top_p, args.top_k, args.repetition_penalty)  # may refuse
+  if args.tokens < 0:
+    raise InputError(f"--tokens={args.tokens}: must be at least 0")
+  if not all(args.stop):
+    raise InputError("--stop is empty: a stop string has at least one character")
+  if not args.workdir and not args.load_state:
+    raise InputError("--workdir=RUN is missing: the folder of a run (or --load-state=FILE)")
+  if args.load_state and not Path(args.load_state).is_file():
+    raise InputError(f"--load-state={args.load_state}: no such file")
+  if args.save_state and not Path(args.save_state).absolute().parent.is_dir():
+    raise InputError(f"--save-state={args.save_state}: no such folder; make it first")
+  if args.workdir:
+    Workdir(args.workdir).config()  # may refuse
+  name, source = _source(args)
 
-  mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
-  with jax.set_mesh(mesh):
-    params, step = Checkpoints(workdir).restore_params(
-      abstract_params(config.model, mesh), args.step
-    )
-    generator = Generator(config, params)
-    errors = Console(stderr=True)
-    errors.print(f"step {step}; {name}: {len(prompt):,} tokens", highlight=False)
-    started = time.perf_counter()
-    with track(errors, "read", len(prompt)) as bar:
-      logits_BV, stream = generator.prefill([prompt], advance=bar)
-      logits_BV.block_until_ready()
-    read_seconds = time.perf_counter() - started
-    state_bytes = sum(x.nbytes for x in jax.tree.leaves(stream))
-    tail = tokenizer.decode(ids[-60:].tolist())
-    errors.print(f"[dim]... {tail[-200:]!r} ->[/dim]", highlight=False)
-    written, speed = _write(
-      generator.decode(logits_BV, stream, args.tokens, sampling, args.seed), tokenizer, ids
-    )
-  errors.print(
-    f"\nread {len(prompt):,} tokens in {read_seconds:.1f} s, wrote {written} at {speed:,.0f} "
-    f"tokens/s; the state is {state_bytes / 1e6:.2f} MB",
-    highlight=False,
-  )
+  errors = Console(stderr=True)
+  how: dict[str, Any] = {"model": args.workdir} if args.load_state else {}
+  session = Session.load(args.load_state or args.workdir, step=args.step, **how)
+  if session.lanes > 1:
+    raise InputError(f"{args.load_state}: {session.lanes} texts side by side; use Session.load")
+  _say(errors, f"step {session.run.step} of {session.run.workdir}")
+  if name:
+    _read(session, name, source, args.prompt_tokens, errors)
+  tail = session.tokenizer.decode(session.recent[0][-60:])
+  _say(errors, f"... {tail[-200:]!r} ->", style="dim")
+  if args.tokens:
+    _write(session, args, errors)
+  if args.save_state:
+    session.save(args.save_state)
+    size = Path(args.save_state).stat().st_size / 1e6
+    at = session.positions[0]
+    _say(errors, f"{args.save_state}: {size:.2f} MB, at token {at:,}")
 
 
-def _write(
-  tokens: Iterator[np.ndarray], tokenizer: Tokenizer, before: np.ndarray
-) -> tuple[int, float]:
-  """Prints text as soon as its characters are whole, up to the document's end.
+def _read(session: Session, name: str, source: Any, limit: int | None, errors: Console) -> None:
+  started = time.perf_counter()
+  stdin = source.ended_by_interrupt() if isinstance(source, Stdin) else contextlib.nullcontext()
+  with track(errors, f"read {name}") as bar, stdin:
+    tokens = islice(tokens_of(source, session.tokenizer), limit)
+    read = session.read(tokens, advance=lambda n: bar(n, f"{n:,} tokens"))
+    session.wait()
+  if not read:
+    raise InputError(f"{name} is empty: give some text, or no prompt to begin a new document")
+  done = read - session.waiting[0]  # the others go through the model when something is written
+  speed = f" at {_rate(done / (time.perf_counter() - started))}" if done > 0 else ""
+  _say(errors, f"{name}: {read:,} tokens read{speed}; {_size(session)}")
 
-  Returns:
-    How many tokens were written, and how many a second: by the median, which leaves compiling out.
-  """
-  ids = before[-8:].tolist()  # a piece may be written differently after another
-  shown = len(tokenizer.decode(ids))
-  times = [time.perf_counter()]
-  for token_B in tokens:
-    if int(token_B[0]) == tokenizer.eos:
-      break
+
+def _write(session: Session, args: argparse.Namespace, errors: Console) -> None:
+  """Prints text as it is written. The speed is by the median, which leaves compiling out."""
+  times = []
+  for piece in session.generate(
+    args.tokens,
+    temperature=args.temperature,
+    top_p=args.top_p,
+    top_k=args.top_k,
+    repetition_penalty=args.repetition_penalty,
+    stop=args.stop,
+    seed=args.seed,
+  ):
     times.append(time.perf_counter())
-    ids.append(int(token_B[0]))
-    text = tokenizer.decode(ids)
-    if not text.endswith("\ufffd"):  # half a character: wait for the rest
-      sys.stdout.write(text[shown:])
-      sys.stdout.flush()
-      ids = ids[-8:]
-      shown = len(tokenizer.decode(ids))
+    sys.stdout.write(piece.text)
+    sys.stdout.flush()
   sys.stdout.write("\n")
-  return len(times) - 1, 1 / float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+  sys.stdout.flush()
+  speed = f" at {_rate(1 / float(np.median(np.diff(times))))}" if len(times) > 1 else ""
+  _say(errors, f"wrote {len(times):,} tokens{speed}; {_size(session)}")
 
 
-def _prompt(
-  args: argparse.Namespace, config: Config, workdir: Workdir, tokenizer: Tokenizer
-) -> tuple[str, np.ndarray]:
-  limit = args.prompt_tokens
+def _say(errors: Console, text: str, style: str | None = None) -> None:
+  """One line, as it is: no word of it is a mark-up."""
+  errors.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def _rate(tokens_per_second: float) -> str:
+  digits = 0 if tokens_per_second >= 10 else 1
+  return f"{tokens_per_second:,.{digits}f} tokens a second"
+
+
+def _size(session: Session) -> str:
+  megabytes = session.state_bytes / 1e6
+  return f"now {session.positions[0]:,} tokens, and the state is {megabytes:.2f} MB"
+
+
+def _source(args: argparse.Namespace) -> tuple[str, Any]:
+  """What is read, and its name: empty where there is nothing to read."""
   if args.prompt_document:
-    split, _, number = args.prompt_document.partition(":")
-    path = Path(config.data.path)
-    documents = Store.open(path if (path / "store.json").exists() else workdir.store).split(split)
-    if not number.isdigit() or int(number) >= len(documents):
-      raise InputError(
-        f"--prompt-document={args.prompt_document}: want SPLIT:NUMBER with a number below "
-        f"{len(documents)}"
-      )
-    size = int(documents.tokens[int(number)])
-    ids = documents.read(int(number), 0, min(size, limit or size))
-    return f"{split} document {documents.names[int(number)]}", ids
+    return _document(args)
   if args.prompt_file == "-":
-    name, text = "standard input", sys.stdin.read()
-  elif args.prompt_file:
+    return "standard input", Stdin()
+  if args.prompt_file:
     file = Path(args.prompt_file)
     if not file.is_file():
       raise InputError(f"--prompt-file={file}: no such file")
-    name, text = str(file), read_text(Document(file.name, file))
-  else:
-    name, text = "prompt", args.prompt or ""
-  return name, tokenizer.encode(text)[:limit]
+    return str(file), file
+  if args.prompt == "":
+    raise InputError("--prompt is empty: give some text, or no prompt to begin a new document")
+  return ("prompt", args.prompt) if args.prompt else ("", None)
+
+
+def _document(args: argparse.Namespace) -> tuple[str, Any]:
+  if not args.workdir:
+    raise InputError("--prompt-document needs --workdir=RUN: it is one of the run's own corpus")
+  workdir = Workdir(args.workdir)
+  split, _, number = args.prompt_document.partition(":")
+  documents = open_prepared(workdir.config().data.path, workdir.store).split(split)
+  if not number.isdigit() or int(number) >= len(documents):
+    raise InputError(
+      f"--prompt-document={args.prompt_document}: want SPLIT:NUMBER with a number below "
+      f"{len(documents)}"
+    )
+  size = int(documents.tokens[int(number)])
+  ids = documents.read(int(number), 0, min(size, args.prompt_tokens or size))
+  return f"{split} document {documents.names[int(number)]}", ids
+
+
+class Stdin(io.TextIOWrapper):
+  """Standard input, which may be endless."""
+
+  def __init__(self) -> None:
+    super().__init__(sys.stdin.buffer, encoding="utf-8-sig")
+    self._waiting = self._ended = False
+
+  def readline(self, size: int | None = -1) -> str:  # type: ignore[override]
+    """The next line, or a part of it; empty at the end."""
+    try:
+      self._waiting = True
+      return "" if self._ended else super().readline(-1 if size is None else size)
+    except KeyboardInterrupt:
+      return ""
+    finally:
+      self._waiting = False
+
+  @contextlib.contextmanager
+  def ended_by_interrupt(self) -> Iterator[None]:
+    """In here the first Ctrl-C is the end of the input; no call of the model is torn."""
+
+    def end(*_: Any) -> None:
+      signal.signal(signal.SIGINT, usual)
+      self._ended = True
+      if self._waiting:
+        raise KeyboardInterrupt
+
+    usual = signal.signal(signal.SIGINT, end)
+    try:
+      yield
+    finally:
+      signal.signal(signal.SIGINT, usual)

@@ -1,6 +1,7 @@
-"""From logits to a token: greedy, temperature, top-p."""
+"""From logits to a token: greedy, temperature, top-k, top-p, repetition penalty."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,34 +9,65 @@ from jaxtyping import Array, Float, Int
 
 from infini_jax.config import InputError
 
+RECENT = 256  # tokens, the last of what was read and written, that the penalty looks at
+NOTHING = -1  # stands for no token where fewer are known
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How tokens are chosen. Temperature 0 is greedy."""
+  """How tokens are chosen. Temperature 0 is greedy; `top_p`, then, and `top_k` change nothing."""
 
   temperature: float = 0.8
   top_p: float = 0.95
+  top_k: int = 0  # draw from the so many likeliest; 0: all
+  repetition_penalty: float = 1.0  # above 1, tokens among the last 256 are less likely; 1: off
 
   def __post_init__(self):
-    if self.temperature < 0:
+    if not 0 <= self.temperature < math.inf:
       raise InputError(f"temperature={self.temperature}: must be 0 (greedy) or more")
     if not 0 < self.top_p <= 1:
       raise InputError(f"top_p={self.top_p}: must be above 0 and at most 1")
+    if self.top_k < 0:
+      raise InputError(f"top_k={self.top_k}: must be 0 (off) or more")
+    if not 0 < self.repetition_penalty < math.inf:
+      raise InputError(
+        f"repetition_penalty={self.repetition_penalty}: must be above 0; 1 is off, 1.1 is usual"
+      )
 
 
-def sample(logits_BV: Float[Array, "B V"], key: Array, sampling: Sampling) -> Int[Array, " B"]:
-  """One token per lane.
+def sample(
+  logits_BV: Float[Array, "B V"],
+  keys_B: Array,
+  sampling: Sampling,
+  recent_BW: Int[Array, "B W"] | None = None,
+) -> Int[Array, " B"]:
+  """One token per lane, each drawn by its own key.
 
-  With `top_p` below 1 only the most likely tokens whose probabilities reach it are drawn from
-  (Holtzman et al., arXiv 1904.09751); the one that crosses the line is among them.
+  First the repetition penalty: logits of tokens in `recent_BW` are divided by it where they are
+  above 0 and multiplied below (Keskar et al., arXiv 1909.05858). Then the temperature, and of what
+  is left the `top_k` likeliest; of these the likeliest whose probabilities reach `top_p` (Holtzman
+  et al., arXiv 1904.09751), with the one that crosses the line.
   """
+  logits_BV = logits_BV.astype(jnp.float32)
+  if sampling.repetition_penalty != 1 and recent_BW is not None:
+    logits_BV = jax.vmap(_penalize, (0, 0, None))(logits_BV, recent_BW, sampling.repetition_penalty)
   if sampling.temperature == 0:
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-  logits_BV = logits_BV.astype(jnp.float32) / sampling.temperature
-  if sampling.top_p < 1:
-    ordered_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+  logits_BV = logits_BV / sampling.temperature
+  V = logits_BV.shape[1]
+  k = min(sampling.top_k or V, V)
+  if sampling.top_p < 1 or k < V:
+    ordered_BV = jax.lax.top_k(logits_BV, k)[0]
     share_BV = jax.nn.softmax(ordered_BV, axis=-1)
     above_BV = jnp.cumsum(share_BV, axis=-1) - share_BV  # what stands before each of them
     kept_BV = jnp.where(above_BV < sampling.top_p, ordered_BV, jnp.inf)
     logits_BV = jnp.where(logits_BV >= kept_BV.min(-1, keepdims=True), logits_BV, -jnp.inf)
-  return jax.random.categorical(key, logits_BV, axis=-1).astype(jnp.int32)
+  return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+
+
+def _penalize(logits_V, recent_W, penalty):
+  V = logits_V.shape[0]
+  slot_W = jnp.where(recent_W == NOTHING, V, recent_W)  # slot V does not exist
+  seen_V = jnp.zeros(V, bool).at[slot_W].set(True, mode="drop")
+  lower_V = jnp.where(logits_V > 0, logits_V / penalty, logits_V * penalty)
+  return jnp.where(seen_V, lower_V, logits_V)

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from infini_jax.config import ModelConfig
 from infini_jax.models.summary import SummaryTransformer
@@ -27,6 +28,21 @@ def abstract_params(config: ModelConfig, mesh: Any) -> dict[str, Any]:
   shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
   place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
   return jax.tree.map(place, shapes, param_shardings(shapes, mesh))
+
+
+def completed(
+  config: ModelConfig, params: dict[str, Any], key: jax.Array, mesh: Any
+) -> dict[str, Any]:
+  """These parameters, and fresh ones where they lack some: gates and adapters of a model that had
+  none. Nothing else is made."""
+  have, want = flatten_dict(params), flatten_dict(abstract_params(config, mesh))
+  lacking = {path: x.sharding for path, x in want.items() if path not in have}
+
+  def make(key):
+    fresh = flatten_dict(init(config, key))
+    return {path: fresh[path] for path in lacking}
+
+  return unflatten_dict(have | jax.jit(make, out_shardings=lacking)(key))
 
 
 def bind(config: ModelConfig, params: dict[str, Any]) -> Transformer:

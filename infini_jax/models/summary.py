@@ -20,7 +20,7 @@ from infini_jax.models.mixers.transformer_xl import XLStream
 from infini_jax.models.transformer import REMAT, Transformer, matrix
 from infini_jax.ops.attention import to_segments
 from infini_jax.ops.shards import on_shards
-from infini_jax.parallel import lookup, shard, zeros
+from infini_jax.parallel import shard, zeros
 from infini_jax.parallel.mesh import COMPUTE, spec
 
 BACK = 2  # segments that the gradient of an AutoCompressor goes through
@@ -77,7 +77,7 @@ class SummaryTransformer(Transformer):
       tokens_BT, mask_BT, place_BT = on_shards(
         cut, tokens_BT, mask_BT, shift_BS, specs=(BY_LANE,) * 3, out_specs=(BY_LANE,) * 3
       )
-    x_BTD = shard(lookup(self.embed_VD[...], tokens_BT, c.compute_dtype), "B__")
+    x_BTD = shard(self.embed(tokens_BT), "B__")
     split = lambda x_BT: jnp.moveaxis(to_segments(x_BT, N), 1, 0)
 
     def segment(summaries, xs):
@@ -113,9 +113,13 @@ class SummaryTransformer(Transformer):
     mixer, dtype = self._mixer(), jnp.dtype(self.config.compute_dtype)
     return SummaryStream(state, jax.vmap(lambda s: mixer.open(s, lanes, dtype))(prefix))
 
-  def extend(self, tokens_BT, stream, mask_BT):
+  def close(self, stream: SummaryStream) -> Summaries:
+    """The summaries, where no lane has a token in its open segment."""
+    return stream.summaries
+
+  def extend(self, tokens_BT, stream, mask_BT):  # type: ignore[override]
     """A few tokens of each lane's open segment; where one is full, it is summed up."""
-    x_BTD = lookup(self.embed_VD[...], tokens_BT, self.config.compute_dtype)
+    x_BTD = self.embed(tokens_BT)
     hidden_BTD, layers = self._behind(x_BTD, stream.layers, mask_BT)
     stream = SummaryStream(stream.summaries, layers)
     full_B = layers.cache.fill_B[0] == self.config.segment_length

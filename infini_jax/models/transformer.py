@@ -14,7 +14,9 @@ from jax.ad_checkpoint import checkpoint_name, checkpoint_policies
 from jaxtyping import Array, Bool, Float, Int
 
 from infini_jax.config import ModelConfig
+from infini_jax.models.lora import Adapter
 from infini_jax.models.mixers import MIXERS
+from infini_jax.ops.attention import capped
 from infini_jax.parallel import lookup, product
 
 REMAT = {
@@ -34,14 +36,16 @@ class RMSNorm(nnx.Module):
   """Root-mean-square normalization with a learned scale, in float32."""
 
   def __init__(self, size: int, config: ModelConfig):
-    self.epsilon = config.norm_eps
-    self.scale_E = nnx.Param(jnp.ones((size,), config.param_dtype))
+    self.epsilon, self.plus_one = config.norm_eps, config.norm_plus_one
+    start = jnp.zeros if config.norm_plus_one else jnp.ones
+    self.scale_E = nnx.Param(start((size,), config.param_dtype))
 
   def __call__(self, x):
     """Normalizes the last dimension."""
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.epsilon)
     scale = self.scale_E[...].astype(jnp.float32)
+    scale = 1 + scale if self.plus_one else scale
     return (x32 * scale.reshape(*(1,) * (x.ndim - 1), -1)).astype(x.dtype)
 
 
@@ -55,34 +59,52 @@ class Attention(nnx.Module):
     self.w_k_DKE = matrix(rngs, (D, c.kv_heads, E), D, c)
     self.w_v_DKE = matrix(rngs, (D, c.kv_heads, E), D, c)
     self.w_o_HED = matrix(rngs, (c.heads, E, D), c.heads * E * 2 * c.layers, c)
+    if c.attention_bias:
+      self.b_q_HE = nnx.Param(jnp.zeros((c.heads, E), c.param_dtype))
+      self.b_k_KE = nnx.Param(jnp.zeros((c.kv_heads, E), c.param_dtype))
+      self.b_v_KE = nnx.Param(jnp.zeros((c.kv_heads, E), c.param_dtype))
     if c.qk_norm:
       self.q_norm, self.k_norm = RMSNorm(E, c), RMSNorm(E, c)
+    if c.lora_rank:
+      into, heads, kv_heads = {"D": D}, {"H": c.heads, "E": E}, {"K": c.kv_heads, "E": E}
+      self.lora_q = Adapter(c, rngs, into, heads)
+      self.lora_k, self.lora_v = Adapter(c, rngs, into, kv_heads), Adapter(c, rngs, into, kv_heads)
+      self.lora_o = Adapter(c, rngs, heads, into)
     self.mixer = MIXERS[c.mixer](c, rngs)
 
   def __call__(self, x_BTD, state, mix):
     """`mix(mixer, q, k, v, state)` is either a chunk or an extension of the open segment."""
     q_BTHE = product("BTD,DHE->BTHE", x_BTD, self.w_q_DHE[...])
+    q_BTHE = q_BTHE + self.lora_q(x_BTD) if self.config.lora_rank else q_BTHE
+    q_BTHE = shifted(q_BTHE, self.b_q_HE[...]) if self.config.attention_bias else q_BTHE
     q_BTHE = self.q_norm(q_BTHE) if self.config.qk_norm else q_BTHE
     k_BTKE, v_BTKE = self._keys_values(x_BTD)
     more = {"x_BTD": x_BTD, "project": self._keys_values} if self.mixer.reads_hidden else {}
     with jax.named_scope(self.config.mixer):
       out_BTHE, state = mix(self.mixer, q_BTHE, k_BTKE, v_BTKE, state, **more)
-    return product("BTHE,HED->BTD", out_BTHE, self.w_o_HED[...]), state
+    out_BTD = product("BTHE,HED->BTD", out_BTHE, self.w_o_HED[...])
+    return out_BTD + self.lora_o(out_BTHE) if self.config.lora_rank else out_BTD, state
 
   def _keys_values(self, x_BTD, *, frozen: bool = False):
     """Keys and values of hidden states; `frozen`: without gradient to their weights."""
-    weights = self.w_k_DKE[...], self.w_v_DKE[...]
-    weights = jax.lax.stop_gradient(weights) if frozen else weights
+    keep = jax.lax.stop_gradient if frozen else lambda weight: weight
+    weights = keep((self.w_k_DKE[...], self.w_v_DKE[...]))
     k_BTKE, v_BTKE = (product("BTD,DKE->BTKE", x_BTD, w) for w in weights)
+    if self.config.lora_rank:
+      k_BTKE = k_BTKE + self.lora_k(x_BTD, keep)
+      v_BTKE = v_BTKE + self.lora_v(x_BTD, keep)
+    if self.config.attention_bias:
+      b_k_KE, b_v_KE = keep((self.b_k_KE[...], self.b_v_KE[...]))
+      k_BTKE, v_BTKE = shifted(k_BTKE, b_k_KE), shifted(v_BTKE, b_v_KE)
     return (self.k_norm(k_BTKE) if self.config.qk_norm else k_BTKE), v_BTKE
 
 
 class FeedForward(nnx.Module):
-  """SwiGLU (Shazeer, arXiv 2002.05202) or GELU."""
+  """SwiGLU or GEGLU (Shazeer, arXiv 2002.05202), or GELU; GELU by its tanh form."""
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     c, D, F = config, config.width, config.ffn
-    self.gated = c.activation == "swiglu"
+    self.gated, self.activate = c.gated, jax.nn.silu if c.activation == "swiglu" else jax.nn.gelu
     self.w_up_DF = matrix(rngs, (D, F), D, c)
     if self.gated:
       self.w_gate_DF = matrix(rngs, (D, F), D, c)
@@ -93,27 +115,32 @@ class FeedForward(nnx.Module):
     up_BTF = product("BTD,DF->BTF", x_BTD, self.w_up_DF[...])
     if self.gated:
       gate_BTF = product("BTD,DF->BTF", x_BTD, self.w_gate_DF[...])
-      up_BTF = up_BTF * jax.nn.silu(gate_BTF)
+      up_BTF = up_BTF * self.activate(gate_BTF)
     else:
-      up_BTF = jax.nn.gelu(up_BTF)
+      up_BTF = self.activate(up_BTF)
     return product("BTF,FD->BTD", up_BTF, self.w_down_FD[...])
 
 
 class Block(nnx.Module):
-  """Attention and feed-forward, each behind a norm and around a residual."""
+  """Attention and feed-forward, each behind a norm (or between two) and around a residual."""
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.attention_norm = RMSNorm(config.width, config)
     self.attention = Attention(config, rngs)
     self.ffn_norm = RMSNorm(config.width, config)
     self.ffn = FeedForward(config, rngs)
+    self.post_norms = config.post_norms
+    if config.post_norms:
+      self.attention_post_norm = RMSNorm(config.width, config)
+      self.ffn_post_norm = RMSNorm(config.width, config)
 
   def __call__(self, x_BTD, state, mix):
     """One layer; its state goes in and comes out."""
     out_BTD, state = self.attention(self.attention_norm(x_BTD), state, mix)
-    x_BTD = x_BTD + out_BTD
+    x_BTD = x_BTD + (self.attention_post_norm(out_BTD) if self.post_norms else out_BTD)
     with jax.named_scope("ffn"):
-      return x_BTD + self.ffn(self.ffn_norm(x_BTD)), state
+      out_BTD = self.ffn(self.ffn_norm(x_BTD))
+      return x_BTD + (self.ffn_post_norm(out_BTD) if self.post_norms else out_BTD), state
 
 
 class Transformer(nnx.Module):
@@ -167,7 +194,7 @@ class Transformer(nnx.Module):
     def mix(mixer, q, k, v, state, cut, **more):
       return mixer(q, k, v, state, reset_BS=reset_BS, mask_BT=mask_BT, cut=cut, **more)
 
-    return self._run(tokens_BT, state, mix, REMAT[self.config.remat], cut_L)
+    return self._layers(self.embed(tokens_BT), state, mix, REMAT[self.config.remat], cut_L)
 
   def open(self, state: Any, lanes: int) -> Any:
     """From the state after whole segments to that of an open one, for `extend`."""
@@ -179,18 +206,45 @@ class Transformer(nnx.Module):
     ]
     return self._joined(parts)
 
+  def close(self, stream: Any) -> Any:
+    """The other way, where no lane has a token in its open segment."""
+    return self._joined([self._mixer().close(part) for part in self._parts(stream)])
+
+  def apart(self, stream: Any) -> list[Any]:
+    """A stream as one of each layer, as `extend` wants it with `layers`."""
+    runs = zip(self._mixer().groups(), self._parts(stream), strict=True)
+    one = lambda part, i: jax.tree.map(lambda x: x[i], part)
+    return [one(part, i) for (first, after), part in runs for i in range(after - first)]
+
+  def together(self, streams: list[Any]) -> Any:
+    """The other way."""
+    stack = lambda *layers: jnp.stack(layers)
+    groups = self._mixer().groups()
+    return self._joined([jax.tree.map(stack, *streams[slice(*group)]) for group in groups])
+
   def extend(
-    self, tokens_BT: Int[Array, "B T"], stream: Any, mask_BT: Bool[Array, "B T"]
+    self,
+    tokens_BT: Int[Array, "B T"],
+    stream: Any,
+    mask_BT: Bool[Array, "B T"],
+    layers: list[Any] | None = None,
   ) -> tuple[Float[Array, "B T D"], Any]:
     """Reads T tokens more of each lane's open segment; `mask_BT` comes first in each row.
 
     No lane may be led past the end of its segment by one call. One token always fits.
+
+    Args:
+      tokens_BT: the tokens.
+      stream: from `open` or an earlier call.
+      mask_BT: False for padding.
+      layers: the parameters of each layer by itself, to be used instead of the stacked ones: it is
+        quicker where slicing these copies them. The stream is then a list, too: see `apart`.
     """
 
     def mix(mixer, q, k, v, stream, cut, **more):
       return mixer.extend(q, k, v, stream, mask_BT, **more)
 
-    return self._run(tokens_BT, stream, mix, None)
+    return self._layers(self.embed(tokens_BT), stream, mix, None, layers=layers)
 
   def head(self) -> Float[Array, "V D"]:
     """The output embedding as stored."""
@@ -199,33 +253,48 @@ class Transformer(nnx.Module):
   def logits(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
     """Float32 logits of a few positions; for many, see `ops.loss.cross_entropy`."""
     float32 = {"preferred_element_type": jnp.float32}
-    return product("BTD,VD->BTV", hidden_BTD, self.head(), **float32)
+    logits_BTV = product("BTD,VD->BTV", hidden_BTD, self.head(), **float32)
+    return capped(logits_BTV, self.config.logit_softcap)
+
+  def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """What the first layer gets, in the compute type."""
+    x_BTD = lookup(self.embed_VD[...], tokens_BT, self.config.compute_dtype)
+    return x_BTD if self.config.embed_scale == 1 else x_BTD * self.config.embed_scale
 
   def _mixer(self):
     return MIXERS[self.config.mixer](self.config, nnx.Rngs(0))
 
-  def _run(self, tokens_BT, state, mix, policy, cut_L=None):
-    x_BTD = lookup(self.embed_VD[...], tokens_BT, self.config.compute_dtype)
-    return self._layers(x_BTD, state, mix, policy, cut_L)
-
-  def _layers(self, x_BTD, state, mix, policy, cut_L=None):
+  def _layers(self, x_BTD, state, mix, policy, cut_L=None, layers=None):
     graph, stacked = nnx.split(self.blocks)
 
     def layer(x_BTD, xs):
-      params, state, cut = xs
+      params, state, cut, windowed = xs
       x_BTD = checkpoint_name(x_BTD, "layer_input")
-      return nnx.merge(graph, params)(x_BTD, state, partial(mix, cut=cut))
+      differs = {} if windowed is None else {"windowed": windowed}
+      return nnx.merge(graph, params)(x_BTD, state, partial(mix, cut=cut, **differs))
 
     if policy is not None:
       layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
+    if layers is not None:
+      windowed_L, after = self._windowed(), []
+      for i, (params, own) in enumerate(zip(layers, state, strict=True)):
+        windowed = None if windowed_L is None else windowed_L[i]
+        x_BTD, own = layer(x_BTD, (params, own, None, windowed))
+        after.append(own)
+      return self.final_norm(x_BTD), after
     groups, parts = self._mixer().groups(), []
     for (first, after), part in zip(groups, self._parts(state), strict=True):
-      xs = (stacked, cut_L)
+      xs = (stacked, cut_L, self._windowed())
       if len(groups) > 1:
         xs = jax.tree.map(lambda x: x[first:after], xs)  # noqa: B023
-      x_BTD, part = jax.lax.scan(layer, x_BTD, (xs[0], part, xs[1]))
+      x_BTD, part = jax.lax.scan(layer, x_BTD, (xs[0], part, *xs[1:]))
       parts.append(part)
     return self.final_norm(x_BTD), self._joined(parts)
+
+  def _windowed(self) -> Bool[Array, " L"] | None:
+    """Which layers have the window, where others see all."""
+    c = self.config
+    return (jnp.arange(c.layers) + 1) % c.global_every != 0 if c.global_every else None
 
   def _parts(self, state):
     """A state by the mixer's groups of layers."""
@@ -234,6 +303,11 @@ class Transformer(nnx.Module):
   @staticmethod
   def _joined(parts):
     return tuple(parts) if len(parts) > 1 else parts[0]
+
+
+def shifted(x_BTHE: Float[Array, "B T H E"], b_HE: Float[Array, "H E"]) -> Array:
+  """A bias added, in x's type."""
+  return x_BTHE + b_HE[None, None].astype(x_BTHE.dtype)
 
 
 def matrix(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, config: ModelConfig) -> nnx.Param:

@@ -20,6 +20,29 @@ SCORE_BYTES = 2**25  # above this, segments go one after the other: a cache hold
 _MASKED = -1e30
 
 
+class Scoring(NamedTuple):
+  """How products of queries and keys become scores."""
+
+  scale: float = 0.0  # 0: 1/sqrt(E)
+  softcap: float = 0.0  # scores s become softcap * tanh(s / softcap); 0: off
+
+  def scale_of(self, E: int) -> float:
+    """What products are multiplied by, for heads of this size."""
+    return self.scale or E**-0.5
+
+  def __call__(self, product: Array, E: int) -> Array:
+    """The scores before any mask."""
+    return capped(product * self.scale_of(E), self.softcap)
+
+
+PLAIN = Scoring()
+
+
+def capped(x: Array, softcap: float) -> Array:
+  """`softcap * tanh(x / softcap)` (Gemma Team, arXiv 2408.00118); 0 caps nothing."""
+  return softcap * jnp.tanh(x / softcap) if softcap else x
+
+
 def attention(
   q_BTHE: Float[Array, "B T H E"],
   k_BCKE: Float[Array, "B C K E"],
@@ -29,10 +52,12 @@ def attention(
   q_document_BT: Int[Array, "#B T"] | None = None,
   k_document_BC: Int[Array, "#B C"] | None = None,
   *,
+  scoring: Scoring = PLAIN,
+  reach: int | Int[Array, ""] | None = None,
   aligned: bool = False,
   block_rows: int | None = None,
 ) -> Float[Array, "B T H U"]:
-  """`softmax(q k^T / sqrt(E)) v` over the keys that each query may see.
+  """`softmax(q k^T / sqrt(E)) v` (see `Scoring`) over the keys that each query may see.
 
   Query head `h` uses key/value head `h // G`. Scores and softmax are float32. A query that sees no
   key at all returns a meaningless finite value: mask it.
@@ -41,6 +66,8 @@ def attention(
     q_BTHE, k_BCKE, v_BCKU: queries, keys, values; H = K*G.
     q_position_BT, k_position_BC: a key is seen from its own position on; `UNSEEN` hides it.
     q_document_BT, k_document_BC: when given, a key is seen only inside its own document.
+    scoring: the scale of the scores, and their softcap.
+    reach: positions that a query sees, its own included; None: all.
     aligned: queries and keys are the same tokens in the same order, so that the rows of a block
       need no key after the block.
     block_rows: query rows whose scores exist at the same time; by default `BLOCK_ROWS`.
@@ -50,10 +77,13 @@ def attention(
   q_BTKGE = split_heads(q_BTHE, K)
 
   def rows(q_BTKGE, k_BCKE, v_BCKU, q_position, k_position, q_document, k_document):
-    score_BKGTC = jnp.einsum(
+    product_BKGTC = jnp.einsum(
       "BTKGE,BCKE->BKGTC", q_BTKGE, k_BCKE, preferred_element_type=jnp.float32
-    ) * (E**-0.5)
+    )
+    score_BKGTC = scoring(product_BKGTC, E)
     seen_BTC = k_position[:, None, :] <= q_position[:, :, None]
+    if reach is not None:
+      seen_BTC &= q_position[:, :, None] - k_position[:, None, :] < reach
     if q_document is not None:
       seen_BTC &= k_document[:, None, :] == q_document[:, :, None]
     score_BKGTC = jnp.where(seen_BTC[:, None, None], score_BKGTC, _MASKED)
@@ -99,6 +129,7 @@ def segment_attention(
   mask_BSN: Bool[Array, "B S N"] | None = None,
   *,
   kernel: str = "auto",
+  scoring: Scoring = PLAIN,
 ) -> Float[Array, "B S N H U"]:
   """Causal attention inside each segment; no segment sees another.
 
@@ -108,24 +139,30 @@ def segment_attention(
     kernel: 'reference' holds whole squares of scores; 'xla' blocks of them, and few segments at a
       time; 'splash' is a kernel for TPUs and 'cudnn' one for NVIDIA GPUs; 'auto' takes what
       the platform has and the shapes allow, or else 'xla'.
+    scoring: the scale of the scores, and their softcap.
 
   Raises:
     ValueError: an unknown kernel, or one that cannot do it, and why.
   """
   B, S, N, H, E = q_BSNHE.shape
-  kernel = kernels.choose(kernel, kernels.platform(), N, E, v_BSNKU.shape[-1], q_BSNHE.dtype)
+  sizes = (N, E, v_BSNKU.shape[-1], q_BSNHE.dtype, scoring.softcap)
+  kernel = kernels.choose(kernel, kernels.platform(), *sizes)
   if kernel in ("splash", "cudnn"):
     fold = lambda x: x.reshape(B * S, *x.shape[2:])
-    run = kernels.splash if kernel == "splash" else kernels.cudnn
-    mask_BN = None if mask_BSN is None else fold(mask_BSN)
-    out_BNHU = run(fold(q_BSNHE), fold(k_BSNKE), fold(v_BSNKU), mask_BN)
+    qkv = fold(q_BSNHE), fold(k_BSNKE), fold(v_BSNKU)
+    mask_BN, scale = None if mask_BSN is None else fold(mask_BSN), scoring.scale_of(E)
+    if kernel == "splash":
+      out_BNHU = kernels.splash(*qkv, mask_BN, scale, scoring.softcap)
+    else:
+      out_BNHU = kernels.cudnn(*qkv, mask_BN, scale)
     return out_BNHU.reshape(B, S, *out_BNHU.shape[1:])
 
   def one(q_BNHE, k_BNKE, v_BNKU, mask_BN):
     position = jnp.arange(N, dtype=jnp.int32)[None]
     k_position = position if mask_BN is None else jnp.where(mask_BN, position, UNSEEN)
     rows = N if kernel == "reference" else None
-    return attention(q_BNHE, k_BNKE, v_BNKU, position, k_position, aligned=True, block_rows=rows)
+    qkv, places = (q_BNHE, k_BNKE, v_BNKU), (position, k_position)
+    return attention(*qkv, *places, scoring=scoring, aligned=True, block_rows=rows)
 
   scores = 0 if kernel == "reference" else B * S * H * min(N, BLOCK_ROWS) * N
   return each_segment(one, q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN, scores=scores)
@@ -179,6 +216,7 @@ def extend_segment(
   v_BTKU: Float[Array, "B T K U"],
   cache: SegmentCache,
   mask_BT: Bool[Array, "B T"],
+  scoring: Scoring = PLAIN,
 ) -> tuple[Float[Array, "B T H U"], SegmentCache]:
   """Appends T tokens (already rotated) to each lane's open segment and attends inside it.
 
@@ -190,7 +228,7 @@ def extend_segment(
   k_BNKE = put(cache.k_BNKE, slot_BT, k_BTKE)
   v_BNKU = put(cache.v_BNKU, slot_BT, v_BTKU)
   slots = jnp.arange(N, dtype=jnp.int32)[None]
-  out_BTHU = attention(q_BTHE, k_BNKE, v_BNKU, position_BT, slots)
+  out_BTHU = attention(q_BTHE, k_BNKE, v_BNKU, position_BT, slots, scoring=scoring)
   return out_BTHU, SegmentCache(k_BNKE, v_BNKU, cache.fill_B + mask_BT.sum(1, dtype=jnp.int32))
 
 

@@ -10,6 +10,8 @@ from jaxtyping import Array, Bool, Float
 
 from infini_jax.ops import memory as mem
 from infini_jax.ops.attention import (
+  PLAIN,
+  Scoring,
   SegmentCache,
   extend_segment,
   segment_attention,
@@ -17,7 +19,7 @@ from infini_jax.ops.attention import (
   to_segments,
 )
 from infini_jax.ops.memory import MemoryState, Rule, Update, as_rule
-from infini_jax.ops.rotary import rotate
+from infini_jax.ops.rotary import Rope, rotate
 from infini_jax.ops.shards import P, axis_size, on_shards, spec_of
 
 GATES: dict[str, Callable[[Array], Array]] = {
@@ -41,7 +43,8 @@ def infini_attention(
   *,
   segment_length: int,
   rule: str | Rule = "linear",
-  rope_theta: float | None = None,
+  rope_theta: Rope | None = None,
+  scoring: Scoring = PLAIN,
   reset_BS: Bool[Array, "B S"] | None = None,
   mask_BT: Bool[Array, "B T"] | None = None,
   scale_first_segment: bool = False,
@@ -66,8 +69,9 @@ def infini_attention(
     state: the memory after earlier calls; None is an empty one.
     segment_length: N, in tokens.
     rule: 'linear' or 'delta', or a `Rule`, which has more choices.
-    rope_theta: when given, rotary positions, restarting in each segment, serve the local attention;
-      the memory never sees them.
+    rope_theta: when given (see `ops.rotary`), rotary positions, restarting in each segment, serve
+      the local attention; the memory never sees them.
+    scoring: the scale of the local attention's scores, and their softcap.
     reset_BS: True where a segment starts a new document: the memory is emptied before it.
     mask_BT: False for padding, which is neither seen nor written; its outputs are 0.
     scale_first_segment: True scales the local output by `1 - g` even while the memory is empty, as
@@ -112,19 +116,20 @@ def infini_attention(
     theta=rope_theta,
     mix=mix,
     kernel=attention,
+    scoring=scoring,
   )
   token, memory = P(lanes, over, heads), P(lanes, heads)
   return on_shards(
     run,
-    *(q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, cut),
-    specs=(token, token, token, P(heads), memory, P(lanes, over), P(lanes, over), P()),
+    *(q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, cut, _array(rope_theta)),
+    specs=(token, token, token, P(heads), memory, P(lanes, over), P(lanes, over), P(), P()),
     out_specs=(token, memory),
   )
 
 
 def _segments(
-  q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, cut,
-  *, segment_length, run, rule, theta, mix, kernel,
+  q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, cut, frequency_E,
+  *, segment_length, run, rule, theta, mix, kernel, scoring,
 ):  # fmt: skip
   """One device's share: cut into segments, run, and joined again."""
   B, T = q_BTHE.shape[:2]
@@ -138,7 +143,8 @@ def _segments(
   state = mem.empty_memory(k_BTKE, v_BTKU) if state is None else state
   reset_BS = jnp.zeros((B, S), bool) if reset_BS is None else reset_BS
   mix = partial(mix, beta_H=beta_H, cut=cut)
-  local = partial(_local, theta=theta, kernel=kernel)
+  theta = theta if frequency_E is None else frequency_E
+  local = partial(_local, theta=theta, kernel=kernel, scoring=scoring)
   out_BSNHU, state = run(q, k, v, state, reset_BS, mask, rule, local, mix)
   out_BTHU = out_BSNHU.reshape(B, S * N, *out_BSNHU.shape[3:])[:, :T]
   if mask_BT is not None:
@@ -146,10 +152,11 @@ def _segments(
   return out_BTHU, state
 
 
-def _local(q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN, *, theta, kernel):
+def _local(q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN, *, theta, kernel, scoring):
   turn = jax.vmap(lambda x: _rotate_segment(x, theta), 1, 1)
   with jax.named_scope("local"):
-    return segment_attention(turn(q_BSNHE), turn(k_BSNKE), v_BSNKU, mask_BSN, kernel=kernel)
+    qkv = turn(q_BSNHE), turn(k_BSNKE), v_BSNKU
+    return segment_attention(*qkv, mask_BSN, kernel=kernel, scoring=scoring)
 
 
 def _parallel(q_BSNHE, k_BSNKE, v_BSNKU, state, reset_BS, mask_BSN, rule, local, mix, *, axis):
@@ -199,7 +206,8 @@ def extend_stream(
   mask_BT: Bool[Array, "B T"],
   *,
   rule: str | Rule,
-  rope_theta: float | None,
+  rope_theta: Rope | None,
+  scoring: Scoring = PLAIN,
   scale_first_segment: bool = False,
   gate: str = "sigmoid",
   readout_norm: bool = False,
@@ -215,18 +223,22 @@ def extend_stream(
   token, memory = P(lanes, None, heads), P(lanes, heads)
   open_segment = InfiniStream(memory, memory, SegmentCache(token, token, P(lanes)))
   return on_shards(
-    partial(_extend, rule=as_rule(rule), theta=rope_theta, mix=mix),
-    *(q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, cut),
-    specs=(token, token, token, P(heads), open_segment, P(lanes), P()),
+    partial(_extend, rule=as_rule(rule), theta=rope_theta, mix=mix, scoring=scoring),
+    *(q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, cut, _array(rope_theta)),
+    specs=(token, token, token, P(heads), open_segment, P(lanes), P(), P()),
     out_specs=(token, open_segment),
   )
 
 
-def _extend(q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, cut, *, rule, theta, mix):
+def _extend(
+  q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, cut, frequency_E, *, rule, theta, mix, scoring
+):
   N = stream.cache.k_BNKE.shape[1]
+  theta = theta if frequency_E is None else frequency_E
   position_BT = stream.cache.fill_B[:, None] + jnp.arange(q_BTHE.shape[1], dtype=jnp.int32)[None]
   turn = (lambda x: x) if theta is None else (lambda x: rotate(x, position_BT, theta))
-  local, cache = extend_segment(turn(q_BTHE), turn(k_BTKE), v_BTKU, stream.cache, mask_BT)
+  qkv = turn(q_BTHE), turn(k_BTKE), v_BTKU
+  local, cache = extend_segment(*qkv, stream.cache, mask_BT, scoring)
   memory = stream.memory
   out = mix(local, mem.read(q_BTHE, memory), memory.z_BKE, beta_H=beta_H, cut=cut)
 
@@ -240,7 +252,12 @@ def _extend(q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, cut, *, rule, theta
   )
 
 
-def _rotate_segment(x_BNHE: Array, theta: float | None) -> Array:
+def _array(rope: Rope | None) -> Array | None:
+  """Frequencies that are computed are handed to every device; theta is known to all."""
+  return rope if isinstance(rope, jax.Array) else None
+
+
+def _rotate_segment(x_BNHE: Array, theta: Rope | None) -> Array:
   if theta is None:
     return x_BNHE
   return rotate(x_BNHE, jnp.arange(x_BNHE.shape[1], dtype=jnp.int32)[None], theta)

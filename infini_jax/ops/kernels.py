@@ -2,7 +2,8 @@
 
 Segments are independent, so they become lanes and every kernel does what it is best at: a plain
 causal square of N x N. Each function here takes `q_BNHE, k_BNKE, v_BNKU, mask_BN`, one device's
-share, and returns `out_BNHU`. `why_not` says in words why a kernel cannot do it.
+share, and returns `out_BNHU`. `scale` and `softcap` are those of `attention.Scoring`. `why_not`
+says in words why a kernel cannot do it.
 """
 
 import jax
@@ -20,7 +21,9 @@ def platform() -> str:
   return jax.default_backend() if device is None else device.platform
 
 
-def why_not(kernel: str, on: str, N: int, E: int, U: int, dtype: jnp.dtype) -> str | None:
+def why_not(
+  kernel: str, on: str, N: int, E: int, U: int, dtype: jnp.dtype, softcap: float = 0.0
+) -> str | None:
   """Why `splash` or `cudnn` cannot attend here; None if it can.
 
   Args:
@@ -28,6 +31,7 @@ def why_not(kernel: str, on: str, N: int, E: int, U: int, dtype: jnp.dtype) -> s
     on: the platform, 'cpu', 'gpu' or 'tpu'.
     N, E, U: tokens of a segment, sizes of a key and a value.
     dtype: of queries, keys and values.
+    softcap: of the scores; 0: none.
   """
   if kernel == "splash":
     if on != "tpu":
@@ -43,16 +47,20 @@ def why_not(kernel: str, on: str, N: int, E: int, U: int, dtype: jnp.dtype) -> s
       return f"it takes bfloat16 and float16, and this is {dtype}: set model.compute_dtype"
     if E % 8 or U != E or E > 256:
       return f"heads of {E} and {U}: it takes equal ones, a multiple of 8 up to 256"
+    if softcap:
+      return f"it cannot cap scores, and model.attention_softcap is {softcap}"
   return None
 
 
-def choose(kernel: str, on: str, N: int, E: int, U: int, dtype: jnp.dtype) -> str:
+def choose(
+  kernel: str, on: str, N: int, E: int, U: int, dtype: jnp.dtype, softcap: float = 0.0
+) -> str:
   """The kernel that a name stands for; arguments as of `why_not`.
 
   Raises:
     ValueError: an unknown name, or a kernel that cannot do it, and why.
   """
-  ask = lambda name: why_not(name, on, N, E, U, dtype)
+  ask = lambda name: why_not(name, on, N, E, U, dtype, softcap)
   if kernel == "auto":
     return next((name for name in ("splash", "cudnn") if ask(name) is None), "xla")
   if kernel in ("splash", "cudnn") and (reason := ask(kernel)):
@@ -69,13 +77,15 @@ def splash(
   k_BNKE: Float[Array, "B N K E"],
   v_BNKU: Float[Array, "B N K U"],
   mask_BN: Bool[Array, "B N"] | None,
+  scale: float,
+  softcap: float = 0.0,
   *,
   interpret: bool = False,
 ) -> Float[Array, "B N H U"]:
   """Pallas' splash attention for TPUs; padding is another sequence, which sees itself."""
   from jax.experimental.pallas.ops.tpu import splash_attention as pallas  # slow to import
 
-  N, H, E = q_BNHE.shape[1:]
+  N, H = q_BNHE.shape[1:3]
   block = max(b for b in range(LANE, min(N, SPLASH_BLOCK) + 1, LANE) if N % b == 0)
   sizes = pallas.BlockSizes(
     block_q=block,
@@ -87,7 +97,10 @@ def splash(
     use_fused_bwd_kernel=True,
   )
   kernel = pallas.make_splash_mha_single_device(
-    pallas.MultiHeadMask([pallas.CausalMask((N, N))] * H), block_sizes=sizes, interpret=interpret
+    pallas.MultiHeadMask([pallas.CausalMask((N, N))] * H),
+    block_sizes=sizes,
+    attn_logits_soft_cap=softcap or None,
+    interpret=interpret,
   )
 
   def lane(q_HNE, k_KNE, v_KNU, mask_N):
@@ -96,7 +109,7 @@ def splash(
     parts = mask_N.astype(jnp.int32)
     return kernel(q_HNE, k_KNE, v_KNU, segment_ids=pallas.SegmentIds(parts, parts))
 
-  q_BNHE = q_BNHE * jnp.asarray(E**-0.5, q_BNHE.dtype)
+  q_BNHE = q_BNHE * jnp.asarray(scale, q_BNHE.dtype)
   q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q_BNHE, k_BNKE, v_BNKU))
   return jnp.moveaxis(jax.vmap(lane)(q, k, v, mask_BN), 1, 2)
 
@@ -106,6 +119,7 @@ def cudnn(
   k_BNKE: Float[Array, "B N K E"],
   v_BNKU: Float[Array, "B N K U"],
   mask_BN: Bool[Array, "B N"] | None,
+  scale: float,
 ) -> Float[Array, "B N H U"]:
   """cuDNN's flash attention, through JAX; real tokens come first in a segment, padding after."""
   length_B = None if mask_BN is None else mask_BN.sum(1, dtype=jnp.int32)
@@ -113,6 +127,7 @@ def cudnn(
     q_BNHE,
     k_BNKE,
     v_BNKU,
+    scale=scale,
     is_causal=True,
     query_seq_lengths=length_B,
     key_value_seq_lengths=length_B,

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from infini_jax.ops.attention import capped
 from infini_jax.ops.shards import axis_names, axis_size, on_shards, spec_of
 
 
@@ -14,6 +15,7 @@ def cross_entropy(
   targets_BT: Int[Array, "B T"],
   *,
   chunk: int,
+  softcap: float = 0.0,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"], Bool[Array, "B T"]]:
   """The negative log-likelihood of each target, each softmax's normalizer, and what was right.
 
@@ -26,11 +28,39 @@ def cross_entropy(
     head_VD: the output embedding as it is stored: its gradient is summed in its own type.
     targets_BT: the token that follows each position.
     chunk: tokens of a lane per block, on each device that T is divided over.
+    softcap: logits x become `softcap * tanh(x / softcap)` (Gemma 2); 0: off.
 
   Returns:
     `nll_BT` in nats and `log_z_BT`, both float32; `right_BT`: the target is likelier than
     any other token.
   """
+  return _each_token(hidden_BTD, head_VD, targets_BT, chunk=chunk, softcap=softcap)
+
+
+def divergence(
+  hidden_BTD: Float[Array, "B T D"],
+  head_VD: Float[Array, "V D"],
+  targets_BT: Int[Array, "B T"],
+  teacher_BTD: Float[Array, "B T D"],
+  teacher_VD: Float[Array, "V D"],
+  *,
+  chunk: int,
+  softcap: float = 0.0,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"], Bool[Array, "B T"], Float[Array, "B T"]]:
+  """As `cross_entropy`, and how far the model is from a teacher (Hinton et al., arXiv 1503.02531).
+
+  Args:
+    hidden_BTD, head_VD, targets_BT, chunk, softcap: as there; the softcap is the teacher's too.
+    teacher_BTD, teacher_VD: the teacher's hidden states and head, laid out as the model's.
+
+  Returns:
+    As `cross_entropy`, and `KL(teacher || model)` of each position in nats, float32.
+  """
+  teacher = jax.lax.stop_gradient((teacher_BTD, teacher_VD))
+  return _each_token(hidden_BTD, head_VD, targets_BT, *teacher, chunk=chunk, softcap=softcap)
+
+
+def _each_token(hidden_BTD, head_VD, targets_BT, *teacher, chunk, softcap):
   lanes, over, _ = spec_of(hidden_BTD)
   rows, columns = map(axis_names, spec_of(head_VD))
   parts = axis_size((*rows, *axis_names(over)))
@@ -42,62 +72,75 @@ def cross_entropy(
   def together(reduce, x):
     return reduce(x, sharers) if sharers else x
 
-  def piece(hidden_BTD, head_VD, targets_BT):
+  def gathered(head_VD):
     # Gradients go the same way back, summed and scattered; at last over copies, when small.
     head_VD = jax.lax.pcast(head_VD, copies, to="varying")
     if divided:
       head_VD = jax.lax.all_to_all(head_VD, over, 0, 1, tiled=True)
     for axis in reversed([a for a in columns if a not in sharers]):
       head_VD = jax.lax.all_gather(head_VD, axis, axis=1, tiled=True)
+    return head_VD
+
+  def logits(hidden_BTD, head_VD):
+    products = {"preferred_element_type": jnp.float32}
+    head_VD = head_VD.astype(hidden_BTD.dtype)
+    return capped(jnp.einsum("BTD,VD->BTV", hidden_BTD, head_VD, **products), softcap)
+
+  def shares(logits_BTV):
+    """The softmax before its division, and the logarithm of what it is divided by."""
+    top_BT = together(jax.lax.pmax, jax.lax.stop_gradient(logits_BTV).max(-1))
+    share_BTV = jnp.exp(logits_BTV - top_BT[..., None])
+    total_BT = together(jax.lax.psum, share_BTV.sum(-1))
+    return share_BTV, total_BT, top_BT + jnp.log(total_BT)
+
+  def piece(hidden_BTD, head_VD, targets_BT, *teacher):
+    head_VD = gathered(head_VD)
+    teacher_VD = [gathered(head) for head in teacher[1:]]  # there is one, or none
     column_V = jnp.arange(head_VD.shape[0], dtype=targets_BT.dtype)
     if sharers:
       column_V += jax.lax.axis_index(sharers) * len(column_V)
 
-    def block(hidden_BTD, targets_BT):
-      own = targets_BT.shape[1]
+    def block(*xs):
       if divided:
-        gather = lambda x: jax.lax.all_gather(x, over, axis=1, tiled=True)
-        hidden_BTD, targets_BT = gather(hidden_BTD), gather(targets_BT)
-      logits_BTV = jnp.einsum(
-        "BTD,VD->BTV",
-        hidden_BTD,
-        head_VD.astype(hidden_BTD.dtype),
-        preferred_element_type=jnp.float32,
-      )
+        xs = tuple(jax.lax.all_gather(x, over, axis=1, tiled=True) for x in xs)
+      hidden_BTD, wanted_BT, *told = xs
+      logits_BTV = logits(hidden_BTD, head_VD)
+      _, _, log_z_BT = shares(logits_BTV)
       # A sum over the vocabulary, not a look-up: each device has the target among its rows, or 0.
-      hit_BTV = column_V[None, None] == targets_BT[..., None]
+      hit_BTV = column_V[None, None] == wanted_BT[..., None]
       fixed_BTV = jax.lax.stop_gradient(logits_BTV)
-      top_BT = together(jax.lax.pmax, fixed_BTV.max(-1))
-      sums = (jnp.exp(logits_BTV - top_BT[..., None]), jnp.where(hit_BTV, logits_BTV, 0.0))
-      total_BT, target_BT = (together(jax.lax.psum, x.sum(-1)) for x in sums)
+      target_BT = together(jax.lax.psum, jnp.where(hit_BTV, logits_BTV, 0.0).sum(-1))
       other_BT = together(jax.lax.pmax, jnp.where(hit_BTV, -jnp.inf, fixed_BTV).max(-1))
-      log_z_BT = top_BT + jnp.log(total_BT)
-      outs = (log_z_BT - target_BT, log_z_BT, target_BT > other_BT)
+      outs = [log_z_BT - target_BT, log_z_BT, target_BT > other_BT]
+      for told_BTV in map(logits, told, teacher_VD):
+        share_BTV, total_BT, told_z_BT = shares(told_BTV)
+        above_BT = together(jax.lax.psum, (share_BTV * (told_BTV - logits_BTV)).sum(-1)) / total_BT
+        outs.append(above_BT - told_z_BT + log_z_BT)
       if not divided:
-        return outs
-      first = jax.lax.axis_index(over) * own
-      return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, own, 1), outs)
+        return tuple(outs)
+      first = jax.lax.axis_index(over) * size
+      return tuple(jax.lax.dynamic_slice_in_dim(x, first, size, 1) for x in outs)
 
     B, T = targets_BT.shape
     blocks = -(-T // chunk)
     size = -(-T // blocks)
+    xs = [hidden_BTD, targets_BT, *teacher[:1]]
     if blocks == 1:
-      return block(hidden_BTD, targets_BT)
+      return block(*xs)
 
     def split(x):
       x = jnp.pad(x, ((0, 0), (0, blocks * size - T)) + ((0, 0),) * (x.ndim - 2))
       return jnp.moveaxis(x.reshape(B, blocks, size, *x.shape[2:]), 1, 0)
 
-    xs = (split(hidden_BTD), split(targets_BT))
-    _, outs = jax.lax.scan(lambda c, x: (c, jax.checkpoint(block)(*x)), None, xs)
+    _, outs = jax.lax.scan(lambda c, x: (c, jax.checkpoint(block)(*x)), None, [*map(split, xs)])
     return tuple(jnp.moveaxis(x, 0, 1).reshape(B, -1)[:, :T] for x in outs)
 
   token, place = PartitionSpec(lanes, over), spec_of(head_VD)
   return on_shards(
     piece,
-    *(hidden_BTD, head_VD, targets_BT),
-    specs=(token, place, token),
-    out_specs=(token, token, token),
+    *(hidden_BTD, head_VD, targets_BT, *teacher),
+    specs=(token, place, token, token, place)[: 3 + len(teacher)],
+    out_specs=(token,) * (4 if teacher else 3),
     follow=True,
   )
 

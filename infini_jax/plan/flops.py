@@ -3,6 +3,7 @@
 XLA's own count is no help: it counts the body of a loop once, and a kernel's operations not at all.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -40,7 +41,8 @@ def executed_flops_per_token(
     block: rows of a block of attention scores, which is computed whole on the diagonal.
     head_again: whether the loss is computed in chunks, whose logits are computed again.
   """
-  parts = forward_flops(config, tokens)
+  # What lies outside a window is masked, not skipped.
+  parts = forward_flops(dataclasses.replace(config, window=0), tokens)
   seen = _seen(config, tokens)
   whole = (seen + min(block, seen)) / (seen + 1)  # of causal squares that are computed in blocks
   again = {"none": 0.0, "dots": 0.0, "full": 1.0, "offload": 1.0}[config.remat]
@@ -57,11 +59,10 @@ def executed_flops_per_token(
 def forward_flops(config: ModelConfig, tokens: int) -> dict[str, float]:
   """One token forward, all layers, by what is computed: weights, head, attention, memory."""
   c = config
-  attention = c.heads * (_seen(c, tokens) + 1) * 2 * c.head_dim
   return {
     "weights": c.layers * _layer_flops(c),
     "head": 2.0 * c.vocab_size * c.width,
-    "attention": float(c.layers * attention),
+    "attention": 4.0 * c.heads * c.head_dim * _pairs(c, tokens),
     "memory": float(_memory_flops(c)),
   }
 
@@ -69,7 +70,7 @@ def forward_flops(config: ModelConfig, tokens: int) -> dict[str, float]:
 def _layer_flops(c: ModelConfig) -> float:
   """One token through a layer's weights."""
   projections = c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
-  ffn = c.width * c.ffn * (3 if c.activation == "swiglu" else 2)
+  ffn = c.width * c.ffn * (3 if c.gated else 2)
   return 2.0 * (projections + ffn)
 
 
@@ -95,6 +96,17 @@ def _memory_flops(c: ModelConfig) -> float:
     pairs = (whole * (whole + 1) - N * (N + 1)) / 2
     return c.layers * (_layer_flops(c) * (whole - N) + reads * pairs) / N
   return 0
+
+
+def _pairs(c: ModelConfig, tokens: int) -> float:
+  """The keys that a query attends to in all layers: the mean over a causal sequence."""
+  all_of_it = (_seen(c, tokens) + 1) / 2
+  if c.mixer != "full" or not c.window:  # a segment is no longer than the window
+    return c.layers * all_of_it
+  window = min(c.window, tokens)
+  near = window - window * (window - 1) / (2 * tokens)
+  wide = c.layers // c.global_every if c.global_every else 0
+  return wide * all_of_it + (c.layers - wide) * near
 
 
 def _seen(config: ModelConfig, tokens: int) -> int:

@@ -15,7 +15,7 @@ from infini_jax.data.lanes import empty_batch
 from infini_jax.parallel import abstract_batch, make_mesh
 from infini_jax.planner.hlo import Communication, communication
 from infini_jax.training.optimizer import make_optimizer
-from infini_jax.training.step import abstract_state, make_train_step
+from infini_jax.training.step import abstract_state, abstract_teacher, make_train_step
 
 # libtpu looks for a TPU host around it, complains where there is none, and takes a lock.
 ENVIRONMENT = {
@@ -85,7 +85,8 @@ def compile_step(config: Config, devices: list[Any]) -> Compiled:
     tx = make_optimizer(config)
     state = abstract_state(config, tx, mesh)
     batch = abstract_batch(example_batch(config), mesh)
-    lowered = jax.jit(make_train_step(config, tx), donate_argnums=0).lower(state, batch)
+    arguments = (state, batch, *abstract_teacher(config, mesh))
+    lowered = jax.jit(make_train_step(config, tx), donate_argnums=0).lower(*arguments)
     try:
       step = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

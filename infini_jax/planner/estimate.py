@@ -9,12 +9,21 @@ from typing import Any
 
 import jax
 
-from infini_jax.config import Config
+from infini_jax.config import Config, original
 from infini_jax.ops.knn import SCORE_BYTES
 from infini_jax.plan import Chip, executed_flops_per_token, flops_per_token
 from infini_jax.plan.flops import forward_flops
-from infini_jax.planner.shares import Shares, chip_bytes, laid_out, shares, spec_text
+from infini_jax.planner.shares import (
+  Shares,
+  abstract_mesh,
+  chip_bytes,
+  laid_out,
+  shares,
+  spec_text,
+)
 from infini_jax.planner.traffic import Collective, collectives, memory_traffic
+from infini_jax.training.part import split
+from infini_jax.training.step import abstract_teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +106,10 @@ def estimate(config: Config, sizes: dict[str, int], chip: Chip) -> Estimate:
     "optimizer": chip_bytes(state.opt_state),
     "memory state": chip_bytes((state.memory, state.warm)),
   }
+  if teacher := abstract_teacher(config, abstract_mesh(sizes)):
+    resting["original"] = chip_bytes(teacher)
   part = shares(config, sizes, chip.platform)
-  phase, working = _working(config, part, resting["parameters"])
+  phase, working = _working(config, part, float(chip_bytes(split(config, state.params)[0])))
 
   T = config.data.segments * m.segment_length
   tokens = config.data.lanes * T
@@ -107,7 +118,8 @@ def estimate(config: Config, sizes: dict[str, int], chip: Chip) -> Estimate:
   flops = {
     "model": flops_per_token(m, T),
     "executed": executed_flops_per_token(m, T, block=part.block, head_again=head_again)
-    + _reading_along(config, T),
+    + _reading_along(config, T)
+    + (sum(forward_flops(original(m), T).values()) if t.distill_weight else 0.0),
     "full attention": flops_per_token(full, T),
   }
   sent = collectives(config, part, sizes, chip)
@@ -157,19 +169,18 @@ def _parameters(params: Any) -> list[Parameter]:
   ]
 
 
-def _working(config: Config, s: Shares, params: float) -> tuple[str, dict[str, float]]:
-  """What a step needs for a while: the phase that needs most, and its parts in bytes.
+def _working(config: Config, s: Shares, trained: float) -> tuple[str, dict[str, float]]:
+  """What a step needs for a while: the phase that needs most, and its parts in bytes. `trained` is
+  what of the parameters has a gradient.
 
   Modelled on compiled steps: in the loss, each chip has the rows of the head that it computes with,
   and their gradient twice (its own, and the sum), in the type they are stored in.
   """
   m, t = config.model, config.train
   D, E, c, stored = m.width, m.head_dim, s.compute, 4 if m.param_dtype == "float32" else 2
-  layer_weights = D * E * 2 * (s.heads + s.kv_heads) + D * s.ffn * (
-    3 if m.activation == "swiglu" else 2
-  )
+  layer_weights = D * E * 2 * (s.heads + s.kv_heads) + D * s.ffn * (3 if m.gated else 2)
   rows, keys, more = _memory_work(config, s)
-  products = (2 * s.heads + 2 * s.kv_heads) * E + D + s.ffn * (2 if m.activation == "swiglu" else 1)
+  products = (2 * s.heads + 2 * s.kv_heads) * E + D + s.ffn * (2 if m.gated else 1)
   floats = (4 * s.heads + 2 * s.kv_heads) * E * 4 if m.mixer == "infini" else 0  # sigma, read-outs
   activations = rows * (c * (products + 2 * D + 2 * s.ffn) + floats)
   scores = 0.0
@@ -186,7 +197,7 @@ def _working(config: Config, s: Shares, params: float) -> tuple[str, dict[str, f
   saved = m.layers * (kept[m.remat] + state)
   if m.remat == "none" and s.stored > 1:
     saved += m.layers * layer_weights * c  # gathered weights are kept too
-  sums = params if t.accumulate > 1 else 0  # of the microbatches so far
+  sums = trained if t.accumulate > 1 else 0  # of the microbatches so far
 
   tokens_of_lane = s.tokens // max(s.lanes, 1)
   logits = s.lanes * min(t.loss_chunk, tokens_of_lane) * s.vocab * (4 + 4 + c)
@@ -202,12 +213,12 @@ def _working(config: Config, s: Shares, params: float) -> tuple[str, dict[str, f
     },
     "a layer's gradient": {
       "activations kept for the gradient": saved,
-      "gradients": sums + params + layer_weights * c,
+      "gradients": sums + trained + layer_weights * c,
       "gathered weights": layer_weights * c if s.stored > 1 or c != stored else 0,
       "one layer": activations + scores + states + more,
     },
     "the update": {
-      "gradients": sums + params,
+      "gradients": sums + trained,
       "hidden states": s.tokens * D * c,
     },
   }

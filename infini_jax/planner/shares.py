@@ -111,7 +111,8 @@ def _kernel(config: Config, platform: str) -> tuple[str, int]:
   m = config.model
   sizes = (m.segment_length, m.head_dim, m.head_dim)
   try:
-    kernel = choose(m.attention, platform, *sizes, jax.numpy.dtype(m.compute_dtype))
+    dtype = jax.numpy.dtype(m.compute_dtype)
+    kernel = choose(m.attention, platform, *sizes, dtype, m.attention_softcap)
   except ValueError as error:
     raise InputError(f"config.model.{error}") from None
   if m.mixer not in ("infini", "local") and kernel != "reference":

@@ -62,7 +62,7 @@ def collectives(config: Config, s: Shares, sizes: dict[str, int], chip: Chip) ->
       network = leaves_island(axes, sizes, chip)
       found.append(Collective(what, kind, "*".join(axes), devices, times, one * times, network))
 
-  gated = 3 if m.activation == "swiglu" else 2
+  gated = 3 if m.gated else 2
   layer = D * m.head_dim * 2 * (s.heads + s.kv_heads) + D * s.ffn * gated
   head, hidden = s.head_rows * D, s.tokens * D * c
   storage = axes_of(STORAGE, "D")
@@ -119,7 +119,7 @@ def memory_traffic(config: Config, s: Shares, params: float, optimizer: float) -
   """
   m, t = config.model, config.train
   D, E, c = m.width, m.head_dim, s.compute
-  up = 2 if m.activation == "swiglu" else 1
+  up = 2 if m.gated else 1
   weights = D * E * 2 * (s.heads + s.kv_heads) + D * s.ffn * (up + 1)
   qkv = D + (s.heads + 2 * s.kv_heads) * E
   mixing = (2 * s.heads + 2 * s.kv_heads) * E

@@ -1,8 +1,13 @@
 """Checkpoints by Orbax: the one file that knows it."""
 
+import contextlib
 import dataclasses
+import io
+import logging
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
@@ -10,6 +15,8 @@ from infini_jax.config import InputError
 from infini_jax.runs.workdir import Workdir
 
 absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax narrates every save
+
+PIECE_BYTES = 8 << 20  # of a parameter that is written from the host's memory or a file
 
 
 class Checkpoints:
@@ -55,6 +62,45 @@ class Checkpoints:
       raise InputError(f"{self._folder}: no checkpoint{'' if step is None else f' of step {step}'}")
     args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
     return self._open().restore(step, args=args).params, step
+
+  def save_params(self, params: Any) -> None:
+    """Saves parameters alone, as those of step 0, and waits until they are written.
+
+    They may be numpy arrays that lie in files, larger than the memory: Orbax would copy them, and
+    hold what it has encoded, so they are written in place and in pieces, each to a file of its own.
+
+    Raises:
+      InputError: the disk is full.
+    """
+    self._folder.mkdir(parents=True, exist_ok=True)
+    in_place = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+    registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, in_place))
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=registry)
+    pieces = jax.tree.map(lambda x: ocp.SaveArgs(chunk_byte_size=PIECE_BYTES), params)
+    manager = ocp.CheckpointManager(
+      self._folder, options=self._options, item_handlers={"params": handler}
+    )
+    logging.disable()  # where the disk ends, every thread that meets it writes down its stack
+    try:
+      with contextlib.redirect_stderr(io.StringIO()):
+        args = ocp.args.Composite(params=ocp.args.PyTreeSave(params, save_args=pieces))
+        manager.save(0, args=args)
+        manager.close()
+    except (OSError, ValueError) as error:
+      reason = " ".join(str(error).split()).rpartition(": ")[2]
+      raise InputError(f"{self._folder}: cannot be written ({reason}); make room there") from None
+    finally:
+      logging.disable(logging.NOTSET)
+
+  def restore_one(self, path: str, shape: tuple[int, ...], step: int) -> np.ndarray:
+    """One parameter of a step, by its path with points, in the memory of the host."""
+    tree: Any = jax.ShapeDtypeStruct(shape, np.float32)
+    for name in reversed(path.split(".")):
+      tree = {name: tree}
+    how = jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    args = ocp.args.PyTreeRestore(tree, restore_args=how, partial_restore=True)
+    restored = self._open().restore(step, args=ocp.args.Composite(params=args)).params
+    return jax.tree.leaves(restored)[0]
 
   def close(self) -> None:
     """Waits for the last save."""

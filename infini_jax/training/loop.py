@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from infini_jax import plan
-from infini_jax.config import Config
+from infini_jax.config import Config, stage_at
 from infini_jax.data import Store, train_lanes
 from infini_jax.data.loader import train_batches
 from infini_jax.evaluation.validation import Validation
@@ -29,7 +29,8 @@ from infini_jax.runs.metrics import MetricWriter
 from infini_jax.runs.workdir import Workdir, open_inputs
 from infini_jax.training.health import check_finite, log_values
 from infini_jax.training.optimizer import make_optimizer, make_schedule
-from infini_jax.training.start import check_start, start_state
+from infini_jax.training.part import split
+from infini_jax.training.start import check_start, differences, original_params, start_state
 from infini_jax.training.step import TrainState, abstract_state, make_train_step
 
 GATE_TRAVEL = 4.0  # sigmoid(4) = 0.98: what a gate must be able to travel to specialise
@@ -68,27 +69,34 @@ def train(config: Config, path: str, console: Console) -> TrainState:
       state = saved.restore(step, abstract_state(config, tx, mesh))
     else:
       state = start_state(config, tx, mesh)
-    _describe(config, state, mesh, source, step, console)
+    teacher = (original_params(config, mesh),) if t.distill_weight else ()
+    stage = stage_at(config, step)
+    _describe(stage.config, state, mesh, source, step, console)
     _warn_of_stuck_gates(config, console)
 
-    # ---- Compile once, before the first batch.
+    # ---- Compile once, or once a stage, before its first batch.
     rows = local_rows(mesh, d.lanes)
     first = put_batch(lanes.batch(step, rows), mesh, d.lanes)
-    with track(console, "compile"):
-      update = jax.jit(make_train_step(config, tx), donate_argnums=0).lower(state, first).compile()
-    step_bytes = _step_bytes(update)
-    console.print(f"a step needs {step_bytes / 2**30:,.2f} GiB a device")
+
+    def compiled(config, *arguments):
+      with track(console, "compile"):
+        step = jax.jit(make_train_step(config, tx), donate_argnums=0).lower(*arguments).compile()
+      console.print(f"a step needs {_step_bytes(step) / 2**30:,.2f} GiB a device")
+      return step
+
+    update = compiled(stage.config, state, first, *teacher)
     validation = Validation(config, mesh, source) if t.eval_every else None
     anyone = distributed.Anyone(mesh)
 
     # ---- The loop.
     batches = train_batches(lanes, step, t.steps, rows, d.prefetch)
     with (
-      _Log(config, workdir, mesh, console, step_bytes) as log,
+      _Log(config, workdir, mesh, console) as log,
       _stop_signal() as stopped,
       _profiler(config, workdir.path / "profile") as profile,
       track(console, "train", t.steps, step) as bar,
     ):
+      log.stage(stage.config, _step_bytes(update))
       while True:
         last = step >= t.steps
         stop = anyone(stopped.is_set()) or last
@@ -101,8 +109,12 @@ def train(config: Config, path: str, console: Console) -> TrainState:
         if stop:
           break
         batch = put_batch(next(batches), mesh, d.lanes)
+        stage = stage_at(config, step)
+        if step == stage.first > start:
+          update = compiled(stage.config, state, batch, *teacher)
+          log.stage(stage.config, _step_bytes(update))
         profile(step - start)
-        state, metrics = update(state, batch)
+        state, metrics = update(state, batch, *teacher)
         step += 1
         bar(step, log.previous(step, metrics))
   if step < t.steps:
@@ -113,20 +125,22 @@ def train(config: Config, path: str, console: Console) -> TrainState:
 class _Log:
   """Writes each logged step once the next one is under way."""
 
-  def __init__(
-    self, config: Config, workdir: Workdir, mesh: Any, console: Console, step_bytes: int
-  ):
-    self._config, self._console, self._step_bytes = config, console, step_bytes
+  def __init__(self, config: Config, workdir: Workdir, mesh: Any, console: Console):
+    self._config, self._console = config, console
     self._writer = MetricWriter(workdir.path, config) if jax.process_index() == 0 else None
     self._rate = make_schedule(config, config.optimizer.learning_rate)
-    self._flops = plan.flops_per_token(
-      config.model, config.data.segments * config.model.segment_length
-    )
     peak = plan.peak_flops(mesh.devices.flat[0].device_kind)
     self._peak = peak * mesh.size if peak else None
     self._waiting: tuple[int, Any] | None = None
     self._tokens, self._since = 0.0, time.perf_counter()
     self._text = ""
+
+  def stage(self, config: Config, step_bytes: int) -> None:
+    """Steps of this config follow."""
+    self.flush()
+    tokens = config.data.segments * config.model.segment_length
+    self._flops, self._step_bytes = plan.flops_per_token(config.model, tokens), step_bytes
+    self._since, self._tokens = time.perf_counter(), 0.0
 
   def previous(self, step: int, metrics: Any) -> str:
     """Hands in a step just dispatched; logs the one before. Returns a line for the progress bar."""
@@ -191,6 +205,7 @@ def _step_bytes(update: Any) -> int:
 
 
 def _describe(config, state, mesh, source, step, console) -> None:
+  """What is trained, on what; `config` is the stage's."""
   devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
   sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
   parameters = plan.parameter_count(state.params)
@@ -207,6 +222,12 @@ def _describe(config, state, mesh, source, step, console) -> None:
     f"{text}; a step reads {c.data.lanes} lanes x "
     f"{T:,} tokens" + (f"; going on from step {step}" if step else "")
   )
+  if c.train.part != "all":
+    trained = plan.parameter_count(split(c, state.params)[0])
+    console.print(f"trained: {c.train.part}, {trained:,} parameters; the others stay as they are")
+  others = [f"{name}={there!r} there, {here!r} here" for name, there, here in differences(c)]
+  if others:
+    console.print(f"config.model in {c.train.start_from}: {'; '.join(others)}")
 
 
 def _warn_of_stuck_gates(config: Config, console: Console) -> None:

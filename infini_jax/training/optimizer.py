@@ -28,7 +28,7 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
   """The whole update: clipping over all parameters, then one rule per group.
 
   Gates have their own learning rate, no decay and no scaling by their size (they start at 0, where
-  such scaling would hold them). Vectors (norms) have no decay.
+  such scaling would hold them). Vectors (norms, biases) have no decay.
   """
   o = config.optimizer
   rate = make_schedule(config, o.learning_rate)
@@ -51,7 +51,8 @@ def _label(params: Any, name: str) -> Any:
   def one(path, leaf):
     if path[-1].key == "beta_H":
       return "gate"
-    kind = "matrix" if len(letters_of(path)) > 1 else "vector"
+    bias = path[-1].key.startswith("b_")
+    kind = "matrix" if len(letters_of(path)) > 1 and not bias else "vector"
     return f"stacked {kind}" if name == "adafactor" and path[0].key == "blocks" else kind
 
   return jax.tree_util.tree_map_with_path(one, params)
@@ -69,7 +70,11 @@ def _adafactor(
 
 def _layer_by_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
   """Treats stacked layers as the L tensors that they are: Adafactor measures whole tensors."""
+
+  def each(f, *trees):  # there is nothing to map over where the whole group is frozen
+    return (jax.vmap(f) if jax.tree.leaves(trees[0]) else f)(*trees)
+
   return optax.GradientTransformation(
-    jax.vmap(tx.init),
-    lambda updates, state, params=None: jax.vmap(tx.update)(updates, state, params),
+    lambda params: each(tx.init, params),
+    lambda updates, state, params=None: each(tx.update, updates, state, params),
   )

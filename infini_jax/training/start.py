@@ -1,12 +1,13 @@
 """Where training starts: fresh parameters, or those of another run."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import optax
 
 from infini_jax.config import Config, InputError
-from infini_jax.models import abstract_params, init
+from infini_jax.models import abstract_params, completed, init
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir
 from infini_jax.training.step import TrainState, first_state, initial_state
@@ -15,34 +16,64 @@ from infini_jax.training.step import TrainState, first_state, initial_state
 def check_start(config: Config) -> None:
   """Makes sure that the parameters of `config.train.start_from`, if any, are those of this model.
 
+  What they may lack are the mixer's own (gates) and adapters: these begin fresh.
+
   Raises:
-    InputError: no run or no checkpoint there, or parameters of other shapes.
+    InputError: no run or no checkpoint there, parameters of other shapes, or a run whose original
+      it cannot be.
   """
   if not config.train.start_from:
     return
   run = Workdir(config.train.start_from)
   there, here = _shapes(run.config()), _shapes(config)
   for name in sorted(there.keys() | here.keys()):
-    if there.get(name) != here.get(name):
+    if there.get(name) != here.get(name) and not (name not in there and _begins_fresh(name)):
       raise InputError(
         f"config.train.start_from={config.train.start_from!r}: its parameter {name} is "
         f"{there.get(name, 'missing')}, this config's {here.get(name, 'missing')}: "
         f"set config.model as in its run.json"
       )
+  mixer = run.config().model.mixer
+  if config.train.distill_weight and mixer != "full":
+    raise InputError(
+      f"config.train.distill_weight={config.train.distill_weight}: config.train.start_from="
+      f"{config.train.start_from!r} has the mixer {mixer!r} and is no original to learn from; "
+      f"start from one with 'full', or set the weight 0"
+    )
   if Checkpoints(run).latest() is None:
     raise InputError(
       f"config.train.start_from={config.train.start_from!r}: no checkpoint there; train it first"
     )
 
 
+def differences(config: Config) -> list[tuple[str, Any, Any]]:
+  """The settings of the model that are others than in the run that it starts from: there, here."""
+  if not config.train.start_from:
+    return []
+  there, here = vars(Workdir(config.train.start_from).config().model), vars(config.model)
+  return [(name, there[name], here[name]) for name in here if there[name] != here[name]]
+
+
 def start_state(config: Config, tx: optax.GradientTransformation, mesh: Any) -> TrainState:
   """The state at step 0."""
   if not config.train.start_from:
     return initial_state(config, tx, mesh)
-  run = Checkpoints(Workdir(config.train.start_from))
-  params, _ = run.restore_params(abstract_params(config.model, mesh))
-  run.close()
-  return first_state(config, tx, params)
+  key = jax.random.key(config.train.seed)
+  return first_state(config, tx, completed(config.model, original_params(config, mesh), key, mesh))
+
+
+def original_params(config: Config, mesh: Any) -> Any:
+  """The parameters of the run that this one starts from, in this run's type, each in its place."""
+  run = Workdir(config.train.start_from)
+  model = dataclasses.replace(run.config().model, param_dtype=config.model.param_dtype)
+  saved = Checkpoints(run)
+  params, _ = saved.restore_params(abstract_params(model, mesh))
+  saved.close()
+  return params
+
+
+def _begins_fresh(name: str) -> bool:
+  return ".mixer." in name or ".lora_" in name
 
 
 def _shapes(config: Config) -> dict[str, tuple[int, ...]]:

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from infini_jax.config import Config
+from infini_jax.config import Config, original
 from infini_jax.models import abstract_params, bind, init
 from infini_jax.models.mixers import MIXERS
 from infini_jax.models.summary import random_borders
-from infini_jax.ops.loss import cross_entropy
+from infini_jax.ops.loss import cross_entropy, divergence
 from infini_jax.parallel import shard
 from infini_jax.training.health import memory_metrics
+from infini_jax.training.part import join, split
 
 Batch = dict[str, jax.Array]
 
@@ -48,6 +49,11 @@ def abstract_state(config: Config, tx: optax.GradientTransformation, mesh: Any) 
   return jax.tree.map(place, state)
 
 
+def abstract_teacher(config: Config, mesh: Any) -> tuple[Any, ...]:
+  """Shapes, types and shardings of the original's parameters, if the update takes them."""
+  return (abstract_params(original(config.model), mesh),) if config.train.distill_weight else ()
+
+
 def initial_state(config: Config, tx: optax.GradientTransformation, mesh: Any) -> TrainState:
   """A fresh state, every array made in its place."""
   key = jax.random.key(config.train.seed)
@@ -60,54 +66,68 @@ def initial_state(config: Config, tx: optax.GradientTransformation, mesh: Any) -
 
 
 def first_state(config: Config, tx: optax.GradientTransformation, params: Any) -> TrainState:
-  """The state of step 0 with these parameters."""
-  return jax.jit(lambda p: _assemble(config, tx, p))(params)
+  """The state of step 0 with these parameters, which are not copied."""
+  rest = jax.jit(lambda p: dataclasses.replace(_assemble(config, tx, p), params=None))(params)
+  return dataclasses.replace(rest, params=params)
 
 
 def make_train_step(
   config: Config, tx: optax.GradientTransformation
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """The update for this config, to be compiled once.
 
   The loss is the mean over all real tokens of the batch, however the lanes are divided into
   microbatches; a task's targets have weights. Metrics: `loss` in nats per token, `tokens`,
   `grad_norm`, for a task `answer_accuracy`, and what `health.memory_metrics` adds.
+
+  With `config.train.distill_weight` the update takes a third argument, the parameters of the
+  original; `distillation` is the mean divergence from it, in nats per token.
   """
   t = config.train
 
-  def loss_fn(params, memory, batch, total):
-    model = bind(config.model, params)
+  def loss_fn(trained, frozen, teacher, memory, batch, total):
+    model = bind(config.model, join(trained, frozen))
     how = {name: batch[name] for name in ("reset_BS", "mask_BT", "shift_BS") if name in batch}
     hidden_BTD, memory = model(batch["tokens_BT"], memory, **how)
-    nll_BT, log_z_BT, right_BT = cross_entropy(
-      hidden_BTD, model.head(), batch["targets_BT"], chunk=t.loss_chunk
-    )
+    scores = (hidden_BTD, model.head(), batch["targets_BT"])
+    options: dict[str, Any] = {"chunk": t.loss_chunk, "softcap": config.model.logit_softcap}
     weight_BT = _weights(batch) / total
-    sums = {"loss": (nll_BT * weight_BT).sum()}
+    if teacher is None:
+      nll_BT, log_z_BT, right_BT = cross_entropy(*scores, **options)
+      sums = {"loss": (nll_BT * weight_BT).sum()}
+    else:
+      told = _as_the_original(config, teacher, batch)
+      nll_BT, log_z_BT, right_BT, apart_BT = divergence(*scores, *told, **options)
+      sums = {"loss": (nll_BT * weight_BT).sum(), "distillation": (apart_BT * weight_BT).sum()}
     if "asked_BT" in batch:
       sums["right"] = (right_BT & batch["asked_BT"]).sum().astype(jnp.float32)
     loss = sums["loss"] + t.z_loss * (log_z_BT**2 * weight_BT).sum()
+    loss += t.distill_weight * sums.get("distillation", 0.0)
     loss += MIXERS[config.model.mixer].auxiliary(memory) / t.accumulate
     return loss, (sums, memory)
 
-  def gradients(params, memory, batch):
+  def gradients(params, teacher, memory, batch):
     total = _weights(batch).sum()
+    trained, frozen = split(config, params)
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if t.accumulate == 1:
-      (_, (sums, memory)), grads = grad_fn(params, memory, batch, total)
+      (_, (sums, memory)), grads = grad_fn(trained, frozen, teacher, memory, batch, total)
       return sums, memory, grads
 
     def body(carry, xs):
-      (_, (sums, memory)), grads = grad_fn(params, *xs, total)
+      (_, (sums, memory)), grads = grad_fn(trained, frozen, teacher, *xs, total)
       return jax.tree.map(jnp.add, carry, (sums, grads)), memory
 
-    split = (_split(memory, 1, t.accumulate), _split(batch, 0, t.accumulate))
-    names = ("loss", "right") if "asked_BT" in batch else ("loss",)
-    zero = (dict.fromkeys(names, jnp.zeros(())), jax.tree.map(jnp.zeros_like, params))
-    (sums, grads), memory = jax.lax.scan(body, zero, split)
+    parts = (_split(memory, 1, t.accumulate), _split(batch, 0, t.accumulate))
+    names = ["loss", *["distillation"] * (teacher is not None), *["right"] * ("asked_BT" in batch)]
+    zero = (dict.fromkeys(names, jnp.zeros(())), jax.tree.map(jnp.zeros_like, trained))
+    (sums, grads), memory = jax.lax.scan(body, zero, parts)
     return sums, _join(memory, 1), grads
 
-  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+  def train_step(
+    state: TrainState, batch: Batch, teacher: Any = None
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    assert (teacher is not None) == bool(t.distill_weight)
     memory = state.memory
     if memory is None:
       memory = bind(config.model, state.params).state(config.data.lanes)
@@ -119,14 +139,17 @@ def make_train_step(
     if config.model.mixer == "autocompressor":
       key = jax.random.fold_in(jax.random.key(t.seed), state.step)
       batch["shift_BS"] = random_borders(config.model, key, batch["reset_BS"], batch["mask_BT"])
-    sums, memory, grads = gradients(state.params, memory, batch)
+    sums, memory, grads = gradients(state.params, teacher, memory, batch)
     with jax.named_scope("optimizer"):
-      updates, opt_state = tx.update(grads, state.opt_state, state.params)
-      params = optax.apply_updates(state.params, updates)
+      trained, frozen = split(config, state.params)
+      updates, opt_state = tx.update(grads, state.opt_state, trained)
+      params = join(optax.apply_updates(trained, updates), frozen)
     tokens = batch["mask_BT"].sum().astype(jnp.float32)
     metrics = {"loss": sums["loss"], "tokens": tokens, "grad_norm": optax.tree.norm(grads)}
     if "asked_BT" in batch:
       metrics["answer_accuracy"] = sums["right"] / batch["asked_BT"].sum()
+    if "distillation" in sums:
+      metrics["distillation"] = sums["distillation"]
     metrics |= memory_metrics(config.model, params, grads, memory)
     metrics = jax.tree.map(lambda x: shard(x, "_" * x.ndim), metrics)  # every host can read them
     kept = None if state.memory is None else memory
@@ -141,7 +164,17 @@ def _assemble(config, tx, params):
     return state if wanted and jax.tree.leaves(state) else None
 
   memory, warm = empty(config.data.carry_state), empty(config.warm.share)
-  return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), memory, warm)
+  opt_state = tx.init(split(config, params)[0])  # what is frozen has no moments
+  return TrainState(jnp.zeros((), jnp.int32), params, opt_state, memory, warm)
+
+
+def _as_the_original(config, teacher, batch):
+  """The original's last hidden states, and its head: each chunk is read whole, from its start."""
+  with jax.named_scope("original"):
+    model = bind(original(config.model), teacher)
+    state = model.state(len(batch["tokens_BT"]))
+    how = {name: batch[name] for name in ("reset_BS", "mask_BT")}
+    return model(batch["tokens_BT"], state, **how)[0], model.head()
 
 
 def _weights(batch):

@@ -30,6 +30,21 @@ def test_the_source_is_what_the_config_asks_for(store, tmp_path, quiet):
   assert isinstance(train_lanes(c, store), TrainLanes)
 
 
+def test_a_task_without_text_is_written_in_the_vocabulary_trained_on_the_corpus(
+  corpus, tmp_path, quiet
+):
+  for task in ({"name": "needle", "family": "frequent_words"}, {"name": "passkey"}):
+    task["min_segments"] = 40
+    data = {"tokenizer": "train:400", "carry_state": False, "segments": 64}
+    c = config(corpus, data=data, task=task, model={"vocab_size": 400})
+    source = open_source(c, tmp_path / "store", quiet)
+    assert source.tokenizer.size == 400
+    assert source.tokenizer.fingerprint == Store.open(tmp_path / "store").tokenizer.fingerprint
+    train_lanes(c, source).batch(0)
+    with pytest.raises(InputError, match="trained on text; set config.data.path to a corpus"):
+      open_source(config(data=data, task=task), tmp_path / "none", quiet)
+
+
 def test_what_does_not_fit_is_refused(store, tmp_path, quiet):
   task = {"data": {"tokenizer": "task", "carry_state": False}, "task": {"name": "passkey"}}
   for c, match in (

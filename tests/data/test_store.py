@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from infini_jax.config import InputError
-from infini_jax.data.shards import BLOCK, Entry, Shard, ShardWriter
+from infini_jax.data.shards import BLOCK, Entry, Shard, ShardWriter, shards_of
 from infini_jax.data.sources import list_documents, read_text
 from infini_jax.data.store import Documents, Store
 
@@ -25,6 +25,10 @@ def write_shard(folder, number, entries, dtype):
   writer.close()
 
 
+def documents_of(folder, shards, dtype="<u2", first=0):
+  return Documents({"": shards_of(folder, shards, first)}, dtype)
+
+
 def long_documents(folder, dtype="<u2", top=60_000):
   """Two shards of documents around the sizes of a block."""
   rng = np.random.default_rng(0)
@@ -33,7 +37,7 @@ def long_documents(folder, dtype="<u2", top=60_000):
   for number, shard in enumerate(ids):
     entries = [Entry(f"{number}/{i}", x, 2 * len(x), 3, 4) for i, x in enumerate(shard)]
     write_shard(folder, number, entries, dtype)
-  return Documents(folder, 2, dtype), sum(ids, [])
+  return documents_of(folder, 2, dtype), sum(ids, [])
 
 
 def test_store_holds_the_text_of_every_document(store, corpus):
@@ -87,11 +91,11 @@ def test_no_more_than_a_few_shards_are_held_open(tmp_path, monkeypatch, rng):
   monkeypatch.setattr("infini_jax.data.store.OPEN", 2)
   for number in range(7):
     write_shard(tmp_path, number, [Entry("a", np.arange(number + 3), 1, 1, 1)], "<u2")
-  documents = Documents(tmp_path, 7, "<u2")
+  documents = documents_of(tmp_path, 7)
   for document in rng.integers(0, 7, 60).tolist():
     assert documents.read(document, 0, document + 3).tolist() == list(range(document + 3))
     assert len(documents._readers) <= 2, "thousands of shards would be open at a time"
-  some = Documents(tmp_path, 2, "<u2", first=4)
+  some = documents_of(tmp_path, 2, first=4)
   assert some.tokens.tolist() == [7, 8] and some.read(1, 6, 8).tolist() == [6, 7]
   assert pickle.loads(pickle.dumps(some)).tokens.tolist() == [7, 8]
 
@@ -112,15 +116,15 @@ def test_shard_of_an_older_program_has_totals_too(tmp_path):
 def test_names_of_all_kinds(tmp_path):
   names = ["a b", "naïve\n日本", "\udcff undecodable", ""]
   write_shard(tmp_path, 0, [Entry(n, np.ones(1, int), 1, 1, 1) for n in names], "<u2")
-  assert Documents(tmp_path, 1, "<u2").names == names
+  assert documents_of(tmp_path, 1).names == names
 
 
 def test_shard_without_documents(tmp_path):
   write_shard(tmp_path, 0, [], "<u2")
   write_shard(tmp_path, 1, [Entry("a", np.arange(3), 1, 1, 1)], "<u2")
-  documents = Documents(tmp_path, 2, "<u2")
+  documents = documents_of(tmp_path, 2)
   assert documents.names == ["a"] and documents.read(0, 1, 3).tolist() == [1, 2]
-  assert len(Documents(tmp_path, 0, "<u2")) == 0
+  assert len(documents_of(tmp_path, 0)) == 0
 
 
 def test_opened_again_is_equal(store):

@@ -7,7 +7,7 @@ import pytest
 
 from infini_jax.config import InputError
 from infini_jax.data import PairLanes, Pairs, prepare
-from infini_jax.data.summarization import MARK
+from infini_jax.data.summarization import MARK, Told
 from tests.tiny import config, quiet
 
 WORDS = np.array("one two three four five six seven eight nine ten".split())
@@ -103,3 +103,16 @@ def test_a_corpus_without_summaries_and_too_short_a_chunk_are_refused(store, tex
     Pairs(plain)
   with pytest.raises(InputError, match="hold no document with its summary"):
     lanes(store, segments=2)
+
+
+def test_told_pairs_are_document_mark_and_summary_in_any_slice(store, rows, rng):
+  pairs = Pairs(store)
+  told = Told(pairs, "validation")
+  assert len(told.tokens) == 3
+  for i, row in enumerate(rows[24:27]):
+    whole = np.frombuffer(f"{row['document']}{MARK}{row['summary']}".encode(), np.uint8)
+    assert told.tokens[i] == len(whole)
+    assert told.first_D[i] == len(whole) - len(row["summary"])
+    for _ in range(40):
+      start, stop = sorted(rng.integers(0, len(whole) + 1, 2).tolist())
+      np.testing.assert_array_equal(told.read(i, start, stop), whole[start:stop])

@@ -4,6 +4,7 @@ import html
 import io
 import json
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -144,6 +145,7 @@ def test_a_set_of_tasks_restores_once_and_reads_nothing_twice(
   )
   monkeypatch.setattr(KINDS["passkey"].evaluator, "run", named)
   c = changed(c, evaluation=changed(c.evaluation, knock_out=("empty",)))
+  started = time.perf_counter()
   found = evaluate(c, str(tmp_path / "run"), quiet(), tasks=("gates", "passkey", "knockout"))
   assert (list(found), len(restored)) == (["gates", "passkey", "knockout"], 1)
   assert ran == ["memory", "empty", "reads cut", "layer 1 cut", "layer 2 cut"]
@@ -151,6 +153,8 @@ def test_a_set_of_tasks_restores_once_and_reads_nothing_twice(
   assert ["memory", *found["knockout"]["knocked_out"]] == ran, "whatever the config says"
   assert found["knockout"]["task"] == "passkey", "the run's own task"
   assert found["knockout"]["memory"] == found["passkey"]["memory"]
+  took = [one["seconds"] for one in found.values()]
+  assert sum(took) <= time.perf_counter() - started, "what two tasks share counts once"
   folder = tmp_path / "run" / "evaluation"
   assert sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.*")) == [
     "gates/gates.png",

@@ -205,10 +205,12 @@ def test_headline_figures_stand_under_their_run(runs):
   assert table["training, tokens/s"] == ["1,002", "1,002"]
   assert table["heads that opened"] == ["3 of 4|greatest gate 0.95"] * 2
   for length in (1024, 4096):
-    shares = [cell.exact / 20 for cell in keys.cells if cell.length == length]
-    by_depth = f"{min(shares):.3f} to {max(shares):.3f} by depth" if len(set(shares)) > 1 else ""
-    got, of_knockout = table[f"passkey, {length:,} tokens"]
-    assert got == "|".join(filter(None, [f"{sum(shares) / 2:.3f}", by_depth, "knocked out 0.000"]))
+    shares = {cell.depth: cell.exact / 20 for cell in keys.cells if cell.length == length}
+    worst = min(shares, key=shares.get)
+    where = f"at depth {worst:g}; elsewhere up to {max(shares.values()):.3f}"
+    where = where if len(set(shares.values())) > 1 else ""
+    got, of_knockout = table[f"passkey, {length:,} tokens, worst depth"]
+    assert got == "|".join(filter(None, [f"{shares[worst]:.3f}", where, "knocked out 0.000"]))
     assert of_knockout == "1.000", "the knock-outs of the run's own task count too"
   assert "training, MiB a device" not in table, "a row that no run has"
 
@@ -244,8 +246,10 @@ def test_needles_of_different_kinds_are_different_tasks(tmp_path, rng):
   two = write_run(tmp_path / "two", found, family="multikey")
   page = written(one, two)
   table = page.table("What was measured")
-  for name, column in (("needle, single, 1,024 tokens", 0), ("needle, multikey, 1,024 tokens", 1)):
-    assert table[name][column] and not table[name][1 - column]
+  for column, family in enumerate(("single", "multikey")):
+    row = table[f"needle, {family}, 1,024 tokens, worst depth"]
+    assert row[column] and not row[1 - column]
+    assert any(f"needle, {family}; {'two' if column else 'one'}" in i["alt"] for i in page.images)
   assert page.marked("Settings of the evaluations") == ["task.family"]
 
 
@@ -290,6 +294,72 @@ def test_figures_of_a_task_that_the_page_does_not_know_are_shown_too(tmp_path, r
   ]
   assert page.table("Figures of poems")["deep beauty"] == [f"{seen:.4f}", f"{unseen:.4f}"]
   assert page.table("Figures of poems")["tokens"] == ["70", "70"]
+
+
+def test_summaries_stand_beside_their_references(tmp_path, rng):
+  folder = write_run(tmp_path / "r", {"summarization": ("summarization", recalled(rng), {})})
+  results = folder / "evaluation" / "summarization" / "results.json"
+  content = json.loads(results.read_text())
+  content["memory"] = {"rouge1": 12.5, "overall": 3.5, "documents": 5}
+  results.write_text(json.dumps(content))
+  long = "word " * 1000
+  lines = [
+    {"name": f"tale {i}", "tokens": 9, "written": f"<b>{i}", "reference": long,
+     "knocked_out": {"empty": f"none {i}"}}
+    for i in range(5)
+  ]  # fmt: skip
+  file = results.with_name("predictions.jsonl")
+  file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  page = written(folder)
+  table = page.table("What was written")
+  assert table["tale 1: with the memory"] == ["<b>1"], "escaped"
+  assert table["tale 2: knocked out: empty"] == ["none 2"] and "tale 3: reference" not in table
+  (reference,) = table["tale 0: reference"]
+  assert long.startswith(reference.removesuffix(" ...")) and 1000 < len(reference) < 2000
+  assert page.table("What was measured")["summarization: overall"] == ["3.5000"]
+  for torn in ("{", '"text"\n', "{}\n"):
+    file.write_text(torn)
+    with pytest.raises(InputError, match="evaluate the task anew"):
+      report([str(folder)], None, quiet())
+
+
+def test_results_that_are_damaged_inside_are_one_line(tmp_path, rng):
+  found = {
+    "perplexity": ("perplexity", scores(rng), {"empty": scores(rng)}),
+    "passkey": ("passkey", recalled(rng), {"empty": recalled(rng)}),
+    "gates": ("gates", None, {}),
+  }
+  folder = write_run(tmp_path / "r", found, losses=())
+
+  def places(value, path=()):
+    if isinstance(value, dict | list):
+      for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield (*path, key)
+        yield from places(inner, (*path, key))
+
+  refused = 0
+  for name in found:
+    file = folder / "evaluation" / name / "results.json"
+    whole = file.read_text()
+    for picture in file.parent.glob("*.png"):
+      picture.unlink()
+    every = list(places(json.loads(whole)))
+    for i in rng.permutation(len(every))[:30].tolist():
+      content = json.loads(whole)
+      *path, last = every[i]
+      inner = content
+      for key in path:
+        inner = inner[key]
+      inner[last] = [None, "text", {}, []][rng.integers(4)]
+      file.write_text(json.dumps(content))
+      try:
+        report([str(folder)], None, quiet())
+      except InputError as error:
+        assert str(error).startswith(str(file)) and "\n" not in str(error)
+        refused += 1
+    file.write_text(whole)
+  assert refused > 10, "a weak test"
+  report([str(folder)], None, quiet())
 
 
 def test_a_run_without_any_evaluation_says_so(tmp_path):

@@ -1,17 +1,21 @@
 """Totals that depend on the documents alone, not on how they are cut into lanes and chunks."""
 
 import dataclasses
+import io
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from infini_jax.config import InputError
 from infini_jax.data import prepare
+from infini_jax.data.mixture import open_mixture
 from infini_jax.evaluation.knock_out import INTACT, Variant
 from infini_jax.evaluation.perplexity import Perplexity, Scores, _floor_power
+from infini_jax.evaluation.perplexity_tables import show
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh
 from tests.tiny import SYSTEMS, changed, config, fake_params, quiet
@@ -35,7 +39,8 @@ class Case:
   def __init__(self, store, documents, **model):
     self.store, self.documents = store, documents
     carry = model.get("mixer") != "full"
-    self.config = config(model={"rule": "delta", **model}, data={"carry_state": carry})
+    model = {"rule": "delta", "logit_softcap": 2.0, **model}
+    self.config = config(model=model, data={"carry_state": carry})
     self.params = fake_params(self.config.model)
 
   def evaluate(self, variant=INTACT, *, params=None, documents=None, **evaluation):
@@ -244,3 +249,20 @@ def test_an_empty_split_is_refused(case):
 
   with pytest.raises(InputError, match="this split is empty"):
     case.evaluate(documents=Nothing())
+
+
+def test_a_mixture_is_read_whole_and_each_store_has_its_own_figures(case, texts, tmp_path):
+  """The same text under two names: the first so many documents are of both, and equally hard."""
+  made = (prepare(str(texts), tmp_path / name, "bytes", console=quiet()) for name in "ab")
+  stores = [str(store.folder) for store in made]
+  mixture = open_mixture(f"mix:{stores[0]}=1,{stores[1]}=5")
+  found = case.evaluate(documents=mixture.split("test"), max_documents=4)
+  alone = case.evaluate(max_documents=2)
+  assert list(found.by_source) == stores and not alone.by_source
+  for documents, tokens, nats in found.by_source.values():
+    assert (documents, tokens) == (2, alone.tokens)
+    np.testing.assert_allclose(nats, alone.nats, rtol=1e-5)
+  assert found.tokens == 2 * alone.tokens and len({name for name, _, _ in found.per_document}) == 4
+  out = Console(file=io.StringIO(), width=200)
+  show({"memory": found, "empty": found}, {"step": 3}, case.config, out)
+  assert f"{stores[1]}: per token" in out.file.getvalue()

@@ -187,7 +187,8 @@ def test_lengths_and_samples_can_be_given_and_too_short_ones_are_refused(cases):
 def test_the_table_names_the_family_and_has_depths_where_there_are_some(family, deep):
   found = {"memory": Recalled((Cell(512, 0.25, 8, 3, 32, 20),), 4096, 1.0)}
   out = Console(file=io.StringIO(), width=200)
-  show(found, {"task": "needle", "step": 7}, config(task={"family": family}), out)
+  results = {"task": "needle", "step": 7, "settings": {"task": {"family": family}}}
+  show(found, results, config(task={"family": family}), out)
   text = out.file.getvalue()
   assert f"needle, {family}: 100 fresh examples a line, step 7" in text
   assert "whole answer right" in text and "0.375" in text and "0.625" in text

@@ -15,6 +15,7 @@ from infini_jax.evaluation import summarization_tables
 from infini_jax.evaluation.evaluate import evaluate
 from infini_jax.evaluation.knock_out import INTACT, Variant
 from infini_jax.evaluation.summarization import Summarization
+from infini_jax.evaluation.validation import Validation
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh
 from infini_jax.training import loop
@@ -118,6 +119,26 @@ def test_knocked_out_only_the_open_segment_is_read(pairs, greedy):
   c, params, found = run(pairs, Variant("empty", empty=True))
   assert [s.written for s in found.summaries] != [s.written for s in greedy[2].summaries]
   assert found.tokens == greedy[2].tokens
+
+
+def test_validation_is_the_perplexity_of_references_behind_their_documents(pairs):
+  c = settings(pairs, segments=2)
+  params = fake_params(c.model)
+  mesh = make_mesh(c.mesh, jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    line, figures = Validation(c, mesh, pairs).run(params)
+  parts = pairs.split("validation")
+  document, summary = (part.read(0, 0, int(part.tokens[0])) for part in parts)
+  ids = np.concatenate([pairs.prompt(document), summary])
+  whole = np.zeros((1, -(-len(ids) // N) * N), np.int32)
+  whole[0, : len(ids)] = ids
+  model = bind(c.model, params)
+  log_p = jax.nn.log_softmax(model.logits(model(whole, model.state(1))[0])[0])
+  asked = np.arange(len(ids) - len(summary), len(ids))
+  nats = -np.asarray(log_p, np.float64)[asked - 1, ids[asked]].sum()
+  np.testing.assert_allclose(figures["nats"], nats, rtol=1e-4)
+  assert figures["tokens"] == len(summary)
+  assert f"{figures['summary_perplexity']:.3f}" in line
 
 
 def test_trained_and_evaluated_from_files_on_eight_devices(pairs, tmp_path):

@@ -1,72 +1,105 @@
+"""Tokens are drawn as a plain reference in NumPy says, each lane by its own key."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from infini_jax.config import InputError
-from infini_jax.inference.sampling import Sampling, sample
+from infini_jax.inference.sampling import NOTHING, Sampling, sample
 
-draw = jax.jit(jax.vmap(sample, (None, 0, None)), static_argnums=2)
 DRAWS = 4000
 
 
-def frequencies(logits_BV, sampling, seed):
-  tokens = draw(logits_BV, jax.random.split(jax.random.key(seed), DRAWS), sampling)
+def many(logits_BV, keys, recent_BW, sampling):
+  draw = lambda key: sample(logits_BV, jax.random.split(key, len(logits_BV)), sampling, recent_BW)
+  return jax.vmap(draw)(keys)
+
+
+draw = jax.jit(many, static_argnums=3)
+
+
+def frequencies(logits_BV, sampling, seed, recent_BW=None):
+  tokens = draw(logits_BV, jax.random.split(jax.random.key(seed), DRAWS), recent_BW, sampling)
   V = logits_BV.shape[1]
   return np.stack([np.bincount(t, minlength=V) / DRAWS for t in np.asarray(tokens).T])
 
 
-def test_greedy_takes_the_most_likely_whatever_the_seed(rng):
-  logits = jnp.asarray(rng.standard_normal((5, 11)), jnp.float32)
-  for seed in range(3):
-    token_B = sample(logits, jax.random.key(seed), Sampling(temperature=0))
-    assert token_B.dtype == jnp.int32
-    np.testing.assert_array_equal(token_B, np.argmax(logits, 1))
+def reference(logits_V, sampling, recent=()):
+  """The probabilities of one lane's next token."""
+  logits = logits_V.astype(np.float64).copy()
+  for token in set(recent) - {NOTHING}:
+    logits[token] *= (1 / sampling.repetition_penalty) ** np.sign(logits[token])
+  p = np.exp(logits / sampling.temperature)
+  order = np.argsort(-p)[: sampling.top_k or len(p)]
+  share = np.cumsum(p[order]) / p[order].sum()
+  kept = order[: int(np.searchsorted(share, sampling.top_p)) + 1] if sampling.top_p < 1 else order
+  out = np.zeros_like(p)
+  out[kept] = p[kept] / p[kept].sum()
+  return out
 
 
-def test_same_key_same_tokens(rng):
-  logits = jnp.zeros((64, 100))
-  a, b, c = (sample(logits, jax.random.key(k), Sampling(1.0, 1.0)) for k in (0, 0, 1))
-  assert np.array_equal(a, b) and not np.array_equal(a, c)
-  assert len(np.unique(a)) > 20, "the lanes draw alike: one key must not serve them all"
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_temperature_draws_from_the_softmax(rng, temperature):
-  logits = jnp.asarray(rng.standard_normal((2, 6)) * 2, jnp.float32)
-  got = frequencies(logits, Sampling(temperature, 1.0), int(rng.integers(2**31)))
-  expected = np.asarray(jax.nn.softmax(logits / temperature))
-  bound = 5 * np.sqrt(expected * (1 - expected) / DRAWS) + 1e-3
-  assert (np.abs(got - expected) < bound).all(), (got, expected)
-
-
-@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9])
-def test_top_p_draws_only_the_most_likely_and_in_their_proportions(rng, top_p):
-  logits = jnp.asarray(rng.standard_normal((3, 20)) * 1.5, jnp.float32)
-  got = frequencies(logits, Sampling(1.0, top_p), int(rng.integers(2**31)))
-  for p, frequency in zip(np.asarray(jax.nn.softmax(logits), np.float64), got, strict=True):
-    order = np.argsort(-p)
-    kept = order[: int(np.searchsorted(np.cumsum(p[order]), top_p)) + 1]
-    outside = np.setdiff1d(np.arange(20), kept)
-    assert not frequency[outside].any(), f"drew {outside[frequency[outside] > 0]}, outside top-p"
-    expected = p[kept] / p[kept].sum()
+@pytest.mark.parametrize(
+  "sampling",
+  [
+    Sampling(0.5, 1.0),
+    Sampling(2.0, 1.0),
+    Sampling(1.0, 0.5),
+    Sampling(0.8, 0.9, 0, 1.5),
+    Sampling(1.0, 1.0, 3),
+    Sampling(1.3, 0.6, 5, 0.7),
+    Sampling(1.0, 0.05, 100, 2.0),
+  ],
+  ids=str,
+)
+def test_draws_follow_the_reference(rng, sampling):
+  logits_BV = (rng.standard_normal((3, 20)) * 1.5).astype(np.float32)
+  recent_BW = rng.integers(0, 20, (3, 6)).astype(np.int32)
+  recent_BW[0, :4] = NOTHING
+  got = frequencies(jnp.asarray(logits_BV), sampling, int(rng.integers(2**31)), recent_BW)
+  for logits_V, recent, frequency in zip(logits_BV, recent_BW, got, strict=True):
+    expected = reference(logits_V, sampling, recent.tolist())
+    outside = np.flatnonzero((expected == 0) & (frequency > 0))
+    assert not outside.size, f"drew {outside}, which {sampling} leaves out"
     bound = 5 * np.sqrt(expected * (1 - expected) / DRAWS) + 1e-3
-    assert (np.abs(frequency[kept] - expected) < bound).all()
+    assert (np.abs(frequency - expected) < bound).all(), (frequency, expected)
 
 
-def test_top_p_follows_the_temperature():
-  """A low temperature sharpens first, so that fewer tokens reach the share."""
-  logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
-  assert (frequencies(logits, Sampling(1.0, 0.7), 0) > 0).tolist() == [[True, True, False]]
-  assert (frequencies(logits, Sampling(0.3, 0.7), 0) > 0).tolist() == [[True, False, False]]
+def test_greedy_takes_the_most_likely_whatever_the_seed(rng):
+  logits_BV = jnp.asarray(rng.standard_normal((5, 11)), jnp.float32)
+  for seed in range(3):
+    keys = jax.random.split(jax.random.key(seed), 5)
+    token_B = sample(logits_BV, keys, Sampling(temperature=0, top_k=3, top_p=0.1))
+    assert token_B.dtype == jnp.int32
+    np.testing.assert_array_equal(token_B, np.argmax(logits_BV, 1))
+
+
+def test_greedy_heeds_the_penalty():
+  logits_BV = jnp.asarray([[3.0, 2.0, -1.0], [-1.0, -1.5, -9.0]])
+  recent_BW = jnp.asarray([[0, NOTHING], [0, 0]], jnp.int32)
+  keys = jax.random.split(jax.random.key(0), 2)
+  token_B = sample(logits_BV, keys, Sampling(0.0, repetition_penalty=2.0), recent_BW)
+  assert token_B.tolist() == [1, 1], "3 / 2 < 2; -1 * 2 < -1.5; no token stands for an empty slot"
+
+
+def test_same_key_same_token_and_lanes_draw_alone():
+  logits_BV, keys = jnp.zeros((64, 100)), jax.random.split(jax.random.key(0), 64)
+  a, b = (sample(logits_BV, keys, Sampling(1.0, 1.0)) for _ in range(2))
+  one = sample(logits_BV[:1], keys[7:8], Sampling(1.0, 1.0))
+  assert np.array_equal(a, b) and one[0] == a[7]
+  assert len(np.unique(a)) > 20, "the lanes draw alike: one key must not serve them all"
 
 
 @pytest.mark.parametrize(
   "fields,message",
   [
     ({"temperature": -0.1}, "0 .greedy. or more"),
+    ({"temperature": float("nan")}, "0 .greedy. or more"),
     ({"top_p": 0.0}, "above 0"),
     ({"top_p": 1.1}, "at most 1"),
+    ({"top_k": -1}, "0 .off. or more"),
+    ({"repetition_penalty": 0.0}, "must be above 0"),
+    ({"repetition_penalty": float("inf")}, "must be above 0"),
   ],
 )
 def test_impossible_choices_are_refused(fields, message):

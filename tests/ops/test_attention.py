@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from infini_jax.ops import attention as module
-from infini_jax.ops.attention import UNSEEN, attention, segment_attention
+from infini_jax.ops.attention import UNSEEN, Scoring, attention, segment_attention
 
 B, T, K, G, E, U = 2, 12, 2, 2, 4, 6
 H = K * G
@@ -17,12 +17,15 @@ def draw(rng, keys=T):
   return f(B, T, H, E), f(B, keys, K, E), f(B, keys, K, U)
 
 
-def plain(q, k, v, q_position, k_position, q_document, k_document):
+def plain(
+  q, k, v, q_position, k_position, q_document, k_document, scale=E**-0.5, softcap=1e9, reach=UNSEEN
+):
   q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
   out = np.zeros((*q.shape[:3], v.shape[3]))
   for b, t, h in np.ndindex(*q.shape[:3]):
     seen = (k_position[b] <= q_position[b, t]) & (k_document[b] == q_document[b, t])
-    score = k[b, seen, h // G] @ q[b, t, h] / E**0.5
+    seen &= k_position[b] > q_position[b, t] - reach
+    score = softcap * np.tanh(k[b, seen, h // G] @ q[b, t, h] * scale / softcap)
     weight = np.exp(score - score.max())
     out[b, t, h] = weight @ v[b, seen, h // G] / weight.sum()
   return out
@@ -46,6 +49,19 @@ def test_equals_float64_with_documents_and_hidden_keys(rng, cached):
   arrays, where = draw(rng, cached + T), places(rng, cached)
   got = jax.jit(attention)(*map(jnp.asarray, (*arrays, *where)))
   np.testing.assert_allclose(got, plain(*arrays, *where), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked_by", [int, jnp.int32])
+def test_scale_softcap_and_reach_equal_float64(rng, masked_by):
+  """The reach of a layer is a number, or one computed for each layer."""
+  arrays, where = draw(rng, 5 + T), places(rng, 5)
+  how = {"scale": 0.9, "softcap": 1.5}
+  run = lambda reach, *args: attention(*args, scoring=Scoring(**how), reach=reach)
+  fixed = {"static_argnums": 0} if masked_by is int else {}
+  got = jax.jit(run, **fixed)(masked_by(4), *map(jnp.asarray, (*arrays, *where)))
+  expected = plain(*arrays, *where, **how, reach=4)
+  np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+  assert np.abs(expected - plain(*arrays, *where)).max() > 1e-2
 
 
 @pytest.mark.parametrize("rows,most", [(5, 16), (1, 16), (4, 2)])

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from infini_jax.ops import kernels
-from infini_jax.ops.attention import segment_attention
+from infini_jax.ops.attention import Scoring, segment_attention
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_splash_equals_the_reference_forward_and_gradient(rng, masked):
+@pytest.mark.parametrize(
+  "masked,scoring", [(False, Scoring()), (True, Scoring(scale=0.2, softcap=1.5))]
+)
+def test_splash_equals_the_reference_forward_and_gradient(rng, masked, scoring):
   """In Pallas' interpret mode; on a TPU it is compiled."""
   B, N, H, K, E = 2, 256, 4, 2, 128
   q, k, v, weight = (
@@ -24,9 +26,10 @@ def test_splash_equals_the_reference_forward_and_gradient(rng, masked):
     return jax.jit(jax.value_and_grad(lambda *qkv: (run(*qkv) * weight).sum(), (0, 1, 2)))(q, k, v)
 
   with jax.numpy_dtype_promotion("standard"):  # its own code mixes types
-    ours = graded(lambda *qkv: kernels.splash(*qkv, mask if masked else None, interpret=True))
+    how = (mask if masked else None, scoring.scale_of(E), scoring.softcap)
+    ours = graded(lambda *qkv: kernels.splash(*qkv, *how, interpret=True))
   alone = lambda *qkv: segment_attention(
-    *(x[:, None] for x in qkv), mask[:, None], kernel="reference"
+    *(x[:, None] for x in qkv), mask[:, None], kernel="reference", scoring=scoring
   )[:, 0]
   expected = graded(alone)
   np.testing.assert_allclose(ours[0], expected[0], rtol=1e-4, atol=1e-3)
@@ -51,6 +54,11 @@ def test_a_kernel_says_why_it_cannot(kernel, on, shape, reason):
   assert got is None if reason is None else reason in got
   if on == "gpu" and reason is None:
     assert "bfloat16" in kernels.why_not(kernel, on, *shape, jnp.dtype(jnp.float32))
+  if reason is None:
+    capped = kernels.why_not(kernel, on, *shape, jnp.dtype(jnp.bfloat16), 50.0)
+    assert capped is None if kernel == "splash" else "attention_softcap is 50.0" in capped
+    chosen = kernels.choose("auto", on, *shape, jnp.dtype(jnp.bfloat16), 50.0)
+    assert chosen == ("splash" if kernel == "splash" else "xla")
 
 
 def test_auto_takes_what_there_is_and_a_wish_that_cannot_be_is_refused(rng):

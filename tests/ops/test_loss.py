@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infini_jax.ops.loss import cross_entropy
+from infini_jax.ops.loss import cross_entropy, divergence
 
 B, T, D, V = 2, 10, 6, 17
 
@@ -13,8 +13,9 @@ def inputs(rng):
   return hidden, head, rng.integers(0, V, (B, T)).astype(np.int32)
 
 
-def plain(hidden, head, targets):
+def plain(hidden, head, targets, softcap=0.0):
   logits = hidden @ head.T
+  logits = softcap * jnp.tanh(logits / softcap) if softcap else logits
   log_z = jax.scipy.special.logsumexp(logits, axis=-1)
   return log_z - jnp.take_along_axis(logits, targets[..., None], 2)[..., 0], log_z
 
@@ -23,8 +24,10 @@ def right(hidden, head, targets):
   return np.argmax(hidden @ head.T, axis=-1) == targets
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 5, 9, 10, 1024])
-def test_equals_float64_forward_and_gradient_whatever_the_chunk(rng, chunk):
+@pytest.mark.parametrize(
+  "chunk,softcap", [(1, 0.0), (3, 1.5), (5, 0.0), (9, 0.0), (10, 1.5), (1024, 0.0)]
+)
+def test_equals_float64_forward_and_gradient_whatever_the_chunk(rng, chunk, softcap):
   hidden, head, targets = inputs(rng)
   weights = rng.standard_normal((2, B, T))
 
@@ -36,8 +39,9 @@ def test_equals_float64_forward_and_gradient_whatever_the_chunk(rng, chunk):
     return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
 
   with jax.enable_x64(True):
-    expected = jax.device_get(graded(plain, np.float64)(hidden, head))
-  ours = lambda *arrays: cross_entropy(*arrays, chunk=chunk)
+    exact = lambda *arrays: plain(*arrays, softcap)
+    expected = jax.device_get(graded(exact, np.float64)(hidden, head))
+  ours = lambda *arrays: cross_entropy(*arrays, chunk=chunk, softcap=softcap)
   got = graded(ours, np.float32)(hidden.astype(np.float32), head.astype(np.float32))
   (_, outs), grads = got
   (_, expected_outs), expected_grads = expected
@@ -83,4 +87,40 @@ def test_no_more_than_a_chunk_of_logits_exists(rng):
   text = str(program)
   assert f"[1,{T},{V}]" not in text and f"{T // 16},1,16,{V}]" not in text, (
     "the logits of all tokens are kept for the gradient: is the block still checkpointed?"
+  )
+
+
+def test_divergence_equals_float64_and_teaches_the_model_alone(rng, chunk=3, softcap=2.0):
+  hidden, head, targets = inputs(rng)
+  told, told_head, _ = inputs(rng)
+  weights = rng.standard_normal((B, T))
+
+  def apart(hidden, head, told, told_head):
+    capped = lambda x: softcap * jnp.tanh(x / softcap)
+    log_p = jax.nn.log_softmax(capped(hidden @ head.T))
+    log_t = jax.nn.log_softmax(capped(told @ told_head.T))
+    return (jnp.exp(log_t) * (log_t - log_p)).sum(-1)
+
+  def ours(hidden, head, told, told_head):
+    how = {"chunk": chunk, "softcap": softcap}
+    outs = divergence(hidden, head, jnp.asarray(targets), told, told_head, **how)
+    same = cross_entropy(hidden, head, jnp.asarray(targets), **how)
+    return outs[3], all((a == b).all() for a, b in zip(outs[:3], same, strict=True))
+
+  arrays = (hidden, head, told, told_head)
+  with jax.enable_x64(True):
+    loss = lambda *arrays: (apart(*arrays) * weights).sum()
+    expected = apart(*arrays), jax.grad(loss, (0, 1))(*arrays)
+    expected = jax.device_get(expected)
+  arrays = [jnp.asarray(x, jnp.float32) for x in arrays]
+  got, same = ours(*arrays)
+  assert same, "cross-entropy is another one beside a teacher"
+  loss = lambda *arrays: (ours(*arrays)[0] * weights.astype(np.float32)).sum()
+  gradients = jax.grad(loss, (0, 1, 2, 3))(*arrays)
+  np.testing.assert_allclose(got, expected[0], rtol=1e-4, atol=1e-5)
+  for a, b in zip(gradients[:2], expected[1], strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  assert not np.any(gradients[2]) and not np.any(gradients[3]), "the teacher learns"
+  np.testing.assert_allclose(
+    divergence(*arrays[:2], jnp.asarray(targets), *arrays[:2], chunk=3)[3], 0, atol=1e-6
   )

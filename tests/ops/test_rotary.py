@@ -1,8 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from infini_jax.ops.rotary import rotate
+from infini_jax.ops.rotary import frequencies, rotate
+from tests.models.reference import scaled
 
 B, T, H, E, THETA = 2, 7, 3, 8, 100.0
 
@@ -22,6 +24,24 @@ def test_turns_each_pair_as_a_complex_number(rng):
   pairs = pairs * np.exp(1j * position[:, :, None, None] * frequency)
   expected = np.concatenate([pairs.real, pairs.imag], -1)
   np.testing.assert_allclose(turn(x, position), expected, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("scaling", [(), (4.0,), (8.0, 1.0, 4.0, 8192.0)], ids=str)
+def test_scaled_frequencies_equal_the_published_cases(scaling):
+  """Llama 3.1's head and base: all three of its cases occur."""
+  E, theta = 128, 500_000.0
+  plain = [theta ** (-2 * i / E) for i in range(E // 2)]
+  expected = np.array([scaled(frequency, scaling) for frequency in plain])
+  np.testing.assert_allclose(frequencies(E, theta, scaling), expected, rtol=1e-5)
+  if len(scaling) == 4:
+    ratio = expected / plain
+    assert (ratio == 1).any() and (ratio == 1 / 8).any() and len(set(ratio)) > 4
+
+
+def test_frequencies_are_taken_for_theta(rng):
+  x, position = jnp.asarray(draw(rng)), jnp.arange(T, dtype=jnp.int32)[None]
+  got = rotate(x, position, frequencies(E, THETA))
+  np.testing.assert_allclose(got, rotate(x, position, THETA), rtol=1e-6, atol=1e-6)
 
 
 def test_only_differences_of_positions_matter(rng):

@@ -299,7 +299,7 @@ def command(job, processes):
     all_ = [processes(parts, i, count, devices, port) for i in range(count)]
     if not wait:
       return all_
-    outputs = [process.communicate(timeout=400) for process in all_]
+    outputs = [process.communicate(timeout=900) for process in all_]
     for number, (process, (out, err)) in enumerate(zip(all_, outputs, strict=True)):
       assert process.returncode == 0, err
       spoken = [line for line in out.splitlines() if "[Gloo]" not in line]
@@ -396,6 +396,68 @@ def test_other_meshes_over_processes(command, job, config):
   np.testing.assert_allclose(two[1], one[1], rtol=1e-5)
   same_figures(found[1]["memory"], found[0]["memory"])
   same_figures(found[1]["knocked_out"], found[0]["knocked_out"])
+
+
+def write_digits(folder):
+  """Texts of digits with summaries: a model that has learned next to nothing is right at times."""
+  rng = np.random.default_rng(0)
+  text = lambda n: " ".join(rng.choice(list("0123456789"), n))
+  folder.mkdir()
+  for split, count in (("train", 9), ("validation", 1), ("test", 11)):
+    lines = ({"text": text(rng.integers(40, 300)), "summary": text(9)} for _ in range(count))
+    (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "run,tasks",
+  [
+    ("digits", ("perplexity", "passkey", "needle", "summarization")),
+    ("pairs", ("recall",)),
+  ],
+)
+def test_two_processes_find_what_one_finds(command, job, run, tasks):
+  own = {"name": "recall", "pairs": 3, "distinct_keys": 6, "distinct_values": 4}
+  data = {"path": f"jsonl:{job}/texts?summary=summary"}
+  if run == "digits":
+    write_digits(job / "texts")
+    own = {}
+  else:
+    data = {"tokenizer": "task", "carry_state": False}
+  asked = {"lengths": (450,), "depths": (0.0, 0.6), "samples": 9, "summary_length": 12}
+  sections = {
+    **tiny.RUN,
+    "model": {**tiny.RUN["model"], "rule": "delta"},
+    "data": {**tiny.RUN["data"], **data},
+    "task": own,
+    "evaluation": {**tiny.RUN["evaluation"], **asked},
+    "mesh": {"data": -1},
+  }
+  (job / f"{run}.py").write_text(tiny.CONFIG_FILE.format(sections=sections))
+  command("train", run, 1, config=run)
+  found, folder = {}, job / run / "evaluation"
+  for count in (1, 2):
+    command("eval", run, count, f"--task={','.join(tasks)}", config=run)
+    files = {file.parent.name.partition("-")[0]: file for file in folder.glob("*/results.json")}
+    assert sorted(files) == sorted(tasks)
+    found[count] = {}
+    for task, file in files.items():
+      results = json.loads(file.read_text())
+      figures = [results["memory"], *results["knocked_out"].values()]
+      for scores in figures:
+        scores.pop("seconds", None)
+        del scores["tokens_per_second"]
+      found[count][task] = figures
+    if "summarization" in tasks:
+      lines = (folder / "summarization" / "predictions.jsonl").read_text().splitlines()
+      found[count]["texts"] = [json.loads(line) for line in lines]
+    shutil.rmtree(folder)
+  same_figures(found[2], found[1])
+  if run == "digits":
+    written = {text["written"] for text in found[1]["texts"]}
+    assert len(found[1]["texts"]) == 11 and len(written) > 3, "a weak test"
+  right = found[1][tasks[-1] if run == "pairs" else "passkey"][0]["token_accuracy"]
+  assert right > 0, "nothing is right: a weak test"
 
 
 def endless(command, job, workdir):

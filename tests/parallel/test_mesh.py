@@ -63,20 +63,26 @@ def run(c, sizes, steps=3):
   return np.array(losses), state, mesh
 
 
-def experiment(optimizer, **sections):
+def experiment(optimizer, model=None, **sections):
   return config(
-    model={**MODEL, "rule": "delta"},
+    model={**MODEL, "rule": "delta", **(model or {})},
     optimizer={"name": optimizer},
     **sections,
   )
 
 
+# What pretrained families have beside Llama's, layers that differ among it.
+FAMILY = {
+  **{"attention_bias": True, "qk_norm": True, "norm_plus_one": True, "post_norms": True},
+  **{"embed_scale": 4.0, "query_scale": 0.5, "attention_softcap": 5.0, "logit_softcap": 5.0},
+  **{"rope_scaling": (4.0,), "window": 8, "global_every": 2, "window_theta": 10.0},
+}
 WARM = {"warm": {"share": 0.5, "segments": 2}}
 
 
 @pytest.fixture(scope="module", params=["adamw", "adafactor"])
 def alone(request):
-  c = experiment(request.param, **(WARM if request.param == "adamw" else {}))
+  c = experiment(request.param, **(WARM if request.param == "adamw" else {"model": FAMILY}))
   losses, state, _ = run(c, (1, 1, 1, 1))
   return c, losses, jax.device_get(state)
 
@@ -149,6 +155,7 @@ def test_every_mixer_is_laid_out_with_shared_heads(mixer, heads, kv_heads, sizes
   c = experiment("adamw", data={"carry_state": mixer != "full"})
   small = {"summary_tokens": 2, "summary_steps": 2}
   small |= {"knn_layers": (1,), "knn_memory": 16, "compression_rate": 2, "compressed_memory": 8}
+  small |= FAMILY if mixer in ("infini", "local", "full") else {}
   c = changed(c, model=changed(c.model, mixer=mixer, heads=heads, kv_heads=kv_heads, **small))
   before, after = traced(c, sizes)
   assert places(after.params) == places(before.params)

@@ -37,6 +37,26 @@ def test_only_full_attention_grows_with_t():
   assert plan.flops_per_token(full, 6400) > plan.flops_per_token(full, 64)
 
 
+def test_a_window_bounds_what_a_layer_attends_to():
+  """4 layers, every second sees all 64 tokens; the others 8, and fewer at the start."""
+  full = model_config(mixer="full", layers=4, window=8, global_every=2)
+  seen = sum(t + 1 for t in range(64)), sum(min(t + 1, 8) for t in range(64))
+  one = 4 * full.heads * full.head_dim
+  assert forward_flops(full, 64)["attention"] == pytest.approx(one * 2 * sum(seen) / 64)
+  everywhere = forward_flops(changed(full, global_every=0), 64)["attention"]
+  assert everywhere == pytest.approx(one * 4 * seen[1] / 64)
+  executed = {"block": 64, "head_again": False}
+  assert plan.executed_flops_per_token(full, 64, **executed) == plan.executed_flops_per_token(
+    changed(full, window=0, global_every=0), 64, **executed
+  ), "what lies outside a window is masked, not skipped"
+
+
+def test_gated_activations_cost_the_same():
+  swiglu = forward_flops(model_config(), 64)
+  assert swiglu == forward_flops(model_config(activation="geglu"), 64)
+  assert swiglu["weights"] > forward_flops(model_config(activation="gelu"), 64)["weights"]
+
+
 def test_what_other_memories_cost_beside_their_segment():
   c = model_config(layers=4, width=16, heads=4, kv_heads=2, head_dim=8)
   local = forward_flops(changed(c, mixer="local"), 64)

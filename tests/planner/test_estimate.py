@@ -121,3 +121,18 @@ def test_the_bound_is_the_slowest_resource():
   assert max(bound.seconds, key=bound.seconds.get) == "interconnect"
   assert bound.bound < e.bound
   assert e.unoverlapped < e.bound <= e.flops["model"] / e.flops["executed"]
+
+
+def test_adapting_a_part_needs_less_and_a_teacher_more():
+  whole, lora = made(), made(model={"lora_rank": 2}, train={"part": "lora"})
+  added = sum(p.numbers for p in lora.parameters) - sum(p.numbers for p in whole.parameters)
+  # Adapters of queries, keys and values (16 into 32), and of the output, in two layers.
+  assert added == 2 * 4 * 2 * (16 + 4 * 8)
+  assert lora.resting["optimizer"] < 0.6 * whole.resting["optimizer"]
+  assert lora.working["gradients"] < whole.working["gradients"]
+  taught = made(train={"distill_weight": 0.5, "start_from": "RUN"}, mesh={"fsdp": 8})
+  alone = made(mesh={"fsdp": 8})
+  gates = 2 * 4 * 4  # bytes: the original has none
+  assert taught.resting["original"] == taught.resting["parameters"] - gates
+  assert taught.flops["executed"] > alone.flops["executed"]
+  assert taught.flops["model"] == alone.flops["model"]

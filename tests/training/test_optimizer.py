@@ -13,7 +13,11 @@ def params(rng, L=2):
   return {
     "embed_VD": f(12, 6),
     "blocks": {
-      "attention": {"w_q_DHE": f(L, 6, 2, 4), "mixer": {"beta_H": f(L, 2)}},
+      "attention": {
+        "w_q_DHE": f(L, 6, 2, 4),
+        "b_q_HE": f(L, 2, 4),
+        "mixer": {"beta_H": f(L, 2)},
+      },
       "ffn_norm": {"scale_E": f(L, 6)},
     },
     "final_norm": {"scale_E": f(6)},
@@ -61,6 +65,8 @@ def test_only_matrices_decay(rng, name):
   after = steps(make_optimizer(c), start, [jax.tree.map(jnp.zeros_like, start)] * 2)
   np.testing.assert_array_equal(beta(after), beta(start), err_msg="gates must not decay")
   assert jnp.all(jnp.abs(after["embed_VD"]) < jnp.abs(start["embed_VD"])), "matrices must decay"
+  bias = lambda t: t["blocks"]["attention"]["b_q_HE"]
+  np.testing.assert_array_equal(bias(after), bias(start), err_msg="biases must not decay")
   for tree in (lambda t: t["final_norm"], lambda t: t["blocks"]["ffn_norm"]):
     np.testing.assert_array_equal(
       tree(after)["scale_E"], tree(start)["scale_E"], err_msg=f"norms must not decay with {name}"

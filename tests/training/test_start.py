@@ -3,10 +3,15 @@
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
-from infini_jax.config import InputError
+from infini_jax.config import InputError, MeshConfig
+from infini_jax.models import abstract_params
+from infini_jax.parallel import make_mesh
 from infini_jax.training import loop
-from tests.tiny import changed, quiet
+from infini_jax.training.optimizer import make_optimizer
+from infini_jax.training.start import check_start, differences, start_state
+from tests.tiny import changed, config, fake_params, quiet, write_original
 
 
 def begin(c, workdir, base, **sections):
@@ -36,6 +41,63 @@ def test_a_run_on_text_goes_on_as_one_on_a_task_in_its_own_tokens(trained, tmp_p
   assert {f.name: f.read_bytes() for f in saved} == {
     f.name: f.read_bytes() for f in (workdir / "tokenizer").iterdir()
   }
+
+
+@pytest.fixture(scope="module")
+def original(texts, tmp_path_factory):
+  """A converted model, so to speak: the config of a run that adapts it, and its parameters."""
+  folder = tmp_path_factory.mktemp("original")
+  c = config(texts, model={"kv_heads": 1, "gate_init": -5.0}, train={"start_from": str(folder)})
+  made = write_original(folder, c)
+  return c, fake_params(made.model)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gates_and_adapters_that_a_start_lacks_begin_fresh(original, dtype):
+  c, params = original
+  c = changed(c, model=changed(c.model, lora_rank=2, param_dtype=dtype))
+  check_start(c)
+  mesh = make_mesh(MeshConfig(2, 2, 2), jax.devices())
+  with jax.set_mesh(mesh):
+    abstract = abstract_params(c.model, mesh)
+    state = start_state(c, make_optimizer(c), mesh)
+  assert jax.tree.map(lambda x: x.sharding, state.params) == jax.tree.map(
+    lambda x: x.sharding, abstract
+  ), "parameters are restored, but not where they are stored"
+  got, expected = flatten_dict(jax.device_get(state.params)), flatten_dict(params)
+  for path, x in expected.items():
+    np.testing.assert_array_equal(got.pop(path), np.asarray(x, dtype), err_msg=str(path))
+  beta = got.pop(("blocks", "attention", "mixer", "beta_H"))
+  assert beta.dtype == np.float32 and (beta == -5).all()
+  assert all(path[2].startswith("lora_") for path in got) and len(got) == 8
+  for path, x in got.items():
+    assert np.any(x) == path[3].startswith("down_"), f"{path}: at first nothing must change"
+
+
+def test_what_cannot_be_adapted_is_refused(original, adapted):
+  c, _ = original
+  other = lambda c, section, **fields: changed(
+    c, **{section: changed(getattr(c, section), **fields)}
+  )
+  with pytest.raises(
+    InputError, match=r"w_k_DKE is \(2, 16, 1, 8\), this config's \(2, 16, 2, 8\)"
+  ):
+    check_start(other(c, "model", kv_heads=2))
+  with pytest.raises(InputError, match="scale_E is missing, this config's .*: set config.model as"):
+    check_start(other(c, "model", qk_norm=True))
+  c, workdir, _ = adapted
+  with pytest.raises(InputError, match="has the mixer 'infini' and is no original to learn from"):
+    check_start(other(c, "train", start_from=str(workdir)))
+
+
+def test_settings_that_differ_from_the_starts_are_named(original):
+  c, _ = original
+  here = changed(c, model=changed(c.model, rope_theta=5e5))
+  assert differences(here) == [
+    ("mixer", "full", "infini"),
+    ("gate_init", 0.0, -5.0),
+    ("rope_theta", 10_000.0, 5e5),
+  ]
 
 
 def test_other_shapes_other_tokens_and_no_run_are_refused(trained, tmp_path):

@@ -3,9 +3,12 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from infini_jax.config import ModelConfig
+from infini_jax.ops.attention import Scoring
+from infini_jax.ops.rotary import Rope, frequencies
 
 
 class Mixer(nnx.Module):
@@ -13,6 +16,9 @@ class Mixer(nnx.Module):
 
   Queries `(B,T,H,E)`, keys and values `(B,T,K,E)` come un-rotated. However the tokens are cut into
   calls, the outputs are the same. Resetting every segment is knocking the memory out.
+
+  Where some layers have `config.window` and others see all, calls have `windowed` too, a bool
+  scalar; mixers that cannot do it are refused by the config.
   """
 
   # Whether `__call__` and `extend` want `x_BTD`, of which q, k, v are made, and `project`, which
@@ -52,6 +58,10 @@ class Mixer(nnx.Module):
     """From the state after whole segments to the stream of a segment that is open."""
     raise NotImplementedError
 
+  def close(self, stream: Any) -> Any:
+    """The other way, where no lane has a token in its open segment; layers may be in front."""
+    raise NotImplementedError
+
   def extend(
     self, q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, stream: Any, mask_BT: jax.Array
   ) -> tuple[jax.Array, Any]:
@@ -60,6 +70,22 @@ class Mixer(nnx.Module):
     The tokens of `mask_BT` come first in each row, and never run past the segment's end.
     """
     raise NotImplementedError
+
+  def rope(self, windowed: jax.Array | None = None) -> Rope:
+    """How this layer's queries and keys are turned: `ops.rotary.rotate`."""
+    c = self.config
+    if c.window_theta and windowed is None:
+      return c.window_theta
+    if not (c.window_theta or c.rope_scaling):
+      return c.rope_theta
+    frequency_E = frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+    if c.window_theta and windowed is not None:
+      return jnp.where(windowed, frequencies(c.head_dim, c.window_theta), frequency_E)
+    return frequency_E
+
+  def scoring(self) -> Scoring:
+    """The scale and the softcap of this layer's scores."""
+    return Scoring(self.config.query_scale, self.config.attention_softcap)
 
   @staticmethod
   def auxiliary(state: Any) -> jax.Array | float:

@@ -191,6 +191,10 @@ class Compressive(Mixer):
     x_BNI = zeros((lanes, c.segment_length, c.width), "BNI", dtype)
     return OldStream(state, x_BNI, empty_cache(c, lanes, dtype))
 
+  def close(self, stream: OldStream) -> Old:
+    """What is old."""
+    return stream.old
+
   def extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT, *, x_BTD=None, project=None):
     """A few tokens of the open segment; when it is full, the one before it is compressed."""
     old, x_BNI, cache = stream
@@ -209,7 +213,7 @@ class Compressive(Mixer):
       hidden_BC = of_BC != current_B[:, None]
       hidden_BC = jnp.concatenate([hidden_BC, jnp.zeros((len(hidden_BC), N), bool)], 1)
       out = attention(
-        rotate(q, C + N + position_BT, self.config.rope_theta),
+        rotate(q, C + N + position_BT, self.rope()),
         self._turn(jnp.concatenate([k_old, k_BNKE], 1)[:, None], 0)[:, 0],
         jnp.concatenate([v_old, v_BNKU], 1),
         C + N + position_BT,
@@ -249,5 +253,5 @@ class Compressive(Mixer):
     """Rotated, the first of each segment at this position."""
     B, S, C = x_BSCHE.shape[:3]
     position = first + jnp.arange(C, dtype=jnp.int32)[None]
-    turned = rotate(x_BSCHE.reshape(B * S, C, *x_BSCHE.shape[3:]), position, self.config.rope_theta)
+    turned = rotate(x_BSCHE.reshape(B * S, C, *x_BSCHE.shape[3:]), position, self.rope())
     return turned.reshape(x_BSCHE.shape)

@@ -33,7 +33,9 @@ class Full(Mixer):
     number = zeros((lanes,), "B", jnp.int32)
     return KVCache(empty, empty, zeros((lanes, 0), "BC", jnp.int32), number, number + 1)
 
-  def __call__(self, q_BTHE, k_BTKE, v_BTKE, state, *, reset_BS=None, mask_BT=None, cut=None):
+  def __call__(
+    self, q_BTHE, k_BTKE, v_BTKE, state, *, reset_BS=None, mask_BT=None, cut=None, windowed=None
+  ):
     """A chunk: its tokens see each other and the slots of their own document.
 
     Cut, every segment is a document of its own, for the state after the chunk too.
@@ -43,12 +45,12 @@ class Full(Mixer):
     cache = KVCache(token, token, lane, lane, lane)
     return on_shards(
       self._read,
-      *(q_BTHE, k_BTKE, v_BTKE, state, reset_BS, mask_BT, cut),
-      specs=(token, token, token, cache, lane, lane, P()),
+      *(q_BTHE, k_BTKE, v_BTKE, state, reset_BS, mask_BT, cut, windowed),
+      specs=(token, token, token, cache, lane, lane, P(), P()),
       out_specs=(token, cache),
     )
 
-  def _read(self, q_BTHE, k_BTKE, v_BTKE, state, reset_BS, mask_BT, cut):
+  def _read(self, q_BTHE, k_BTKE, v_BTKE, state, reset_BS, mask_BT, cut, windowed):
     B, T = q_BTHE.shape[:2]
     N, C = self.config.segment_length, state.document_BC.shape[1]
     index_BT = jnp.arange(T, dtype=jnp.int32)[None]
@@ -66,17 +68,20 @@ class Full(Mixer):
     position_BT = read_BT - 1 - before_BT + jnp.where(new_BT == 0, state.position_B[:, None], 0)
     document_BT = state.current_B[:, None] + new_BT
     current_B = document_BT[:, -1]
-    q_BTHE, k_BTKE = (rotate(x, position_BT, self.config.rope_theta) for x in (q_BTHE, k_BTKE))
+    rope = self.rope(windowed)
+    q_BTHE, k_BTKE = (rotate(x, position_BT, rope) for x in (q_BTHE, k_BTKE))
 
     slots_BC = jnp.broadcast_to(jnp.arange(C, dtype=jnp.int32)[None], (B, C))
     out_BTHE = attention(
       q_BTHE,
       jnp.concatenate([state.k_BCKE, k_BTKE], 1),
       jnp.concatenate([state.v_BCKE, v_BTKE], 1),
-      C + index_BT,
-      jnp.concatenate([slots_BC, jnp.where(mask_BT, C + index_BT, UNSEEN)], 1),
+      position_BT,
+      jnp.concatenate([slots_BC, jnp.where(mask_BT, position_BT, UNSEEN)], 1),
       document_BT,
       jnp.concatenate([state.document_BC, document_BT], 1),
+      scoring=self.scoring(),
+      reach=self._reach(windowed),
       aligned=C == 0,
     )
     if C:
@@ -88,13 +93,22 @@ class Full(Mixer):
       )
     return out_BTHE, state._replace(position_B=position_BT[:, -1] + 1, current_B=current_B)
 
+  def _reach(self, windowed):
+    """Tokens of its document that a query sees; None: all."""
+    window = self.config.window
+    return (window or None) if windowed is None else jnp.where(windowed, window, UNSEEN)
+
   def open(self, state: KVCache, lanes: int, dtype: Any) -> KVCache:
     """The same cache: there are no segments to open."""
     return state
 
-  def extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
+  def close(self, stream: KVCache) -> KVCache:
+    """The same cache."""
+    return stream
+
+  def extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT, *, windowed=None):
     """A few tokens more."""
-    return self(q_BTHE, k_BTKE, v_BTKE, stream, mask_BT=mask_BT)
+    return self(q_BTHE, k_BTKE, v_BTKE, stream, mask_BT=mask_BT, windowed=windowed)
 
   @staticmethod
   def reserve(state: KVCache, tokens: int) -> KVCache:

@@ -29,7 +29,9 @@ class Infini(Mixer):
       zeros((*shape, c.head_dim), "BKEU", jnp.float32), zeros(shape, "BKE", jnp.float32)
     )
 
-  def __call__(self, q_BTHE, k_BTKE, v_BTKE, state, *, reset_BS=None, mask_BT=None, cut=None):
+  def __call__(
+    self, q_BTHE, k_BTKE, v_BTKE, state, *, reset_BS=None, mask_BT=None, cut=None, windowed=None
+  ):
     """A chunk of whole segments."""
     c = self.config
     return infini_attention(
@@ -44,23 +46,29 @@ class Infini(Mixer):
       cut=cut,
       implementation=c.implementation,
       attention=c.attention,
-      **self._how(),
+      **self._how(windowed),
     )
 
   def open(self, state: MemoryState, lanes: int, dtype: Any) -> InfiniStream:
     """The state of the segment that begins after whole ones."""
     return open_stream(state, empty_cache(self.config, lanes, dtype), self.rule)
 
-  def extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
-    """A few tokens of the open segment."""
-    return extend_stream(q_BTHE, k_BTKE, v_BTKE, self._beta(), stream, mask_BT, **self._how())
+  def close(self, stream: InfiniStream) -> MemoryState:
+    """The memory."""
+    return stream.memory
 
-  def _how(self) -> dict[str, Any]:
+  def extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT, *, windowed=None):
+    """A few tokens of the open segment."""
+    how = self._how(windowed)
+    return extend_stream(q_BTHE, k_BTKE, v_BTKE, self._beta(), stream, mask_BT, **how)
+
+  def _how(self, windowed) -> dict[str, Any]:
     """What a chunk and an extension have in common."""
     c = self.config
     return {
       "rule": self.rule,
-      "rope_theta": c.rope_theta,
+      "rope_theta": self.rope(windowed),
+      "scoring": self.scoring(),
       "scale_first_segment": c.scale_first_segment,
       "gate": c.gate,
       "readout_norm": c.readout_norm,

@@ -19,27 +19,34 @@ class Local(Mixer):
     """Nothing is carried from segment to segment."""
     return ()
 
-  def __call__(self, q_BTHE, k_BTKE, v_BTKE, state, *, reset_BS=None, mask_BT=None, cut=None):
+  def __call__(
+    self, q_BTHE, k_BTKE, v_BTKE, state, *, reset_BS=None, mask_BT=None, cut=None, windowed=None
+  ):
     """A chunk of whole segments. There is nothing to cut."""
     lanes, over, heads, _ = spec_of(q_BTHE)
     token = P(lanes, over, heads)
     out_BTHE = on_shards(
       self._segments,
-      *(q_BTHE, k_BTKE, v_BTKE, mask_BT),
-      specs=(token, token, token, P(lanes, over)),
+      *(q_BTHE, k_BTKE, v_BTKE, mask_BT, windowed),
+      specs=(token, token, token, P(lanes, over), P()),
       out_specs=token,
     )
     return out_BTHE, state
 
-  def _segments(self, q_BTHE, k_BTKE, v_BTKE, mask_BT):
+  def _segments(self, q_BTHE, k_BTKE, v_BTKE, mask_BT, windowed):
     B, T = q_BTHE.shape[:2]
-    N = self.config.segment_length
+    N, rope = self.config.segment_length, self.rope(windowed)
     position = jnp.arange(T, dtype=jnp.int32)[None] % N
 
-    turn = lambda x: to_segments(rotate(x, position, self.config.rope_theta), N)
+    turn = lambda x: to_segments(rotate(x, position, rope), N)
     mask_BSN = None if mask_BT is None else to_segments(mask_BT, N)
     out_BSNHU = segment_attention(
-      turn(q_BTHE), turn(k_BTKE), to_segments(v_BTKE, N), mask_BSN, kernel=self.config.attention
+      turn(q_BTHE),
+      turn(k_BTKE),
+      to_segments(v_BTKE, N),
+      mask_BSN,
+      kernel=self.config.attention,
+      scoring=self.scoring(),
     )
     return out_BSNHU.reshape(B, -1, *out_BSNHU.shape[3:])[:, :T]
 
@@ -47,22 +54,28 @@ class Local(Mixer):
     """An empty cache for the segment that begins."""
     return empty_cache(self.config, lanes, dtype)
 
-  def extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
+  def close(self, stream: SegmentCache) -> tuple:
+    """Nothing."""
+    return ()
+
+  def extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT, *, windowed=None):
     """A few tokens of the open segment."""
     lanes, _, heads, _ = spec_of(q_BTHE)
     token = P(lanes, None, heads)
     cache = SegmentCache(token, token, P(lanes))
     return on_shards(
       self._extend,
-      *(q_BTHE, k_BTKE, v_BTKE, stream, mask_BT),
-      specs=(token, token, token, cache, P(lanes)),
+      *(q_BTHE, k_BTKE, v_BTKE, stream, mask_BT, windowed),
+      specs=(token, token, token, cache, P(lanes), P()),
       out_specs=(token, cache),
     )
 
-  def _extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
+  def _extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT, windowed):
+    rope = self.rope(windowed)
     position = stream.fill_B[:, None] + jnp.arange(q_BTHE.shape[1], dtype=jnp.int32)[None]
-    turn = lambda x: rotate(x, position, self.config.rope_theta)
-    out, cache = extend_segment(turn(q_BTHE), turn(k_BTKE), v_BTKE, stream, mask_BT)
+    turn = lambda x: rotate(x, position, rope)
+    qkv = turn(q_BTHE), turn(k_BTKE), v_BTKE
+    out, cache = extend_segment(*qkv, stream, mask_BT, self.scoring())
     closed_B = cache.fill_B == self.config.segment_length
     return out, cache._replace(fill_B=jnp.where(closed_B, 0, cache.fill_B))
 

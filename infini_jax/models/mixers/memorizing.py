@@ -122,6 +122,12 @@ class Memorizing(TransformerXL):
       return super().open(state, lanes, dtype)
     return Remembering(super().open(state.xl, lanes, dtype), state.store)
 
+  def close(self, stream: Any) -> Any:
+    """The last segment and the store."""
+    if not isinstance(stream, Remembering):
+      return super().close(stream)
+    return Remembering(super().close(stream.xl), stream.store)
+
   def extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
     """A few tokens of the open segment; when it is full, it is stored."""
     if not isinstance(stream, Remembering):

@@ -89,6 +89,10 @@ class TransformerXL(Mixer):
     """An empty segment after the last one."""
     return XLStream(state, empty_cache(self.config, lanes, dtype))
 
+  def close(self, stream: XLStream) -> LastSegment:
+    """The last segment."""
+    return stream.last
+
   def extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
     """A few tokens of the open segment; when it is full, it becomes the last."""
     lanes, _, heads, _ = spec_of(q_BTHE)
@@ -111,7 +115,7 @@ class TransformerXL(Mixer):
 
   def _append(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
     """What the tokens see, and the stream with them in the open segment."""
-    (last, cache), theta = stream, self.config.rope_theta
+    last, cache = stream
     A, C = last.k_BNKE.shape[1], cache.k_BNKE.shape[1]
     position_BT = cache.fill_B[:, None] + jnp.arange(q_BTHE.shape[1], dtype=jnp.int32)[None]
     slot_BT = jnp.where(mask_BT, position_BT, C)  # slot C does not exist: padding is dropped
@@ -119,7 +123,7 @@ class TransformerXL(Mixer):
     place = jnp.arange(A + C, dtype=jnp.int32)[None]
     hidden = jnp.concatenate([~last.seen_BN, jnp.zeros((len(slot_BT), C), bool)], 1)
     out_BTHU = attention(
-      rotate(q_BTHE, A + position_BT, theta),
+      rotate(q_BTHE, A + position_BT, self.rope()),
       self._turn(jnp.concatenate([last.k_BNKE, k_BCKE], 1), 0),
       jnp.concatenate([last.v_BNKU, v_BCKU], 1),
       A + position_BT,
@@ -131,4 +135,4 @@ class TransformerXL(Mixer):
   def _turn(self, x_BCHE, first: int):
     """Rotated, the first of them at this position."""
     position = first + jnp.arange(x_BCHE.shape[1], dtype=jnp.int32)[None]
-    return rotate(x_BCHE, position, self.config.rope_theta)
+    return rotate(x_BCHE, position, self.rope())

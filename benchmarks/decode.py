@@ -1,0 +1,125 @@
+"""How fast tokens are written far into a text and near its beginning, and with how much memory.
+
+    python benchmarks/decode.py [--workdir=RUN] [--near=4000] [--far=1000000] [--tokens=300] \\
+      [--config=configs/passkey_tiny.py] [--config.a.b=value ...]
+
+Without --workdir the weights of the config's model are random: only the clock is read. Three
+sessions take turns, token by token, so that whatever else the machine does meets all of them alike;
+the figures are medians. Two are the same but for the text before them; in the third the layers'
+weights lie stacked, as in training. CPU time is that of all threads of the process: on a busy
+machine it tells more than the clock. Resident memory is that of the process, once the near sessions
+have read and written, and again at the end.
+"""
+
+import argparse
+import gc
+import itertools
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from infini_jax.cli import load_config
+from infini_jax.data.tokenizers import ByteTokenizer
+from infini_jax.inference import Piece, Run, Session, open_run
+from infini_jax.inference.engine import Engine
+from infini_jax.models import init
+from infini_jax.progress import track
+
+MB = 1e6
+
+
+def resident() -> float:
+  """Bytes of memory that this process holds; Linux tells."""
+  gc.collect()
+  return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def read(run: Run, tokens: int, console: Console) -> Session:
+  """A session that has read so many random tokens, made as they are read."""
+  rng, most = np.random.default_rng(0), min(run.tokenizer.bos, run.engine.config.model.vocab_size)
+  pieces = (rng.integers(0, most, 1000).tolist() for _ in itertools.count())
+  session = Session(run, begin=False)
+  with track(console, "read", tokens) as bar:
+    session.read(itertools.islice(itertools.chain.from_iterable(pieces), tokens), bar)
+    session.wait()
+  return session
+
+
+def endless(session: Session) -> Iterator[Piece]:
+  """Goes on and on."""
+  while True:
+    yield from session.generate(1000, temperature=0)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+  parser.add_argument("--workdir", help="a run, instead of random weights")
+  parser.add_argument("--near", type=int, default=4000, help="default %(default)s")
+  parser.add_argument("--far", type=int, default=1_000_000, help="default %(default)s")
+  parser.add_argument("--tokens", type=int, default=300, help="each writes (default %(default)s)")
+  args, rest = parser.parse_known_args()
+  console = Console(width=100)
+  if args.workdir:
+    run = open_run(args.workdir)
+  else:
+    if not any(a.startswith("--config=") for a in rest):
+      rest = ["--config=configs/passkey_tiny.py", *rest]
+    config = load_config(rest)
+    params = jax.jit(lambda key: init(config.model, key))(jax.random.key(0))
+    run = Run(Engine(config, params), ByteTokenizer())
+  stacked = run._replace(engine=Engine(run.engine.config, run.engine.params, apart=False))
+
+  sessions = [read(run, args.near, console), read(stacked, args.near, console)]
+  for session in sessions:
+    list(itertools.islice(endless(session), 3))  # compiled
+  begun = resident()
+  sessions.insert(1, read(run, args.far, console))
+  times: list[list[tuple[float, float]]] = [[] for _ in sessions]
+  writers = [endless(session) for session in sessions]
+  for turn in range(args.tokens + 3):
+    for i in sorted(range(3), key=lambda i: (i + turn) % 3):  # noqa: B023
+      writer, own = writers[i], times[i]
+      started = time.perf_counter(), time.process_time()
+      next(writer)
+      if turn >= 3:  # the far one has caught up with its text
+        own.append((time.perf_counter() - started[0], time.process_time() - started[1]))
+  ended = resident()
+
+  table = Table(title=f"{args.tokens} tokens each, in turns")
+  for column in (
+    "session",
+    "position",
+    "ms a token",
+    "speed",
+    "CPU ms a token",
+    "speed",
+    "state MB",
+  ):
+    table.add_column(column, justify="left" if column == "session" else "right")
+  names = ("near the beginning", "far into the text", "near, weights stacked")
+  medians = [[statistics.median(part) for part in zip(*own, strict=True)] for own in times]
+  for name, session, both in zip(names, sessions, medians, strict=True):
+    cells = [
+      cell
+      for first, own in zip(medians[0], both, strict=True)
+      for cell in (f"{1e3 * own:.3f}", f"{first / own:.3f}")
+    ]
+    state = f"{session.state_bytes / MB:.3f}"
+    table.add_row(name, f"{session.positions[0]:,}", *cells, state)
+  console.print(table)
+  console.print(
+    f"resident: {begun / MB:,.1f} MB when compiled, {ended / MB:,.1f} MB after {args.far:,} tokens "
+    f"more, and writing; {run.engine.config.model.mixer} on {jax.devices()[0].device_kind}",
+    highlight=False,
+  )
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,70 @@
+"""A folder that appears when it is whole: what is converted is built beside it first."""
+
+import contextlib
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from infini_jax.config import InputError
+
+
+@contextlib.contextmanager
+def building(out: Path) -> Iterator[Path]:
+  """Yields the folder `OUT.partial`, which becomes OUT at the end, or is removed with an error.
+
+  Raises:
+    InputError: OUT holds something, or the disk is full.
+  """
+  out = out.absolute()
+  check_free(out)
+  partial = out.with_name(f"{out.name}.partial")
+  try:
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed conversion left
+    partial.mkdir(parents=True)
+    yield partial
+    if out.exists():
+      out.rmdir()
+    partial.replace(out)
+  except OSError as error:
+    raise InputError(
+      f"{out}: cannot be written ({error.strerror or error}); make room there, or choose another "
+      f"place"
+    ) from None
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_room(out: Path, size: int) -> None:
+  """Raises InputError if the disk has no room for so many bytes twice: in pieces, and put together.
+
+  It may still fill up later, which `building` says too.
+  """
+  free = shutil.disk_usage(out).free
+  if free < 2 * size:
+    raise InputError(
+      f"{out}: needs {2 * size / 1e6:,.0f} MB while it is written, and {free / 1e6:,.0f} MB are "
+      f"free; make room there, or choose another place"
+    )
+
+
+def check_free(out: Path) -> None:
+  """Raises InputError if a folder to be made is there already, and not empty."""
+  if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    raise InputError(f"{out}: exists already; choose another folder, or remove it first")
+
+
+def lay_down(file: Path, layers: Iterable[np.ndarray], shape: tuple[int, ...], dtype: str):
+  """Writes layer after layer into a file, and returns all of them as one array that lies there.
+
+  So the host's memory holds one layer at a time, however large the model is.
+  """
+  kind = jnp.dtype(dtype)
+  file.parent.mkdir(parents=True, exist_ok=True)
+  with file.open("wb") as opened:
+    for layer in layers:
+      lying = np.ascontiguousarray(layer.astype(kind, copy=False))
+      opened.write(lying.reshape(-1).view(np.uint8).data)
+  return np.memmap(file, kind, "r", shape=shape)

@@ -1,0 +1,71 @@
+"""`infini-jax convert`: its arguments, and which conversion they ask for."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from infini_jax.config import InputError
+
+SIZES = {"K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """What can be converted."""
+  kinds = parser.add_subparsers(dest="kind", required=True)
+
+  def kind(name, source, what, out):
+    made = kinds.add_parser(name, help=what, description=what, allow_abbrev=False)
+    made.add_argument("source", metavar=source[0], help=source[1])
+    made.add_argument("out", metavar="OUT", help=out)
+    return made
+
+  folder = (
+    "DIR_OR_NAME",
+    "config.json, *.safetensors and a tokenizer; or a model's name on the hub",
+  )
+  run = "the folder of the run to make"
+  hf = kind("hf", folder, "a Hugging Face folder becomes a run", run)
+  file = ("FILE", "a .gguf file of the llama architecture")
+  gguf = kind("gguf", file, "a GGUF file becomes a run, dequantized", run)
+  for made, default in ((hf, "the weights' own"), (gguf, "float32")):
+    made.add_argument(
+      "--dtype", choices=("float32", "bfloat16"), help=f"of the parameters (default: {default})"
+    )
+  what = "a run becomes a Hugging Face folder, its memory in a file beside"
+  made = kind("export", ("WORKDIR", "the folder of a run"), what, "the folder to make")
+  made.add_argument(
+    "--max-shard-bytes",
+    metavar="N",
+    default="5G",
+    help="of a file of weights (default %(default)s)",
+  )
+  made.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+
+
+def convert(args: argparse.Namespace, console: Console) -> None:
+  """Runs one conversion.
+
+  Raises:
+    InputError: see each of them.
+  """
+  out = Path(args.out)
+  if args.kind == "hf":
+    from infini_jax.convert.huggingface import convert
+
+    convert(args.source, out, args.dtype, console)
+  elif args.kind == "gguf":
+    from infini_jax.convert.gguf import convert as convert_gguf
+
+    convert_gguf(Path(args.source), out, args.dtype, console)
+  else:
+    from infini_jax.convert.export import export
+
+    export(args.source, out, _bytes(args.max_shard_bytes), args.step, console)
+
+
+def _bytes(text: str) -> int:
+  number, unit = (text[:-1], SIZES[text[-1]]) if text[-1:] in SIZES else (text, 1)
+  if not number.isdecimal() or not int(number):
+    raise InputError(f"--max-shard-bytes={text}: give a number of bytes, such as 500M or 5G")
+  return int(number) * unit

@@ -1,0 +1,215 @@
+"""`infini-jax convert export`: a run becomes a Hugging Face folder, its memory in a file beside."""
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from infini_jax.config import InputError, ModelConfig
+from infini_jax.convert.building import building, check_free, check_room, lay_down
+from infini_jax.convert.families import STRUCTURE, fits, write_config
+from infini_jax.convert.huggingface import INDEX, MEMORY, WEIGHTS, read_json
+from infini_jax.convert.incoming import ORIGINAL
+from infini_jax.convert.layout import GATES, Place, nested, parameter_shapes, places
+from infini_jax.data import load_saved
+from infini_jax.models import merged
+from infini_jax.progress import track
+from infini_jax.runs.checkpoints import Checkpoints
+from infini_jax.runs.tensors import save
+from infini_jax.runs.workdir import Workdir
+
+MIXERS = ("full", "local", "infini")  # whose parameters are those of a Llama, and gates
+# Of a model, what is neither in a config.json nor seen in the weights.
+NOT_OF_MEMORY = {*STRUCTURE, "param_dtype", "lora_rank", "lora_alpha"}
+
+
+def export(path: str, out: Path, max_shard_bytes: int, step: int | None, console: Console) -> None:
+  """Makes a folder that transformers loads; adapters are merged into their weights.
+
+  Args:
+    path: of the run.
+    out: the folder.
+    max_shard_bytes: weights are divided into files of at most so many bytes.
+    step: which checkpoint; the newest by default.
+    console: for progress.
+
+  Raises:
+    InputError: no such run or checkpoint, a model that no family has, a disk that is full.
+  """
+  check_free(out)
+  run = Workdir(path)
+  model = run.config().model
+  if model.mixer not in MIXERS:
+    raise InputError(
+      f"{path}: config.model.mixer={model.mixer!r} cannot be exported; {', '.join(MIXERS)} can"
+    )
+  original = _original(run)
+  raw = read_json(original / "config.json") if original else None
+  if raw is None or not fits(raw, model):
+    raw = write_config(model, max(model.segment_length, 8192))
+  raw["torch_dtype"] = model.param_dtype
+  if "dtype" in raw:
+    raw["dtype"] = model.param_dtype
+  source = _Parameters(run, model, step)
+  with building(out) as partial:
+    _copy_small(run, original, raw, partial)
+    pieces = partial / "pieces"
+    size = source.bytes()
+    check_room(partial, size)
+    tensors = _lay_down(source, pieces, console)
+    shards = _shards(tensors, max_shard_bytes)
+    with track(console, "write", len(shards)) as advance:
+      index: dict[str, str] = {}
+      for i, names in enumerate(shards):
+        file = f"model-{i + 1:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else WEIGHTS
+        save(partial / file, {name: tensors[name] for name in names}, {"format": "pt"})
+        index |= dict.fromkeys(names, file)
+        advance(i + 1)
+    if len(shards) > 1:
+      content = {"metadata": {"total_size": size}, "weight_map": index}
+      _write_json(partial / INDEX, content)
+    if model.mixer != "full":
+      _write_memory(source, partial / MEMORY)
+    del tensors
+    shutil.rmtree(pieces)
+  _show(model, raw["model_type"], source.step, size, len(shards), out, console)
+
+
+class _Parameters:
+  """The parameters of a checkpoint, read one at a time."""
+
+  def __init__(self, run: Workdir, model: ModelConfig, step: int | None):
+    self.model, self._checkpoints = model, Checkpoints(run)
+    newest = self._checkpoints.latest()
+    found = newest if step is None else step
+    if found is None or not (run.path / "checkpoints" / str(found)).exists():
+      raise InputError(f"{run.path}: no checkpoint{'' if step is None else f' of step {step}'}")
+    self.step, self.shapes = found, parameter_shapes(model)
+
+  def bytes(self) -> int:
+    """Of all tensors."""
+    count = sum(max(1, p.layers) * math.prod(p.shape) for p in places(self.model))
+    return count * jnp.dtype(self.model.param_dtype).itemsize
+
+  def read(self, name: str) -> np.ndarray:
+    """A parameter; with what its adapter adds."""
+    value = self._checkpoints.restore_one(name, self.shapes[name], self.step)
+    weight = name.rpartition(".")[2]
+    adapter = f"blocks.attention.lora_{weight.split('_')[1]}."
+    beside = [other for other in self.shapes if other.startswith(adapter)]
+    if not weight.startswith("w_") or not beside:
+      return value
+    parts = {n: self._checkpoints.restore_one(n, self.shapes[n], self.step) for n in beside}
+    together = {n: jnp.asarray(part) for n, part in (parts | {name: value}).items()}
+    _, tree = merged(self.model, nested(together))
+    return np.asarray(tree["blocks"]["attention"][weight])
+
+
+def _lay_down(source: _Parameters, folder: Path, console: Console) -> dict[str, np.ndarray]:
+  """Every tensor, as an array that lies in a file, those of a layer together."""
+  found = places(source.model)
+  tensors: dict[str, np.ndarray] = {}
+  with track(console, "read", len(found)) as advance:
+    for done, place in enumerate(found, 1):
+      tensors |= _tensors_of(place, source, folder)  # whose parameter is forgotten by now
+      advance(done, place.parameter)
+  order = {name: i for i, name in enumerate(_in_order(found))}
+  return dict(sorted(tensors.items(), key=lambda item: order[item[0]]))
+
+
+def _tensors_of(place: Place, source: _Parameters, folder: Path) -> dict[str, np.ndarray]:
+  value = source.read(place.parameter)
+  layers = value if place.layers else [value]
+  return {
+    name: lay_down(folder / name, [place.to_tensor(layer)], place.tensor_shape, value.dtype.name)
+    for name, layer in zip(place.names(place.huggingface), layers, strict=True)
+  }
+
+
+def _in_order(found: list[Place]) -> list[str]:
+  """The embedding, layer after layer, the rest."""
+  stacked = [place.names(place.huggingface) for place in found if place.layers]
+  alone = sorted(place.huggingface for place in found if not place.layers)
+  alone.sort(key=lambda name: "embed" not in name)
+  return [*alone[:1], *(name for layer in zip(*stacked, strict=True) for name in layer), *alone[1:]]
+
+
+def _shards(tensors: dict[str, np.ndarray], most: int) -> list[list[str]]:
+  """Which tensors go into which file: at most so many bytes, but at least one."""
+  shards: list[list[str]] = [[]]
+  size = 0
+  for name, tensor in tensors.items():
+    if shards[-1] and size + tensor.nbytes > most:
+      shards.append([])
+      size = 0
+    shards[-1].append(name)
+    size += tensor.nbytes
+  return shards
+
+
+def _write_memory(source: _Parameters, file: Path) -> None:
+  settings = {k: v for k, v in dataclasses.asdict(source.model).items() if k not in NOT_OF_MEMORY}
+  gates = {"gates_LH": source.read(GATES)} if GATES in source.shapes else {}
+  save(file, gates, {"memory": json.dumps(settings)})
+
+
+def _original(run: Workdir) -> Path | None:
+  """The small files of the folder that a run was converted from, or the run it started from."""
+  seen: set[Path] = set()
+  while run.path not in seen and (run.path / "run.json").exists():
+    if (run.path / ORIGINAL / "config.json").exists():
+      return run.path / ORIGINAL
+    seen.add(run.path)
+    start = run.config().train.start_from
+    run = Workdir(start) if start else run
+  return None
+
+
+def _copy_small(run: Workdir, original: Path | None, raw: dict[str, Any], out: Path) -> None:
+  """The tokenizer, and whatever else came along with the weights."""
+  for folder in (run.tokenizer, original):
+    for file in sorted(folder.iterdir()) if folder else ():
+      if file.name not in ("config.json", "tokenizer.marks.json"):
+        shutil.copyfile(file, out / file.name)
+  tokenizer = load_saved(run.tokenizer)
+  for name, id in (("bos_token_id", tokenizer.bos), ("eos_token_id", tokenizer.eos)):
+    raw.setdefault(name, id)
+  if (out / "tokenizer.json").exists() and not (out / "tokenizer_config.json").exists():
+    added = json.loads((out / "tokenizer.json").read_text("utf-8")).get("added_tokens", [])
+    names = {token["id"]: token["content"] for token in added}
+    marks = {"bos_token": names.get(tokenizer.bos), "eos_token": names.get(tokenizer.eos)}
+    content = {"tokenizer_class": "PreTrainedTokenizerFast", **marks}
+    _write_json(out / "tokenizer_config.json", content)
+  _write_json(out / "config.json", raw)
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+  file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _show(
+  model: ModelConfig, family: str, step: int, size: int, files: int, out: Path, console: Console
+) -> None:
+  table = Table(title="exported")
+  table.add_column("what")
+  table.add_column("value", overflow="fold")
+  table.add_row("family", family)
+  table.add_row("step", str(step))
+  table.add_row("bytes", f"{size:,} as {model.param_dtype}, in {files} file{'s' * (files > 1)}")
+  memory = f"mixer {model.mixer}, in {MEMORY}" if model.mixer != "full" else "none"
+  table.add_row("memory", memory)
+  table.add_row("folder", str(out))
+  console.print(table)
+  console.print(
+    f"Next: transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}), without its memory\n"
+    f"or    infini-jax convert hf {out} RUN, which brings it back",
+    highlight=False,
+    soft_wrap=True,
+  )

@@ -1,0 +1,320 @@
+"""The families of models: what a `config.json` says, as fields of `ModelConfig`, and back."""
+
+import dataclasses
+import math
+from typing import Any
+
+from infini_jax.config import InputError, ModelConfig
+
+# What a config.json means where it says nothing, by family.
+_LLAMA: dict[str, Any] = {
+  "num_key_value_heads": None,  # as many as there are heads
+  "head_dim": None,  # width / heads
+  "rms_norm_eps": 1e-6,
+  "rope_theta": 10_000.0,
+  "hidden_act": "silu",
+  "tie_word_embeddings": False,
+  "sliding_window": None,
+}
+_GEMMA2 = _LLAMA | {
+  "num_key_value_heads": 4,
+  "head_dim": 256,
+  "hidden_act": "gelu_pytorch_tanh",
+  "tie_word_embeddings": True,
+  "sliding_window": 4096,
+  "sliding_window_pattern": 2,
+  "query_pre_attn_scalar": 256,
+  "attn_logit_softcapping": 50.0,
+  "final_logit_softcapping": 30.0,
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+  "llama": _LLAMA,
+  "mistral": _LLAMA | {"num_key_value_heads": 8, "sliding_window": 4096},
+  "qwen2": _LLAMA | {"num_key_value_heads": 32, "sliding_window": 4096},
+  "qwen3": _LLAMA | {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096},
+  "gemma2": _GEMMA2,
+  "gemma3_text": _GEMMA2
+  | {
+    "rope_theta": 1_000_000.0,
+    "rope_local_base_freq": 10_000.0,
+    "sliding_window_pattern": 6,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+  },
+}
+ARCHITECTURES = {
+  "llama": "LlamaForCausalLM",
+  "mistral": "MistralForCausalLM",
+  "qwen2": "Qwen2ForCausalLM",
+  "qwen3": "Qwen3ForCausalLM",
+  "gemma2": "Gemma2ForCausalLM",
+  "gemma3_text": "Gemma3ForCausalLM",
+}
+SIZES = (
+  *("vocab_size", "hidden_size", "intermediate_size"),
+  *("num_hidden_layers", "num_attention_heads"),
+)
+# The fields of a model that a config.json decides. All others are of our own making.
+STRUCTURE = (
+  *("layers", "width", "heads", "kv_heads", "head_dim", "ffn", "vocab_size", "activation"),
+  *("rope_theta", "rope_scaling", "norm_eps", "tied_embeddings", "qk_norm", "attention_bias"),
+  *("norm_plus_one", "post_norms", "embed_scale", "query_scale", "attention_softcap"),
+  *("logit_softcap", "window", "global_every", "window_theta"),
+)
+
+
+def read_config(raw: dict[str, Any], name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+  """What a `config.json` describes.
+
+  Args:
+    raw: its content.
+    name: of the file, for errors.
+
+  Returns:
+    The fields of `STRUCTURE`, and the config of the language model alone.
+
+  Raises:
+    InputError: an architecture or a setting that this model cannot have.
+  """
+  if raw.get("model_type") == "gemma3" and isinstance(raw.get("text_config"), dict):
+    kept = {k: raw[k] for k in ("bos_token_id", "eos_token_id", "dtype", "torch_dtype") if k in raw}
+    raw = kept | raw["text_config"] | {"model_type": "gemma3_text"}
+    raw["architectures"] = [ARCHITECTURES["gemma3_text"]]
+  family = raw.get("model_type")
+  if family not in DEFAULTS:
+    raise InputError(f"{name}: model_type={family!r} is not supported; {', '.join(DEFAULTS)} are")
+  try:
+    _refuse(raw, family, name)
+    return _fields(raw, family, name), raw
+  except KeyError as error:
+    raise InputError(f"{name}: lacks {error}; copy or download it again") from None
+  except (TypeError, ValueError, AttributeError) as error:
+    if isinstance(error, InputError):
+      raise
+    raise InputError(f"{name}: {error}; copy or download it again") from None
+
+
+def write_config(model: ModelConfig, positions: int) -> dict[str, Any]:
+  """The `config.json` of a model, of the family that has all that it has.
+
+  Args:
+    model: what the parameters are of.
+    positions: the longest text that it was trained on.
+
+  Raises:
+    InputError: no family is like this model.
+  """
+  family = _family(model)
+  raw: dict[str, Any] = {
+    "architectures": [ARCHITECTURES[family]],
+    "model_type": family,
+    "hidden_size": model.width,
+    "intermediate_size": model.ffn,
+    "num_hidden_layers": model.layers,
+    "num_attention_heads": model.heads,
+    "num_key_value_heads": model.kv_heads,
+    "head_dim": model.head_dim,
+    "vocab_size": model.vocab_size,
+    "max_position_embeddings": positions,
+    "rms_norm_eps": model.norm_eps,
+    "rope_theta": model.rope_theta,
+    "rope_scaling": _written_scaling(model.rope_scaling),
+    "tie_word_embeddings": model.tied_embeddings,
+  }
+  windowed = [i for i in range(model.layers) if model.window and not _sees_all(model, i)]
+  if family in ("qwen2", "qwen3"):
+    raw |= {"use_sliding_window": bool(model.window), "max_window_layers": 0}
+  if family != "llama":
+    raw["sliding_window"] = model.window or None
+  if family not in ("llama", "mistral"):
+    kinds = {True: "sliding_attention", False: "full_attention"}
+    raw["layer_types"] = [kinds[i in windowed] for i in range(model.layers)]
+  if family.startswith("gemma"):
+    scale = model.query_scale or model.head_dim**-0.5
+    raw |= {
+      "hidden_act": "gelu_pytorch_tanh",
+      "hidden_activation": "gelu_pytorch_tanh",
+      "query_pre_attn_scalar": round(scale**-2),
+      "attn_logit_softcapping": model.attention_softcap or None,
+      "final_logit_softcapping": model.logit_softcap or None,
+    }
+  else:
+    raw["hidden_act"] = "silu"
+  if family == "gemma3_text":
+    raw["rope_local_base_freq"] = model.window_theta or model.rope_theta
+    raw["sliding_window_pattern"] = model.global_every or model.layers + 1
+  if lost := _misfit(raw, model):
+    raise InputError(
+      f"config.model.{lost}={getattr(model, lost)!r}: a {family} model, which this one resembles "
+      f"most, cannot have it; export a run that was converted from a pretrained model"
+    )
+  return raw
+
+
+def fits(raw: dict[str, Any], model: ModelConfig) -> bool:
+  """Whether a `config.json` describes this model."""
+  return not _misfit(raw, model)
+
+
+def _misfit(raw: dict[str, Any], model: ModelConfig) -> str | None:
+  fields, _ = read_config(raw, "config.json")
+  return next((name for name in STRUCTURE if fields[name] != getattr(model, name)), None)
+
+
+def _fields(raw: dict[str, Any], family: str, name: str) -> dict[str, Any]:
+  full = DEFAULTS[family] | raw
+  gemma = family.startswith("gemma")
+  heads, width = full["num_attention_heads"], full["hidden_size"]
+  head_dim = full["head_dim"] or width // heads
+  theta, window_theta, scaling = _rope(raw, family, name)
+  window, global_every = _windows(raw, family, name)
+  fields = {
+    "layers": full["num_hidden_layers"],
+    "width": width,
+    "heads": heads,
+    "kv_heads": full["num_key_value_heads"] or heads,
+    "head_dim": head_dim,
+    "ffn": full["intermediate_size"],
+    "vocab_size": full["vocab_size"],
+    "activation": "geglu" if gemma else "swiglu",
+    "rope_theta": theta,
+    "rope_scaling": scaling,
+    "norm_eps": float(full["rms_norm_eps"]),
+    "tied_embeddings": bool(full["tie_word_embeddings"]),
+    "qk_norm": family in ("qwen3", "gemma3_text"),
+    "attention_bias": family == "qwen2",
+    "norm_plus_one": gemma,
+    "post_norms": gemma,
+    "embed_scale": math.sqrt(width) if gemma else 1.0,
+    "query_scale": 0.0,
+    "attention_softcap": 0.0,
+    "logit_softcap": 0.0,
+    "window": window,
+    "global_every": global_every,
+    "window_theta": window_theta if window else 0.0,
+  }
+  if gemma:
+    if full["query_pre_attn_scalar"] != head_dim:
+      fields["query_scale"] = full["query_pre_attn_scalar"] ** -0.5
+    fields["attention_softcap"] = float(full["attn_logit_softcapping"] or 0)
+    fields["logit_softcap"] = float(full["final_logit_softcapping"] or 0)
+  return fields
+
+
+def _refuse(raw: dict[str, Any], family: str, name: str) -> None:
+  """Raises InputError for a setting that changes the model into one that ours cannot be."""
+  full = DEFAULTS[family] | raw
+  for size in SIZES:
+    if type(full[size]) is not int or full[size] < 1:
+      raise InputError(f"{name}: {size}={full[size]!r}: must be a whole number of 1 or more")
+  act = full.get("hidden_activation") or full["hidden_act"]
+  for wrong, setting in (
+    (act != DEFAULTS[family]["hidden_act"], f"hidden_act={act!r}"),
+    (family != "qwen2" and raw.get("attention_bias"), "attention_bias=true (of o_proj too)"),
+    (raw.get("mlp_bias"), "mlp_bias=true"),
+    (raw.get("partial_rotary_factor") not in (None, 1, 1.0), "partial_rotary_factor"),
+    (raw.get("quantization_config"), "quantization_config (quantized weights)"),
+    (raw.get("use_bidirectional_attention"), "use_bidirectional_attention=true"),
+    (raw.get("num_local_experts") or raw.get("num_experts"), "a mixture of experts"),
+    (
+      family == "gemma3_text" and raw.get("attn_logit_softcapping"),
+      "attn_logit_softcapping (of gemma3)",
+    ),
+  ):
+    if wrong:
+      raise InputError(f"{name}: {setting} is not supported; choose a model of {family} without it")
+
+
+def _rope(raw: dict[str, Any], family: str, name: str) -> tuple[float, float, tuple[float, ...]]:
+  """The theta of global layers, that of windowed ones (0: the same), the scaling of global ones."""
+  full, given = DEFAULTS[family] | raw, raw.get("rope_parameters") or {}
+  if family != "gemma3_text":
+    scaling = raw.get("rope_scaling") or given
+    theta = float(given.get("rope_theta", full["rope_theta"]))
+    return theta, 0.0, _scaling(scaling, name)
+  scaling = raw.get("rope_scaling") or given.get("full_attention") or {}
+  theta = float((given.get("full_attention") or {}).get("rope_theta", full["rope_theta"]))
+  local = given.get("sliding_attention") or {}
+  if _scaling(local, name):
+    raise InputError(f"{name}: rope_parameters scale windowed layers, which is not supported")
+  return (
+    theta,
+    float(local.get("rope_theta", full["rope_local_base_freq"])),
+    _scaling(scaling, name),
+  )
+
+
+def _scaling(given: dict[str, Any], name: str) -> tuple[float, ...]:
+  kind = given.get("rope_type", given.get("type", "default"))
+  if kind == "default":
+    return ()
+  if kind == "linear":
+    return (float(given["factor"]),)
+  if kind == "llama3":
+    keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    return tuple(float(given[key]) for key in keys)
+  raise InputError(
+    f"{name}: rope scaling of type {kind!r} is not supported; default, linear and llama3 are"
+  )
+
+
+def _written_scaling(scaling: tuple[float, ...]) -> dict[str, Any] | None:
+  if not scaling:
+    return None
+  if len(scaling) == 1:
+    return {"rope_type": "linear", "factor": scaling[0]}
+  return {
+    "rope_type": "llama3",
+    "factor": scaling[0],
+    "low_freq_factor": scaling[1],
+    "high_freq_factor": scaling[2],
+    "original_max_position_embeddings": int(scaling[3]),
+  }
+
+
+def _windows(raw: dict[str, Any], family: str, name: str) -> tuple[int, int]:
+  """The window of windowed layers, and every how many layers one sees all."""
+  full = DEFAULTS[family] | raw
+  window, layers = full["sliding_window"], full["num_hidden_layers"]
+  if (
+    family == "llama" or not window or (family[:4] == "qwen" and not raw.get("use_sliding_window"))
+  ):
+    return 0, 0
+  if kinds := raw.get("layer_types") if family != "mistral" else None:
+    windowed = [kind == "sliding_attention" for kind in kinds]
+  elif family[:4] == "qwen":
+    windowed = [i >= raw.get("max_window_layers", 28) for i in range(layers)]
+  else:
+    every = full.get("sliding_window_pattern", layers + 1)
+    windowed = [(i + 1) % every != 0 for i in range(layers)]
+  if not any(windowed):
+    return 0, 0
+  every = next((i for i, is_windowed in enumerate(windowed) if not is_windowed), -1) + 1
+  if every and windowed != [(i + 1) % every != 0 for i in range(layers)]:
+    raise InputError(
+      f"{name}: its layer_types do not repeat; windows in all layers, or all but every n-th, are "
+      f"supported"
+    )
+  return int(window), every
+
+
+def _family(model: ModelConfig) -> str:
+  if model.norm_plus_one:
+    return "gemma3_text" if model.qk_norm else "gemma2"
+  if model.qk_norm:
+    return "qwen3"
+  if model.attention_bias:
+    return "qwen2"
+  return "mistral" if model.window else "llama"
+
+
+def _sees_all(model: ModelConfig, layer: int) -> bool:
+  return bool(model.global_every) and (layer + 1) % model.global_every == 0
+
+
+def structure(model: ModelConfig) -> dict[str, Any]:
+  """The fields of a model that a `config.json` decides."""
+  return {name: getattr(model, name) for name in STRUCTURE}
+
+
+assert set(STRUCTURE) <= {field.name for field in dataclasses.fields(ModelConfig)}

@@ -1,0 +1,170 @@
+"""`infini-jax convert gguf`: a file of the llama architecture; the one file that knows gguf."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from infini_jax.config import InputError, ModelConfig
+from infini_jax.convert.building import check_free
+from infini_jax.convert.byte_level import tokenizer_json
+from infini_jax.convert.families import STRUCTURE
+from infini_jax.convert.incoming import Incoming, original_model, write_run
+from infini_jax.convert.layout import Place, places
+from infini_jax.convert.vocabulary import check_size, make_tokenizer
+
+ROTATED = ("attn_q", "attn_k")  # of these, rows of a head are kept in another order
+# Llama 3's rope scalings (factor, low, high, original): a file only holds what comes out of them.
+LLAMA3 = tuple((factor, 1.0, 4.0, 8192.0) for factor in (8.0, 32.0))
+
+
+def convert(file: Path, out: Path, dtype: str | None, console: Console) -> None:
+  """Makes a run of a GGUF file, its weights dequantized.
+
+  Raises:
+    InputError: the file is not whole, or of a model or a vocabulary that is not supported.
+  """
+  check_free(out)
+  opened = _File(file)
+  model, positions = opened.model(dtype or "float32")
+  opened.check(model)
+  tokenizer = make_tokenizer(opened.tokenizer_json(), opened.marks(), str(file))
+  check_size(tokenizer, model.vocab_size, str(file))
+  write_run(Incoming(model, opened.tensor, None, tokenizer, None, positions, {}), out, console)
+
+
+class _File:
+  """What a GGUF file says, under the names of this package."""
+
+  def __init__(self, path: Path):
+    try:
+      import gguf
+    except ImportError:
+      raise InputError(
+        "convert gguf needs the package 'gguf': pip install 'infini-jax[convert]'"
+      ) from None
+    if not path.is_file():
+      raise InputError(f"{path}: no such file; give a .gguf file")
+    self.path, self._gguf = path, gguf
+    try:
+      reader = gguf.GGUFReader(path)
+      self._fields = {name: field.contents for name, field in reader.fields.items()}
+      self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+    except Exception as error:  # the reader raises whatever it stumbles upon
+      raise InputError(
+        f"{path}: not a whole GGUF file ({' '.join(str(error).split())}); download it again"
+      ) from None
+    if (kind := self._get("general.architecture")) != "llama":
+      raise InputError(f"{path}: architecture {kind!r} is not supported; llama is")
+
+  def model(self, dtype: str) -> tuple[ModelConfig, int]:
+    """The model, and the longest text that it was trained on."""
+    width, heads = self._get("llama.embedding_length"), self._get("llama.attention.head_count")
+    head_dim = self._get("llama.attention.key_length", width // heads)
+    for wrong, setting in (
+      (self._get("llama.expert_count", 0), "a mixture of experts"),
+      (self._get("llama.rope.dimension_count", head_dim) != head_dim, "rope.dimension_count"),
+      (self._get("llama.attention.value_length", head_dim) != head_dim, "attention.value_length"),
+    ):
+      if wrong:
+        raise InputError(f"{self.path}: {setting} is not supported; choose a model without it")
+    fields: dict[str, Any] = {name: getattr(ModelConfig(), name) for name in STRUCTURE}
+    fields |= {
+      "layers": self._get("llama.block_count"),
+      "width": width,
+      "heads": heads,
+      "kv_heads": self._get("llama.attention.head_count_kv", heads),
+      "head_dim": head_dim,
+      "ffn": self._get("llama.feed_forward_length"),
+      "vocab_size": self._shape("token_embd.weight")[0],
+      "rope_theta": _plain(self._get("llama.rope.freq_base", 10_000.0)),
+      "norm_eps": _plain(self._get("llama.attention.layer_norm_rms_epsilon")),
+      "tied_embeddings": "output.weight" not in self._tensors,
+    }
+    fields["rope_scaling"] = self._scaling(fields["rope_theta"], head_dim)
+    positions = self._get("llama.context_length")
+    return original_model(fields, positions, dtype), positions
+
+  def check(self, model: ModelConfig) -> None:
+    """Raises InputError for a tensor that is missing, unexpected, or of another shape."""
+    wanted = {
+      name: place.tensor_shape for place in places(model) for name in place.names(place.gguf)
+    }
+    for name, shape in wanted.items():
+      if self._shape(name) != shape:
+        raise InputError(
+          f"{self.path}: tensor {name} is {self._shape(name)} where the model needs {shape}; "
+          f"download it again"
+        )
+    if unknown := sorted(self._tensors.keys() - wanted.keys() - {"rope_freqs.weight"}):
+      raise InputError(
+        f"{self.path}: tensor {unknown[0]} belongs to no llama; choose another model"
+      )
+
+  def tensor(self, place: Place, layer: int) -> np.ndarray:
+    """One tensor, dequantized, its rows as in a Hugging Face folder."""
+    found = self._tensors[place.gguf.format(layer)]
+    tensor = self._gguf.dequantize(found.data, found.tensor_type).reshape(place.tensor_shape)
+    if not any(f".{name}." in place.gguf for name in ROTATED):
+      return tensor
+    heads, half = place.shape[1], place.shape[2] // 2
+    return tensor.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(tensor.shape)
+
+  def marks(self) -> tuple[int | None, int | None]:
+    """The ids of bos and eos."""
+    ids = [self._get(f"tokenizer.ggml.{mark}_token_id", None) for mark in ("bos", "eos")]
+    return ids[0], ids[1]
+
+  def tokenizer_json(self) -> bytes:
+    """The vocabulary as a `tokenizer.json`."""
+    get = lambda name, *default: self._get(f"tokenizer.ggml.{name}", *default)
+    if (kind := get("model")) != "gpt2":
+      raise InputError(
+        f"{self.path}: tokenizer {kind!r} is not supported, byte-level BPE ('gpt2') is; convert "
+        f"the Hugging Face folder of this model"
+      )
+    return tokenizer_json(get("tokens"), get("merges"), get("token_type"), get("pre"), self.path)
+
+  def _scaling(self, theta: float, head_dim: int) -> tuple[float, ...]:
+    kind = self._get("llama.rope.scaling.type", "none")
+    if kind == "linear":
+      return (float(self._get("llama.rope.scaling.factor")),)
+    if kind != "none":
+      raise InputError(f"{self.path}: rope scaling of type {kind!r} is not supported")
+    if "rope_freqs.weight" not in self._tensors:
+      return ()
+    found = self._tensors["rope_freqs.weight"].data
+    for scaling in LLAMA3:
+      divisors = llama3_divisors(theta, head_dim, scaling)
+      if found.shape == divisors.shape and np.allclose(found, divisors, rtol=1e-4):
+        return scaling
+    raise InputError(f"{self.path}: its rope_freqs.weight is not Llama 3's; choose another model")
+
+  def _shape(self, name: str) -> tuple[int, ...]:
+    if name not in self._tensors:
+      raise InputError(f"{self.path}: tensor {name} is missing; download it again")
+    return tuple(int(n) for n in reversed(self._tensors[name].shape))
+
+  def _get(self, name: str, *default: Any) -> Any:
+    if name in self._fields:
+      return self._fields[name]()
+    if default:
+      return default[0]
+    raise InputError(f"{self.path}: lacks {name}; download it again")
+
+
+def llama3_divisors(theta: float, head_dim: int, scaling: Iterable[float]) -> np.ndarray:
+  """By what Llama 3 divides each frequency: 1 for short waves, the factor for long ones."""
+  factor, low, high, original = scaling
+  half = head_dim // 2
+  waves = 2 * math.pi * theta ** (np.arange(half) / half)
+  share = np.clip((original / waves - low) / (high - low), 0, 1)
+  return 1 / ((1 - share) / factor + share)
+
+
+def _plain(number: float) -> float:
+  """A float32 of a file as the shortest decimal that it stands for: 1e-05, not 9.99999974e-06."""
+  return float(str(np.float32(number)))

@@ -1,0 +1,42 @@
+"""Folders of the Hugging Face hub: the one file that knows huggingface_hub."""
+
+import re
+from pathlib import Path
+
+from infini_jax.config import InputError
+
+PATTERNS = [  # never a pickle
+  *("*.json", "*.jinja", "*.txt", "tokenizer.model"),
+  *("model*.safetensors", "infini.safetensors"),
+]
+
+
+def find_folder(name: str) -> Path:
+  """The folder of this path, or that of a model of this name: from the local cache, or downloaded.
+
+  Raises:
+    InputError: there is none, and none can be had.
+  """
+  if Path(name).is_dir():
+    return Path(name)
+  if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or Path(name).exists():
+    raise InputError(f"{name}: no such folder; give one with config.json and *.safetensors")
+  try:
+    import huggingface_hub
+  except ImportError:
+    raise InputError(
+      f"{name}: no such folder, and a name of the hub needs the package 'huggingface_hub': "
+      f"pip install huggingface_hub"
+    ) from None
+  last: Exception | None = None
+  for local in (True, False):
+    try:
+      return Path(
+        huggingface_hub.snapshot_download(name, allow_patterns=PATTERNS, local_files_only=local)
+      )
+    except Exception as error:  # of the network, of the hub, of its name: all the same here
+      last = error
+  raise InputError(
+    f"{name}: no such folder, and not to be had from the hub ({type(last).__name__}); where there "
+    f"is a network: hf download {name}, then give its folder"
+  )

@@ -1,0 +1,187 @@
+"""`infini-jax convert hf`: a Hugging Face folder becomes a run."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from infini_jax.config import InputError, ModelConfig
+from infini_jax.convert.building import check_free
+from infini_jax.convert.families import read_config
+from infini_jax.convert.hub import find_folder
+from infini_jax.convert.incoming import Incoming, original_model, with_memory, write_run
+from infini_jax.convert.layout import GATES, Place, parameter_shapes, places
+from infini_jax.convert.vocabulary import find_tokenizer
+from infini_jax.runs.tensors import Tensors
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+MEMORY = "infini.safetensors"  # gates and settings of a memory, beside the weights
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# What surrounds the language model's tensors in models that read pictures too.
+PREFIXES = {
+  "language_model.model.": "model.",
+  "model.language_model.": "model.",
+  "language_model.lm_head.": "lm_head.",
+}
+OF_PICTURES = (
+  *("vision_tower.", "multi_modal_projector."),
+  *("model.vision_tower.", "model.multi_modal_projector."),
+)
+KEPT = 64 << 20  # bytes of a small file that goes along
+
+
+def convert(name: str, out: Path, dtype: str | None, console: Console) -> None:
+  """Makes a run of a folder, or of a model's name on the hub.
+
+  Raises:
+    InputError: something is missing, damaged or not supported; before anything is written.
+  """
+  check_free(out)
+  folder = find_folder(name)
+  file = folder / "config.json"
+  fields, raw = read_config(read_json(file), str(file))
+  weights = _Weights(folder)
+  positions = int(raw.get("max_position_embeddings", 2048))
+  model = original_model(fields, positions, dtype or weights.dtype())
+  weights.check(model)
+  gates_LH = None
+  if (folder / MEMORY).exists():
+    model, gates_LH = _memory(folder / MEMORY, model)
+  tokenizer = find_tokenizer(folder, raw)
+  files = {
+    f.name: f
+    for f in sorted(folder.iterdir())
+    if f.suffix in (".json", ".jinja", ".model", ".txt") and f.stat().st_size < KEPT
+    if f.name not in ("config.json", INDEX)
+  }
+  incoming = Incoming(model, weights.tensor, gates_LH, tokenizer, raw, positions, files)
+  write_run(incoming, out, console)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+  """The object in a JSON file.
+
+  Raises:
+    InputError: there is none.
+  """
+  if not file.is_file():
+    raise InputError(f"{file}: no such file; give a folder with config.json and *.safetensors")
+  try:
+    content = json.loads(file.read_text("utf-8"))
+  except ValueError as error:
+    raise InputError(f"{file}: is no JSON ({error}); copy or download it again") from None
+  if not isinstance(content, dict):
+    raise InputError(f"{file}: holds no JSON object; copy or download it again")
+  return content
+
+
+class _Weights:
+  """The tensors of a folder, over however many files."""
+
+  def __init__(self, folder: Path):
+    self.folder = folder
+    self._files: dict[str, Tensors] = {}  # by the name of a tensor, without what surrounds it
+    self._names: dict[str, str] = {}  # the tensor's name in its file
+    for file in self._shards():
+      shard = Tensors(file)
+      for name in shard.shapes:
+        if not _is_ignored(name):
+          self._files[_plain(name)], self._names[_plain(name)] = shard, name
+    unread = self._listed.keys() - set(self._names.values())
+    if missing := sorted(name for name in unread if not _is_ignored(name)):
+      raise InputError(f"{folder}: tensor {missing[0]} is not where {INDEX} says; get it again")
+
+  def dtype(self) -> str:
+    """That of the weights: bfloat16 if all are, else float32."""
+    kinds = {shard.dtypes[self._names[name]] for name, shard in self._files.items()}
+    if strange := sorted(kinds - {"float64", "float32", "float16", "bfloat16"}):
+      raise InputError(f"{self.folder}: weights of type {strange[0]} are not supported")
+    return "bfloat16" if kinds == {"bfloat16"} else "float32"
+
+  def check(self, model: ModelConfig) -> None:
+    """Raises InputError for a tensor that is missing, unexpected, or of another shape."""
+    wanted = {
+      name: place.tensor_shape for place in places(model) for name in place.names(place.huggingface)
+    }
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    if model.tied_embeddings and head in self._files:
+      if not np.array_equal(self._read(head), self._read(embedding)):
+        raise InputError(
+          f"{self.folder}: tie_word_embeddings=true, but {head} is not {embedding}; set it false "
+          f"in config.json"
+        )
+      self._files.pop(head)
+    for name, shape in wanted.items():
+      found = self._shape(name)
+      if found != shape:
+        raise InputError(
+          f"{self.folder}: tensor {name} is {found or 'missing'} where config.json needs {shape}; "
+          f"get both from the same model"
+        )
+    if unknown := sorted(self._files.keys() - wanted.keys()):
+      raise InputError(
+        f"{self.folder}: tensor {unknown[0]} has no place in a model of this config.json; get both "
+        f"from the same model"
+      )
+
+  def tensor(self, place: Place, layer: int) -> np.ndarray:
+    """One tensor; nothing else is read."""
+    return self._read(place.huggingface.format(layer))
+
+  def _read(self, name: str) -> np.ndarray:
+    return self._files[name].read(self._names[name])
+
+  def _shape(self, name: str) -> tuple[int, ...] | None:
+    return self._files[name].shapes[self._names[name]] if name in self._files else None
+
+  def _shards(self) -> list[Path]:
+    folder = self.folder
+    self._listed: Mapping[str, str] = {}
+    if (folder / INDEX).exists():
+      self._listed = read_json(folder / INDEX).get("weight_map", {})
+      shards = [folder / name for name in sorted(set(self._listed.values()))]
+      for file in shards:
+        if not file.is_file():
+          raise InputError(f"{file}: this shard, of {INDEX}, is missing; download it again")
+      return shards
+    if (folder / WEIGHTS).exists():
+      return [folder / WEIGHTS]
+    if pickles := sorted(f.name for pattern in PICKLES for f in folder.glob(pattern)):
+      raise InputError(
+        f"{folder}: holds its weights as a pickle ({pickles[0]}), which can run anything and is "
+        f"never loaded; have transformers save it with safe_serialization=True"
+      )
+    raise InputError(f"{folder}: holds no {WEIGHTS} and no {INDEX}; download the weights")
+
+
+def _is_ignored(name: str) -> bool:
+  """Whether a tensor is none of the language model's parameters."""
+  return name.startswith(OF_PICTURES) or name.endswith("rotary_emb.inv_freq")
+
+
+def _plain(name: str) -> str:
+  for prefix, plain in PREFIXES.items():
+    if name.startswith(prefix):
+      return plain + name.removeprefix(prefix)
+  return name
+
+
+def _memory(file: Path, model: ModelConfig) -> tuple[ModelConfig, np.ndarray | None]:
+  """A model with the memory that lies beside its weights, and its gates."""
+  opened = Tensors(file)
+  try:
+    model = with_memory(model, json.loads(opened.metadata["memory"]))
+  except InputError:
+    raise
+  except (KeyError, TypeError, ValueError):
+    raise InputError(
+      f"{file}: not written by `infini-jax convert export`; remove it to convert without a memory"
+    ) from None
+  shape = parameter_shapes(model).get(GATES)
+  found = opened.shapes.get("gates_LH")
+  if shape != found:
+    raise InputError(f"{file}: gates are {found} where the model needs {shape}; export it again")
+  return model, opened.read("gates_LH") if shape else None

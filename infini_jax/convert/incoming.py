@@ -1,0 +1,183 @@
+"""From weights of any format to a run: the folder that both importers write."""
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from infini_jax.config import Config, ModelConfig, resolve
+from infini_jax.convert.building import building, check_room, lay_down
+from infini_jax.convert.families import write_config
+from infini_jax.convert.layout import GATES, Place, nested, parameter_shapes, places
+from infini_jax.data import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+from infini_jax.progress import track
+from infini_jax.runs.checkpoints import Checkpoints
+from infini_jax.runs.workdir import Workdir
+
+SEGMENT = 2048  # N of a converted run, where the model has read so much at a time
+CHUNK = 8192  # tokens of a chunk of its evaluation, at most
+ORIGINAL = "hf"  # the folder of a run that keeps the small files of a Hugging Face folder
+CONFIG_FILE = '''"""The config of this run, for eval.py: what run.json holds."""
+
+import json
+from pathlib import Path
+
+from infini_jax.config import base_config
+
+
+def get_config():
+  config = base_config()
+  config.update(json.loads((Path(__file__).parent / "run.json").read_text())["config"])
+  return config
+'''
+
+
+class Incoming(NamedTuple):
+  """What is to become a run.
+
+  Attributes:
+    model: its config.
+    tensor: the tensor of a place and a layer, read when it is asked for.
+    gates_LH: of a model that has some.
+    tokenizer: of the model.
+    raw: its `config.json`; None where there was none.
+    positions: the longest text that it was trained on.
+    files: what else is kept for the way back.
+  """
+
+  model: ModelConfig
+  tensor: Callable[[Place, int], np.ndarray]
+  gates_LH: np.ndarray | None
+  tokenizer: Tokenizer
+  raw: dict[str, Any] | None
+  positions: int
+  files: Mapping[str, Path]
+
+
+def write_run(incoming: Incoming, out: Path, console: Console) -> None:
+  """Writes a run whose checkpoint 0 holds the parameters.
+
+  Raises:
+    InputError: it cannot be written whole; then nothing is left.
+  """
+  out, model = out.absolute(), incoming.model
+  config = _config(incoming, out)
+  marks = {"bos_token_id": incoming.tokenizer.bos, "eos_token_id": incoming.tokenizer.eos}
+  raw = incoming.raw or write_config(model, incoming.positions) | marks
+  with building(out) as partial:
+    incoming.tokenizer.save(partial / "tokenizer")
+    (partial / ORIGINAL).mkdir()
+    for name, file in incoming.files.items():
+      shutil.copyfile(file, partial / ORIGINAL / name)
+    (partial / ORIGINAL / "config.json").write_text(json.dumps(raw, indent=2) + "\n", "utf-8")
+    (partial / "config.py").write_text(CONFIG_FILE)
+    Workdir(partial).claim(config, "converted")
+    pieces = partial / "pieces"
+    count = sum(math.prod(shape) for shape in parameter_shapes(model).values())
+    size = count * jnp.dtype(model.param_dtype).itemsize
+    check_room(partial, size)
+    params = _lay_down(incoming, pieces, console)
+    with track(console, f"write {size / 1e6:,.0f} MB"):
+      Checkpoints(Workdir(partial)).save_params(nested(params))
+    del params
+    shutil.rmtree(pieces)
+  _show(incoming, raw["model_type"], count, size, out, console)
+
+
+def _lay_down(incoming: Incoming, folder: Path, console: Console) -> dict[str, np.ndarray]:
+  """Every parameter, as an array that lies in a file."""
+  model, found = incoming.model, places(incoming.model)
+  params: dict[str, np.ndarray] = {}
+  done = 0
+  with track(console, "read", sum(max(1, place.layers) for place in found)) as advance:
+
+    def layers(place):
+      nonlocal done
+      for layer in range(max(1, place.layers)):
+        yield place.from_tensor(incoming.tensor(place, layer))
+        done += 1
+        advance(done, place.parameter)
+
+    shapes = parameter_shapes(model)
+    for place in found:
+      shape = shapes[place.parameter]
+      file = folder / place.parameter
+      params[place.parameter] = lay_down(file, layers(place), shape, model.param_dtype)
+  if incoming.gates_LH is not None:
+    params[GATES] = incoming.gates_LH
+  return params
+
+
+def _config(incoming: Incoming, out: Path) -> Config:
+  """Of the run: the original as it is evaluated, over texts as long as it knows."""
+  model, N = incoming.model, incoming.model.segment_length
+  segments = max(1, min(CHUNK, incoming.positions) // N)
+  whole = max(1, incoming.positions // N) * N
+  return resolve(
+    {
+      "model": dataclasses.asdict(model),
+      "data": {
+        "tokenizer": _spec(incoming.tokenizer, out / "tokenizer"),
+        "carry_state": model.mixer != "full",
+      },
+      "evaluation": {"lanes": 1, "segments": segments, "input_tokens": whole},
+    }
+  )
+
+
+def _spec(tokenizer: Tokenizer, folder: Path) -> str:
+  """How a config names it."""
+  if isinstance(tokenizer, SentencePieceTokenizer):
+    return f"sentencepiece:{folder / tokenizer.file}"
+  if isinstance(tokenizer, HuggingFaceTokenizer):
+    return f"huggingface:{folder / tokenizer.file}"
+  return "bytes"
+
+
+def original_model(fields: dict[str, Any], positions: int, dtype: str) -> ModelConfig:
+  """The model that a `config.json` describes, without a memory."""
+  return ModelConfig(
+    **fields,
+    mixer="full",
+    segment_length=min(SEGMENT, positions),
+    param_dtype=dtype,
+    compute_dtype=dtype,
+  )
+
+
+def with_memory(model: ModelConfig, settings: dict[str, Any]) -> ModelConfig:
+  """A model with the settings of a memory that were exported beside its weights."""
+  return resolve({"model": dataclasses.asdict(model) | settings}).model
+
+
+def _show(
+  incoming: Incoming, family: str, count: int, size: int, out: Path, console: Console
+) -> None:
+  model = incoming.model
+  table = Table(title="converted")
+  table.add_column("what")
+  table.add_column("value", overflow="fold")
+  table.add_row("family", f"{family}, mixer {model.mixer}")
+  table.add_row("parameters", f"{count:,}")
+  table.add_row("bytes", f"{size:,} as {model.param_dtype}")
+  tokenizer = incoming.tokenizer
+  marks = f"bos {tokenizer.bos}, eos {tokenizer.eos}"
+  table.add_row("tokenizer", f"{tokenizer.size:,} ids, {marks}; {model.vocab_size:,} embeddings")
+  table.add_row("longest text", f"{incoming.positions:,} tokens")
+  table.add_row("run", str(out))
+  console.print(table)
+  console.print(
+    f"Next: infini-jax generate --workdir={out} --prompt='Once upon a time'\n"
+    f"or    python eval.py --config={out}/config.py --workdir={out} --config.data.path=TEXTS\n"
+    f"or    train with config.train.start_from='{out}' (docs/convert.md)",
+    highlight=False,
+    soft_wrap=True,
+  )

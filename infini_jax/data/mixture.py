@@ -1,0 +1,101 @@
+"""Several prepared stores as one corpus, each with its share of the tokens that are trained on.
+
+A mixture is named `mix:STORE=WEIGHT,STORE=WEIGHT`, such as `mix:stores/books=2,stores/code=1`: two
+tokens of books for one of code, whatever the stores' sizes and the lengths of their documents.
+"""
+
+import math
+
+from infini_jax.config import SPLITS, InputError
+from infini_jax.data.shards import TOTALS
+from infini_jax.data.sources.base import digest
+from infini_jax.data.store import Documents, Store
+
+PREFIX = "mix:"
+
+
+class Mixture(Store):
+  """Stores in the same tokens. Training mixes them; all else reads the documents of all.
+
+  Args:
+    spec: as it was asked for.
+    stores: by their names.
+    weights: of the tokens of each.
+  """
+
+  def __init__(self, spec: str, stores: dict[str, Store], weights: dict[str, float]):
+    first, total = next(iter(stores.values())), sum(weights.values())
+    self._stores = stores
+    self.weights = tuple(weights[name] / total for name in stores)
+    parts = zip(stores.values(), self.weights, strict=True)
+    splits = {
+      split: {name: sum(s.splits[split][name] for s in stores.values()) for name in TOTALS}
+      for split in SPLITS
+    }
+    description = {
+      "source": spec,
+      "tokenizer": first.spec,
+      "fingerprint": digest([f"{store.fingerprint} {weight!r}" for store, weight in parts]),
+      "splits": splits,
+      "dtype": first.dtype,
+    }
+    super().__init__(first.folder, description)
+
+  def split(self, name: str) -> Documents:
+    """The documents of a split of all stores, in turn.
+
+    Raises:
+      InputError: no such split, or an index of it is missing or damaged.
+    """
+    shards = {source: store.shards(name) for source, store in self._stores.items()}
+    return Documents(shards, self.dtype)
+
+
+def open_mixture(spec: str, tokenizer: str | None = None) -> Mixture:
+  """Opens the stores of a mixture.
+
+  Args:
+    spec: `mix:STORE=WEIGHT,...`.
+    tokenizer: as a config asks for it; one of the stores was made with it. None: any.
+
+  Raises:
+    InputError: no such spec; a store is missing, or in other tokens than the first.
+  """
+  stores: dict[str, Store] = {}
+  weights: dict[str, float] = {}
+  for part in spec.removeprefix(PREFIX).split(","):
+    path, _, weight = part.strip().rpartition("=")
+    try:
+      weights[path] = float(weight)
+    except ValueError:
+      weights[path] = math.nan
+    if not path or not 0 < weights[path] < math.inf:
+      raise InputError(
+        f"config.data.path={spec!r}: {part!r} is not a prepared store with a weight above 0, such "
+        f"as mix:stores/books=2,stores/code=1"
+      )
+    if path in stores:
+      raise InputError(f"config.data.path={spec!r}: {path!r} stands there twice; name it once")
+    stores[path] = Store.open(path)
+  first, *others = stores
+  own = stores[first].tokenizer
+  for path in others:
+    if stores[path].tokenizer.fingerprint != own.fingerprint:
+      raise InputError(
+        f"config.data.path={spec!r}: {path!r} is in other tokens than {first!r}; prepare it with "
+        f"--tokenizer={_spec(stores[first])}"
+      )
+  if tokenizer not in (None, *(store.spec for store in stores.values())):
+    raise InputError(
+      f"config.data.path={spec!r} was made with the tokenizer {stores[first].spec!r}, not "
+      f"{tokenizer!r}: set config.data.tokenizer={stores[first].spec!r}"
+    )
+  return Mixture(spec, stores, weights)
+
+
+def _spec(store: Store) -> str:
+  """How another corpus is prepared with a store's own tokenizer."""
+  for kind, name in (("sentencepiece", "tokenizer.model"), ("huggingface", "tokenizer.json")):
+    if (file := store.folder / name).exists():
+      return f"{kind}:{file}"
+  return "bytes"

@@ -1,0 +1,156 @@
+"""What it cost to give a trained model a memory: perplexity before, right after, and now.
+
+All three read the same documents. The original reads them in windows of one segment, each alone,
+by full attention; the adapted model reads on from segment to segment. At step 0 it has the
+original's parameters and gates as they begin: the difference is what the gates let through.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.table import Table
+
+from infini_jax.config import Config, InputError, check
+from infini_jax.data import Store
+from infini_jax.evaluation.knock_out import INTACT, Variant
+from infini_jax.evaluation.perplexity import Advance, Perplexity, Scores
+from infini_jax.models import abstract_params, completed
+from infini_jax.runs.checkpoints import Checkpoints
+from infini_jax.runs.workdir import Workdir
+
+ORIGINAL, STEP_0 = Variant("original"), Variant("step 0")
+TOLERATED = 0.01  # a change of perplexity at step 0 that shut gates explain
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """What one of the three found."""
+
+  perplexity: float
+  bits_per_byte: float
+  documents: int
+  tokens: int
+  tokens_per_second: float
+
+  def to_dict(self) -> dict[str, Any]:
+    """For JSON."""
+    return dataclasses.asdict(self)
+
+
+class Surgery:
+  """Evaluates the original, the model at step 0 and the trained one on the same documents."""
+
+  def __init__(self, config: Config, mesh: Mesh, store: Store):
+    self._config, self._mesh = config, mesh
+    before = alone(config)
+    read = (mesh, store.split(config.evaluation.split), store.tokenizer)
+    self._original, self._adapted = Perplexity(before, *read), Perplexity(config, *read)
+    self._before = before.model
+
+  @property
+  def chunks(self) -> int:
+    """Chunks of one run: what `advance` counts to."""
+    return self._adapted.chunks
+
+  def run(self, params: Any, variant: Variant = INTACT, *, advance: Advance | None = None) -> Cost:
+    """Reads every document; `params` are those of the trained model."""
+    if variant == ORIGINAL:
+      chunks = self._original.chunks
+      count = advance and (lambda done, text: advance(done * self.chunks // chunks, text))
+      return _cost(self._original.run(self._start, advance=count))
+    if variant == STEP_0:
+      key = jax.random.key(self._config.train.seed)
+      params = completed(self._config.model, self._start, key, self._mesh)
+    return _cost(self._adapted.run(params, advance=advance))
+
+  @functools.cached_property
+  def _start(self) -> Any:
+    """The original's parameters."""
+    run = Checkpoints(Workdir(self._config.train.start_from))
+    return run.restore_params(abstract_params(self._before, self._mesh))[0]
+
+
+def alone(config: Config) -> Config:
+  """How the original reads: every window of one segment's tokens by itself.
+
+  Raises:
+    InputError: the run was not started from an original, or that is not there.
+  """
+  m, path = config.model, config.train.start_from
+  if not path:
+    raise InputError(
+      "--task=surgery: config.train.start_from is empty: there is no original to compare with; "
+      "leave it out"
+    )
+  run = Workdir(path)
+  there = run.config().model
+  if there.mixer != "full" or m.mixer == "full":
+    raise InputError(
+      f"--task=surgery: the mixer is {there.mixer!r} in config.train.start_from={path!r} and "
+      f"{m.mixer!r} here: ask the run that began with one of 'full'"
+    )
+  if Checkpoints(run).latest() is None:
+    raise InputError(f"config.train.start_from={path!r}: no checkpoint there; train it first")
+  model = dataclasses.replace(
+    there, segment_length=m.segment_length, compute_dtype=m.compute_dtype, attention=m.attention
+  )
+  before = dataclasses.replace(
+    config,
+    model=model,
+    data=dataclasses.replace(config.data, carry_state=False),
+    train=dataclasses.replace(config.train, part="all", rollout=()),
+    evaluation=dataclasses.replace(
+      config.evaluation, input_tokens=m.segment_length, segments=1, knock_out=()
+    ),
+  )
+  check(before)
+  return before
+
+
+def draw(costs: dict[str, Cost], results: dict[str, Any], folder: Path) -> dict[str, Path]:
+  """Nothing: three figures are a table."""
+  return {}
+
+
+def show(costs: dict[str, Cost], results: dict[str, Any], config: Config, console: Console) -> None:
+  """Prints the three figures."""
+  original, m = costs[ORIGINAL.name], config.model
+  rows = {
+    ORIGINAL.name: f"the original, windows of {m.segment_length:,}",
+    STEP_0.name: f"adapted, step 0, gates at {m.gate_init:g}",
+    INTACT.name: f"adapted, step {results['step']:,}",
+  }
+  what = f"{original.documents} documents of {config.evaluation.split}, {original.tokens:,} tokens"
+  table = Table(title=f"the surgery: {what}")
+  for name in ("", "perplexity per token", "change", "bits per byte"):
+    table.add_column(name, justify="right" if name else "left")
+  for name, text in rows.items():
+    cost = costs[name]
+    change = "" if cost is original else f"{_change(cost, original):+.2%}"
+    table.add_row(text, f"{cost.perplexity:.3f}", change, f"{cost.bits_per_byte:.4f}")
+  console.print(table)
+
+
+def verdict(costs: dict[str, Cost], console: Console) -> None:
+  """Says so when the adapted model did not begin as the original."""
+  change = _change(costs[STEP_0.name], costs[ORIGINAL.name])
+  if abs(change) > TOLERATED:
+    console.print(
+      f"At step 0 the perplexity is {change:+.2%} of the original's: the adapted model is another "
+      f"one. Compare config.model with the run.json that it started from (train.py prints what "
+      f"differs), or set config.model.gate_init lower; docs/adapt.md"
+    )
+
+
+def _cost(scores: Scores) -> Cost:
+  speed = scores.tokens / scores.seconds
+  return Cost(scores.perplexity, scores.bits_per_byte, scores.documents, scores.tokens, speed)
+
+
+def _change(cost: Cost, original: Cost) -> float:
+  return cost.perplexity / original.perplexity - 1

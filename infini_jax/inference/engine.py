@@ -1,0 +1,131 @@
+"""A model's programs for reading and writing: arrays in, arrays out, each compiled once.
+
+What is carried is a stream: the memory of the closed segments and the keys and values of the open
+one, for every lane. It is constant in size, however much was read, where the mixer's state is.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infini_jax.config import Config
+from infini_jax.inference.sampling import Sampling, sample
+from infini_jax.models import bind
+from infini_jax.models.mixers import MIXERS
+from infini_jax.models.mixers.base import Mixer
+from infini_jax.parallel import in_mesh, shard
+
+STEP = 16  # few tokens are read as 1, 16, 256, ... of them: what is missing is padding
+
+
+class Engine:
+  """The parameters of a model, and what is done with them.
+
+  On one CPU, single tokens go through layers that lie one by one ("apart"): slicing stacked weights
+  would copy all of them at every step. There they are views of the same memory.
+  """
+
+  def __init__(self, config: Config, params: Any, apart: bool | None = None):
+    """`apart` is for comparisons; None decides by itself."""
+    self.config, self._model, self.params = config, config.model, params
+    self.segment = config.model.segment_length  # N
+    self.chunk = config.evaluation.segments * self.segment  # T
+    self._reserve = MIXERS[config.model.mixer].reserve
+    apart = self._can_be_apart() if apart is None else apart
+    self._layers = _one_by_one(params["blocks"]) if apart else None
+    self._start = jax.jit(self._start_stream, static_argnums=1)
+    self._read = jax.jit(self._read_chunk, donate_argnums=1)
+    self._extend = jax.jit(self._extend_segment, donate_argnums=1)
+    self._stack = jax.jit(lambda params, stream: bind(self._model, params).together(stream))
+    self._unstack = jax.jit(lambda params, stream: bind(self._model, params).apart(stream))
+    self._draw = jax.jit(self._draw_tokens, static_argnums=4)
+
+  def start(self, lanes: int) -> Any:
+    """The stream before anything was read."""
+    return self._start(self.params, lanes)
+
+  def template(self, lanes: int) -> Any:
+    """Shapes and types of that stream."""
+    return jax.eval_shape(lambda: self._start_stream(self.params, lanes))
+
+  def together(self, stream: Any) -> Any:
+    """The stream with its layers stacked, as it is kept; nothing is used up."""
+    return self._stack(self.params, stream) if isinstance(stream, list) else stream
+
+  def read(self, stream: Any, tokens_BT: np.ndarray) -> Any:
+    """A whole chunk, where all lanes stand between two segments. The stream is used up."""
+    stream = self._reserve(self.together(stream), tokens_BT.shape[1])
+    return self._read(self.params, stream, tokens_BT)
+
+  def extend(self, stream: Any, pieces: Sequence[Sequence[int]]) -> tuple[jax.Array, Any]:
+    """Some tokens of each lane, or none, up to the end of its open segment.
+
+    The stream is used up.
+
+    Returns:
+      The logits (B, V) after each lane's last token, without meaning where there is none; and the
+      stream after them.
+    """
+    lengths_B = np.array([len(piece) for piece in pieces])
+    tokens_BT = np.zeros((len(pieces), self._padded(lengths_B.max())), np.int32)
+    for row, piece in zip(tokens_BT, pieces, strict=True):
+      row[: len(piece)] = piece
+    mask_BT = np.arange(tokens_BT.shape[1])[None] < lengths_B[:, None]
+    if self._layers is not None and tokens_BT.shape[1] == 1:
+      stream = stream if isinstance(stream, list) else self._unstack(self.params, stream)
+      return self._extend(self.params, stream, tokens_BT, mask_BT, self._layers)
+    stream = self._reserve(self.together(stream), tokens_BT.shape[1])
+    return self._extend(self.params, stream, tokens_BT, mask_BT)
+
+  def draw(
+    self,
+    logits_BV: jax.Array,
+    seeds_B: np.ndarray,
+    positions_B: np.ndarray,
+    recent_BW: np.ndarray,
+    sampling: Sampling,
+  ) -> np.ndarray:
+    """The next token of each lane; it depends on nothing but these."""
+    return np.asarray(self._draw(logits_BV, seeds_B, positions_B, recent_BW, sampling))
+
+  def _padded(self, size: int) -> int:
+    length = 1
+    while length < size:
+      length *= STEP
+    return min(length, self.segment)
+
+  def _can_be_apart(self) -> bool:
+    """A fixed state, layers that do not go through summaries together, one CPU."""
+    if self._model.mixer in ("rmt", "autocompressor") or self._reserve is not Mixer.reserve:
+      return False
+    return not in_mesh() and jax.default_backend() == "cpu"
+
+  def _start_stream(self, params, lanes):
+    model = bind(self._model, params)
+    return model.open(model.state(lanes), lanes)
+
+  def _read_chunk(self, params, stream, tokens_BT):
+    model = bind(self._model, params)
+    _, state = model(tokens_BT, model.close(stream))
+    return model.open(state, len(tokens_BT))
+
+  def _extend_segment(self, params, stream, tokens_BT, mask_BT, *layers):
+    model = bind(self._model, params)
+    hidden_BTD, stream = model.extend(tokens_BT, stream, mask_BT, *layers)
+    last_B = jnp.maximum(mask_BT.sum(1) - 1, 0)
+    hidden_BTD = jnp.take_along_axis(shard(hidden_BTD, "B__"), last_B[:, None, None], axis=1)
+    return shard(model.logits(hidden_BTD)[:, 0], "__"), stream  # sampling sorts the vocabulary
+
+  def _draw_tokens(self, logits_BV, seeds_B, positions_B, recent_BW, sampling):
+    key = lambda seed, position: jax.random.fold_in(jax.random.key(seed), position)
+    return sample(logits_BV, jax.vmap(key)(seeds_B, positions_B), sampling, recent_BW)
+
+
+def _one_by_one(stacked: Any) -> list[Any]:
+  """Stacked arrays as one tree for each layer: views of the same memory, on a CPU."""
+  leaves, tree = jax.tree.flatten(jax.tree.map(np.asarray, stacked))
+  each = zip(*leaves, strict=True)
+  return [jax.tree.unflatten(tree, map(jax.device_put, layer)) for layer in each]

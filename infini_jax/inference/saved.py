@@ -1,0 +1,174 @@
+"""Runs opened for inference, and the files that states are kept in.
+
+A state's file is of safetensors: the stream, the tokens still unread, the last tokens; and a header
+that says which model and vocabulary it is of. Slots of the open segment that hold no token are left
+out, so that it is small wherever a segment has just begun.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from infini_jax.config import Config, InputError, difference, resolve
+from infini_jax.data import Tokenizer, load_saved
+from infini_jax.inference.engine import Engine
+from infini_jax.inference.lane import Lane
+from infini_jax.models import init
+from infini_jax.ops.attention import SegmentCache
+from infini_jax.runs import tensors
+from infini_jax.runs.checkpoints import Checkpoints
+from infini_jax.runs.workdir import Workdir
+
+FORMAT = "infini_jax state 1"
+SLOTS = 2  # the axis of a stacked stream that may have another length in the file: (L, B, slots...)
+
+
+class Run(NamedTuple):
+  """A model opened for inference; `workdir` is empty where it is of no run."""
+
+  engine: Engine
+  tokenizer: Tokenizer
+  workdir: str = ""
+  step: int = 0
+
+
+def open_run(path: str | Path, step: int | None = None) -> Run:
+  """The model of a workdir, on one device.
+
+  Raises:
+    InputError: no run, or no such checkpoint.
+  """
+  workdir = Workdir(path)
+  config, tokenizer = workdir.config(), load_saved(workdir.tokenizer)
+  here = SingleDeviceSharding(jax.local_devices()[0])
+  place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+  shapes = jax.eval_shape(lambda: init(config.model, jax.random.key(0)))
+  params, step = Checkpoints(workdir).restore_params(jax.tree.map(place, shapes), step)
+  return Run(Engine(config, params), tokenizer, str(workdir.path), step)
+
+
+def save(path: Path, run: Run, stream: Any, lanes: Sequence[Lane]) -> None:
+  """Writes all of a state or nothing.
+
+  Raises:
+    InputError: the file cannot be written.
+  """
+  arrays = _named(jax.tree.map(_filled, stream, is_leaf=_is_cache))
+  for name in ("unread", "recent"):
+    arrays[name] = np.concatenate([np.array(getattr(x, name), np.int32) for x in lanes])
+  header = {
+    "config": json.loads(run.engine.config.to_json()),
+    "parameters": checksum(run.engine.params),
+    "tokenizer": run.tokenizer.fingerprint,
+    "workdir": run.workdir,
+    "step": run.step,
+    "position": [lane.position for lane in lanes],
+    "unread": [len(lane.unread) for lane in lanes],
+    "recent": [len(lane.recent) for lane in lanes],
+  }
+  tensors.save(path, arrays, {FORMAT: json.dumps(header)})  # one text, so that bytes repeat
+
+
+def load(path: Path, model: Run | str | Path | None, step: int | None) -> tuple[Run, Any, list]:
+  """A state, and the run that it belongs to: its header's, or the one given, or opened already.
+
+  Raises:
+    InputError: no state, a damaged one, or one of another model or vocabulary.
+  """
+  file = tensors.Tensors(path)
+  if FORMAT not in file.metadata:
+    raise InputError(f"{path}: holds no state; give a file that `save` or --save-state has written")
+  header = json.loads(file.metadata[FORMAT])
+  if isinstance(model, Run):
+    run = model
+    _check(path, header, run.engine.config, run.tokenizer)
+  else:
+    at = header["workdir"]
+    if model is None and not (at and Path(at).is_dir()):
+      raise InputError(f"{path}: its run is not at {at!r}; say where it is (--workdir, model=)")
+    workdir = Workdir(model or at)
+    _check(path, header, workdir.config(), load_saved(workdir.tokenizer))
+    run = open_run(workdir.path, header["step"] if step is None else step)
+  if header["parameters"] != checksum(run.engine.params):
+    raise InputError(
+      f"{path}: a state of other parameters than {run.workdir or 'this model'} has at step "
+      f"{run.step}; give the run that it is of: {header['workdir']}, step {header['step']}"
+    )
+  lanes = [Lane() for _ in header["position"]]
+  for name in ("unread", "recent"):
+    parts = np.split(file.read(name), np.cumsum(header[name])[:-1])
+    for lane, part in zip(lanes, parts, strict=True):
+      getattr(lane, name).extend(part.tolist())
+  for lane, position in zip(lanes, header["position"], strict=True):
+    lane.read = position - len(lane.unread)
+  return run, _stream(file, run.engine.template(len(lanes))), lanes
+
+
+def checksum(params: Any) -> str:
+  """Of all bits of all parameters: of one that differs anywhere it is another, all but surely."""
+  sums = np.asarray(_sums(jax.tree.leaves(params))).tolist()
+  return "".join(f"{value:08x}" for value in sums)
+
+
+@jax.jit
+def _sums(leaves):
+  """Each array's bits as numbers, weighted by their odd places, modulo 2^32."""
+
+  def one(x):
+    kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32).reshape(-1)
+    return jnp.sum(bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+
+  return jnp.stack([one(x) for x in leaves])
+
+
+def _check(path: Path, header: dict[str, Any], config: Config, tokenizer: Tokenizer) -> None:
+  """Raises InputError if a state is of another model, before any parameter is read."""
+  made = dataclasses.replace(config, model=resolve(header["config"]).model)
+  if other := difference(made, config):
+    raise InputError(
+      f"{path}: a state of another model ({other}); give the run that it was made with"
+    )
+  if header["tokenizer"] != tokenizer.fingerprint:
+    raise InputError(f"{path}: a state of another tokenizer; give the run that it was made with")
+
+
+def _is_cache(x: Any) -> bool:
+  return isinstance(x, SegmentCache)
+
+
+def _filled(x: Any) -> Any:
+  """Of an open segment the slots that hold a token in some lane; 0 in those where it has none."""
+  if not _is_cache(x):
+    return x
+  fill_LB = np.asarray(x.fill_B)
+  live_LBN = np.arange(fill_LB.max()) < fill_LB[..., None]
+  N, live = live_LBN.shape[SLOTS], live_LBN[..., None, None]
+  cut = lambda slots: np.where(live, np.asarray(slots)[:, :, :N], np.zeros((), slots.dtype))
+  return x._replace(k_BNKE=cut(x.k_BNKE), v_BNKU=cut(x.v_BNKU))
+
+
+def _named(stream: Any) -> dict[str, np.ndarray]:
+  pairs, _ = jax.tree_util.tree_flatten_with_path(stream)
+  return {_name(path): np.asarray(x) for path, x in pairs}
+
+
+def _name(path: Any) -> str:
+  return f"stream.{jax.tree_util.keystr(path, simple=True, separator='.')}"
+
+
+def _stream(file: tensors.Tensors, template: Any) -> Any:
+  def one(path, want):
+    array = file.read(_name(path))
+    missing = max(0, want.shape[SLOTS] - array.shape[SLOTS]) if array.ndim > SLOTS else 0
+    padding = [(0, missing if axis == SLOTS else 0) for axis in range(array.ndim)]
+    return jnp.array(np.pad(array, padding))
+
+  return jax.tree_util.tree_map_with_path(one, template)

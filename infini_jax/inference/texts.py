@@ -1,0 +1,113 @@
+"""From texts, files and endless streams to tokens, with constant memory.
+
+Text is tokenized piece by piece, as it arrives. It is cut where no token reaches across: in front
+of a line that begins with no space; in very long passages without such a line, in front of a single
+space. Where the cuts are depends on the text alone, so a stream gives the tokens of a file.
+"""
+
+import contextlib
+import gzip
+import io
+import zlib
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from infini_jax.config import InputError
+from infini_jax.data import Tokenizer
+
+LONG = 16_384  # characters, at most, of a piece
+
+Source = str | Path | IO[Any] | Iterable[int] | Iterable[np.ndarray]
+
+
+def tokens_of(source: Source, tokenizer: Tokenizer) -> Iterator[int]:
+  """The tokens of a text, of a file of text (a path, or opened), or tokens as they are.
+
+  Raises:
+    InputError: a file that cannot be read or is not text: while the tokens are drawn.
+  """
+  if isinstance(source, str):
+    return _encoded(io.StringIO(source), tokenizer)
+  if isinstance(source, Path) or hasattr(source, "readline"):
+    return _encoded(_lines(source), tokenizer)
+  if not isinstance(source, Iterable):
+    raise InputError(f"cannot read {source!r}: give text, a Path, an opened file or tokens")
+  return chain.from_iterable(map(_numbers, source))
+
+
+def _numbers(x: Any) -> list[int]:
+  if isinstance(x, int):
+    return [x]
+  array = np.asarray(x).reshape(-1)
+  if array.size and array.dtype.kind not in "iu":
+    raise InputError(f"{x!r} among tokens: they are whole numbers; text is read as one str or file")
+  return array.tolist()
+
+
+def _encoded(lines: Iterable[str], tokenizer: Tokenizer) -> Iterator[int]:
+  """All pieces but the first are encoded as what follows a newline: some tokenizers write the
+  beginning of a text differently."""
+  newline: list[int] | None = None
+  for piece in pieces_of(lines):
+    ids = tokenizer.encode(piece if newline is None else "\n" + piece).tolist()
+    if newline is None:
+      newline = tokenizer.encode("\n").tolist()
+    elif ids[: len(newline)] == newline:
+      ids = ids[len(newline) :]
+    else:
+      ids = tokenizer.encode(piece).tolist()
+    yield from ids
+
+
+def pieces_of(lines: Iterable[str]) -> Iterator[str]:
+  """Lines with their ends (or parts of long ones) as the pieces that are tokenized."""
+  held = ""
+  for line in lines:
+    if held.endswith("\n") and not line[0].isspace():
+      yield held
+      held = ""
+    held += line
+    while len(held) > LONG:
+      cut = _cut(held)
+      yield held[:cut]
+      held = held[cut:]
+  if held:
+    yield held
+
+
+def _cut(text: str) -> int:
+  """In front of the last single space that comes early enough; or just there."""
+  at = LONG
+  while (at := text.rfind(" ", 1, at)) > 0:
+    if not text[at - 1].isspace() and not text[at + 1].isspace():
+      return at
+  return LONG
+
+
+def _lines(source: Any) -> Iterator[str]:
+  r"""Lines as they arrive, a newline always as "\n"; those that are very long in parts."""
+  name = str(source) if isinstance(source, Path) else getattr(source, "name", "the stream")
+  name = "standard input" if name == "<stdin>" else name
+  read = 0
+  try:
+    with contextlib.ExitStack() as stack:
+      if isinstance(source, Path):
+        source = stack.enter_context((gzip.open if source.suffix == ".gz" else open)(source, "rb"))
+      if not isinstance(source, io.TextIOBase):
+        source = io.TextIOWrapper(source, encoding="utf-8-sig")
+        stack.callback(source.detach)
+      while line := source.readline(LONG):
+        if "\0" in line:
+          raise InputError(f"{name}: holds NUL characters, so it is no text; give a text file")
+        yield line
+        read += len(line)
+  except UnicodeDecodeError:
+    raise InputError(
+      f"{name}: not UTF-8 text (after {read:,} characters); convert it (iconv -f latin1 -t utf-8)"
+    ) from None
+  except (OSError, EOFError, zlib.error) as error:
+    raise InputError(f"{name}: cannot be read ({error}); choose another file") from None

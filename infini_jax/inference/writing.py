@@ -1,0 +1,71 @@
+"""From tokens to text that can be shown: whole characters, and nothing of a stop string."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from infini_jax.config import InputError
+from infini_jax.data import Tokenizer
+
+CONTEXT = 8  # tokens before a new one: a piece may be written differently after another
+UNFINISHED = 3  # replacement characters at the end that may still become one character
+LONGEST = 64  # tokens that are looked at again, at most, where no character comes out whole
+
+
+class Piece(NamedTuple):
+  """One token that was written, and the text that can be shown now."""
+
+  lane: int
+  token: int
+  text: str  # may be empty: half a character, or what may be the beginning of a stop string
+  end: str = ""  # why the lane has ended: "document" (its mark was written), "stop" or "length"
+
+
+class Writer:
+  """The text of one lane, token by token.
+
+  Raises:
+    InputError: an empty stop string.
+  """
+
+  def __init__(self, tokenizer: Tokenizer, before: Sequence[int], stop: Sequence[str] = ()):
+    if not all(stop):
+      raise InputError("stop='': a stop string has at least one character")
+    self._tokenizer, self._stop = tokenizer, tuple(stop)
+    self._ids = list(before)[-CONTEXT:]
+    self._shown = self._whole(tokenizer.decode(self._ids))  # characters of their text
+    self._held = ""  # whole characters that may be the beginning of a stop string
+
+  def push(self, token: int, last: bool) -> tuple[str, str]:
+    """The text that can be shown now, and why this is the end ("": it is not)."""
+    if token == self._tokenizer.eos:
+      return self._held, "document"
+    self._held += self._new(token)
+    places = [at for at in map(self._held.find, self._stop) if at >= 0]
+    if places:
+      return self._held[: min(places)], "stop"
+    if last:
+      return self._held, "length"
+    kept = max(map(self._begun, self._stop), default=0)
+    text, self._held = self._held[: len(self._held) - kept], self._held[len(self._held) - kept :]
+    return text, ""
+
+  def _new(self, token: int) -> str:
+    self._ids.append(token)
+    text = self._tokenizer.decode(self._ids)
+    whole = self._whole(text) if len(self._ids) < LONGEST else len(text)
+    new = text[self._shown : whole]
+    self._shown = max(self._shown, whole)
+    if whole == len(text):
+      self._ids = self._ids[-CONTEXT:]
+      self._shown = len(self._tokenizer.decode(self._ids))
+    return new
+
+  @staticmethod
+  def _whole(text: str) -> int:
+    """The length without a character at the end that may be unfinished."""
+    return max(len(text.rstrip("\ufffd")), len(text) - UNFINISHED)
+
+  def _begun(self, stop: str) -> int:
+    """How many characters at the end of what is held may be the beginning of this."""
+    sizes = range(min(len(stop) - 1, len(self._held)), 0, -1)
+    return next((n for n in sizes if self._held.endswith(stop[:n])), 0)

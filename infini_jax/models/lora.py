@@ -1,0 +1,65 @@
+"""Low-rank adapters (Hu et al., arXiv 2106.09685): what is learned beside weights that stand still.
+
+With one, a weight W acts as W + (lora_alpha / R) down up, R = lora_rank. `up` begins at 0: at first
+nothing is changed.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from infini_jax.config import ModelConfig
+from infini_jax.parallel import product
+
+
+class Adapter(nnx.Module):
+  """What is added to the product with one weight.
+
+  Args:
+    config: of the model.
+    rngs: for `down`.
+    ins: letters and sizes of what the weight sums over.
+    outs: letters and sizes of what it makes.
+  """
+
+  def __init__(
+    self, config: ModelConfig, rngs: nnx.Rngs, ins: dict[str, int], outs: dict[str, int]
+  ):
+    self.ins, self.outs, R = "".join(ins), "".join(outs), config.lora_rank
+    self.scale = config.lora_alpha / R
+    down = jax.random.normal(rngs.params(), (*ins.values(), R)) * math.prod(ins.values()) ** -0.5
+    setattr(self, f"down_{self.ins}R", nnx.Param(down.astype(config.param_dtype)))
+    up = jnp.zeros((R, *outs.values()), config.param_dtype)
+    setattr(self, f"up_R{self.outs}", nnx.Param(up))
+
+  def __call__(self, x: jax.Array, keep: Callable[[Any], Any] = lambda weight: weight) -> jax.Array:
+    """Through both matrices; `keep` is applied to each of them first."""
+    down, up = (getattr(self, f"down_{self.ins}R"), getattr(self, f"up_R{self.outs}"))
+    low_BTR = product(f"BT{self.ins},{self.ins}R->BTR", x, keep(down[...]))
+    return product(f"BTR,R{self.outs}->BT{self.outs}", low_BTR * self.scale, keep(up[...]))
+
+
+def merged(config: ModelConfig, params: dict[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
+  """The same model without adapters: what they add is added to their weights."""
+  if not config.lora_rank:
+    return config, params
+  attention = params["blocks"]["attention"]
+  adapters = {name: value for name, value in attention.items() if name.startswith("lora_")}
+  rest = {name: value for name, value in attention.items() if name not in adapters}
+  scale = config.lora_alpha / config.lora_rank
+  for name, adapter in adapters.items():
+    (down,) = (key for key in adapter if key.startswith("down_"))
+    (up,) = (key for key in adapter if key.startswith("up_"))
+    ins, outs = down.removeprefix("down_")[:-1], up.removeprefix("up_")[1:]
+    weight = f"w_{name.removeprefix('lora_')}_{ins}{outs}"
+    factors = [adapter[key].astype(jnp.float32) for key in (down, up)]
+    added = jnp.einsum(f"L{ins}R,LR{outs}->L{ins}{outs}", *factors, precision="highest")
+    whole = rest[weight].astype(jnp.float32) + scale * added
+    rest[weight] = whole.astype(rest[weight].dtype)
+  blocks = {**params["blocks"], "attention": rest}
+  return dataclasses.replace(config, lora_rank=0), {**params, "blocks": blocks}

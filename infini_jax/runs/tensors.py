@@ -1,0 +1,100 @@
+"""Named arrays in files of safetensors: the one file that knows the library.
+
+No pickle is ever read: such a file holds numbers and a header of text, and nothing that runs.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from infini_jax.config import InputError
+
+DTYPES = {
+  "F64": "float64",
+  "F32": "float32",
+  "F16": "float16",
+  "BF16": "bfloat16",
+  "I64": "int64",
+  "I32": "int32",
+  "I16": "int16",
+  "I8": "int8",
+  "U64": "uint64",
+  "U32": "uint32",
+  "U16": "uint16",
+  "U8": "uint8",
+  "BOOL": "bool",
+}
+
+
+class Tensors:
+  """A file whose header is read at once, and each array when it is asked for.
+
+  Attributes:
+    path: the file.
+    metadata: text by name, as it was saved.
+    shapes: of each array.
+    dtypes: the name of each array's type, such as bfloat16.
+
+  Raises:
+    InputError: no such file, or not a whole one.
+  """
+
+  def __init__(self, path: str | Path):
+    self.path = Path(path)
+    if not self.path.is_file():
+      raise InputError(f"{path}: no such file")
+    try:
+      self._file: Any = safe_open(str(path), "numpy")
+    except (SafetensorError, OSError) as error:
+      raise InputError(
+        f"{path}: not a whole safetensors file ({_text(error)}); copy or download it again"
+      ) from None
+    self.metadata: dict[str, str] = self._file.metadata() or {}
+    slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
+    self.shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+    kinds = {name: part.get_dtype() for name, part in slices.items()}
+    self.dtypes = {name: DTYPES.get(kind, kind) for name, kind in kinds.items()}
+
+  def read(self, name: str) -> np.ndarray:
+    """One array; nothing else of the file is read.
+
+    Raises:
+      KeyError: there is none of this name.
+      InputError: of a type that numpy does not have.
+    """
+    if self.dtypes[name] not in DTYPES.values():
+      raise InputError(f"{self.path}: {name} is of type {self.dtypes[name]}, which cannot be read")
+    return self._file.get_tensor(name)
+
+
+def save(
+  path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+  """Writes all of the file or nothing: a reader never sees half of it.
+
+  Raises:
+    InputError: it cannot be written, because the disk is full for one.
+  """
+  path = Path(path)
+  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+  # The library writes the memory as it lies: what is not contiguous would come out mixed up.
+  lying = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(lying, temporary, dict(metadata or {}))
+    os.replace(temporary, path)
+  except (SafetensorError, OSError) as error:
+    raise InputError(
+      f"{path}: cannot be written ({_text(error)}); make room there, or choose another place"
+    ) from None
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def _text(error: Exception) -> str:
+  return " ".join(str(error).split())

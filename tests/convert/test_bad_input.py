@@ -1,0 +1,183 @@
+"""What is damaged, missing or not supported: one line with the remedy, and nothing left behind."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from infini_jax import cli
+from infini_jax.config import InputError
+from infini_jax.convert.building import building
+from infini_jax.runs.tensors import Tensors, save
+from tests.convert.golden import HERE
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A good folder, to be spoilt."""
+  return shutil.copytree(HERE / "qwen2", tmp_path / "model")
+
+
+def arrays(folder):
+  file = Tensors(folder / "model.safetensors")
+  return {name: file.read(name) for name in file.shapes}
+
+
+def edit(folder, file="config.json", **changes):
+  content = json.loads((folder / file).read_text()) | changes
+  (folder / file).write_text(json.dumps(content))
+
+
+def with_tensors(folder, change):
+  tensors = arrays(folder)
+  change(tensors)
+  save(folder / "model.safetensors", tensors)
+
+
+def shard(folder):
+  tensors = arrays(folder)
+  weight_map = {
+    name: f"model-{1 + i % 2:05}-of-00002.safetensors" for i, name in enumerate(tensors)
+  }
+  for file in set(weight_map.values()):
+    save(folder / file, {n: tensors[n] for n in tensors if weight_map[n] == file})
+  (folder / "model.safetensors").unlink()
+  (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def missing_shard(folder):
+  shard(folder)
+  (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def truncated(folder):
+  file = folder / "model.safetensors"
+  file.write_bytes(file.read_bytes()[:-100])
+
+
+def pickled(folder):
+  (folder / "model.safetensors").unlink()
+  (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+
+
+def larger_tokenizer(folder):
+  content = json.loads((folder / "tokenizer.json").read_text())
+  content["model"]["vocab"]["zz"] = 50
+  (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+NORM = "model.norm.weight"
+SPOILT = {
+  "architecture": (lambda f: edit(f, model_type="mixtral"), "'mixtral' is not supported"),
+  "scaling": (lambda f: edit(f, rope_scaling={"rope_type": "yarn"}), "type 'yarn' is not support"),
+  "no config": (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
+  "no json": (lambda f: (f / "config.json").write_text("{"), "config.json: is no JSON"),
+  "missing shard": (missing_shard, "00002-of-00002.safetensors: this shard, of .* is missing"),
+  "truncated": (truncated, "not a whole safetensors file .*download it again"),
+  "shape": (lambda f: with_tensors(f, lambda t: t.update({NORM: np.ones(9, np.float32)})), "9,"),
+  "missing": (lambda f: with_tensors(f, lambda t: t.pop(NORM)), f"{NORM} is missing where"),
+  "unexpected": (
+    lambda f: with_tensors(f, lambda t: t.update({"model.other.weight": np.ones(1, np.float32)})),
+    "model.other.weight has no place",
+  ),
+  "pickle": (pickled, "a pickle .pytorch_model.bin., which can run anything and is never loaded"),
+  "no weights": (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors and no"),
+  "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json and no tokenizer"),
+  "no tokens": (lambda f: (f / "tokenizer.json").write_text("{}"), "not a Hugging Face tokenizer"),
+  "larger tokenizer": (larger_tokenizer, "its 51 ids are more than the embedding's 40 rows"),
+  "foreign memory": (lambda f: save(f / "infini.safetensors", {"x": np.ones(1)}), "not written by"),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_a_bad_folder_is_refused_in_one_line(folder, tmp_path, capsys, spoil):
+  change, said = SPOILT[spoil]
+  change(folder)
+  status = cli.main(["convert", "hf", str(folder), str(tmp_path / "out")])
+  lines = capsys.readouterr().err.splitlines()
+  assert status == 2 and len(lines) == 1, f"one line and status 2 are expected: {lines}"
+  with pytest.raises(InputError, match=said):
+    raise InputError(lines[0])
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["model"], "something is left behind"
+
+
+def test_a_folder_that_is_not_there(tmp_path, capsys):
+  for name in (f"{tmp_path}/none", "no one's model"):
+    assert cli.main(["convert", "hf", name, str(tmp_path / "out")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_what_is_there_is_never_overwritten(folder, tmp_path, capsys):
+  (tmp_path / "out").mkdir()
+  (tmp_path / "out" / "mine").write_text("kept")
+  assert cli.main(["convert", "hf", str(folder), str(tmp_path / "out")]) == 2
+  assert "exists already; choose another" in capsys.readouterr().err
+  assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_a_sharded_folder_with_what_need_not_be_there(folder, tmp_path):
+  """Shards, bfloat16, and buffers that old checkpoints of Llama hold."""
+  import jax.numpy as jnp
+
+  def change(tensors):
+    tensors |= {name: x.astype(jnp.bfloat16) for name, x in tensors.items()}
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(2, np.float32)
+
+  with_tensors(folder, change)
+  shard(folder)
+  (tmp_path / "out").mkdir()  # an empty one is as good as none
+  assert cli.main(["convert", "hf", str(folder), str(tmp_path / "out")]) == 0
+  model = json.loads((tmp_path / "out" / "run.json").read_text())["config"]["model"]
+  assert model["param_dtype"] == model["compute_dtype"] == "bfloat16"
+
+
+def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(tmp_path):
+  out = tmp_path / "out"
+  with pytest.raises(ZeroDivisionError), building(out) as partial:
+    (partial / "half").write_text("half")
+    assert not out.exists()
+    1 / 0  # noqa: B018
+  assert list(tmp_path.iterdir()) == []
+  (tmp_path / "out.partial").mkdir()
+  (tmp_path / "out.partial" / "old").write_text("of a process that was killed")
+  with building(out) as partial:
+    (partial / "new").write_text("whole")
+  assert [p.name for p in out.iterdir()] == ["new"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "place", ["infini_jax.convert.incoming._lay_down", "Checkpoints.save_params"]
+)
+def test_a_full_disk_is_said_and_leaves_nothing(folder, tmp_path, place):
+  """In a process that, from that place on, may write no file over 50,000 bytes."""
+  rng = np.random.default_rng(0)
+
+  def larger(tensors):
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+      tensors[name] = rng.standard_normal((3000, 8)).astype(np.float32)
+
+  with_tensors(folder, larger)
+  edit(folder, vocab_size=3000)
+  owner, _, name = place.rpartition(".")
+  code = (
+    "import resource, signal, sys\n"
+    "import infini_jax.convert.incoming\n"
+    "from infini_jax import cli\n"
+    "from infini_jax.runs.checkpoints import Checkpoints\n"
+    f"whole = {place}\n"
+    "def limited(*args):\n"
+    "  signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    "  resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+    "  return whole(*args)\n"
+    f"{owner}.{name} = limited\n"
+    "sys.exit(cli.main(['convert', 'hf', *sys.argv[1:]]))\n"
+  )
+  command = [sys.executable, "-c", code, str(folder), str(tmp_path / "out")]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 2, done.stderr
+  assert "cannot be written" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]

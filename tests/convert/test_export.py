@@ -1,0 +1,124 @@
+"""What was converted goes out again as it came in, bit by bit; and a memory goes with it."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from infini_jax import config as config_lib
+from infini_jax.config import InputError
+from infini_jax.convert.export import export
+from infini_jax.convert.huggingface import INDEX, MEMORY, WEIGHTS, convert
+from infini_jax.data import load_saved
+from infini_jax.data.tokenizers import ByteTokenizer
+from infini_jax.runs.checkpoints import Checkpoints
+from infini_jax.runs.tensors import Tensors
+from infini_jax.runs.workdir import Workdir
+from infini_jax.training.step import TrainState
+from tests.convert.golden import HERE
+from tests.convert.reading import console, params_of
+from tests.tiny import config, fake_params
+
+
+def tensors_of(folder):
+  return {
+    name: file.read(name)
+    for path in folder.glob("model*.safetensors")
+    for file in [Tensors(path)]
+    for name in file.shapes
+  }
+
+
+def same_params(one, other):
+  (model, a, _), (again, b, _) = params_of(one), params_of(other)
+  assert model == again
+  compare = lambda x, y: np.testing.assert_array_equal(jax.device_get(x), y, strict=True)
+  jax.tree.map(compare, a, jax.device_get(b))
+
+
+def make_run(path, c, rng, start_from=""):
+  """A run with random parameters, gates too."""
+  c = dataclasses.replace(c, train=dataclasses.replace(c.train, start_from=start_from))
+  run = Workdir(path)
+  run.claim(c, "a corpus")
+  params = jax.device_get(fake_params(c.model, int(rng.integers(1000))))
+  checkpoints = Checkpoints(run)
+  checkpoints.save_params(params)
+  checkpoints.close()
+  return run
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma3"])
+def test_a_folder_comes_back_bit_by_bit(converted, tmp_path, name):
+  out = tmp_path / "out"
+  export(str(converted(name)), out, 3_000, None, console())
+  index = json.loads((out / INDEX).read_text())
+  files = sorted(set(index["weight_map"].values()))
+  assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
+  before, after = tensors_of(HERE / name), tensors_of(out)
+  assert before.keys() == after.keys() == index["weight_map"].keys()
+  for tensor, value in before.items():
+    np.testing.assert_array_equal(after[tensor], value, strict=True, err_msg=tensor)
+  was, now = (json.loads((folder / "config.json").read_text()) for folder in (HERE / name, out))
+  assert now == was | {"torch_dtype": "float32"}
+  assert (out / "tokenizer.json").read_bytes() == (HERE / name / "tokenizer.json").read_bytes()
+  assert not (out / MEMORY).exists(), "there is no memory to keep"
+  convert(str(out), tmp_path / "again", None, console())
+  same_params(converted(name), tmp_path / "again")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapted_run_takes_its_memory_along(converted, rng, tmp_path, dtype):
+  start = Workdir(converted("qwen2"))
+  memory = {"mixer": "infini", "segment_length": 16, "rule": "delta", "gate_init": -5.0}
+  model = dataclasses.asdict(start.config().model) | memory
+  model |= {"gate": "sigmoid", "decay": 0.9, "param_dtype": dtype}
+  c = config_lib.resolve({"model": model})
+  run = make_run(tmp_path / "run", c, rng, str(start.path))
+  load_saved(start.tokenizer).save(run.tokenizer)
+  out = tmp_path / "out"
+  export(str(run.path), out, 10**9, None, console())
+  raw = json.loads((out / "config.json").read_text())
+  assert raw["model_type"] == "qwen2" and raw["torch_dtype"] == dtype
+  assert raw["use_cache"] is True, "the original's config.json is kept where it fits"
+  assert Tensors(out / WEIGHTS).metadata == {"format": "pt"}, "transformers asks for it"
+  convert(str(out), tmp_path / "again", None, console())
+  same_params(run.path, tmp_path / "again")
+  assert Workdir(tmp_path / "again").config().model.rule == "delta"
+
+
+def test_a_run_from_scratch_goes_out_too(rng, tmp_path):
+  """Local attention, a tokenizer of our own, adapters: they are added to their weights."""
+  c = config(model={"mixer": "local", "lora_rank": 2, "tied_embeddings": False})
+  run = Workdir(tmp_path / "run")
+  run.claim(c, "a corpus")
+  ByteTokenizer().save(run.tokenizer)
+  checkpoints = Checkpoints(run)  # as training saves
+  for step in (3, 4):
+    params = fake_params(c.model, int(rng.integers(1000)))
+    checkpoints.save(step, TrainState(np.array(step), params, {"m": np.zeros(1)}, None, None))
+  checkpoints.close()
+  export(str(run.path), tmp_path / "out", 10**9, None, console())
+  convert(str(tmp_path / "out"), tmp_path / "again", None, console())
+  model, params, _ = params_of(tmp_path / "again")
+  assert model == dataclasses.replace(c.model, lora_rank=0, lora_alpha=model.lora_alpha)
+  before = jax.device_get(params_of(run.path)[1]["blocks"]["attention"])
+  adapter = before["lora_o"]
+  added = np.einsum("LHER,LRD->LHED", adapter["down_HER"], adapter["up_RD"])
+  wanted = before["w_o_HED"] + c.model.lora_alpha / 2 * added
+  np.testing.assert_allclose(params["blocks"]["attention"]["w_o_HED"], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_exported_is_refused(converted, rng, tmp_path):
+  run = Workdir(tmp_path / "run")
+  run.claim(config(model={"mixer": "compressive"}), "a corpus")
+  with pytest.raises(InputError, match="mixer='compressive' cannot be exported"):
+    export(str(run.path), tmp_path / "out", 10**9, None, console())
+  with pytest.raises(InputError, match="no checkpoint of step 7"):
+    export(str(converted("qwen2")), tmp_path / "out", 10**9, 7, console())
+  with pytest.raises(InputError, match="no run here"):
+    export(str(tmp_path / "none"), tmp_path / "out", 10**9, None, console())
+  assert not (tmp_path / "out").exists()
+  assert not list(tmp_path.glob("*.partial"))

@@ -1,0 +1,87 @@
+"""Beside transformers itself, where it is installed: every family in, and out again."""
+
+import dataclasses
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from infini_jax import config as config_lib
+from infini_jax.convert.export import export
+from infini_jax.convert.huggingface import convert
+from infini_jax.data import load_saved
+from infini_jax.runs.checkpoints import Checkpoints
+from infini_jax.runs.workdir import Workdir
+from tests.convert import golden
+from tests.convert.reading import console, logits_of, params_of
+
+pytestmark = pytest.mark.slow
+REMEDY = "pip install -e .[reference]"
+
+
+@pytest.fixture(autouse=True)
+def reference():
+  os.environ["HF_HUB_OFFLINE"] = "1"
+  pytest.importorskip("torch", reason=REMEDY)
+  return pytest.importorskip("transformers", reason=REMEDY)
+
+
+def close(got_BTV, want_BTV, mask_BT, what):
+  worst = np.abs(got_BTV - want_BTV)[mask_BT].max()
+  print(f"{what}: largest difference of logits {worst:.1e}")
+  assert worst < 1e-4, f"{what}: logits differ by {worst:.1e}"
+
+
+@pytest.mark.parametrize("name", golden.MODELS)
+def test_logits_in_and_out(rng, tmp_path, name):
+  """Fresh random weights; two lengths side by side, padded; windows shorter than both."""
+  model = golden.make_folder(name, tmp_path / "model", seed=int(rng.integers(1000)))
+  tokens_BT, mask_BT = golden.texts(rng)
+  want_BTV = golden.reference_logits(model, tokens_BT, mask_BT)
+  run = tmp_path / "run"
+  convert(str(tmp_path / "model"), run, None, console())
+  close(logits_of(run, tokens_BT, mask_BT), want_BTV, mask_BT, f"{name}, converted")
+  one_BT = rng.integers(3, 40, (1, 50)).astype(np.int32)
+  all_BT = np.ones(one_BT.shape, bool)
+  alone_BTV = golden.reference_logits(model, one_BT, all_BT)
+  close(logits_of(run, one_BT), alone_BTV, all_BT, f"{name}, 50 tokens")
+  shutil.rmtree(run / "hf")  # so that its config.json is made anew, from the config alone
+  export(str(run), tmp_path / "out", 3_000, None, console())
+  again = golden.load(tmp_path / "out")
+  close(golden.reference_logits(again, one_BT, all_BT), alone_BTV, all_BT, f"{name}, exported")
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3"])
+def test_shut_gates_within_a_segment_are_the_original(rng, tmp_path, name):
+  """Our model with a memory, and transformers on what was exported: the same logits."""
+  wide = {"sliding_window": 32} if name == "gemma2" else {}
+  golden.make_folder(name, tmp_path / "model", seed=int(rng.integers(1000)), **wide)
+  convert(str(tmp_path / "model"), tmp_path / "run", None, console())
+  model, params, _ = params_of(tmp_path / "run")
+  memory = {"mixer": "infini", "segment_length": 24, "gate_init": -30.0}
+  c = config_lib.resolve({"model": dataclasses.asdict(model) | memory})
+  params = jax.device_get(params)
+  params["blocks"]["attention"]["mixer"] = {
+    "beta_H": np.full((model.layers, model.heads), -30.0, np.float32)
+  }
+  adapted = Workdir(tmp_path / "adapted")
+  adapted.claim(c, "a corpus")
+  checkpoints = Checkpoints(adapted)
+  checkpoints.save_params(params)
+  checkpoints.close()
+  load_saved(tmp_path / "run" / "tokenizer").save(adapted.tokenizer)
+  export(str(adapted.path), tmp_path / "out", 10**9, None, console())
+  tokens_BT, mask_BT = golden.texts(rng)
+  want_BTV = golden.reference_logits(golden.load(tmp_path / "out"), tokens_BT, mask_BT)
+  close(logits_of(adapted.path, tokens_BT, mask_BT), want_BTV, mask_BT, f"{name}, shut gates")
+
+
+def test_the_tokenizer_goes_along(reference, tmp_path):
+  golden.make_folder("llama", tmp_path / "model")
+  convert(str(tmp_path / "model"), tmp_path / "run", None, console())
+  export(str(tmp_path / "run"), tmp_path / "out", 10**9, None, console())
+  there = reference.AutoTokenizer.from_pretrained(tmp_path / "out")
+  ids = load_saved(tmp_path / "run" / "tokenizer").encode("a text, read.")
+  assert there.encode("a text, read.", add_special_tokens=False) == ids.tolist()

@@ -1,0 +1,54 @@
+"""What the surgery cost: the original, the model at step 0 and the trained one, on one text."""
+
+import json
+
+import numpy as np
+import pytest
+
+from infini_jax.config import InputError
+from infini_jax.evaluation.evaluate import evaluate
+from infini_jax.evaluation.page import report
+from infini_jax.evaluation.surgery import Cost, alone, verdict
+from tests.tiny import changed, quiet
+
+
+def test_three_perplexities_of_the_same_tokens(adapted, tmp_path):
+  c, workdir, _ = adapted
+  console = quiet()
+  evaluate(c, str(workdir), console, tasks=("surgery", "perplexity"), command="typed")
+  found = json.loads((workdir / "evaluation" / "surgery" / "results.json").read_text())
+  before, after = found["before"], found["memory"]
+  assert before["original"]["tokens"] == before["step 0"]["tokens"] == after["tokens"] > 0
+  ratio = before["step 0"]["perplexity"] / before["original"]["perplexity"]
+  assert ratio != 1 and abs(ratio - 1) < 0.01, "gates at -5 must change next to nothing"
+  trained = json.loads((workdir / "evaluation" / "perplexity" / "results.json").read_text())
+  np.testing.assert_allclose(after["perplexity"], trained["memory"]["perplexity"], rtol=1e-6)
+  assert after["perplexity"] != before["step 0"]["perplexity"], "nothing was trained"
+  text = console.file.getvalue()
+  assert "the original, windows of 16" in text and "adapted, step 0, gates at -5" in text
+  page = report([str(workdir)], str(tmp_path / "page.html"), quiet()).read_text()
+  assert "Figures of surgery" in page and "step 0" in page
+
+
+def test_runs_without_an_original_are_refused(adapted, trained):
+  c, workdir, _ = adapted
+  with pytest.raises(InputError, match="start_from is empty: there is no original to compare with"):
+    evaluate(trained[0], str(trained[1]), quiet(), tasks=("surgery",))
+  chained = changed(c, train=changed(c.train, start_from=str(workdir)))
+  with pytest.raises(InputError, match="mixer is 'infini' .* ask the run that began with one of"):
+    alone(chained)
+  divided = changed(
+    c, mesh=changed(c.mesh, data=4, seq=2), train=changed(c.train, distill_weight=0.0)
+  )
+  with pytest.raises(InputError, match="mesh.seq=2 with config.model.mixer='full'"):
+    alone(divided)
+
+
+def test_a_step_0_that_is_another_model_is_said():
+  costs = {name: Cost(p, 1.0, 3, 99, 10.0) for name, p in (("original", 20.0), ("step 0", 20.5))}
+  console = quiet()
+  verdict(costs, console)
+  assert "+2.50% of the original's: the adapted model is another" in console.file.getvalue()
+  console = quiet()
+  verdict(costs | {"step 0": costs["original"]}, console)
+  assert not console.file.getvalue()

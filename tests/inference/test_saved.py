@@ -1,0 +1,107 @@
+"""States are found again, and refused where they are not this model's."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from infini_jax.config import InputError
+from infini_jax.data.tokenizers import ByteTokenizer, WordTokenizer
+from infini_jax.inference import Run, Session
+from infini_jax.inference.engine import Engine
+from infini_jax.inference.saved import checksum
+from infini_jax.runs import tensors
+from infini_jax.runs.workdir import Workdir
+from tests.tiny import changed, config, fake_params
+
+
+@pytest.fixture(scope="module")
+def session(trained):
+  """Of a run that was trained, in the middle of a segment."""
+  session = Session.load(trained[1])
+  session.read("What was read before, and is kept.")
+  list(session.generate(5))
+  return session
+
+
+@pytest.fixture
+def state(session, tmp_path):
+  session.save(tmp_path / "a.state")
+  return tmp_path / "a.state"
+
+
+def tokens(session):
+  return [piece.token for piece in session.generate(6, seed=3)]
+
+
+def test_a_state_finds_its_run_by_its_header(session, state, trained):
+  again = Session.load(state)
+  assert again.run.workdir == str(trained[1]) and again.run.step == 6
+  assert again.positions == session.positions
+  assert tokens(again) == tokens(session.fork())
+  (header,) = tensors.Tensors(state).metadata.values()
+  assert {"config", "parameters", "tokenizer", "workdir", "step", "position"} <= set(
+    json.loads(header)
+  )
+
+
+def refused(state, message, **how):
+  with pytest.raises(InputError, match=message) as error:
+    Session.load(state, **how)
+  assert "\n" not in str(error.value) and str(state) in str(error.value)
+
+
+def test_a_damaged_or_foreign_file_is_refused(session, state, tmp_path):
+  whole = state.read_bytes()
+  for size in (0, 5, 200, len(whole) - 1):
+    state.write_bytes(whole[:size])
+    refused(state, "not a whole safetensors file", model=session)
+  state.write_bytes(b"a book, not a state " * 99)
+  refused(state, "not a whole safetensors file", model=session)
+  tensors.save(state, {"weights": np.zeros(3)})
+  refused(state, "holds no state", model=session)
+
+
+def test_a_state_of_another_model_is_refused(session, state, trained):
+  run, c = session.run, trained[0]
+  other = config(model={**c.model.__dict__, "rule": "linear"})
+  with_engine = lambda config, params, tokenizer=run.tokenizer: Session(
+    Run(Engine(config, params), tokenizer)
+  )
+  refused(state, "another model .config.model.rule", model=with_engine(other, run.engine.params))
+  refused(state, "other parameters", model=with_engine(c, fake_params(c.model)))
+  words = WordTokenizer(["a"])
+  refused(state, "another tokenizer", model=with_engine(c, run.engine.params, words))
+  same = changed(c, model=changed(c.model, attention="reference"))
+  assert Session.load(state, model=with_engine(same, run.engine.params)).positions
+
+
+def test_a_run_that_has_moved_is_asked_for(session, state, trained, tmp_path):
+  header = json.loads(next(iter(tensors.Tensors(state).metadata.values())))
+  arrays = {name: tensors.Tensors(state).read(name) for name in tensors.Tensors(state).shapes}
+  name = next(iter(tensors.Tensors(state).metadata))
+  header["workdir"] = str(tmp_path / "gone")
+  tensors.save(state, arrays, {name: json.dumps(header)})
+  refused(state, "its run is not at .*gone.; say where it is")
+  assert Session.load(state, model=trained[1]).positions == session.positions
+  copy = tmp_path / "copy"
+  copy.mkdir()
+  shutil.copy(trained[1] / "run.json", copy)
+  ByteTokenizer().save(Workdir(copy).tokenizer)
+  with pytest.raises(InputError, match="no checkpoint of step 6"):
+    Session.load(state, model=copy)
+  with pytest.raises(InputError, match="no run here"):
+    Session.load(tmp_path / "nothing")
+
+
+def test_the_checksum_sees_every_bit(rng):
+  params = {"a": rng.standard_normal((7, 5)).astype(np.float32), "b": np.zeros(3, np.float32)}
+  first = checksum(params)
+  for _ in range(3):
+    other = {name: x.copy() for name, x in params.items()}
+    i, j = rng.integers(0, 5, 2)
+    other["a"][i, j] = np.nextafter(other["a"][i, j], np.float32(9))
+    assert checksum(other) != first
+  other = {**params, "a": params["a"][::-1].copy()}
+  assert checksum(other) != first == checksum(params)

@@ -1,0 +1,311 @@
+"""A session is one call over everything, made piece by piece; it is copied and kept."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from infini_jax.config import InputError, MeshConfig
+from infini_jax.data.tokenizers import ByteTokenizer
+from infini_jax.inference import Run, Session
+from infini_jax.inference.engine import Engine
+from infini_jax.models import bind
+from infini_jax.parallel import make_mesh, param_shardings
+from tests.tiny import config, fake_params
+
+N, CHUNK, GREEDY = 8, 16, {"temperature": 0.0}
+slow = pytest.mark.slow
+CASES = {
+  "infini-delta": {"rule": "delta", "kv_heads": 1},
+  "rmt": {"mixer": "rmt", "summary_tokens": 3},
+  "transformer_xl": {"mixer": "transformer_xl"},
+  "infini-linear": {"gate": "hard_sigmoid", "decay": 0.9},
+  "windowed": {"window": N, "global_every": 2, "window_theta": 100.0},
+  "local": {"mixer": "local"},
+  "full": {"mixer": "full"},
+  "compressive": {"mixer": "compressive", "compression_rate": 2, "compressed_memory": 8},
+  "autocompressor": {"mixer": "autocompressor", "summary_tokens": 2, "summary_steps": 2},
+  "memorizing": {"mixer": "memorizing", "knn_layers": (1,), "knn_memory": 24, "knn_top": 4},
+}
+FAST = ("infini-delta", "rmt", "transformer_xl")
+CLOSE = dict(rtol=1e-4, atol=1e-5)
+
+
+class Case:
+  """One memory system: a model with random parameters, and its logits by one call."""
+
+  def __init__(self, **model):
+    self.config = config(
+      model={"segment_length": N, **model},
+      data={"carry_state": model.get("mixer") != "full"},
+      evaluation={"segments": CHUNK // N},
+    )
+    self.params = fake_params(self.config.model)
+    self.run = Run(Engine(self.config, self.params), ByteTokenizer())
+    self._whole = jax.jit(self._whole_)
+
+  def _whole_(self, tokens):
+    model = bind(self.config.model, self.params)
+    return model.logits(model(tokens, model.state(1))[0])[0]
+
+  def whole(self, tokens):
+    """Logits after every token (padded behind to one length: nothing looks there)."""
+    padded = np.zeros((1, 96), np.int32)
+    padded[0, : len(tokens)] = tokens
+    return np.asarray(self._whole(jnp.asarray(padded)))[: len(tokens)]
+
+
+def cases(names):
+  return [pytest.param(n, marks=() if n in FAST else slow) for n in names]
+
+
+@pytest.fixture(scope="module", params=cases(CASES))
+def case(request):
+  return Case(**CASES[request.param])
+
+
+@pytest.fixture(scope="module")
+def infini():
+  return Case(**CASES["infini-delta"])
+
+
+def draw(rng, *lengths):
+  return [rng.integers(0, 256, n).astype(np.int32) for n in lengths]
+
+
+def written(session, tokens, **how):
+  """The tokens that each lane writes."""
+  lanes = [[] for _ in range(session.lanes)]
+  for piece in session.generate(tokens, **how):
+    lanes[piece.lane].append(piece.token)
+  return lanes
+
+
+def text(session, tokens, **how):
+  return "".join(piece.text for piece in session.generate(tokens, **how))
+
+
+def kept(session, folder, name="kept"):
+  """All that the session is, to the bit."""
+  session.save(folder / name)
+  return (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("lengths", [(37, 22)], ids=str)
+def test_what_is_read_and_written_is_one_call_over_everything(rng, case, lengths):
+  prompts, session = draw(rng, *lengths), Session(case.run, lanes=2)
+  assert session.read([p[:15] for p in prompts]) == 30
+  told = []
+  session.read([p[15:] for p in prompts], advance=told.append)
+  assert told == sorted(told) and told[-1] == sum(lengths) - 30
+  assert session.positions == [1 + n for n in lengths], "the mark is read first"
+  tokens = written(session, N + 5, **GREEDY)
+  for prompt, own in zip(prompts, tokens, strict=True):
+    logits = case.whole(np.concatenate([[256], prompt, own]))[len(prompt) : -1]
+    chosen = np.take_along_axis(logits, np.array(own)[:, None], 1)[:, 0]
+    np.testing.assert_allclose(
+      chosen, logits.max(1), err_msg="a token was written that is not the likeliest", **CLOSE
+    )
+
+
+def test_a_state_kept_anywhere_goes_on_to_the_same_bits(rng, case, tmp_path):
+  goes_on_to_the_same_bits(rng, case, tmp_path)
+
+
+@slow
+def test_a_state_of_halves_is_kept_too(rng, tmp_path):
+  model = {"compute_dtype": "bfloat16", "param_dtype": "bfloat16"}
+  goes_on_to_the_same_bits(rng, Case(**model), tmp_path)
+
+
+def goes_on_to_the_same_bits(rng, case, tmp_path):
+  for _ in range(3):
+    session = Session(case.run, lanes=2)
+    session.read(draw(rng, *rng.integers(1, 45, 2)))
+    stop = int(rng.integers(0, N + 3))
+    written(session, stop, seed=5)
+    session.save(tmp_path / "state")
+    again = Session.load(tmp_path / "state", model=session)
+    assert again.positions == session.positions and again.recent == session.recent
+    more = draw(rng, *rng.integers(0, 40, 2))
+    for one in (session, again):
+      one.read(more)
+    tokens = [written(one, 6, seed=7) for one in (session, again)]
+    assert tokens[0] == tokens[1], f"kept at {session.positions}, it went on otherwise"
+    assert kept(session, tmp_path, "a") == kept(again, tmp_path, "b"), "the states differ in bits"
+
+
+def test_a_fork_goes_its_own_way(rng, infini, tmp_path):
+  session = Session(infini.run, lanes=2)
+  session.read(draw(rng, 30, 9))
+  written(session, 3)
+  before, fork = kept(session, tmp_path), session.fork()
+  assert kept(fork, tmp_path) == before
+  fork.read(draw(rng, 5, 40))
+  written(fork, 9)
+  assert kept(session, tmp_path) == before, "what a fork reads has reached the original"
+  assert fork.positions != session.positions
+
+
+def test_however_a_text_is_cut_the_state_is_the_same(rng, infini, tmp_path):
+  """In one go, by any pieces, from a file, as tokens one by one: to the bit."""
+  words = rng.choice(list("abcé \n"), 90)
+  whole = "".join(words)
+  (tmp_path / "text").write_text(whole, "utf-8")
+  ids = ByteTokenizer().encode(whole)
+
+  def after(*sources):
+    session = Session(infini.run)
+    assert sum(session.read(source) for source in sources) == len(ids)
+    written(session, 5, seed=1)
+    return kept(session, tmp_path)
+
+  expected = after(whole)
+  assert after(tmp_path / "text") == expected
+  with (tmp_path / "text").open("rb") as file:
+    assert after(file) == expected
+  assert after(iter(ids.tolist())) == expected
+  assert after(np.split(ids, [5, 6, 40])) == expected, "arrays, one after the other"
+  cuts = np.sort(rng.integers(0, 90, 3))
+  parts = ["".join(words[a:b]) for a, b in zip([0, *cuts], [*cuts, 90], strict=True)]
+  assert after(*parts) == expected, f"cut at {cuts}"
+
+
+def test_an_endless_stream_is_read_as_it_comes(infini):
+  session, most = Session(infini.run), []
+  endless = itertools.islice(itertools.cycle(range(256)), 1000)
+  session.read(endless, advance=lambda n: most.append(session.waiting[0]))
+  assert max(most) <= CHUNK + 1, "more than a chunk is held back"
+  assert session.positions == [1001]
+
+
+def test_the_state_does_not_grow(rng, infini, tmp_path):
+  sizes, files = set(), []
+  for length in (1, N, 20, 61):
+    session = Session(infini.run)
+    session.read(draw(rng, length)[0])
+    sizes.add(session.state_bytes)
+    files.append(len(kept(session, tmp_path)))
+  m = infini.config.model
+  memory = 4 * m.kv_heads * (m.head_dim**2 + m.head_dim)
+  delta = 4 * m.kv_heads * (2 * m.head_dim**2 + m.head_dim)
+  cache = 4 * 2 * N * m.kv_heads * m.head_dim + 4
+  assert sizes == {m.layers * (memory + delta + cache)}
+  most = m.layers * (memory + delta + 4) + 4 * (CHUNK + 256) + 8000  # and the header
+  assert max(files) < most, f"{files} bytes: slots that hold nothing were kept"
+
+
+def test_the_text_is_read_to_its_first_token(rng, infini):
+  (prompt,) = draw(rng, 60)
+  other = prompt.copy()
+  other[0] = (other[0] + 1) % 256
+  logits = []
+  for tokens in (prompt, other):
+    session = Session(infini.run)
+    session.read(tokens)
+    while session._lanes[0].unread:
+      last = session._feed([0])
+    logits.append(np.asarray(last))
+  assert np.abs(logits[0] - logits[1]).max() > 1e-6, "the first token leaves no trace"
+
+
+def test_a_batch_writes_what_its_lanes_write_alone(rng, infini):
+  prompts = draw(rng, 30, 3)
+  for how in (GREEDY, {"temperature": 1.3, "top_k": 50, "repetition_penalty": 1.2}):
+    batch = Session(infini.run, lanes=2)
+    batch.read(prompts)
+    together = written(batch, 12, seed=4, **how)
+    for i, prompt in enumerate(prompts):
+      alone = Session(infini.run)
+      alone.read(prompt)
+      assert written(alone, 12, seed=4 + i, **how) == [together[i]], f"lane {i} of {how}"
+
+
+def test_seeds_repeat_and_differ(rng, infini):
+  session = Session(infini.run)
+  session.read(draw(rng, 20)[0])
+  texts = [text(session.fork(), 12, temperature=1.0, seed=seed) for seed in (0, 0, 1)]
+  assert texts[0] == texts[1] != texts[2]
+  left = session.fork()
+  first = list(itertools.islice(left.generate(12, temperature=1.0), 5))  # and the iterator is left
+  assert "".join(p.text for p in first) + text(left, 7, temperature=1.0) == texts[0]
+
+
+def test_lanes_stop_by_themselves(rng, infini):
+  batch = Session(infini.run, lanes=2)
+  batch.read(draw(rng, 4, 20))
+  free = batch.fork()
+  shown = ["", ""]
+  for piece in free.generate(30, temperature=1.5, seed=3):
+    shown[piece.lane] += piece.text
+  stop = next(shown[0][i : i + 2] for i in range(6, 28) if shown[0][i : i + 2] not in shown[1])
+  pieces = list(batch.generate(30, temperature=1.5, seed=3, stop=stop))
+  texts = ["".join(p.text for p in pieces if p.lane == i) for i in (0, 1)]
+  assert texts == [shown[0].partition(stop)[0], shown[1]]
+  ends = [next(p.end for p in pieces if p.lane == i and p.end) for i in (0, 1)]
+  assert ends[0] == "stop" and ends[1] in ("length", "document")
+  assert batch.positions[0] < batch.positions[1] or ends[1] == "document"
+
+
+@slow
+@pytest.mark.parametrize("name", ["windowed", "transformer_xl", "memorizing"])
+def test_layers_one_by_one_are_the_stacked_ones_slowly(rng, name):
+  one_by_one_is_stacked(rng, Case(**CASES[name]))
+
+
+def test_layers_one_by_one_are_the_stacked_ones(rng, infini):
+  one_by_one_is_stacked(rng, infini)
+
+
+def one_by_one_is_stacked(rng, case):
+  tokens = [[t] for t in draw(rng, 2 * N + 3)[0].tolist()]
+  logits = []
+  for apart in (True, False):
+    engine = Engine(case.config, case.params, apart=apart)
+    stream, each = engine.start(1), []
+    for token in tokens:
+      last, stream = engine.extend(stream, [token])
+      each.append(np.asarray(last))
+    assert isinstance(stream, list) is apart
+    logits.append(np.stack(each))
+    final = engine.together(stream)
+  np.testing.assert_allclose(logits[0], logits[1], **CLOSE)
+  assert jax.tree.structure(final) == jax.tree.structure(engine.template(1))
+
+
+def test_the_same_on_a_mesh(rng, infini):
+  prompts, outs = draw(rng, 21, 30), []
+  how = {"temperature": 1.0, "repetition_penalty": 1.1, "seed": 2}
+  session = Session(infini.run, lanes=2)
+  session.read(prompts)
+  outs.append(written(session, 4, **how))
+  mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
+  with jax.set_mesh(mesh):
+    params = jax.device_put(infini.params, param_shardings(infini.params, mesh))
+    session = Session(Run(Engine(infini.config, params), ByteTokenizer()), lanes=2)
+    session.read(prompts)
+    outs.append(written(session, 4, **how))
+  assert outs[0] == outs[1]
+
+
+def test_wrong_inputs_are_one_line(infini):
+  two, one = Session(infini.run, lanes=2), Session(infini.run)
+  for run, message in (
+    (lambda: two.read("a text"), "2 lanes reads a list of 2 texts"),
+    (lambda: two.read(["a", "b", "c"]), "2 lanes reads a list of 2 texts"),
+    (lambda: one.read([3, 264]), "token 264: the model has 0 to 263"),
+    (lambda: one.read([-1]), "token -1"),
+    (lambda: one.read([0.5]), "whole numbers"),
+    (lambda: one.read(["a", "b"]), "whole numbers"),
+    (lambda: one.read(7), "cannot read 7"),
+    (lambda: one.generate(-1), "tokens=-1"),
+    (lambda: one.generate(stop=["a", ""]), "at least one character"),
+    (lambda: one.generate(top_k=-1), "top_k=-1"),
+    (lambda: Session(infini.run, lanes=0), "lanes=0"),
+    (lambda: Session(infini.run, begin=False).generate(1), "nothing to go on from"),
+  ):
+    with pytest.raises(InputError, match=message) as error:
+      run()
+    assert "\n" not in str(error.value)

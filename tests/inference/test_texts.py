@@ -1,0 +1,155 @@
+"""Text is tokenized as it arrives, to the tokens of the whole."""
+
+import gzip
+import io
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import tokenizers as huggingface
+
+from infini_jax.config import InputError
+from infini_jax.data.tokenizers import (
+  ByteTokenizer,
+  HuggingFaceTokenizer,
+  SentencePieceTokenizer,
+  train_sentencepiece,
+)
+from infini_jax.inference import texts
+from infini_jax.inference.texts import tokens_of
+
+WORDS = [
+  "the",
+  "cat",
+  "sat",
+  "on",
+  "a",
+  "mat.",
+  "  ",
+  "été",
+  "12",
+  "\n",
+  "\n\n",
+  "\n  ",
+  "\t",
+  "()",
+]
+
+
+def sample(rng, words=200):
+  return "".join(
+    w if w.isspace() else w + " " * int(rng.integers(2)) for w in rng.choice(WORDS, words)
+  )
+
+
+def sentencepiece(folder):
+  rng = np.random.default_rng(0)
+  train_sentencepiece((sample(rng) for _ in range(20)), 320, folder / "tokenizer.model")
+  return SentencePieceTokenizer((folder / "tokenizer.model").read_bytes())
+
+
+def byte_pairs(folder):
+  """As GPT-2's: a pattern cuts the words first."""
+  made = huggingface.Tokenizer(huggingface.models.BPE())
+  made.pre_tokenizer = huggingface.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  made.decoder = huggingface.decoders.ByteLevel()
+  return trained(made, huggingface.pre_tokenizers.ByteLevel.alphabet())
+
+
+def prefixed(folder):
+  """As Llama 2's: a text begins with a space of the tokenizer's own."""
+  made = huggingface.Tokenizer(huggingface.models.BPE(byte_fallback=True, unk_token="<unk>"))
+  made.normalizer = huggingface.normalizers.Sequence(
+    [huggingface.normalizers.Prepend("▁"), huggingface.normalizers.Replace(" ", "▁")]
+  )
+  # No piece reaches over a space, as SentencePiece learns them, although nothing cuts there.
+  made.pre_tokenizer = huggingface.pre_tokenizers.Metaspace(prepend_scheme="never")
+  return trained(made, ["\n", "\t"], ["<unk>", *(f"<0x{i:02X}>" for i in range(256))], cut=False)
+
+
+def trained(made, alphabet, special=(), cut=True):
+  rng = np.random.default_rng(0)
+  trainer = huggingface.trainers.BpeTrainer(
+    vocab_size=400 + 256 * bool(special),
+    initial_alphabet=list(alphabet),
+    special_tokens=["<s>", "</s>", *special],
+    show_progress=False,
+  )
+  lines = [line for _ in range(20) for line in sample(rng).split("\n")]
+  made.train_from_iterator(lines, trainer)
+  content = json.loads(made.to_str())
+  content["pre_tokenizer"] = content["pre_tokenizer"] if cut else None
+  return HuggingFaceTokenizer(json.dumps(content).encode())
+
+
+@pytest.fixture(
+  scope="module", params=[lambda folder: ByteTokenizer(), sentencepiece, byte_pairs, prefixed]
+)
+def tokenizer(request, tmp_path_factory):
+  return request.param(tmp_path_factory.mktemp("tokenizer"))
+
+
+class Trickle(io.RawIOBase):
+  """A stream that gives a few bytes at a time, as a pipe may."""
+
+  def __init__(self, data, rng):
+    self._data, self._rng = data, rng
+
+  def readable(self):
+    return True
+
+  def readinto(self, buffer):
+    size = min(len(self._data), len(buffer), int(self._rng.integers(1, 8)))
+    buffer[:size], self._data = self._data[:size], self._data[size:]
+    return size
+
+
+def test_a_text_a_file_and_a_stream_give_the_tokens_of_the_whole(rng, tokenizer, tmp_path):
+  text = sample(rng)
+  expected = tokenizer.encode(text).tolist()
+  (tmp_path / "a.txt").write_text("\ufeff" + text.replace("\n", "\r\n"), "utf-8", newline="")
+  (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
+  stream = io.BufferedReader(Trickle(text.encode(), rng), buffer_size=16)
+  for source in (text, tmp_path / "a.txt", tmp_path / "a.txt.gz", stream, io.StringIO(text)):
+    got = list(tokens_of(source, tokenizer))
+    assert got == expected, f"{source!r}: {tokenizer.decode(got)!r}"
+
+
+def test_long_lines_are_cut_in_front_of_words(rng, tokenizer, monkeypatch):
+  monkeypatch.setattr(texts, "LONG", 40)
+  text = " ".join(rng.choice(["the", "cat", "sat", "été"], 100))
+  stream = io.BufferedReader(Trickle(text.encode(), rng), buffer_size=16)
+  expected = tokenizer.encode(text).tolist()
+  assert list(tokens_of(text, tokenizer)) == list(tokens_of(stream, tokenizer)) == expected
+  assert max(map(len, texts.pieces_of(io.StringIO(text)))) <= 40
+  endless = "x" * 100
+  assert list(texts.pieces_of([endless[i : i + 33] for i in range(0, 100, 33)])) == [
+    endless[a:b] for a, b in pairwise([0, 40, 80, 100])
+  ]
+
+
+def test_lines_are_read_as_they_come():
+  """What has arrived is tokenized before there is more; the last line waits for its neighbour."""
+  arrived = []
+
+  def lines():
+    for line in ("one\n", "two\n", "three\n"):
+      arrived.append(line)
+      yield line
+
+  pieces = texts.pieces_of(lines())
+  assert (next(pieces), arrived) == ("one\n", ["one\n", "two\n"])
+
+
+@pytest.mark.parametrize(
+  "data,message",
+  [(b"abc\xff\xfe" * 9, "not UTF-8 text"), (b"a\0b", "NUL"), (b"\x1f\x8b12", "cannot be read")],
+  ids=["latin", "nul", "gzip"],
+)
+def test_what_is_no_text_is_refused_in_one_line(tmp_path, data, message):
+  file = tmp_path / ("a.gz" if message == "cannot be read" else "a")
+  file.write_bytes(data)
+  with pytest.raises(InputError, match=message) as error:
+    list(tokens_of(file, ByteTokenizer()))
+  assert "\n" not in str(error.value) and str(file) in str(error.value)

@@ -38,7 +38,7 @@ SEEN_ELSEWHERE = {
   "model.attention": "tests/ops/test_kernels.py: what each name chooses, and refuses",
   "train.keep_checkpoints": "tests/training/test_loop.py: the checkpoints that are kept",
   "train.tensorboard": "tests/training/test_loop.py: validation and sparse logging",
-  "train.wandb": "a package that is not installed here; its absence is refused: tests/test_config.py",
+  "train.wandb": "a package that is not installed here; refused, tests/test_config.py",
   "train.profile_start": "tests/training/test_loop.py: profile",
   "train.profile_steps": "tests/training/test_loop.py: profile",
   "data.prefetch": "tests/data/test_loader.py: by design it changes no batch",

@@ -70,8 +70,15 @@ PLAIN = dict(
   rope_theta=100.0, scale_first_segment=False, gate="sigmoid", readout_norm=False, cut=False
 )
 OTHER = dict(rope_theta=None, scale_first_segment=True, gate="hard_sigmoid", readout_norm=True)
+# One by one with delta; with linear in "everything", and alone in the slow lane.
+ALONE = ("normalize_keys", "z_correction", "decay")
 CASES = [
-  pytest.param(Rule(name, **fields), {**PLAIN, **options}, id=f"{name}-{label}")
+  pytest.param(
+    Rule(name, **fields),
+    {**PLAIN, **options},
+    id=f"{name}-{label}",
+    marks=[pytest.mark.slow] * (name == "linear" and label in ALONE),
+  )
   for name in ("linear", "delta")
   for label, fields, options in (
     ("plain", {}, {}),

@@ -82,7 +82,7 @@ def _profile(scores: dict[str, Scores], field: str, title: str) -> Table:
   for name in ("from", "tokens", *scores):
     table.add_column(name, justify="right")
   for start, (tokens, _) in getattr(scores["memory"], field).items():
-    values = [f"{_perplexity(*getattr(s, field)[start]):.3f}" for s in scores.values()]
+    values = [f"{_perplexity(*getattr(s, field)[start]):#.4g}" for s in scores.values()]
     table.add_row(f"{start:,}", f"{tokens:,}", *values)
   return table
 

@@ -178,6 +178,7 @@ def test_every_mixer_is_laid_out_with_shared_heads(mixer, heads, kv_heads, sizes
   assert places(after.params) == places(before.params)
 
 
+@pytest.mark.parametrize("alone", ["adamw", "adafactor"], indirect=True)
 def test_large_moments_and_parameters_are_divided_over_fsdp(alone):
   c = alone[0]
   mesh = make_mesh(MeshConfig(1, 4, 1, 2))

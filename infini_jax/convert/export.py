@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import jax.numpy as jnp
@@ -83,7 +84,7 @@ def export(path: str, out: Path, max_shard_bytes: int, step: int | None, console
 
 
 class _Parameters:
-  """The parameters of a checkpoint, read one at a time."""
+  """The parameters of a checkpoint, read one layer at a time."""
 
   def __init__(self, run: Workdir, model: ModelConfig, step: int | None):
     self.model, self._checkpoints = model, Checkpoints(run)
@@ -91,22 +92,23 @@ class _Parameters:
     found = newest if step is None else step
     if found is None or not (run.path / "checkpoints" / str(found)).exists():
       raise InputError(f"{run.path}: no checkpoint{'' if step is None else f' of step {step}'}")
-    self.step, self.shapes = found, parameter_shapes(model)
+    self.step, self.names = found, parameter_shapes(model).keys()
+    self._stored = {name: self._checkpoints.stored(name, found) for name in self.names}
 
   def bytes(self) -> int:
     """Of all tensors."""
     count = sum(max(1, p.layers) * math.prod(p.shape) for p in places(self.model))
     return count * jnp.dtype(self.model.param_dtype).itemsize
 
-  def read(self, name: str) -> np.ndarray:
-    """A parameter; with what its adapter adds."""
-    value = self._checkpoints.restore_one(name, self.shapes[name], self.step)
+  def read(self, name: str, layer: int | EllipsisType = ...) -> np.ndarray:
+    """A parameter, or a layer of it; with what its adapter adds."""
+    value = self._stored[name][layer].read().result()
     weight = name.rpartition(".")[2]
     adapter = f"blocks.attention.lora_{weight.split('_')[1]}."
-    beside = [other for other in self.shapes if other.startswith(adapter)]
+    beside = [other for other in self.names if other.startswith(adapter)]
     if not weight.startswith("w_") or not beside:
       return value
-    parts = {n: self._checkpoints.restore_one(n, self.shapes[n], self.step) for n in beside}
+    parts = {other: self._stored[other][layer].read().result() for other in beside}
     together = {n: jnp.asarray(part) for n, part in (parts | {name: value}).items()}
     _, tree = merged(self.model, nested(together))
     return np.asarray(tree["blocks"]["attention"][weight])
@@ -114,23 +116,18 @@ class _Parameters:
 
 def _lay_down(source: _Parameters, folder: Path, console: Console) -> dict[str, np.ndarray]:
   """Every tensor, as an array that lies in a file, those of a layer together."""
-  found = places(source.model)
+  found, dtype = places(source.model), source.model.param_dtype
   tensors: dict[str, np.ndarray] = {}
-  with track(console, "read", len(found)) as advance:
-    for done, place in enumerate(found, 1):
-      tensors |= _tensors_of(place, source, folder)  # whose parameter is forgotten by now
-      advance(done, place.parameter)
+  done = 0
+  with track(console, "read", sum(max(1, place.layers) for place in found)) as advance:
+    for place in found:
+      for layer, name in enumerate(place.names(place.huggingface)):
+        value = source.read(place.parameter, layer if place.layers else ...)
+        tensors[name] = lay_down(folder / name, [place.to_tensor(value)], place.tensor_shape, dtype)
+        done += 1
+        advance(done, place.parameter)
   order = {name: i for i, name in enumerate(_in_order(found))}
   return dict(sorted(tensors.items(), key=lambda item: order[item[0]]))
-
-
-def _tensors_of(place: Place, source: _Parameters, folder: Path) -> dict[str, np.ndarray]:
-  value = source.read(place.parameter)
-  layers = value if place.layers else [value]
-  return {
-    name: lay_down(folder / name, [place.to_tensor(layer)], place.tensor_shape, value.dtype.name)
-    for name, layer in zip(place.names(place.huggingface), layers, strict=True)
-  }
 
 
 def _in_order(found: list[Place]) -> list[str]:
@@ -156,7 +153,7 @@ def _shards(tensors: dict[str, np.ndarray], most: int) -> list[list[str]]:
 
 def _write_memory(source: _Parameters, file: Path) -> None:
   settings = {k: v for k, v in dataclasses.asdict(source.model).items() if k not in NOT_OF_MEMORY}
-  gates = {"gates_LH": source.read(GATES)} if GATES in source.shapes else {}
+  gates = {"gates_LH": source.read(GATES)} if GATES in source.names else {}
   save(file, gates, {"memory": json.dumps(settings)})
 
 

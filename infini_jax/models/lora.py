@@ -45,7 +45,10 @@ class Adapter(nnx.Module):
 
 
 def merged(config: ModelConfig, params: dict[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
-  """The same model without adapters: what they add is added to their weights."""
+  """The same model without adapters: what they add is added to their weights.
+
+  Layers are stacked in front, as in a model, or it is one of them.
+  """
   if not config.lora_rank:
     return config, params
   attention = params["blocks"]["attention"]
@@ -58,7 +61,7 @@ def merged(config: ModelConfig, params: dict[str, Any]) -> tuple[ModelConfig, di
     ins, outs = down.removeprefix("down_")[:-1], up.removeprefix("up_")[1:]
     weight = f"w_{name.removeprefix('lora_')}_{ins}{outs}"
     factors = [adapter[key].astype(jnp.float32) for key in (down, up)]
-    added = jnp.einsum(f"L{ins}R,LR{outs}->L{ins}{outs}", *factors, precision="highest")
+    added = jnp.einsum(f"...{ins}R,...R{outs}->...{ins}{outs}", *factors, precision="highest")
     whole = rest[weight].astype(jnp.float32) + scale * added
     rest[weight] = whole.astype(rest[weight].dtype)
   blocks = {**params["blocks"], "attention": rest}

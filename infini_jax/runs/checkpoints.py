@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from absl import logging as absl_logging
 
 from infini_jax.config import InputError
@@ -16,7 +17,12 @@ from infini_jax.runs.workdir import Workdir
 
 absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax narrates every save
 
-PIECE_BYTES = 8 << 20  # of a parameter that is written from the host's memory or a file
+PIECE_BYTES = 8 << 20  # of a parameter, at most, in one piece: what is read of it at least
+READING = {  # by tensors: one after another, as each thread would keep what it read into
+  "data_copy_concurrency": {"limit": 1},
+  "file_io_concurrency": {"limit": 1},
+  "cache_pool#ocdbt": {"total_bytes_limit": PIECE_BYTES},
+}
 
 
 class Checkpoints:
@@ -27,6 +33,7 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False)
     self._manager = None
     self._options = options
+    self._context = tensorstore.Context(READING)
 
   def latest(self) -> int | None:
     """The newest step that was saved whole, or None."""
@@ -37,10 +44,9 @@ class Checkpoints:
     self._folder.mkdir(parents=True, exist_ok=True)
     if step in self._open().all_steps():
       return
-    args = ocp.args.Composite(
-      params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(_rest(state))
-    )
-    self._open().save(step, args=args)
+    params = ocp.args.StandardSave(state.params, save_args=_in_pieces(state.params))
+    rest = ocp.args.StandardSave(_rest(state))
+    self._open().save(step, args=ocp.args.Composite(params=params, rest=rest))
 
   def restore(self, step: int, abstract: Any) -> Any:
     """The whole state of a step, laid out as `abstract` says."""
@@ -76,15 +82,14 @@ class Checkpoints:
     in_place = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
     registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, in_place))
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=registry)
-    pieces = jax.tree.map(lambda x: ocp.SaveArgs(chunk_byte_size=PIECE_BYTES), params)
     manager = ocp.CheckpointManager(
       self._folder, options=self._options, item_handlers={"params": handler}
     )
     logging.disable()  # where the disk ends, every thread that meets it writes down its stack
     try:
       with contextlib.redirect_stderr(io.StringIO()):
-        args = ocp.args.Composite(params=ocp.args.PyTreeSave(params, save_args=pieces))
-        manager.save(0, args=args)
+        saved = ocp.args.PyTreeSave(params, save_args=_in_pieces(params))
+        manager.save(0, args=ocp.args.Composite(params=saved))
         manager.close()
     except (OSError, ValueError) as error:
       reason = " ".join(str(error).split()).rpartition(": ")[2]
@@ -92,15 +97,13 @@ class Checkpoints:
     finally:
       logging.disable(logging.NOTSET)
 
-  def restore_one(self, path: str, shape: tuple[int, ...], step: int) -> np.ndarray:
-    """One parameter of a step, by its path with points, in the memory of the host."""
-    tree: Any = jax.ShapeDtypeStruct(shape, np.float32)
-    for name in reversed(path.split(".")):
-      tree = {name: tree}
-    how = jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    args = ocp.args.PyTreeRestore(tree, restore_args=how, partial_restore=True)
-    restored = self._open().restore(step, args=ocp.args.Composite(params=args)).params
-    return jax.tree.leaves(restored)[0]
+  def stored(self, path: str, step: int) -> tensorstore.TensorStore:
+    """One parameter of a step, by its path with points: what is sliced and read of it is read."""
+    folder = self._folder / str(step) / "params"
+    together = ocp.type_handlers.is_ocdbt_checkpoint(folder)
+    info = ocp.type_handlers.ParamInfo(name=path, parent_dir=folder)
+    spec = ocp.type_handlers.get_json_tspec_read(info, together)
+    return tensorstore.open(spec, open=True, context=self._context).result()
 
   def close(self) -> None:
     """Waits for the last save."""
@@ -117,3 +120,13 @@ def _rest(state: Any) -> dict[str, Any]:
   """All of a train state but the parameters, which evaluation and generation restore alone."""
   fields = dataclasses.fields(state)
   return {field.name: getattr(state, field.name) for field in fields if field.name != "params"}
+
+
+def _in_pieces(params: Any) -> Any:
+  """How parameters are divided in a checkpoint: large ones that are stacked, into layers first."""
+
+  def pieces(path, x):
+    stacked = path[0].key == "blocks" and x.nbytes > PIECE_BYTES
+    return ocp.SaveArgs(chunk_byte_size=PIECE_BYTES, shard_axes=(0,) if stacked else ())
+
+  return jax.tree.map_with_path(pieces, params)

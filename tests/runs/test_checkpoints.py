@@ -137,3 +137,16 @@ def test_foreign_and_damaged_folders_are_refused(tmp_path):
   (tmp_path / "a" / "run.json").write_text("{")
   with pytest.raises(InputError, match="cannot be read .*choose another --workdir"):
     Workdir(tmp_path / "a").check(config("x"))
+
+
+def test_one_layer_is_read_without_the_others(rng, tmp_path):
+  """Large parameters lie in pieces of one layer, so that an export needs little memory."""
+  large = rng.standard_normal((3, 1024, 1024), np.float32)
+  state = TrainState(jnp.int32(0), {"blocks": {"w_DF": jnp.asarray(large)}}, None, None, None)
+  checkpoints = Checkpoints(Workdir(tmp_path))
+  checkpoints.save(0, state)
+  checkpoints.close()
+  stored = Checkpoints(Workdir(tmp_path)).stored("blocks.w_DF", 0)
+  pieces = stored.chunk_layout.read_chunk.shape
+  assert pieces[0] == 1, f"pieces of {pieces}: to read one layer, all are read"
+  np.testing.assert_array_equal(stored[1].read().result(), large[1])

@@ -119,7 +119,8 @@ def main() -> None:
     local = statistics.median(seconds["local"])
     for name, values in seconds.items():
       median = statistics.median(values)
-      flops = flops_per_token(steps[name].config.model, T) * tokens / median
+      c = steps[name].config
+      flops = flops_per_token(c.model, T, c.train.part) * tokens / median
       peak = peak_flops(jax.devices()[0].device_kind)
       table.add_row(
         *(f"{T:,}", name, f"{median * 1e3:,.0f}", f"{tokens / median:,.0f}"),

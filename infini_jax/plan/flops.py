@@ -17,7 +17,7 @@ def parameter_count(params: Any) -> int:
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def flops_per_token(config: ModelConfig, tokens: int) -> float:
+def flops_per_token(config: ModelConfig, tokens: int, part: str = "all") -> float:
   """Floating-point operations of training on one token, forward and backward.
 
   The strictest count: products only, attention halved for causality, nothing for rematerialization
@@ -26,18 +26,20 @@ def flops_per_token(config: ModelConfig, tokens: int) -> float:
   Args:
     config: the model.
     tokens: T, the tokens that attend to each other when the mixer is `full`.
+    part: which weights are trained, as `config.train.part`: the others have no gradient.
   """
-  return 3.0 * sum(forward_flops(config, tokens).values())
+  return 3.0 * sum(forward_flops(config, tokens).values()) - sum(_frozen_flops(config, part))
 
 
 def executed_flops_per_token(
-  config: ModelConfig, tokens: int, *, block: int, head_again: bool
+  config: ModelConfig, tokens: int, part: str = "all", *, block: int, head_again: bool
 ) -> float:
   """What a device really computes for one token: with all that is computed again, and whole blocks.
 
   Args:
     config: the model; its `remat` says what a layer computes again.
     tokens: as in `flops_per_token`.
+    part: likewise.
     block: rows of a block of attention scores, which is computed whole on the diagonal.
     head_again: whether the loss is computed in chunks, whose logits are computed again.
   """
@@ -53,6 +55,7 @@ def executed_flops_per_token(
     + parts["head"] * (4 if head_again else 3)
     + parts["attention"] * whole * (3.5 + mixing)
     + parts["memory"] * (3 + mixing)
+    - sum(_frozen_flops(config, part))
   )
 
 
@@ -61,17 +64,37 @@ def forward_flops(config: ModelConfig, tokens: int) -> dict[str, float]:
   c = config
   return {
     "weights": c.layers * _layer_flops(c),
-    "head": 2.0 * c.vocab_size * c.width,
+    "head": _head_flops(c),
     "attention": 4.0 * c.heads * c.head_dim * _pairs(c, tokens),
     "memory": float(_memory_flops(c)),
   }
 
 
 def _layer_flops(c: ModelConfig) -> float:
-  """One token through a layer's weights."""
-  projections = c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
-  ffn = c.width * c.ffn * (3 if c.gated else 2)
-  return 2.0 * (projections + ffn)
+  """One token through a layer's weights, and the adapters beside them."""
+  sizes = (c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim)
+  adapters = c.lora_rank * sum(c.width + size for size in (*sizes, c.heads * c.head_dim))
+  return _projection_flops(c) + _ffn_flops(c) + 2.0 * adapters
+
+
+def _projection_flops(c: ModelConfig) -> float:
+  return 2.0 * c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
+
+
+def _ffn_flops(c: ModelConfig) -> float:
+  return 2.0 * c.width * c.ffn * (3 if c.gated else 2)
+
+
+def _head_flops(c: ModelConfig) -> float:
+  return 2.0 * c.vocab_size * c.width
+
+
+def _frozen_flops(c: ModelConfig, part: str) -> tuple[float, ...]:
+  """One token forward through each kind of weights that is not trained."""
+  if part == "all":
+    return ()
+  frozen = (_head_flops(c), c.layers * _ffn_flops(c))
+  return frozen if part == "attention" else (*frozen, c.layers * _projection_flops(c))
 
 
 def _memory_flops(c: ModelConfig) -> float:

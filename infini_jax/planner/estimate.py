@@ -116,11 +116,11 @@ def estimate(config: Config, sizes: dict[str, int], chip: Chip) -> Estimate:
   head_again = part.segments * m.segment_length > t.loss_chunk
   full = dataclasses.replace(m, mixer="full")
   flops = {
-    "model": flops_per_token(m, T),
-    "executed": executed_flops_per_token(m, T, block=part.block, head_again=head_again)
+    "model": flops_per_token(m, T, t.part),
+    "executed": executed_flops_per_token(m, T, t.part, block=part.block, head_again=head_again)
     + _reading_along(config, T)
     + (sum(forward_flops(original(m), T).values()) if t.distill_weight else 0.0),
-    "full attention": flops_per_token(full, T),
+    "full attention": flops_per_token(full, T, t.part),
   }
   sent = collectives(config, part, sizes, chip)
   chips = 1

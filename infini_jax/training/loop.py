@@ -139,7 +139,8 @@ class _Log:
     """Steps of this config follow."""
     self.flush()
     tokens = config.data.segments * config.model.segment_length
-    self._flops, self._step_bytes = plan.flops_per_token(config.model, tokens), step_bytes
+    self._flops = plan.flops_per_token(config.model, tokens, config.train.part)
+    self._step_bytes = step_bytes
     self._since, self._tokens = time.perf_counter(), 0.0
 
   def previous(self, step: int, metrics: Any) -> str:
@@ -213,7 +214,7 @@ def _describe(config, state, mesh, source, step, console) -> None:
   T = c.data.segments * c.model.segment_length
   console.print(
     f"{c.model.mixer}: {parameters:,} parameters on {devices} ({sizes}); "
-    f"{plan.flops_per_token(c.model, T) / 1e6:,.1f} MFLOP a token"
+    f"{plan.flops_per_token(c.model, T, c.train.part) / 1e6:,.1f} MFLOP a token"
   )
   text = f"task {c.task.name}"
   if isinstance(source, Store):

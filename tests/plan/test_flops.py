@@ -30,6 +30,21 @@ def test_strict_flops_by_hand():
   )
 
 
+def test_frozen_weights_have_no_gradient_to_compute():
+  c = model_config(layers=2, width=16, heads=4, kv_heads=2, head_dim=8, ffn=32, vocab_size=32)
+  projections, ffn, head = 2 * 2 * 16 * 8 * (4 + 2 + 2 + 4), 2 * 2 * 3 * 16 * 32, 2 * 32 * 16
+  saved = lambda c, part: plan.flops_per_token(c, 64) - plan.flops_per_token(c, 64, part)
+  assert saved(c, "all") == 0
+  assert saved(c, "attention") == ffn + head
+  assert saved(c, "gates") == saved(c, "lora") == projections + ffn + head
+  adapted = changed(c, lora_rank=3)
+  assert saved(adapted, "lora") == saved(c, "lora"), "adapters are trained themselves"
+  added = plan.flops_per_token(adapted, 64) - plan.flops_per_token(c, 64)
+  assert added == 3 * 2 * 2 * 3 * ((16 + 32) * 2 + (16 + 16) * 2)
+  executed = lambda part: plan.executed_flops_per_token(c, 64, part, block=64, head_again=True)
+  assert executed("all") - executed("attention") == ffn + head
+
+
 def test_only_full_attention_grows_with_t():
   c = model_config()
   assert plan.flops_per_token(c, 64) == plan.flops_per_token(c, 6400)

@@ -45,6 +45,10 @@ def open_corpus(spec: str) -> Corpus:
   kind, colon, _ = spec.partition(":")
   if colon and kind in KINDS:
     return KINDS[kind](spec)
+  if kind == "mix":
+    raise InputError(
+      f"corpus {spec!r}: a mixture is of stores that were prepared; give it to config.data.path"
+    )
   if colon and kind.isalpha() and not Path(spec).exists():
     close = difflib.get_close_matches(kind, KINDS, 1, 0.5)
     raise InputError(

@@ -36,7 +36,7 @@ def get_config(stage="pretrain"):
   m.compute_dtype = "bfloat16"
 
   o.learning_rate, o.weight_decay = 1e-4, 0.1
-  d.path, d.tokenizer = "BOOKS", "huggingface:ORIGINAL/tokenizer/tokenizer.json"
+  d.path, d.tokenizer = "BOOKS", "run"  # ORIGINAL's
 
   if stage == "pretrain":
     t.start_from = "ORIGINAL"

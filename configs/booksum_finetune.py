@@ -23,7 +23,7 @@ def get_config():
   t.start_from = "LM"
   config.task.name = "summarization"
   config.task.context_weight = 0.1
-  d.path, d.tokenizer = "STORE", "sentencepiece:FILE"
+  d.path, d.tokenizer = "STORE", "run"  # LM's
   d.carry_state = False
   d.lanes, d.segments = 16, 16
 

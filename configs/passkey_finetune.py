@@ -23,7 +23,7 @@ def get_config():
   t.start_from = "LM"
   task.name, task.digits = "passkey", 4
   task.min_segments = 3
-  d.tokenizer = "task"  # not used: the vocabulary is that of the run that it starts from
+  d.tokenizer = "run"  # LM's
   d.carry_state = False
   d.lanes, d.segments = 16, 3  # 4,097 to 6,144 tokens an example
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from infini_jax.cli import load_config
 from infini_jax.config import MIXERS
 from infini_jax.data import check_length, open_source, train_lanes
+from infini_jax.data.tokenizers import ByteTokenizer
 from infini_jax.parallel import abstract_batch, check_divisible
 from infini_jax.parallel.mesh import AXES
 from infini_jax.planner.compiled import example_batch
@@ -82,7 +83,8 @@ def test_every_system_of_the_comparison_traces(comparison=ROOT / "configs/compar
 def first_batch(config):
   """That of a task; of documents, arrays like it: no corpus is needed."""
   if config.task.name not in ("text", "summarization"):
-    source = open_source(config, Path(), Console())
+    of_the_run = ByteTokenizer() if config.data.tokenizer == "run" else None
+    source = open_source(config, Path(), Console(), tokenizer=of_the_run)
     for length in config.evaluation.lengths:
       check_length(length, source.shortest, "config.evaluation.lengths")
     return train_lanes(config, source).batch(0)

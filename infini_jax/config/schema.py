@@ -118,7 +118,7 @@ class DataConfig:
   """Documents in lanes: a lane follows one document until it ends."""
 
   path: str = ""  # a prepared store, a corpus, or mix:STORE=WEIGHT,...: docs/data.md
-  tokenizer: str = "bytes"  # bytes, train:SIZE, sentencepiece:FILE or huggingface:FILE
+  tokenizer: str = "bytes"  # bytes, train:SIZE, sentencepiece:FILE, huggingface:FILE; run: its own
   lanes: int = 8  # B, over all hosts
   segments: int = 4  # S; a training chunk holds T = S*N tokens of each lane
   carry_state: bool = True  # carry each lane's state from step to step, without gradient through it

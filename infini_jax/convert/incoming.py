@@ -17,7 +17,7 @@ from infini_jax.config import Config, ModelConfig, resolve
 from infini_jax.convert.building import building, check_room, lay_down
 from infini_jax.convert.families import write_config
 from infini_jax.convert.layout import GATES, Place, nested, parameter_shapes, places
-from infini_jax.data import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+from infini_jax.data import Tokenizer
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir
@@ -69,7 +69,7 @@ def write_run(incoming: Incoming, out: Path, console: Console) -> None:
     InputError: it cannot be written whole; then nothing is left.
   """
   out, model = out.absolute(), incoming.model
-  config = _config(incoming, out)
+  config = _config(incoming)
   marks = {"bos_token_id": incoming.tokenizer.bos, "eos_token_id": incoming.tokenizer.eos}
   raw = incoming.raw or write_config(model, incoming.positions) | marks
   with building(out) as partial:
@@ -116,30 +116,21 @@ def _lay_down(incoming: Incoming, folder: Path, console: Console) -> dict[str, n
   return params
 
 
-def _config(incoming: Incoming, out: Path) -> Config:
+def _config(incoming: Incoming) -> Config:
   """Of the run: the original as it is evaluated, over texts as long as it knows."""
   model, N = incoming.model, incoming.model.segment_length
   segments = max(1, min(CHUNK, incoming.positions) // N)
   whole = max(1, incoming.positions // N) * N
+  evaluation: dict[str, Any] = {"lanes": 1, "segments": segments, "input_tokens": whole}
+  if alone := model.mixer == "full":
+    evaluation["knock_out"] = ()  # it has no memory
   return resolve(
     {
       "model": dataclasses.asdict(model),
-      "data": {
-        "tokenizer": _spec(incoming.tokenizer, out / "tokenizer"),
-        "carry_state": model.mixer != "full",
-      },
-      "evaluation": {"lanes": 1, "segments": segments, "input_tokens": whole},
+      "data": {"tokenizer": "run", "carry_state": not alone},
+      "evaluation": evaluation,
     }
   )
-
-
-def _spec(tokenizer: Tokenizer, folder: Path) -> str:
-  """How a config names it."""
-  if isinstance(tokenizer, SentencePieceTokenizer):
-    return f"sentencepiece:{folder / tokenizer.file}"
-  if isinstance(tokenizer, HuggingFaceTokenizer):
-    return f"huggingface:{folder / tokenizer.file}"
-  return "bytes"
 
 
 def original_model(fields: dict[str, Any], positions: int, dtype: str) -> ModelConfig:

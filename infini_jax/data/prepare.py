@@ -17,6 +17,7 @@ from infini_jax.data.sources import Corpus, open_corpus
 from infini_jax.data.sources.base import MB, digest
 from infini_jax.data.store import FORMAT, Store, is_store, write_json, write_store
 from infini_jax.data.tokenizers import (
+  OWN,
   SentencePieceTokenizer,
   Tokenizer,
   load_saved,
@@ -37,6 +38,7 @@ def prepare(
   workers: int | None = None,
   min_tokens: int = 1,
   console: Console | None = None,
+  own: Tokenizer | None = None,
 ) -> Store:
   """Tokenizes a corpus into a store; a store that is complete is opened, an interrupted one ended.
 
@@ -47,6 +49,7 @@ def prepare(
     workers: processes; by default as many as there are cores. The store does not depend on it.
     min_tokens: documents with fewer tokens are dropped; empty ones always are.
     console: where progress and the closing table go.
+    own: of the tokenizer `run`: the vocabulary of that run.
 
   Raises:
     InputError: a wrong corpus or tokenizer; `out` holds something else; no training tokens.
@@ -54,13 +57,14 @@ def prepare(
   console = console or Console()
   out = Path(out)
   corpus = open_corpus(path)
-  plan = _plan(corpus, tokenizer, min_tokens)
+  own = own if tokenizer == OWN else None
+  plan = _plan(corpus, own.fingerprint if own else _identity(tokenizer), min_tokens)
   _claim(out, plan)
   if (out / "store.json").exists():
     return Store.open(out)
   if corpus.note:
     console.print(corpus.note, markup=False, soft_wrap=True)
-  ready = _tokenizer(out, tokenizer, corpus)
+  ready = _tokenizer(out, tokenizer, corpus, own)
   dtype = "<u2" if ready.size <= 2**16 else "<u4"
   jobs = _jobs(corpus)
   todo = [job for job in jobs if not all(shard.is_finished() for shard in job.shards(out))]
@@ -97,7 +101,7 @@ def open_or_prepare(
   """Opens the store or the mixture at `path`, or prepares the corpus at `path` into `cache`.
 
   With the run's `own` tokenizer at hand, it is not asked how that of a store was made: the caller
-  compares the two.
+  compares the two. A corpus is prepared with it where the spec is `run`.
 
   Raises:
     InputError: as `prepare` and `open_mixture`; or the store at `path` was made with another
@@ -106,7 +110,7 @@ def open_or_prepare(
   if path.startswith(PREFIX):
     return open_mixture(path, None if own else tokenizer)
   if not path or not is_store(Path(path)):
-    return prepare(path, cache, tokenizer, console=console)
+    return prepare(path, cache, tokenizer, console=console, own=own)
   store = Store.open(path)
   if own is None and store.spec != tokenizer:
     raise InputError(
@@ -178,13 +182,17 @@ def _left_out(store: Store, min_tokens: int) -> Iterator[str]:
     yield f"{split}: has no documents; to have some, add text or name files {split}"
 
 
+def _identity(spec: str) -> str:
+  """What tells a tokenizer from another before it is trained."""
+  return spec if train_size(spec) is not None else load_tokenizer(spec).fingerprint
+
+
 def _plan(corpus: Corpus, tokenizer: str, min_tokens: int) -> dict[str, Any]:
   """What a store is made from. Where the corpus lies is not part of it: a corpus may move."""
-  trained = train_size(tokenizer) is not None
   return {
     "format": FORMAT,
     "documents": corpus.fingerprint,
-    "tokenizer": tokenizer if trained else load_tokenizer(tokenizer).fingerprint,
+    "tokenizer": tokenizer,
     "min_tokens": max(1, min_tokens),
   }
 
@@ -218,11 +226,11 @@ def _read_plan(out: Path) -> dict[str, Any]:
     return {}
 
 
-def _tokenizer(out: Path, spec: str, corpus: Corpus) -> Tokenizer:
+def _tokenizer(out: Path, spec: str, corpus: Corpus, own: Tokenizer | None) -> Tokenizer:
   """The tokenizer, saved in `out`: the same after an interruption, also where it was trained."""
   size = train_size(spec)
   if size is None:
-    load_tokenizer(spec).save(out)
+    (own or load_tokenizer(spec)).save(out)
   elif not (out / SentencePieceTokenizer.file).exists():
     train_sentencepiece(corpus.sample(SAMPLE), size, out / SentencePieceTokenizer.file)
   return load_saved(out)

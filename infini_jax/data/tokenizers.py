@@ -19,6 +19,7 @@ from infini_jax.config import InputError
 BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>", "<|startoftext|>")
 EOS_NAMES = ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "<|im_end|>")
 SPECS = "bytes, train:SIZE, sentencepiece:FILE or huggingface:FILE"
+OWN = "run"  # in a config: the vocabulary of the run, or at first of the one that it starts from
 SPACE = "\u2581"  # how SentencePiece writes a space in its pieces
 LINE = 4096  # characters of a training line at most; SentencePiece drops what is much longer
 
@@ -224,6 +225,8 @@ def load_tokenizer(spec: str) -> Tokenizer:
       one of these: such a tokenizer comes out of `prepare`, saved in its store.
   """
   kind, _, file = spec.partition(":")
+  if spec == OWN:
+    raise InputError(f"tokenizer {spec!r}: no run yet; set config.train.start_from, or {SPECS}")
   if spec == "bytes":
     return ByteTokenizer()
   if kind == "train":

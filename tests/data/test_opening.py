@@ -45,6 +45,17 @@ def test_a_task_without_text_is_written_in_the_vocabulary_trained_on_the_corpus(
       open_source(config(data=data, task=task), tmp_path / "none", quiet)
 
 
+def test_text_for_a_run_that_starts_from_another_is_in_its_vocabulary(corpus, tmp_path, quiet):
+  c = config(corpus, data={"tokenizer": "train:400"}, model={"vocab_size": 400})
+  saved = open_source(c, tmp_path / "first", quiet).tokenizer
+  c = config(corpus, data={"tokenizer": "run"}, model={"vocab_size": 400})
+  for _ in range(2):  # prepared, and opened again
+    source = open_source(c, tmp_path / "second", quiet, tokenizer=saved)
+    assert source.tokenizer.fingerprint == saved.fingerprint
+  with pytest.raises(InputError, match="'run': no run yet; set config.train.start_from"):
+    open_source(c, tmp_path / "third", quiet)
+
+
 def test_what_does_not_fit_is_refused(store, tmp_path, quiet):
   task = {"data": {"tokenizer": "task", "carry_state": False}, "task": {"name": "passkey"}}
   for c, match in (

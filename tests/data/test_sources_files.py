@@ -185,6 +185,7 @@ def test_fields_and_files_that_are_not_there(tmp_path):
     fails(f"{kind}:", f"names no file; write {kind}:FILES")
   fails("jsonll:a", "no kind 'jsonll', did you mean 'jsonl'")
   fails("bucket:a", "no kind 'bucket'; choose text:")
+  fails("mix:a=1,b=2", "a mixture is of stores that were prepared")
 
 
 def test_broken_files_are_named_with_the_place(tmp_path):

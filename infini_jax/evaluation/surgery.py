@@ -1,8 +1,9 @@
 """What it cost to give a trained model a memory: perplexity before, right after, and now.
 
-All three read the same documents. The original reads them in windows of one segment, each alone,
-by full attention; the adapted model reads on from segment to segment. At step 0 it has the
-original's parameters and gates as they begin: the difference is what the gates let through.
+All read the same documents. The original reads them in windows of one segment, each alone, by full
+attention, and, where it was made for more, in windows that long; the adapted model reads on from
+segment to segment. At step 0 it has the original's parameters and gates as they begin: the
+difference is what the gates let through.
 """
 
 import dataclasses
@@ -24,12 +25,13 @@ from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir
 
 ORIGINAL, STEP_0 = Variant("original"), Variant("step 0")
+WIDE = Variant("original, its window")
 TOLERATED = 0.01  # a change of perplexity at step 0 that shut gates explain
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """What one of the three found."""
+  """What one of them found."""
 
   perplexity: float
   bits_per_byte: float
@@ -47,10 +49,11 @@ class Surgery:
 
   def __init__(self, config: Config, mesh: Mesh, store: Store):
     self._config, self._mesh = config, mesh
-    before = alone(config)
     read = (mesh, store.split(config.evaluation.split), store.tokenizer)
-    self._original, self._adapted = Perplexity(before, *read), Perplexity(config, *read)
-    self._before = before.model
+    before = originals(config)
+    self._originals = {variant: Perplexity(c, *read) for variant, c in before.items()}
+    self._adapted = Perplexity(config, *read)
+    self._before = before[ORIGINAL].model
 
   @property
   def chunks(self) -> int:
@@ -59,10 +62,9 @@ class Surgery:
 
   def run(self, params: Any, variant: Variant = INTACT, *, advance: Advance | None = None) -> Cost:
     """Reads every document; `params` are those of the trained model."""
-    if variant == ORIGINAL:
-      chunks = self._original.chunks
-      count = advance and (lambda done, text: advance(done * self.chunks // chunks, text))
-      return _cost(self._original.run(self._start, advance=count))
+    if original := self._originals.get(variant):
+      count = advance and (lambda done, text: advance(done * self.chunks // original.chunks, text))
+      return _cost(original.run(self._start, advance=count))
     if variant == STEP_0:
       key = jax.random.key(self._config.train.seed)
       params = completed(self._config.model, self._start, key, self._mesh)
@@ -75,8 +77,10 @@ class Surgery:
     return run.restore_params(abstract_params(self._before, self._mesh))[0]
 
 
-def alone(config: Config) -> Config:
-  """How the original reads: every window of one segment's tokens by itself.
+def originals(config: Config) -> dict[Variant, Config]:
+  """How the original reads: windows of one segment, and of as many as it was made for, if more.
+
+  A converted run says in its config how long the texts were that the original was trained on.
 
   Raises:
     InputError: the run was not started from an original, or that is not there.
@@ -88,7 +92,8 @@ def alone(config: Config) -> Config:
       "leave it out"
     )
   run = Workdir(path)
-  there = run.config().model
+  its_own = run.config()
+  there, N = its_own.model, m.segment_length
   if there.mixer != "full" or m.mixer == "full":
     raise InputError(
       f"--task=surgery: the mixer is {there.mixer!r} in config.train.start_from={path!r} and "
@@ -97,31 +102,37 @@ def alone(config: Config) -> Config:
   if Checkpoints(run).latest() is None:
     raise InputError(f"config.train.start_from={path!r}: no checkpoint there; train it first")
   model = dataclasses.replace(
-    there, segment_length=m.segment_length, compute_dtype=m.compute_dtype, attention=m.attention
+    there, segment_length=N, compute_dtype=m.compute_dtype, attention=m.attention
   )
-  before = dataclasses.replace(
-    config,
-    model=model,
-    data=dataclasses.replace(config.data, carry_state=False),
-    train=dataclasses.replace(config.train, part="all", rollout=()),
-    evaluation=dataclasses.replace(
-      config.evaluation, input_tokens=m.segment_length, segments=1, knock_out=()
-    ),
-  )
-  check(before)
-  return before
+  windows = {ORIGINAL: 1, WIDE: its_own.evaluation.input_tokens // N}
+  found = {}
+  for variant, segments in windows.items():
+    if variant is ORIGINAL or segments > 1:
+      few = min(segments, config.evaluation.segments)
+      found[variant] = dataclasses.replace(
+        config,
+        model=model,
+        data=dataclasses.replace(config.data, carry_state=False),
+        train=dataclasses.replace(config.train, part="all", rollout=()),
+        evaluation=dataclasses.replace(
+          config.evaluation, input_tokens=segments * N, segments=few, knock_out=()
+        ),
+      )
+      check(found[variant])
+  return found
 
 
 def draw(costs: dict[str, Cost], results: dict[str, Any], folder: Path) -> dict[str, Path]:
-  """Nothing: three figures are a table."""
+  """Nothing: a few figures are a table."""
   return {}
 
 
 def show(costs: dict[str, Cost], results: dict[str, Any], config: Config, console: Console) -> None:
-  """Prints the three figures."""
+  """Prints the figures."""
   original, m = costs[ORIGINAL.name], config.model
   rows = {
     ORIGINAL.name: f"the original, windows of {m.segment_length:,}",
+    WIDE.name: "the original, windows as long as its training's",
     STEP_0.name: f"adapted, step 0, gates at {m.gate_init:g}",
     INTACT.name: f"adapted, step {results['step']:,}",
   }
@@ -130,6 +141,8 @@ def show(costs: dict[str, Cost], results: dict[str, Any], config: Config, consol
   for name in ("", "perplexity per token", "change", "bits per byte"):
     table.add_column(name, justify="right" if name else "left")
   for name, text in rows.items():
+    if name not in costs:
+      continue
     cost = costs[name]
     change = "" if cost is original else f"{_change(cost, original):+.2%}"
     table.add_row(text, f"{cost.perplexity:.3f}", change, f"{cost.bits_per_byte:.4f}")

@@ -87,8 +87,7 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
         )
       jobs.append(Job(name, own, (INTACT, *variants)))
     elif name == "surgery":
-      surgery.alone(config)
-      jobs.append(Job(name, name, (surgery.ORIGINAL, surgery.STEP_0, INTACT)))
+      jobs.append(Job(name, name, (*surgery.originals(config), surgery.STEP_0, INTACT)))
     else:
       folder = f"needle-{config.task.family}" if name == "needle" else name
       jobs.append(Job(folder, name, (INTACT, *knock_outs(config))))

@@ -1,6 +1,7 @@
 """What the surgery cost: the original, the model at step 0 and the trained one, on one text."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from infini_jax.config import InputError
 from infini_jax.evaluation.evaluate import evaluate
 from infini_jax.evaluation.page import report
-from infini_jax.evaluation.surgery import Cost, alone, verdict
+from infini_jax.evaluation.surgery import Cost, originals, verdict
+from infini_jax.runs.workdir import Workdir
 from tests.tiny import changed, quiet
 
 
@@ -24,6 +26,12 @@ def test_three_perplexities_of_the_same_tokens(adapted, tmp_path):
   trained = json.loads((workdir / "evaluation" / "perplexity" / "results.json").read_text())
   np.testing.assert_allclose(after["perplexity"], trained["memory"]["perplexity"], rtol=1e-6)
   assert after["perplexity"] != before["step 0"]["perplexity"], "nothing was trained"
+  start = c.train.start_from
+  evaluate(Workdir(start).config(), start, quiet(), tasks=("perplexity",))
+  wide = json.loads((Path(start) / "evaluation" / "perplexity" / "results.json").read_text())
+  np.testing.assert_allclose(
+    before["original, its window"]["perplexity"], wide["memory"]["perplexity"], rtol=1e-6
+  )
   text = console.file.getvalue()
   assert "the original, windows of 16" in text and "adapted, step 0, gates at -5" in text
   page = report([str(workdir)], str(tmp_path / "page.html"), quiet()).read_text()
@@ -36,12 +44,12 @@ def test_runs_without_an_original_are_refused(adapted, trained):
     evaluate(trained[0], str(trained[1]), quiet(), tasks=("surgery",))
   chained = changed(c, train=changed(c.train, start_from=str(workdir)))
   with pytest.raises(InputError, match="mixer is 'infini' .* ask the run that began with one of"):
-    alone(chained)
+    originals(chained)
   divided = changed(
     c, mesh=changed(c.mesh, data=4, seq=2), train=changed(c.train, distill_weight=0.0)
   )
   with pytest.raises(InputError, match="mesh.seq=2 with config.model.mixer='full'"):
-    alone(divided)
+    originals(divided)
 
 
 def test_a_step_0_that_is_another_model_is_said():

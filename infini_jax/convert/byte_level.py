@@ -14,12 +14,24 @@ _LLAMA3 = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
   r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPLIT = {"type": "Split", "pattern": {"Regex": _LLAMA3}, "behavior": "Isolated", "invert": False}
+_TEKKEN = (
+  r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+  r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+  r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _split(pattern: str) -> dict[str, Any]:
+  return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
 CUTS: dict[str, list[dict[str, Any]]] = {
   "gpt-2": [_WORDS],
   "smollm": [{"type": "Digits", "individual_digits": True}, _WORDS],
-  "llama-bpe": [_SPLIT, _BYTES],
+  "llama-bpe": [_split(_LLAMA3), _BYTES],
+  "tekken": [_split(_TEKKEN), _BYTES],
 }
+WHOLE = ("llama-bpe", "tekken")  # where what was cut is one token if the vocabulary holds it
 CONTROL, USER = 3, 4  # kinds of tokens that stand for themselves
 
 
@@ -57,7 +69,7 @@ def tokenizer_json(
     "end_of_word_suffix": None,
     "fuse_unk": False,
     "byte_fallback": False,
-    "ignore_merges": cut == "llama-bpe",
+    "ignore_merges": cut in WHOLE,
     "vocab": {token: id for id, token in enumerate(tokens)},
     "merges": [merge.split(" ") for merge in merges],
   }

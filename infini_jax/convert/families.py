@@ -42,6 +42,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "final_logit_softcapping": None,
   },
 }
+# What the text part of a Gemma 3 that reads pictures is, where its config.json says nothing: that
+# of the 4B model names neither its heads nor its vocabulary.
+_BESIDE_PICTURES = {
+  "vocab_size": 262_208,
+  "num_attention_heads": 8,
+  "max_position_embeddings": 131_072,
+}
 ARCHITECTURES = {
   "llama": "LlamaForCausalLM",
   "mistral": "MistralForCausalLM",
@@ -78,7 +85,7 @@ def read_config(raw: dict[str, Any], name: str) -> tuple[dict[str, Any], dict[st
   """
   if raw.get("model_type") == "gemma3" and isinstance(raw.get("text_config"), dict):
     kept = {k: raw[k] for k in ("bos_token_id", "eos_token_id", "dtype", "torch_dtype") if k in raw}
-    raw = kept | raw["text_config"] | {"model_type": "gemma3_text"}
+    raw = _BESIDE_PICTURES | kept | raw["text_config"] | {"model_type": "gemma3_text"}
     raw["architectures"] = [ARCHITECTURES["gemma3_text"]]
   family = raw.get("model_type")
   if family not in DEFAULTS:

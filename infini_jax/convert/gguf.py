@@ -14,7 +14,9 @@ from infini_jax.convert.byte_level import tokenizer_json
 from infini_jax.convert.families import STRUCTURE
 from infini_jax.convert.incoming import Incoming, original_model, write_run
 from infini_jax.convert.layout import Place, places
+from infini_jax.convert.pieces import piece_tokenizer
 from infini_jax.convert.vocabulary import check_size, make_tokenizer
+from infini_jax.data import Tokenizer
 
 ROTATED = ("attn_q", "attn_k")  # of these, rows of a head are kept in another order
 # Llama 3's rope scalings (factor, low, high, original): a file only holds what comes out of them.
@@ -31,7 +33,7 @@ def convert(file: Path, out: Path, dtype: str | None, console: Console) -> None:
   opened = _File(file)
   model, positions = opened.model(dtype or "float32")
   opened.check(model)
-  tokenizer = make_tokenizer(opened.tokenizer_json(), opened.marks(), str(file))
+  tokenizer = opened.tokenizer()
   check_size(tokenizer, model.vocab_size, str(file))
   write_run(Incoming(model, opened.tensor, None, tokenizer, None, positions, {}), out, console)
 
@@ -113,20 +115,28 @@ class _File:
     heads, half = place.shape[1], place.shape[2] // 2
     return tensor.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(tensor.shape)
 
-  def marks(self) -> tuple[int | None, int | None]:
-    """The ids of bos and eos."""
-    ids = [self._get(f"tokenizer.ggml.{mark}_token_id", None) for mark in ("bos", "eos")]
-    return ids[0], ids[1]
-
-  def tokenizer_json(self) -> bytes:
-    """The vocabulary as a `tokenizer.json`."""
+  def tokenizer(self) -> Tokenizer:
+    """The tokenizer of its vocabulary."""
     get = lambda name, *default: self._get(f"tokenizer.ggml.{name}", *default)
-    if (kind := get("model")) != "gpt2":
+    if (kind := get("model")) not in ("gpt2", "llama"):
       raise InputError(
-        f"{self.path}: tokenizer {kind!r} is not supported, byte-level BPE ('gpt2') is; convert "
-        f"the Hugging Face folder of this model"
+        f"{self.path}: tokenizer {kind!r} is not supported, byte-level BPE ('gpt2') and "
+        f"SentencePiece ('llama') are; convert the Hugging Face folder of this model"
       )
-    return tokenizer_json(get("tokens"), get("merges"), get("token_type"), get("pre"), self.path)
+    tokens, kinds = get("tokens"), get("token_type")
+    usual = {"bos": 1, "eos": 2, "unknown": 0} if kind == "llama" else {"bos": None, "eos": None}
+    ids = {mark: get(f"{mark}_token_id", id) for mark, id in usual.items()}
+    scores = get("scores") if kind == "llama" else tokens
+    if not len(tokens) == len(kinds) == len(scores) > max(id or 0 for id in ids.values()):
+      raise InputError(
+        f"{self.path}: its {len(tokens)} tokens do not go with their types, scores or {ids}; "
+        f"download it again"
+      )
+    if kind == "gpt2":
+      content = tokenizer_json(tokens, get("merges"), kinds, get("pre"), self.path)
+      return make_tokenizer(content, (ids["bos"], ids["eos"]), str(self.path))
+    add_space = get("add_space_prefix", True)
+    return piece_tokenizer(tokens, scores, kinds, ids, add_space, self.path)
 
   def _scaling(self, theta: float, head_dim: int) -> tuple[float, ...]:
     kind = self._get("llama.rope.scaling.type", "none")

@@ -27,6 +27,7 @@ from infini_jax.data.tokenizers import (
   Tokenizer,
   load_saved,
   load_tokenizer,
+  sentencepiece_model,
   train_sentencepiece,
 )
 
@@ -61,6 +62,7 @@ __all__ = [
   "open_source",
   "prepare",
   "read_text",
+  "sentencepiece_model",
   "train_batches",
   "train_lanes",
   "train_sentencepiece",

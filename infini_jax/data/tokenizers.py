@@ -21,6 +21,7 @@ EOS_NAMES = ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "<|im_end|>")
 SPECS = "bytes, train:SIZE, sentencepiece:FILE or huggingface:FILE"
 OWN = "run"  # in a config: the vocabulary of the run, or at first of the one that it starts from
 SPACE = "\u2581"  # how SentencePiece writes a space in its pieces
+APART = "\U0010ffff"  # a character that no vocabulary holds: no piece reaches across it
 LINE = 4096  # characters of a training line at most; SentencePiece drops what is much longer
 
 
@@ -105,9 +106,9 @@ class SentencePieceTokenizer:
     if self._space_bytes is None or SPACE not in text:
       return np.asarray(self._processor.encode(text), np.int32)
     first, *others = text.split(SPACE)
-    ids = self._processor.encode(first)
-    for part in others:
-      ids += self._space_bytes + self._processor.encode(part)
+    ids, apart = self._processor.encode(first), len(self._processor.encode(APART))
+    for part in others:  # which begins no text: some models put a space in front of what does
+      ids += self._space_bytes + self._processor.encode(APART + part)[apart:]
     return np.asarray(ids, np.int32)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -313,6 +314,38 @@ def train_sentencepiece(texts: Iterable[str], size: int, out_file: Path) -> None
       f"tokenizer train:{size}: this size does not suit the corpus, choose another ({reason})"
     ) from None
   _write(out_file, model.getvalue())
+
+
+def sentencepiece_model(
+  pieces: Iterable[tuple[str, float, int]], bos: str, eos: str, add_space: bool
+) -> bytes:
+  """The SentencePiece model of a byte-pair vocabulary that was kept in another form.
+
+  Args:
+    pieces: by their ids, each with its score and its type as SentencePiece numbers them.
+    bos: the piece that opens a document.
+    eos: the piece that ends it.
+    add_space: whether a text is read as if a space stood in front of it.
+
+  Raises:
+    InputError: protobuf is missing or too old.
+  """
+  try:
+    from sentencepiece import sentencepiece_model_pb2 as proto
+  except Exception as error:  # protobuf has an error of its own for an old version
+    raise InputError(
+      f"a SentencePiece model cannot be written ({' '.join(str(error).split())}): pip install "
+      f"--upgrade protobuf"
+    ) from None
+  model = proto.ModelProto()  # type: ignore[attr-defined]  # which protobuf makes on import
+  for piece, score, kind in pieces:
+    model.pieces.add(piece=piece, score=score, type=kind)
+  trainer, normalizer = model.trainer_spec, model.normalizer_spec
+  trainer.model_type = trainer.BPE
+  trainer.byte_fallback = any(piece.type == piece.BYTE for piece in model.pieces)
+  trainer.bos_piece, trainer.eos_piece = bos, eos
+  normalizer.add_dummy_prefix, normalizer.remove_extra_whitespaces = add_space, False
+  return model.SerializeToString(deterministic=True)
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:

@@ -69,14 +69,21 @@ def make_folder(name: str, folder: Path, seed: int = 0, **changes):
   config = getattr(transformers, f"{kind}Config")(**SIZES | settings | changes)
   # eager: the reference attention, which can cap scores
   model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-  with torch.no_grad():  # large enough that every part matters, norms and biases too
+  randomize(model).save_pretrained(folder)
+  write_tokenizer(folder)
+  return model
+
+
+def randomize(model):
+  """Weights so large that every part matters, norms and biases too."""
+  import torch
+
+  with torch.no_grad():
     for parameter in model.parameters():
       spread = 0.2 if parameter.ndim == 1 else 0.35
       start = parameter if parameter.ndim == 1 else 0
       parameter.copy_(start + spread * torch.randn_like(parameter))
-  model.eval().save_pretrained(folder)
-  write_tokenizer(folder)
-  return model
+  return model.eval()
 
 
 def load(folder: Path):

@@ -63,6 +63,7 @@ def test_json_and_back():
       {"model": {"global_every": 6}},
       "global_every=6 without a window: set config.model.window, or",
     ),
+    ({"model": {"global_nope": True}}, "global_every=0: no layer is global; set config.model.gl"),
     ({"model": {"window_theta": 1e4}}, "window_theta=10000.0 without a window: set config.model.w"),
     (
       {"model": {"window": 128}},

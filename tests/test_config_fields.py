@@ -23,7 +23,7 @@ SEEN_ELSEWHERE = {
   **dict.fromkeys(
     ("model.rope_scaling", "model.attention_bias", "model.norm_plus_one", "model.post_norms")
     + ("model.embed_scale", "model.query_scale", "model.attention_softcap", "model.window")
-    + ("model.global_every", "model.window_theta"),
+    + ("model.global_every", "model.global_nope", "model.window_theta"),
     "tests/models/test_families.py: each alone changes the logits",
   ),
   "data.path": "tests/test_cli.py: each corpus is another path",

@@ -157,8 +157,13 @@ def _check_rope(scaling: tuple[float, ...]) -> None:
 
 
 def _check_window(m: ModelConfig) -> None:
+  if m.global_nope and not m.global_every:
+    raise InputError(
+      "config.model.global_nope=True with config.model.global_every=0: no layer is global; set "
+      "config.model.global_every, or it to False"
+    )
   for name in ("global_every", "window_theta"):
-    if (value := getattr(m, name)) and not m.window:
+    if (value := getattr(m, name)) and not (m.window or (name == "global_every" and m.global_nope)):
       raise InputError(
         f"config.model.{name}={value} without a window: set config.model.window, or it to 0"
       )
@@ -167,7 +172,7 @@ def _check_window(m: ModelConfig) -> None:
       f"config.model.attention='cudnn' with config.model.attention_softcap={m.attention_softcap}: "
       f"it cannot cap scores; set config.model.attention='auto'"
     )
-  for name in ("window", "query_scale", "attention_softcap"):
+  for name in ("window", "global_nope", "query_scale", "attention_softcap"):
     if (value := getattr(m, name)) and m.mixer not in ("infini", "local", "full"):
       raise InputError(
         f"config.model.{name}={value} with config.model.mixer={m.mixer!r}: infini, local and full "

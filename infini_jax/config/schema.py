@@ -93,6 +93,7 @@ class ModelConfig:
   logit_softcap: float = 0.0  # the same of logits
   window: int = 0  # tokens that a query of a windowed layer sees, itself included; 0: all
   global_every: int = 0  # every such layer sees all; 0: every layer has the window
+  global_nope: bool = False  # those layers turn nothing by its position (SmolLM3)
   window_theta: float = 0.0  # of windowed layers, unscaled (Gemma 3); 0: rope_theta, as the others
   lora_rank: int = 0  # R, of adapters beside the attention's projections; 0: none
   lora_alpha: float = 16.0  # what an adapter adds is scaled by lora_alpha / lora_rank

@@ -32,6 +32,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
   "mistral": _LLAMA | {"num_key_value_heads": 8, "sliding_window": 4096},
   "qwen2": _LLAMA | {"num_key_value_heads": 32, "sliding_window": 4096},
   "qwen3": _LLAMA | {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096},
+  "smollm3": _LLAMA
+  | {"num_key_value_heads": 4, "rope_theta": 2_000_000.0, "tie_word_embeddings": True},
   "gemma2": _GEMMA2,
   "gemma3_text": _GEMMA2
   | {
@@ -54,6 +56,7 @@ ARCHITECTURES = {
   "mistral": "MistralForCausalLM",
   "qwen2": "Qwen2ForCausalLM",
   "qwen3": "Qwen3ForCausalLM",
+  "smollm3": "SmolLM3ForCausalLM",
   "gemma2": "Gemma2ForCausalLM",
   "gemma3_text": "Gemma3ForCausalLM",
 }
@@ -66,7 +69,7 @@ STRUCTURE = (
   *("layers", "width", "heads", "kv_heads", "head_dim", "ffn", "vocab_size", "activation"),
   *("rope_theta", "rope_scaling", "norm_eps", "tied_embeddings", "qk_norm", "attention_bias"),
   *("norm_plus_one", "post_norms", "embed_scale", "query_scale", "attention_softcap"),
-  *("logit_softcap", "window", "global_every", "window_theta"),
+  *("logit_softcap", "window", "global_every", "global_nope", "window_theta"),
 )
 
 
@@ -128,7 +131,7 @@ def write_config(model: ModelConfig, positions: int) -> dict[str, Any]:
     "rope_scaling": _written_scaling(model.rope_scaling),
     "tie_word_embeddings": model.tied_embeddings,
   }
-  windowed = [i for i in range(model.layers) if model.window and not _sees_all(model, i)]
+  windowed = [i for i in range(model.layers) if model.window and not _is_global(model, i)]
   if family in ("qwen2", "qwen3"):
     raw |= {"use_sliding_window": bool(model.window), "max_window_layers": 0}
   if family != "llama":
@@ -136,6 +139,9 @@ def write_config(model: ModelConfig, positions: int) -> dict[str, Any]:
   if family not in ("llama", "mistral"):
     kinds = {True: "sliding_attention", False: "full_attention"}
     raw["layer_types"] = [kinds[i in windowed] for i in range(model.layers)]
+  if family == "smollm3":
+    raw["no_rope_layers"] = [int(not _is_global(model, i)) for i in range(model.layers)]
+    raw["pad_token_id"] = None  # else the family's own, which a small vocabulary does not have
   if family.startswith("gemma"):
     scale = model.query_scale or model.head_dim**-0.5
     raw |= {
@@ -175,6 +181,8 @@ def _fields(raw: dict[str, Any], family: str, name: str) -> dict[str, Any]:
   head_dim = full["head_dim"] or width // heads
   theta, window_theta, scaling = _rope(raw, family, name)
   window, global_every = _windows(raw, family, name)
+  if nope := family == "smollm3":
+    global_every = _nope_every(raw, name)
   fields = {
     "layers": full["num_hidden_layers"],
     "width": width,
@@ -198,6 +206,7 @@ def _fields(raw: dict[str, Any], family: str, name: str) -> dict[str, Any]:
     "logit_softcap": 0.0,
     "window": window,
     "global_every": global_every,
+    "global_nope": nope and global_every > 0,
     "window_theta": window_theta if window else 0.0,
   }
   if gemma:
@@ -219,6 +228,7 @@ def _refuse(raw: dict[str, Any], family: str, name: str) -> None:
     (act != DEFAULTS[family]["hidden_act"], f"hidden_act={act!r}"),
     (family != "qwen2" and raw.get("attention_bias"), "attention_bias=true (of o_proj too)"),
     (raw.get("mlp_bias"), "mlp_bias=true"),
+    (family == "smollm3" and raw.get("use_sliding_window"), "use_sliding_window=true"),
     (raw.get("partial_rotary_factor") not in (None, 1, 1.0), "partial_rotary_factor"),
     (raw.get("quantization_config"), "quantization_config (quantized weights)"),
     (raw.get("use_bidirectional_attention"), "use_bidirectional_attention=true"),
@@ -283,9 +293,8 @@ def _windows(raw: dict[str, Any], family: str, name: str) -> tuple[int, int]:
   """The window of windowed layers, and every how many layers one sees all."""
   full = DEFAULTS[family] | raw
   window, layers = full["sliding_window"], full["num_hidden_layers"]
-  if (
-    family == "llama" or not window or (family[:4] == "qwen" and not raw.get("use_sliding_window"))
-  ):
+  unless_said = family[:4] == "qwen" or family == "smollm3"
+  if family == "llama" or not window or (unless_said and not raw.get("use_sliding_window")):
     return 0, 0
   if kinds := raw.get("layer_types") if family != "mistral" else None:
     windowed = [kind == "sliding_attention" for kind in kinds]
@@ -296,16 +305,30 @@ def _windows(raw: dict[str, Any], family: str, name: str) -> tuple[int, int]:
     windowed = [(i + 1) % every != 0 for i in range(layers)]
   if not any(windowed):
     return 0, 0
-  every = next((i for i, is_windowed in enumerate(windowed) if not is_windowed), -1) + 1
-  if every and windowed != [(i + 1) % every != 0 for i in range(layers)]:
+  return int(window), _every(windowed, f"{name}: its layer_types", "windows")
+
+
+def _nope_every(raw: dict[str, Any], name: str) -> int:
+  """Every how many layers one of SmolLM3's turns nothing by its position; 0: none does."""
+  interval = raw.get("no_rope_layer_interval", 4)
+  usual = [(i + 1) % interval for i in range(raw["num_hidden_layers"])]
+  turned = [bool(kind) for kind in raw.get("no_rope_layers") or usual]
+  return _every(turned, f"{name}: its no_rope_layers", "positions")
+
+
+def _every(kept: list[bool], which: str, what: str) -> int:
+  """The n of layers of which every n-th lacks what the others have; 0: all have it."""
+  every = next((i for i, is_kept in enumerate(kept) if not is_kept), -1) + 1
+  if every and kept != [(i + 1) % every != 0 for i in range(len(kept))]:
     raise InputError(
-      f"{name}: its layer_types do not repeat; windows in all layers, or all but every n-th, are "
-      f"supported"
+      f"{which} do not repeat; {what} in all layers, or all but every n-th, are supported"
     )
-  return int(window), every
+  return every
 
 
 def _family(model: ModelConfig) -> str:
+  if model.global_nope:
+    return "smollm3"
   if model.norm_plus_one:
     return "gemma3_text" if model.qk_norm else "gemma2"
   if model.qk_norm:
@@ -315,7 +338,7 @@ def _family(model: ModelConfig) -> str:
   return "mistral" if model.window else "llama"
 
 
-def _sees_all(model: ModelConfig, layer: int) -> bool:
+def _is_global(model: ModelConfig, layer: int) -> bool:
   return bool(model.global_every) and (layer + 1) % model.global_every == 0
 
 

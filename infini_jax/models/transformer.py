@@ -292,7 +292,7 @@ class Transformer(nnx.Module):
     return self.final_norm(x_BTD), self._joined(parts)
 
   def _windowed(self) -> Bool[Array, " L"] | None:
-    """Which layers have the window, where others see all."""
+    """Which layers have the window and turn by positions, where others see all, or do not."""
     c = self.config
     return (jnp.arange(c.layers) + 1) % c.global_every != 0 if c.global_every else None
 

@@ -46,6 +46,7 @@ MODELS = {
     {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0},
   ),
   "qwen3": ("Qwen3", {"rope_theta": 1_000_000.0, "tie_word_embeddings": True}),
+  "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2, "rope_theta": 100_000.0}),
   "gemma2": ("Gemma2", GEMMA),
   "gemma3": (
     "Gemma3Text",
@@ -56,7 +57,7 @@ MODELS = {
     },
   ),
 }
-GOLDEN = ("llama3", "mistral", "qwen2", "qwen3", "gemma2", "gemma3")  # kept in the repository
+GOLDEN = ("llama3", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "smollm3")  # kept here
 
 
 def make_folder(name: str, folder: Path, seed: int = 0, **changes):

@@ -27,6 +27,10 @@ OLD = {
     {"window": 0, "attention_bias": True},
   ),
   "qwen3": ({"attention_bias": False}, {"qk_norm": True, "attention_bias": False}),
+  "smollm3": (
+    {"num_hidden_layers": 9, "use_sliding_window": False},
+    {"window": 0, "global_every": 4, "global_nope": True, "rope_theta": 2e6},
+  ),
   "gemma2": (
     {"hidden_act": "gelu_pytorch_tanh", "query_pre_attn_scalar": 4},
     {"window": 4096, "global_every": 2, "attention_softcap": 50.0, "logit_softcap": 30.0}
@@ -76,6 +80,11 @@ def test_the_text_part_of_a_model_that_reads_pictures():
     ({"model_type": "mixtral"}, "model_type='mixtral' is not supported; llama, mistral"),
     ({}, "model_type=None is not supported"),
     ({"model_type": "llama", "rope_scaling": {"type": "yarn"}}, "type 'yarn' is not supported"),
+    (
+      {"model_type": "smollm3", "no_rope_layers": [0, 1, 1]},
+      "its no_rope_layers do not repeat; positions in all layers, or all but every n-th",
+    ),
+    ({"model_type": "smollm3", "use_sliding_window": True}, "use_sliding_window=true is not sup"),
     ({"model_type": "llama", "mlp_bias": True}, "mlp_bias=true is not supported"),
     ({"model_type": "llama", "attention_bias": True}, "attention_bias=true .of o_proj too. is"),
     ({"model_type": "qwen3", "attention_bias": True}, "attention_bias=true .of o_proj too. is"),

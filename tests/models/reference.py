@@ -32,8 +32,11 @@ def loss(params, tokens_T, c):
 
 def _attention(p, x, layer, c):
   T, E = len(x), c.head_dim
-  windowed = c.window > 0 and not (c.global_every and (layer + 1) % c.global_every == 0)
-  if windowed and c.window_theta:
+  is_global = c.global_every > 0 and (layer + 1) % c.global_every == 0
+  windowed = c.window > 0 and not is_global
+  if is_global and c.global_nope:
+    frequency = np.zeros(E // 2)
+  elif windowed and c.window_theta:
     frequency = _frequencies(E, c.window_theta, ())
   else:
     frequency = _frequencies(E, c.rope_theta, c.rope_scaling)

@@ -29,6 +29,7 @@ ALONE = [
   {"window": 6},
   WINDOWS,
   {**WINDOWS, "window_theta": 10.0},
+  {"global_every": 2, "global_nope": True},
 ]
 # Gemma 3's, with Gemma 2's caps and Qwen 2's biases: all of it at once.
 MIX = changed(

@@ -17,8 +17,8 @@ class Mixer(nnx.Module):
   Queries `(B,T,H,E)`, keys and values `(B,T,K,E)` come un-rotated. However the tokens are cut into
   calls, the outputs are the same. Resetting every segment is knocking the memory out.
 
-  Where some layers have `config.window` and others see all, calls have `windowed` too, a bool
-  scalar; mixers that cannot do it are refused by the config.
+  Where every so-many-th layer is global (`config.global_every`) and the others have the window,
+  calls have `windowed` too, a bool scalar; mixers that cannot do it are refused by the config.
   """
 
   # Whether `__call__` and `extend` want `x_BTD`, of which q, k, v are made, and `project`, which
@@ -74,14 +74,15 @@ class Mixer(nnx.Module):
   def rope(self, windowed: jax.Array | None = None) -> Rope:
     """How this layer's queries and keys are turned: `ops.rotary.rotate`."""
     c = self.config
-    if c.window_theta and windowed is None:
+    if windowed is None and c.window_theta:
       return c.window_theta
-    if not (c.window_theta or c.rope_scaling):
+    if not (c.window_theta or c.rope_scaling or c.global_nope):
       return c.rope_theta
     frequency_E = frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
-    if c.window_theta and windowed is not None:
-      return jnp.where(windowed, frequencies(c.head_dim, c.window_theta), frequency_E)
-    return frequency_E
+    if windowed is None or not (c.window_theta or c.global_nope):
+      return frequency_E
+    near_E = frequencies(c.head_dim, c.window_theta) if c.window_theta else frequency_E
+    return jnp.where(windowed, near_E, jnp.zeros_like(near_E) if c.global_nope else frequency_E)
 
   def scoring(self) -> Scoring:
     """The scale and the softcap of this layer's scores."""

@@ -96,7 +96,9 @@ class Full(Mixer):
   def _reach(self, windowed):
     """Tokens of its document that a query sees; None: all."""
     window = self.config.window
-    return (window or None) if windowed is None else jnp.where(windowed, window, UNSEEN)
+    if windowed is None or not window:
+      return window or None
+    return jnp.where(windowed, window, UNSEEN)
 
   def open(self, state: KVCache, lanes: int, dtype: Any) -> KVCache:
     """The same cache: there are no segments to open."""

@@ -19,7 +19,7 @@ from infini_jax.convert.families import STRUCTURE, fits, write_config
 from infini_jax.convert.huggingface import INDEX, MEMORY, WEIGHTS, read_json
 from infini_jax.convert.incoming import ORIGINAL
 from infini_jax.convert.layout import GATES, Place, nested, parameter_shapes, places
-from infini_jax.data import load_saved
+from infini_jax.data import SentencePieceTokenizer, Tokenizer, load_saved
 from infini_jax.models import merged
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
@@ -178,13 +178,28 @@ def _copy_small(run: Workdir, original: Path | None, raw: dict[str, Any], out: P
   tokenizer = load_saved(run.tokenizer)
   for name, id in (("bos_token_id", tokenizer.bos), ("eos_token_id", tokenizer.eos)):
     raw.setdefault(name, id)
-  if (out / "tokenizer.json").exists() and not (out / "tokenizer_config.json").exists():
-    added = json.loads((out / "tokenizer.json").read_text("utf-8")).get("added_tokens", [])
-    names = {token["id"]: token["content"] for token in added}
-    marks = {"bos_token": names.get(tokenizer.bos), "eos_token": names.get(tokenizer.eos)}
-    content = {"tokenizer_class": "PreTrainedTokenizerFast", **marks}
-    _write_json(out / "tokenizer_config.json", content)
+  if not (out / "tokenizer_config.json").exists() and (said := _describe(tokenizer, out)):
+    _write_json(out / "tokenizer_config.json", said)
   _write_json(out / "config.json", raw)
+
+
+def _describe(tokenizer: Tokenizer, out: Path) -> dict[str, Any] | None:
+  """What transformers has to be told of a tokenizer: its class, bos and eos."""
+  if isinstance(tokenizer, SentencePieceTokenizer):
+    first = tokenizer.piece(int(tokenizer.encode("a")[0]))
+    return {
+      "tokenizer_class": "LlamaTokenizer",
+      "legacy": False,
+      "add_prefix_space": first.startswith("\u2581"),
+      "bos_token": tokenizer.piece(tokenizer.bos),
+      "eos_token": tokenizer.piece(tokenizer.eos),
+    }
+  if not (out / "tokenizer.json").exists():
+    return None  # bytes, of which it knows nothing
+  added = json.loads((out / "tokenizer.json").read_text("utf-8")).get("added_tokens", [])
+  names = {token["id"]: token["content"] for token in added}
+  marks = {"bos_token": names.get(tokenizer.bos), "eos_token": names.get(tokenizer.eos)}
+  return {"tokenizer_class": "PreTrainedTokenizerFast", **marks}
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

@@ -116,6 +116,10 @@ class SentencePieceTokenizer:
     kept = _within(ids, self.size)
     return self._processor.decode(kept[self._is_text[kept]].tolist())
 
+  def piece(self, id: int) -> str:
+    """What stands in the vocabulary for an id; a space is U+2581 there."""
+    return self._processor.id_to_piece(id)
+
   def save(self, folder: Path) -> None:
     """Writes the model."""
     _write(folder / self.file, self._model)

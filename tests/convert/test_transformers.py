@@ -11,11 +11,12 @@ import pytest
 from infini_jax import config as config_lib
 from infini_jax.convert.export import export
 from infini_jax.convert.huggingface import convert
-from infini_jax.data import load_saved
+from infini_jax.data import load_saved, load_tokenizer, train_sentencepiece
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir
 from tests.convert import golden
 from tests.convert.reading import console, logits_of, params_of
+from tests.tiny import config, write_original
 
 pytestmark = pytest.mark.slow
 REMEDY = "pip install -e .[reference]"
@@ -85,3 +86,15 @@ def test_the_tokenizer_goes_along(reference, tmp_path):
   there = reference.AutoTokenizer.from_pretrained(tmp_path / "out")
   ids = load_saved(tmp_path / "run" / "tokenizer").encode("a text, read.")
   assert there.encode("a text, read.", add_special_tokens=False) == ids.tolist()
+
+
+def test_a_vocabulary_of_our_own_goes_along(reference, tmp_path):
+  text = "def read(self):\n  return self._text  # as it was written\n\n"
+  train_sentencepiece([text * 20], 300, tmp_path / "own.model")
+  tokenizer = load_tokenizer(f"sentencepiece:{tmp_path / 'own.model'}")
+  write_original(tmp_path / "run", config(model={"vocab_size": 300}), tokenizer)
+  export(str(tmp_path / "run"), tmp_path / "out", 10**9, None, console())
+  there = reference.AutoTokenizer.from_pretrained(tmp_path / "out")
+  assert (there.bos_token_id, there.eos_token_id) == (tokenizer.bos, tokenizer.eos)
+  for line in (text, "as  it was", " a", ""):
+    assert there.encode(line, add_special_tokens=False) == tokenizer.encode(line).tolist()

@@ -4,7 +4,8 @@
 on the long documents in the folder BOOKS: segments of 256 tokens first, then 512, 1,024 and 2,048,
 always 16 of them under the gradient. `adapt_smollm.py:passkey` fine-tunes what came of it, in the
 folder PRETRAINED, on pass keys in 5K tokens, and is then asked for keys in up to a million.
-docs/adapt.md explains.
+`adapt_smollm.py:laptop` is the small proof, for 2 CPU cores: it fine-tunes ORIGINAL itself on pass
+keys in 256 tokens, segments of 64. docs/adapt.md explains.
 
 Command: infini-jax convert gguf SmolLM2-135M-Instruct.Q4_1.gguf ORIGINAL
 Command: python train.py --config=configs/adapt_smollm.py --workdir=PRETRAINED
@@ -18,7 +19,7 @@ Expect: not measured; the paper's 1B model found 94 to 100% of tokens at 1M
 
 from infini_jax.config import base_config
 
-STAGES = ("pretrain", "passkey")
+STAGES = ("pretrain", "passkey", "laptop")
 
 
 def get_config(stage="pretrain"):
@@ -45,16 +46,28 @@ def get_config(stage="pretrain"):
     t.steps, t.log_every, t.checkpoint_every = 6000, 10, 500
     o.warmup_steps = 200
   else:
-    t.start_from = "PRETRAINED"
     config.task.name, config.task.digits = "passkey", 4
-    config.task.min_segments = 3
     d.carry_state = False
-    d.lanes, d.segments = 16, 3  # 4,097 to 6,144 tokens an example
-    t.steps, t.log_every, t.checkpoint_every = 400, 10, 200
+    t.steps, t.log_every = 400, 10
     o.warmup_steps, o.final_fraction, o.weight_decay = 20, 1.0, 0.0
+    o.gate_learning_rate = 0.04  # so that 400 steps open a gate at -5 wide
+  if stage == "passkey":
+    t.start_from = "PRETRAINED"
+    t.checkpoint_every = 200
+    config.task.min_segments = 3
+    d.lanes, d.segments = 16, 3  # 4,097 to 6,144 tokens an example
+  if stage == "laptop":
+    t.start_from, t.part = "ORIGINAL", "attention"
+    t.checkpoint_every, t.loss_chunk = 50, 256
+    config.task.curriculum_steps = 150
+    o.learning_rate = 2e-4
+    m.segment_length, m.compute_dtype = 64, "float32"
+    d.lanes, d.segments = 4, 4
 
   e.max_documents, e.max_tokens = 16, 131_072
   e.lengths = (32_768, 131_072, 262_144, 524_288, 1_048_576)
   e.depths, e.samples = (0.0, 0.5, 1.0), 20
   e.lanes, e.segments = 4, 16
+  if stage == "laptop":
+    e.lengths, e.depths, e.samples = (256, 1024, 4096), (0.0, 0.5), 20
   return config

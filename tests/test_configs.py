@@ -62,6 +62,13 @@ def test_traces_at_full_size_without_devices(file):
   assert ("answer_accuracy" in metrics) == (config.task.name != "text")
 
 
+@pytest.mark.parametrize("stage", ["passkey", "laptop"])
+def test_the_other_stages_of_an_adaptation_can_open_their_gates(stage):
+  config = load_config([f"--config={ROOT / 'configs/adapt_smollm.py'}:{stage}"])
+  travel = config.train.steps * config.optimizer.gate_learning_rate
+  assert travel > 2 * -config.model.gate_init, f"gates at -5 that can travel {travel} stay shut"
+
+
 def test_every_system_of_the_comparison_traces(comparison=ROOT / "configs/compare.py"):
   """At the same size, on the same batches; what differs is the memory, and what goes with it."""
   mesh = AbstractMesh((1,) * len(AXES), AXES, axis_types=(AxisType.Explicit,) * len(AXES))

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import os
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from infini_jax.config import InputError
 from infini_jax.data import open_prepared
@@ -30,19 +32,7 @@ def generate(args: argparse.Namespace, console: Console) -> None:
     InputError: no run, checkpoint or prompt; a flag out of its range; a state that is not this
       model's, or cannot be kept.
   """
-  Sampling(args.temperature, args.top_p, args.top_k, args.repetition_penalty)  # may refuse
-  if args.tokens < 0:
-    raise InputError(f"--tokens={args.tokens}: must be at least 0")
-  if not all(args.stop):
-    raise InputError("--stop is empty: a stop string has at least one character")
-  if not args.workdir and not args.load_state:
-    raise InputError("--workdir=RUN is missing: the folder of a run (or --load-state=FILE)")
-  if args.load_state and not Path(args.load_state).is_file():
-    raise InputError(f"--load-state={args.load_state}: no such file")
-  if args.save_state and not Path(args.save_state).absolute().parent.is_dir():
-    raise InputError(f"--save-state={args.save_state}: no such folder; make it first")
-  if args.workdir:
-    Workdir(args.workdir).config()  # may refuse
+  _check(args)
   name, source = _source(args)
 
   errors = Console(stderr=True)
@@ -52,22 +42,52 @@ def generate(args: argparse.Namespace, console: Console) -> None:
     raise InputError(f"{args.load_state}: {session.lanes} texts side by side; use Session.load")
   _say(errors, f"step {session.run.step} of {session.run.workdir}")
   if name:
-    _read(session, name, source, args.prompt_tokens, errors)
+    try:
+      _read(session, name, source, args.prompt_tokens, errors)
+    except KeyboardInterrupt:
+      _say(errors, f"{name}: interrupted; nothing is kept")
+      raise
   tail = session.tokenizer.decode(session.recent[0][-60:])
   _say(errors, f"... {tail[-200:]!r} ->", style="dim")
-  if args.tokens:
-    _write(session, args, errors)
+  interrupted = args.tokens > 0 and _write(session, args, errors)
   if args.save_state:
     session.save(args.save_state)
     size = Path(args.save_state).stat().st_size / 1e6
     at = session.positions[0]
     _say(errors, f"{args.save_state}: {size:.2f} MB, at token {at:,}")
+  if interrupted:
+    raise KeyboardInterrupt
+
+
+def _check(args: argparse.Namespace) -> None:
+  """Raises InputError for what cannot work, before a model is opened."""
+  Sampling(args.temperature, args.top_p, args.top_k, args.repetition_penalty)
+  if args.tokens < 0:
+    raise InputError(f"--tokens={args.tokens}: must be at least 0")
+  if args.prompt_tokens is not None and args.prompt_tokens < 1:
+    raise InputError(f"--prompt-tokens={args.prompt_tokens}: must be at least 1")
+  if not all(args.stop):
+    raise InputError("--stop is empty: a stop string has at least one character")
+  if not args.workdir and args.load_state is None:
+    raise InputError("--workdir=RUN is missing: the folder of a run (or --load-state=FILE)")
+  if args.load_state is not None and not Path(args.load_state).is_file():
+    raise InputError(f"--load-state={args.load_state}: no such file")
+  if args.save_state is not None:
+    file = Path(args.save_state).absolute()
+    if file.is_dir():
+      raise InputError(f"--save-state={args.save_state}: is a folder; name a file")
+    if not file.parent.is_dir():
+      raise InputError(f"--save-state={args.save_state}: no such folder; make it first")
+    if not os.access(file.parent, os.W_OK):
+      raise InputError(f"--save-state={args.save_state}: its folder takes no files; choose another")
+  if args.workdir:
+    Workdir(args.workdir).config()
 
 
 def _read(session: Session, name: str, source: Any, limit: int | None, errors: Console) -> None:
   started = time.perf_counter()
   stdin = source.ended_by_interrupt() if isinstance(source, Stdin) else contextlib.nullcontext()
-  with track(errors, f"read {name}") as bar, stdin:
+  with track(errors, escape(f"read {name}")) as bar, stdin:
     tokens = islice(tokens_of(source, session.tokenizer), limit)
     read = session.read(tokens, advance=lambda n: bar(n, f"{n:,} tokens"))
     session.wait()
@@ -78,10 +98,13 @@ def _read(session: Session, name: str, source: Any, limit: int | None, errors: C
   _say(errors, f"{name}: {read:,} tokens read{speed}; {_size(session)}")
 
 
-def _write(session: Session, args: argparse.Namespace, errors: Console) -> None:
-  """Prints text as it is written. The speed is by the median, which leaves compiling out."""
-  times = []
-  for piece in session.generate(
+def _write(session: Session, args: argparse.Namespace, errors: Console) -> bool:
+  """Prints text as it is written, until a Ctrl-C at most: then it returns True.
+
+  The speed is by the median, which leaves compiling out.
+  """
+  times, interrupted, before = [], False, session.positions[0]
+  pieces = session.generate(
     args.tokens,
     temperature=args.temperature,
     top_p=args.top_p,
@@ -89,14 +112,31 @@ def _write(session: Session, args: argparse.Namespace, errors: Console) -> None:
     repetition_penalty=args.repetition_penalty,
     stop=args.stop,
     seed=args.seed,
-  ):
-    times.append(time.perf_counter())
-    sys.stdout.write(piece.text)
-    sys.stdout.flush()
-  sys.stdout.write("\n")
-  sys.stdout.flush()
+  )
+  with _printing():
+    try:
+      for piece in pieces:
+        times.append(time.perf_counter())
+        print(piece.text, end="", flush=True)
+    except KeyboardInterrupt:
+      interrupted = True
+    print(flush=True)
   speed = f" at {_rate(1 / float(np.median(np.diff(times))))}" if len(times) > 1 else ""
-  _say(errors, f"wrote {len(times):,} tokens{speed}; {_size(session)}")
+  _say(errors, f"wrote {session.positions[0] - before:,} tokens{speed}; {_size(session)}")
+  return interrupted
+
+
+@contextlib.contextmanager
+def _printing() -> Iterator[None]:
+  """What reads standard output may end it (`| head -1`), and need not know every character."""
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="replace")
+  try:
+    yield
+  except OSError as error:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
+    if not isinstance(error, BrokenPipeError):
+      raise InputError(f"standard output: cannot be written ({error}); make room there") from None
 
 
 def _say(errors: Console, text: str, style: str | None = None) -> None:
@@ -116,11 +156,13 @@ def _size(session: Session) -> str:
 
 def _source(args: argparse.Namespace) -> tuple[str, Any]:
   """What is read, and its name: empty where there is nothing to read."""
-  if args.prompt_document:
+  if args.prompt_document is not None:
     return _document(args)
   if args.prompt_file == "-":
+    if sys.stdin is None:
+      raise InputError("standard input is closed: give a text, or --prompt-file=FILE")
     return "standard input", Stdin()
-  if args.prompt_file:
+  if args.prompt_file is not None:
     file = Path(args.prompt_file)
     if not file.is_file():
       raise InputError(f"--prompt-file={file}: no such file")
@@ -136,7 +178,7 @@ def _document(args: argparse.Namespace) -> tuple[str, Any]:
   workdir = Workdir(args.workdir)
   split, _, number = args.prompt_document.partition(":")
   documents = open_prepared(workdir.config().data.path, workdir.store).split(split)
-  if not number.isdigit() or int(number) >= len(documents):
+  if not number.isdecimal() or int(number) >= len(documents):
     raise InputError(
       f"--prompt-document={args.prompt_document}: want SPLIT:NUMBER with a number below "
       f"{len(documents)}"

@@ -1,7 +1,6 @@
 """From logits to a token: greedy, temperature, top-k, top-p, repetition penalty."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from infini_jax.config import InputError
 
 RECENT = 256  # tokens, the last of what was read and written, that the penalty looks at
 NOTHING = -1  # stands for no token where fewer are known
+LEAST, MOST = 1e-15, 1e15  # of a factor, for float32 must hold what it makes of logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +23,18 @@ class Sampling:
   repetition_penalty: float = 1.0  # above 1, tokens among the last 256 are less likely; 1: off
 
   def __post_init__(self):
-    if not 0 <= self.temperature < math.inf:
-      raise InputError(f"temperature={self.temperature}: must be 0 (greedy) or more")
+    if self.temperature != 0 and not LEAST <= self.temperature <= MOST:
+      raise InputError(
+        f"temperature={self.temperature}: must be 0 (greedy) or more, from {LEAST:g} to {MOST:g}"
+      )
     if not 0 < self.top_p <= 1:
       raise InputError(f"top_p={self.top_p}: must be above 0 and at most 1")
     if self.top_k < 0:
       raise InputError(f"top_k={self.top_k}: must be 0 (off) or more")
-    if not 0 < self.repetition_penalty < math.inf:
+    if not LEAST <= self.repetition_penalty <= MOST:
       raise InputError(
-        f"repetition_penalty={self.repetition_penalty}: must be above 0; 1 is off, 1.1 is usual"
+        f"repetition_penalty={self.repetition_penalty}: must be above 0, from {LEAST:g} to "
+        f"{MOST:g}; 1 is off, 1.1 is usual"
       )
 
 

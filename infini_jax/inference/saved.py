@@ -95,7 +95,10 @@ def load(path: Path, model: Run | str | Path | None, step: int | None) -> tuple[
       raise InputError(f"{path}: its run is not at {at!r}; say where it is (--workdir, model=)")
     workdir = Workdir(model or at)
     _check(path, header, workdir.config(), load_saved(workdir.tokenizer))
-    run = open_run(workdir.path, header["step"] if step is None else step)
+    try:
+      run = open_run(workdir.path, header["step"] if step is None else step)
+    except InputError as error:
+      raise InputError(f"{path}: {error}; a run keeps more by train.keep_checkpoints") from None
   if header["parameters"] != checksum(run.engine.params):
     raise InputError(
       f"{path}: a state of other parameters than {run.workdir or 'this model'} has at step "

@@ -1,5 +1,8 @@
 """`Session`: a model that has read something, can read more, write, be copied and be kept."""
 
+import contextlib
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -49,7 +52,7 @@ class Session:
 
     Args:
       path: the workdir of a run (a converted model is one, too), or the file of a state.
-      lanes: of a new session; a state has its own.
+      lanes: of a new session; a state has its own, and another number is refused.
       step: which checkpoint; by default a run's newest, and for a state the one it was made with.
       model: of a state: the run that it belongs to, where that has moved; or a session, to share
         its parameters.
@@ -58,10 +61,16 @@ class Session:
       InputError: no such run or checkpoint; a state that is damaged, or of another model.
     """
     path = Path(path)
-    if not path.is_file():
+    if path.is_dir():
+      if model is not None:
+        raise InputError(f"{path}: a run needs no model=; give a state, or leave it out")
       return cls(saved.open_run(path, step), lanes)
+    if not path.exists():
+      raise InputError(f"{path}: no run or state here; give a run's folder, or what `save` wrote")
     opened = model.run if isinstance(model, Session) else model
     run, stream, texts = saved.load(path, opened, step)
+    if lanes not in (1, len(texts)):
+      raise InputError(f"{path}: a state of {len(texts)} lanes, not {lanes}; leave lanes= out")
     return cls._of(run, stream, texts)
 
   @classmethod
@@ -131,7 +140,8 @@ class Session:
       The number of tokens, of all lanes.
 
     Raises:
-      InputError: what cannot be read, numbers that are no tokens. A chunk before may be lost then.
+      InputError: what cannot be read, numbers that are no tokens. A chunk before may be lost then,
+        as after a Ctrl-C; what the session has read stands.
     """
     sources: Any = [source] if self.lanes == 1 else source
     if not isinstance(sources, list | tuple) or len(sources) != self.lanes:
@@ -149,11 +159,12 @@ class Session:
       long = [i for i, lane in enumerate(self._lanes) if len(lane.unread) > T]
       if not long:
         return taken
-      if len(long) == self.lanes and all(lane.read % N == 0 for lane in self._lanes):
-        tokens_BT = np.array([lane.give(T) for lane in self._lanes], np.int32)
-        self._stream = self.run.engine.read(self._stream, tokens_BT)
-      else:
-        self._feed(long)
+      with _whole():
+        if len(long) == self.lanes and all(lane.read % N == 0 for lane in self._lanes):
+          tokens_BT = np.array([lane.give(T) for lane in self._lanes], np.int32)
+          self._stream = self.run.engine.read(self._stream, tokens_BT)
+        else:
+          self._feed(long)
 
   def generate(
     self,
@@ -198,12 +209,12 @@ class Session:
     going = list(range(self.lanes))
     seeds_B = np.array([(seed + i) % 2**32 for i in going], np.uint32)
     for left in reversed(range(tokens)):
-      token_B = self._next(going, sampling, seeds_B)
-      pieces = []
-      for i in going:
-        token = int(token_B[i])
-        self._lanes[i].take([token])
-        pieces.append(Piece(i, token, *writers[i].push(token, last=not left)))
+      with _whole():
+        token_B = self._next(going, sampling, seeds_B).tolist()
+        drawn = [(i, token_B[i]) for i in going]
+        for i, token in drawn:
+          self._lanes[i].take([token])
+      pieces = [Piece(i, token, *writers[i].push(token, last=not left)) for i, token in drawn]
       yield from pieces
       going = [piece.lane for piece in pieces if not piece.end]
       if not going:
@@ -238,3 +249,20 @@ class Session:
       if not 0 <= token < V:
         raise InputError(f"token {token}: the model has 0 to {V - 1}; use its own tokenizer")
     return ids
+
+
+@contextlib.contextmanager
+def _whole() -> Iterator[None]:
+  """In here a Ctrl-C waits for the end: the model has read what the lanes count, and no less."""
+  usual = signal.getsignal(signal.SIGINT)
+  if not callable(usual) or threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  came: list[Any] = []
+  signal.signal(signal.SIGINT, lambda *event: came.append(event))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, usual)
+    if came:
+      usual(*came[0])

@@ -8,6 +8,7 @@ space. Where the cuts are depends on the text alone, so a stream gives the token
 import contextlib
 import gzip
 import io
+import reprlib
 import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -34,8 +35,11 @@ def tokens_of(source: Source, tokenizer: Tokenizer) -> Iterator[int]:
     return _encoded(io.StringIO(source), tokenizer)
   if isinstance(source, Path) or hasattr(source, "readline"):
     return _encoded(_lines(source), tokenizer)
-  if not isinstance(source, Iterable):
-    raise InputError(f"cannot read {source!r}: give text, a Path, an opened file or tokens")
+  if isinstance(source, bytes | bytearray | memoryview) or not isinstance(source, Iterable):
+    raise InputError(
+      f"cannot read {_short(source)}: give text, a Path, an opened file or tokens (bytes are "
+      f"neither: decode them)"
+    )
   return chain.from_iterable(map(_numbers, source))
 
 
@@ -44,8 +48,14 @@ def _numbers(x: Any) -> list[int]:
     return [x]
   array = np.asarray(x).reshape(-1)
   if array.size and array.dtype.kind not in "iu":
-    raise InputError(f"{x!r} among tokens: they are whole numbers; text is read as one str or file")
+    raise InputError(
+      f"{_short(x)} among tokens: they are whole numbers; text is read as one str or file"
+    )
   return array.tolist()
+
+
+def _short(x: Any) -> str:
+  return " ".join(reprlib.repr(x).split())
 
 
 def _encoded(lines: Iterable[str], tokenizer: Tokenizer) -> Iterator[int]:

@@ -86,7 +86,10 @@ def save(
   lying = {name: np.asarray(array, order="C") for name, array in arrays.items()}
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.touch()
+    mode = temporary.stat().st_mode  # a file's usual one; the library lets its owner alone read
     save_file(lying, temporary, dict(metadata or {}))
+    temporary.chmod(mode)
     os.replace(temporary, path)
   except (SafetensorError, OSError) as error:
     raise InputError(

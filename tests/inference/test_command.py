@@ -1,7 +1,9 @@
 """`infini-jax generate`, as a person uses it: streams, kept states, what is refused."""
 
 import io
+import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,14 +13,29 @@ from pathlib import Path
 import pytest
 
 from infini_jax import cli
+from infini_jax.inference import Session, open_run, saved
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = "One line.\nAnother line, étrange.\n\nA third\n  and its end" * 3
 
 
+@pytest.fixture(scope="module")
+def opened(trained):
+  return open_run(trained[1])
+
+
 @pytest.fixture
-def run(trained):
+def run(trained, opened, monkeypatch):
+  monkeypatch.setattr(saved, "open_run", lambda *_: opened)  # its programs are compiled once
   return f"--workdir={trained[1]}"
+
+
+@pytest.fixture
+def interruptible():
+  """Ctrl-C does what it does in a terminal, however the tests were started."""
+  usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, usual)
 
 
 def command(capsys, *arguments):
@@ -51,7 +68,22 @@ def test_a_file_a_stream_and_a_kept_state_go_on_alike(run, tmp_path, capsys, mon
   assert stopped[:2] == (0, expected.partition(stop)[0] + "\n")
 
 
-def test_wrong_inputs_are_named_with_the_remedy(run, trained, tmp_path, capsys):
+def test_every_choice_is_heeded(run, capsys):
+  def wrote(*how):
+    status, out, _ = command(capsys, run, "--prompt=One", "--tokens=9", "--temperature=3", *how)
+    assert status == 0
+    return out
+
+  greedy = wrote("--temperature=0")
+  assert wrote("--top-k=1") == wrote("--top-p=1e-9") == greedy
+  assert wrote("--temperature=0", "--repetition-penalty=1e6") != greedy
+  assert len({greedy, wrote(), wrote("--seed=1")}) == 3
+  for prompt in (f"--prompt={TEXT}", "--prompt-document=test:0"):
+    status, _, told = command(capsys, run, prompt, "--prompt-tokens=5", "--tokens=0")
+    assert status == 0 and "5 tokens read" in told and "now 6 tokens" in told, told
+
+
+def test_wrong_inputs_are_named_with_the_remedy(run, tmp_path, capsys, monkeypatch):
   empty, latin = tmp_path / "empty.txt", tmp_path / "latin.txt"
   empty.write_text("")
   latin.write_bytes(b"caf\xe9" * 9)
@@ -60,16 +92,80 @@ def test_wrong_inputs_are_named_with_the_remedy(run, trained, tmp_path, capsys):
   assert "is empty" in refused(capsys, run, f"--prompt-file={empty}")
   assert "not UTF-8" in refused(capsys, run, f"--prompt-file={latin}")
   assert "must be at least 0" in refused(capsys, run, "--tokens=-1")
+  assert "must be at least 1" in refused(capsys, run, "--prompt-tokens=0")
   assert "0 (greedy) or more" in refused(capsys, run, "--temperature=-1")
   assert "0 (off) or more" in refused(capsys, run, "--top-k=-2")
   assert "must be above 0" in refused(capsys, run, "--repetition-penalty=0")
   assert "at least one character" in refused(capsys, run, "--stop=")
   assert "no such file" in refused(capsys, f"--load-state={tmp_path / 'none'}")
   assert "no such folder" in refused(capsys, run, f"--save-state={tmp_path / 'no' / 'a.state'}")
+  assert "is a folder" in refused(capsys, run, f"--save-state={tmp_path}")
+  assert "is a folder" in refused(capsys, run, "--save-state="), "an empty variable of a shell"
+  with monkeypatch.context() as patch:
+    patch.setattr("os.access", lambda *_: False)
+    assert "takes no files" in refused(capsys, run, f"--save-state={tmp_path / 'a.state'}")
+  assert "no such file" in refused(capsys, run, "--load-state=")
+  assert "no such file" in refused(capsys, run, "--prompt-file=")
+  assert "choose one of train" in refused(capsys, run, "--prompt-document=")
+  assert "want SPLIT:NUMBER" in refused(capsys, run, "--prompt-document=test:²")
   assert "not a whole" in refused(capsys, f"--load-state={latin}")
   assert "--prompt-document needs" in refused(
     capsys, f"--load-state={latin}", "--prompt-document=test:0"
   )
+
+
+def test_standard_input_may_be_closed(run, capsys, monkeypatch):
+  monkeypatch.setattr("sys.stdin", None)
+  assert "is closed" in refused(capsys, run, "--prompt-file=-")
+
+
+def test_however_writing_ends_the_state_is_whole(run, opened, tmp_path, monkeypatch, interruptible):
+  """By a Ctrl-C, a closed pipe, a full disk; and some characters may not be writable."""
+  state = tmp_path / "a.state"
+
+  def written(output):
+    monkeypatch.setattr("sys.stdout", output)
+    how = ("--tokens=12", "--temperature=3", "--top-p=1", f"--save-state={state}")
+    return cli.main(["generate", run, f"--prompt={TEXT}", *how])
+
+  text = lambda: Session.load(state, model=Session(opened)).recent[0]
+  plain = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+  assert written(plain) == 0 and b"?" in plain.buffer.getvalue()
+  whole = text()
+
+  calls, real = itertools.count(1), opened.engine.draw
+
+  def draw(*arguments):
+    if next(calls) == 5:
+      signal.raise_signal(signal.SIGINT)
+    return real(*arguments)
+
+  monkeypatch.setattr(opened.engine, "draw", draw)
+  assert written(io.TextIOWrapper(io.BytesIO())) == 130
+  assert text() == whole[:-7], "five of twelve tokens are kept"
+
+  read, write = os.pipe()
+  os.close(read)
+  with os.fdopen(write, "w") as closed:
+    assert written(closed) == 0
+  assert text() == whole[: len(text())] != whole, "it writes on into a closed pipe"
+
+  state.unlink()
+  if os.path.exists("/dev/full"):  # on Linux
+    with open("/dev/full", "w") as full:
+      assert written(full) == 2 and not state.exists()
+
+
+def test_a_file_that_is_broken_off_leaves_no_state(
+  run, opened, tmp_path, capsys, monkeypatch, interruptible
+):
+  book, state = tmp_path / "book.txt", tmp_path / "a.state"
+  book.write_text(TEXT, "utf-8")
+  read = lambda *_: signal.raise_signal(signal.SIGINT)
+  monkeypatch.setattr(opened.engine, "read", read)
+  status, out, told = command(capsys, run, f"--prompt-file={book}", f"--save-state={state}")
+  assert (status, out) == (130, "") and "interrupted; nothing is kept" in told
+  assert not state.exists()
 
 
 def start(*arguments, before=""):
@@ -115,8 +211,13 @@ def test_real_processes_read_a_pipe_as_it_comes_and_keep_the_same_state(run, tmp
       break
   time.sleep(5)
   endless.send_signal(signal.SIGINT)  # Ctrl-C ends the input alone
-  status, _, told = finished(endless)
-  assert status == 0 and "wrote 12 tokens" in told and states[2].is_file(), told
+  status, out, told = finished(endless)
+  assert status == 0 and "wrote 12 tokens" in told, told
+  (read,) = re.findall("([0-9]+) tokens read", told)
+  only = (f"--prompt-file={book}", f"--prompt-tokens={read}", f"--save-state={states[0]}")
+  book.write_text(TEXT + "\n", "utf-8")
+  assert finished(start(*how, *only))[1] == out, f"{read} tokens, read otherwise"
+  assert states[0].read_bytes() == states[2].read_bytes(), "the pipe left another state"
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from infini_jax.config import InputError
-from infini_jax.inference.sampling import NOTHING, Sampling, sample
+from infini_jax.inference.sampling import LEAST, MOST, NOTHING, Sampling, sample
 
 DRAWS = 4000
 
@@ -74,6 +74,14 @@ def test_greedy_takes_the_most_likely_whatever_the_seed(rng):
     np.testing.assert_array_equal(token_B, np.argmax(logits_BV, 1))
 
 
+def test_the_narrowest_choices_are_greedy(rng):
+  logits_BV = jnp.asarray(rng.standard_normal((5, 11)), jnp.float32)
+  keys = jax.random.split(jax.random.key(0), 5)
+  for how in ((MOST, 1.0, 1), (1.0, 1e-9, 0), (LEAST, 1.0, 0), (LEAST, 0.9, 7)):
+    token_B = sample(logits_BV, keys, Sampling(*how))
+    assert token_B.tolist() == np.argmax(logits_BV, 1).tolist(), how
+
+
 def test_greedy_heeds_the_penalty():
   logits_BV = jnp.asarray([[3.0, 2.0, -1.0], [-1.0, -1.5, -9.0]])
   recent_BW = jnp.asarray([[0, NOTHING], [0, 0]], jnp.int32)
@@ -95,6 +103,9 @@ def test_same_key_same_token_and_lanes_draw_alone():
   [
     ({"temperature": -0.1}, "0 .greedy. or more"),
     ({"temperature": float("nan")}, "0 .greedy. or more"),
+    ({"temperature": 1e-40}, "0 .greedy. or more, from 1e-15"),
+    ({"temperature": 1e38}, "0 .greedy. or more, from 1e-15"),
+    ({"top_p": float("nan")}, "above 0"),
     ({"top_p": 0.0}, "above 0"),
     ({"top_p": 1.1}, "at most 1"),
     ({"top_k": -1}, "0 .off. or more"),

@@ -40,6 +40,9 @@ def test_a_state_finds_its_run_by_its_header(session, state, trained):
   assert again.run.workdir == str(trained[1]) and again.run.step == 6
   assert again.positions == session.positions
   assert tokens(again) == tokens(session.fork())
+  plain = state.with_name("plain")
+  plain.touch()
+  assert state.stat().st_mode == plain.stat().st_mode, "others may read it as any file"
   (header,) = tensors.Tensors(state).metadata.values()
   assert {"config", "parameters", "tokenizer", "workdir", "step", "position"} <= set(
     json.loads(header)
@@ -89,10 +92,10 @@ def test_a_run_that_has_moved_is_asked_for(session, state, trained, tmp_path):
   copy.mkdir()
   shutil.copy(trained[1] / "run.json", copy)
   ByteTokenizer().save(Workdir(copy).tokenizer)
-  with pytest.raises(InputError, match="no checkpoint of step 6"):
-    Session.load(state, model=copy)
-  with pytest.raises(InputError, match="no run here"):
-    Session.load(tmp_path / "nothing")
+  refused(state, "no checkpoint of step 6; a run keeps more by train.keep", model=copy)
+  refused(tmp_path / "nothing", "no run or state here")
+  refused(trained[1], "needs no model=", model=session)
+  refused(state, "a state of 1 lanes, not 2", model=session, lanes=2)
 
 
 def test_the_checksum_sees_every_bit(rng):

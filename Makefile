@@ -36,7 +36,7 @@ recall: $(READY)
 	$(BIN)/python eval.py --config=configs/recall_tiny.py --workdir=runs/recall
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=15 -m "not slow"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow

@@ -80,7 +80,7 @@ def main() -> int:
   stages = {
     "convert": convert if not original.exists() else None,
     "pretrain": ["train.py", *first],
-    "surgery": ["eval.py", *first, "--task=surgery,knockout"],
+    "surgery": ["eval.py", *first, "--task=surgery,perplexity"],
     "zero-shot": ["eval.py", *first, "--task=passkey"],
     "fine-tune": ["train.py", *second],
     "grid": ["eval.py", *second, "--task=passkey"],

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
   args.typed = shlex.join(["infini-jax", *argv])
   if rest and not getattr(args, "takes_config", False):
     parser.error(f"unknown arguments: {' '.join(rest)}")
-  console = Console()
+  console = Console(markup=False, emoji=False)  # a path may hold [/x], and is what it is
   try:
     args.run(args, rest, console)
   except (InputError, FloatingPointError, KeyboardInterrupt) as error:

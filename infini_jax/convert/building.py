@@ -1,6 +1,8 @@
 """A folder that appears when it is whole: what is converted is built beside it first."""
 
 import contextlib
+import fcntl
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,31 +12,56 @@ import numpy as np
 
 from infini_jax.config import InputError
 
+PARTIAL = ".partial"  # behind the name of what is not whole yet
+
 
 @contextlib.contextmanager
 def building(out: Path) -> Iterator[Path]:
   """Yields the folder `OUT.partial`, which becomes OUT at the end, or is removed with an error.
 
   Raises:
-    InputError: OUT holds something, or the disk is full.
+    InputError: OUT holds something, another process is writing it, or the disk is full.
   """
   out = out.absolute()
   check_free(out)
-  partial = out.with_name(f"{out.name}.partial")
+  partial = out.with_name(f"{out.name}{PARTIAL}")
   try:
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed conversion left
-    partial.mkdir(parents=True)
-    yield partial
-    if out.exists():
-      out.rmdir()
-    partial.replace(out)
+    partial.mkdir(parents=True, exist_ok=True)
+    with _alone(partial, out):
+      try:
+        for left in partial.iterdir():  # by a conversion that was killed
+          shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield partial
+        if out.exists():
+          out.rmdir()
+        partial.replace(out)
+      except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
   except OSError as error:
     raise InputError(
       f"{out}: cannot be written ({error.strerror or error}); make room there, or choose another "
       f"place"
     ) from None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, out: Path) -> Iterator[None]:
+  """Holds a folder, which another process that writes the same OUT is told."""
+  held = os.open(folder, os.O_RDONLY)
+  try:
+    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    os.close(held)
+    raise InputError(
+      f"{out}: another process is writing it; wait for it, or choose another folder"
+    ) from None
+  except OSError:
+    pass  # a file system without locks
+  try:
+    yield
   finally:
-    shutil.rmtree(partial, ignore_errors=True)
+    os.close(held)
 
 
 def check_room(out: Path, size: int) -> None:
@@ -51,9 +78,14 @@ def check_room(out: Path, size: int) -> None:
 
 
 def check_free(out: Path) -> None:
-  """Raises InputError if a folder to be made is there already, and not empty."""
-  if out.is_file() or (out.is_dir() and any(out.iterdir())):
-    raise InputError(f"{out}: exists already; choose another folder, or remove it first")
+  """Raises InputError if a folder to be made holds something already, or cannot be named so."""
+  try:
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+      raise InputError(f"{out}: exists already; choose another folder, or remove it first")
+  except OSError as error:
+    raise InputError(f"{out}: {error.strerror}; choose another folder") from None
+  if out.name.endswith(PARTIAL):
+    raise InputError(f"{out}: so are unfinished folders named, and removed; choose another name")
 
 
 def lay_down(file: Path, layers: Iterable[np.ndarray], shape: tuple[int, ...], dtype: str):

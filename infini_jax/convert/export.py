@@ -1,9 +1,12 @@
 """`infini-jax convert export`: a run becomes a Hugging Face folder, its memory in a file beside."""
 
+import contextlib
 import dataclasses
 import json
 import math
+import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import EllipsisType
 from typing import Any
@@ -15,8 +18,8 @@ from rich.table import Table
 
 from infini_jax.config import InputError, ModelConfig
 from infini_jax.convert.building import building, check_free, check_room, lay_down
-from infini_jax.convert.families import STRUCTURE, fits, write_config
-from infini_jax.convert.huggingface import INDEX, MEMORY, WEIGHTS, read_json
+from infini_jax.convert.families import fits, write_config
+from infini_jax.convert.huggingface import INDEX, MEMORY, NOT_OF_MEMORY, WEIGHTS, read_json
 from infini_jax.convert.incoming import ORIGINAL
 from infini_jax.convert.layout import GATES, Place, nested, parameter_shapes, places
 from infini_jax.data import SentencePieceTokenizer, Tokenizer, load_saved
@@ -27,8 +30,6 @@ from infini_jax.runs.tensors import save
 from infini_jax.runs.workdir import Workdir
 
 MIXERS = ("full", "local", "infini")  # whose parameters are those of a Llama, and gates
-# Of a model, what is neither in a config.json nor seen in the weights.
-NOT_OF_MEMORY = {*STRUCTURE, "param_dtype", "lora_rank", "lora_alpha"}
 
 
 def export(path: str, out: Path, max_shard_bytes: int, step: int | None, console: Console) -> None:
@@ -58,9 +59,9 @@ def export(path: str, out: Path, max_shard_bytes: int, step: int | None, console
   raw["torch_dtype"] = model.param_dtype
   if "dtype" in raw:
     raw["dtype"] = model.param_dtype
-  source = _Parameters(run, model, step)
+  source, tokenizer = _Parameters(run, model, step), load_saved(run.tokenizer)
   with building(out) as partial:
-    _copy_small(run, original, raw, partial)
+    _copy_small(run, tokenizer, original, raw, partial)
     pieces = partial / "pieces"
     size = source.bytes()
     check_room(partial, size)
@@ -92,8 +93,10 @@ class _Parameters:
     found = newest if step is None else step
     if found is None or not (run.path / "checkpoints" / str(found)).exists():
       raise InputError(f"{run.path}: no checkpoint{'' if step is None else f' of step {step}'}")
+    self._folder = run.path / "checkpoints"
     self.step, self.names = found, parameter_shapes(model).keys()
-    self._stored = {name: self._checkpoints.stored(name, found) for name in self.names}
+    with self._whole():
+      self._stored = {name: self._checkpoints.stored(name, found) for name in self.names}
 
   def bytes(self) -> int:
     """Of all tensors."""
@@ -102,16 +105,32 @@ class _Parameters:
 
   def read(self, name: str, layer: int | EllipsisType = ...) -> np.ndarray:
     """A parameter, or a layer of it; with what its adapter adds."""
-    value = self._stored[name][layer].read().result()
+    value = self._part(name, layer)
     weight = name.rpartition(".")[2]
     adapter = f"blocks.attention.lora_{weight.split('_')[1]}."
     beside = [other for other in self.names if other.startswith(adapter)]
     if not weight.startswith("w_") or not beside:
       return value
-    parts = {other: self._stored[other][layer].read().result() for other in beside}
+    parts = {other: self._part(other, layer) for other in beside}
     together = {n: jnp.asarray(part) for n, part in (parts | {name: value}).items()}
     _, tree = merged(self.model, nested(together))
     return np.asarray(tree["blocks"]["attention"][weight])
+
+  def _part(self, name: str, layer: int | EllipsisType) -> np.ndarray:
+    with self._whole():
+      return self._stored[name][layer].read().result()
+
+  @contextlib.contextmanager
+  def _whole(self) -> Iterator[None]:
+    """Says so where a file is missing or cut short: a training removes what a newer one follows."""
+    try:
+      yield
+    except ValueError as error:
+      reason = " ".join(str(error).split()).partition(" [")[0]
+      raise InputError(
+        f"{self._folder}: checkpoint {self.step} is damaged or was removed ({reason}); "
+        f"run it again, or choose another with --step"
+      ) from None
 
 
 def _lay_down(source: _Parameters, folder: Path, console: Console) -> dict[str, np.ndarray]:
@@ -169,13 +188,14 @@ def _original(run: Workdir) -> Path | None:
   return None
 
 
-def _copy_small(run: Workdir, original: Path | None, raw: dict[str, Any], out: Path) -> None:
+def _copy_small(
+  run: Workdir, tokenizer: Tokenizer, original: Path | None, raw: dict[str, Any], out: Path
+) -> None:
   """The tokenizer, and whatever else came along with the weights."""
   for folder in (run.tokenizer, original):
     for file in sorted(folder.iterdir()) if folder else ():
       if file.name not in ("config.json", "tokenizer.marks.json"):
         shutil.copyfile(file, out / file.name)
-  tokenizer = load_saved(run.tokenizer)
   for name, id in (("bos_token_id", tokenizer.bos), ("eos_token_id", tokenizer.eos)):
     raw.setdefault(name, id)
   if not (out / "tokenizer_config.json").exists() and (said := _describe(tokenizer, out)):
@@ -221,7 +241,7 @@ def _show(
   console.print(table)
   console.print(
     f"Next: transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}), without its memory\n"
-    f"or    infini-jax convert hf {out} RUN, which brings it back",
+    f"or    infini-jax convert hf {shlex.quote(str(out))} RUN, which brings it back",
     highlight=False,
     soft_wrap=True,
   )

@@ -64,6 +64,7 @@ SIZES = (
   *("vocab_size", "hidden_size", "intermediate_size"),
   *("num_hidden_layers", "num_attention_heads"),
 )
+SIZES_OR_NONE = ("num_key_value_heads", "head_dim", "max_position_embeddings")
 # The fields of a model that a config.json decides. All others are of our own making.
 STRUCTURE = (
   *("layers", "width", "heads", "kv_heads", "head_dim", "ffn", "vocab_size", "activation"),
@@ -91,14 +92,18 @@ def read_config(raw: dict[str, Any], name: str) -> tuple[dict[str, Any], dict[st
     raw = _BESIDE_PICTURES | kept | raw["text_config"] | {"model_type": "gemma3_text"}
     raw["architectures"] = [ARCHITECTURES["gemma3_text"]]
   family = raw.get("model_type")
-  if family not in DEFAULTS:
+  if not isinstance(family, str) or family not in DEFAULTS:
     raise InputError(f"{name}: model_type={family!r} is not supported; {', '.join(DEFAULTS)} are")
   try:
     _refuse(raw, family, name)
-    return _fields(raw, family, name), raw
+    fields = _fields(raw, family, name)
+    numbers = [x for x in (*fields.values(), *fields["rope_scaling"]) if isinstance(x, float)]
+    if not all(map(math.isfinite, numbers)):
+      raise ValueError(f"its numbers {numbers} are not all finite")
+    return fields, raw
   except KeyError as error:
     raise InputError(f"{name}: lacks {error}; copy or download it again") from None
-  except (TypeError, ValueError, AttributeError) as error:
+  except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
     if isinstance(error, InputError):
       raise
     raise InputError(f"{name}: {error}; copy or download it again") from None
@@ -220,7 +225,7 @@ def _fields(raw: dict[str, Any], family: str, name: str) -> dict[str, Any]:
 def _refuse(raw: dict[str, Any], family: str, name: str) -> None:
   """Raises InputError for a setting that changes the model into one that ours cannot be."""
   full = DEFAULTS[family] | raw
-  for size in SIZES:
+  for size in (*SIZES, *(name for name in SIZES_OR_NONE if full.get(name) is not None)):
     if type(full[size]) is not int or full[size] < 1:
       raise InputError(f"{name}: {size}={full[size]!r}: must be a whole number of 1 or more")
   act = full.get("hidden_activation") or full["hidden_act"]
@@ -298,6 +303,8 @@ def _windows(raw: dict[str, Any], family: str, name: str) -> tuple[int, int]:
     return 0, 0
   if kinds := raw.get("layer_types") if family != "mistral" else None:
     windowed = [kind == "sliding_attention" for kind in kinds]
+    if len(windowed) != layers:
+      raise ValueError(f"has {len(windowed)} layer_types for {layers} layers")
   elif family[:4] == "qwen":
     windowed = [i >= raw.get("max_window_layers", 28) for i in range(layers)]
   else:
@@ -313,6 +320,8 @@ def _nope_every(raw: dict[str, Any], name: str) -> int:
   interval = raw.get("no_rope_layer_interval", 4)
   usual = [(i + 1) % interval for i in range(raw["num_hidden_layers"])]
   turned = [bool(kind) for kind in raw.get("no_rope_layers") or usual]
+  if len(turned) != len(usual):
+    raise ValueError(f"has {len(turned)} no_rope_layers for {len(usual)} layers")
   return _every(turned, f"{name}: its no_rope_layers", "positions")
 
 

@@ -31,9 +31,14 @@ def convert(file: Path, out: Path, dtype: str | None, console: Console) -> None:
   """
   check_free(out)
   opened = _File(file)
-  model, positions = opened.model(dtype or "float32")
-  opened.check(model)
-  tokenizer = opened.tokenizer()
+  try:
+    model, positions = opened.model(dtype or "float32")
+    opened.check(model)
+    tokenizer = opened.tokenizer()
+  except (AttributeError, TypeError, ValueError) as error:
+    if isinstance(error, InputError):
+      raise
+    raise InputError(f"{file}: a field is damaged ({error}); download it again") from None
   check_size(tokenizer, model.vocab_size, str(file))
   write_run(Incoming(model, opened.tensor, None, tokenizer, None, positions, {}), out, console)
 
@@ -61,11 +66,17 @@ class _File:
       ) from None
     if (kind := self._get("general.architecture")) != "llama":
       raise InputError(f"{path}: architecture {kind!r} is not supported; llama is")
+    if (parts := self._get("split.count", 1)) != 1:
+      raise InputError(
+        f"{path}: is one of {parts} parts; `llama-gguf-split --merge` makes one file"
+      )
+    if reader.byte_order != "I":
+      raise InputError(f"{path}: has the other order of bytes; download the usual file")
 
   def model(self, dtype: str) -> tuple[ModelConfig, int]:
     """The model, and the longest text that it was trained on."""
-    width, heads = self._get("llama.embedding_length"), self._get("llama.attention.head_count")
-    head_dim = self._get("llama.attention.key_length", width // heads)
+    width, heads = self._size("llama.embedding_length"), self._size("llama.attention.head_count")
+    head_dim = self._size("llama.attention.key_length", width // heads)
     for wrong, setting in (
       (self._get("llama.expert_count", 0), "a mixture of experts"),
       (self._get("llama.rope.dimension_count", head_dim) != head_dim, "rope.dimension_count"),
@@ -75,33 +86,41 @@ class _File:
         raise InputError(f"{self.path}: {setting} is not supported; choose a model without it")
     fields: dict[str, Any] = {name: getattr(ModelConfig(), name) for name in STRUCTURE}
     fields |= {
-      "layers": self._get("llama.block_count"),
+      "layers": self._size("llama.block_count"),
       "width": width,
       "heads": heads,
-      "kv_heads": self._get("llama.attention.head_count_kv", heads),
+      "kv_heads": self._size("llama.attention.head_count_kv", heads),
       "head_dim": head_dim,
-      "ffn": self._get("llama.feed_forward_length"),
+      "ffn": self._size("llama.feed_forward_length"),
       "vocab_size": self._shape("token_embd.weight")[0],
       "rope_theta": _plain(self._get("llama.rope.freq_base", 10_000.0)),
       "norm_eps": _plain(self._get("llama.attention.layer_norm_rms_epsilon")),
       "tied_embeddings": "output.weight" not in self._tensors,
     }
     fields["rope_scaling"] = self._scaling(fields["rope_theta"], head_dim)
-    positions = self._get("llama.context_length")
+    positions = self._size("llama.context_length")
     return original_model(fields, positions, dtype), positions
 
   def check(self, model: ModelConfig) -> None:
     """Raises InputError for a tensor that is missing, unexpected, or of another shape."""
-    wanted = {
-      name: place.tensor_shape for place in places(model) for name in place.names(place.gguf)
-    }
-    for name, shape in wanted.items():
-      if self._shape(name) != shape:
+    wanted = {"rope_freqs.weight"}
+    for place in places(model):
+      for name in place.names(place.gguf):  # any number: the first missing one ends it
+        if self._shape(name) != place.tensor_shape:
+          raise InputError(
+            f"{self.path}: tensor {name} is {self._shape(name)} where the model needs "
+            f"{place.tensor_shape}; download it again"
+          )
+        wanted.add(name)
+    for kind, found in {tensor.tensor_type: tensor for tensor in self._tensors.values()}.items():
+      try:
+        self._gguf.dequantize(found.data[:1], kind)
+      except NotImplementedError:
         raise InputError(
-          f"{self.path}: tensor {name} is {self._shape(name)} where the model needs {shape}; "
-          f"download it again"
-        )
-    if unknown := sorted(self._tensors.keys() - wanted.keys() - {"rope_freqs.weight"}):
+          f"{self.path}: tensor {found.name} is of type {kind.name}, which the package gguf cannot "
+          f"read; choose another quantization"
+        ) from None
+    if unknown := sorted(self._tensors.keys() - wanted):
       raise InputError(
         f"{self.path}: tensor {unknown[0]} belongs to no llama; choose another model"
       )
@@ -127,7 +146,8 @@ class _File:
     usual = {"bos": 1, "eos": 2, "unknown": 0} if kind == "llama" else {"bos": None, "eos": None}
     ids = {mark: get(f"{mark}_token_id", id) for mark, id in usual.items()}
     scores = get("scores") if kind == "llama" else tokens
-    if not len(tokens) == len(kinds) == len(scores) > max(id or 0 for id in ids.values()):
+    found = {id for id in ids.values() if id is not None}
+    if not len(tokens) == len(kinds) == len(scores) or found - set(range(len(tokens))):
       raise InputError(
         f"{self.path}: its {len(tokens)} tokens do not go with their types, scores or {ids}; "
         f"download it again"
@@ -157,6 +177,11 @@ class _File:
     if name not in self._tensors:
       raise InputError(f"{self.path}: tensor {name} is missing; download it again")
     return tuple(int(n) for n in reversed(self._tensors[name].shape))
+
+  def _size(self, name: str, *default: int) -> int:
+    if type(size := self._get(name, *default)) is not int or size < 1:
+      raise InputError(f"{self.path}: {name}={size!r}: must be a whole number of 1 or more")
+    return size
 
   def _get(self, name: str, *default: Any) -> Any:
     if name in self._fields:

@@ -12,7 +12,7 @@ PATTERNS = [  # never a pickle
 
 
 def find_folder(name: str) -> Path:
-  """The folder of this path, or that of a model of this name: from the local cache, or downloaded.
+  """The folder of this path, or that of a model of this name: downloaded, or else in the cache.
 
   Raises:
     InputError: there is none, and none can be had.
@@ -28,15 +28,15 @@ def find_folder(name: str) -> Path:
       f"{name}: no such folder, and a name of the hub needs the package 'huggingface_hub': "
       f"pip install huggingface_hub"
     ) from None
-  last: Exception | None = None
-  for local in (True, False):
+  failed = ""
+  for local in (False, True):  # the cache alone comes last: often it holds a part of a model
     try:
       return Path(
         huggingface_hub.snapshot_download(name, allow_patterns=PATTERNS, local_files_only=local)
       )
     except Exception as error:  # of the network, of the hub, of its name: all the same here
-      last = error
+      failed = failed or type(error).__name__
   raise InputError(
-    f"{name}: no such folder, and not to be had from the hub ({type(last).__name__}); where there "
+    f"{name}: no such folder, and not to be had from the hub ({failed}); where there "
     f"is a network: hf download {name}, then give its folder"
   )

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from infini_jax.config import InputError, ModelConfig
 from infini_jax.convert.building import check_free
-from infini_jax.convert.families import read_config
+from infini_jax.convert.families import STRUCTURE, read_config
 from infini_jax.convert.hub import find_folder
 from infini_jax.convert.incoming import Incoming, original_model, with_memory, write_run
 from infini_jax.convert.layout import GATES, Place, parameter_shapes, places
@@ -30,6 +30,8 @@ OF_PICTURES = (
   *("vision_tower.", "multi_modal_projector."),
   *("model.vision_tower.", "model.multi_modal_projector."),
 )
+# Of a model, what is neither in a config.json nor seen in the weights.
+NOT_OF_MEMORY = {*STRUCTURE, "param_dtype", "lora_rank", "lora_alpha"}
 KEPT = 64 << 20  # bytes of a small file that goes along
 
 
@@ -44,7 +46,7 @@ def convert(name: str, out: Path, dtype: str | None, console: Console) -> None:
   file = folder / "config.json"
   fields, raw = read_config(read_json(file), str(file))
   weights = _Weights(folder)
-  positions = int(raw.get("max_position_embeddings", 2048))
+  positions = raw.get("max_position_embeddings") or 2048
   model = original_model(fields, positions, dtype or weights.dtype())
   weights.check(model)
   gates_LH = None
@@ -54,7 +56,8 @@ def convert(name: str, out: Path, dtype: str | None, console: Console) -> None:
   files = {
     f.name: f
     for f in sorted(folder.iterdir())
-    if f.suffix in (".json", ".jinja", ".model", ".txt") and f.stat().st_size < KEPT
+    if f.suffix in (".json", ".jinja", ".model", ".txt") and f.is_file()
+    if f.stat().st_size < KEPT
     if f.name not in ("config.json", INDEX)
   }
   incoming = Incoming(model, weights.tensor, gates_LH, tokenizer, raw, positions, files)
@@ -71,8 +74,8 @@ def read_json(file: Path) -> dict[str, Any]:
     raise InputError(f"{file}: no such file; give a folder with config.json and *.safetensors")
   try:
     content = json.loads(file.read_text("utf-8"))
-  except ValueError as error:
-    raise InputError(f"{file}: is no JSON ({error}); copy or download it again") from None
+  except (ValueError, RecursionError, OSError) as error:
+    raise InputError(f"{file}: cannot be read ({error}); copy or download it again") from None
   if not isinstance(content, dict):
     raise InputError(f"{file}: holds no JSON object; copy or download it again")
   return content
@@ -103,9 +106,6 @@ class _Weights:
 
   def check(self, model: ModelConfig) -> None:
     """Raises InputError for a tensor that is missing, unexpected, or of another shape."""
-    wanted = {
-      name: place.tensor_shape for place in places(model) for name in place.names(place.huggingface)
-    }
     head, embedding = "lm_head.weight", "model.embed_tokens.weight"
     if model.tied_embeddings and head in self._files:
       if not np.array_equal(self._read(head), self._read(embedding)):
@@ -114,14 +114,16 @@ class _Weights:
           f"in config.json"
         )
       self._files.pop(head)
-    for name, shape in wanted.items():
-      found = self._shape(name)
-      if found != shape:
-        raise InputError(
-          f"{self.folder}: tensor {name} is {found or 'missing'} where config.json needs {shape}; "
-          f"get both from the same model"
-        )
-    if unknown := sorted(self._files.keys() - wanted.keys()):
+    wanted = set()
+    for place in places(model):
+      for name in place.names(place.huggingface):  # any number: the first missing one ends it
+        if (found := self._shape(name)) != place.tensor_shape:
+          raise InputError(
+            f"{self.folder}: tensor {name} is {found or 'missing'} where config.json needs "
+            f"{place.tensor_shape}; get both from the same model"
+          )
+        wanted.add(name)
+    if unknown := sorted(self._files.keys() - wanted):
       raise InputError(
         f"{self.folder}: tensor {unknown[0]} has no place in a model of this config.json; get both "
         f"from the same model"
@@ -141,8 +143,11 @@ class _Weights:
     folder = self.folder
     self._listed: Mapping[str, str] = {}
     if (folder / INDEX).exists():
-      self._listed = read_json(folder / INDEX).get("weight_map", {})
-      shards = [folder / name for name in sorted(set(self._listed.values()))]
+      listed = read_json(folder / INDEX).get("weight_map")
+      if not isinstance(listed, dict) or not all(map(_is_name, listed.values())):
+        raise InputError(f"{folder / INDEX}: its weight_map names no files; download it again")
+      self._listed = listed
+      shards = [folder / name for name in sorted(set(listed.values()))]
       for file in shards:
         if not file.is_file():
           raise InputError(f"{file}: this shard, of {INDEX}, is missing; download it again")
@@ -162,6 +167,11 @@ def _is_ignored(name: str) -> bool:
   return name.startswith(OF_PICTURES) or name.endswith("rotary_emb.inv_freq")
 
 
+def _is_name(file: object) -> bool:
+  """Whether this is the name of a file in the folder, not a path to anywhere."""
+  return isinstance(file, str) and Path(file).name == file != ""
+
+
 def _plain(name: str) -> str:
   for prefix, plain in PREFIXES.items():
     if name.startswith(prefix):
@@ -173,10 +183,13 @@ def _memory(file: Path, model: ModelConfig) -> tuple[ModelConfig, np.ndarray | N
   """A model with the memory that lies beside its weights, and its gates."""
   opened = Tensors(file)
   try:
-    model = with_memory(model, json.loads(opened.metadata["memory"]))
+    settings = json.loads(opened.metadata["memory"])
+    if settings["mixer"] not in ("local", "infini") or NOT_OF_MEMORY & settings.keys():
+      raise KeyError
+    model = with_memory(model, settings)
   except InputError:
     raise
-  except (KeyError, TypeError, ValueError):
+  except (KeyError, TypeError, ValueError, AttributeError):
     raise InputError(
       f"{file}: not written by `infini-jax convert export`; remove it to convert without a memory"
     ) from None

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -165,10 +166,11 @@ def _show(
   table.add_row("longest text", f"{incoming.positions:,} tokens")
   table.add_row("run", str(out))
   console.print(table)
+  typed, config = shlex.quote(str(out)), shlex.quote(str(out / "config.py"))
   console.print(
-    f"Next: infini-jax generate --workdir={out} --prompt='Once upon a time'\n"
-    f"or    python eval.py --config={out}/config.py --workdir={out} --config.data.path=TEXTS\n"
-    f"or    train with config.train.start_from='{out}' (docs/convert.md)",
+    f"Next: infini-jax generate --workdir={typed} --prompt='Once upon a time'\n"
+    f"or    python eval.py --config={config} --workdir={typed} --config.data.path=TEXTS\n"
+    f"or    train with config.train.start_from={str(out)!r} (docs/convert.md)",
     highlight=False,
     soft_wrap=True,
   )

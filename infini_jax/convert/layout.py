@@ -1,5 +1,6 @@
 """Which tensor of a Hugging Face folder or a GGUF file is which parameter, and how each lies."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -75,9 +76,9 @@ class Place(NamedTuple):
       return layer.reshape(self.tensor_shape)
     return layer.reshape(self.tensor_shape[::-1]).T
 
-  def names(self, pattern: str) -> list[str]:
+  def names(self, pattern: str) -> Iterator[str]:
     """The tensors of all layers, by the pattern `huggingface` or `gguf`."""
-    return [pattern.format(i) for i in range(self.layers)] if self.layers else [pattern]
+    return (pattern.format(layer) for layer in range(max(1, self.layers)))
 
   @property
   def _inputs(self) -> int:

@@ -28,7 +28,7 @@ def find_tokenizer(folder: Path, raw: dict[str, Any]) -> Tokenizer:
   else:
     try:
       tokenizer = load_saved(folder)  # of a run that was trained from scratch, and exported
-    except InputError:
+    except (InputError, OSError):
       raise InputError(
         f"{folder}: holds no tokenizer.json and no tokenizer.model; add the model's"
       ) from None
@@ -80,14 +80,20 @@ def _declared(folder: Path, raw: dict[str, Any], content: bytes) -> tuple[int | 
   for mark in ("bos", "eos"):
     token = names.get(f"{mark}_token")
     token = token.get("content") if isinstance(token, dict) else token
-    places = [ids.get(token), raw.get(f"{mark}_token_id")]
+    places = [ids.get(token) if isinstance(token, str) else None, raw.get(f"{mark}_token_id")]
     places.append(_read(folder / "generation_config.json").get(f"{mark}_token_id"))
     first = next((place for place in places if place not in (None, [])), None)
-    found.append(first[0] if isinstance(first, list) else first)
+    first = first[0] if isinstance(first, list) else first
+    if first is not None and (type(first) is not int or not 0 <= first < raw["vocab_size"]):
+      raise InputError(
+        f"{folder}: {mark}_token_id={first!r} is no id of its {raw['vocab_size']}; correct it in "
+        f"config.json"
+      )
+    found.append(first)
   return found[0], found[1]
 
 
-def _ids(content: bytes) -> dict[str | None, int]:
+def _ids(content: bytes) -> dict[str, int]:
   """The id of each token's name; empty for what is no tokenizer.json."""
   try:
     parsed = json.loads(content)
@@ -104,5 +110,5 @@ def _read(file: Path) -> dict[str, Any]:
   try:
     content = json.loads(file.read_text("utf-8"))
     return content if isinstance(content, dict) else {}
-  except ValueError as error:
-    raise InputError(f"{file}: is no JSON ({error}); copy or download it again") from None
+  except (ValueError, RecursionError, OSError) as error:
+    raise InputError(f"{file}: cannot be read ({error}); copy or download it again") from None

@@ -90,7 +90,7 @@ class Workdir:
     try:
       run = json.loads(file.read_text())
       return {"config": config_lib.resolve(run["config"]), "corpus": run["corpus"]}
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise InputError(f"{file}: cannot be read ({error}); choose another --workdir") from None
 
 

@@ -12,6 +12,13 @@ from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir
 from infini_jax.training.step import TrainState, first_state, initial_state
 
+# Settings by which a teacher computes, and which no shape shows: it is read with the model's own.
+AS_THE_TEACHER = (
+  *("activation", "rope_theta", "rope_scaling", "norm_eps", "norm_plus_one", "embed_scale"),
+  *("query_scale", "attention_softcap", "logit_softcap"),
+  *("window", "global_every", "global_nope", "window_theta"),
+)
+
 
 def check_start(config: Config) -> None:
   """Makes sure that the parameters of `config.train.start_from`, if any, are those of this model.
@@ -25,6 +32,11 @@ def check_start(config: Config) -> None:
   if not config.train.start_from:
     return
   run = Workdir(config.train.start_from)
+  if not (run.path / "run.json").is_file():
+    raise InputError(
+      f"config.train.start_from={config.train.start_from!r}: no run there; train one, or make "
+      f"one of pretrained weights with infini-jax convert"
+    )
   there, here = _shapes(run.config()), _shapes(config)
   for name in sorted(there.keys() | here.keys()):
     if there.get(name) != here.get(name) and not (name not in there and _begins_fresh(name)):
@@ -39,6 +51,12 @@ def check_start(config: Config) -> None:
       f"config.train.distill_weight={config.train.distill_weight}: config.train.start_from="
       f"{config.train.start_from!r} has the mixer {mixer!r} and is no original to learn from; "
       f"start from one with 'full', or set the weight 0"
+    )
+  others = {name: there for name, there, _ in differences(config) if name in AS_THE_TEACHER}
+  if config.train.distill_weight and others:
+    raise InputError(
+      f"config.train.distill_weight={config.train.distill_weight}: the original has {others}, and "
+      f"would be read by this config's; set config.model as in its run.json, or the weight 0"
     )
   if Checkpoints(run).latest() is None:
     raise InputError(

@@ -43,7 +43,7 @@ def byte_level_fields():
   return said | {"bos_token_id": 1, "eos_token_id": 2}
 
 
-def write(path, rng, *, arch="llama", vocabulary=None, drop="", factors=None):
+def write(path, rng, *, arch="llama", vocabulary=None, drop="", factors=None, fields=None):
   """A file with random weights; what a Hugging Face folder would hold comes back."""
   vocabulary = vocabulary or byte_level_fields()
   writer = gguf.GGUFWriter(path, arch)
@@ -60,6 +60,8 @@ def write(path, rng, *, arch="llama", vocabulary=None, drop="", factors=None):
   writer.add_layer_norm_rms_eps(1e-5)
   for name, value in vocabulary.items():
     ADD[type(value)](writer, f"tokenizer.ggml.{name}", value)
+  for name, value in (fields or {}).items():
+    ADD[type(value)](writer, name, value)
   D, F, HE, KE = SIZES["width"], SIZES["ffn"], SIZES["heads"] * E, SIZES["kv_heads"] * E
   shapes = {"attn_norm": (D,), "ffn_norm": (D,), "attn_q": (HE, D), "attn_k": (KE, D)}
   shapes |= {"attn_v": (KE, D), "attn_output": (D, HE), "ffn_gate": (F, D), "ffn_up": (F, D)}

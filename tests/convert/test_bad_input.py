@@ -1,16 +1,20 @@
 """What is damaged, missing or not supported: one line with the remedy, and nothing left behind."""
 
+import fnmatch
 import json
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
 from infini_jax import cli
 from infini_jax.config import InputError
-from infini_jax.convert.building import building
+from infini_jax.convert.building import building, check_room
+from infini_jax.convert.hub import find_folder
+from infini_jax.convert.vocabulary import find_tokenizer
 from infini_jax.runs.tensors import Tensors, save
 from tests.convert.golden import HERE
 
@@ -58,6 +62,18 @@ def truncated(folder):
   file.write_bytes(file.read_bytes()[:-100])
 
 
+def elsewhere(folder):
+  shard(folder)
+  file = folder / "model.safetensors.index.json"
+  weight_map = json.loads(file.read_text())["weight_map"]
+  edit(folder, file.name, weight_map={name: f"../{at}" for name, at in weight_map.items()})
+
+
+def half_a_memory(folder, **settings):
+  memory = {"memory": json.dumps({"mixer": "infini"} | settings)}
+  save(folder / "infini.safetensors", {"gates_LH": np.ones((3, 4), np.float32)}, memory)
+
+
 def pickled(folder):
   (folder / "model.safetensors").unlink()
   (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
@@ -74,11 +90,19 @@ SPOILT = {
   "architecture": (lambda f: edit(f, model_type="mixtral"), "'mixtral' is not supported"),
   "scaling": (lambda f: edit(f, rope_scaling={"rope_type": "yarn"}), "type 'yarn' is not support"),
   "no config": (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
-  "no json": (lambda f: (f / "config.json").write_text("{"), "config.json: is no JSON"),
+  "no json": (lambda f: (f / "config.json").write_text("{"), "config.json: cannot be read"),
   "missing shard": (missing_shard, "00002-of-00002.safetensors: this shard, of .* is missing"),
   "truncated": (truncated, "not a whole safetensors file .*download it again"),
   "shape": (lambda f: with_tensors(f, lambda t: t.update({NORM: np.ones(9, np.float32)})), "9,"),
   "missing": (lambda f: with_tensors(f, lambda t: t.pop(NORM)), f"{NORM} is missing where"),
+  "integers": (
+    lambda f: with_tensors(f, lambda t: t.update({NORM: np.ones(8, np.int8)})),
+    "type int8",
+  ),
+  "not tied": (
+    lambda f: edit(f, tie_word_embeddings=True),
+    "lm_head.weight is not model.embed_tok",
+  ),
   "unexpected": (
     lambda f: with_tensors(f, lambda t: t.update({"model.other.weight": np.ones(1, np.float32)})),
     "model.other.weight has no place",
@@ -88,6 +112,28 @@ SPOILT = {
   "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json and no tokenizer"),
   "no tokens": (lambda f: (f / "tokenizer.json").write_text("{}"), "not a Hugging Face tokenizer"),
   "larger tokenizer": (larger_tokenizer, "its 51 ids are more than the embedding's 40 rows"),
+  "elsewhere": (elsewhere, "index.json: its weight_map names no files"),
+  "no index": (
+    lambda f: (shard(f), edit(f, "model.safetensors.index.json", weight_map=[1])),
+    "no f",
+  ),
+  "layers": (lambda f: edit(f, num_hidden_layers=10**12), "layers.3.self_attn.k_proj.bias is miss"),
+  "kv heads": (lambda f: edit(f, num_key_value_heads="2"), "num_key_value_heads='2': must be a wh"),
+  "positions": (lambda f: edit(f, max_position_embeddings=0), "max_position_embeddings=0: must be"),
+  "no number": (
+    lambda f: edit(f, rms_norm_eps=float("nan")),
+    "its numbers .*nan.* are not all fin",
+  ),
+  "layer types": (
+    lambda f: edit(f, use_sliding_window=True, sliding_window=4, layer_types=["full_attention"]),
+    "has 1 layer_types for 3 layers",
+  ),
+  "no id": (lambda f: edit(f, bos_token_id=40), "bos_token_id=40 is no id of its 40; correct it"),
+  "wider memory": (lambda f: half_a_memory(f, width=16), "not written by `infini-jax convert exp"),
+  "other memory": (
+    lambda f: half_a_memory(f, mixer="rmt"),
+    "not written by `infini-jax convert exp",
+  ),
   "foreign memory": (lambda f: save(f / "infini.safetensors", {"x": np.ones(1)}), "not written by"),
 }
 
@@ -110,15 +156,42 @@ def test_a_folder_that_is_not_there(tmp_path, capsys):
     assert "no such folder" in capsys.readouterr().err
 
 
+def test_a_name_is_asked_of_the_hub_then_of_its_cache_and_never_for_a_pickle(folder, monkeypatch):
+  """The cache may hold a part of a model alone, as whoever read its tokenizer left it."""
+  asked = []
+
+  def snapshot_download(name, allow_patterns, local_files_only):
+    asked.append((name, local_files_only, *allow_patterns))
+    if len(asked) < 2:
+      raise ConnectionError("no network")
+    return str(folder)
+
+  hub = types.SimpleNamespace(snapshot_download=snapshot_download)
+  monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+  assert find_folder("someone/model") == folder
+  assert [local for _, local, *_ in asked] == [False, True]
+  files = ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "training_args.bin"]
+  assert not [f for f in files for pattern in asked[0][2:] if fnmatch.fnmatch(f, pattern)]
+  hub.snapshot_download = None  # it fails, however it is asked
+  with pytest.raises(InputError, match="not to be had from the hub .TypeError.; where there is a"):
+    find_folder("someone/model")
+
+
 def test_what_is_there_is_never_overwritten(folder, tmp_path, capsys):
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "mine").write_text("kept")
   assert cli.main(["convert", "hf", str(folder), str(tmp_path / "out")]) == 2
   assert "exists already; choose another" in capsys.readouterr().err
+  for name, said in (
+    ("out.partial", "unfinished folders"),
+    ("x" * 300, "too long; choose another"),
+  ):
+    assert cli.main(["convert", "hf", str(folder), str(tmp_path / name)]) == 2
+    assert said in capsys.readouterr().err
   assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
 
 
-def test_a_sharded_folder_with_what_need_not_be_there(folder, tmp_path):
+def test_a_sharded_folder_with_what_need_not_be_there(folder, tmp_path, capsys):
   """Shards, bfloat16, and buffers that old checkpoints of Llama hold."""
   import jax.numpy as jnp
 
@@ -128,10 +201,46 @@ def test_a_sharded_folder_with_what_need_not_be_there(folder, tmp_path):
 
   with_tensors(folder, change)
   shard(folder)
-  (tmp_path / "out").mkdir()  # an empty one is as good as none
-  assert cli.main(["convert", "hf", str(folder), str(tmp_path / "out")]) == 0
-  model = json.loads((tmp_path / "out" / "run.json").read_text())["config"]["model"]
+  (folder / "chat_template.jinja").write_text("{{ messages }}")
+  out = tmp_path / "a folder [of" / "mine]"  # to Rich, a mark-up; an empty one is as good as none
+  out.mkdir(parents=True)
+  assert cli.main(["convert", "hf", str(folder), str(out)]) == 0
+  assert f"--workdir='{out}'" in capsys.readouterr().out, "the next command cannot be copied"
+  kept = {"config.json", "tokenizer.json", "chat_template.jinja"}
+  assert {file.name for file in (out / "hf").iterdir()} == kept
+  model = json.loads((out / "run.json").read_text())["config"]["model"]
   assert model["param_dtype"] == model["compute_dtype"] == "bfloat16"
+
+
+def test_one_tensor_of_another_type_makes_it_float32_and_a_tied_head_is_left_out(folder, tmp_path):
+  import jax.numpy as jnp
+
+  def change(tensors):
+    tensors |= {name: x.astype(jnp.bfloat16) for name, x in tensors.items()}
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    tensors[NORM] = tensors[NORM].astype(np.float16)
+
+  with_tensors(folder, change)
+  edit(folder, tie_word_embeddings=True, max_position_embeddings=5000)
+  assert cli.main(["convert", "hf", str(folder), str(tmp_path / "out")]) == 0
+  made = json.loads((tmp_path / "out" / "run.json").read_text())["config"]
+  assert made["model"]["param_dtype"] == "float32" and made["model"]["tied_embeddings"]
+  assert (made["model"]["segment_length"], made["evaluation"]["input_tokens"]) == (2048, 4096)
+
+
+def test_bos_and_eos_are_those_of_the_file_that_is_closest_to_the_tokenizer(folder):
+  raw = json.loads((folder / "config.json").read_text()) | {"eos_token_id": [5, 1]}
+
+  def marks(raw):
+    tokenizer = find_tokenizer(folder, raw)
+    return tokenizer.bos, tokenizer.eos
+
+  assert marks(raw) == (1, 5), "config.json, the first of several"
+  (folder / "tokenizer_config.json").write_text('{"eos_token": {"content": "a"}}')
+  assert marks(raw) == (1, 3), "tokenizer_config.json comes first"
+  (folder / "generation_config.json").write_text('{"bos_token_id": 4}')
+  assert marks(raw) == (1, 3), "generation_config.json comes last"
+  assert marks(raw | {"bos_token_id": None}) == (4, 3)
 
 
 def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(tmp_path):
@@ -145,7 +254,11 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(tmp_path):
   (tmp_path / "out.partial" / "old").write_text("of a process that was killed")
   with building(out) as partial:
     (partial / "new").write_text("whole")
+    with pytest.raises(InputError, match="another process is writing it"), building(out):
+      pass
   assert [p.name for p in out.iterdir()] == ["new"]
+  with pytest.raises(InputError, match="needs 2,000,000,000,000 MB while it is written"):
+    check_room(tmp_path, 10**18)
 
 
 @pytest.mark.slow

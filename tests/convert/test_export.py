@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -57,7 +58,11 @@ def test_a_folder_comes_back_bit_by_bit(converted, tmp_path, name):
   index = json.loads((out / INDEX).read_text())
   files = sorted(set(index["weight_map"].values()))
   assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
+  held = [list(Tensors(out / file).shapes) for file in files]
   before, after = tensors_of(HERE / name), tensors_of(out)
+  sizes = [sum(after[tensor].nbytes for tensor in of_file) for of_file in held]
+  assert sum(sizes) == index["metadata"]["total_size"]
+  assert all(size <= 3_000 or len(of_file) == 1 for size, of_file in zip(sizes, held, strict=True))
   assert before.keys() == after.keys() == index["weight_map"].keys()
   for tensor, value in before.items():
     np.testing.assert_array_equal(after[tensor], value, strict=True, err_msg=tensor)
@@ -72,9 +77,11 @@ def test_a_folder_comes_back_bit_by_bit(converted, tmp_path, name):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_adapted_run_takes_its_memory_along(converted, rng, tmp_path, dtype):
   start = Workdir(converted("qwen2"))
-  memory = {"mixer": "infini", "segment_length": 16, "rule": "delta", "gate_init": -5.0}
-  model = dataclasses.asdict(start.config().model) | memory
-  model |= {"gate": "sigmoid", "decay": 0.9, "param_dtype": dtype}
+  memory = {"mixer": "infini", "segment_length": 16, "rule": "delta", "gate_init": -2.5}
+  memory |= {"gate": "hard_sigmoid", "decay": 0.9, "scale_first_segment": True}
+  memory |= {"normalize_keys": True, "z_correction": True, "readout_norm": True}
+  how = {"remat": "dots", "implementation": "scan", "attention": "xla", "compute_dtype": "bfloat16"}
+  model = dataclasses.asdict(start.config().model) | memory | how | {"param_dtype": dtype}
   c = config_lib.resolve({"model": model})
   run = make_run(tmp_path / "run", c, rng, str(start.path))
   load_saved(start.tokenizer).save(run.tokenizer)
@@ -95,12 +102,18 @@ def test_a_run_from_scratch_goes_out_too(rng, tmp_path):
   run = Workdir(tmp_path / "run")
   run.claim(c, "a corpus")
   ByteTokenizer().save(run.tokenizer)
-  checkpoints = Checkpoints(run)  # as training saves
+  checkpoints = Checkpoints(run, keep=2)  # as training saves
+  embeddings = {}
   for step in (3, 4):
     params = fake_params(c.model, int(rng.integers(1000)))
+    embeddings[step] = jax.device_get(params["embed_VD"])
     checkpoints.save(step, TrainState(np.array(step), params, {"m": np.zeros(1)}, None, None))
   checkpoints.close()
   export(str(run.path), tmp_path / "out", 10**9, None, console())
+  export(str(run.path), tmp_path / "before", 10**9, 3, console())
+  for step, folder in ((3, "before"), (4, "out")):
+    tensor = Tensors(tmp_path / folder / WEIGHTS).read("model.embed_tokens.weight")
+    np.testing.assert_array_equal(tensor, embeddings[step], err_msg=f"of step {step}")
   convert(str(tmp_path / "out"), tmp_path / "again", None, console())
   model, params, _ = params_of(tmp_path / "again")
   assert model == dataclasses.replace(c.model, lora_rank=0, lora_alpha=model.lora_alpha)
@@ -120,5 +133,12 @@ def test_what_cannot_be_exported_is_refused(converted, rng, tmp_path):
     export(str(converted("qwen2")), tmp_path / "out", 10**9, 7, console())
   with pytest.raises(InputError, match="no run here"):
     export(str(tmp_path / "none"), tmp_path / "out", 10**9, None, console())
+  damaged = shutil.copytree(converted("qwen2"), tmp_path / "damaged")
+  max((damaged / "checkpoints" / "0" / "params" / "embed_VD").iterdir()).unlink()
+  with pytest.raises(InputError, match="checkpoint 0 is damaged or was removed .*; run it again"):
+    export(str(damaged), tmp_path / "out", 10**9, None, console())
+  shutil.rmtree(damaged / "tokenizer")
+  with pytest.raises(InputError, match="holds no saved tokenizer"):
+    export(str(damaged), tmp_path / "out", 10**9, None, console())
   assert not (tmp_path / "out").exists()
   assert not list(tmp_path.glob("*.partial"))

@@ -54,6 +54,10 @@ def test_llama_3_is_known_by_its_factors(rng, tmp_path):
     ({"vocabulary": {"model": "bert"}}, "tokenizer 'bert' is not supported"),
     ({"vocabulary": {"token_type": [1, 2]}}, "263 tokens do not go with their types"),
     ({"vocabulary": {"eos_token_id": 263}}, "do not go with their types, scores or .*'eos': 263"),
+    ({"vocabulary": {"merges": 7}}, "a field is damaged .*download it again"),
+    ({"fields": {"split.count": 2}}, "is one of 2 parts; `llama-gguf-split --merge`"),
+    ({"fields": {"llama.attention.head_count": 0}}, "head_count=0: must be a whole number of 1"),
+    ({"fields": {"llama.block_count": 2**31}}, "tensor blk.2.attn_k.weight is missing"),
     ({"drop": "blk.1.ffn_up.weight"}, "tensor blk.1.ffn_up.weight is missing"),
     ({"factors": np.array([1.5, 2.5])}, "its rope_freqs.weight is not Llama 3's"),
   ],
@@ -77,5 +81,12 @@ def test_a_damaged_file_is_refused(rng, tmp_path):
     with pytest.raises(InputError, match="not a whole GGUF file.*download it again") as error:
       convert(file, tmp_path / "run", None, console())
     assert "\n" not in str(error.value)
+  name = b"output_norm.weight"
+  kind = whole.index(name) + len(name) + 12  # behind the number of its dimensions, and the one
+  for number, said in ((24, "of type I8, which the package gguf cannot read"), (999, "999")):
+    file.write_bytes(whole[:kind] + number.to_bytes(4, "little") + whole[kind + 4 :])
+    with pytest.raises(InputError, match=said):
+      convert(file, tmp_path / "run", None, console())
+  assert [p.name for p in tmp_path.iterdir()] == ["a.gguf"]
   with pytest.raises(InputError, match="none.gguf: no such file"):
     convert(tmp_path / "none.gguf", tmp_path / "run", None, console())

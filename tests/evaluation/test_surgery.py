@@ -38,6 +38,14 @@ def test_three_perplexities_of_the_same_tokens(adapted, tmp_path):
   assert "Figures of surgery" in page and "step 0" in page
 
 
+def test_the_original_reads_by_its_own_settings(adapted):
+  c, _, _ = adapted
+  there = Workdir(c.train.start_from).config().model
+  other = changed(c, model=changed(c.model, rope_theta=7.0, embed_scale=2.0))
+  for found in originals(other).values():
+    assert changed(found.model, segment_length=there.segment_length) == there
+
+
 def test_runs_without_an_original_are_refused(adapted, trained):
   c, workdir, _ = adapted
   with pytest.raises(InputError, match="start_from is empty: there is no original to compare with"):

@@ -8,7 +8,7 @@ import pytest
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.part import join, split
 from infini_jax.training.step import first_state, make_train_step
-from tests.tiny import config, fake_params
+from tests.tiny import changed, config, fake_params
 
 B, S, N = 2, 2, 8
 PARTS = {
@@ -88,6 +88,16 @@ def test_adafactor_does_without_the_groups_that_are_frozen(rng):
   updates, _ = tx.update(gradients, tx.init(trained), trained)
   assert names(updates) == {"beta_H"}
   jax.tree.map(np.testing.assert_array_equal, join(trained, frozen), params)
+
+
+def test_attention_has_its_biases_and_norms():
+  c = experiment("attention")
+  params = fake_params(changed(c.model, attention_bias=True, qk_norm=True))
+  trained, frozen = split(c, params)
+  own = {"b_q_HE", "b_k_KE", "b_v_KE", "scale_E"}
+  assert names(trained) == PARTS["attention"] | own
+  assert set(trained["blocks"]["attention"]) >= {"q_norm", "k_norm"}
+  assert names(frozen["blocks"]["attention"]) == set()
 
 
 def test_everything_is_trained_by_default():

@@ -85,6 +85,13 @@ def test_what_cannot_be_adapted_is_refused(original, adapted):
     check_start(other(c, "model", kv_heads=2))
   with pytest.raises(InputError, match="scale_E is missing, this config's .*: set config.model as"):
     check_start(other(c, "model", qk_norm=True))
+  taught = other(c, "train", distill_weight=0.5)
+  check_start(other(taught, "model", segment_length=8, compute_dtype="bfloat16"))
+  for setting, there in (("rope_theta", "10000.0"), ("norm_eps", "1e-05"), ("embed_scale", "1.0")):
+    with pytest.raises(
+      InputError, match=f"the original has {{'{setting}': {there}}}, and would be"
+    ):
+      check_start(other(taught, "model", **{setting: 7.0}))
   c, workdir, _ = adapted
   with pytest.raises(InputError, match="has the mixer 'infini' and is no original to learn from"):
     check_start(other(c, "train", start_from=str(workdir)))
@@ -108,7 +115,7 @@ def test_other_shapes_other_tokens_and_no_run_are_refused(trained, tmp_path):
     begin(c, tmp_path / "run", workdir, model={"width": 32})
   with pytest.raises(InputError, match="blocks.attention.mixer.beta_H is .* config's missing"):
     begin(c, tmp_path / "run", workdir, model={"mixer": "local"})
-  with pytest.raises(InputError, match="no run here; train first"):
+  with pytest.raises(InputError, match="no run there; train one, or make one of pretrained"):
     begin(c, tmp_path / "run", tmp_path / "nothing")
   with pytest.raises(InputError, match="in other tokens than the parameters know: prepare it"):
     begin(c, tmp_path / "run", workdir, data={"tokenizer": "train:320"})

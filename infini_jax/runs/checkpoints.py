@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import time
 from typing import Any
 
 import jax
@@ -88,9 +89,13 @@ class Checkpoints:
     logging.disable()  # where the disk ends, every thread that meets it writes down its stack
     try:
       with contextlib.redirect_stderr(io.StringIO()):
-        saved = ocp.args.PyTreeSave(params, save_args=_in_pieces(params))
-        manager.save(0, args=ocp.args.Composite(params=saved))
-        manager.close()
+        try:
+          saved = ocp.args.PyTreeSave(params, save_args=_in_pieces(params))
+          manager.save(0, args=ocp.args.Composite(params=saved))
+          manager.close()
+        except (OSError, ValueError):
+          time.sleep(1)  # some threads meet it later
+          raise
     except (OSError, ValueError) as error:
       reason = " ".join(str(error).split()).rpartition(": ")[2]
       raise InputError(f"{self._folder}: cannot be written ({reason}); make room there") from None

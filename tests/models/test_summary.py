@@ -87,24 +87,24 @@ def test_equals_the_loop_over_segments_forward_and_gradient(rng, mixer, remat, j
 
   def reference(p):
     outs = [plain(mixer, p, tokens[b], reset[b], shift[b]) for b in range(B)]
-    return sum((out * weight[b]).sum() for b, out in enumerate(outs))
+    return (jnp.stack(outs) * weight).sum(), jnp.stack(outs)
 
   def ours(p):
     model = bind(c, p)
     hidden, _ = model(jnp.asarray(tokens), model.state(B), reset_BS=jnp.asarray(reset), **moved)
-    return (hidden * weight.astype(np.float32)).sum()
+    return (hidden * weight.astype(np.float32)).sum(), hidden
 
   with jax.enable_x64(True):
     whole = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), params)
-    expected = jax.device_get(jax.value_and_grad(reference)(whole))
-  got = jax.jit(jax.value_and_grad(ours))(params)
-  np.testing.assert_allclose(got[0], expected[0], rtol=1e-4)
+    expected = jax.device_get(jax.value_and_grad(reference, has_aux=True)(whole))
+  got = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)
 
   def close(path, a, b):
     # Rounding of float32 through segments and layers, against an array's own size.
     error, size = np.abs(a - b).max(), np.abs(b).max()
-    assert error <= 1e-4 * size, f"gradient of {jax.tree_util.keystr(path)}: off by {error / size}"
+    assert error <= 1e-4 * size, f"{jax.tree_util.keystr(path)}: off by {error / size}"
 
+  close((), got[0][1], expected[0][1])  # of what is summed: the sum itself may cancel
   jax.tree_util.tree_map_with_path(close, got[1], expected[1])
 
 

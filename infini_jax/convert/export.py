@@ -1,12 +1,10 @@
 """`infini-jax convert export`: a run becomes a Hugging Face folder, its memory in a file beside."""
 
-import contextlib
 import dataclasses
 import json
 import math
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import EllipsisType
 from typing import Any
@@ -93,9 +91,8 @@ class _Parameters:
     found = newest if step is None else step
     if found is None or not (run.path / "checkpoints" / str(found)).exists():
       raise InputError(f"{run.path}: no checkpoint{'' if step is None else f' of step {step}'}")
-    self._folder = run.path / "checkpoints"
     self.step, self.names = found, parameter_shapes(model).keys()
-    with self._whole():
+    with self._checkpoints.reading(self.step):
       self._stored = {name: self._checkpoints.stored(name, found) for name in self.names}
 
   def bytes(self) -> int:
@@ -117,20 +114,8 @@ class _Parameters:
     return np.asarray(tree["blocks"]["attention"][weight])
 
   def _part(self, name: str, layer: int | EllipsisType) -> np.ndarray:
-    with self._whole():
+    with self._checkpoints.reading(self.step):
       return self._stored[name][layer].read().result()
-
-  @contextlib.contextmanager
-  def _whole(self) -> Iterator[None]:
-    """Says so where a file is missing or cut short: a training removes what a newer one follows."""
-    try:
-      yield
-    except ValueError as error:
-      reason = " ".join(str(error).split()).partition(" [")[0]
-      raise InputError(
-        f"{self._folder}: checkpoint {self.step} is damaged or was removed ({reason}); "
-        f"run it again, or choose another with --step"
-      ) from None
 
 
 def _lay_down(source: _Parameters, folder: Path, console: Console) -> dict[str, np.ndarray]:

@@ -2,9 +2,12 @@
 
 import contextlib
 import dataclasses
+import gc
 import io
 import logging
+import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -55,7 +58,8 @@ class Checkpoints:
       params=ocp.args.StandardRestore(abstract.params),
       rest=ocp.args.StandardRestore(_rest(abstract)),
     )
-    saved = self._open().restore(step, args=args)
+    with self.reading(step):
+      saved = self._open().restore(step, args=args)
     return type(abstract)(params=saved.params, **saved.rest)
 
   def restore_params(self, abstract: Any, step: int | None = None) -> tuple[Any, int]:
@@ -68,7 +72,8 @@ class Checkpoints:
     if step is None or not (self._folder / str(step)).exists():
       raise InputError(f"{self._folder}: no checkpoint{'' if step is None else f' of step {step}'}")
     args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
-    return self._open().restore(step, args=args).params, step
+    with self.reading(step):
+      return self._open().restore(step, args=args).params, step
 
   def save_params(self, params: Any) -> None:
     """Saves parameters alone, as those of step 0, and waits until they are written.
@@ -89,14 +94,11 @@ class Checkpoints:
     logging.disable()  # where the disk ends, every thread that meets it writes down its stack
     try:
       with contextlib.redirect_stderr(io.StringIO()):
-        try:
-          saved = ocp.args.PyTreeSave(params, save_args=_in_pieces(params))
-          manager.save(0, args=ocp.args.Composite(params=saved))
-          manager.close()
-        except (OSError, ValueError):
-          time.sleep(1)  # some threads meet it later
-          raise
+        saved = ocp.args.PyTreeSave(params, save_args=_in_pieces(params))
+        manager.save(0, args=ocp.args.Composite(params=saved))
+        manager.close()
     except (OSError, ValueError) as error:
+      _settle()
       reason = " ".join(str(error).split()).rpartition(": ")[2]
       raise InputError(f"{self._folder}: cannot be written ({reason}); make room there") from None
     finally:
@@ -109,6 +111,29 @@ class Checkpoints:
     info = ocp.type_handlers.ParamInfo(name=path, parent_dir=folder)
     spec = ocp.type_handlers.get_json_tspec_read(info, together)
     return tensorstore.open(spec, open=True, context=self._context).result()
+
+  @contextlib.contextmanager
+  def reading(self, step: int) -> Iterator[None]:
+    """Says so where a file is missing or cut short: a training removes what newer ones follow.
+
+    Raises:
+      InputError: what is done in here met one.
+    """
+    said = io.StringIO()  # where something fails, every thread that meets it prints its stack
+    try:
+      with contextlib.redirect_stderr(said):
+        yield
+      sys.stderr.write(said.getvalue())
+    except Exception as error:
+      if type(error) not in (Exception, KeyError, ValueError):  # which Orbax and TensorStore raise
+        raise
+      reason = " ".join(str(error.__cause__ or error).split()).partition(" [")[0]
+      error.__cause__ = error.__context__ = error.__traceback__ = None
+      _settle()
+      raise InputError(
+        f"{self._folder / str(step)}: damaged, removed, or of another model ({reason[:300]}); "
+        f"choose another step, or put a copy there"
+      ) from None
 
   def close(self) -> None:
     """Waits for the last save."""
@@ -125,6 +150,13 @@ def _rest(state: Any) -> dict[str, Any]:
   """All of a train state but the parameters, which evaluation and generation restore alone."""
   fields = dataclasses.fields(state)
   return {field.name: getattr(state, field.name) for field in fields if field.name != "params"}
+
+
+def _settle() -> None:
+  """Lets the other threads meet what failed: each of them would print its stack in the end."""
+  with contextlib.redirect_stderr(io.StringIO()):
+    time.sleep(1)
+    gc.collect()
 
 
 def _in_pieces(params: Any) -> Any:

@@ -135,7 +135,9 @@ def test_what_cannot_be_exported_is_refused(converted, rng, tmp_path):
     export(str(tmp_path / "none"), tmp_path / "out", 10**9, None, console())
   damaged = shutil.copytree(converted("qwen2"), tmp_path / "damaged")
   max((damaged / "checkpoints" / "0" / "params" / "embed_VD").iterdir()).unlink()
-  with pytest.raises(InputError, match="checkpoint 0 is damaged or was removed .*; run it again"):
+  with pytest.raises(
+    InputError, match="checkpoints.0: damaged, removed, or .*; choose another step"
+  ):
     export(str(damaged), tmp_path / "out", 10**9, None, console())
   shutil.rmtree(damaged / "tokenizer")
   with pytest.raises(InputError, match="holds no saved tokenizer"):

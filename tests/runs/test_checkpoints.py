@@ -1,6 +1,10 @@
 """What is saved is what comes back, bit by bit, on whatever mesh; a workdir belongs to one run."""
 
 import dataclasses
+import os
+import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -150,3 +154,21 @@ def test_one_layer_is_read_without_the_others(rng, tmp_path):
   pieces = stored.chunk_layout.read_chunk.shape
   assert pieces[0] == 1, f"pieces of {pieces}: to read one layer, all are read"
   np.testing.assert_array_equal(stored[1].read().result(), large[1])
+
+
+def test_a_damaged_checkpoint_is_one_line(trained, tmp_path):
+  c, workdir, _ = trained
+  broken = shutil.copytree(workdir, tmp_path / "run")
+  for file in (broken / "checkpoints" / "6" / "params").rglob("d/*"):
+    os.truncate(file, file.stat().st_size // 2)
+  command = [
+    sys.executable,
+    "-m",
+    "infini_jax.cli",
+    "generate",
+    f"--workdir={broken}",
+    "--prompt=a",
+  ]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+  assert "checkpoints/6: damaged, removed, or of another model" in done.stderr, done.stderr

@@ -145,12 +145,12 @@ def check(config: Config) -> None:
 
 
 def _check_rope(scaling: tuple[float, ...]) -> None:
-  if len(scaling) not in (0, 1, 4) or min(scaling, default=1) <= 0:
+  if len(scaling) not in (0, 1, 4, 5) or min(scaling, default=1) <= 0:
     raise InputError(
       f"config.model.rope_scaling={scaling}: give (factor,), or (factor, low, high, original) as "
-      f"Llama 3 has, all more than 0"
+      f"Llama 3 has, and magnitude behind it for YaRN, all more than 0"
     )
-  if len(scaling) == 4 and scaling[1] >= scaling[2]:
+  if len(scaling) > 1 and scaling[1] >= scaling[2]:
     raise InputError(
       f"config.model.rope_scaling={scaling}: its low={scaling[1]} must be below high={scaling[2]}"
     )

@@ -80,7 +80,7 @@ class ModelConfig:
   knn_top: int = 32  # of them, how many a query attends to
   activation: str = "swiglu"  # swiglu, geglu or gelu
   rope_theta: float = 10_000.0
-  rope_scaling: tuple[float, ...] = ()  # (factor,), or Llama 3's (factor, low, high, original)
+  rope_scaling: tuple[float, ...] = ()  # (factor,); Llama 3's and YaRN's: see ops/rotary.py
   norm_eps: float = 1e-5
   tied_embeddings: bool = True
   qk_norm: bool = False  # RMSNorm over each query's and key's head

@@ -250,10 +250,11 @@ def _refuse(raw: dict[str, Any], family: str, name: str) -> None:
 def _rope(raw: dict[str, Any], family: str, name: str) -> tuple[float, float, tuple[float, ...]]:
   """The theta of global layers, that of windowed ones (0: the same), the scaling of global ones."""
   full, given = DEFAULTS[family] | raw, raw.get("rope_parameters") or {}
+  trained = {"original_max_position_embeddings": full["max_position_embeddings"]}  # unless it says
   if family != "gemma3_text":
     scaling = raw.get("rope_scaling") or given
     theta = float(given.get("rope_theta", full["rope_theta"]))
-    return theta, 0.0, _scaling(scaling, name)
+    return theta, 0.0, _scaling(trained | scaling, name)
   scaling = raw.get("rope_scaling") or given.get("full_attention") or {}
   theta = float((given.get("full_attention") or {}).get("rope_theta", full["rope_theta"]))
   local = given.get("sliding_attention") or {}
@@ -262,7 +263,7 @@ def _rope(raw: dict[str, Any], family: str, name: str) -> tuple[float, float, tu
   return (
     theta,
     float(local.get("rope_theta", full["rope_local_base_freq"])),
-    _scaling(scaling, name),
+    _scaling(trained | scaling, name),
   )
 
 
@@ -275,9 +276,24 @@ def _scaling(given: dict[str, Any], name: str) -> tuple[float, ...]:
   if kind == "llama3":
     keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     return tuple(float(given[key]) for key in keys)
+  if kind == "yarn" and given.get("truncate", True):
+    return _yarn(given)
   raise InputError(
-    f"{name}: rope scaling of type {kind!r} is not supported; default, linear and llama3 are"
+    f"{name}: rope scaling of type {kind!r} is not supported; default, linear, llama3 and yarn "
+    f"(truncated) are"
   )
+
+
+def _yarn(given: dict[str, Any]) -> tuple[float, ...]:
+  """Its magnitude is written down, or follows from how far texts are stretched."""
+  factor = float(given["factor"])
+  grown = lambda share: 1.0 + 0.1 * share * math.log(factor) if factor > 1 else 1.0
+  magnitude = given.get("attention_factor")
+  if magnitude is None:
+    shares = given.get("mscale"), given.get("mscale_all_dim")
+    magnitude = grown(shares[0]) / grown(shares[1]) if all(shares) else grown(1.0)
+  turns = float(given.get("beta_slow") or 1), float(given.get("beta_fast") or 32)
+  return factor, *turns, float(given["original_max_position_embeddings"]), float(magnitude)
 
 
 def _written_scaling(scaling: tuple[float, ...]) -> dict[str, Any] | None:
@@ -285,13 +301,12 @@ def _written_scaling(scaling: tuple[float, ...]) -> dict[str, Any] | None:
     return None
   if len(scaling) == 1:
     return {"rope_type": "linear", "factor": scaling[0]}
-  return {
-    "rope_type": "llama3",
-    "factor": scaling[0],
-    "low_freq_factor": scaling[1],
-    "high_freq_factor": scaling[2],
-    "original_max_position_embeddings": int(scaling[3]),
-  }
+  raw = {"factor": scaling[0], "original_max_position_embeddings": int(scaling[3])}
+  if len(scaling) == 4:
+    llama3 = {"low_freq_factor": scaling[1], "high_freq_factor": scaling[2]}
+    return {"rope_type": "llama3", **raw, **llama3}
+  turns = {"beta_slow": scaling[1], "beta_fast": scaling[2]}
+  return {"rope_type": "yarn", **raw, **turns, "attention_factor": scaling[4]}
 
 
 def _windows(raw: dict[str, Any], family: str, name: str) -> tuple[int, int]:

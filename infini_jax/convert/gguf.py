@@ -163,7 +163,10 @@ class _File:
     if kind == "linear":
       return (float(self._get("llama.rope.scaling.factor")),)
     if kind != "none":
-      raise InputError(f"{self.path}: rope scaling of type {kind!r} is not supported")
+      raise InputError(
+        f"{self.path}: rope scaling of type {kind!r} is not supported; "
+        f"convert the Hugging Face folder of this model"
+      )
     if "rope_freqs.weight" not in self._tensors:
       return ()
     found = self._tensors["rope_freqs.weight"].data

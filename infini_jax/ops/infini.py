@@ -19,7 +19,7 @@ from infini_jax.ops.attention import (
   to_segments,
 )
 from infini_jax.ops.memory import MemoryState, Rule, Update, as_rule
-from infini_jax.ops.rotary import Rope, rotate
+from infini_jax.ops.rotary import Frequencies, Rope, rotate
 from infini_jax.ops.shards import P, axis_size, on_shards, spec_of
 
 GATES: dict[str, Callable[[Array], Array]] = {
@@ -121,14 +121,14 @@ def infini_attention(
   token, memory = P(lanes, over, heads), P(lanes, heads)
   return on_shards(
     run,
-    *(q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, cut, _array(rope_theta)),
+    *(q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, cut, _computed(rope_theta)),
     specs=(token, token, token, P(heads), memory, P(lanes, over), P(lanes, over), P(), P()),
     out_specs=(token, memory),
   )
 
 
 def _segments(
-  q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, cut, frequency_E,
+  q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, cut, turns,
   *, segment_length, run, rule, theta, mix, kernel, scoring,
 ):  # fmt: skip
   """One device's share: cut into segments, run, and joined again."""
@@ -143,7 +143,7 @@ def _segments(
   state = mem.empty_memory(k_BTKE, v_BTKU) if state is None else state
   reset_BS = jnp.zeros((B, S), bool) if reset_BS is None else reset_BS
   mix = partial(mix, beta_H=beta_H, cut=cut)
-  theta = theta if frequency_E is None else frequency_E
+  theta = theta if turns is None else turns
   local = partial(_local, theta=theta, kernel=kernel, scoring=scoring)
   out_BSNHU, state = run(q, k, v, state, reset_BS, mask, rule, local, mix)
   out_BTHU = out_BSNHU.reshape(B, S * N, *out_BSNHU.shape[3:])[:, :T]
@@ -224,17 +224,17 @@ def extend_stream(
   open_segment = InfiniStream(memory, memory, SegmentCache(token, token, P(lanes)))
   return on_shards(
     partial(_extend, rule=as_rule(rule), theta=rope_theta, mix=mix, scoring=scoring),
-    *(q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, cut, _array(rope_theta)),
+    *(q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, cut, _computed(rope_theta)),
     specs=(token, token, token, P(heads), open_segment, P(lanes), P(), P()),
     out_specs=(token, open_segment),
   )
 
 
 def _extend(
-  q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, cut, frequency_E, *, rule, theta, mix, scoring
+  q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, cut, turns, *, rule, theta, mix, scoring
 ):
   N = stream.cache.k_BNKE.shape[1]
-  theta = theta if frequency_E is None else frequency_E
+  theta = theta if turns is None else turns
   position_BT = stream.cache.fill_B[:, None] + jnp.arange(q_BTHE.shape[1], dtype=jnp.int32)[None]
   turn = (lambda x: x) if theta is None else (lambda x: rotate(x, position_BT, theta))
   qkv = turn(q_BTHE), turn(k_BTKE), v_BTKU
@@ -252,9 +252,9 @@ def _extend(
   )
 
 
-def _array(rope: Rope | None) -> Array | None:
+def _computed(rope: Rope | None) -> Frequencies | None:
   """Frequencies that are computed are handed to every device; theta is known to all."""
-  return rope if isinstance(rope, jax.Array) else None
+  return rope if isinstance(rope, Frequencies) else None
 
 
 def _rotate_segment(x_BNHE: Array, theta: Rope | None) -> Array:

@@ -1,11 +1,20 @@
 """Rotary positions (Su et al., arXiv 2104.09864), in the half-rotation layout of Llama."""
 
 import math
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Rope = float | Array  # the base of the wavelengths, or each pair's frequency, of `frequencies`
+
+class Frequencies(NamedTuple):
+  """How queries and keys are turned, where the base alone does not say it."""
+
+  frequency_E: Float[Array, " E//2"]  # the angle from one position to the next, of each pair
+  magnitude: float | Float[Array, ""] = 1.0  # what a turned pair is multiplied by
+
+
+Rope = float | Frequencies  # the base of the wavelengths, or what `frequencies` made of it
 
 
 def rotate(
@@ -16,21 +25,22 @@ def rotate(
   Args:
     x_BTHE: queries or keys; E is even.
     position_BT: the position of each token; one row may serve all lanes.
-    rope: the base theta of frequencies `theta^(-2i/E)`, or the E/2 frequencies.
+    rope: the base theta of frequencies `theta^(-2i/E)`, or what `frequencies` returns.
 
   Returns:
     The rotated array, in the type of `x_BTHE`; the angles are computed in float32.
   """
-  frequency_E = frequencies(x_BTHE.shape[-1], rope) if isinstance(rope, float) else rope
+  rope = frequencies(x_BTHE.shape[-1], rope) if isinstance(rope, float) else rope
+  frequency_E, magnitude = rope
   angle_BTHE = position_BT.astype(jnp.float32)[:, :, None, None] * frequency_E[None, None, None]
-  sin, cos = jnp.sin(angle_BTHE), jnp.cos(angle_BTHE)
+  sin, cos = magnitude * jnp.sin(angle_BTHE), magnitude * jnp.cos(angle_BTHE)
   first, second = jnp.split(x_BTHE.astype(jnp.float32), 2, axis=-1)
   turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
   return turned.astype(x_BTHE.dtype)
 
 
-def frequencies(E: int, theta: float, scaling: tuple[float, ...] = ()) -> Float[Array, " {E}//2"]:
-  """The angle from one position to the next, of each pair of a head.
+def frequencies(E: int, theta: float, scaling: tuple[float, ...] = ()) -> Frequencies:
+  """The frequencies of a head's pairs, scaled for texts longer than those of the pretraining.
 
   Args:
     E: the head's size.
@@ -39,15 +49,22 @@ def frequencies(E: int, theta: float, scaling: tuple[float, ...] = ()) -> Float[
       arXiv 2306.15595). (factor, low, high, original) is Llama 3.1's (Grattafiori et al.,
       arXiv 2407.21783, and Meta's code): a pair that turns `high` times or more in `original`
       positions stays as it is, one that turns at most `low` times is divided, between them there is
-      a line.
+      a line. (factor, low, high, original, magnitude) is YaRN's (Peng et al., arXiv 2309.00071):
+      the line is one over the pairs' numbers, from whole to whole, and both queries and keys are
+      multiplied by `magnitude`.
   """
   half = E // 2
   frequency_E = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
   if not scaling:
-    return frequency_E
+    return Frequencies(frequency_E)
   if len(scaling) == 1:
-    return frequency_E / scaling[0]
-  factor, low, high, original = scaling
-  turns_E = original * frequency_E / (2 * math.pi)
-  kept_E = jnp.clip((turns_E - low) / (high - low), 0, 1)
-  return frequency_E * (kept_E + (1 - kept_E) / factor)
+    return Frequencies(frequency_E / scaling[0])
+  factor, low, high, original = scaling[:4]
+  if len(scaling) == 4:
+    turns_E = original * frequency_E / (2 * math.pi)
+    kept_E = jnp.clip((turns_E - low) / (high - low), 0, 1)
+    return Frequencies(frequency_E * (kept_E + (1 - kept_E) / factor))
+  pair = lambda turns: half * math.log(original / (turns * 2 * math.pi)) / math.log(theta)
+  first, last = max(math.floor(pair(high)), 0), min(math.ceil(pair(low)), E - 1)
+  divided_E = jnp.clip((jnp.arange(half) - first) / max(last - first, 1e-3), 0, 1)
+  return Frequencies(frequency_E * (1 - divided_E + divided_E / factor), scaling[4])

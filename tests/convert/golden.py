@@ -33,6 +33,7 @@ LLAMA3 = {
   "high_freq_factor": 4.0,
   "original_max_position_embeddings": 16,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 GEMMA = {"sliding_window": 6, "query_pre_attn_scalar": 24}
 # By the name of a model: its class in transformers, and what it has beside the sizes.
 MODELS = {
@@ -45,7 +46,9 @@ MODELS = {
     "Qwen2",
     {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0},
   ),
+  "qwen2_yarn": ("Qwen2", {"rope_scaling": YARN | {"beta_fast": 2}}),
   "qwen3": ("Qwen3", {"rope_theta": 1_000_000.0, "tie_word_embeddings": True}),
+  "smollm3_yarn": ("SmolLM3", {"no_rope_layer_interval": 2, "rope_scaling": YARN}),
   "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2, "rope_theta": 100_000.0}),
   "gemma2": ("Gemma2", GEMMA),
   "gemma3": (

@@ -88,7 +88,7 @@ def larger_tokenizer(folder):
 NORM = "model.norm.weight"
 SPOILT = {
   "architecture": (lambda f: edit(f, model_type="mixtral"), "'mixtral' is not supported"),
-  "scaling": (lambda f: edit(f, rope_scaling={"rope_type": "yarn"}), "type 'yarn' is not support"),
+  "scaling": (lambda f: edit(f, rope_scaling={"rope_type": "dynamic"}), "type 'dynamic' is not"),
   "no config": (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
   "no json": (lambda f: (f / "config.json").write_text("{"), "config.json: cannot be read"),
   "missing shard": (missing_shard, "00002-of-00002.safetensors: this shard, of .* is missing"),

@@ -1,6 +1,7 @@
 """What a config.json says becomes a model, and a model a config.json; strange ones are refused."""
 
 import json
+import math
 
 import pytest
 
@@ -18,6 +19,7 @@ def fields_of(**raw):
   return read_config({**SMALL, **raw}, "config.json")[0]
 
 
+YARN = {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}
 # As older versions of transformers wrote them, shortened to what counts.
 OLD = {
   "llama": ({"rope_theta": 5e5, "rope_scaling": LLAMA3}, {"rope_scaling": (8.0, 1.0, 4.0, 16.0)}),
@@ -26,7 +28,11 @@ OLD = {
     {"use_sliding_window": False, "sliding_window": 32768, "max_window_layers": 21},
     {"window": 0, "attention_bias": True},
   ),
-  "qwen3": ({"attention_bias": False}, {"qk_norm": True, "attention_bias": False}),
+  "qwen3": (
+    {"attention_bias": False, "rope_scaling": YARN},
+    {"qk_norm": True, "attention_bias": False}
+    | {"rope_scaling": (4.0, 1.0, 32.0, 32768.0, 0.1 * math.log(4) + 1)},
+  ),
   "smollm3": (
     {"num_hidden_layers": 9, "use_sliding_window": False},
     {"window": 0, "global_every": 4, "global_nope": True, "rope_theta": 2e6},
@@ -79,7 +85,7 @@ def test_the_text_part_of_a_model_that_reads_pictures():
   [
     ({"model_type": "mixtral"}, "model_type='mixtral' is not supported; llama, mistral"),
     ({}, "model_type=None is not supported"),
-    ({"model_type": "llama", "rope_scaling": {"type": "yarn"}}, "type 'yarn' is not supported"),
+    ({"model_type": "llama", "rope_scaling": {"type": "dynamic"}}, "type 'dynamic' is not support"),
     (
       {"model_type": "smollm3", "no_rope_layers": [0, 1, 1]},
       "its no_rope_layers do not repeat; positions in all layers, or all but every n-th",

@@ -34,12 +34,14 @@ def _attention(p, x, layer, c):
   T, E = len(x), c.head_dim
   is_global = c.global_every > 0 and (layer + 1) % c.global_every == 0
   windowed = c.window > 0 and not is_global
+  magnitude = 1.0
   if is_global and c.global_nope:
     frequency = np.zeros(E // 2)
   elif windowed and c.window_theta:
-    frequency = _frequencies(E, c.window_theta, ())
+    frequency = frequencies(E, c.window_theta, ())
   else:
-    frequency = _frequencies(E, c.rope_theta, c.rope_scaling)
+    frequency = frequencies(E, c.rope_theta, c.rope_scaling)
+    magnitude = c.rope_scaling[4] if len(c.rope_scaling) == 5 else 1.0
   out = np.zeros((T, c.width))
   for h in range(c.heads):
     kv = h // (c.heads // c.kv_heads)
@@ -48,7 +50,7 @@ def _attention(p, x, layer, c):
       q, k, v = q + p["b_q_HE"][h], k + p["b_k_KE"][kv], v + p["b_v_KE"][kv]
     if c.qk_norm:
       q, k = _norm(q, p["q_norm"], c), _norm(k, p["k_norm"], c)
-    q, k = _turned(q, frequency), _turned(k, frequency)
+    q, k = magnitude * _turned(q, frequency), magnitude * _turned(k, frequency)
     for t in range(T):
       first = max(0, t + 1 - c.window) if windowed else 0
       score = _cap(
@@ -92,11 +94,26 @@ def _turned(x, frequency):
   return np.concatenate([pairs.real, pairs.imag], 1)
 
 
-def _frequencies(E, theta, scaling):
-  return np.array([scaled(theta ** (-2 * i / E), scaling) for i in range(E // 2)])
+def frequencies(E, theta, scaling):
+  if len(scaling) == 5:
+    return np.array([_yarn(i, E, theta, *scaling[:4]) for i in range(E // 2)])
+  return np.array([_scaled(theta ** (-2 * i / E), scaling) for i in range(E // 2)])
 
 
-def scaled(frequency, scaling):
+def _yarn(i, E, theta, factor, low, high, original):
+  """As its authors' code: a ramp between the (real) pairs that turn `high` and `low` times."""
+  plain = theta ** (-2 * i / E)
+  place = lambda turns: E * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+  first, last = max(math.floor(place(high)), 0), min(math.ceil(place(low)), E - 1)
+  if i <= first:
+    return plain
+  if i >= last:
+    return plain / factor
+  ramp = (i - first) / (last - first)
+  return plain / factor * ramp + plain * (1 - ramp)
+
+
+def _scaled(frequency, scaling):
   """One pair's angle from a position to the next; Llama 3's cases by the length of its wave."""
   if not scaling:
     return frequency

@@ -19,6 +19,7 @@ ALONE = [
   {"activation": "geglu"},
   {"rope_scaling": (4.0,)},
   {"rope_scaling": (8.0, 1.0, 4.0, 64.0)},
+  {"rope_scaling": (8.0, 0.1, 2.0, 64.0, 1.5)},
   {"attention_bias": True},
   {"norm_plus_one": True, "qk_norm": True},
   {"post_norms": True},
@@ -29,7 +30,7 @@ ALONE = [
   {"window": 6},
   WINDOWS,
   {**WINDOWS, "window_theta": 10.0},
-  {"global_every": 2, "global_nope": True},
+  {"global_every": 2, "global_nope": True, "rope_scaling": (2.0, 0.1, 2.0, 64.0, 1.2)},
 ]
 # Gemma 3's, with Gemma 2's caps and Qwen 2's biases: all of it at once.
 MIX = changed(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from infini_jax.ops.rotary import frequencies, rotate
-from tests.models.reference import scaled
+from tests.models import reference
 
 B, T, H, E, THETA = 2, 7, 3, 8, 100.0
 
@@ -26,16 +26,26 @@ def test_turns_each_pair_as_a_complex_number(rng):
   np.testing.assert_allclose(turn(x, position), expected, rtol=1e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("scaling", [(), (4.0,), (8.0, 1.0, 4.0, 8192.0)], ids=str)
+@pytest.mark.parametrize(
+  "scaling", [(), (4.0,), (8.0, 1.0, 4.0, 8192.0), (8.0, 1.0, 32.0, 8192.0, 1.2)], ids=str
+)
 def test_scaled_frequencies_equal_the_published_cases(scaling):
-  """Llama 3.1's head and base: all three of its cases occur."""
+  """Llama 3.1's head and base: all three cases of its scaling, and of YaRN's, occur."""
   E, theta = 128, 500_000.0
-  plain = [theta ** (-2 * i / E) for i in range(E // 2)]
-  expected = np.array([scaled(frequency, scaling) for frequency in plain])
-  np.testing.assert_allclose(frequencies(E, theta, scaling), expected, rtol=1e-5)
-  if len(scaling) == 4:
-    ratio = expected / plain
+  got = frequencies(E, theta, scaling)
+  expected = reference.frequencies(E, theta, scaling)
+  np.testing.assert_allclose(got.frequency_E, expected, rtol=1e-5)
+  assert got.magnitude == (1.2 if len(scaling) == 5 else 1.0)
+  if len(scaling) >= 4:
+    ratio = expected / reference.frequencies(E, theta, ())
     assert (ratio == 1).any() and (ratio == 1 / 8).any() and len(set(ratio)) > 4
+
+
+def test_a_magnitude_multiplies_what_is_turned(rng):
+  x, position = jnp.asarray(draw(rng)), jnp.arange(T, dtype=jnp.int32)[None]
+  rope = frequencies(E, THETA)
+  got = rotate(x, position, rope._replace(magnitude=1.5))
+  np.testing.assert_allclose(got, 1.5 * rotate(x, position, rope), rtol=1e-5, atol=1e-6)
 
 
 def test_frequencies_are_taken_for_theta(rng):

@@ -1,5 +1,6 @@
 """What every memory system offers: the one interface between a layer and what it remembers."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ from flax import nnx
 
 from infini_jax.config import ModelConfig
 from infini_jax.ops.attention import Scoring
-from infini_jax.ops.rotary import Rope, frequencies
+from infini_jax.ops.rotary import Frequencies, Rope, frequencies
 
 
 class Mixer(nnx.Module):
@@ -78,11 +79,12 @@ class Mixer(nnx.Module):
       return c.window_theta
     if not (c.window_theta or c.rope_scaling or c.global_nope):
       return c.rope_theta
-    frequency_E = frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+    scaled = frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
     if windowed is None or not (c.window_theta or c.global_nope):
-      return frequency_E
-    near_E = frequencies(c.head_dim, c.window_theta) if c.window_theta else frequency_E
-    return jnp.where(windowed, near_E, jnp.zeros_like(near_E) if c.global_nope else frequency_E)
+      return scaled
+    near = frequencies(c.head_dim, c.window_theta) if c.window_theta else scaled
+    far = Frequencies(jnp.zeros_like(scaled.frequency_E)) if c.global_nope else scaled
+    return jax.tree.map(partial(jnp.where, windowed), near, far)
 
   def scoring(self) -> Scoring:
     """The scale and the softcap of this layer's scores."""

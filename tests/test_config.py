@@ -51,6 +51,8 @@ def test_json_and_back():
     ({"model": {"mixer": "infinite"}}, "choose one of infini, local, full"),
     ({"model": {"rule": "sum"}}, "choose one of linear, delta"),
     ({"model": {"activation": "relu"}}, "choose one of swiglu, geglu, gelu"),
+    ({"optimizer": {"learning_rate": float("nan")}}, "learning_rate=nan: must be a finite number"),
+    ({"model": {"rope_scaling": (float("inf"),)}}, "(inf,): must be a finite number"),
     ({"model": {"embed_scale": 0.0}}, "config.model.embed_scale=0.0: must be more than 0"),
     ({"model": {"window": -1}}, "config.model.window=-1: must be 0 or more"),
     (

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 import typing
 from typing import Any
 
@@ -76,6 +77,8 @@ def _section(section: str, schema: type, values: Any) -> Any:
       value = _tuple(f"{section}.{name}", typing.get_args(fields[name].type)[0], value)
     elif type(value) is not want:
       raise InputError(f"config.{section}.{name}={value!r}: expected {want.__name__}")
+    if not all(map(_finite, value if want is tuple else (value,))):
+      raise InputError(f"config.{section}.{name}={value!r}: must be a finite number")
     checked[name] = value
   return schema(**checked)
 
@@ -88,6 +91,10 @@ def _tuple(name: str, want: type, values: Any) -> tuple:
   if any(type(v) is not want for v in values):
     raise InputError(f"config.{name}={values!r}: expected several {want.__name__}")
   return values
+
+
+def _finite(value: Any) -> bool:
+  return not isinstance(value, float) or math.isfinite(value)
 
 
 def _did_you_mean(name: str, names: Any) -> str:

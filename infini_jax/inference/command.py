@@ -41,20 +41,24 @@ def generate(args: argparse.Namespace, console: Console) -> None:
   if session.lanes > 1:
     raise InputError(f"{args.load_state}: {session.lanes} texts side by side; use Session.load")
   _say(errors, f"step {session.run.step} of {session.run.workdir}")
+  failed, interrupted = None, False
   if name:
     try:
-      _read(session, name, source, args.prompt_tokens, errors)
+      failed = _read(session, name, source, args.prompt_tokens, errors)
     except KeyboardInterrupt:
       _say(errors, f"{name}: interrupted; nothing is kept")
       raise
-  tail = session.tokenizer.decode(session.recent[0][-60:])
-  _say(errors, f"... {tail[-200:]!r} ->", style="dim")
-  interrupted = args.tokens > 0 and _write(session, args, errors)
+  if not failed:
+    tail = session.tokenizer.decode(session.recent[0][-60:])
+    _say(errors, f"... {tail[-200:]!r} ->", style="dim")
+    interrupted = args.tokens > 0 and _write(session, args, errors)
   if args.save_state:
     session.save(args.save_state)
     size = Path(args.save_state).stat().st_size / 1e6
     at = session.positions[0]
     _say(errors, f"{args.save_state}: {size:.2f} MB, at token {at:,}")
+  if failed:
+    raise failed
   if interrupted:
     raise KeyboardInterrupt
 
@@ -84,18 +88,33 @@ def _check(args: argparse.Namespace) -> None:
     Workdir(args.workdir).config()
 
 
-def _read(session: Session, name: str, source: Any, limit: int | None, errors: Console) -> None:
-  started = time.perf_counter()
+def _read(
+  session: Session, name: str, source: Any, limit: int | None, errors: Console
+) -> InputError | None:
+  """Returns what is wrong with standard input, which cannot be read again: what came before it was
+  read. What is wrong with a file is raised."""
+  started, failed = time.perf_counter(), None
+
+  def tokens() -> Iterator[int]:
+    nonlocal failed
+    try:
+      yield from tokens_of(source, session.tokenizer)
+    except InputError as error:
+      if not isinstance(source, Stdin):
+        raise
+      failed = error
+
   stdin = source.ended_by_interrupt() if isinstance(source, Stdin) else contextlib.nullcontext()
   with track(errors, escape(f"read {name}")) as bar, stdin:
-    tokens = islice(tokens_of(source, session.tokenizer), limit)
-    read = session.read(tokens, advance=lambda n: bar(n, f"{n:,} tokens"))
+    read = session.read(islice(tokens(), limit), advance=lambda n: bar(n, f"{n:,} tokens"))
     session.wait()
   if not read:
-    raise InputError(f"{name} is empty: give some text, or no prompt to begin a new document")
+    empty = f"{name} is empty: give some text, or no prompt to begin a new document"
+    raise failed or InputError(empty)
   done = read - session.waiting[0]  # the others go through the model when something is written
   speed = f" at {_rate(done / (time.perf_counter() - started))}" if done > 0 else ""
   _say(errors, f"{name}: {read:,} tokens read{speed}; {_size(session)}")
+  return failed
 
 
 def _write(session: Session, args: argparse.Namespace, errors: Console) -> bool:

@@ -74,17 +74,25 @@ def _encoded(lines: Iterable[str], tokenizer: Tokenizer) -> Iterator[int]:
 
 
 def pieces_of(lines: Iterable[str]) -> Iterator[str]:
-  """Lines with their ends (or parts of long ones) as the pieces that are tokenized."""
+  """Lines with their ends (or parts of long ones) as the pieces that are tokenized.
+
+  What stands before a line that cannot be read is yielded before that error is raised.
+  """
   held = ""
-  for line in lines:
-    if held.endswith("\n") and not line[0].isspace():
+  try:
+    for line in lines:
+      if held.endswith("\n") and not line[0].isspace():
+        yield held
+        held = ""
+      held += line
+      while len(held) > LONG:
+        cut = _cut(held)
+        yield held[:cut]
+        held = held[cut:]
+  except InputError:
+    if held:
       yield held
-      held = ""
-    held += line
-    while len(held) > LONG:
-      cut = _cut(held)
-      yield held[:cut]
-      held = held[cut:]
+    raise
   if held:
     yield held
 

@@ -119,6 +119,29 @@ def test_standard_input_may_be_closed(run, capsys, monkeypatch):
   assert "is closed" in refused(capsys, run, "--prompt-file=-")
 
 
+def test_what_came_before_a_wrong_byte_of_standard_input_is_kept(
+  run, tmp_path, capsys, monkeypatch
+):
+  piped, filed = tmp_path / "piped.state", tmp_path / "filed.state"
+  data = (TEXT + "\n").encode() * 9
+  give = lambda data: monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+  give(data + b"\0 and more\n")
+  status, out, told = command(capsys, run, "--prompt-file=-", f"--save-state={piped}")
+  assert (status, out) == (2, "") and "holds NUL" in told, told
+  book = tmp_path / "book.txt"
+  book.write_bytes(data)
+  how = (f"--prompt-file={book}", "--tokens=0", f"--save-state={filed}")
+  assert command(capsys, run, *how)[0] == 0
+  assert piped.read_bytes() == filed.read_bytes()
+
+  give(b"\xff" + data)  # nothing came before
+  piped.unlink()
+  assert "not UTF-8 text (after 0" in refused(
+    capsys, run, "--prompt-file=-", f"--save-state={piped}"
+  )
+  assert not piped.exists()
+
+
 def test_however_writing_ends_the_state_is_whole(run, opened, tmp_path, monkeypatch, interruptible):
   """By a Ctrl-C, a closed pipe, a full disk; and some characters may not be writable."""
   state = tmp_path / "a.state"

@@ -1,11 +1,12 @@
 """Settings that keep tests honest: eight CPU devices, strict types and ranks, checked shapes.
 
 And quick: most of the time would go into XLA's optimizations of programs that run once, so they are
-off. INFINI_JAX_TEST_OPTIMIZE=1 leaves them on; the tests then check what users run, five times as
-slowly.
+off, and a program that several tests need is compiled once in a process. INFINI_JAX_TEST_OPTIMIZE=1
+leaves the optimizations on; the tests then check what users run, five times as slowly.
 """
 
 import os
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
@@ -24,6 +25,9 @@ import pytest
 from absl import flags
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+_programs = tempfile.TemporaryDirectory(prefix="infini_jax_programs_")  # removed in the end
+jax.config.update("jax_compilation_cache_dir", _programs.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 flags.FLAGS.mark_as_parsed()
 
 # Every annotated shape of the operations is checked while the tests run.

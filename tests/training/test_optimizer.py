@@ -134,7 +134,7 @@ def test_clipping_is_of_the_whole_gradient(rng):
   ones = jax.tree.map(jnp.ones_like, start)
   c = config(optimizer={"clip_norm": 1.0, "eps": 1.0, "warmup_steps": 0, "weight_decay": 0.0})
   clipped = steps(make_optimizer(c), start, [ones])
-  norm = optax.global_norm(ones)
+  norm = optax.tree.norm(ones)
   scaled = steps(make_optimizer(c), start, [jax.tree.map(lambda x: x / norm, ones)])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), clipped, scaled)
   free = config(optimizer={"clip_norm": 0.0, "eps": 1.0, "warmup_steps": 0, "weight_decay": 0.0})

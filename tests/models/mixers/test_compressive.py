@@ -99,8 +99,12 @@ def test_equals_the_loop_forward_and_gradient(rng, compression):
   arguments = (x, weights, kernel)
   with jax.enable_x64(True):
     whole = jax.tree.map(jnp.asarray, arguments)
-    expected = jax.device_get(jax.value_and_grad(reference, (0, 1, 2), has_aux=True)(*whole))
+    expected = jax.device_get(
+      jax.jit(jax.value_and_grad(reference, (0, 1, 2), has_aux=True))(*whole)
+    )
   weight = weight.astype(np.float32)
-  got = jax.value_and_grad(ours, (0, 1, 2), has_aux=True)(*jax.tree.map(jnp.float32, arguments))
+  got = jax.jit(jax.value_and_grad(ours, (0, 1, 2), has_aux=True))(
+    *jax.tree.map(jnp.float32, arguments)
+  )
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
   jax.tree.map(close, (got[0][1], got[1]), (expected[0][1], expected[1]))

@@ -211,7 +211,7 @@ class Stdin(io.TextIOWrapper):
   """Standard input, which may be endless."""
 
   def __init__(self) -> None:
-    super().__init__(sys.stdin.buffer, encoding="utf-8-sig")
+    super().__init__(sys.stdin.buffer, encoding="utf-8-sig", errors="surrogateescape")
     self._waiting = self._ended = False
 
   def readline(self, size: int | None = -1) -> str:  # type: ignore[override]

@@ -8,6 +8,7 @@ space. Where the cuts are depends on the text alone, so a stream gives the token
 import contextlib
 import gzip
 import io
+import re
 import reprlib
 import zlib
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,7 @@ from infini_jax.config import InputError
 from infini_jax.data import Tokenizer
 
 LONG = 16_384  # characters, at most, of a piece
+WRONG = re.compile("[\0\udc80-\udcff]")  # no text; and bytes that are not UTF-8, as decoded here
 
 Source = str | Path | IO[Any] | Iterable[int] | Iterable[np.ndarray]
 
@@ -116,16 +118,22 @@ def _lines(source: Any) -> Iterator[str]:
       if isinstance(source, Path):
         source = stack.enter_context((gzip.open if source.suffix == ".gz" else open)(source, "rb"))
       if not isinstance(source, io.TextIOBase):
-        source = io.TextIOWrapper(source, encoding="utf-8-sig")
+        source = io.TextIOWrapper(source, encoding="utf-8-sig", errors="surrogateescape")
         stack.callback(source.detach)
       while line := source.readline(LONG):
-        if "\0" in line:
+        wrong = WRONG.search(line)
+        if good := line[: wrong.start()] if wrong else line:
+          yield good
+        read += len(good)
+        if wrong and wrong[0] == "\0":
           raise InputError(f"{name}: holds NUL characters, so it is no text; give a text file")
-        yield line
-        read += len(line)
+        if wrong:
+          raise InputError(_not_utf8(name, read))
   except UnicodeDecodeError:
-    raise InputError(
-      f"{name}: not UTF-8 text (after {read:,} characters); convert it (iconv -f latin1 -t utf-8)"
-    ) from None
+    raise InputError(_not_utf8(name, read)) from None
   except (OSError, EOFError, zlib.error) as error:
     raise InputError(f"{name}: cannot be read ({error}); choose another file") from None
+
+
+def _not_utf8(name: str, read: int) -> str:
+  return f"{name}: not UTF-8 text (after {read:,} characters); convert it (iconv -f latin1 -t utf-8)"

@@ -134,6 +134,11 @@ def test_what_came_before_a_wrong_byte_of_standard_input_is_kept(
   assert command(capsys, run, *how)[0] == 0
   assert piped.read_bytes() == filed.read_bytes()
 
+  give(data + b"\xff and more\n")
+  status, _, told = command(capsys, run, "--prompt-file=-", f"--save-state={piped}")
+  assert status == 2 and f"after {len(data.decode()):,} characters" in told, told
+  assert piped.read_bytes() == filed.read_bytes()
+
   give(b"\xff" + data)  # nothing came before
   piped.unlink()
   assert "not UTF-8 text (after 0" in refused(

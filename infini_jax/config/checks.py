@@ -77,6 +77,11 @@ def check(config: Config) -> None:
         if value < 0 or value == bound:
           what = "more than 0" if bound == 0 else "0 or more"
           raise InputError(f"config.{section}.{name}={value}: must be {what}")
+  for name in ("b1", "b2"):
+    if (value := getattr(o, name)) >= 1:
+      raise InputError(
+        f"config.optimizer.{name}={value}: must be below 1, or no mean is ever taken"
+      )
   if m.heads % m.kv_heads:
     raise InputError(
       f"config.model.heads={m.heads} is not a multiple of config.model.kv_heads={m.kv_heads}: "
@@ -141,7 +146,7 @@ def check(config: Config) -> None:
   if config.mesh.seq > 1:
     _check_sequence_parallel(config)
   if t.wandb:
-    _require("wandb", "config.train.wandb=True", "pip install 'infini-jax[wandb]'")
+    _require("wandb", "config.train.wandb=True", "pip install -e '.[wandb]'")
 
 
 def _check_rope(scaling: tuple[float, ...]) -> None:

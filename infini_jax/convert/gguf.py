@@ -51,7 +51,7 @@ class _File:
       import gguf
     except ImportError:
       raise InputError(
-        "convert gguf needs the package 'gguf': pip install 'infini-jax[convert]'"
+        "convert gguf needs the package 'gguf': pip install -e '.[convert]'"
       ) from None
     if not path.is_file():
       raise InputError(f"{path}: no such file; give a .gguf file")

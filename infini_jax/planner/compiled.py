@@ -59,7 +59,7 @@ def tpu_devices(topology: str, slices: int = 1) -> list[Any]:
   """
   if importlib.util.find_spec("libtpu") is None:
     raise InputError(
-      f"--topology={topology}: compiling for TPUs needs libtpu: pip install 'infini-jax[tpu]', or "
+      f"--topology={topology}: compiling for TPUs needs libtpu: pip install -e '.[tpu]', or "
       f"give --no-compile for the estimate alone"
     )
   for name, value in ENVIRONMENT.items():

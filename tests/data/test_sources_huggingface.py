@@ -43,7 +43,7 @@ def loads(monkeypatch):
 def test_without_the_package_one_line_says_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, "datasets", None)
   huggingface._load.cache_clear()
-  fails("hf:pg19", r"needs the package datasets: pip install 'infini-jax\[hf\]'")
+  fails("hf:pg19", r"needs the package datasets: pip install -e '.\[hf\]'")
 
 
 def test_rows_are_whole_in_any_cuts(loads, rng, monkeypatch):

@@ -105,7 +105,7 @@ def test_wrong_inputs_are_one_line_with_the_remedy(file, capsys, monkeypatch):
   assert "leave it out" in wrong(*tpu, "--chip=v5e")
   assert "unknown argument" in wrong(*tpu, "--fast")
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  assert "pip install 'infini-jax[tpu]'" in wrong("--topology=v5p:2x2x2")
+  assert "pip install -e '.[tpu]'" in wrong("--topology=v5p:2x2x2")
   assert "--no-compile" in wrong("--topology=v5p:2x2x2")
 
 

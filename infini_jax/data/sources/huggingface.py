@@ -56,7 +56,7 @@ def open_huggingface(spec: str) -> Corpus:
     loaded = _load(name, config)
   except ImportError:
     raise InputError(
-      f"corpus {spec!r}: needs the package datasets: pip install 'infini-jax[hf]'"
+      f"corpus {spec!r}: needs the package datasets: pip install -e '.[hf]'"
     ) from None
   except Exception as error:  # of many kinds: no network, no such name, a config to choose
     reason = " ".join(str(error).split())[:300]

@@ -1,9 +1,11 @@
 # make install   the environment in .venv, from the lock file
-# make demo      the main job on real text: train, generate, evaluate (6 minutes on 2 cores)
+# make demo      the main job on real text: train, generate, evaluate (4 minutes on 2 cores)
 # make passkey   a memory that works: trains on the pass key task, prints what is recalled
 # make recall    the same for associative recall
 # make test      the fast tests; make test-slow  the rest;  make check  lint and types
+# make format    mends what ruff can mend
 # make lock      writes requirements.lock anew (needs uv)
+# make clean     removes .venv, runs and what was built
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin

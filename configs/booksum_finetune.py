@@ -4,7 +4,8 @@ It starts from the parameters of another run, here one of `llm_1b.py`'s shape in
 `--config.train.start_from`), learns to write a book's summary behind its first 32,768 tokens, and
 is then given up to 500,000 tokens of a book.
 
-Command: infini-jax prepare --source=tfds:booksum/book --out=STORE --tokenizer=sentencepiece:FILE
+Command: infini-jax prepare --source=tfds:booksum/book --out=STORE \\
+  --tokenizer=huggingface:LM/tokenizer/tokenizer.json
 Command: python train.py --config=configs/booksum_finetune.py --workdir=RUN
 Command: python eval.py --config=configs/booksum_finetune.py --workdir=RUN --task=summarization
 Hardware: 16 chips with 16 GB or more

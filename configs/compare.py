@@ -8,7 +8,8 @@ Command: python benchmarks/compare.py --workdir=runs/compare
 Command: python train.py --config=configs/compare.py:rmt --workdir=RUN
 Hardware: 2 CPU cores
 Time: 10 to 20 minutes a system on one core of a busy machine; `full` 40
-Expect: perplexity 38.0 (compressive) to 43.1 (autocompressor), infini-delta 38.8; docs/results.md
+Expect: perplexity 38.0 (compressive) to 43.1 (autocompressor), infini-delta 38.8, `full` 58.0;
+docs/results.md
 """
 
 from infini_jax.config import base_config

@@ -5,7 +5,7 @@ lane carries its memory from step to step, so that it has read up to a whole fil
 
 Command: python train.py --config=configs/demo.py --workdir=runs/demo
 Command: python eval.py --config=configs/demo.py --workdir=runs/demo
-Hardware: 2 CPU cores, 1.1 GB
+Hardware: 2 CPU cores, 1.1 GiB
 Time: 3:57 (minutes:seconds), generation and evaluation included
 Expect: perplexity per token about 65 on held-out files, about 98 with the memory knocked out
 """

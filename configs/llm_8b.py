@@ -3,11 +3,13 @@
 32 layers, width 4096, 32 query and 8 key/value heads of 128, feed-forward 14,336, 128,256 tokens,
 segments of 2048. `llm_8b.py` pretrains on 32,768 tokens an example, every fsdp group of chips one
 example, its segments over the `seq` axis. `llm_8b.py:continual` goes on as the paper does with its
-8B model (section 4.2): 30,000 steps on inputs of 8,192 tokens, gates that begin nearly shut.
+8B model (section 4.2): 30,000 steps on inputs of 8,192 tokens, gates that begin nearly shut; from
+which run, `--config.train.start_from` says.
 
 Command: python train.py --config=configs/llm_8b.py --workdir=RUN --config.data.path=STORE
 Command: infini-jax plan --config=configs/llm_8b.py --topology=v5p:4x4x4
-Hardware: TPU v5p:4x4x4 (64 chips; fsdp 16 x seq 4); v5e:16x16 with fsdp=64, data.lanes=64
+Hardware: TPU v5p:4x4x4 (64 chips; fsdp 16 x seq 4); v5e:16x16 with mesh.fsdp=64 and
+  data.lanes=64, evaluation.lanes=64
 Plan: v5p:4x4x4: 6.84 GiB a chip as compiled; at most 7,191 tokens/s a chip (arithmetic)
 Time: not measured
 Expect: not measured

@@ -6,7 +6,8 @@ of 32K to 1M tokens. Zero-shot: the same evaluation of that run itself.
 
 Command: python train.py --config=configs/passkey_finetune.py --workdir=RUN
 Command: python eval.py --config=configs/passkey_finetune.py --workdir=RUN
-Command: python eval.py --config=configs/lm_paper.py --workdir=LM --task=passkey
+Command: python eval.py --config=configs/lm_paper.py --workdir=LM --task=passkey \\
+  --config.evaluation.lengths="(32768,131072,262144,524288,1048576)" --config.evaluation.samples=20
 Hardware: one GPU or TPU chip with 16 GB or more
 Time: not measured
 Expect: not measured; the paper reports 94 to 100% of tokens right at 1M

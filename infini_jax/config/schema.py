@@ -116,10 +116,13 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """Documents in lanes: a lane follows one document until it ends."""
+  """Documents in lanes: a lane follows one document until it ends.
+
+  The tokenizer `run` is that of the run, at first of `train.start_from`; `task` is the task's own.
+  """
 
   path: str = ""  # a prepared store, a corpus, or mix:STORE=WEIGHT,...: docs/data.md
-  tokenizer: str = "bytes"  # bytes, train:SIZE, sentencepiece:FILE, huggingface:FILE; run: its own
+  tokenizer: str = "bytes"  # or train:SIZE, sentencepiece:FILE, huggingface:FILE, run, task
   lanes: int = 8  # B, over all hosts
   segments: int = 4  # S; a training chunk holds T = S*N tokens of each lane
   carry_state: bool = True  # carry each lane's state from step to step, without gradient through it

@@ -70,7 +70,11 @@ class Update(NamedTuple):
 
 
 def as_rule(rule: str | Rule) -> Rule:
-  """A rule given by its name alone, or in full, checked."""
+  """A rule given by its name alone, or in full.
+
+  Raises:
+    ValueError: an unknown name, or a decay that is none.
+  """
   rule = Rule(rule) if isinstance(rule, str) else rule
   if rule.name not in ("linear", "delta"):
     raise ValueError(f"rule={rule.name!r}: choose 'linear' or 'delta'")

@@ -136,4 +136,6 @@ def _lines(source: Any) -> Iterator[str]:
 
 
 def _not_utf8(name: str, read: int) -> str:
-  return f"{name}: not UTF-8 text (after {read:,} characters); convert it (iconv -f latin1 -t utf-8)"
+  return (
+    f"{name}: not UTF-8 text (after {read:,} characters); convert it (iconv -f latin1 -t utf-8)"
+  )

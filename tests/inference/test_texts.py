@@ -144,7 +144,11 @@ def test_lines_are_read_as_they_come():
 
 @pytest.mark.parametrize(
   "data,message",
-  [(b"abc\xff\xfe" * 9, r"not UTF-8 text .after 3 char"), (b"a\0b", "NUL"), (b"\x1f\x8b12", "cannot be read")],
+  [
+    (b"abc\xff\xfe" * 9, r"not UTF-8 text .after 3 char"),
+    (b"a\0b", "NUL"),
+    (b"\x1f\x8b12", "cannot be read"),
+  ],
   ids=["latin", "nul", "gzip"],
 )
 def test_what_is_no_text_is_refused_in_one_line(tmp_path, data, message):

@@ -5,6 +5,7 @@ tokens of books for one of code, whatever the stores' sizes and the lengths of t
 """
 
 import math
+from pathlib import Path
 
 from infini_jax.config import SPLITS, InputError
 from infini_jax.data.shards import TOTALS
@@ -74,7 +75,7 @@ def open_mixture(spec: str, tokenizer: str | None = None) -> Mixture:
         f"config.data.path={spec!r}: {part!r} is not a prepared store with a weight above 0, such "
         f"as mix:stores/books=2,stores/code=1"
       )
-    if path in stores:
+    if Path(path).resolve() in (store.folder.resolve() for store in stores.values()):
       raise InputError(f"config.data.path={spec!r}: {path!r} stands there twice; name it once")
     stores[path] = Store.open(path)
   first, *others = stores

@@ -52,7 +52,8 @@ def prepare(
     own: of the tokenizer `run`: the vocabulary of that run.
 
   Raises:
-    InputError: a wrong corpus or tokenizer; `out` holds something else; no training tokens.
+    InputError: a wrong corpus or tokenizer; `out` holds something else, or another plan takes it
+      meanwhile; no training tokens.
   """
   console = console or Console()
   out = Path(out)
@@ -69,6 +70,11 @@ def prepare(
   jobs = _jobs(corpus)
   todo = [job for job in jobs if not all(shard.is_finished() for shard in job.shards(out))]
   write_shards(todo, out, ready, dtype, min_tokens, workers, console)
+  if _read_plan(out) != plan:
+    raise InputError(
+      f"{out}: another `infini-jax prepare` with other settings has written into it at the same "
+      f"time; delete it, and give each an --out of its own"
+    )
   train = range(sum("train" in job.numbers for job in jobs))
   if not any(Shard(out / "train", number).totals()[1] for number in train):
     raise InputError(f"corpus {path!r}: no training tokens (min_tokens={min_tokens}); add text")

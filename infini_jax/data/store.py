@@ -126,7 +126,9 @@ class Documents:
     source_of = [i for i, s in enumerate(self._args[0].values()) for _ in s] or [0]
     self.source_D = np.repeat(np.array(source_of, np.int32), sizes)
     if len(self.sources) > 1:
-      place_D = np.concatenate([np.arange(n) for n in np.bincount(self.source_D)])
+      place_D = np.concatenate(
+        [np.arange(n) for n in np.bincount(self.source_D, minlength=len(self.sources))]
+      )
       self._order = np.lexsort((self.source_D, place_D))
       columns = [column[self._order] for column in columns]
       self.source_D = self.source_D[self._order]

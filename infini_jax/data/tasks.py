@@ -79,7 +79,11 @@ class Task(Protocol):
   def example(
     self, rng: np.random.Generator, length: int, depth: float | None = None, *, held_out: bool
   ) -> Example:
-    """An example of exactly `length` tokens; without `depth` it is drawn too."""
+    """An example of exactly `length` tokens; without `depth` it is drawn too.
+
+    Raises:
+      InputError: it does not fit into so few.
+    """
     ...
 
   def beginning(self, rng: np.random.Generator, length: int) -> Example:

@@ -17,6 +17,8 @@ from infini_jax.evaluation.page_html import code, document, heading, paragraph, 
 from infini_jax.evaluation.page_runs import Run, read_runs
 from infini_jax.evaluation.retrieval_tables import asked
 
+LABEL = 40  # characters of a run's name in a picture
+
 # What a picture shows, for those who cannot see it; its figures stand in the tables.
 PICTURES = {
   "positions": "Line chart of perplexity by position in the document",
@@ -48,9 +50,13 @@ def report(workdirs: Sequence[str], out: str | None, console: Console) -> Path:
       _check(run, name)
   folder = runs[0].path if len(runs) == 1 else runs[0].path.parent
   file = Path(out) if out else folder / "report.html"
-  if file.is_dir() or not file.absolute().parent.is_dir():
-    raise InputError(f"--out={file}: give a file in a folder that exists")
-  file.write_text(page(runs), "utf-8")
+  whole = page(runs)
+  try:
+    if file.is_dir() or not file.absolute().parent.is_dir():
+      raise InputError(f"--out={file}: give a file in a folder that exists")
+    file.write_text(whole, "utf-8", "replace")
+  except OSError as error:
+    raise InputError(f"--out={file}: cannot be written ({error.strerror}); give another") from None
   console.print(f"wrote {file} ({file.stat().st_size / 1024:,.0f} KiB)", highlight=False)
   return file
 
@@ -101,7 +107,9 @@ def _run(run: Run, level: int) -> str:
   if not run.evaluations:
     made += paragraph("Nothing was evaluated yet; infini-jax eval does.")
   for name, results in run.evaluations.items():
-    what = asked(results) if name == results["task"] else f"{name}, {asked(results)}"
+    what = asked(results)
+    if name not in (results["task"], what.replace(", ", "-")):
+      what = f"{name}, {what}"
     made += heading(level, what, f"step {results['step']:,}")
     made += page_tables.tables_of(results)
     for file in run.pictures(name):
@@ -142,14 +150,15 @@ def _losses(runs: list[Run]) -> str:
     width = max(1, len(losses) // 40)
     means = np.convolve(losses, np.full(width, 1 / width), "valid")
     (line,) = axes.plot(
-      steps[width - 1 :], means, marker="." if len(means) < 40 else "", label=run.name
+      steps[width - 1 :], means, marker="." if len(means) < 40 else "", label=_label(run)
     )
     if width > 1:
       axes.plot(steps, losses, color=line.get_color(), alpha=0.25, linewidth=0.8, zorder=1)
   axes.set(xlabel="step", ylabel="training loss")
   axes.grid(alpha=0.3)
   if len(runs) > 1:
-    axes.legend()
+    for text in axes.legend().get_texts():
+      text.set_parse_math(False)  # a dollar sign in a name is one
   buffer = io.BytesIO()
   figure.savefig(buffer, format="png", dpi=120)
   first_to_last = (
@@ -161,3 +170,9 @@ def _losses(runs: list[Run]) -> str:
   return picture(
     buffer.getvalue(), f"Line chart of training loss: {'; '.join(first_to_last)}", caption
   )
+
+
+def _label(run: Run) -> str:
+  """Its name in a picture: the end of a long one; one that begins with "_" would not be shown."""
+  name = run.name if len(run.name) <= LABEL else f"...{run.name[-LABEL:]}"
+  return f" {name}" if name.startswith("_") else name

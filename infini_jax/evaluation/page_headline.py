@@ -9,6 +9,7 @@ from infini_jax.evaluation.page_runs import Run
 from infini_jax.evaluation.page_tables import (
   Row,
   interval,
+  number,
   opened,
   plain,
   recall_of,
@@ -35,6 +36,7 @@ def headline(runs: list[Run]) -> str:
     "training loss, last": lambda run: f"{run.losses[-1][1]:.4f}" if run.losses else None,
     "training, tokens/s": lambda run: _size(run.training["training_tokens_per_second"], 1),
     "training, MiB a device": lambda run: _size(run.training["training_step_bytes"], 2**20),
+    "evaluated at step": _steps,
     "perplexity per token": _asked("perplexity", _perplexity),
     "the same, memory knocked out": _asked("perplexity", _knocked_out),
     "bits per byte": _asked("perplexity", partial(_scalar, "bits_per_byte")),
@@ -83,6 +85,11 @@ def _parameters(run: Run) -> Shown:
   return next((f"{found['parameters']:,}" for found in run.evaluations.values()), None)
 
 
+def _steps(run: Run) -> Shown:
+  """Training may have gone on since."""
+  return ", ".join(f"{step:,}" for step in sorted({r["step"] for r in run.evaluations.values()}))
+
+
 def _size(value: float | None, unit: int) -> Shown:
   return f"{value / unit:,.0f}" if value else None
 
@@ -97,7 +104,7 @@ def _scalar(name: str, results: Results) -> Shown:
 
 def _perplexity(results: Results) -> Shown:
   memory = results["memory"]
-  return Cell(f"{memory['perplexity']:,.3f}", interval(memory["interval"]))
+  return Cell(number(memory["perplexity"], 3), interval(memory["interval"]))
 
 
 def _knocked_out(results: Results) -> Shown:
@@ -105,7 +112,7 @@ def _knocked_out(results: Results) -> Shown:
   if out is None:
     return None
   change = out["perplexity"] / results["memory"]["perplexity"] - 1
-  return Cell(f"{out['perplexity']:,.3f}", f"{change:+.2%}")
+  return Cell(number(out["perplexity"], 3), f"{change:+.2%}")
 
 
 def _recalled(length: int, results: Results) -> Shown:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,9 @@ class Run:
 
   def results(self, what: str) -> dict[str, Any] | None:
     """The results on what was `asked`: the task's own, else those of the knock-outs on it."""
-    for name in (what.partition(",")[0], "knockout"):
-      found = self.evaluations.get(name)
-      if found is not None and asked(found) == what:
-        return found
-    return None
+    names = [name for name, found in self.evaluations.items() if asked(found) == what]
+    own = [name for name in names if name != "knockout"]
+    return next((self.evaluations[name] for name in own + names), None)
 
   @property
   def tasks(self) -> list[str]:
@@ -65,9 +64,9 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
   Raises:
     InputError: there is no run, or a file of an evaluation cannot be read.
   """
-  workdirs = {workdir.path: workdir for workdir in map(Workdir, paths)}
-  names = _names(list(workdirs))
-  return [_read(workdir, names[path]) for path, workdir in workdirs.items()]
+  workdirs = [Workdir(path) for path in dict.fromkeys(map(os.path.abspath, paths))]
+  names = _names([workdir.path for workdir in workdirs])
+  return [_read(workdir, names[workdir.path]) for workdir in workdirs]
 
 
 def _read(workdir: Workdir, name: str) -> Run:
@@ -101,13 +100,15 @@ def _first_lines(file: Path) -> list[Any]:
 
 def _place(file: Path) -> tuple[int, str]:
   name = file.parent.name
-  return (NAMES.index(name) if name in NAMES else len(NAMES)), name
+  task = name.partition("-")[0]  # of needle-single, say
+  return (NAMES.index(task) if task in NAMES else len(NAMES)), name
 
 
 def _names(paths: list[Path]) -> dict[Path, str]:
   """A short name for each: as few last parts of its path as tell them apart."""
   for parts in range(1, 99):
     names = {path: "/".join(path.parts[-parts:]) for path in paths}
+    names = {path: os.fsencode(name).decode("utf-8", "replace") for path, name in names.items()}
     if len(set(names.values())) == len(paths):
       break
   return names

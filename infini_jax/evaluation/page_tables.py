@@ -1,7 +1,6 @@
 """The tables of a report: of each evaluation, of the configs, of the environments."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ from infini_jax.config import Config
 from infini_jax.evaluation import retrieval_tables
 from infini_jax.evaluation.page_html import Cell, folded, paragraph, table
 from infini_jax.evaluation.page_runs import Run
+from infini_jax.evaluation.perplexity import exp
 from infini_jax.evaluation.retrieval import Cell as Recall
 from infini_jax.evaluation.retrieval import wilson
 
@@ -119,7 +119,7 @@ def _perplexity_tables(results: dict[str, Any]) -> str:
     rows.append(
       [
         name,
-        Cell(f"{score['perplexity']:,.3f}", interval(score["interval"])),
+        Cell(number(score["perplexity"], 3), interval(score["interval"])),
         f"{change:+.2%}" if score is not memory else "",
         f"{score['bits_per_byte']:.4f}",
         f"{score['word_perplexity']:.4g}",
@@ -135,7 +135,7 @@ def _perplexity_tables(results: dict[str, Any]) -> str:
   if sources := memory.get("by_source"):
     each: list[Row] = [
       [name, f"{documents:,}", f"{tokens:,}"]
-      + [f"{_exp(*score['by_source'][name][1:]):,.3f}" for score in scores.values()]
+      + [_perplexity(*score["by_source"][name][1:]) for score in scores.values()]
       for name, (documents, tokens, _) in sources.items()
     ]
     header = ["store", "documents", "tokens", *scores]
@@ -143,7 +143,7 @@ def _perplexity_tables(results: dict[str, Any]) -> str:
   made += _profile("Perplexity by position in the document", "by_position", scores)
   updates = _profile("Perplexity by memory updates before", "by_compressions", scores)
   documents: list[Row] = [
-    [name, f"{tokens:,}", f"{_exp(tokens, nats):,.3f}"]
+    [name, f"{tokens:,}", _perplexity(tokens, nats)]
     for name, tokens, nats in memory["per_document"]
   ]
   every = table("With the memory", ["document", "tokens", "perplexity per token"], documents)
@@ -170,7 +170,7 @@ def _profile(caption: str, field: str, scores: dict[str, dict[str, Any]]) -> str
   buckets = next(iter(scores.values()))[field]
   rows: list[Row] = [
     [f"{int(start):,}", f"{tokens:,}"]
-    + [f"{_exp(*score[field][start]):,.3f}" for score in scores.values()]
+    + [_perplexity(*score[field][start]) for score in scores.values()]
     for start, (tokens, _) in buckets.items()
   ]
   return table(caption, ["from", "tokens", *scores], rows)
@@ -187,7 +187,7 @@ def _retrieval_table(results: dict[str, Any]) -> str:
         f"{cell.length:,}",
         *([f"{cell.depth:g}"] if with_depth else []),
         Cell(f"{cell.exact_match:.3f}", interval(wilson(cell.exact, cell.samples))),
-        Cell(f"{cell.token_accuracy:.3f}", interval(wilson(cell.right, cell.tokens))),
+        Cell(f"{cell.token_accuracy:.3f}", interval(cell.token_interval)),
         *(f"{retrieval_tables.measure(task, recall_of(o['cells'][i])):.3f}" for o in out.values()),
       ]
     )
@@ -211,7 +211,8 @@ def opened(found: dict[str, Any]) -> Cell:
 
 def recall_of(cell: dict[str, Any]) -> Recall:
   """A cell as the evaluation counted it."""
-  return Recall(**{field.name: cell[field.name] for field in dataclasses.fields(Recall)})
+  names = (field.name for field in dataclasses.fields(Recall))
+  return Recall(**{name: cell[name] for name in names if name in cell})
 
 
 def scalars(found: dict[str, Any]) -> list[tuple[str, float]]:
@@ -228,11 +229,16 @@ def short(value: float) -> str:
 
 def interval(bounds: Any) -> str:
   """Two bounds, or nothing."""
-  return f"{bounds[0]:,.2f} to {bounds[1]:,.2f}" if bounds else ""
+  return f"{number(bounds[0], 2)} to {number(bounds[1], 2)}" if bounds else ""
 
 
-def _exp(tokens: int, nats: float) -> float:
-  return math.exp(min(700.0, nats / tokens))
+def number(value: float, digits: int) -> str:
+  """So many digits behind the point, or four of a large one."""
+  return f"{value:,.{digits}f}" if abs(value) < 1e6 else f"{value:.4g}"
+
+
+def _perplexity(tokens: int, nats: float) -> str:
+  return number(exp(nats / tokens), 3)
 
 
 def plain(name: str) -> str:

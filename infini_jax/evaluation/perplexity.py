@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from scipy.special import stdtrit
 
 from infini_jax.config import Config
 from infini_jax.data import Documents, EvalLanes, Tokenizer
@@ -43,12 +44,12 @@ class Scores:
   @property
   def perplexity(self) -> float:
     """Per token, as in the paper: exp(nats / tokens)."""
-    return math.exp(self.nats / self.tokens)
+    return exp(self.nats / self.tokens)
 
   @property
   def word_perplexity(self) -> float:
     """Per whitespace-separated word, as in PG19's tables: exp(nats / words)."""
-    return math.exp(min(700.0, self.nats / max(1, self.words)))
+    return exp(self.nats / max(1, self.words))
 
   @property
   def bits_per_byte(self) -> float:
@@ -58,13 +59,14 @@ class Scores:
   @property
   def interval(self) -> tuple[float, float] | None:
     """95% of the perplexity over documents like these: a ratio of two sums, by how far documents
-    lie from it (Cochran, Sampling Techniques, section 6.4). None for a single document."""
+    lie from it (Cochran, Sampling Techniques, section 6.4), and Student's t for how few they are.
+    None for a single document."""
     k, ratio = len(self.per_document), self.nats / self.tokens
     if k < 2:
       return None
     squares = math.fsum((nats - ratio * tokens) ** 2 for _, tokens, nats in self.per_document)
-    spread = 1.96 * math.sqrt(squares * k / (k - 1)) / self.tokens
-    return math.exp(ratio - spread), math.exp(min(700.0, ratio + spread))
+    spread = stdtrit(k - 1, 0.975) * math.sqrt(squares * k / (k - 1)) / self.tokens
+    return exp(ratio - spread), exp(ratio + spread)
 
   @property
   def summary(self) -> str:
@@ -81,6 +83,12 @@ class Scores:
       "tokens_per_second": self.tokens / self.seconds,
     }
     return figures | dataclasses.asdict(self)
+
+
+def exp(x: float) -> float:
+  """As `math.exp`, but infinite where that gives up; what is no number stays none."""
+  with np.errstate(over="ignore"):
+    return float(np.exp(x))
 
 
 class Perplexity:
@@ -189,7 +197,7 @@ class _Tally:
     """The perplexity so far, for a progress bar."""
     tokens = sum(n for n, _ in self.documents.values())
     nats = sum(x for _, x in self.documents.values())
-    return f"perplexity {math.exp(nats / tokens):.3f}" if tokens else ""
+    return f"perplexity {exp(nats / tokens):.3f}" if tokens else ""
 
   def add(self, chunk: dict[str, np.ndarray], nll_BT: jax.Array) -> None:
     """Counts one chunk."""

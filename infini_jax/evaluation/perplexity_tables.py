@@ -1,6 +1,5 @@
 """Perplexity for a person: tables, the picture by position, and what a knock-out says."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infini_jax.config import Config
-from infini_jax.evaluation.perplexity import Scores
+from infini_jax.evaluation.perplexity import Scores, exp
 
 NOTICEABLE = 1.001  # a knock-out that costs less than this factor shows no use of the memory
 
@@ -88,4 +87,4 @@ def _profile(scores: dict[str, Scores], field: str, title: str) -> Table:
 
 
 def _perplexity(tokens: int, nats: float) -> float:
-  return math.exp(nats / tokens)
+  return exp(nats / tokens)

@@ -32,6 +32,8 @@ class Cell:
   exact: int  # examples whose whole answer is right
   tokens: int  # of all answers
   right: int  # tokens of them that are right
+  # Tokens, each right or wrong by itself, that would tell as much; None: these are.
+  independent: float | None = dataclasses.field(default=None, compare=False)
 
   @property
   def exact_match(self) -> float:
@@ -43,13 +45,19 @@ class Cell:
     """Share of the answers' tokens that are right."""
     return self.right / self.tokens
 
+  @property
+  def token_interval(self) -> tuple[float, float]:
+    """95% of that share over examples like these."""
+    count = self.tokens if self.independent is None else self.independent
+    return wilson(self.token_accuracy * count, count)
+
   def to_dict(self) -> dict[str, Any]:
     """For JSON, with 95% confidence intervals."""
     return dataclasses.asdict(self) | {
       "exact_match": self.exact_match,
       "exact_match_interval": wilson(self.exact, self.samples),
       "token_accuracy": self.token_accuracy,
-      "token_accuracy_interval": wilson(self.right, self.tokens),
+      "token_accuracy_interval": self.token_interval,
     }
 
 
@@ -88,13 +96,27 @@ class Recalled:
     }
 
 
-def wilson(right: int, total: int) -> tuple[float, float]:
+def wilson(right: float, total: float) -> tuple[float, float]:
   """The 95% confidence interval of a share (Wilson, 1927)."""
   z, share = 1.959964, right / total
   middle = share + z * z / (2 * total)
   half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
   scale = 1 + z * z / total
   return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def independent(asked_D: np.ndarray, right_D: np.ndarray) -> float:
+  """As how many tokens by themselves those of some examples count (Kish, 1965).
+
+  The tokens of an answer are mostly right together or wrong together. By how far the examples lie
+  apart it is told how much; where nothing tells, an example counts as one token.
+  """
+  k, total = len(asked_D), int(asked_D.sum())
+  share = right_D.sum() / total
+  if k < 2 or share in (0, 1):
+    return k
+  squares = ((right_D - share * asked_D) ** 2).sum() * k / (k - 1)
+  return float(np.clip(share * (1 - share) * total**2 / max(squares, 1e-9), k, total))
 
 
 class Retrieval:
@@ -218,7 +240,6 @@ class _Tally:
       asked = self._asked_D[i * samples : (i + 1) * samples]
       right = self._right_D[i * samples : (i + 1) * samples]
       exact = int((right == asked).sum())
-      found.append(
-        Cell(self._group.length, depth, samples, exact, int(asked.sum()), int(right.sum()))
-      )
+      counts = exact, int(asked.sum()), int(right.sum()), independent(asked, right)
+      found.append(Cell(self._group.length, depth, samples, *counts))
     return found

@@ -67,8 +67,9 @@ def show(
       table.add_column(f"knocked out: {name}", justify="right")
   for i, cell in enumerate(found["memory"].cells):
     row = [f"{cell.length:,}"]
-    row += [f"{cell.depth:g}"] * deep + [_share(cell.exact, cell.samples)] * whole
-    row.append(_share(cell.right, cell.tokens))
+    exact = _share(cell.exact_match, wilson(cell.exact, cell.samples))
+    row += [f"{cell.depth:g}"] * deep + [exact] * whole
+    row.append(_share(cell.token_accuracy, cell.token_interval))
     out = [f"{measure(task, r.cells[i]):.3f}" for name, r in found.items() if name != "memory"]
     table.add_row(*row, *out)
   console.print(table)
@@ -101,6 +102,5 @@ def _total(recalled: Recalled) -> tuple[int, int]:
   return sum(c.right for c in recalled.cells), sum(c.tokens for c in recalled.cells)
 
 
-def _share(right: int, total: int) -> str:
-  low, high = wilson(right, total)
-  return f"{right / total:.3f} ({low:.2f} to {high:.2f})"
+def _share(share: float, interval: tuple[float, float]) -> str:
+  return "{:.3f} ({:.2f} to {:.2f})".format(share, *interval)

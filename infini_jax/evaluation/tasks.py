@@ -95,7 +95,12 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
 
 
 def open_task(config: Config, path: str, console: Console, task: str) -> Source:
-  """What a task reads, if the run can be asked it."""
+  """What a task reads.
+
+  Raises:
+    InputError: the run cannot be asked it: by its vocabulary, for want of a corpus, or at lengths
+      too short for it.
+  """
   if task in ("perplexity", "surgery") and config.data.tokenizer == "task":
     raise InputError(
       f"--task={task} with config.data.tokenizer='task': a run in its task's own vocabulary "

@@ -1,6 +1,5 @@
 """A small evaluation during training: of documents, of summaries, or of examples of the task."""
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ from infini_jax.config import Config
 from infini_jax.data import EvalLanes, Pairs, Source, Store
 from infini_jax.data.summarization import Told
 from infini_jax.evaluation.knock_out import INTACT
-from infini_jax.evaluation.perplexity import Perplexity
+from infini_jax.evaluation.perplexity import Perplexity, exp
 from infini_jax.evaluation.reading import Chunk, Reader
 from infini_jax.evaluation.retrieval import Retrieval
 
@@ -45,11 +44,11 @@ class Expectation(NamedTuple):
   @property
   def summary(self) -> str:
     """One line."""
-    return f"perplexity of summaries {math.exp(self.nats / self.tokens):.3f}"
+    return f"perplexity of summaries {exp(self.nats / self.tokens):.3f}"
 
   def to_dict(self) -> dict[str, Any]:
     """For the metrics."""
-    return {"summary_perplexity": math.exp(self.nats / self.tokens), **self._asdict()}
+    return {"summary_perplexity": exp(self.nats / self.tokens), **self._asdict()}
 
 
 class Expected:

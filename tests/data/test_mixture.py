@@ -153,6 +153,7 @@ def test_what_cannot_be_mixed_is_refused(stores, tmp_path):
     (f"mix:{good}=", "with a weight above 0"),
     (f"mix:{good}=0,{other}=1", "with a weight above 0"),
     (f"mix:{good}=1,{good}=2", "twice; name it once"),
+    (f"mix:{good}=1,{good}/../{good.name}=2", "twice; name it once"),
     (f"mix:{good}=1,{tmp_path}/none=2", "none: not a token store; make one with"),
     (f"mix:{good}=1,{other}=2", f"other tokens than '{good}'; prepare it with --tokenizer=bytes"),
     (f"mix:{other}=1,{good}=2", f"prepare it with --tokenizer=sentencepiece:{other}/"),

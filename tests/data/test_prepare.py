@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from data_fakes import write_corpus
 from rich.console import Console
+from sentencepiece import SentencePieceTrainer
 
 from infini_jax.config import InputError
 from infini_jax.data import Store, open_or_prepare, prepare
@@ -144,6 +145,21 @@ def test_other_plan_in_the_same_folder(corpus, store, tmp_path, quiet):
     (out / "store.json").unlink(missing_ok=True)  # also where it is not complete
 
 
+def test_two_plans_in_one_folder_at_a_time(corpus, tmp_path, quiet, monkeypatch):
+  """The other one comes when this one has claimed the folder, and has not written a shard."""
+  module, out = sys.modules[prepare.__module__], tmp_path / "out"
+  write = module.write_shards
+
+  def interrupted(*arguments):
+    monkeypatch.setattr(module, "write_shards", write)
+    prepare(str(corpus), out, "bytes", min_tokens=2, console=quiet)
+    write(*arguments)
+
+  monkeypatch.setattr(module, "write_shards", interrupted)
+  with pytest.raises(InputError, match="with other settings has written into it .*delete it"):
+    prepare(str(corpus), out, "bytes", console=quiet)
+
+
 def test_attempt_that_failed_early_does_not_stand_in_the_way(corpus, tmp_path, quiet):
   with pytest.raises(InputError, match="train:99999.*too high"):
     prepare(str(corpus), tmp_path / "out", "train:99999", console=quiet)
@@ -267,6 +283,22 @@ def test_store_is_verified_before_it_is_complete(tmp_path, quiet, monkeypatch):
   records = tmp_path / "out" / "train" / "00000.array_record"
   then(lambda: records.write_bytes(records.read_bytes()[:-900]), "missing or damaged.*delete")
   prepare(f"jsonl:{file}", tmp_path / "out", "bytes", console=quiet)
+
+
+def test_a_tokenizer_that_drops_characters_is_told(tmp_path):
+  for i in range(3):
+    (tmp_path / f"{i}.txt").write_text(f"two  spaces, and a new\nline {i}")
+  with open(tmp_path / "drops.model", "wb") as model:  # runs of white space become one space
+    texts = iter(["two spaces, and a new line 0123456789"])
+    SentencePieceTrainer.train(
+      sentence_iterator=texts, model_writer=model, vocab_size=60, hard_vocab_limit=False,
+      minloglevel=2,
+    )  # fmt: skip
+  for tokenizer, told in ((f"sentencepiece:{tmp_path}/drops.model", True), ("bytes", False)):
+    out = io.StringIO()
+    prepare(str(tmp_path), tmp_path / f"out{told}", tokenizer, console=Console(file=out, width=200))
+    assert "3 documents are as in the corpus" in out.getvalue()
+    assert ("drops or changes characters, in 3 of these" in out.getvalue()) == told
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path, quiet, monkeypatch):

@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from infini_jax.config import InputError
-from infini_jax.data.sources import Document, list_documents, read_text
+from infini_jax.data.sources import Document, list_documents, open_corpus, read_text
 
 
 def names(splits):
@@ -78,6 +78,23 @@ def test_file_that_is_not_text(tmp_path, name, data, match):
   assert "\n" not in str(error.value)
 
 
+def test_links_are_followed_but_not_round_and_round(tmp_path):
+  write(tmp_path, "c/train/a.txt", "c/test/b.txt", "else/c.txt", ".else/d.txt")
+  for name, target in (("validation", "../else"), ("train/up", ".."), ("test/d", "../../.else")):
+    (tmp_path / "c" / name).symlink_to(target)
+  assert names(list_documents(str(tmp_path / "c"))) == {
+    "train": ["train/a.txt"],
+    "validation": ["validation/c.txt"],
+    "test": ["test/b.txt", "test/d/d.txt"],
+  }
+
+
+def test_names_are_text_whatever_their_bytes(tmp_path):
+  write(tmp_path, "\udcff.txt", "é <i>.txt", "a.txt")
+  found = sum(names(list_documents(str(tmp_path))).values(), [])
+  assert sorted(found) == [r"\xff.txt", "a.txt", "é <i>.txt"]
+
+
 def test_wrong_corpora(tmp_path):
   write(tmp_path, "empty/a.bin", "few/a.txt", "few/b.txt")
   write(tmp_path, "splits/train/a.txt", "splits/test/b.txt", "splits/validation/c.bin")
@@ -91,3 +108,14 @@ def test_wrong_corpora(tmp_path):
   ):
     with pytest.raises(InputError, match=match):
       list_documents(str(path))
+  for i, target in enumerate(("nowhere.txt", "1.txt", "/dev/null")):
+    write(tmp_path / "links", "a.txt", "b.txt", "c.txt")
+    (link := tmp_path / f"links/{i}.txt").symlink_to(target)
+    with pytest.raises(InputError, match=f"{i}.txt: cannot be read .a link to nothing, or no file"):
+      open_corpus(str(tmp_path / "links"))
+    link.unlink()
+  (tmp_path / "links/d.txt.gz").touch()
+  with pytest.raises(InputError, match=r"d.txt.gz: cannot be read \(0 bytes"):
+    open_corpus(str(tmp_path / "links"))
+  with pytest.raises(InputError, match="option 'a=b' is not one of its options: it has none"):
+    open_corpus(f"text:{tmp_path}/few?a=b")

@@ -112,6 +112,7 @@ def test_splits_are_what_the_files_are_called(tmp_path, rng):
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
   (tmp_path / ".cache").mkdir()
   (tmp_path / ".cache" / "train.jsonl").write_text("of some program's own")
+  (tmp_path / "round").symlink_to(".")
   corpus = open_corpus(f"jsonl:{tmp_path}")
   assert by_split(corpus) == expected and corpus.note == ""
   some = f"jsonl:{tmp_path}/c4-*.gz,{tmp_path}/test"
@@ -199,6 +200,8 @@ def test_broken_files_are_named_with_the_place(tmp_path):
     ("f.jsonl.gz", b"no gzip at all", "f.jsonl.gz: cannot be read"),
     ("g.jsonl.zst", zstd(good.encode() * 9)[:-3], "g.jsonl.zst: cannot be read"),
     ("h.jsonl", b"\n \n", "its files are empty"),
+    ("j.jsonl.gz", b"", "j.jsonl.gz: cannot be read .0 bytes"),
+    ("k.jsonl", good.encode() + b"[" * 99_999, "k.jsonl:14: .* is not JSON .maximum recursion"),
     ("i.parquet", b"PAR1 and nothing more", "i.parquet: cannot be read as Parquet"),
   ):
     (tmp_path / name).write_bytes(data)
@@ -208,6 +211,9 @@ def test_broken_files_are_named_with_the_place(tmp_path):
   fails(f"parquet:{tmp_path / 'p'}", "b.parquet: has no column 'text', as other files", read=True)
   write_parquet(tmp_path / "q" / "a.parquet", [{"text": b"\xffa"}])
   fails(f"parquet:{tmp_path / 'q'}", r"a.parquet:0: field 'text' is not UTF-8 text \(byte 0\)")
+  said_to_be_text = pa.array([b"a"] * 20 + [b"na\xefve"]).cast(pa.string(), safe=False)
+  pq.write_table(pa.table({"text": said_to_be_text}), tmp_path / "r.parquet")
+  fails(f"parquet:{tmp_path}/r.parquet", "row 16, or one of the next 16, is not UTF-8", read=True)
 
 
 def test_half_a_surrogate_pair_does_not_stop_a_corpus(tmp_path):

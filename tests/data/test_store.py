@@ -125,6 +125,8 @@ def test_shard_without_documents(tmp_path):
   documents = documents_of(tmp_path, 2)
   assert documents.names == ["a"] and documents.read(0, 1, 3).tolist() == [1, 2]
   assert len(documents_of(tmp_path, 0)) == 0
+  none = {"a": shards_of(tmp_path, 1), "b": shards_of(tmp_path, 1)}
+  assert len(Documents(none, "<u2")) == 0, "of a mixture, too"
 
 
 def test_opened_again_is_equal(store):

@@ -1,8 +1,10 @@
 """The report: a page that holds itself, says what was found, and escapes what it was told."""
 
 import base64
+import dataclasses
 import io
 import json
+import math
 from html.parser import HTMLParser
 
 import numpy as np
@@ -16,6 +18,7 @@ from infini_jax.evaluation.page import report
 from infini_jax.evaluation.page_html import PNG
 from infini_jax.evaluation.perplexity import Scores
 from infini_jax.evaluation.retrieval import Cell, Recalled
+from infini_jax.evaluation.tasks import jobs_of
 from tests.tiny import config, quiet
 
 VOID = ("meta", "img", "br", "link")
@@ -83,7 +86,7 @@ class Page(HTMLParser):
 
 def scores(rng, factor=1.0):
   """Perplexity as it is written, of two documents."""
-  documents = [(f"{i} <i>.txt", int(n), float(n * rng.uniform(1, 4) * factor)) for i, n in
+  documents = [(f"{i} <i>.txt", int(n), float(n * rng.uniform(2, 2.5) * factor)) for i, n in
                enumerate(rng.integers(100, 900, 2))]  # fmt: skip
   tokens, nats = sum(d[1] for d in documents), sum(d[2] for d in documents)
   buckets = {0: (100, nats / 3), 128: (tokens - 100, nats * 2 / 3)}
@@ -202,6 +205,7 @@ def test_headline_figures_stand_under_their_run(runs):
   assert table["parameters"] == ["1,234,567"] * 2
   assert table["training steps"] == ["20", "30"], "validation is no step of training"
   assert table["training loss, last"] == ["1.2500", "0.2500"]
+  assert table["evaluated at step"] == ["20", "20"], "one was trained on since"
   assert table["training, tokens/s"] == ["1,002", "1,002"]
   assert table["heads that opened"] == ["3 of 4|greatest gate 0.95"] * 2
   for length in (1024, 4096):
@@ -241,9 +245,10 @@ def test_each_evaluation_has_its_tables(runs):
 
 
 def test_needles_of_different_kinds_are_different_tasks(tmp_path, rng):
-  found = {"needle": ("needle", recalled(rng), {})}
-  one = write_run(tmp_path / "one", found)
-  two = write_run(tmp_path / "two", found, family="multikey")
+  found = ("needle", recalled(rng), {})
+  folder = jobs_of(config("corpus"), ["needle"])[0].name
+  one = write_run(tmp_path / "one", {folder: found})
+  two = write_run(tmp_path / "two", {"needle-multikey": found}, family="multikey")
   page = written(one, two)
   table = page.table("What was measured")
   for column, family in enumerate(("single", "multikey")):
@@ -377,8 +382,29 @@ def test_where_the_page_goes_and_how_runs_are_called(tmp_path):
   assert f"wrote {a / 'report.html'}" in out.getvalue()
   assert report([str(a), str(b)], None, quiet()) == tmp_path / "a" / "report.html"
   chosen = tmp_path / "chosen.html"
-  page = written(a, b, a, out=str(chosen))
+  again = a / ".." / "run"
+  page = written(a, b, again, out=str(chosen))
   assert page.table("What was measured")["figure"] == ["a/run", "b/run"], "each once, told apart"
+  strange = write_run(tmp_path / "\udcff$\\frac$"), write_run(tmp_path / f"_{'x' * 200}")
+  page = written(*strange)
+  assert page.table("What was measured")["figure"] == ["\ufffd$\\frac$", strange[1].name]
+
+
+def test_figures_of_a_model_that_fell_apart_are_said_to_be_none(tmp_path, rng):
+  good = scores(rng)
+  far = dataclasses.replace(good, nats=800.0 * good.tokens)
+  assert far.perplexity == far.word_perplexity == math.inf
+  bad = dataclasses.replace(
+    good, nats=math.nan, per_document=[("a", 1, math.nan), ("\udcff.txt", 9, math.nan)],
+    by_position={0: (good.tokens, math.nan), 128: (1, 800.0)},
+  )  # fmt: skip
+  found = {"perplexity": ("perplexity", bad, {})}
+  page = written(write_run(tmp_path / "run", found, losses=()))
+  assert page.table("What was measured")["perplexity per word"] == ["nan"]
+  assert page.table("2 documents")["with the memory"][0] == "nan|nan to nan"
+  places = page.table("Perplexity by position")
+  assert [places[start][1] for start in ("0", "128")] == ["nan", "inf"]
+  assert "?.txt" in page.table("With the memory"), "a name of bytes that are no text"
 
 
 def test_wrong_inputs_are_one_line_that_names_the_file(tmp_path, rng, capsys):
@@ -394,6 +420,7 @@ def test_wrong_inputs_are_one_line_that_names_the_file(tmp_path, rng, capsys):
   assert "no run here" in refused(good, tmp_path / "nowhere")
   assert "give a file in a folder that exists" in refused(good, out=str(tmp_path / "x" / "y.html"))
   assert "give a file in a folder that exists" in refused(good, out=str(tmp_path))
+  assert "cannot be written" in refused(good, out=f"{tmp_path}/{'x' * 300}")
   whole = file.read_text()
   for torn in (whole[: len(whole) // 2], "", "[]"):
     file.write_text(torn)

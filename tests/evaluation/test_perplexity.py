@@ -149,14 +149,15 @@ def test_figures_follow_from_the_totals(case, scores):
   assert figures["bits_per_byte"] == scores.bits_per_byte and figures["tokens"] == scores.tokens
 
 
-def test_the_interval_holds_what_many_documents_would_give(rng):
-  """12 documents of very different length, around 3 nats a token: 3 is in 95% of intervals."""
+@pytest.mark.parametrize("documents", [3, 12])
+def test_the_interval_holds_what_many_documents_would_give(rng, documents):
+  """Documents of very different length, around 3 nats a token: 3 is in 95% of intervals."""
   inside = 0
   for _ in range(400):
-    tokens = rng.integers(100, 10_000, 12)
-    nats = tokens * (3 + 0.2 * rng.standard_normal(12))
+    tokens = rng.integers(100, 10_000, documents)
+    nats = tokens * (3 + 0.2 * rng.standard_normal(documents))
     drawn = Scores(
-      documents=12, tokens=int(tokens.sum()), words=1, bytes=1, nats=nats.sum(), seconds=1.0,
+      documents=documents, tokens=int(tokens.sum()), words=1, bytes=1, nats=nats.sum(), seconds=1.0,
       by_position={}, by_compressions={},
       per_document=[("", *x) for x in zip(tokens, nats, strict=True)],
     )  # fmt: skip

@@ -12,7 +12,7 @@ from infini_jax.config import InputError
 from infini_jax.data import Examples, make_task, prepare
 from infini_jax.evaluation.knock_out import INTACT, Variant
 from infini_jax.evaluation.reading import Reader
-from infini_jax.evaluation.retrieval import Cell, Recalled, Retrieval, wilson
+from infini_jax.evaluation.retrieval import Cell, Recalled, Retrieval, independent, wilson
 from infini_jax.evaluation.retrieval_tables import show
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh
@@ -209,3 +209,20 @@ def test_the_table_names_the_family_and_has_depths_where_there_are_some(family, 
 )
 def test_wilsons_interval(right, total, low, high):
   np.testing.assert_allclose(wilson(right, total), (low, high), atol=6e-5)
+
+
+@pytest.mark.parametrize("together", [0.0, 0.7, 1.0])
+def test_the_interval_of_tokens_knows_that_those_of_an_answer_go_together(rng, together):
+  """Answers of 5 tokens, 80 in 100 of them right: of some answers all or none, of others each."""
+  inside, counts, asked = 0, [], np.full(30, 5)
+  for _ in range(400):
+    joint = rng.random(30) < together
+    right = np.where(joint, 5 * (rng.random(30) < 0.8), rng.binomial(5, 0.8, 30))
+    counts.append(independent(asked, right))
+    low, high = Cell(9, 0.0, 30, 0, 150, int(right.sum()), counts[-1]).token_interval
+    inside += low < 0.8 < high
+  assert 0.89 < inside / 400, "95 in 100 are to hold what many examples would give"
+  assert 30 <= min(counts) <= max(counts) <= 150
+  assert (np.mean(counts) > 120) == (together == 0) and (np.mean(counts) < 40) == (together == 1)
+  for none_or_all in (0, 5):
+    assert independent(asked, np.full(30, none_or_all)) == 30

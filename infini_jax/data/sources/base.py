@@ -98,7 +98,7 @@ class Options(dict[str, str]):
       if name not in allowed or not value:
         raise InputError(
           f"corpus {spec!r}: option {item!r} is not one of "
-          f"{', '.join(f'{option}=...' for option in allowed)}"
+          f"{', '.join(f'{option}=...' for option in allowed) or 'its options: it has none'}"
         )
       options[name] = value
     return place, options

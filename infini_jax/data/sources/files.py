@@ -1,8 +1,9 @@
-"""Files by pattern, for the kinds that are lists of files: which there are, and their splits."""
+"""Files: those in a folder; those of a pattern, for the kinds that are lists of files."""
 
 import glob
 import os
 import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ def find_files(spec: str, patterns: str, suffixes: tuple[str, ...]) -> tuple[lis
     suffixes: of the files of a folder.
 
   Raises:
-    InputError: a pattern that nothing matches, or no file for train.
+    InputError: a pattern that nothing matches, no file for train, or one that cannot be read.
   """
   paths: set[Path] = set()
   for pattern in filter(None, patterns.split(",")):
@@ -44,8 +45,7 @@ def find_files(spec: str, patterns: str, suffixes: tuple[str, ...]) -> tuple[lis
     ]
     some = [file for file in found if file.is_file()]
     for folder in (path for path in found if path.is_dir()):
-      inside = glob.iglob("**", root_dir=folder, recursive=True)  # hidden ones are skipped
-      some += [folder / name for name in inside if name.endswith(suffixes)]
+      some += [file for file in files_below(folder) if file.name.endswith(suffixes)]
     if not some:
       raise InputError(
         f"corpus {spec!r}: no file matches {pattern!r}; give files, folders of "
@@ -55,7 +55,7 @@ def find_files(spec: str, patterns: str, suffixes: tuple[str, ...]) -> tuple[lis
   if not paths:
     raise InputError(f"corpus {spec!r}: names no file; write {spec.partition(':')[0]}:FILES")
   root = os.path.commonpath([path.parent for path in paths])
-  names = {path: path.relative_to(root).as_posix() for path in paths}
+  names = {path: name_below(Path(root), path) for path in paths}
   words = {path: NAMED.findall(name.lower()) for path, name in names.items()}
   splits = {path: CALLED[w[-1]] if w else "train" for path, w in words.items()}
   if "train" not in splits.values():
@@ -63,5 +63,64 @@ def find_files(spec: str, patterns: str, suffixes: tuple[str, ...]) -> tuple[lis
       f"corpus {spec!r}: all files are named for validation or test; add files for train"
     )
   rule, note = split_rule(set(splits.values()))
-  files = [File(p, names[p], rule[splits[p]], p.stat().st_size) for p in paths]
+  files = [File(p, names[p], rule[splits[p]], file_size(p)) for p in paths]
   return sorted(files, key=lambda file: file.name), note
+
+
+def files_below(
+  folder: Path, skip: Collection[str] = (), inside: tuple[str, ...] = ()
+) -> Iterator[Path]:
+  """All that stands in a folder and the folders below it, but what is hidden.
+
+  Links are followed, but not to a folder that they stand in: nothing would end there.
+
+  Args:
+    folder: to be searched.
+    skip: names of folders to leave out.
+    inside: the folders that it stands in, where they really are.
+
+  Raises:
+    InputError: a folder that cannot be read.
+  """
+  here = os.path.realpath(folder)
+  if here in inside:
+    return
+  try:
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+  except OSError as error:
+    raise unreadable(folder, error.strerror) from None
+  for entry in entries:
+    if entry.name.startswith("."):
+      continue
+    path = folder / entry.name
+    if not (path if entry.is_symlink() else entry).is_dir():  # an entry fails on a link to itself
+      yield path
+    elif entry.name not in skip:
+      yield from files_below(path, skip, (*inside, here))
+
+
+def file_size(file: Path) -> int:
+  """The bytes of a file.
+
+  Raises:
+    InputError: it is none, or was packed and has nothing in it.
+  """
+  try:
+    if not file.is_file():
+      raise unreadable(file, "a link to nothing, or no file of text")
+    size = file.stat().st_size
+  except OSError as error:
+    raise unreadable(file, error.strerror) from None
+  if not size and file.suffix in (".gz", ".zst"):
+    raise unreadable(file, "0 bytes: it was never written whole")
+  return size
+
+
+def name_below(root: Path, file: Path) -> str:
+  """The path of a file inside its corpus: text that can be printed, whatever the bytes are."""
+  return os.fsencode(file.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
+
+
+def unreadable(path: Path, why: object) -> InputError:
+  """The error of a file or folder of a corpus."""
+  return InputError(f"{path}: cannot be read ({why}); repair or remove it")

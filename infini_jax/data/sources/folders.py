@@ -6,7 +6,7 @@ import hashlib
 import os
 import sysconfig
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from infini_jax.data.sources.base import (
   middle,
   part_size,
 )
+from infini_jax.data.sources.files import file_size, files_below, name_below, unreadable
 
 PYTHON_STDLIB = "python-stdlib"
 SUFFIXES = (".txt", ".md", ".tex", ".py")
@@ -78,7 +79,7 @@ def open_folder(spec: str, path: str) -> Folder:
     InputError: as `list_documents`.
   """
   splits = list_documents(path)
-  sizes = {d.name: os.stat(d.path).st_size for documents in splits.values() for d in documents}
+  sizes = {d.name: file_size(d.path) for documents in splits.values() for d in documents}
   listing: list[str] = []
   for split in SPLITS:
     listing += [f"{split}\0{d.name}\0{sizes[d.name]}" for d in splits[split]]
@@ -104,14 +105,16 @@ def list_documents(path: str) -> dict[str, list[Document]]:
 
   Args:
     path: a folder, searched recursively for .txt .md .tex .py files, each plain or .gz, hidden
-      ones skipped; its sub-folders train, validation and test, where it has all three, are the
-      splits, else documents are split by a hash of their names. Or the word `python-stdlib`.
+      ones skipped, links followed; its sub-folders train, validation and test, where it has all
+      three, are the splits, else documents are split by a hash of their names. Or the word
+      `python-stdlib`.
 
   Returns:
     The documents of "train", "validation" and "test", each in the order of their names.
 
   Raises:
-    InputError: no such folder, no documents in it, or too few of them to split.
+    InputError: no such folder, no documents in it, or too few of them to split; a folder in it
+      that cannot be read.
   """
   if path == PYTHON_STDLIB:
     return _split(_python_stdlib(), path)
@@ -155,7 +158,7 @@ def read_text(document: Document) -> str:
       f"(iconv -f latin1 -t utf-8) or remove it from the corpus"
     ) from None
   except (OSError, EOFError, zlib.error) as error:
-    raise InputError(f"{document.path}: cannot be read ({error}); repair or remove it") from None
+    raise unreadable(document.path, error) from None
   if "\0" in text:
     raise InputError(
       f"{document.path}: holds NUL characters, so it is no text file; remove it from the corpus"
@@ -163,16 +166,13 @@ def read_text(document: Document) -> str:
   return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _find(root: Path, suffixes: tuple[str, ...] = SUFFIXES, skip: Iterable[str] = ()):
+def _find(root: Path, suffixes: tuple[str, ...] = SUFFIXES, skip: Collection[str] = ()):
   """Every file below `root` that has such a suffix, as Documents in the order of their names."""
-  documents = []
-  for folder, folders, files in os.walk(root):
-    folders[:] = [name for name in folders if not name.startswith(".") and name not in skip]
-    for name in files:
-      if not name.startswith(".") and name.removesuffix(".gz").endswith(suffixes):
-        file = Path(folder, name)
-        documents.append(Document(file.relative_to(root).as_posix(), file))
-  return sorted(documents)
+  return sorted(
+    Document(name_below(root, file), file)
+    for file in files_below(root, skip)
+    if file.name.removesuffix(".gz").endswith(suffixes)
+  )
 
 
 def _python_stdlib() -> list[Document]:

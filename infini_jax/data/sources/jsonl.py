@@ -20,7 +20,7 @@ from infini_jax.data.sources.base import (
   glance,
   part_size,
 )
-from infini_jax.data.sources.files import File, find_files
+from infini_jax.data.sources.files import File, find_files, unreadable
 
 # A .json file of a folder is rarely lines: it must be named.
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
@@ -104,7 +104,7 @@ def _lines(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, byte
         yield place, line
         place += len(line)
   except (OSError, EOFError, zlib.error) as error:
-    raise InputError(f"{path}: cannot be read ({error}); repair or remove it") from None
+    raise unreadable(path, error) from None
 
 
 def _parse(place: str, line: bytes) -> dict[str, Any] | None:
@@ -113,7 +113,7 @@ def _parse(place: str, line: bytes) -> dict[str, Any] | None:
     return None
   try:
     row = json.loads(line)
-  except ValueError as error:  # also where it is not UTF-8
+  except (ValueError, RecursionError) as error:  # also where it is not UTF-8
     reason = " ".join(str(error).split())
     raise InputError(
       f"{place}: the line at this byte is not JSON ({reason}); a file of JSON lines has one object "

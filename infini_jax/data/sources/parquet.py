@@ -71,7 +71,7 @@ def read_rows(path: Path, columns: list[str], start: int, stop: int) -> Iterator
   """Rows `start` to `stop` of a file, few of them in memory at a time.
 
   Raises:
-    InputError: the file is no Parquet file, is damaged, or has no such columns.
+    InputError: the file is no Parquet file, is damaged, has no such columns, or text that is none.
   """
   import pyarrow.parquet
 
@@ -90,6 +90,11 @@ def read_rows(path: Path, columns: list[str], start: int, stop: int) -> Iterator
           if start <= row < stop:
             yield values
           row += 1
+  except UnicodeDecodeError as error:
+    raise InputError(
+      f"{path}: row {row}, or one of the next {ROWS}, is not UTF-8 text (byte {error.start}); "
+      f"convert the data set"
+    ) from None
   except (pyarrow.ArrowException, OSError) as error:
     raise _unreadable(path, error) from None
 

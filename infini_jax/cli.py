@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import os
 import re
 import shlex
@@ -22,6 +23,9 @@ TASK_HELP = (
   "trained on, and the gates"
 )
 
+# What a person can mend of a path: a file where a folder should be, or the other way; no right.
+FORBIDDEN = (errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EPERM, errno.EROFS)
+
 PROCESS_FLAGS = (
   ("--coordinator", "HOST:PORT", "with many processes: where process 0 can be reached"),
   ("--processes", "N", "how many there are; auto asks the cluster (a Slurm step, TPU hosts)"),
@@ -40,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
   console = Console(markup=False, emoji=False)  # a path may hold [/x], and is what it is
   try:
     args.run(args, rest, console)
-  except (InputError, FloatingPointError, KeyboardInterrupt) as error:
+  except (FloatingPointError, KeyboardInterrupt, OSError, RuntimeError, ValueError) as error:
     return _status(args.command, error)
   return 0
 
@@ -77,7 +81,8 @@ def load_config(arguments: list[str]) -> Config:
   except InputError:
     raise
   except Exception as error:  # whatever a config file or an override does wrong, in one line
-    text = re.sub(r"Other fields present: .*?}\"", "", str(error).replace("\\n", " "))
+    text = str(error)[max(0, str(error).rfind('File "')) :]  # of a trace, what is in the file
+    text = re.sub(r"Other fields present: .*?}\"|\^+", "", text.replace("\\n", " "))
     raise InputError(f"--config={file}: {' '.join(text.replace(chr(92), '').split())}") from None
   finally:
     sys.argv = argv
@@ -133,11 +138,31 @@ def _status(command: str, error: BaseException) -> int:
   """Says what went wrong; returns the exit status for it."""
   if isinstance(error, KeyboardInterrupt):
     return 130
+  if not isinstance(error, InputError) and (line := _outside(error)):
+    error = InputError(line)
   if isinstance(error, InputError | FloatingPointError):
     print(f"infini-jax {command}: {error}", file=sys.stderr)
   else:
     traceback.print_exception(error)
   return 2 if isinstance(error, InputError) else 1
+
+
+def _outside(error: BaseException) -> str:
+  """A line on what the machine lacks or forbids; else empty."""
+  text = " ".join(str(error).split())
+  if isinstance(error, OSError) and error.errno in FORBIDDEN:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror}; choose another place, or set its permissions"
+  if os.strerror(errno.ENOSPC) in text or os.strerror(errno.EDQUOT) in text:
+    return f"{text[:300]}; make room there, or choose another place"
+  if text.startswith("attention="):  # the operations know no config
+    return f"config.model.{text}"
+  if text.startswith("RESOURCE_EXHAUSTED"):  # so XLA says that a device's memory is full
+    return (
+      f"{text[:200]}: too much for a device; infini-jax plan says what a run needs: lower "
+      f"config.data.lanes, or raise config.train.accumulate or config.mesh.fsdp"
+    )
+  return ""
 
 
 def _prepare(args: argparse.Namespace, rest: list[str], console: Console) -> None:

@@ -70,6 +70,8 @@ def test_wrong_inputs_are_named_in_one_line_with_the_remedy(job, tmp_path, capsy
   assert "did you mean 'model'" in train("--config.modl.width=3")
   assert "width=x" in train("--config.model.width=x")
   assert "choose one of" in train("--config.model.mixer=infinite")
+  assert "name a folder" in train(workdir="--workdir=")
+  assert "choose another" in train(workdir=f"--workdir={job / 'config.py'}")
   assert "vocab_size" in train("--config.model.vocab_size=100", "--config.model.width=16")
   assert "unknown argument" in train("--steps=3")
   assert "does not fit" in train("--config.mesh.tensor=7")
@@ -86,6 +88,14 @@ def test_wrong_inputs_are_named_in_one_line_with_the_remedy(job, tmp_path, capsy
   assert "at most 1" in train("--config.warm.share=1.5")
   assert "must be above 0" in train("--config.model.decay=0.0")
   assert "gradient" in train("--config.model.gate=hard_sigmoid", "--config.model.gate_init=-5.0")
+  wrong = tmp_path / "wrong.py"
+  for text, said in (
+    ("get_config = lambda: None", "let get_config() return what base_config() gave it"),
+    ("def get_config():\n  raise ValueError('mine')", f'File "{wrong}", line 2, in get_config'),
+  ):
+    wrong.write_text(text)
+    line = refused(capsys, "train", f"--config={wrong}", out)
+    assert said in line and "Traceback" not in line
   assert "is missing" in refused(capsys, "train", out)
   assert "no such file" in refused(capsys, "train", "--config=nowhere.py", out)
   assert "no run here" in refused(capsys, "eval", config, out)
@@ -104,6 +114,23 @@ def test_wrong_inputs_are_named_in_one_line_with_the_remedy(job, tmp_path, capsy
   assert "top_p" in refused(capsys, "generate", run, "--top-p=0")
   assert "SPLIT:NUMBER" in refused(capsys, "generate", run, "--prompt-document=test:99")
   assert "no checkpoint of step 99" in refused(capsys, "generate", run, "--step=99", "--prompt=a")
+
+
+def test_what_a_machine_lacks_or_forbids_is_one_line_and_a_fault_of_ours_is_a_trace(capsys):
+  for error, said in (
+    (
+      PermissionError(13, "Permission denied", "runs/a"),
+      "train: runs/a: Permission denied; choose",
+    ),
+    (OSError(28, "No space left on device"), "No space left on device; make room there"),
+    (ValueError("attention='splash': it needs a TPU"), "config.model.attention='splash': it needs"),
+    (RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 9"), "infini-jax plan says what"),
+  ):
+    assert cli._status("train", error) == 2
+    line = capsys.readouterr().err
+    assert said in line and line.count("\n") == 1, line
+  assert cli._status("train", RuntimeError("a fault")) == 1
+  assert "RuntimeError: a fault" in capsys.readouterr().err
 
 
 def test_a_wrong_input_is_one_line_in_a_real_process_too(job):

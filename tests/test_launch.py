@@ -22,6 +22,19 @@ def test_scripts_parse(script):
   assert done.returncode == 0, done.stderr
 
 
+def test_every_task_of_slurm_is_told_its_cores(tmp_path):
+  """Since 22.05 srun no longer takes them from the batch script: a task would be held to one."""
+  srun = tmp_path / "srun"
+  srun.write_text('#!/bin/sh\necho "$@"\n')
+  srun.chmod(0o755)
+  given = {"SLURM_CPUS_PER_TASK": "32", "SLURM_SUBMIT_DIR": str(tmp_path)}
+  env = {"PATH": f"{tmp_path}:/usr/bin:/bin", **given}
+  command = ["bash", LAUNCH / "slurm_gpu.sbatch", "--config.mesh.dcn=4"]
+  done = subprocess.run(command, env=env, capture_output=True, text=True)
+  assert done.returncode == 0 and "--cpus-per-task=32 " in done.stdout, done.stderr
+  assert done.stdout.rstrip().endswith("--config.mesh.dcn=4"), "further flags are passed on"
+
+
 def test_manifest_is_a_jobset_whose_hosts_agree():
   text = (LAUNCH / "gke_jobset.yaml").read_text()
   values = {"SLICES": "2", "HOSTS": "4", "CHIPS": "4"}

@@ -12,6 +12,8 @@ import ml_collections
 from infini_jax.config.checks import check
 from infini_jax.config.schema import CHANGEABLE, SECTIONS, Config, InputError
 
+LARGEST = 2**31 - 1  # JAX counts in 32 bits; of a larger seed it would drop the rest in silence
+
 
 def base_config() -> ml_collections.ConfigDict:
   """Every field with its default, locked: a config file edits what it changes."""
@@ -26,6 +28,8 @@ def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
     InputError: an unknown field, a value of the wrong type, or fields that contradict each other.
   """
   values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+  if not isinstance(values, dict):
+    raise InputError(f"config={values!r}: let get_config() return what base_config() gave it")
   sections: dict[str, Any] = {}
   for name, section in values.items():
     check_name(name)
@@ -77,8 +81,11 @@ def _section(section: str, schema: type, values: Any) -> Any:
       value = _tuple(f"{section}.{name}", typing.get_args(fields[name].type)[0], value)
     elif type(value) is not want:
       raise InputError(f"config.{section}.{name}={value!r}: expected {want.__name__}")
-    if not all(map(_finite, value if want is tuple else (value,))):
-      raise InputError(f"config.{section}.{name}={value!r}: must be a finite number")
+    for number in value if want is tuple else (value,):
+      if isinstance(number, float) and not math.isfinite(number):
+        raise InputError(f"config.{section}.{name}={value!r}: must be a finite number")
+      if isinstance(number, int) and number > LARGEST:
+        raise InputError(f"config.{section}.{name}={value!r}: must be at most {LARGEST}")
     checked[name] = value
   return schema(**checked)
 
@@ -91,10 +98,6 @@ def _tuple(name: str, want: type, values: Any) -> tuple:
   if any(type(v) is not want for v in values):
     raise InputError(f"config.{name}={values!r}: expected several {want.__name__}")
   return values
-
-
-def _finite(value: Any) -> bool:
-  return not isinstance(value, float) or math.isfinite(value)
 
 
 def _did_you_mean(name: str, names: Any) -> str:

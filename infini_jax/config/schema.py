@@ -210,7 +210,7 @@ class TrainConfig:
   keep_checkpoints: int = 2
   tensorboard: bool = True
   wandb: bool = False
-  profile_start: int = 0  # step at which the profiler starts
+  profile_start: int = 0  # steps of this process after which the profiler starts
   profile_steps: int = 0  # steps it records; 0 turns it off
 
 

@@ -1,8 +1,6 @@
 """A folder that appears when it is whole: what is converted is built beside it first."""
 
 import contextlib
-import fcntl
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infini_jax.config import InputError
+from infini_jax.runs.workdir import alone
 
 PARTIAL = ".partial"  # behind the name of what is not whole yet
 
@@ -27,7 +26,7 @@ def building(out: Path) -> Iterator[Path]:
   partial = out.with_name(f"{out.name}{PARTIAL}")
   try:
     partial.mkdir(parents=True, exist_ok=True)
-    with _alone(partial, out):
+    with alone(partial, out):
       try:
         for left in partial.iterdir():  # by a conversion that was killed
           shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -43,25 +42,6 @@ def building(out: Path) -> Iterator[Path]:
       f"{out}: cannot be written ({error.strerror or error}); make room there, or choose another "
       f"place"
     ) from None
-
-
-@contextlib.contextmanager
-def _alone(folder: Path, out: Path) -> Iterator[None]:
-  """Holds a folder, which another process that writes the same OUT is told."""
-  held = os.open(folder, os.O_RDONLY)
-  try:
-    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    os.close(held)
-    raise InputError(
-      f"{out}: another process is writing it; wait for it, or choose another folder"
-    ) from None
-  except OSError:
-    pass  # a file system without locks
-  try:
-    yield
-  finally:
-    os.close(held)
 
 
 def check_room(out: Path, size: int) -> None:

@@ -146,7 +146,10 @@ class EvalLanes:
   ):
     tokens = np.asarray(documents.tokens)[: max_documents or None]
     if not len(tokens):
-      raise InputError("no documents to evaluate: this split is empty; choose another split")
+      raise InputError(
+        "no documents to evaluate: this split is empty; add some, or choose another split (while "
+        "training: set config.train.eval_every=0)"
+      )
     self._tokens = np.minimum(tokens, max_tokens) if max_tokens else tokens
     self.predictions = int(self._tokens.sum())
     self.lanes, self.segments, self.segment_length = lanes, segments, segment_length

@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import io
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from absl import logging as absl_logging
 from infini_jax.config import InputError
 from infini_jax.runs.workdir import Workdir
 
-absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax narrates every save
+absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax narrates every save; what fails it raises
 
 PIECE_BYTES = 8 << 20  # of a parameter, at most, in one piece: what is read of it at least
 READING = {  # by tensors: one after another, as each thread would keep what it read into
@@ -30,11 +31,18 @@ READING = {  # by tensors: one after another, as each thread would keep what it 
 
 
 class Checkpoints:
-  """Saves in the background, keeps the last few, restores onto any mesh."""
+  """Saves in the background, keeps the last few, restores onto any mesh.
 
-  def __init__(self, workdir: Workdir, keep: int = 1):
+  Args:
+    workdir: of the run.
+    keep: how many. Who saves says so, and clears away what a save that was killed has left.
+  """
+
+  def __init__(self, workdir: Workdir, keep: int | None = None):
     self._folder = workdir.path / "checkpoints"
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False)
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep, create=False, cleanup_tmp_directories=keep is not None
+    )
     self._manager = None
     self._options = options
     self._context = tensorstore.Context(READING)
@@ -44,13 +52,19 @@ class Checkpoints:
     return self._open().latest_step() if self._folder.exists() else None
 
   def save(self, step: int, state: Any) -> None:
-    """Starts to save; returns before the files are written. A step is saved once."""
-    self._folder.mkdir(parents=True, exist_ok=True)
-    if step in self._open().all_steps():
-      return
-    params = ocp.args.StandardSave(state.params, save_args=_in_pieces(state.params))
-    rest = ocp.args.StandardSave(_rest(state))
-    self._open().save(step, args=ocp.args.Composite(params=params, rest=rest))
+    """Starts to save; returns before the files are written. A step is saved once.
+
+    Raises:
+      InputError: the disk is full, here or of the save before.
+    """
+    with self._writing():
+      self._folder.mkdir(parents=True, exist_ok=True)
+      if step in self._open().all_steps():
+        return
+      self._check_room(sum(x.nbytes for x in jax.tree.leaves(state)))
+      params = ocp.args.StandardSave(state.params, save_args=_in_pieces(state.params))
+      rest = ocp.args.StandardSave(_rest(state))
+      self._open().save(step, args=ocp.args.Composite(params=params, rest=rest))
 
   def restore(self, step: int, abstract: Any) -> Any:
     """The whole state of a step, laid out as `abstract` says."""
@@ -91,18 +105,10 @@ class Checkpoints:
     manager = ocp.CheckpointManager(
       self._folder, options=self._options, item_handlers={"params": handler}
     )
-    logging.disable()  # where the disk ends, every thread that meets it writes down its stack
-    try:
-      with contextlib.redirect_stderr(io.StringIO()):
-        saved = ocp.args.PyTreeSave(params, save_args=_in_pieces(params))
-        manager.save(0, args=ocp.args.Composite(params=saved))
-        manager.close()
-    except (OSError, ValueError) as error:
-      _settle()
-      reason = " ".join(str(error).split()).rpartition(": ")[2]
-      raise InputError(f"{self._folder}: cannot be written ({reason}); make room there") from None
-    finally:
-      logging.disable(logging.NOTSET)
+    with self._writing():
+      saved = ocp.args.PyTreeSave(params, save_args=_in_pieces(params))
+      manager.save(0, args=ocp.args.Composite(params=saved))
+      manager.close()
 
   def stored(self, path: str, step: int) -> tensorstore.TensorStore:
     """One parameter of a step, by its path with points: what is sliced and read of it is read."""
@@ -132,13 +138,47 @@ class Checkpoints:
       _settle()
       raise InputError(
         f"{self._folder / str(step)}: damaged, removed, or of another model ({reason[:300]}); "
-        f"choose another step, or put a copy there"
+        f"choose another step, put a copy there, or remove it: training goes on from the one before"
       ) from None
 
   def close(self) -> None:
-    """Waits for the last save."""
-    if self._manager is not None:
-      self._manager.close()
+    """Waits for the last save.
+
+    Raises:
+      InputError: the disk is full.
+    """
+    manager, self._manager = self._manager, None
+    if manager is not None:
+      with self._writing():
+        manager.close()
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Says so in one line where what is done in here, or still behind it, meets a full disk."""
+    logging.disable()  # where the disk ends, every thread that meets it writes down its stack
+    try:
+      with contextlib.redirect_stderr(io.StringIO()):
+        yield
+    except InputError:
+      raise
+    except (OSError, ValueError) as error:
+      _settle()
+      text = " ".join(str(error).split()).partition(" [os_error")[0].rpartition(": ")[2]
+      reason = getattr(error, "strerror", None) or text
+      raise InputError(
+        f"{self._folder}: cannot be written ({reason}); make room there, or choose another place"
+      ) from None
+    finally:
+      logging.disable(logging.NOTSET)
+
+  def _check_room(self, size: int) -> None:
+    """Else the run would hear of it at the next save, and all steps until then be lost."""
+    free = shutil.disk_usage(self._folder).free
+    if free < size:
+      raise InputError(
+        f"{self._folder}: a checkpoint needs {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are "
+        f"free; make room there, and the same command goes on from the one before"
+      )
 
   def _open(self) -> ocp.CheckpointManager:
     if self._manager is None:

@@ -1,5 +1,6 @@
 """Where numbers go: JSON lines always, TensorBoard and wandb when asked for."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,21 +9,30 @@ import numpy as np
 
 from infini_jax.config import Config
 
+FILE = "metrics.jsonl"
 COUNTS = ("gate_histogram",)  # histograms by themselves: for the JSON lines alone
 
 
 class MetricWriter:
-  """Writes scalars, vectors and histograms of a step to every open sink."""
+  """Writes scalars, vectors and histograms of a step to every open sink.
 
-  def __init__(self, folder: Path, config: Config):
+  Args:
+    folder: of the run.
+    config: of the run.
+    step: that the run goes on from. What a killed process wrote of later ones, they write again:
+      it is taken out.
+  """
+
+  def __init__(self, folder: Path, config: Config, step: int):
     folder.mkdir(parents=True, exist_ok=True)
-    self._file = open(folder / "metrics.jsonl", "a", buffering=1)
+    _take_out(folder / FILE, step)
+    self._file = open(folder / FILE, "a", buffering=1)
     self._tensorboard: Any = None
     self._wandb: Any = None
     if config.train.tensorboard:
       from tensorboardX import SummaryWriter
 
-      self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
+      self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
     if config.train.wandb:
       import wandb
 
@@ -60,11 +70,20 @@ class MetricWriter:
 
 def read_metrics(folder: Path, kind: str = "train") -> list[dict[str, Any]]:
   """The lines of one kind that a run has written so far; a torn last line is left out."""
-  file = folder / "metrics.jsonl"
+  return [line for line in _lines(folder / FILE) if line["kind"] == kind]
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
   lines = []
   for text in file.read_text().splitlines() if file.exists() else []:
-    try:
+    with contextlib.suppress(ValueError):
       lines.append(json.loads(text))
-    except ValueError:
-      continue
-  return [line for line in lines if line["kind"] == kind]
+  return lines
+
+
+def _take_out(file: Path, step: int) -> None:
+  """Leaves whole lines alone, of steps up to this one."""
+  kept = "".join(json.dumps(line) + "\n" for line in _lines(file) if line["step"] <= step)
+  if file.exists() and kept != file.read_text():
+    file.with_suffix(".tmp").write_text(kept)
+    file.with_suffix(".tmp").replace(file)

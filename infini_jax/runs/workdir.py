@@ -9,7 +9,11 @@ A workdir is whole by itself:
   evaluation/T/    of each task T: results.json and pictures
 """
 
+import contextlib
+import fcntl
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +26,15 @@ from infini_jax.data import Source, load_saved, open_source
 
 
 class Workdir:
-  """The folder of one run."""
+  """The folder of one run.
+
+  Raises:
+    InputError: it has no name.
+  """
 
   def __init__(self, path: str | Path):
+    if not str(path):
+      raise InputError("--workdir is empty: name a folder")
     self.path = Path(path).absolute()
 
   @property
@@ -72,6 +82,17 @@ class Workdir:
       file.with_suffix(".tmp").write_text(json.dumps(content, indent=2) + "\n")
       file.with_suffix(".tmp").replace(file)
 
+  @contextlib.contextmanager
+  def alone(self) -> Iterator[None]:
+    """Makes the folder, and holds it for this run: two would tear each other's checkpoints.
+
+    Raises:
+      InputError: another process holds it.
+    """
+    self.path.mkdir(parents=True, exist_ok=True)
+    with alone(self.path, self.path) if jax.process_index() == 0 else contextlib.nullcontext():
+      yield
+
   def config(self) -> Config:
     """The config that the run was last started with.
 
@@ -92,6 +113,29 @@ class Workdir:
       return {"config": config_lib.resolve(run["config"]), "corpus": run["corpus"]}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise InputError(f"{file}: cannot be read ({error}); choose another --workdir") from None
+
+
+@contextlib.contextmanager
+def alone(folder: Path, out: Path) -> Iterator[None]:
+  """Holds a folder, which another process that writes the same `out` is told.
+
+  Raises:
+    InputError: another process holds it.
+  """
+  held = os.open(folder, os.O_RDONLY)
+  try:
+    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    os.close(held)
+    raise InputError(
+      f"{out}: another process is writing it; wait for it, or choose another folder"
+    ) from None
+  except OSError:
+    pass  # a file system without locks
+  try:
+    yield
+  finally:
+    os.close(held)
 
 
 def open_inputs(

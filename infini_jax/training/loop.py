@@ -34,6 +34,7 @@ from infini_jax.training.start import check_start, differences, original_params,
 from infini_jax.training.step import TrainState, abstract_state, make_train_step
 
 GATE_TRAVEL = 4.0  # sigmoid(4) = 0.98: what a gate must be able to travel to specialise
+SAMPLED = 100_000  # steps, at most, whose learning rates are summed up
 
 
 def train(config: Config, path: str, console: Console) -> TrainState:
@@ -52,15 +53,18 @@ def train(config: Config, path: str, console: Console) -> TrainState:
   lanes = train_lanes(config, source)
   mesh = make_mesh(config.mesh)
   check_divisible(config, mesh)
-  workdir.claim(config, source.fingerprint)
-  if jax.process_index() == 0:
-    source.tokenizer.save(workdir.tokenizer)
 
   with (
+    workdir.alone(),
     jax.set_mesh(mesh),
     contextlib.closing(Checkpoints(workdir, t.keep_checkpoints)) as saved,
     distributed.guard(),
   ):
+    validation = Validation(config, mesh, source) if t.eval_every else None
+    workdir.claim(config, source.fingerprint)
+    if jax.process_index() == 0:
+      source.tokenizer.save(workdir.tokenizer)
+
     # ---- State: the newest checkpoint of this run, or a fresh one.
     tx = make_optimizer(config)
     start = step = saved.latest() or 0
@@ -85,13 +89,12 @@ def train(config: Config, path: str, console: Console) -> TrainState:
       return step
 
     update = compiled(stage.config, state, first, *teacher)
-    validation = Validation(config, mesh, source) if t.eval_every else None
     anyone = distributed.Anyone(mesh)
 
     # ---- The loop.
     batches = train_batches(lanes, step, t.steps, rows, d.prefetch)
     with (
-      _Log(config, workdir, mesh, console) as log,
+      _Log(config, workdir, mesh, console, step) as log,
       _stop_signal() as stopped,
       _profiler(config, workdir.path / "profile") as profile,
       track(console, "train", t.steps, step) as bar,
@@ -102,11 +105,13 @@ def train(config: Config, path: str, console: Console) -> TrainState:
         stop = anyone(stopped.is_set()) or last
         if validation and step > start and (last or step % t.eval_every == 0):
           show = lambda _, text: bar(None, f"validation: {text}")
+          log.flush()  # the time of a validation is not the step's
           log.evaluation(step, *validation.run(state.params, show))
         if step > start and (stop or step % t.checkpoint_every == 0):
           log.flush()  # a loss that is not finite must not become a checkpoint
           saved.save(step, state)
         if stop:
+          saved.close()  # while a signal still only asks
           break
         batch = put_batch(next(batches), mesh, d.lanes)
         stage = stage_at(config, step)
@@ -118,16 +123,17 @@ def train(config: Config, path: str, console: Console) -> TrainState:
         step += 1
         bar(step, log.previous(step, metrics))
   if step < t.steps:
-    console.print(f"stopped at step {step}, saved; the same command goes on from there")
+    saved_too = ", saved" if step else ""
+    console.print(f"stopped at step {step}{saved_too}; the same command goes on from there")
   return state
 
 
 class _Log:
   """Writes each logged step once the next one is under way."""
 
-  def __init__(self, config: Config, workdir: Workdir, mesh: Any, console: Console):
+  def __init__(self, config: Config, workdir: Workdir, mesh: Any, console: Console, step: int):
     self._config, self._console = config, console
-    self._writer = MetricWriter(workdir.path, config) if jax.process_index() == 0 else None
+    self._writer = MetricWriter(workdir.path, config, step) if jax.process_index() == 0 else None
     self._rate = make_schedule(config, config.optimizer.learning_rate)
     peak = plan.peak_flops(mesh.devices.flat[0].device_kind)
     self._peak = peak * mesh.size if peak else None
@@ -154,8 +160,7 @@ class _Log:
     self._write()
 
   def evaluation(self, step: int, text: str, figures: dict[str, float]) -> None:
-    """Logs a validation."""
-    self.flush()
+    """Logs a validation, which took its time since the last step was logged."""
     if self._writer:
       self._writer.write(step, figures, "validation")
     self._console.print(f"step {step}: validation {text}")
@@ -235,8 +240,9 @@ def _warn_of_stuck_gates(config: Config, console: Console) -> None:
   """Adam moves a gate by about its learning rate a step: their sum bounds the way it can go."""
   if config.model.mixer != "infini":
     return
-  rate = make_schedule(config, config.optimizer.gate_learning_rate)
-  way = float(rate(np.arange(config.train.steps)).sum())
+  rate, steps = make_schedule(config, config.optimizer.gate_learning_rate), config.train.steps
+  some = np.linspace(0, steps - 1, min(steps, SAMPLED))  # all of them, unless there are very many
+  way = float(rate(some).mean()) * steps
   if way < GATE_TRAVEL:
     console.print(
       f"warning: the gates can travel {way:.2f} in all, and need about {GATE_TRAVEL:g} to open or "

@@ -2,9 +2,11 @@
 
 import dataclasses
 import os
+import resource
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +108,27 @@ def test_only_the_newest_are_kept(tmp_path):
   again.close()
   assert step == 3
   np.testing.assert_array_equal(params["w_D"], [3, 3, 3], err_msg="a step was saved twice")
+
+
+def test_a_full_disk_is_one_line_and_no_checkpoint(rng, tmp_path, monkeypatch):
+  state = lambda: TrainState(np.array(1), {"w_D": rng.standard_normal(400_000)}, None, None, None)
+  checkpoints = Checkpoints(Workdir(tmp_path / "run"), keep=1)
+  checkpoints.save(1, state())
+  checkpoints.close()
+  _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, most))  # as if the disk ended there
+  try:
+    with pytest.raises(InputError, match=r"checkpoints: cannot be written \(.*make room") as error:
+      checkpoints.save(2, state())
+      checkpoints.close()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+  assert "\n" not in str(error.value)
+  monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=3_000_000))
+  with pytest.raises(InputError, match="needs 3.2 MB, and 3.0 MB are free; make room there"):
+    checkpoints.save(3, state())
+  checkpoints.close()
+  assert Checkpoints(Workdir(tmp_path / "run")).latest() == 1, "what is not whole was taken for it"
 
 
 def test_empty_workdir(tmp_path):

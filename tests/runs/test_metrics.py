@@ -1,12 +1,14 @@
 import json
 
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
 from infini_jax.runs.metrics import MetricWriter, read_metrics
 from tests.tiny import config
 
 
 def test_lines_are_appended_and_read_back(tmp_path):
   for step in (1, 2):  # a run that went on
-    writer = MetricWriter(tmp_path / "run", config())
+    writer = MetricWriter(tmp_path / "run", config(), step - 1)
     writer.write(step, {"loss": 1.5, "gates_LH": [0.1, 0.9], "peak_share": None})
     writer.write(step, {"perplexity": 3.0}, "validation")
     writer.close()
@@ -14,6 +16,22 @@ def test_lines_are_appended_and_read_back(tmp_path):
   line = {"step": 1, "kind": "train", "loss": 1.5, "gates_LH": [0.1, 0.9], "peak_share": None}
   assert train == [line, {**line, "step": 2}]
   assert [line["perplexity"] for line in read_metrics(tmp_path / "run", "validation")] == [3.0] * 2
+
+
+def test_what_a_killed_process_wrote_behind_its_checkpoint_is_taken_out(tmp_path):
+  line = lambda step, kind: json.dumps({"step": step, "kind": kind, "loss": 0.1 + step}) + "\n"
+  before = line(1, "train") + line(2, "train") + line(2, "validation")
+  file = tmp_path / "metrics.jsonl"
+  for left in ("", line(3, "train") + line(4, "validation"), line(3, "train")[:9]):
+    file.write_text(before + left)
+    writer = MetricWriter(tmp_path, config(train={"tensorboard": True}), 2)
+    writer.write(3, {"loss": 1.0})
+    writer.close()
+    assert [line["step"] for line in map(json.loads, file.read_text().splitlines())] == [1, 2, 2, 3]
+    assert file.read_text().startswith(before), "what stays is written as it was"
+  events = b"".join(f.read_bytes() for f in (tmp_path / "tensorboard").iterdir())
+  purged = Event(step=3, session_log=SessionLog(status=SessionLog.START)).SerializeToString()
+  assert purged in events, "TensorBoard would draw steps 3 and 4 twice"
 
 
 def test_a_torn_last_line_and_no_file_are_survived(tmp_path):
@@ -24,14 +42,14 @@ def test_a_torn_last_line_and_no_file_are_survived(tmp_path):
 
 
 def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
-  writer = MetricWriter(tmp_path, config())
+  writer = MetricWriter(tmp_path, config(), 0)
   writer.write(1, {"loss": 1.0})
   assert len(read_metrics(tmp_path)) == 1
   writer.close()
 
 
 def test_tensorboard_gets_scalars_and_histograms(tmp_path):
-  writer = MetricWriter(tmp_path, config(train={"tensorboard": True}))
+  writer = MetricWriter(tmp_path, config(train={"tensorboard": True}), 0)
   gates = {"memory_L": [0.1, 0.2], "gates_LH": [[0.1, 0.2], [0.3, 0.4]]}
   writer.write(1, {"loss": 1.0, "gate_histogram": [[2, 0], [0, 2]], "peak_share": None, **gates})
   writer.close()

@@ -14,8 +14,9 @@ from rich.console import Console
 from infini_jax.config import InputError
 from infini_jax.data import TrainLanes
 from infini_jax.runs.metrics import read_metrics
+from infini_jax.runs.workdir import Workdir
 from infini_jax.training import loop
-from tests.tiny import changed, quiet
+from tests.tiny import changed, config, quiet
 
 
 def retrain(c, workdir, **fields):
@@ -74,17 +75,25 @@ def test_six_steps_equal_three_a_stop_and_three_more(trained, tmp_path, batches,
 def test_goes_on_after_the_end_on_another_mesh(trained, tmp_path):
   c, workdir, _ = trained
   shutil.copytree(workdir, tmp_path / "run")
+  torn = tmp_path / "run" / "checkpoints" / "7.orbax-checkpoint-tmp" / "params.orbax-checkpoint-tmp"
+  torn.mkdir(parents=True)  # as a process leaves it that is killed while it saves
+  with open(tmp_path / "run" / "metrics.jsonl", "a") as metrics:
+    metrics.write('{"step": 7, "kind": "train"}\n{"step":')
   moved = changed(c, mesh=changed(c.mesh, data=2, fsdp=2, tensor=2))
   state = retrain(moved, tmp_path / "run", steps=8)
   assert int(state.step) == 8
   steps = [line["step"] for line in read_metrics(tmp_path / "run")]
   assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
+  kept = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()}
+  assert kept == {"6", "8"}, "a torn checkpoint takes the room of a whole one"
 
 
 def test_a_finished_run_is_left_as_it_is(trained, tmp_path):
   c, workdir, straight = trained
   shutil.copytree(workdir, tmp_path / "run")
   out = io.StringIO()
+  loop._warn_of_stuck_gates(changed(c, train=changed(c.train, steps=2**31 - 1)), Console(file=out))
+  assert not out.getvalue(), "a run without end moves its gates, and asking needs little memory"
   state = loop.train(c, str(tmp_path / "run"), Console(file=out, width=200))
   same(state, straight)
   assert "raise config.optimizer.gate_learning_rate" in out.getvalue(), "6 steps move no gate"
@@ -98,6 +107,8 @@ def test_another_config_is_refused_and_nothing_is_lost(trained):
   other = changed(c, optimizer=changed(c.optimizer, learning_rate=0.5))
   with pytest.raises(InputError, match="learning_rate: 0.01 there, 0.5 here"):
     loop.train(other, str(workdir), quiet())
+  with Workdir(workdir).alone(), pytest.raises(InputError, match="another process is writing it"):
+    retrain(c, workdir, steps=9)
   assert files() == before
 
 
@@ -145,12 +156,20 @@ def test_metrics_of_a_run(trained):
   np.testing.assert_allclose([line["learning_rate"] for line in lines[:2]], [0.005, 0.01])
 
 
-def test_validation_during_training_and_sparse_logging(trained, tmp_path):
+def test_validation_during_training_and_sparse_logging(trained, tmp_path, monkeypatch):
   c, _, straight = trained
+  logged, run = [], loop.Validation.run
+
+  def spy(*args):
+    logged.append([line["step"] for line in read_metrics(tmp_path / "run")])
+    return run(*args)
+
+  monkeypatch.setattr(loop.Validation, "run", spy)
   fields = {"eval_every": 4, "log_every": 4, "eval_documents": 1, "tensorboard": True}
   state = retrain(c, tmp_path / "run", **fields)
   same(state.params, straight.params)
   assert [line["step"] for line in read_metrics(tmp_path / "run")] == [4, 6]
+  assert logged == [[4], [4, 6]], "a step's tokens/s must not hold the time of the validation"
   scores = read_metrics(tmp_path / "run", "validation")
   assert [line["step"] for line in scores] == [4, 6], "every 4 steps, and at the end"
   assert all(line["documents"] == 1 and line["perplexity"] > 1 for line in scores)
@@ -159,10 +178,21 @@ def test_validation_during_training_and_sparse_logging(trained, tmp_path):
     assert f"train/gates_LH/{layer}".encode() in events.read_bytes(), "a histogram per layer"
 
 
-def test_profile_and_the_checkpoints_that_are_kept(trained, tmp_path):
+def test_profile_and_the_checkpoints_that_are_kept(trained, tmp_path, monkeypatch):
   c, _, straight = trained
+  close, killed = loop.Checkpoints.close, []
+
+  def signalled(self):
+    if self._manager is not None:  # the last save is on its way
+      os.kill(os.getpid(), signal.SIGTERM)
+    close(self)
+
+  monkeypatch.setattr(loop.Checkpoints, "close", signalled)
+  before = signal.signal(signal.SIGTERM, lambda *_: killed.append(True))
   fields = {"profile_start": 1, "profile_steps": 1, "checkpoint_every": 2, "keep_checkpoints": 1}
   same(retrain(c, tmp_path / "run", **fields).params, straight.params)
+  signal.signal(signal.SIGTERM, before)
+  assert not killed, "a SIGTERM while the last checkpoint is written would have lost it"
   assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["6"]
   assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb")), "no profile was written"
 
@@ -172,6 +202,14 @@ def test_a_vocabulary_too_small_is_refused(trained, tmp_path):
   small = changed(c, model=changed(c.model, vocab_size=100))
   with pytest.raises(InputError, match=r"vocab_size=100 is smaller.*set it to \d+ or more"):
     loop.train(small, str(tmp_path / "run"), quiet())
+  assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_validation_without_documents_is_refused_before_anything_is_compiled(tmp_path):
+  (tmp_path / "train.jsonl").write_text('{"text": "abc abc abc abc abc abc abc"}\n' * 3)
+  c = config(f"jsonl:{tmp_path / 'train.jsonl'}", train={"eval_every": 2})
+  with pytest.raises(InputError, match=r"split is empty.*set config.train.eval_every=0"):
+    loop.train(c, str(tmp_path / "run"), quiet())
   assert not (tmp_path / "run" / "run.json").exists()
 
 

@@ -69,6 +69,14 @@ def test_the_other_stages_of_an_adaptation_can_open_their_gates(stage):
   assert travel > 2 * -config.model.gate_init, f"gates at -5 that can travel {travel} stay shut"
 
 
+def test_a_stage_of_an_adaptation_has_the_model_that_it_starts_from():
+  model = {}
+  for stage in ("pretrain", "passkey", "laptop", "far"):
+    config = load_config([f"--config={ROOT / 'configs/adapt_smollm.py'}:{stage}"])
+    model[stage] = config.model
+  assert model["passkey"] == model["pretrain"] and model["far"] == model["laptop"]
+
+
 def test_every_system_of_the_comparison_traces(comparison=ROOT / "configs/compare.py"):
   """At the same size, on the same batches; what differs is the memory, and what goes with it."""
   mesh = AbstractMesh((1,) * len(AXES), AXES, axis_types=(AxisType.Explicit,) * len(AXES))

@@ -18,8 +18,8 @@ Command: python train.py --config=configs/adapt_smollm.py:far --workdir=FAR
 Hardware: one GPU with 40 GB or more; `:laptop`, and the rest shortened (docs/adapt.md), 2 CPU cores
 Time: not measured; `:laptop` 65 minutes on 2 CPU cores with other work, `:far` 45
 Expect: not measured; the paper's 1B model found 94 to 100% of tokens at 1M. `:laptop`: all keys in
-256 tokens, 0.60 of them in 1,024; `:far`: 0.85 to 1.00 in 1,024, 0.65 to 0.95 in 4,096; none without
-the memory
+256 tokens, 0.60 of them in 1,024; `:far`: 0.85 to 1.00 in 1,024, 0.65 to 0.95 in 4,096; none
+without the memory
 """
 
 from infini_jax.config import base_config

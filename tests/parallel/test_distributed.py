@@ -302,8 +302,9 @@ def command(job, processes):
     outputs = [process.communicate(timeout=900) for process in all_]
     for number, (process, (out, err)) in enumerate(zip(all_, outputs, strict=True)):
       assert process.returncode == 0, err
-      gloo = ("[Gloo]", "peer ranks")  # its threads may cut a line of its own in two
-      spoken = [line for line in out.splitlines() if not any(part in line for part in gloo)]
+      gloo = ("[Gloo]", "peer ranks")  # its threads may cut a line of its own, or end it twice
+      lines = filter(str.strip, out.splitlines())
+      spoken = [line for line in lines if not any(part in line for part in gloo)]
       assert number == 0 or not (spoken or err), "one process speaks"
     return outputs
 

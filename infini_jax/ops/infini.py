@@ -128,7 +128,7 @@ def infini_attention(
 
 
 def _segments(
-  q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, cut, turns,
+  q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, cut, computed,
   *, segment_length, run, rule, theta, mix, kernel, scoring,
 ):  # fmt: skip
   """One device's share: cut into segments, run, and joined again."""
@@ -143,7 +143,7 @@ def _segments(
   state = mem.empty_memory(k_BTKE, v_BTKU) if state is None else state
   reset_BS = jnp.zeros((B, S), bool) if reset_BS is None else reset_BS
   mix = partial(mix, beta_H=beta_H, cut=cut)
-  theta = theta if turns is None else turns
+  theta = theta if computed is None else computed
   local = partial(_local, theta=theta, kernel=kernel, scoring=scoring)
   out_BSNHU, state = run(q, k, v, state, reset_BS, mask, rule, local, mix)
   out_BTHU = out_BSNHU.reshape(B, S * N, *out_BSNHU.shape[3:])[:, :T]
@@ -231,10 +231,10 @@ def extend_stream(
 
 
 def _extend(
-  q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, cut, turns, *, rule, theta, mix, scoring
+  q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, cut, computed, *, rule, theta, mix, scoring
 ):
   N = stream.cache.k_BNKE.shape[1]
-  theta = theta if turns is None else turns
+  theta = theta if computed is None else computed
   position_BT = stream.cache.fill_B[:, None] + jnp.arange(q_BTHE.shape[1], dtype=jnp.int32)[None]
   turn = (lambda x: x) if theta is None else (lambda x: rotate(x, position_BT, theta))
   qkv = turn(q_BTHE), turn(k_BTKE), v_BTKU

@@ -5,6 +5,7 @@ example: 16 memory updates under the gradient. Adafactor, peak 0.01, 1,000 steps
 batch 64. The paper leaves the vocabulary, the number of steps and the gates' start open: here 32k
 pieces trained on the corpus, 100,000 steps, and gates at 0 with a learning rate of their own.
 
+Command: infini-jax plan --config=configs/lm_paper.py --table=memory
 Command: infini-jax prepare --source=BOOKS --out=STORE --tokenizer=train:32000
 Command: python train.py --config=configs/lm_paper.py --workdir=RUN --config.data.path=STORE
 Hardware: 64 chips with 16 GB or more (one example each); fewer with config.train.accumulate
@@ -28,6 +29,8 @@ def get_config():
   m.vocab_size = 32_000
   m.segment_length = 2048
   m.compute_dtype = "bfloat16"
+  # What the systems beside it have in the paper: RMT's best prompt, a store in the ninth layer.
+  m.summary_tokens, m.knn_layers, m.knn_memory = 100, (9,), 65_000
 
   o.name = "adafactor"
   o.learning_rate, o.warmup_steps = 0.01, 1000

@@ -41,20 +41,22 @@ def memories(config: Config) -> list[Memory]:
 
 
 def show(found: list[Memory], console: Console) -> None:
-  """A table: sizes, and the ratio of bytes to Infini-attention's."""
+  """A table: sizes; numbers to the largest memory's, as in Table 2; bytes to Infini-attention's."""
   base = next(m.bytes for m in found if m.mixer == "infini")
+  largest = next(m.elements for m in found if m.mixer == "memorizing")
   table = Table("memory", title="what one lane carries", title_justify="left")
-  for column in ("numbers", "MiB", "ratio", "formula"):
+  for column in ("numbers", "compression", "MiB", "bytes", "formula"):
     table.add_column(column, justify="left" if column == "formula" else "right")
   for m in found:
     if m.refused:
-      table.add_row(m.mixer, "", "", "", m.refused)
+      table.add_row(m.mixer, "", "", "", "", m.refused)
       continue
     each = " a token" if m.mixer == "full" else ""
-    ratio = f"{m.bytes / base:,.1f}x" if m.bytes and not each else ""
-    table.add_row(
-      m.mixer, f"{m.elements:,}{each}", f"{m.bytes / 2**20:,.2f}{each}", ratio, m.formula
-    )
+    bounded = m.elements and not each
+    compression = f"{largest / m.elements:,.1f}x" if bounded and largest else ""
+    ratio = f"{m.bytes / base:,.1f}x" if bounded else ""
+    mib = f"{m.bytes / 2**20:,.2f}{each}"
+    table.add_row(m.mixer, f"{m.elements:,}{each}", compression, mib, ratio, m.formula)
   console.print(table)
 
 

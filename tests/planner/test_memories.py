@@ -1,29 +1,54 @@
 """Table 1 of the paper, from real state trees."""
 
+import json
+
 import pytest
 
 from infini_jax import cli
+from infini_jax.cli import load_config
 from infini_jax.planner.memories import memories
 from tests.tiny import config
 
-# The paper's model: 12 layers, 8 heads of 128, segments of 2048; 65K keys in the ninth layer.
-PAPER = {
-  **{"layers": 12, "width": 1024, "heads": 8, "kv_heads": 8, "head_dim": 128, "ffn": 4096},
-  **{"segment_length": 2048, "knn_layers": (9,), "knn_memory": 65_000},
-  **{"compute_dtype": "bfloat16", "summary_tokens": 100},
-}
+PAPER = "configs/lm_paper.py"
+L, H, E, D, N = 12, 8, 128, 1024, 2048  # the paper's model
+STORE, PROMPTS = 65_000, 100  # keys in the ninth layer; RMT's summaries
 
 
-def test_the_papers_figures_come_out():
-  found = {m.mixer: m for m in memories(config(model=PAPER))}
-  assert found["transformer_xl"].elements == 50_331_648  # 50M
-  assert found["memorizing"].elements == 183_451_648  # 183M
-  assert found["infini"].elements == 1_585_152  # 1.6M
-  assert found["infini"].bytes == 4 * 1_585_152, "the memory is float32"
-  assert found["transformer_xl"].bytes == 2 * 50_331_648
-  assert round(found["memorizing"].elements / found["infini"].elements) == 116
-  assert found["rmt"].elements == 2_457_600  # 2.5M
-  assert found["local"].elements == 0
+def test_the_papers_config_prints_the_papers_table_2(capsys, monkeypatch, tmp_path):
+  """Sizes are the paper's; its compressions are quotients of its rounded sizes."""
+  monkeypatch.setenv("COLUMNS", "140")
+  file = tmp_path / "table.json"
+  command = ["plan", f"--config={PAPER}", "--table=memory", f"--json={file}"]
+  assert cli.main(command) == 0
+  found = {row["mixer"]: row for row in json.loads(file.read_text())}
+  shown = capsys.readouterr().out
+  for mixer, size, rounded in (
+    ("transformer_xl", 50_331_648, 50),
+    ("memorizing", 183_451_648, 183),
+    ("rmt", 2_457_600, 2.5),
+    ("infini", 1_585_152, 1.6),
+  ):
+    assert found[mixer]["elements"] == size
+    assert round(size / 1e6, 0 if rounded > 10 else 1) == rounded
+    (row,) = [line for line in shown.splitlines() if mixer in line]
+    assert f" {size:,} " in row
+    assert f" {183_451_648 / size:,.1f}x " in row
+  assert found["infini"]["bytes"] == 4 * 1_585_152, "the memory is float32"
+  assert found["transformer_xl"]["bytes"] == 2 * 50_331_648
+  assert found["local"]["elements"] == 0
+
+
+def test_states_are_what_the_papers_table_1_says():
+  made = load_config([f"--config={PAPER}", "--config.model.summary_steps=1"])
+  found = {memory.mixer: memory.elements for memory in memories(made)}
+  c, m = made.model.compressed_memory, 1
+  assert found["transformer_xl"] == (E + E) * H * N * L
+  assert found["compressive"] == D * (c + N) * L
+  assert found["memorizing"] == (E + E) * H * (N * L + STORE)  # Table 2: a store in one layer
+  assert found["rmt"] == D * PROMPTS * L * 2
+  assert found["infini"] == E * (E + 1) * H * L
+  # For more steps the paper counts D p (m + 1) l; here keys and values of all m p are kept.
+  assert found["autocompressor"] == D * PROMPTS * (m + 1) * L
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])

@@ -8,22 +8,23 @@ from infini_jax.evaluation.page_html import Cell, table
 from infini_jax.evaluation.page_runs import Run
 from infini_jax.evaluation.page_tables import (
   Row,
-  interval,
   number,
   opened,
   plain,
   recall_of,
   scalars,
   short,
+  spread,
   variants,
 )
+from infini_jax.evaluation.perplexity import change
 from infini_jax.evaluation.retrieval_tables import measure
 
 Shown = str | Cell | None  # None stays blank
 Results = dict[str, Any]  # what a results.json holds
 
 # Figures of an evaluation that say what it took, not what it found.
-COSTS = ("documents", "tokens", "words", "bytes", "nats", "seconds", "tokens_per_second")
+COSTS = ("documents", "cut", "tokens", "words", "bytes", "nats", "seconds", "tokens_per_second")
 
 
 def headline(runs: list[Run]) -> str:
@@ -104,15 +105,15 @@ def _scalar(name: str, results: Results) -> Shown:
 
 def _perplexity(results: Results) -> Shown:
   memory = results["memory"]
-  return Cell(number(memory["perplexity"], 3), interval(memory["interval"]))
+  return Cell(number(memory["perplexity"], 3), spread(memory))
 
 
 def _knocked_out(results: Results) -> Shown:
   out = results["knocked_out"].get("empty")
   if out is None:
     return None
-  change = out["perplexity"] / results["memory"]["perplexity"] - 1
-  return Cell(number(out["perplexity"], 3), f"{change:+.2%}")
+  more = change(out["perplexity"], results["memory"]["perplexity"])
+  return Cell(number(out["perplexity"], 3), more)
 
 
 def _recalled(length: int, results: Results) -> Shown:

@@ -8,7 +8,8 @@ from infini_jax.config import Config
 from infini_jax.evaluation import retrieval_tables
 from infini_jax.evaluation.page_html import Cell, folded, paragraph, table
 from infini_jax.evaluation.page_runs import Run
-from infini_jax.evaluation.perplexity import exp
+from infini_jax.evaluation.perplexity import change, exp
+from infini_jax.evaluation.perplexity import interval as of_documents
 from infini_jax.evaluation.retrieval import Cell as Recall
 from infini_jax.evaluation.retrieval import wilson
 
@@ -115,18 +116,20 @@ def _perplexity_tables(results: dict[str, Any]) -> str:
   memory, scores = results["memory"], variants(results)
   rows: list[Row] = []
   for name, score in scores.items():
-    change = score["perplexity"] / memory["perplexity"] - 1
+    more = change(score["perplexity"], memory["perplexity"])
     rows.append(
       [
         name,
-        Cell(number(score["perplexity"], 3), interval(score["interval"])),
-        f"{change:+.2%}" if score is not memory else "",
+        Cell(number(score["perplexity"], 3), spread(score)),
+        more if score is not memory else "",
         f"{score['bits_per_byte']:.4f}",
         f"{score['word_perplexity']:.4g}",
       ]
     )
   header = ["", "perplexity per token", "change", "bits per byte", "perplexity per word"]
   what = f"{memory['documents']} documents of {results.get('split', 'the corpus')}"
+  if cut := memory.get("cut"):
+    what += f", {cut} of them cut at {results['settings']['evaluation']['max_tokens']:,} tokens"
   made = table(
     f"{what}: {memory['tokens']:,} tokens, {memory['bytes']:,} bytes; with 95% intervals",
     header,
@@ -225,6 +228,11 @@ def short(value: float) -> str:
   if isinstance(value, int):
     return f"{value:,}"
   return f"{value:,.4f}" if abs(value) < 10_000 else f"{value:.4g}"
+
+
+def spread(scores: dict[str, Any]) -> str:
+  """The interval of a perplexity; anew from its documents, for an older program's went below 1."""
+  return interval(of_documents(scores["per_document"]))
 
 
 def interval(bounds: Any) -> str:

@@ -9,7 +9,7 @@ protocols (inputs of 32K or 100K tokens, one segment, or a whole book) are in do
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -40,6 +40,7 @@ class Scores:
   per_document: list[tuple[str, int, float]]  # name, tokens, nats
   # Of every store of a mixture: documents, tokens, nats.
   by_source: dict[str, tuple[int, int, float]] = dataclasses.field(default_factory=dict)
+  cut: int = 0  # documents that were not read to their end
 
   @property
   def perplexity(self) -> float:
@@ -58,15 +59,13 @@ class Scores:
 
   @property
   def interval(self) -> tuple[float, float] | None:
-    """95% of the perplexity over documents like these: a ratio of two sums, by how far documents
-    lie from it (Cochran, Sampling Techniques, section 6.4), and Student's t for how few they are.
-    None for a single document."""
-    k, ratio = len(self.per_document), self.nats / self.tokens
-    if k < 2:
-      return None
-    squares = math.fsum((nats - ratio * tokens) ** 2 for _, tokens, nats in self.per_document)
-    spread = stdtrit(k - 1, 0.975) * math.sqrt(squares * k / (k - 1)) / self.tokens
-    return exp(ratio - spread), exp(ratio + spread)
+    """95% of the perplexity over documents like these; None for a single document."""
+    return interval(self.per_document)
+
+  @property
+  def single(self) -> bool:
+    """Whether no token had a segment before it to remember: the memory was never read."""
+    return set(self.by_compressions) == {0}
 
   @property
   def summary(self) -> str:
@@ -83,6 +82,31 @@ class Scores:
       "tokens_per_second": self.tokens / self.seconds,
     }
     return figures | dataclasses.asdict(self)
+
+
+def interval(per_document: Sequence[tuple[str, int, float]]) -> tuple[float, float] | None:
+  """95% of the perplexity over documents like these; None for a single one.
+
+  Nats per token are a ratio of two sums: by how far documents lie from it (Cochran, Sampling
+  Techniques, section 6.4), and Student's t for how few they are. They are never below 0, so the
+  interval is of their logarithm: it is never below a perplexity of 1, and longer upwards.
+
+  Args:
+    per_document: name, tokens and nats of each.
+  """
+  if (k := len(per_document)) < 2:
+    return None
+  tokens = sum(n for _, n, _ in per_document)
+  ratio = math.fsum(nats for *_, nats in per_document) / tokens
+  squares = math.fsum((nats - ratio * n) ** 2 for _, n, nats in per_document)
+  spread = stdtrit(k - 1, 0.975) * math.sqrt(squares * k / (k - 1)) / tokens
+  factor = exp(spread / ratio) if ratio else 1.0
+  return exp(ratio / factor), exp(ratio * factor)
+
+
+def change(after: float, before: float) -> str:
+  """By how much a figure is another; nothing where either is no finite number."""
+  return f"{after / before - 1:+.2%}" if math.isfinite(after) and 0 < before < math.inf else ""
 
 
 def exp(x: float) -> float:
@@ -164,6 +188,7 @@ class Perplexity:
       by_compressions=dict(sorted(tally.compressions.items())),
       per_document=[(self._documents.names[d], *tally.documents[d]) for d in order],
       by_source=self._by_source(tally.documents),
+      cut=sum(tokens[d] < int(self._documents.tokens[d]) for d in order),
     )
 
   def _by_source(self, found: dict[int, tuple[int, float]]) -> dict[str, tuple[int, int, float]]:

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from infini_jax.config import Config
-from infini_jax.evaluation.perplexity import Scores, exp
+from infini_jax.evaluation.perplexity import Scores, change, exp
+from infini_jax.evaluation.reading import documents_read
 
 NOTICEABLE = 1.001  # a knock-out that costs less than this factor shows no use of the memory
 
@@ -39,8 +40,10 @@ def show(
   by_position = _profile(scores, "by_position", "by position, tokens")
   by_updates = _profile(scores, "by_compressions", "by memory updates before")
   console.print(Columns([by_position, by_updates]))
-  memory, split = scores["memory"], config.evaluation.split
-  table = Table(title=f"{split}: {memory.documents} whole documents, step {results['step']}")
+  memory, e = scores["memory"], config.evaluation
+  read = documents_read(memory.documents, memory.cut, e.max_tokens)
+  inputs = f", the memory emptied every {e.input_tokens:,} tokens" if e.input_tokens else ""
+  table = Table(title=f"{e.split}: {read}{inputs}, step {results['step']}")
   table.add_column("figure")
   table.add_column("value", justify="right", overflow="fold")
   table.add_row("perplexity per token", f"{memory.perplexity:.3f}")
@@ -50,9 +53,11 @@ def show(
   table.add_row("perplexity per word", f"{memory.word_perplexity:.4g}")
   for name, out in scores.items():
     if name != "memory":
-      change = f"{out.perplexity / memory.perplexity - 1:+.2%}"
+      more = change(out.perplexity, memory.perplexity)
       label = "memory knocked out" if name == "empty" else f"memory knocked out, {name}"
-      table.add_row(f"  {label}: per token", f"{out.perplexity:.3f} ({change})")
+      table.add_row(
+        f"  {label}: per token", f"{out.perplexity:.3f}" + (f" ({more})" if more else "")
+      )
       table.add_row(f"  {label}: bits per byte", f"{out.bits_per_byte:.4f}")
   for source in memory.by_source:
     own, *less = (f"{_perplexity(*score.by_source[source][1:]):.3f}" for score in scores.values())
@@ -63,13 +68,18 @@ def show(
 
 
 def verdict(scores: dict[str, Scores], console: Console) -> None:
-  """Says so when the memory carries nothing."""
+  """Says so when the memory carries nothing, or could not."""
   if "empty" not in scores:
     return
-  ratio = scores["empty"].perplexity / scores["memory"].perplexity
-  if ratio < NOTICEABLE:
+  memory, empty = scores["memory"].perplexity, scores["empty"].perplexity
+  if scores["memory"].single:
     console.print(
-      f"The memory carries nothing that helps: without it the perplexity is {ratio - 1:+.2%}. "
+      "Nothing was ever read behind a first segment, so the figures say nothing of the memory: "
+      "evaluate longer documents, or raise config.evaluation.input_tokens or max_tokens."
+    )
+  elif (more := change(empty, memory)) and empty / memory < NOTICEABLE:
+    console.print(
+      f"The memory carries nothing that helps: without it the perplexity is {more}. "
       f"Train longer, raise config.optimizer.gate_learning_rate, or use shorter segments and more "
       f"of them; docs/memory.md says how to find out why."
     )

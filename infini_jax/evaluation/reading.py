@@ -19,6 +19,14 @@ from infini_jax.parallel import local_rows, put_batch, shard
 Chunk = dict[str, np.ndarray]
 
 
+def documents_read(documents: int, cut: int, most: int) -> str:
+  """How many documents were read, and how many of them only to their first `most` tokens."""
+  several = "s" if documents > 1 else ""
+  if not cut:
+    return f"{documents:,} whole document{several}"
+  return f"{documents:,} document{several}, {cut:,} of them cut at {most:,} tokens"
+
+
 class Reader:
   """Reads lanes of documents; compiled once, whatever is read and however often."""
 

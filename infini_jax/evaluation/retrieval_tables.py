@@ -76,14 +76,23 @@ def show(
 
 
 def verdict(found: dict[str, Recalled], console: Console) -> None:
-  """Says so when the memory carries nothing."""
+  """Says so when the memory carries nothing, or when the figures do not tell."""
   if "empty" not in found:
     return
-  memory, out = found["memory"], found["empty"]
-  if wilson(*_total(memory))[0] <= wilson(*_total(out))[1]:
+  memory, empty = found["memory"], found["empty"]
+  if not memory.token_accuracy and not empty.token_accuracy:
     console.print(
-      "The memory carries nothing: without it as much is recalled. docs/memory.md says how to "
-      "find out why."
+      "Nothing was recalled, with the memory or without: this says nothing of the memory. "
+      "docs/memory.md says how to find out why."
+    )
+  elif _interval(memory)[0] <= _interval(empty)[1]:
+    shares = [
+      "{:.1%} ({:.0%} to {:.0%})".format(r.token_accuracy, *_interval(r)) for r in (memory, empty)
+    ]
+    console.print(
+      f"The memory carries nothing that these examples show: {shares[0]} of answer tokens are "
+      f"right with it, {shares[1]} without. Raise config.evaluation.samples to see a small "
+      f"difference; docs/memory.md says how to find out why there is none."
     )
 
 
@@ -98,8 +107,10 @@ def asked(results: dict[str, Any]) -> str:
   return f"{task}, {results['settings']['task']['family']}" if task == "needle" else task
 
 
-def _total(recalled: Recalled) -> tuple[int, int]:
-  return sum(c.right for c in recalled.cells), sum(c.tokens for c in recalled.cells)
+def _interval(recalled: Recalled) -> tuple[float, float]:
+  """95% of the share of answer tokens that are right, over all lengths and depths."""
+  count = sum(c.tokens if c.independent is None else c.independent for c in recalled.cells)
+  return wilson(recalled.token_accuracy * count, count)
 
 
 def _share(share: float, interval: tuple[float, float]) -> str:

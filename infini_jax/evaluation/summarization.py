@@ -43,6 +43,7 @@ class Summarized:
   summaries: tuple[Summary, ...]
   tokens: int  # read
   seconds: float
+  cut: int = 0  # documents that were not read to their end
 
   def mean(self, rouge: str) -> float:
     """Of all documents, 0 to 100."""
@@ -64,6 +65,7 @@ class Summarized:
     return {rouge: self.mean(rouge) for rouge in ROUGES} | {
       "overall": self.overall,
       "documents": len(self.summaries),
+      "cut": self.cut,
       "tokens": self.tokens,
       "tokens_per_second": self.tokens / self.seconds,
     }
@@ -125,7 +127,8 @@ class Summarization:
         advance(len(done), f"overall {so_far.overall:.2f}")
     summaries = tuple(done[document] for document in sorted(done))
     read = sum(summary.tokens for summary in summaries)
-    return Summarized(summaries, read, time.perf_counter() - started)
+    cut = sum(done[d].tokens < int(self._documents.tokens[d]) for d in done)
+    return Summarized(summaries, read, time.perf_counter() - started, cut)
 
   def _batches(self) -> Iterator[list[int]]:
     lanes = self._config.evaluation.lanes

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infini_jax.config import Config
+from infini_jax.evaluation.reading import documents_read
 from infini_jax.evaluation.summarization import ROUGES, Summarized
 
 
@@ -37,8 +38,9 @@ def show(
   found: dict[str, Summarized], results: dict[str, Any], config: Config, console: Console
 ) -> None:
   """Prints the scores, and the beginning of one summary."""
-  memory, split = found["memory"], config.evaluation.split
-  title = f"{split}: summaries of {len(memory.summaries)} documents, step {results['step']}"
+  memory, e = found["memory"], config.evaluation
+  read = documents_read(len(memory.summaries), memory.cut, e.max_tokens)
+  title = f"{e.split}: summaries of {read}, step {results['step']}"
   table = Table(title=title)
   table.add_column("")
   for name in ("ROUGE-1", "ROUGE-2", "ROUGE-L", "overall"):
@@ -54,9 +56,17 @@ def show(
 
 
 def verdict(found: dict[str, Summarized], console: Console) -> None:
-  """Says so when the rest of the document does not help."""
+  """Says so when the rest of the document does not help, or could not."""
+  if "empty" not in found:
+    return
+  memory, empty = found["memory"], found["empty"]
   score = lambda summarized: (summarized.overall, summarized.mean("rouge1"))  # the former may be 0
-  if "empty" in found and score(found["memory"]) <= score(found["empty"]):
+  if not any(score(memory) + score(empty)):
+    console.print(
+      "No summary shares a word of Latin letters with its reference, with the memory or without: "
+      "this says nothing of the memory. docs/memory.md says how to find out why."
+    )
+  elif score(memory) <= score(empty):
     console.print(
       "The memory carries nothing that helps: from the last segment alone the summaries are as "
       "good. docs/memory.md says how to find out why."

@@ -19,7 +19,8 @@ from rich.table import Table
 from infini_jax.config import Config, InputError, check
 from infini_jax.data import Store
 from infini_jax.evaluation.knock_out import INTACT, Variant
-from infini_jax.evaluation.perplexity import Advance, Perplexity, Scores
+from infini_jax.evaluation.perplexity import Advance, Perplexity, Scores, change
+from infini_jax.evaluation.reading import documents_read
 from infini_jax.models import abstract_params, completed
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir
@@ -36,6 +37,7 @@ class Cost:
   perplexity: float
   bits_per_byte: float
   documents: int
+  cut: int  # of them, not read to their end
   tokens: int
   tokens_per_second: float
 
@@ -136,7 +138,9 @@ def show(costs: dict[str, Cost], results: dict[str, Any], config: Config, consol
     STEP_0.name: f"adapted, step 0, gates at {m.gate_init:g}",
     INTACT.name: f"adapted, step {results['step']:,}",
   }
-  what = f"{original.documents} documents of {config.evaluation.split}, {original.tokens:,} tokens"
+  e = config.evaluation
+  read = documents_read(original.documents, original.cut, e.max_tokens)
+  what = f"{e.split}: {read}, {original.tokens:,} tokens"
   table = Table(title=f"the surgery: {what}")
   for name in ("", "perplexity per token", "change", "bits per byte"):
     table.add_column(name, justify="right" if name else "left")
@@ -144,17 +148,17 @@ def show(costs: dict[str, Cost], results: dict[str, Any], config: Config, consol
     if name not in costs:
       continue
     cost = costs[name]
-    change = "" if cost is original else f"{_change(cost, original):+.2%}"
-    table.add_row(text, f"{cost.perplexity:.3f}", change, f"{cost.bits_per_byte:.4f}")
+    more = "" if cost is original else change(cost.perplexity, original.perplexity)
+    table.add_row(text, f"{cost.perplexity:.3f}", more, f"{cost.bits_per_byte:.4f}")
   console.print(table)
 
 
 def verdict(costs: dict[str, Cost], console: Console) -> None:
   """Says so when the adapted model did not begin as the original."""
-  change = _change(costs[STEP_0.name], costs[ORIGINAL.name])
-  if abs(change) > TOLERATED:
+  before, after = costs[ORIGINAL.name].perplexity, costs[STEP_0.name].perplexity
+  if (more := change(after, before)) and abs(after / before - 1) > TOLERATED:
     console.print(
-      f"At step 0 the perplexity is {change:+.2%} of the original's: the adapted model is another "
+      f"At step 0 the perplexity is {more} of the original's: the adapted model is another "
       f"one. Compare config.model with the run.json that it started from (train.py prints what "
       f"differs), or set config.model.gate_init lower; docs/adapt.md"
     )
@@ -162,8 +166,5 @@ def verdict(costs: dict[str, Cost], console: Console) -> None:
 
 def _cost(scores: Scores) -> Cost:
   speed = scores.tokens / scores.seconds
-  return Cost(scores.perplexity, scores.bits_per_byte, scores.documents, scores.tokens, speed)
-
-
-def _change(cost: Cost, original: Cost) -> float:
-  return cost.perplexity / original.perplexity - 1
+  totals = scores.documents, scores.cut, scores.tokens
+  return Cost(scores.perplexity, scores.bits_per_byte, *totals, speed)

@@ -3,6 +3,7 @@
 import html
 import io
 import json
+import math
 import shutil
 import time
 
@@ -14,11 +15,13 @@ from rich.console import Console
 from infini_jax.config import InputError
 from infini_jax.config.schema import TASKS
 from infini_jax.evaluation import evaluate as module
-from infini_jax.evaluation import retrieval_tables
+from infini_jax.evaluation import perplexity_tables, retrieval_tables, summarization_tables
 from infini_jax.evaluation.evaluate import evaluate
 from infini_jax.evaluation.gates import gates
 from infini_jax.evaluation.page import report
+from infini_jax.evaluation.perplexity import Scores
 from infini_jax.evaluation.retrieval import Cell, Recalled
+from infini_jax.evaluation.summarization import Summarized, Summary
 from infini_jax.evaluation.tasks import GATED, KINDS, NAMES, jobs_of
 from infini_jax.models import init
 from tests.tiny import SYSTEMS, changed, config, model_config, quiet
@@ -265,12 +268,44 @@ def test_the_verdict_says_so_when_the_memory_carries_nothing():
   def recalled(right, exact=0):
     return Recalled((Cell(100, 0.0, 50, exact, 200, right),), 5000, 1.0)
 
-  def verdict(memory, empty):
+  def verdict(**right):
     out = io.StringIO()
-    found = {"memory": recalled(memory), "empty": recalled(empty)}
-    retrieval_tables.verdict(found, Console(file=out, width=100))
+    found = {name: recalled(count) for name, count in right.items()}
+    retrieval_tables.verdict(found, Console(file=out, width=300))
     return out.getvalue()
 
-  assert "The memory carries nothing" in verdict(20, 20)
-  assert "The memory carries nothing" in verdict(25, 20), "within the error of the counts"
-  assert verdict(180, 20) == ""
+  for memory in (20, 25):
+    said = verdict(memory=memory, empty=20)
+    assert "The memory carries nothing" in said, "within the error of the counts"
+    assert f"{memory / 2:.1f}% (" in said and "10.0% (7% to 15%) without" in said
+  assert verdict(memory=180, empty=20) == "" == verdict(memory=20)
+  nothing = verdict(memory=0, empty=0)
+  assert "carries nothing" not in nothing and "Nothing was recalled, with the memory or" in nothing
+
+
+def test_the_verdict_on_perplexity_is_true_of_all_figures():
+  def verdict(memory, empty, updates=(0, 1)):
+    out, nats = io.StringIO(), lambda x: 10 * math.log(x)
+    of = lambda x: Scores(
+      1, 10, 2, 10, nats(x), 1.0, {}, dict.fromkeys(updates, (5, 1.0)), [("a", 10, nats(x))]
+    )
+    perplexity_tables.verdict({"memory": of(memory), "empty": of(empty)}, Console(file=out))
+    return " ".join(out.getvalue().split())
+
+  assert "carries nothing that helps: without it the perplexity is +0.00%" in verdict(7.0, 7.0)
+  assert verdict(7.0, 9.0) == ""
+  assert verdict(math.nan, 7.0) == verdict(math.inf, 7.0) == verdict(7.0, math.inf) == ""
+  single = verdict(7.0, 7.0, updates=(0,))
+  assert "carries nothing" not in single and "say nothing of the memory" in single
+
+
+def test_the_verdict_on_summaries_is_true_of_all_figures():
+  def verdict(memory, empty):
+    out = io.StringIO()
+    of = lambda rouge: Summarized((Summary("a", 9, "b", "c", rouge, rouge, rouge),), 9, 1.0)
+    summarization_tables.verdict({"memory": of(memory), "empty": of(empty)}, Console(file=out))
+    return " ".join(out.getvalue().split())
+
+  assert "carries nothing that helps" in verdict(0.2, 0.2)
+  assert verdict(0.3, 0.2) == ""
+  assert "carries nothing" not in verdict(0.0, 0.0) and "says nothing of" in verdict(0.0, 0.0)

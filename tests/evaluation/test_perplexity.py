@@ -14,8 +14,9 @@ from infini_jax.config import InputError
 from infini_jax.data import prepare
 from infini_jax.data.mixture import open_mixture
 from infini_jax.evaluation.knock_out import INTACT, Variant
-from infini_jax.evaluation.perplexity import Perplexity, Scores, _floor_power
+from infini_jax.evaluation.perplexity import Perplexity, Scores, _floor_power, interval
 from infini_jax.evaluation.perplexity_tables import show
+from infini_jax.evaluation.reading import documents_read
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh
 from tests.tiny import SYSTEMS, changed, config, fake_params, quiet
@@ -166,6 +167,27 @@ def test_the_interval_holds_what_many_documents_would_give(rng, documents):
     inside += low < math.exp(3) < high
   assert 0.85 < inside / 400 < 0.99
   assert dataclasses.replace(drawn, per_document=drawn.per_document[:1]).interval is None
+
+
+def test_no_interval_goes_below_a_perplexity_of_1(rng):
+  for _ in range(200):
+    k = int(rng.integers(2, 6))
+    documents = [("", int(rng.integers(1, 900)), float(n)) for n in 50 * rng.exponential(size=k)]
+    total = math.exp(sum(n for *_, n in documents) / sum(n for _, n, _ in documents))
+    low, high = interval(documents)
+    assert 1 <= low <= total * (1 + 1e-9) and total <= high * (1 + 1e-9)
+  assert interval([("", 5, 0.0), ("", 9, 0.0)]) == (1, 1)
+  assert all(map(math.isnan, interval([("", 5, math.nan), ("", 9, 1.0)])))
+
+
+def test_documents_that_are_cut_are_counted(case, scores):
+  assert scores.cut == 0
+  most = int(sorted(case.documents.tokens)[1])  # the first two are read to their ends
+  cut = case.evaluate(max_tokens=most).cut
+  assert cut == (case.documents.tokens > most).sum() > 0 and type(cut) is int
+  assert documents_read(3, 0, 0) == "3 whole documents"
+  assert documents_read(3, 2, 1000) == "3 documents, 2 of them cut at 1,000 tokens"
+  assert documents_read(1, 0, 0) == "1 whole document"
 
 
 def test_knock_out_is_the_local_model(case, scores):

@@ -107,6 +107,7 @@ def test_scores_are_the_librarys_and_overall_is_their_geometric_mean(greedy):
 def test_limits_and_sampling(pairs, greedy):
   _, _, short = run(pairs, summary_length=4, max_tokens=10, max_documents=2)
   assert len(short.summaries) == 2 and all(s.tokens == 10 for s in short.summaries)
+  assert short.cut == 2 and greedy[2].cut == 0
   assert all(len(s.written.encode()) <= 4 * 3 for s in short.summaries)  # a byte out of place: 3
   hot = {"temperature": 2.0, "top_p": 1.0}
   texts = [[s.written for s in run(pairs, **how)[2].summaries] for how in (hot, hot)]
@@ -160,6 +161,7 @@ def test_other_knock_outs_are_refused(pairs):
 
 def test_the_verdict_says_so_when_the_rest_of_the_document_does_not_help(greedy):
   console = quiet()
-  summarization_tables.verdict({"memory": greedy[2], "empty": greedy[2]}, console)
+  right = changed(greedy[2], summaries=tuple(s._replace(rouge1=0.5) for s in greedy[2].summaries))
+  summarization_tables.verdict({"memory": right, "empty": right}, console)
   assert "carries nothing" in console.file.getvalue()
   assert changed(greedy[2], tokens=1).summary.startswith("ROUGE-1, -2, -L ")

@@ -61,7 +61,7 @@ def test_runs_without_an_original_are_refused(adapted, trained):
 
 
 def test_a_step_0_that_is_another_model_is_said():
-  costs = {name: Cost(p, 1.0, 3, 99, 10.0) for name, p in (("original", 20.0), ("step 0", 20.5))}
+  costs = {name: Cost(p, 1.0, 3, 0, 99, 10.0) for name, p in (("original", 20.0), ("step 0", 20.5))}
   console = quiet()
   verdict(costs, console)
   assert "+2.50% of the original's: the adapted model is another" in console.file.getvalue()

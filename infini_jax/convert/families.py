@@ -5,6 +5,8 @@ import math
 from typing import Any
 
 from infini_jax.config import InputError, ModelConfig
+from infini_jax.convert.rope import read_rope, written_scaling
+from infini_jax.convert.settings import check_settings
 
 # What a config.json means where it says nothing, by family.
 _LLAMA: dict[str, Any] = {
@@ -15,6 +17,12 @@ _LLAMA: dict[str, Any] = {
   "hidden_act": "silu",
   "tie_word_embeddings": False,
   "sliding_window": None,
+  "max_position_embeddings": 2048,
+}
+_QWEN2 = _LLAMA | {
+  "num_key_value_heads": 32,
+  "sliding_window": 4096,
+  "max_position_embeddings": 32_768,
 }
 _GEMMA2 = _LLAMA | {
   "num_key_value_heads": 4,
@@ -26,14 +34,17 @@ _GEMMA2 = _LLAMA | {
   "query_pre_attn_scalar": 256,
   "attn_logit_softcapping": 50.0,
   "final_logit_softcapping": 30.0,
+  "max_position_embeddings": 8192,
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
   "llama": _LLAMA,
-  "mistral": _LLAMA | {"num_key_value_heads": 8, "sliding_window": 4096},
-  "qwen2": _LLAMA | {"num_key_value_heads": 32, "sliding_window": 4096},
-  "qwen3": _LLAMA | {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096},
+  "mistral": _LLAMA
+  | {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131_072},
+  "qwen2": _QWEN2,
+  "qwen3": _QWEN2 | {"head_dim": 128},
   "smollm3": _LLAMA
-  | {"num_key_value_heads": 4, "rope_theta": 2_000_000.0, "tie_word_embeddings": True},
+  | {"num_key_value_heads": 4, "rope_theta": 2_000_000.0, "tie_word_embeddings": True}
+  | {"max_position_embeddings": 32_768},
   "gemma2": _GEMMA2,
   "gemma3_text": _GEMMA2
   | {
@@ -42,15 +53,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "sliding_window_pattern": 6,
     "attn_logit_softcapping": None,
     "final_logit_softcapping": None,
+    "max_position_embeddings": 131_072,
   },
 }
 # What the text part of a Gemma 3 that reads pictures is, where its config.json says nothing: that
 # of the 4B model names neither its heads nor its vocabulary.
-_BESIDE_PICTURES = {
-  "vocab_size": 262_208,
-  "num_attention_heads": 8,
-  "max_position_embeddings": 131_072,
-}
+_BESIDE_PICTURES = {"vocab_size": 262_208, "num_attention_heads": 8}
+OF_THE_WHOLE = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype")
 ARCHITECTURES = {
   "llama": "LlamaForCausalLM",
   "mistral": "MistralForCausalLM",
@@ -62,9 +71,13 @@ ARCHITECTURES = {
 }
 SIZES = (
   *("vocab_size", "hidden_size", "intermediate_size"),
-  *("num_hidden_layers", "num_attention_heads"),
+  *("num_hidden_layers", "num_attention_heads", "max_position_embeddings"),
 )
-SIZES_OR_NONE = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+SIZES_OR_NONE = (
+  *("num_key_value_heads", "head_dim"),
+  *("sliding_window", "sliding_window_pattern", "no_rope_layer_interval"),
+)
+NUMBERS_OR_NONE = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
 # The fields of a model that a config.json decides. All others are of our own making.
 STRUCTURE = (
   *("layers", "width", "heads", "kv_heads", "head_dim", "ffn", "vocab_size", "activation"),
@@ -88,14 +101,15 @@ def read_config(raw: dict[str, Any], name: str) -> tuple[dict[str, Any], dict[st
     InputError: an architecture or a setting that this model cannot have.
   """
   if raw.get("model_type") == "gemma3" and isinstance(raw.get("text_config"), dict):
-    kept = {k: raw[k] for k in ("bos_token_id", "eos_token_id", "dtype", "torch_dtype") if k in raw}
+    check_settings(raw, "gemma3_text", name)
+    kept = {k: raw[k] for k in OF_THE_WHOLE if k in raw}
     raw = _BESIDE_PICTURES | kept | raw["text_config"] | {"model_type": "gemma3_text"}
     raw["architectures"] = [ARCHITECTURES["gemma3_text"]]
   family = raw.get("model_type")
   if not isinstance(family, str) or family not in DEFAULTS:
     raise InputError(f"{name}: model_type={family!r} is not supported; {', '.join(DEFAULTS)} are")
   try:
-    _refuse(raw, family, name)
+    _check(raw, family, name)
     fields = _fields(raw, family, name)
     numbers = [x for x in (*fields.values(), *fields["rope_scaling"]) if isinstance(x, float)]
     if not all(map(math.isfinite, numbers)):
@@ -107,6 +121,11 @@ def read_config(raw: dict[str, Any], name: str) -> tuple[dict[str, Any], dict[st
     if isinstance(error, InputError):
       raise
     raise InputError(f"{name}: {error}; copy or download it again") from None
+
+
+def positions_of(raw: dict[str, Any]) -> int:
+  """The longest text that a model was trained on, of the config that `read_config` returned."""
+  return (DEFAULTS[raw["model_type"]] | raw)["max_position_embeddings"]
 
 
 def write_config(model: ModelConfig, positions: int) -> dict[str, Any]:
@@ -133,7 +152,7 @@ def write_config(model: ModelConfig, positions: int) -> dict[str, Any]:
     "max_position_embeddings": positions,
     "rms_norm_eps": model.norm_eps,
     "rope_theta": model.rope_theta,
-    "rope_scaling": _written_scaling(model.rope_scaling),
+    "rope_scaling": written_scaling(model.rope_scaling),
     "tie_word_embeddings": model.tied_embeddings,
   }
   windowed = [i for i in range(model.layers) if model.window and not _is_global(model, i)]
@@ -184,10 +203,10 @@ def _fields(raw: dict[str, Any], family: str, name: str) -> dict[str, Any]:
   gemma = family.startswith("gemma")
   heads, width = full["num_attention_heads"], full["hidden_size"]
   head_dim = full["head_dim"] or width // heads
-  theta, window_theta, scaling = _rope(raw, family, name)
-  window, global_every = _windows(raw, family, name)
+  theta, window_theta, scaling = read_rope(full, family == "gemma3_text", name)
+  window, global_every = _windows(full, family, name)
   if nope := family == "smollm3":
-    global_every = _nope_every(raw, name)
+    global_every = _nope_every(full, name)
   fields = {
     "layers": full["num_hidden_layers"],
     "width": width,
@@ -222,122 +241,62 @@ def _fields(raw: dict[str, Any], family: str, name: str) -> dict[str, Any]:
   return fields
 
 
-def _refuse(raw: dict[str, Any], family: str, name: str) -> None:
+def _check(raw: dict[str, Any], family: str, name: str) -> None:
   """Raises InputError for a setting that changes the model into one that ours cannot be."""
   full = DEFAULTS[family] | raw
   for size in (*SIZES, *(name for name in SIZES_OR_NONE if full.get(name) is not None)):
     if type(full[size]) is not int or full[size] < 1:
       raise InputError(f"{name}: {size}={full[size]!r}: must be a whole number of 1 or more")
+  for number in NUMBERS_OR_NONE:
+    if full.get(number) is not None and not _is_positive(full[number]):
+      raise InputError(f"{name}: {number}={full[number]!r}: must be a number above 0, or null")
   act = full.get("hidden_activation") or full["hidden_act"]
-  for wrong, setting in (
-    (act != DEFAULTS[family]["hidden_act"], f"hidden_act={act!r}"),
-    (family != "qwen2" and raw.get("attention_bias"), "attention_bias=true (of o_proj too)"),
-    (raw.get("mlp_bias"), "mlp_bias=true"),
-    (family == "smollm3" and raw.get("use_sliding_window"), "use_sliding_window=true"),
-    (raw.get("partial_rotary_factor") not in (None, 1, 1.0), "partial_rotary_factor"),
-    (raw.get("quantization_config"), "quantization_config (quantized weights)"),
-    (raw.get("use_bidirectional_attention"), "use_bidirectional_attention=true"),
-    (raw.get("num_local_experts") or raw.get("num_experts"), "a mixture of experts"),
-    (
-      family == "gemma3_text" and raw.get("attn_logit_softcapping"),
-      "attn_logit_softcapping (of gemma3)",
-    ),
-  ):
-    if wrong:
-      raise InputError(f"{name}: {setting} is not supported; choose a model of {family} without it")
+  if act != DEFAULTS[family]["hidden_act"]:
+    raise InputError(f"{name}: hidden_act={act!r} is not supported; choose a model without it")
+  check_settings(raw, family, name)
 
 
-def _rope(raw: dict[str, Any], family: str, name: str) -> tuple[float, float, tuple[float, ...]]:
-  """The theta of global layers, that of windowed ones (0: the same), the scaling of global ones."""
-  full, given = DEFAULTS[family] | raw, raw.get("rope_parameters") or {}
-  trained = {"original_max_position_embeddings": full["max_position_embeddings"]}  # unless it says
-  if family != "gemma3_text":
-    scaling = raw.get("rope_scaling") or given
-    theta = float(given.get("rope_theta", full["rope_theta"]))
-    return theta, 0.0, _scaling(trained | scaling, name)
-  scaling = raw.get("rope_scaling") or given.get("full_attention") or {}
-  theta = float((given.get("full_attention") or {}).get("rope_theta", full["rope_theta"]))
-  local = given.get("sliding_attention") or {}
-  if _scaling(local, name):
-    raise InputError(f"{name}: rope_parameters scale windowed layers, which is not supported")
-  return (
-    theta,
-    float(local.get("rope_theta", full["rope_local_base_freq"])),
-    _scaling(trained | scaling, name),
-  )
+def _is_positive(number: Any) -> bool:
+  return type(number) in (int, float) and 0 < number < math.inf
 
 
-def _scaling(given: dict[str, Any], name: str) -> tuple[float, ...]:
-  kind = given.get("rope_type", given.get("type", "default"))
-  if kind == "default":
-    return ()
-  if kind == "linear":
-    return (float(given["factor"]),)
-  if kind == "llama3":
-    keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    return tuple(float(given[key]) for key in keys)
-  if kind == "yarn" and given.get("truncate", True):
-    return _yarn(given)
-  raise InputError(
-    f"{name}: rope scaling of type {kind!r} is not supported; default, linear, llama3 and yarn "
-    f"(truncated) are"
-  )
-
-
-def _yarn(given: dict[str, Any]) -> tuple[float, ...]:
-  """Its magnitude is written down, or follows from how far texts are stretched."""
-  factor = float(given["factor"])
-  grown = lambda share: 1.0 + 0.1 * share * math.log(factor) if factor > 1 else 1.0
-  magnitude = given.get("attention_factor")
-  if magnitude is None:
-    shares = given.get("mscale"), given.get("mscale_all_dim")
-    magnitude = grown(shares[0]) / grown(shares[1]) if all(shares) else grown(1.0)
-  turns = float(given.get("beta_slow") or 1), float(given.get("beta_fast") or 32)
-  return factor, *turns, float(given["original_max_position_embeddings"]), float(magnitude)
-
-
-def _written_scaling(scaling: tuple[float, ...]) -> dict[str, Any] | None:
-  if not scaling:
-    return None
-  if len(scaling) == 1:
-    return {"rope_type": "linear", "factor": scaling[0]}
-  raw = {"factor": scaling[0], "original_max_position_embeddings": int(scaling[3])}
-  if len(scaling) == 4:
-    llama3 = {"low_freq_factor": scaling[1], "high_freq_factor": scaling[2]}
-    return {"rope_type": "llama3", **raw, **llama3}
-  turns = {"beta_slow": scaling[1], "beta_fast": scaling[2]}
-  return {"rope_type": "yarn", **raw, **turns, "attention_factor": scaling[4]}
-
-
-def _windows(raw: dict[str, Any], family: str, name: str) -> tuple[int, int]:
+def _windows(full: dict[str, Any], family: str, name: str) -> tuple[int, int]:
   """The window of windowed layers, and every how many layers one sees all."""
-  full = DEFAULTS[family] | raw
   window, layers = full["sliding_window"], full["num_hidden_layers"]
-  unless_said = family[:4] == "qwen" or family == "smollm3"
-  if family == "llama" or not window or (unless_said and not raw.get("use_sliding_window")):
-    return 0, 0
-  if kinds := raw.get("layer_types") if family != "mistral" else None:
+  by_use = family[:4] == "qwen" and not full.get("use_sliding_window")  # no window, unless it says
+  if (kinds := full.get("layer_types")) is not None and family != "llama":
+    if strange := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
+      raise InputError(f"{name}: layer_types has {strange[0]!r}, which is not supported")
     windowed = [kind == "sliding_attention" for kind in kinds]
-    if len(windowed) != layers:
+    if len(windowed) != layers and window and not by_use:
       raise ValueError(f"has {len(windowed)} layer_types for {layers} layers")
+    if any(windowed) and (by_use or family == "smollm3" or not window):
+      raise InputError(
+        f"{name}: layer_types has 'sliding_attention', but use_sliding_window or sliding_window "
+        f"sets no window; correct one of them"
+      )
+  elif family[:5] == "gemma" and not window:
+    raise InputError(f"{name}: sliding_window=null is not supported without layer_types; add them")
+  elif family in ("llama", "smollm3") or not window or by_use:
+    return 0, 0
   elif family[:4] == "qwen":
-    windowed = [i >= raw.get("max_window_layers", 28) for i in range(layers)]
+    windowed = [i >= full.get("max_window_layers", 28) for i in range(layers)]
   else:
-    every = full.get("sliding_window_pattern", layers + 1)
+    every = full.get("sliding_window_pattern") or layers + 1
     windowed = [(i + 1) % every != 0 for i in range(layers)]
   if not any(windowed):
     return 0, 0
-  return int(window), _every(windowed, f"{name}: its layer_types", "windows")
+  return window, _every(windowed, f"{name}: its layer_types", "windows")
 
 
-def _nope_every(raw: dict[str, Any], name: str) -> int:
+def _nope_every(full: dict[str, Any], name: str) -> int:
   """Every how many layers one of SmolLM3's turns nothing by its position; 0: none does."""
-  interval = raw.get("no_rope_layer_interval", 4)
-  usual = [(i + 1) % interval for i in range(raw["num_hidden_layers"])]
-  turned = [bool(kind) for kind in raw.get("no_rope_layers") or usual]
-  if len(turned) != len(usual):
-    raise ValueError(f"has {len(turned)} no_rope_layers for {len(usual)} layers")
-  return _every(turned, f"{name}: its no_rope_layers", "positions")
+  layers, interval = full["num_hidden_layers"], full.get("no_rope_layer_interval") or 4
+  said = full.get("no_rope_layers")
+  turned = [(i + 1) % interval for i in range(layers)] if said is None else said[:layers]
+  if len(turned) != layers:
+    raise ValueError(f"has {len(turned)} no_rope_layers for {layers} layers")
+  return _every([bool(kind) for kind in turned], f"{name}: its no_rope_layers", "positions")
 
 
 def _every(kept: list[bool], which: str, what: str) -> int:

@@ -21,6 +21,19 @@ from infini_jax.data import Tokenizer
 ROTATED = ("attn_q", "attn_k")  # of these, rows of a head are kept in another order
 # Llama 3's rope scalings (factor, low, high, original): a file only holds what comes out of them.
 LLAMA3 = tuple((factor, 1.0, 4.0, 8192.0) for factor in (8.0, 32.0))
+# Of the settings of a llama, by their names behind `llama.`: those that are read, or say nothing.
+READ = {
+  *("embedding_length", "block_count", "feed_forward_length", "context_length", "vocab_size"),
+  *("attention.head_count", "attention.head_count_kv", "attention.key_length"),
+  *("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.freq_base"),
+  *("rope.scale_linear", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.finetuned"),
+  *("rope.scaling.original_context_length", "tensor_data_layout"),
+}
+# Any other is supported where it changes nothing: at 0, or at this value.
+NEUTRAL = {
+  **dict.fromkeys(("logit_scale", "embedding_scale", "residual_scale"), 1),
+  **dict.fromkeys(("rope.scaling.attn_factor", "attention.causal"), 1),
+}
 
 
 def convert(file: Path, out: Path, dtype: str | None, console: Console) -> None:
@@ -77,13 +90,7 @@ class _File:
     """The model, and the longest text that it was trained on."""
     width, heads = self._size("llama.embedding_length"), self._size("llama.attention.head_count")
     head_dim = self._size("llama.attention.key_length", width // heads)
-    for wrong, setting in (
-      (self._get("llama.expert_count", 0), "a mixture of experts"),
-      (self._get("llama.rope.dimension_count", head_dim) != head_dim, "rope.dimension_count"),
-      (self._get("llama.attention.value_length", head_dim) != head_dim, "attention.value_length"),
-    ):
-      if wrong:
-        raise InputError(f"{self.path}: {setting} is not supported; choose a model without it")
+    self._check_settings(head_dim)
     fields: dict[str, Any] = {name: getattr(ModelConfig(), name) for name in STRUCTURE}
     fields |= {
       "layers": self._size("llama.block_count"),
@@ -159,22 +166,43 @@ class _File:
     return piece_tokenizer(tokens, scores, kinds, ids, add_space, self.path)
 
   def _scaling(self, theta: float, head_dim: int) -> tuple[float, ...]:
-    kind = self._get("llama.rope.scaling.type", "none")
-    if kind == "linear":
-      return (float(self._get("llama.rope.scaling.factor")),)
-    if kind != "none":
+    """As llama.cpp reads it: a factor without a type is linear, `none` switches a factor off."""
+    usual = self._get("llama.rope.scale_linear", 0.0)
+    factor = float(self._get("llama.rope.scaling.factor", usual) or 1.0)
+    if (kind := self._get("llama.rope.scaling.type", "linear")) not in ("linear", "none"):
       raise InputError(
         f"{self.path}: rope scaling of type {kind!r} is not supported; "
         f"convert the Hugging Face folder of this model"
       )
+    if not 0 < factor < math.inf:
+      raise ValueError(f"its rope scaling has the factor {factor}")
+    linear = () if kind == "none" or factor == 1 else (factor,)
     if "rope_freqs.weight" not in self._tensors:
-      return ()
+      return linear
     found = self._tensors["rope_freqs.weight"].data
-    for scaling in LLAMA3:
+    for scaling in () if linear else LLAMA3:
       divisors = llama3_divisors(theta, head_dim, scaling)
       if found.shape == divisors.shape and np.allclose(found, divisors, rtol=1e-4):
         return scaling
+    if not linear and np.all(found == 1):
+      return ()
     raise InputError(f"{self.path}: its rope_freqs.weight is not Llama 3's; choose another model")
+
+  def _check_settings(self, head_dim: int) -> None:
+    """Raises InputError for a setting of the model that ours cannot have, or that is not known."""
+    neutral = NEUTRAL | {
+      "rope.dimension_count": head_dim,
+      "attention.value_length": head_dim,
+      "attention.scale": _plain(head_dim**-0.5),
+    }
+    for name in sorted(self._fields):
+      if (setting := name.removeprefix("llama.")) == name or setting in READ:
+        continue
+      value = self._get(name)
+      value = _plain(value) if isinstance(value, float) else value
+      if value != neutral.get(setting, 0) and (value or setting == "attention.causal"):
+        words = "a mixture of experts" if setting == "expert_count" else f"{setting}={value!r}"
+        raise InputError(f"{self.path}: {words} is not supported; choose a model without it")
 
   def _shape(self, name: str) -> tuple[int, ...]:
     if name not in self._tensors:

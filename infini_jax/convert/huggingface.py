@@ -10,10 +10,11 @@ from rich.console import Console
 
 from infini_jax.config import InputError, ModelConfig
 from infini_jax.convert.building import check_free
-from infini_jax.convert.families import STRUCTURE, read_config
+from infini_jax.convert.families import STRUCTURE, positions_of, read_config
 from infini_jax.convert.hub import find_folder
 from infini_jax.convert.incoming import Incoming, original_model, with_memory, write_run
 from infini_jax.convert.layout import GATES, Place, parameter_shapes, places
+from infini_jax.convert.settings import unknown
 from infini_jax.convert.vocabulary import find_tokenizer
 from infini_jax.runs.tensors import Tensors
 
@@ -44,9 +45,16 @@ def convert(name: str, out: Path, dtype: str | None, console: Console) -> None:
   check_free(out)
   folder = find_folder(name)
   file = folder / "config.json"
-  fields, raw = read_config(read_json(file), str(file))
+  said = read_json(file)
+  fields, raw = read_config(said, str(file))
+  if strange := unknown(said | raw):
+    console.print(
+      f"{file}: no supported family has {', '.join(strange)}; left out of account",
+      highlight=False,
+      soft_wrap=True,
+    )
   weights = _Weights(folder)
-  positions = raw.get("max_position_embeddings") or 2048
+  positions = positions_of(raw)
   model = original_model(fields, positions, dtype or weights.dtype())
   weights.check(model)
   gates_LH = None

@@ -66,5 +66,5 @@ def frequencies(E: int, theta: float, scaling: tuple[float, ...] = ()) -> Freque
     return Frequencies(frequency_E * (kept_E + (1 - kept_E) / factor))
   pair = lambda turns: half * math.log(original / (turns * 2 * math.pi)) / math.log(theta)
   first, last = max(math.floor(pair(high)), 0), min(math.ceil(pair(low)), E - 1)
-  divided_E = jnp.clip((jnp.arange(half) - first) / max(last - first, 1e-3), 0, 1)
+  divided_E = jnp.clip((jnp.arange(half) - first) / ((last - first) or 1e-3), 0, 1)
   return Frequencies(frequency_E * (1 - divided_E + divided_E / factor), scaling[4])

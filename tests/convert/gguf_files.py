@@ -14,6 +14,7 @@ ADD = {
   str: gguf.GGUFWriter.add_string,
   int: gguf.GGUFWriter.add_uint32,
   bool: gguf.GGUFWriter.add_bool,
+  float: gguf.GGUFWriter.add_float32,
   list: gguf.GGUFWriter.add_array,
 }
 

@@ -90,7 +90,7 @@ def test_the_text_part_of_a_model_that_reads_pictures():
       {"model_type": "smollm3", "no_rope_layers": [0, 1, 1]},
       "its no_rope_layers do not repeat; positions in all layers, or all but every n-th",
     ),
-    ({"model_type": "smollm3", "no_rope_layer_interval": 0}, "copy or download it again"),
+    ({"model_type": "smollm3", "no_rope_layer_interval": 0}, "interval=0: must be a whole"),
     ({"model_type": "smollm3", "use_sliding_window": True}, "use_sliding_window=true is not sup"),
     ({"model_type": "llama", "mlp_bias": True}, "mlp_bias=true is not supported"),
     ({"model_type": "llama", "attention_bias": True}, "attention_bias=true .of o_proj too. is"),

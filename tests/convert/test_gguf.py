@@ -9,6 +9,7 @@ from infini_jax.config import InputError
 from infini_jax.convert.gguf import convert, llama3_divisors
 from infini_jax.convert.layout import places
 from infini_jax.data import load_saved
+from infini_jax.runs.workdir import Workdir
 from tests.convert.gguf_files import E, byte_level, byte_level_fields, write
 from tests.convert.reading import console, params_of
 
@@ -46,9 +47,42 @@ def test_llama_3_is_known_by_its_factors(rng, tmp_path):
   assert model.rope_scaling == scaling and model.param_dtype == "bfloat16"
 
 
+ROPE = "llama.rope.scaling"
+
+
+@pytest.mark.parametrize(
+  ("fields", "expected"),
+  [
+    ({"llama.rope.scale_linear": 4.0}, (4.0,)),
+    ({f"{ROPE}.factor": 4.0}, (4.0,)),
+    ({f"{ROPE}.factor": 2.5, "llama.rope.scale_linear": 4.0}, (2.5,)),
+    ({f"{ROPE}.factor": 0.0, f"{ROPE}.type": "linear"}, ()),
+    ({f"{ROPE}.factor": 4.0, f"{ROPE}.type": "none"}, ()),
+    ({"llama.attention.scale": E**-0.5, "llama.logit_scale": 1.0, "llama.expert_count": 0}, ()),
+  ],
+  ids=str,
+)
+def test_rope_scaling_is_what_llama_cpp_reads(rng, tmp_path, fields, expected):
+  """A factor without a type is linear there; the older name counts where the newer is missing."""
+  write(tmp_path / "a.gguf", rng, fields=fields)
+  convert(tmp_path / "a.gguf", tmp_path / "run", None, console())
+  assert Workdir(tmp_path / "run").config().model.rope_scaling == expected
+
+
 @pytest.mark.parametrize(
   ("how", "said"),
   [
+    ({"fields": {f"{ROPE}.factor": -4.0}}, "scaling has the factor -4.0"),
+    ({"fields": {f"{ROPE}.type": "yarn", f"{ROPE}.factor": 4.0}}, "type 'yarn' is not supported"),
+    ({"fields": {f"{ROPE}.yarn_log_multiplier": 0.1}}, "yarn_log_multiplier=0.1 is not supported"),
+    ({"fields": {"llama.attention.scale": 0.25}}, "attention.scale=0.25 is not supported"),
+    ({"fields": {"llama.attention.sliding_window": 8}}, "sliding_window=8 is not supported"),
+    ({"fields": {"llama.rope.dimension_count": 2}}, "rope.dimension_count=2 is not supported"),
+    ({"fields": {"llama.expert_count": 4}}, "a mixture of experts is not supported"),
+    (
+      {"fields": {f"{ROPE}.factor": 2.0}, "factors": llama3_divisors(1e5, E, (8, 1, 4, 8192))},
+      "its rope_freqs.weight is not Llama 3's",
+    ),
     ({"arch": "gemma2"}, "architecture 'gemma2' is not supported; llama is"),
     ({"vocabulary": {"pre": "qwen2"}}, "pre-tokenizer 'qwen2' is not supported, gpt-2, smollm"),
     ({"vocabulary": {"model": "bert"}}, "tokenizer 'bert' is not supported"),

@@ -3,17 +3,20 @@
 import argparse
 import contextlib
 import errno
+import importlib.metadata
 import os
-import re
+import platform
 import shlex
 import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 from rich.console import Console
 
-from infini_jax.config import Config, InputError, check_name, resolve
+import infini_jax
+from infini_jax.config import Config, InputError, load_config
 from infini_jax.convert import command as conversion
 
 CONFIG_HELP = "a Python file with get_config(); any field is set by --config.section.field=value"
@@ -37,9 +40,14 @@ def main(argv: list[str] | None = None) -> int:
   """Runs one command; returns its exit status."""
   parser = _parser()
   argv = sys.argv[1:] if argv is None else argv
+  if not argv:
+    parser.print_help()
+    return 0
   args, rest = parser.parse_known_args(argv)
   args.typed = shlex.join(["infini-jax", *argv])
-  if rest and not getattr(args, "takes_config", False):
+  if "config" in args:
+    rest = [*(f"--config={file}" for file in args.config or ()), *rest]
+  elif rest:
     parser.error(f"unknown arguments: {' '.join(rest)}")
   console = Console(markup=False, emoji=False)  # a path may hold [/x], and is what it is
   try:
@@ -47,45 +55,6 @@ def main(argv: list[str] | None = None) -> int:
   except (FloatingPointError, KeyboardInterrupt, OSError, RuntimeError, ValueError) as error:
     return _status(args.command, error)
   return 0
-
-
-def load_config(arguments: list[str]) -> Config:
-  """The config of `--config=FILE --config.a.b=value ...`.
-
-  Raises:
-    InputError: no such file, one that fails, an unknown field or a wrong value.
-  """
-  from absl import flags
-  from ml_collections import config_flags
-
-  values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file(
-    "config", help_string=CONFIG_HELP, flag_values=values, lock_config=True
-  )
-  for argument in arguments:
-    name, _, _ = argument.partition("=")
-    if name != "--config":
-      section, _, field = name.removeprefix("--config.").partition(".")
-      if not name.startswith("--config.") or not field or name == argument:
-        raise InputError(f"unknown argument {argument!r}; fields: --config.section.field=value")
-      check_name(section, field)
-  file = next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), None)
-  if file is None:
-    raise InputError("--config=FILE is missing; configs/ holds some, such as configs/demo.py")
-  if not Path(file.split(":")[0]).is_file():
-    raise InputError(f"--config={file}: no such file")
-  argv, sys.argv = sys.argv, ["infini-jax", *arguments]  # config_flags reads the overrides there
-  try:
-    values(sys.argv)
-    return resolve(holder.value)
-  except InputError:
-    raise
-  except Exception as error:  # whatever a config file or an override does wrong, in one line
-    text = str(error)[max(0, str(error).rfind('File "')) :]  # of a trace, what is in the file
-    text = re.sub(r"Other fields present: .*?}\"|\^+", "", text.replace("\\n", " "))
-    raise InputError(f"--config={file}: {' '.join(text.replace(chr(92), '').split())}") from None
-  finally:
-    sys.argv = argv
 
 
 def _train(args: argparse.Namespace, rest: list[str], console: Console) -> None:
@@ -201,8 +170,28 @@ def _generate(args: argparse.Namespace, rest: list[str], console: Console) -> No
   generate(args, console)
 
 
+class _Parser(argparse.ArgumentParser):
+  """Says in one line what is wrong with a command."""
+
+  def error(self, message: str) -> NoReturn:
+    """Ends with the status of a wrong input."""
+    self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+class _Version(argparse.Action):
+  """Prints the versions of what computes; nothing of it is imported, and no device touched."""
+
+  def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+    """Ends the program."""
+    versions = (f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "flax"))
+    about = ", ".join([*versions, f"Python {platform.python_version()}"])
+    print(f"{parser.prog} {infini_jax.__version__} ({about})")
+    parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(prog="infini-jax", description=__doc__, allow_abbrev=False)
+  parser = _Parser(prog="infini-jax", description=__doc__, allow_abbrev=False)
+  parser.add_argument("--version", action=_Version, nargs=0, help="print the versions, and end")
   commands = parser.add_subparsers(dest="command", required=True)
 
   def command(name, run, description):
@@ -214,8 +203,8 @@ def _parser() -> argparse.ArgumentParser:
     ("train", _train, "train a config, or go on where its workdir stands"),
     ("eval", _eval, "perplexity of documents, or recall of a task, with the memory and without"),
   ):
-    made = command(name, run, f"{what}. --config=FILE is {CONFIG_HELP}.")
-    made.set_defaults(takes_config=True)
+    made = command(name, run, what)
+    made.add_argument("--config", action="append", metavar="FILE", help=CONFIG_HELP)
     made.add_argument("--workdir", required=True, help="the folder of the run")
     for flag, value, help in PROCESS_FLAGS:
       made.add_argument(flag, metavar=value, help=help)
@@ -240,9 +229,8 @@ def _parser() -> argparse.ArgumentParser:
   )
   made.add_argument("--workers", type=int, help="processes; all cores by default")
 
-  what = f"what a run needs, how fast it can be, whether it fits. --config=FILE is {CONFIG_HELP}."
-  made = command("plan", _plan, what)
-  made.set_defaults(takes_config=True)
+  made = command("plan", _plan, "what a run needs, how fast it can be, whether it fits")
+  made.add_argument("--config", action="append", metavar="FILE", help=CONFIG_HELP)
   made.add_argument("--topology", help="TPU (v5e:4x4, v5p:4x4x4: also compiled) or gpu:h200x8")
   made.add_argument("--mesh", help="such as fsdp=16,seq=4, instead of config.mesh")
   made.add_argument("--chip", help="with --mesh alone: v5p (default), v5e, v6e, h200 and others")

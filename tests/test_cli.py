@@ -7,8 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
+import infini_jax
 from infini_jax import cli
 from tests import tiny
 
@@ -137,6 +139,31 @@ def test_a_wrong_input_is_one_line_in_a_real_process_too(job):
   done = real("train.py", f"--config={job / 'config.py'}", f"--workdir={job / 'x'}", "--config.a=1")
   assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
   assert "Traceback" not in done.stderr
+
+
+def test_versions_and_help(capsys):
+  said = lambda: "".join(capsys.readouterr())
+  assert cli.main([]) == 0
+  help = said()
+  assert all(name in help for name in ("usage: infini-jax", "train", "generate", "--version"))
+  for arguments, text in (
+    (["--version"], f"infini-jax {infini_jax.__version__} (jax {jax.__version__}, jaxlib "),
+    (["train", "--config", "mine.py", "--config.train.steps", "5", "-h"], "--config FILE"),
+    *(([name, "--help"], f"usage: infini-jax {name}") for name in ("eval", "plan", "generate")),
+  ):
+    with pytest.raises(SystemExit) as ended:
+      cli.main(arguments)
+    assert ended.value.code == 0 and text in said()
+  for arguments, text in (
+    (["train"], "infini-jax train: the following arguments are required: --workdir"),
+    (["trian"], "invalid choice: 'trian'"),
+    (["generate", "--tokens=x"], "invalid int value: 'x'"),
+    (["report", "--workdir=a", "--config=b"], "unknown arguments: --config=b"),
+  ):
+    with pytest.raises(SystemExit) as ended:
+      cli.main(arguments)
+    line = said()
+    assert ended.value.code == 2 and text in line and line.count("\n") == 1, line
 
 
 def test_train_evaluate_and_generate(job):

@@ -6,8 +6,10 @@ every field with its default, edits it, and returns it. `resolve` turns that int
 """
 
 from infini_jax.config.adaptation import Stage, original, stage_at, stages
+from infini_jax.config.arguments import load_config
+from infini_jax.config.base import base_config
 from infini_jax.config.checks import check
-from infini_jax.config.resolve import base_config, check_name, difference, from_json, resolve
+from infini_jax.config.resolve import check_name, difference, from_json, resolve
 from infini_jax.config.schema import (
   MIXERS,
   SECTIONS,
@@ -36,6 +38,7 @@ __all__ = [
   "check_name",
   "difference",
   "from_json",
+  "load_config",
   "original",
   "resolve",
   "stage_at",

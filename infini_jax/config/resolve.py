@@ -15,12 +15,6 @@ from infini_jax.config.schema import CHANGEABLE, SECTIONS, Config, InputError
 LARGEST = 2**31 - 1  # JAX counts in 32 bits; of a larger seed it would drop the rest in silence
 
 
-def base_config() -> ml_collections.ConfigDict:
-  """Every field with its default, locked: a config file edits what it changes."""
-  config = ml_collections.ConfigDict(dataclasses.asdict(Config()))
-  return config.lock()
-
-
 def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
   """Freezes and checks a config.
 
@@ -53,6 +47,30 @@ def check_name(section: str, field: str | None = None) -> None:
     raise InputError(f"config.{section}.{field}: no such field{_did_you_mean(field, fields)}")
 
 
+def field_value(section: str, name: str, value: Any) -> Any:
+  """A value of the type that the field has; a whole number will do for a float.
+
+  Raises:
+    InputError: no such field, another type, or a number that is out of all bounds.
+  """
+  check_name(section, name)
+  (field,) = [f for f in dataclasses.fields(SECTIONS[section]) if f.name == name]
+  want = type(field.default)
+  if want is float and type(value) is int:
+    value = _float(value)
+  if want is tuple:
+    value = _tuple(f"{section}.{name}", typing.get_args(field.type)[0], value)
+  elif type(value) is not want:
+    remedy = f"; write {value:.0f}" if want is int and _is_whole(value) else ""
+    raise InputError(f"config.{section}.{name}={value!r}: expected {want.__name__}{remedy}")
+  for number in value if want is tuple else (value,):
+    if isinstance(number, float) and not math.isfinite(number):
+      raise InputError(f"config.{section}.{name}={value!r}: must be a finite number")
+    if isinstance(number, int) and number > LARGEST:
+      raise InputError(f"config.{section}.{name}={value!r}: must be at most {LARGEST}")
+  return value
+
+
 def difference(old: Config, new: Config) -> str | None:
   """The first field in which `new` is another experiment than `old`: 'section.field: a -> b'."""
   for section in SECTIONS:
@@ -70,31 +88,26 @@ def difference(old: Config, new: Config) -> str | None:
 def _section(section: str, schema: type, values: Any) -> Any:
   if not isinstance(values, dict):
     raise InputError(f"config.{section}={values!r}: a section of fields is expected here")
-  fields = {field.name: field for field in dataclasses.fields(schema)}
-  checked = {}
-  for name, value in values.items():
-    check_name(section, name)
-    want = type(fields[name].default)
-    if want is float and type(value) is int:
-      value = float(value)
-    if want is tuple:
-      value = _tuple(f"{section}.{name}", typing.get_args(fields[name].type)[0], value)
-    elif type(value) is not want:
-      raise InputError(f"config.{section}.{name}={value!r}: expected {want.__name__}")
-    for number in value if want is tuple else (value,):
-      if isinstance(number, float) and not math.isfinite(number):
-        raise InputError(f"config.{section}.{name}={value!r}: must be a finite number")
-      if isinstance(number, int) and number > LARGEST:
-        raise InputError(f"config.{section}.{name}={value!r}: must be at most {LARGEST}")
-    checked[name] = value
-  return schema(**checked)
+  return schema(**{name: field_value(section, name, value) for name, value in values.items()})
+
+
+def _float(number: int) -> float:
+  """An integer as a float; one that is too large for it is infinite."""
+  try:
+    return float(number)
+  except OverflowError:
+    return math.inf
+
+
+def _is_whole(value: Any) -> bool:
+  return isinstance(value, float) and value.is_integer()
 
 
 def _tuple(name: str, want: type, values: Any) -> tuple:
   """Several values of a type; a list, as JSON writes it, is taken too."""
   values = tuple(values) if isinstance(values, list | tuple) else (values,)
   if want is float:
-    values = tuple(float(v) if type(v) is int else v for v in values)
+    values = tuple(_float(v) if type(v) is int else v for v in values)
   if any(type(v) is not want for v in values):
     raise InputError(f"config.{name}={values!r}: expected several {want.__name__}")
   return values

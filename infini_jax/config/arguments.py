@@ -1,0 +1,131 @@
+"""From a command line to a `Config`: the config file, and the fields that are set behind it."""
+
+import ast
+import dataclasses
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ml_collections
+
+from infini_jax.config import files
+from infini_jax.config.resolve import LARGEST, check_name, field_value, resolve
+from infini_jax.config.schema import SECTIONS, Config, InputError
+
+EXPECTED = {bool: "True or False", int: "a whole number", float: "a number, such as 0.001 or 1e-3"}
+TRUTHS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+
+
+def load_config(arguments: Sequence[str]) -> Config:
+  """The config of `--config=FILE --config.a.b=value ...`.
+
+  A value may stand behind a blank too. The last one of a field counts.
+
+  Raises:
+    InputError: no such file, one that fails, an unknown field or a wrong value.
+  """
+  given: list[str] = []
+  fields: dict[tuple[str, str], Any] = {}
+  for name, text in _pairs(arguments):
+    if name == "--config":
+      given.append(text)
+    else:
+      section, _, field = name.removeprefix("--config.").partition(".")
+      check_name(section, field)
+      fields[section, field] = _value(section, field, text)
+  if not given:
+    raise InputError("--config=FILE is missing; configs/ holds some, such as configs/demo.py")
+  if len(given) > 1:
+    raise InputError(
+      f"--config is given {len(given)} times ({', '.join(given)}): name one file, and set what "
+      f"differs as --config.section.field=value"
+    )
+  config = files.run(given[0])
+  for (section, field), value in fields.items():
+    _set(config, section, field, value)
+  return resolve(config)
+
+
+def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+  """Every flag with its text, which stands behind = or in the next argument."""
+  rest = iter(arguments)
+  for argument in rest:
+    name, equals, text = argument.partition("=")
+    parts = name.split(".", 2)
+    if parts[0] != "--config" or len(parts) == 2 or not all(parts):
+      raise InputError(f"unknown argument {argument!r}; fields: --config.section.field=value")
+    if not equals:
+      following = next(rest, "--")
+      if following.startswith("--"):
+        raise InputError(f"{name} has no value: {name}=VALUE")
+      text = following
+    yield name, text
+
+
+def _set(config: Any, section: str, field: str, value: Any) -> None:
+  """Sets a field of what a config file returned; what is no config is left for `resolve`."""
+  if isinstance(config, ml_collections.ConfigDict):
+    with config.unlocked(), config.ignore_type():  # the text was read as the schema says
+      if section not in config:
+        config[section] = ml_collections.ConfigDict()
+      if isinstance(config[section], ml_collections.ConfigDict):
+        config[section][field] = value
+  elif isinstance(config, dict) and isinstance(config.setdefault(section, {}), dict):
+    config[section][field] = value
+
+
+def _value(section: str, field: str, text: str) -> Any:
+  """What a text means for a field.
+
+  Raises:
+    InputError: nothing of the field's type.
+  """
+  (found,) = [f for f in dataclasses.fields(SECTIONS[section]) if f.name == field]
+  want = type(found.default)
+  try:
+    if want is tuple:
+      value = _several(text, typing.get_args(found.type)[0])
+    else:
+      value = READ[want](text)
+  except ValueError:
+    expected = EXPECTED[want]
+    if want is int and (whole := _written_otherwise(text)):
+      expected += f"; write {whole}"
+    raise InputError(f"--config.{section}.{field}={text}: expected {expected}") from None
+  return field_value(section, field, value)
+
+
+def _truth(text: str) -> bool:
+  if text.strip().lower() not in TRUTHS:
+    raise ValueError
+  return TRUTHS[text.strip().lower()]
+
+
+def _written_otherwise(text: str) -> str:
+  """The whole number that a text such as 1e3 is; else empty."""
+  try:
+    number = float(text)
+  except ValueError:
+    return ""
+  return f"{number:.0f}" if number.is_integer() and abs(number) <= LARGEST else ""
+
+
+def _whole(text: str) -> int:
+  """As Python writes whole numbers; zeros in front are no octal."""
+  return int(text, 16 if text.strip().lower().lstrip("+-").startswith("0x") else 10)
+
+
+READ: dict[type, Callable[[str], Any]] = {str: str, bool: _truth, int: _whole, float: float}
+
+
+def _several(text: str, want: type) -> Any:
+  """A tuple or list, as Python writes it, or one value; words need no quotes."""
+  try:
+    return ast.literal_eval(text.strip())
+  except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+    if want is not str:
+      return text
+  inner = text.strip()
+  if inner[:1] + inner[-1:] in ("()", "[]"):
+    inner = inner[1:-1]
+  return tuple(word.strip() for word in inner.split(","))

@@ -1,0 +1,54 @@
+"""What a config file edits: every field with its default, locked."""
+
+import dataclasses
+from typing import Any
+
+import ml_collections
+
+from infini_jax.config.resolve import check_name, field_value
+from infini_jax.config.schema import Config, InputError
+
+
+def base_config() -> ml_collections.ConfigDict:
+  """Every field with its default, locked: a config file edits what it changes."""
+  return _made("", dataclasses.asdict(Config())).lock()
+
+
+class _Fields(ml_collections.ConfigDict):
+  """The whole config, or a section of it: what is wrong is refused in the line that sets it."""
+
+  _section: str | None = None  # its name; the whole has "". None: ml_collections makes a copy
+
+  def __getitem__(self, key: str) -> Any:
+    self._check_name(key)
+    return super().__getitem__(key)
+
+  def __setitem__(self, key: str, value: Any) -> None:
+    self._check_name(key)
+    if self._section is not None and not isinstance(value, ml_collections.FieldReference):
+      try:
+        value = field_value(self._section, key, value) if self._section else _section(key, value)
+      except InputError as error:
+        raise TypeError(str(error)) from None
+    super().__setitem__(key, value)
+
+  def _check_name(self, key: str) -> None:
+    if self._section is not None and key not in self._fields:
+      try:
+        check_name(*([self._section, key] if self._section else [key]))
+      except InputError as error:
+        raise KeyError(str(error)) from None
+
+
+def _made(name: str, values: Any) -> _Fields:
+  made = _Fields()
+  object.__setattr__(made, "_section", name)
+  for key, value in values.items():
+    made[key] = value
+  return made
+
+
+def _section(name: str, values: Any) -> _Fields:
+  if not isinstance(values, dict | ml_collections.ConfigDict):
+    raise InputError(f"config.{name}={values!r}: a section of fields is expected here")
+  return _made(name, values)

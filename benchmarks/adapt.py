@@ -8,7 +8,6 @@ goes on where it stands. Fields given as --config.a.b=value hold for all stages.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from infini_jax.evaluation.filing import newest
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "configs/adapt_smollm.py"
@@ -89,8 +90,9 @@ def main() -> int:
   for name, command in stages.items():
     if command and not ran(name, command, root, console):
       return 1
-  console.print(cost(read(pretrained, "surgery")))
-  console.print(grid({"zero-shot": read(pretrained, "passkey"), "tuned": read(passkey, "passkey")}))
+  console.print(cost(newest(pretrained, "surgery")))
+  keys = {"zero-shot": newest(pretrained, "passkey"), "tuned": newest(passkey, "passkey")}
+  console.print(grid(keys))
   return 0
 
 
@@ -104,11 +106,6 @@ def ran(name: str, command: list[str], root: Path, console: Console) -> bool:
   state = "failed" if done.returncode else "took"
   console.print(f"{name} {state}: {time.perf_counter() - started:.0f} s", highlight=False)
   return not done.returncode
-
-
-def read(run: Path, task: str) -> dict:
-  """The results of an evaluation."""
-  return json.loads((run / "evaluation" / task / "results.json").read_text())
 
 
 def cost(results: dict) -> Table:

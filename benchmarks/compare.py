@@ -8,7 +8,6 @@ all of them.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infini_jax.cli import load_config
+from infini_jax.evaluation.filing import newest
 from infini_jax.planner.memories import memories
 
 ROOT = Path(__file__).parent.parent
@@ -57,7 +57,7 @@ def measure(args, system: str, fields: list[str], console: Console) -> dict | No
       return None
   config = load_config(settings)
   (memory,) = [m for m in memories(config) if m.mixer == config.model.mixer]
-  results = json.loads((workdir / "evaluation" / "perplexity" / "results.json").read_text())
+  results = newest(workdir, "perplexity")
   tokens = config.train.steps * config.data.lanes * config.data.segments
   return {
     "memory": memory,

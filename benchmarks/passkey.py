@@ -8,7 +8,6 @@ runs share the machine, one core each; their training times are then longer than
 """
 
 import argparse
-import json
 import os
 import queue
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from infini_jax.evaluation.filing import newest
 from infini_jax.evaluation.retrieval import wilson
 
 ROOT = Path(__file__).parent.parent
@@ -92,8 +92,7 @@ def measure(args, rule: str, seed: int, core: int | None, console: Console) -> d
       console.print(f"{rule}, seed {seed}: {name} failed; see {workdir / name}.log")
       return None
     console.print(f"{rule}, seed {seed}: {name} took {seconds[name]:.0f} s")
-  results = json.loads((workdir / "evaluation" / "passkey" / "results.json").read_text())
-  return results | {"seconds": seconds}
+  return newest(workdir, "passkey") | {"seconds": seconds}
 
 
 def table(found: dict) -> Table:

@@ -12,6 +12,7 @@ import pytest
 
 import infini_jax
 from infini_jax import cli
+from infini_jax.evaluation.filing import newest, newest_file
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -173,11 +174,12 @@ def test_train_evaluate_and_generate(job):
   assert [line["step"] for line in lines] == [1, 2, 3, 4]
   done = real("eval.py", f"--config={job / 'config.py'}", f"--workdir={run}")
   assert done.returncode == 0, done.stderr
-  results = json.loads((run / "evaluation" / "perplexity" / "results.json").read_text())
+  results = newest(run, "perplexity")
   texts = [f.read_bytes() for f in (job / "corpus" / "test").iterdir()]
   assert results["memory"]["bytes"] == results["memory"]["tokens"] == sum(map(len, texts))
-  for picture in ("gates/gates.png", "perplexity/positions.png"):
-    assert (run / "evaluation" / picture).read_bytes().startswith(b"\x89PNG")
+  place = newest_file(run, "perplexity").parent
+  for picture in (run / "evaluation" / "gates" / "gates.png", place / "positions.png"):
+    assert picture.read_bytes().startswith(b"\x89PNG")
   for figure in ("perplexity per token", "bits per byte", "knocked out", "parameters", "gates.png"):
     assert figure in done.stdout, f"the table lacks {figure!r}"
   typed = results["command"]

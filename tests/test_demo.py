@@ -1,11 +1,12 @@
 """The demo's main job, shortened, through its real doors."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from infini_jax.evaluation.filing import newest
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,7 +25,7 @@ def test_the_demo_uses_its_memory(tmp_path):
 
   run("train.py", *config, "--config.train.steps=80")
   run("eval.py", *config, "--config.evaluation.max_documents=6")
-  results = json.loads((tmp_path / "evaluation" / "perplexity" / "results.json").read_text())
+  results = newest(tmp_path, "perplexity")
   ratio = results["knocked_out"]["empty"]["perplexity"] / results["memory"]["perplexity"]
   assert ratio > 1.02, (
     f"without its memory the demo is only {ratio - 1:.1%} worse: look at the gates and at the "

@@ -1,11 +1,12 @@
 """The memory works: a short run of the pass key config recalls what local attention cannot."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from infini_jax.evaluation.filing import newest
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,7 +23,7 @@ def test_a_key_is_recalled_after_many_segments(tmp_path, rule):
       [sys.executable, *command], cwd=ROOT, env=env, text=True, capture_output=True
     )
     assert done.returncode == 0, done.stderr
-  results = json.loads((tmp_path / "evaluation" / "passkey" / "results.json").read_text())
+  results = newest(tmp_path, "passkey")
   (memory,), (out,) = results["memory"]["cells"], results["knocked_out"]["empty"]["cells"]
   assert memory["exact_match"] > 0.8, (
     f"only {memory['exact_match']:.0%} of the keys come back after 7 segments: the memory does not "

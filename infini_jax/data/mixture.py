@@ -42,6 +42,11 @@ class Mixture(Store):
     }
     super().__init__(first.folder, description)
 
+  @property
+  def text(self) -> str:
+    """A short hash of the documents of all; weights play no part where they are read once."""
+    return digest([store.text for store in self._stores.values()])
+
   def split(self, name: str) -> Documents:
     """The documents of a split of all stores, in turn.
 

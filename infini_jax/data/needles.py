@@ -33,13 +33,16 @@ class Needles:
 
   Raises:
     InputError: the tokenizer cannot write what hides; too few digits.
+
+  Attributes:
+    store: what the filler is read from.
   """
 
   has_depth = True
 
   def __init__(self, config: Config, store: Store, tokenizer: Tokenizer | None = None):
     self.tokenizer = store.tokenizer if tokenizer is None else tokenizer
-    self._task, self._seed, self._store = config.task, config.train.seed, store
+    self._task, self._seed, self.store = config.task, config.train.seed, store
     if not 3 <= self._task.digits <= 32:
       raise InputError(
         f"config.task.digits={self._task.digits}: numbers in needles have 3 to 32, so that there "
@@ -122,7 +125,7 @@ class Needles:
     """Read when it is first needed: an evaluation reads no training text."""
     with self._lock:
       if held_out not in self._fillers:
-        self._fillers[held_out] = Filler(self._store, held_out)
+        self._fillers[held_out] = Filler(self.store, held_out)
       return self._fillers[held_out]
 
 

@@ -29,6 +29,7 @@ from infini_jax.data.shards import (
   summaries_of,
   temporary_name,
 )
+from infini_jax.data.sources.base import digest
 from infini_jax.data.tokenizers import Tokenizer, load_saved
 
 FORMAT = 1
@@ -207,6 +208,15 @@ class Store:
       return cls(folder, description)
     except KeyError as error:
       raise InputError(f"{folder}/store.json: lacks {error}; prepare it again") from None
+
+  @property
+  def text(self) -> str:
+    """A short hash of its documents, whatever their tokens; of an older store, its fingerprint."""
+    try:
+      plan = json.loads((self.folder / "plan.json").read_text("utf-8"))
+      return digest([plan["documents"], str(plan["min_tokens"])])
+    except (OSError, ValueError, KeyError, TypeError):
+      return self.fingerprint
 
   @property
   def tokenizer(self) -> Tokenizer:

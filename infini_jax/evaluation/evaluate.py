@@ -1,12 +1,10 @@
 """Evaluates a run: the figures of each task, knocked out too, and the gates.
 
-What is found lies in `WORKDIR/evaluation/TASK/`: `results.json`, and the pictures beside it.
+What is found lies where `filing` says: `results.json`, and the pictures beside it.
 """
 
-import dataclasses
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
 import time
@@ -21,6 +19,8 @@ from rich.table import Table
 
 from infini_jax import plan
 from infini_jax.config import Config
+from infini_jax.data import Pairs, Source, Store
+from infini_jax.evaluation import filing
 from infini_jax.evaluation import gates as gates_lib
 from infini_jax.evaluation.knock_out import INTACT
 from infini_jax.evaluation.tasks import KINDS, Job, jobs_of, open_task
@@ -40,7 +40,7 @@ def evaluate(
   tasks: Sequence[str] = (),
   command: str | None = None,
 ) -> dict[str, dict[str, Any]]:
-  """Evaluates a checkpoint and writes `WORKDIR/evaluation/TASK/` for every task.
+  """Evaluates a checkpoint and files its results in `WORKDIR/evaluation/`.
 
   Args:
     config: the run's; `config.evaluation` and `config.mesh` may differ from training.
@@ -69,7 +69,9 @@ def evaluate(
   everything: dict[str, dict[str, Any]] = {}
   with jax.set_mesh(mesh):
     evaluators = {task: KINDS[task].evaluator(config, mesh, s) for task, s in sources.items()}
-    params, step = Checkpoints(workdir).restore_params(abstract_params(config.model, mesh), step)
+    saved = Checkpoints(workdir)
+    params, step = saved.restore_params(abstract_params(config.model, mesh), step)
+    newest = saved.latest() or step
     gates_LH = gates_lib.gates(config.model, params)
     about: dict[str, Any] = {
       "step": step,
@@ -78,24 +80,20 @@ def evaluate(
     }
     if gates_LH is not None:
       about["gates"] = {"gates_LH": gates_LH.tolist(), **gates_lib.summary(gates_LH)}
-    about["settings"] = {
-      "evaluation": dataclasses.asdict(config.evaluation),
-      "task": dataclasses.asdict(config.task),
-    }
+    about["settings"] = filing.settings_of(config)
     about |= {"command": command, "environment": _environment()}
     known: dict[tuple[str, str], Any] = {}
     for job in jobs:
       started = time.perf_counter()
       found = _run(job, evaluators.get(job.task), params, known, console)
       about["seconds"] = time.perf_counter() - started
-      results = everything[job.name] = _results(job, config, about, found)
+      results = _results(job, config, _about_source(job, config, sources), about, found)
+      everything[job.name] = results
       if jax.process_index() == 0:
-        folder = workdir.path / "evaluation" / job.name
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / "results.json"
-        file.with_suffix(".tmp").write_text(json.dumps(results, indent=2) + "\n")
-        file.with_suffix(".tmp").replace(file)
-        _show(job, found, results, config, workdir.path, console)
+        place = filing.Evaluated.of(results).folder(job.name, newest)
+        folder = workdir.path / "evaluation" / place
+        filing.write(folder, results)
+        _show(job, found, results, config, folder, console)
   return everything
 
 
@@ -120,15 +118,33 @@ def _run(
   return {variant.name: known[job.task, variant.name] for variant in job.variants}
 
 
+def _about_source(job: Job, config: Config, sources: dict[str, Source]) -> dict[str, Any]:
+  """What was read, and how: what tells an evaluation from another one of the same task."""
+  task, source = job.task or job.name, sources.get(job.task)
+  about: dict[str, Any] = {"task": task}
+  if source is not None:
+    store = source if isinstance(source, Store) else getattr(source, "store", None)
+    hides = task == "needle" and config.task.filler
+    about["corpus"] = filing.about_corpus(store, hides or config.data.path)
+    if isinstance(source, Store | Pairs):
+      about["split"] = config.evaluation.split
+    about["tokenizer"] = source.tokenizer.fingerprint
+  return about | {
+    "protocol": filing.protocol(task, filing.settings_of(config)),
+    "segment_length": config.model.segment_length,
+  }
+
+
 def _results(
-  job: Job, config: Config, about: dict[str, Any], found: dict[str, Any]
+  job: Job,
+  config: Config,
+  source: dict[str, Any],
+  about: dict[str, Any],
+  found: dict[str, Any],
 ) -> dict[str, Any]:
   """What `results.json` holds."""
   figures = {name: one.to_dict() for name, one in found.items()}
-  results: dict[str, Any] = {"task": job.task or job.name}
-  if job.task == "perplexity":
-    results["split"] = config.evaluation.split
-  results |= about
+  results = source | about
   if figures:
     results |= {"memory": figures.pop(INTACT.name), KINDS[job.task].others: figures}
   return results | {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
@@ -154,11 +170,10 @@ def _show(
   found: dict[str, Any],
   results: dict[str, Any],
   config: Config,
-  path: Path,
+  folder: Path,
   console: Console,
 ) -> None:
-  """Draws the pictures of a job, and prints its tables."""
-  folder = path / "evaluation" / job.name
+  """Draws the pictures of a job into the folder of its results, and prints its tables."""
   if not job.task:
     gates_lib.draw(np.array(results["gates"]["gates_LH"]), folder / "gates.png")
     console.print(_gates(results, _shown(folder / "gates.png")))
@@ -166,11 +181,11 @@ def _show(
   tables = KINDS[job.task].tables
   pictures = tables.draw(found, results, folder)
   tables.show(found, results, config, console)
-  console.print(_about(results, path, pictures))
+  console.print(_about(results, folder, pictures))
   tables.verdict(found, console)
 
 
-def _about(results: dict[str, Any], path: Path, pictures: dict[str, Path]) -> Table:
+def _about(results: dict[str, Any], folder: Path, pictures: dict[str, Path]) -> Table:
   """What was evaluated, how fast, and where everything lies."""
   table = _table(f"the run, step {results['step']}")
   speed = results["training_tokens_per_second"]
@@ -179,7 +194,10 @@ def _about(results: dict[str, Any], path: Path, pictures: dict[str, Path]) -> Ta
     table.add_row("GiB a device in training", f"{size / 2**30:,.2f}")
   table.add_row("tokens/s in evaluation", f"{results['memory']['tokens_per_second']:,.0f}")
   table.add_row("parameters", f"{results['parameters']:,}")
-  table.add_row("checkpoint", _shown(path / "checkpoints" / str(results["step"])))
+  if corpus := results.get("corpus"):
+    table.add_row("corpus", ", ".join([corpus["path"], *filter(None, [results.get("split")])]))
+  table.add_row("checkpoint", f"step {results['step']:,}")
+  table.add_row("results", _shown(folder / filing.FILE))
   for name, file in pictures.items():
     table.add_row(f"picture: {name}", _shown(file))
   return table

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from infini_jax.config import InputError
 from infini_jax.evaluation import page_tables
+from infini_jax.evaluation.filing import Evaluated
 from infini_jax.evaluation.page_headline import headline
 from infini_jax.evaluation.page_html import code, document, heading, paragraph, picture
 from infini_jax.evaluation.page_runs import Run, read_runs
-from infini_jax.evaluation.retrieval_tables import asked
 
 LABEL = 40  # characters of a run's name in a picture
 
@@ -106,11 +106,10 @@ def _run(run: Run, level: int) -> str:
   made = _losses([run]) if level > 3 else ""
   if not run.evaluations:
     made += paragraph("Nothing was evaluated yet; infini-jax eval does.")
-  for name, results in run.evaluations.items():
-    what = asked(results)
-    if name not in (results["task"], what.replace(", ", "-")):
-      what = f"{name}, {what}"
+  for name, what in run.names.items():
+    results = run.evaluations[name]
     made += heading(level, what, f"step {results['step']:,}")
+    made += paragraph(Evaluated.of(results).description) if "protocol" in results else ""
     made += page_tables.tables_of(results)
     for file in run.pictures(name):
       shows = PICTURES.get(file.stem, f"Picture {file.stem}")

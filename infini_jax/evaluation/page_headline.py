@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from infini_jax.evaluation.filing import Evaluated, told_apart
 from infini_jax.evaluation.page_html import Cell, table
 from infini_jax.evaluation.page_runs import Run
 from infini_jax.evaluation.page_tables import (
@@ -29,6 +30,7 @@ COSTS = ("documents", "cut", "tokens", "words", "bytes", "nats", "seconds", "tok
 
 def headline(runs: list[Run]) -> str:
   """The table; it has only rows that some run has."""
+  asked = _asked_of(runs)
   figures: dict[str, Callable[[Run], Shown]] = {
     "memory system": lambda run: run.system,
     "trained on": lambda run: run.config.task.name,
@@ -38,13 +40,12 @@ def headline(runs: list[Run]) -> str:
     "training, tokens/s": lambda run: _size(run.training["training_tokens_per_second"], 1),
     "training, MiB a device": lambda run: _size(run.training["training_step_bytes"], 2**20),
     "evaluated at step": _steps,
-    "perplexity per token": _asked("perplexity", _perplexity),
-    "the same, memory knocked out": _asked("perplexity", _knocked_out),
-    "bits per byte": _asked("perplexity", partial(_scalar, "bits_per_byte")),
-    "perplexity per word": _asked("perplexity", partial(_scalar, "word_perplexity")),
   }
-  for task in dict.fromkeys(task for run in runs for task in run.tasks if task != "perplexity"):
-    figures |= _rows_of(task, runs)
+  for task in sorted(asked, key=lambda task: task != "perplexity"):  # which comes first
+    for key, apart in told_apart(asked[task]).items():
+      behind = f" ({apart})" if apart else ""
+      made = _perplexities(key) if task == "perplexity" else _rows_of(task, key, runs)
+      figures |= {f"{name}{behind}": figure for name, figure in made.items()}
   figures["heads that opened"] = lambda run: opened(run.gates) if run.gates else None
   rows: list[Row] = []
   for name, figure in figures.items():
@@ -54,29 +55,46 @@ def headline(runs: list[Run]) -> str:
   return table("What was measured; a blank was not", ["figure", *(run.name for run in runs)], rows)
 
 
-def _rows_of(task: str, runs: list[Run]) -> dict[str, Callable[[Run], Shown]]:
+def _asked_of(runs: list[Run]) -> dict[str, dict[str, Evaluated]]:
+  """Everything that was evaluated, by what was asked: figures of one key may stand in one row."""
+  asked: dict[str, dict[str, Evaluated]] = {}
+  for evaluated in (Evaluated.of(found) for run in runs for found in run.evaluations.values()):
+    asked.setdefault(evaluated.asked, {}).setdefault(evaluated.key, evaluated)
+  return asked
+
+
+def _perplexities(key: str) -> dict[str, Callable[[Run], Shown]]:
+  return {
+    "perplexity per token": _of(key, _perplexity),
+    "the same, memory knocked out": _of(key, _knocked_out),
+    "bits per byte": _of(key, partial(_scalar, "bits_per_byte")),
+    "perplexity per word": _of(key, partial(_scalar, "word_perplexity")),
+  }
+
+
+def _rows_of(task: str, key: str, runs: list[Run]) -> dict[str, Callable[[Run], Shown]]:
   """Rows of a task: what was recalled by length, or every figure that it has."""
-  results = [found for run in runs if (found := run.results(task)) and "memory" in found]
+  results = [found for run in runs if (found := run.results(key)) and "memory" in found]
   lengths = {cell["length"] for found in results for cell in found["memory"].get("cells", ())}
   if lengths:
     depths = {cell["depth"] for found in results for cell in found["memory"].get("cells", ())}
     worst = ", worst depth" * (len(depths) > 1)
     return {
-      f"{task}, {n:,} tokens{worst}": _asked(task, partial(_recalled, n)) for n in sorted(lengths)
+      f"{task}, {n:,} tokens{worst}": _of(key, partial(_recalled, n)) for n in sorted(lengths)
     }
   names = dict.fromkeys(name for found in results for name, _ in scalars(found["memory"]))
   return {
-    f"{task}: {plain(name)}": _asked(task, partial(_scalar, name))
+    f"{task}: {plain(name)}": _of(key, partial(_scalar, name))
     for name in names
     if name not in COSTS
   }
 
 
-def _asked(task: str, figure: Callable[[Results], Shown]) -> Callable[[Run], Shown]:
-  """A figure of the results on a task, where a run has them."""
+def _of(key: str, figure: Callable[[Results], Shown]) -> Callable[[Run], Shown]:
+  """A figure of the results that a key names, where a run has them."""
 
   def of(run: Run) -> Shown:
-    results = run.results(task)
+    results = run.results(key)
     return figure(results) if results and "memory" in results else None
 
   return of

@@ -1,5 +1,6 @@
 """What a report is made of: runs, what they logged, and what their evaluations found."""
 
+import collections
 import dataclasses
 import itertools
 import json
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from infini_jax.config import Config, InputError
+from infini_jax.evaluation import filing
 from infini_jax.evaluation.evaluate import training
-from infini_jax.evaluation.retrieval_tables import asked
+from infini_jax.evaluation.filing import Evaluated, told_apart
 from infini_jax.evaluation.tasks import NAMES
 from infini_jax.runs.metrics import read_metrics
 from infini_jax.runs.workdir import Workdir
@@ -28,7 +30,7 @@ class Run:
   config: Config
   losses: tuple[tuple[int, float], ...]  # step, training loss
   training: dict[str, Any]  # speed and bytes
-  evaluations: dict[str, dict[str, Any]]  # the name of a task: what its results.json holds
+  evaluations: dict[str, dict[str, Any]]  # by where it lies: what its results.json holds
 
   @property
   def system(self) -> str:
@@ -36,16 +38,27 @@ class Run:
     m = self.config.model
     return f"{m.mixer}, {m.rule}" if m.mixer == "infini" else m.mixer
 
-  def results(self, what: str) -> dict[str, Any] | None:
-    """The results on what was `asked`: the task's own, else those of the knock-outs on it."""
-    names = [name for name, found in self.evaluations.items() if asked(found) == what]
-    own = [name for name in names if name != "knockout"]
-    return next((self.evaluations[name] for name in own + names), None)
-
   @property
-  def tasks(self) -> list[str]:
-    """What was asked, knock-outs counted under their task."""
-    return list(dict.fromkeys(asked(found) for found in self.evaluations.values()))
+  def names(self) -> dict[str, str]:
+    """Every evaluation by where it lies: what was asked and read, and what tells it from others."""
+    those = {name: Evaluated.of(found) for name, found in self.evaluations.items()}
+    alike: dict[str, dict[str, Evaluated]] = {}
+    for name, one in those.items():
+      what = f"knockout, {one.asked}" if is_knock_out(name) else one.asked
+      alike.setdefault(": ".join(filter(None, [what, one.read])), {})[name] = one
+    names = {}
+    for what, some in alike.items():
+      for name, apart in told_apart(some).items():
+        names[name] = ", ".join(filter(None, [what, apart]))
+    count = collections.Counter(names.values())
+    out = lambda name: f" (knocked out: {', '.join(those[name].knock_out) or 'nothing'})"
+    return {name: names[name] + out(name) * (count[names[name]] > 1) for name in those}
+
+  def results(self, key: str) -> dict[str, Any] | None:
+    """The results on what `Evaluated.key` says: of the newest step, the task's own if there are."""
+    found = [name for name, one in self.evaluations.items() if Evaluated.of(one).key == key]
+    order = lambda name: (self.evaluations[name]["step"], not is_knock_out(name))
+    return self.evaluations[max(found, key=order)] if found else None
 
   @property
   def gates(self) -> dict[str, Any] | None:
@@ -72,8 +85,9 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
 def _read(workdir: Workdir, name: str) -> Run:
   config = workdir.config()
   losses = ((line["step"], line["loss"]) for line in read_metrics(workdir.path))
-  files = (workdir.path / "evaluation").glob("*/results.json")
-  evaluations = {file.parent.name: _results(file) for file in sorted(files, key=_place)}
+  root = workdir.path / "evaluation"
+  places = sorted((file.parent.relative_to(root) for file in filing.files(root)), key=_place)
+  evaluations = {place.as_posix(): _results(root / place / filing.FILE) for place in places}
   return Run(name, workdir.path, config, tuple(losses), training(workdir.path), evaluations)
 
 
@@ -98,10 +112,14 @@ def _first_lines(file: Path) -> list[Any]:
     raise InputError(f"{file}: cannot be read ({error}); evaluate the task anew") from None
 
 
-def _place(file: Path) -> tuple[int, str]:
-  name = file.parent.name
-  task = name.partition("-")[0]  # of needle-single, say
-  return (NAMES.index(task) if task in NAMES else len(NAMES)), name
+def is_knock_out(name: str) -> bool:
+  """Whether the results that lie there are those of a task with every knock-out."""
+  return name.partition("/")[0] == "knockout"
+
+
+def _place(folder: Path) -> tuple[int, str]:
+  task = folder.parts[0].partition("-")[0]  # of needle-single, say
+  return (NAMES.index(task) if task in NAMES else len(NAMES)), folder.as_posix()
 
 
 def _names(paths: list[Path]) -> dict[Path, str]:

@@ -29,6 +29,7 @@ class Kind(NamedTuple):
   source: str  # what `open_inputs` knows it by
   evaluator: Callable[[Config, Mesh, Any], Any]  # has `chunks`, and `run(params, variant, advance)`
   tables: ModuleType  # has `draw`, `show` and `verdict`
+  protocol: tuple[str, ...]  # fields that change the figures, beside corpus, split and knock-outs
   others: str = "knocked_out"  # what the variants but the first are called in `results.json`
 
 
@@ -36,14 +37,43 @@ def _perplexity(config: Config, mesh: Mesh, store: Store) -> Perplexity:
   return Perplexity(config, mesh, store.split(config.evaluation.split), store.tokenizer)
 
 
+def _fields(section: str, names: str) -> tuple[str, ...]:
+  return tuple(f"{section}.{name}" for name in names.split())
+
+
+READ = _fields("evaluation", "max_documents max_tokens")
+ASKED = _fields("evaluation", "lengths samples")
 # A new task is one entry here.
 KINDS = {
-  "perplexity": Kind("text", _perplexity, perplexity_tables),
-  "passkey": Kind("passkey", Retrieval, retrieval_tables),
-  "needle": Kind("needle", Retrieval, retrieval_tables),
-  "recall": Kind("recall", Retrieval, retrieval_tables),
-  "summarization": Kind("summarization", Summarization, summarization_tables),
-  "surgery": Kind("text", surgery.Surgery, surgery, "before"),
+  "perplexity": Kind("text", _perplexity, perplexity_tables, (*READ, "evaluation.input_tokens")),
+  "passkey": Kind(
+    "passkey", Retrieval, retrieval_tables, (*ASKED, "evaluation.depths", "task.digits")
+  ),
+  "needle": Kind(
+    "needle",
+    Retrieval,
+    retrieval_tables,
+    (*ASKED, "evaluation.depths", *_fields("task", "family needles hops facts digits")),
+  ),
+  "recall": Kind(
+    "recall",
+    Retrieval,
+    retrieval_tables,
+    (*ASKED, *_fields("task", "pairs distinct_keys distinct_values")),
+  ),
+  "summarization": Kind(
+    "summarization",
+    Summarization,
+    summarization_tables,
+    (*READ, *_fields("evaluation", "summary_length temperature top_p")),
+  ),
+  "surgery": Kind(
+    "text",
+    surgery.Surgery,
+    surgery,
+    (*READ, "evaluation.input_tokens", "train.start_from"),
+    "before",
+  ),
 }
 NAMES = (*KINDS, "gates", "knockout")
 GATED = ("infini", "memorizing")  # the mixers with gates

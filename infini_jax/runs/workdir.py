@@ -6,7 +6,7 @@ A workdir is whole by itself:
   tokenizer/       the vocabulary
   checkpoints/N/   the state after N updates: `params`, and `rest` (optimizer, memory, step)
   metrics.jsonl    one line per log, beside tensorboard/
-  evaluation/T/    of each task T: results.json and pictures
+  evaluation/T/    of each task T, by corpus and protocol: results.json and pictures
 """
 
 import contextlib

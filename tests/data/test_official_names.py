@@ -12,6 +12,7 @@ from tfds_fakes import pg19, write_tfds
 
 from infini_jax.config import SPLITS
 from infini_jax.data import list_documents, read_text
+from infini_jax.evaluation.filing import newest_file
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +78,7 @@ def test_books_are_prepared_mixed_trained_on_and_evaluated(run, tmp_path):
   run("eval.py", *config, "--task=perplexity")
   only = f"--config.data.path={tmp_path}/booksum/book"
   run("eval.py", *config, "--task=summarization", only, "--config.evaluation.max_documents=1")
-  results = lambda task: tmp_path / "run" / "evaluation" / task / "results.json"
+  results = lambda task: newest_file(tmp_path / "run", task)
   perplexity = json.loads(results("perplexity").read_text())["memory"]
   tokens = sum(min(3000, len(text.encode())) for text in books["test"])
   assert {s: (n, t) for s, (n, t, _) in perplexity["by_source"].items()} == {

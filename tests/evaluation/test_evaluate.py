@@ -4,6 +4,7 @@ import html
 import io
 import json
 import math
+import re
 import shutil
 import time
 
@@ -17,6 +18,7 @@ from infini_jax.config.schema import TASKS
 from infini_jax.evaluation import evaluate as module
 from infini_jax.evaluation import perplexity_tables, retrieval_tables, summarization_tables
 from infini_jax.evaluation.evaluate import evaluate
+from infini_jax.evaluation.filing import newest, newest_file
 from infini_jax.evaluation.gates import gates
 from infini_jax.evaluation.page import report
 from infini_jax.evaluation.perplexity import Scores
@@ -30,7 +32,7 @@ COMMAND = "infini-jax eval --config=a.py --workdir='a b'"
 
 
 def saved(workdir, name):
-  return json.loads((workdir / "evaluation" / name / "results.json").read_text())
+  return newest(workdir, name)
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +94,8 @@ def test_the_page_holds_what_was_written(run):
 
 
 def test_pictures_are_pictures(run):
-  folder = run[1] / "evaluation"
-  for name in ("gates/gates.png", "perplexity/positions.png"):
-    assert (folder / name).read_bytes().startswith(b"\x89PNG"), name
+  for task, name in (("gates", "gates.png"), ("perplexity", "positions.png")):
+    assert newest_file(run[1], task).with_name(name).read_bytes().startswith(b"\x89PNG"), name
 
 
 def test_table_shows_the_figures(run):
@@ -159,13 +160,14 @@ def test_a_set_of_tasks_restores_once_and_reads_nothing_twice(
   took = [one["seconds"] for one in found.values()]
   assert sum(took) <= time.perf_counter() - started, "what two tasks share counts once"
   folder = tmp_path / "run" / "evaluation"
-  assert sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.*")) == [
+  places = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.*"))
+  assert [re.sub("-tokens-[0-9a-f]{6}", "", place) for place in places] == [
     "gates/gates.png",
     "gates/results.json",
-    "knockout/passkey.png",
-    "knockout/results.json",
-    "passkey/passkey.png",
-    "passkey/results.json",
+    "knockout/200/passkey.png",
+    "knockout/200/results.json",
+    "passkey/200/passkey.png",
+    "passkey/200/results.json",
   ]
 
 
@@ -245,9 +247,10 @@ def test_a_tasks_evaluation_writes_its_figures_table_and_pictures(trained_on_tas
       assert cell["samples"] == 3 and cell["tokens"] == 3 * c.task.digits
       low, high = cell["token_accuracy_interval"]
       assert 0 <= low <= cell["token_accuracy"] <= high <= 1
-  folder = tmp_path / "run" / "evaluation"
-  for name in ("gates/gates.png", "passkey/passkey.png"):
-    assert (folder / name).read_bytes().startswith(b"\x89PNG"), name
+  for task, name in (("gates", "gates.png"), ("passkey", "passkey.png")):
+    assert (
+      newest_file(tmp_path / "run", task).with_name(name).read_bytes().startswith(b"\x89PNG")
+    ), name
   text = out.getvalue()
   for figure in ("passkey: 3 fresh examples a line, step 4", "80", "200", "layer 2 cut", "0.5"):
     assert figure in text, f"the table lacks {figure}:\n{text}"

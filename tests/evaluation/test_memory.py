@@ -1,6 +1,5 @@
 """Memory does not grow with what is read: measured in fresh processes."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infini_jax.evaluation.filing import newest
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +58,6 @@ def test_a_book_of_300_000_tokens_needs_the_memory_of_one_of_3_000(tmp_path):
       out = run("-c", EVAL, "eval", *config, f"--task={task}", *sizes)
       peaks[tokens] = int(out.rpartition("peak")[2]) / 1024
       print(f"{task}, {tokens:,} tokens: {peaks[tokens]:,.0f} MiB at the most")
-      results = json.loads((tmp_path / "run/evaluation" / task / "results.json").read_text())
+      results = newest(tmp_path / "run", task)
       assert results["memory"]["tokens"] == tokens
     assert peaks[LENGTHS[-1]] - peaks[LENGTHS[0]] < MOST, f"{task}, MiB by tokens read: {peaks}"

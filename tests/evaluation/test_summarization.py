@@ -13,6 +13,7 @@ from infini_jax.data import Pairs, prepare
 from infini_jax.data.summarization import MARK
 from infini_jax.evaluation import summarization_tables
 from infini_jax.evaluation.evaluate import evaluate
+from infini_jax.evaluation.filing import newest_file
 from infini_jax.evaluation.knock_out import INTACT, Variant
 from infini_jax.evaluation.summarization import Summarization
 from infini_jax.evaluation.validation import Validation
@@ -147,7 +148,7 @@ def test_trained_and_evaluated_from_files_on_eight_devices(pairs, tmp_path):
   c = changed(c, mesh=changed(c.mesh, data=8), data=changed(c.data, lanes=8))
   loop.train(c, str(tmp_path / "run"), quiet())
   (results,) = evaluate(c, str(tmp_path / "run"), quiet(), tasks=("summarization",)).values()
-  folder = tmp_path / "run" / "evaluation" / "summarization"
+  folder = newest_file(tmp_path / "run", "summarization").parent
   lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
   assert len(lines) == 3 and all({"written", "reference", "knocked_out"} <= set(x) for x in lines)
   assert (folder / "summaries.png").read_bytes().startswith(b"\x89PNG")

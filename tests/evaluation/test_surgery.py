@@ -1,6 +1,5 @@
 """What the surgery cost: the original, the model at step 0 and the trained one, on one text."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 
 from infini_jax.config import InputError
 from infini_jax.evaluation.evaluate import evaluate
+from infini_jax.evaluation.filing import newest
 from infini_jax.evaluation.page import report
 from infini_jax.evaluation.surgery import Cost, originals, verdict
 from infini_jax.runs.workdir import Workdir
@@ -18,17 +18,17 @@ def test_three_perplexities_of_the_same_tokens(adapted, tmp_path):
   c, workdir, _ = adapted
   console = quiet()
   evaluate(c, str(workdir), console, tasks=("surgery", "perplexity"), command="typed")
-  found = json.loads((workdir / "evaluation" / "surgery" / "results.json").read_text())
+  found = newest(workdir, "surgery")
   before, after = found["before"], found["memory"]
   assert before["original"]["tokens"] == before["step 0"]["tokens"] == after["tokens"] > 0
   ratio = before["step 0"]["perplexity"] / before["original"]["perplexity"]
   assert ratio != 1 and abs(ratio - 1) < 0.01, "gates at -5 must change next to nothing"
-  trained = json.loads((workdir / "evaluation" / "perplexity" / "results.json").read_text())
+  trained = newest(workdir, "perplexity")
   np.testing.assert_allclose(after["perplexity"], trained["memory"]["perplexity"], rtol=1e-6)
   assert after["perplexity"] != before["step 0"]["perplexity"], "nothing was trained"
   start = c.train.start_from
   evaluate(Workdir(start).config(), start, quiet(), tasks=("perplexity",))
-  wide = json.loads((Path(start) / "evaluation" / "perplexity" / "results.json").read_text())
+  wide = newest(Path(start), "perplexity")
   np.testing.assert_allclose(
     before["original, its window"]["perplexity"], wide["memory"]["perplexity"], rtol=1e-6
   )

@@ -19,6 +19,7 @@ import pytest
 
 from infini_jax import cli
 from infini_jax.config import InputError, MeshConfig
+from infini_jax.evaluation.filing import newest, newest_file
 from infini_jax.parallel import hosts, local_rows, make_mesh, put_batch
 from infini_jax.parallel.distributed import Anyone, Settings, guard, settings
 from tests import tiny
@@ -349,7 +350,7 @@ def test_trains_saves_restores_and_evaluates_as_one_process(command, job, alone)
   figures = {}
   for count in (1, 2, 4):
     command("eval", "of2", count)
-    file = job / "of2" / "evaluation" / "perplexity" / "results.json"
+    file = newest_file(job / "of2", "perplexity")
     found = json.loads(file.read_text())
     for scores in (found["memory"], *found["knocked_out"].values()):
       del scores["seconds"], scores["tokens_per_second"]
@@ -389,7 +390,7 @@ def test_other_meshes_over_processes(command, job, config):
     run = f"{config}{count}"
     command("train", run, count, config=config, devices=4)
     command("eval", run, count, *keys, config=config, devices=4)
-    found.append(json.loads((job / run / "evaluation" / "passkey" / "results.json").read_text()))
+    found.append(newest(job / run, "passkey"))
     for scores in (found[-1]["memory"], *found[-1]["knocked_out"].values()):
       scores.pop("seconds", None)
       scores.pop("tokens_per_second", None)
@@ -440,8 +441,7 @@ def test_two_processes_find_what_one_finds(command, job, run, tasks):
   found, folder = {}, job / run / "evaluation"
   for count in (1, 2):
     command("eval", run, count, f"--task={','.join(tasks)}", config=run)
-    files = {file.parent.name.partition("-")[0]: file for file in folder.glob("*/results.json")}
-    assert sorted(files) == sorted(tasks)
+    files = {task: newest_file(job / run, task) for task in tasks}
     found[count] = {}
     for task, file in files.items():
       results = json.loads(file.read_text())
@@ -451,7 +451,7 @@ def test_two_processes_find_what_one_finds(command, job, run, tasks):
         del scores["tokens_per_second"]
       found[count][task] = figures
     if "summarization" in tasks:
-      lines = (folder / "summarization" / "predictions.jsonl").read_text().splitlines()
+      lines = files["summarization"].with_name("predictions.jsonl").read_text().splitlines()
       found[count]["texts"] = [json.loads(line) for line in lines]
     shutil.rmtree(folder)
   same_figures(found[2], found[1])

@@ -51,10 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.error(f"unknown arguments: {' '.join(rest)}")
   console = Console(markup=False, emoji=False)  # a path may hold [/x], and is what it is
   try:
-    args.run(args, rest, console)
+    return args.run(args, rest, console) or 0
   except (FloatingPointError, KeyboardInterrupt, OSError, RuntimeError, ValueError) as error:
     return _status(args.command, error)
-  return 0
 
 
 def _train(args: argparse.Namespace, rest: list[str], console: Console) -> None:
@@ -147,11 +146,11 @@ def _prepare(args: argparse.Namespace, rest: list[str], console: Console) -> Non
   )
 
 
-def _plan(args: argparse.Namespace, rest: list[str], console: Console) -> None:
+def _plan(args: argparse.Namespace, rest: list[str], console: Console) -> int:
   config = load_config(rest)
   from infini_jax.planner.command import plan
 
-  plan(config, args, console)
+  return 0 if plan(config, args, console) else 1
 
 
 def _convert(args: argparse.Namespace, rest: list[str], console: Console) -> None:

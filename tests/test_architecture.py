@@ -14,18 +14,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAY_IMPORT = {
   "config": set(),
   "progress": set(),
+  "paths": {"config"},
   "plan": {"config"},
   "ops": set(),
   "parallel": {"config"},
-  "data": {"config"},
-  "runs": {"config", "data"},
+  "data": {"config", "paths"},
+  "runs": {"config", "data", "paths"},
   "models": {"config", "ops", "parallel"},
-  "evaluation": {*"config ops models parallel data runs plan progress inference".split()},
-  "training": {*"config ops models parallel data runs plan progress evaluation".split()},
-  "inference": {*"config ops models parallel data runs progress".split()},
-  "convert": {*"config models data runs progress".split()},
-  "planner": {*"config ops models parallel data plan training progress".split()},
-  "cli": {*"config data training evaluation inference planner parallel convert".split()},
+  "evaluation": {*"config ops models parallel data runs plan progress inference paths".split()},
+  "training": {*"config ops models parallel data runs plan progress evaluation paths".split()},
+  "inference": {*"config ops models parallel data runs progress paths".split()},
+  "convert": {*"config models data runs progress paths".split()},
+  "planner": {*"config ops models parallel data plan training progress paths".split()},
+  "cli": {*"config data training evaluation inference planner parallel convert paths".split()},
 }
 
 

@@ -5,7 +5,7 @@ import json
 import math
 import re
 from argparse import Namespace
-from pathlib import Path
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -13,7 +13,8 @@ from rich.console import Console
 from infini_jax.config import Config, InputError, MeshConfig
 from infini_jax.parallel import check_divisible
 from infini_jax.parallel.mesh import AXES, mesh_sizes
-from infini_jax.plan import CHIPS, Chip
+from infini_jax.paths import file_to_write
+from infini_jax.plan import CHIPS, Chip, is_size, nearest, slices, together
 from infini_jax.planner import report
 from infini_jax.planner.compiled import compile_step, tpu_devices
 from infini_jax.planner.estimate import estimate
@@ -25,7 +26,7 @@ from infini_jax.progress import track
 DEFAULT_CHIP = "v5p"
 
 
-def plan(config: Config, args: Namespace, console: Console) -> None:
+def plan(config: Config, args: Namespace, console: Console) -> bool:
   """Estimates, compiles if asked and possible, and judges.
 
   Args:
@@ -33,18 +34,25 @@ def plan(config: Config, args: Namespace, console: Console) -> None:
     args: `table`, `topology`, `mesh`, `chip`, `compile` and `json`, as the command line gives them.
     console: for tables and progress.
 
+  Returns:
+    False if it does not fit.
+
   Raises:
-    InputError: a mesh that does not fit the devices or the model, an unknown chip or topology, no
-      libtpu.
+    InputError: a mesh that does not fit the devices or the model, an unknown chip, a slice that
+      does not exist, no libtpu or one that jax cannot read, a file that cannot be written.
   """
   jax.config.update("jax_platforms", "cpu")  # plans are made beside running work: take no device
+  file = file_to_write(args.json, "--json") if args.json is not None else None
+
+  def write(content: Any) -> None:
+    if file is not None:
+      file.write_text(json.dumps(content, indent=2) + "\n")
+
   if args.table == "memory":
     systems = memories(config)
     show(systems, console)
-    if args.json:
-      rows = [system._asdict() for system in systems]
-      Path(args.json).write_text(json.dumps(rows, indent=2) + "\n")
-    return
+    write([system._asdict() for system in systems])
+    return True
   chip, count, compiles = _where(args)
   given = _axes(args.mesh) if args.mesh else None
   if given is not None:
@@ -53,11 +61,13 @@ def plan(config: Config, args: Namespace, console: Console) -> None:
     mesh = config.mesh
   if count and chip.platform == "tpu":
     count *= mesh.dcn  # a topology is one slice of so many
-  devices = tpu_devices(args.topology, mesh.dcn) if compiles and args.compile else None
-  config = dataclasses.replace(config, mesh=mesh)
   needs = math.prod(getattr(mesh, axis) for axis in AXES)
   sizes = dict(zip(AXES, mesh_sizes(mesh, count or needs), strict=True))
+  if not count:
+    _check_together(chip, sizes, args.mesh)
+  config = dataclasses.replace(config, mesh=mesh)
   check_divisible(config, abstract_mesh(sizes))  # type: ignore[arg-type]
+  devices = tpu_devices(args.topology, mesh.dcn) if compiles and args.compile else None
 
   made = estimate(config, sizes, chip)
   report.show(made, console)
@@ -70,8 +80,8 @@ def plan(config: Config, args: Namespace, console: Console) -> None:
   verdict = judge(made, None if found is None else found.peak, refused=refused)
   by = "estimated" if found is None else "XLA's own peak"
   report.show_verdict(verdict, by, console)
-  if args.json:
-    Path(args.json).write_text(json.dumps(report.as_json(made, found, verdict), indent=2) + "\n")
+  write(report.as_json(made, found, verdict))
+  return verdict.fits
 
 
 def _where(args: Namespace) -> tuple[Chip, int, bool]:
@@ -82,7 +92,9 @@ def _where(args: Namespace) -> tuple[Chip, int, bool]:
     return _chip(args.chip or DEFAULT_CHIP, "--chip"), 0, False
   if args.chip:
     raise InputError(f"--chip={args.chip}: --topology={args.topology} names its chip; leave it out")
-  form = re.fullmatch(r"gpu:([a-z]\w*?)x(\d+)|(\w+):(\d+(?:x\d+)*)", args.topology)
+  form = re.fullmatch(
+    r"gpu:([a-z]\w*?)x([1-9]\d*)|(\w+):([1-9]\d*(?:x[1-9]\d*)*)", args.topology, re.ASCII
+  )
   if form is None:
     raise InputError(
       f"--topology={args.topology!r}: give a TPU's, such as v5e:4x4 or v5p:4x4x4, or gpu:h200x8"
@@ -90,10 +102,37 @@ def _where(args: Namespace) -> tuple[Chip, int, bool]:
   chip = _chip(form[1] or form[3], "--topology")
   if (chip.platform == "gpu") != bool(form[1]):
     raise InputError(f"--topology={args.topology}: write gpu:h200x8 for GPUs, v5p:4x4x4 for TPUs")
-  count = int(form[2]) if form[1] else math.prod(map(int, form[4].split("x")))
-  if not count:
-    raise InputError(f"--topology={args.topology}: no devices")
-  return chip, count, not form[1]
+  shape = tuple(map(int, (form[2] or form[4]).split("x")))
+  if chip.platform == "gpu" and not is_size(chip, shape[0]):
+    others = " or ".join(f"gpu:{chip.name}x{size}" for size in nearest(chip, shape))
+    raise InputError(
+      f"--topology={args.topology}: a host has {chip.island} of them, and several hosts are used "
+      f"whole; give {others}"
+    )
+  if chip.platform == "tpu" and shape not in slices(chip.name):
+    others = ", ".join(f"{chip.name}:{size}" for size in nearest(chip, shape))
+    raise InputError(
+      f"--topology={args.topology}: {chip.name} has no such slice; nearest: {others} "
+      f"(several slices: --config.mesh.dcn=N)"
+    )
+  return chip, math.prod(shape), chip.platform == "tpu"
+
+
+def _check_together(chip: Chip, sizes: dict[str, int], mesh: str) -> None:
+  """Raises InputError if there are never so many chips together as a mesh has in a slice."""
+  count = together(chip, sizes)
+  if is_size(chip, count):
+    return
+  others = nearest(chip, (count,))
+  if chip.platform == "tpu":
+    raise InputError(
+      f"--mesh={mesh}: {chip.name} has no slice of {count} chips; nearest: "
+      f"{', '.join(others)} (several slices: dcn=N)"
+    )
+  raise InputError(
+    f"--mesh={mesh}: a host has {chip.island} {chip.name}, and several hosts are used whole; make "
+    f"the product {' or '.join(others)}, not {count}"
+  )
 
 
 def _chip(name: str, flag: str) -> Chip:
@@ -112,5 +151,7 @@ def _axes(text: str) -> dict[str, int]:
         f"--mesh={text}: {part!r} is no AXIS=SIZE, such as --mesh=fsdp=16,seq=4; the axes are "
         f"{', '.join(AXES)}"
       )
+    if axis in sizes:
+      raise InputError(f"--mesh={text}: {axis} stands there twice; name each axis once")
     sizes[axis] = int(size)
   return sizes

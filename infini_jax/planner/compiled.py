@@ -1,6 +1,7 @@
 """XLA's own plan of a training step, compiled for a TPU topology on a machine that has none."""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from packaging.requirements import Requirement
 
 from infini_jax.config import Config, InputError
 from infini_jax.data.lanes import empty_batch
@@ -27,6 +29,8 @@ ENVIRONMENT = {
   "TF_CPP_MIN_LOG_LEVEL": "3",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+
+REMEDY = "pip install -e '.[tpu]' takes that one, or give --no-compile for the estimate alone"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,30 +59,74 @@ def tpu_devices(topology: str, slices: int = 1) -> list[Any]:
   """The devices of a TPU topology such as 'v5p:4x4x4', so many slices of it; none is at hand.
 
   Raises:
-    InputError: libtpu is not installed, or does not know the topology.
+    InputError: libtpu is not installed, is not jax's, or does not know the topology.
+  """
+  check_libtpu(topology)
+  for name, value in ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+  from jax.experimental import topologies
+
+  chip, _, shape = topology.partition(":")
+  sides = [int(side) for side in shape.split("x")]
+  options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+  if chip == "v4":
+    options["chip_config_name"] = "megacore"  # one device a chip, as on a machine that has them
+  if any(side < 2 for side in sides[:2]):  # a part of a host, which has 2 x 2 else
+    options["chips_per_host_bounds"] = [*sides, 1][:3]
+  try:
+    return list(topologies.get_topology_desc(topology, "tpu", **options).devices)
+  except Exception as error:  # whatever libtpu says of it, in one line
+    said = " ".join(str(error).split()).removeprefix("INVALID_ARGUMENT: ")
+    raise InputError(
+      f"--topology={topology}: libtpu does not know it ({said[:160]}); {_versions()}; give "
+      f"--no-compile for the estimate alone"
+    ) from None
+
+
+def check_libtpu(topology: str) -> None:
+  """Makes sure that libtpu is there, and of a version that this jax names: it reads no other.
+
+  Raises:
+    InputError: it is not.
   """
   if importlib.util.find_spec("libtpu") is None:
     raise InputError(
       f"--topology={topology}: compiling for TPUs needs libtpu: pip install -e '.[tpu]', or "
       f"give --no-compile for the estimate alone"
     )
-  for name, value in ENVIRONMENT.items():
-    os.environ.setdefault(name, value)
-  from jax.experimental import topologies
+  installed, wanted = _installed(), _wanted()
+  if installed and wanted and not wanted.specifier.contains(installed, prereleases=True):
+    raise InputError(f"--topology={topology}: {_versions()}; {REMEDY}")
 
-  options = {"num_slices": slices} if slices > 1 else {}
+
+def _installed() -> str:
+  """The version of libtpu; empty if it does not say."""
   try:
-    return list(topologies.get_topology_desc(topology, "tpu", **options).devices)
-  except Exception as error:  # whatever libtpu says of it, in one line
-    said = " ".join(str(error).split()).removeprefix("INVALID_ARGUMENT: ")
-    raise InputError(
-      f"--topology={topology}: libtpu does not know it ({said[:160]}); it knows v5e:4x4, "
-      f"v5e:16x16, v5p:4x4x4, v5p:8x8x8, v6e:8x8 and others"
-    ) from None
+    return importlib.metadata.version("libtpu")
+  except importlib.metadata.PackageNotFoundError:
+    return ""
+
+
+def _wanted() -> Requirement | None:
+  """What jax's own extra `tpu` asks for."""
+  named = map(Requirement, importlib.metadata.requires("jax") or ())
+  return next((requirement for requirement in named if requirement.name == "libtpu"), None)
+
+
+def _versions() -> str:
+  wanted = _wanted()
+  return (
+    f"libtpu {_installed() or 'of no version'} is installed, and jax {jax.__version__} is made for "
+    f"{wanted.name + str(wanted.specifier) if wanted else 'another'}"
+  )
 
 
 def compile_step(config: Config, devices: list[Any]) -> Compiled:
-  """Compiles the whole training step; takes minutes for billions of parameters."""
+  """Compiles the whole training step; takes minutes for billions of parameters.
+
+  Raises:
+    InputError: jax cannot read what libtpu wrote.
+  """
   mesh = make_mesh(config.mesh, devices)
   began = time.perf_counter()
   with jax.set_mesh(mesh):
@@ -93,14 +141,21 @@ def compile_step(config: Config, devices: list[Any]) -> Compiled:
       if "RESOURCE_EXHAUSTED" not in str(error):
         raise
       return no_room(str(error), time.perf_counter() - began)
-  m: Any = step.memory_analysis()
+  try:
+    m: Any = step.memory_analysis()
+    sent = communication(step.as_text() or "", len(devices))
+  except jax.errors.JaxRuntimeError as error:
+    said = " ".join(str(error).split())[:160]
+    raise InputError(
+      f"the compiled program cannot be read ({said}): {_versions()}; {REMEDY}"
+    ) from None
   return Compiled(
     fits=True,
     peak=m.peak_memory_in_bytes,
     arguments=m.argument_size_in_bytes,
     temporary=m.temp_size_in_bytes,
     code=m.generated_code_size_in_bytes,
-    communication=communication(step.as_text() or "", len(devices)),
+    communication=sent,
     seconds=time.perf_counter() - began,
   )
 

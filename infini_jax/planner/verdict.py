@@ -1,16 +1,18 @@
 """Does it fit; and if not, which change, itself estimated, makes it fit."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 from infini_jax.config import Config, InputError, check
 from infini_jax.parallel import check_divisible
+from infini_jax.plan import Chip, is_size, together
 from infini_jax.planner.estimate import Estimate, estimate
 from infini_jax.planner.shares import abstract_mesh
 
 LEAST_CHUNK = 128  # tokens: smaller blocks of logits gain no more
 
-Plan = tuple[Config, dict[str, int]]
+Plan = tuple[Config, dict[str, int], Chip]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,7 @@ def judge(made: Estimate, measured: float | None = None, *, refused: bool = Fals
 
 
 def _changes(made: Estimate, have: float, scale: float) -> tuple[Change, ...]:
-  start = (made.config, made.sizes)
+  start = (made.config, made.sizes, made.chip)
 
   def change(plan: Plan, held: float) -> Change:
     return Change(_difference(start, plan), held, held <= have)
@@ -70,7 +72,7 @@ def _changes(made: Estimate, have: float, scale: float) -> tuple[Change, ...]:
   def follow(move: Callable[[Plan], Plan | None], plan: Plan, held: float) -> tuple[Plan, float]:
     """The same move again and again, until it fits or gains no more."""
     while held > have and (after := move(plan)):
-      less = scale * estimate(*after, made.chip).total
+      less = scale * estimate(*after).total
       if less > 0.995 * held:
         break
       plan, held = after, less
@@ -111,11 +113,11 @@ def _fewer_lanes(plan: Plan) -> Plan | None:
 
 
 def _more_fsdp(plan: Plan) -> Plan | None:
-  return _mesh(plan, fsdp=2 * plan[1]["fsdp"])
+  return _more(plan, "fsdp")
 
 
 def _more_seq(plan: Plan) -> Plan | None:
-  return _mesh(plan, seq=2 * plan[1]["seq"])
+  return _more(plan, "seq")
 
 
 # From what costs least to more chips.
@@ -130,14 +132,23 @@ MOVES = (
 )
 
 
+def _more(plan: Plan, axis: str) -> Plan | None:
+  """More chips: twice as many, or else four times, where there are so many together."""
+  for factor in (2, 4):
+    larger = {**plan[1], axis: factor * plan[1][axis]}
+    if is_size(plan[2], together(plan[2], larger)):
+      return _mesh(plan, **larger)
+  return None
+
+
 def _set(plan: Plan, **sections: dict) -> Plan | None:
-  config, sizes = plan
+  config, sizes, chip = plan
   new = {name: dataclasses.replace(getattr(config, name), **f) for name, f in sections.items()}
-  return _valid((dataclasses.replace(config, **new), sizes))
+  return _valid((dataclasses.replace(config, **new), sizes, chip))
 
 
 def _mesh(plan: Plan, **sizes: int) -> Plan | None:
-  return _valid((plan[0], {**plan[1], **sizes}))
+  return _valid((plan[0], {**plan[1], **sizes}, plan[2]))
 
 
 def _valid(plan: Plan) -> Plan | None:
@@ -162,15 +173,8 @@ def _difference(old: Plan, new: Plan) -> str:
     for axis, size in new[1].items():
       if size != old[1][axis]:
         yield f"{axis}={size} (now {old[1][axis]})"
-    before, after = (_chips(sizes) for sizes in (old[1], new[1]))
+    before, after = (math.prod(sizes.values()) for sizes in (old[1], new[1]))
     if before != after:
       yield f"{after} chips (now {before})"
 
   return ", ".join(fields())
-
-
-def _chips(sizes: dict[str, int]) -> int:
-  product = 1
-  for size in sizes.values():
-    product *= size
-  return product

@@ -1,5 +1,7 @@
 """`infini-jax plan` as a person meets it: tables, JSON, and wrong inputs in one line."""
 
+import dataclasses
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -7,9 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from infini_jax import cli
+from infini_jax.cli import load_config
+from infini_jax.config import InputError, MeshConfig
 from infini_jax.planner import compiled
 from tests import tiny
 
@@ -66,9 +71,17 @@ def test_an_estimate_in_tables_and_in_json(file, tmp_path, capsys, monkeypatch, 
   )
 
 
-def test_a_model_that_is_too_large_is_told_what_would_fit(file, capsys):
+@pytest.mark.parametrize(
+  "where",
+  [["--topology=v5e:2x2", "--no-compile"], ["--topology=gpu:a100x1", "--mesh=data=1"]],
+  ids=["tpu", "gpu"],
+)
+def test_a_model_that_is_too_large_is_told_what_would_fit(file, tmp_path, capsys, where):
   large = [f"--config.model.{name}" for name in ("width=8192", "ffn=16384", "layers=16")]
-  assert plan(file, "--topology=v5e:2x2", "--no-compile", *large) == 0
+  out = tmp_path / "plan.json"
+  command = (*where, f"--json={out}", *large)
+  assert plan(file, *command) == 1, "what does not fit ends with 1"
+  assert not json.loads(out.read_text())["verdict"]["fits"]
   text = " ".join(capsys.readouterr().out.split())
   assert "does not fit" in text
   assert "most of it: optimizer" in text
@@ -109,17 +122,110 @@ def test_wrong_inputs_are_one_line_with_the_remedy(file, capsys, monkeypatch):
   assert "--no-compile" in wrong("--topology=v5p:2x2x2")
 
 
+@pytest.mark.parametrize(
+  "where, remedy",
+  [
+    ("--topology=v5e:4x4x16", "v5e has no such slice; nearest: v5e:16x16"),
+    ("--topology=v6e:2x128", "v6e has no such slice; nearest: v6e:16x16"),
+    ("--topology=v5p:8x4x4", "nearest: v5p:4x4x8 "),
+    ("--topology=v5p:3x3x3", "nearest: v5p:2x4x4, "),
+    ("--topology=v4:4x4", "nearest: v4:2x2x4 "),
+    ("--topology=v5e:16x32", "--config.mesh.dcn=N"),
+    ("--topology=v5e:0x4", "give a TPU's"),
+    ("--topology=v5e:²x2", "give a TPU's"),
+    ("--topology=gpu:h200x12", "give gpu:h200x8 or gpu:h200x16"),
+    ("--topology=gpu:h200x0", "give a TPU's"),
+    ("--mesh=dcn=2,fsdp=3", "v5p has no slice of 3 chips; nearest: 2x2x1"),
+    ("--mesh=fsdp=4,seq=2,fsdp=2", "fsdp stands there twice"),
+  ],
+)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_no_chip_has_is_refused_without_libtpu(file, capsys, where, remedy, compiled):
+  assert remedy in refused(capsys, file, where, *([] if compiled else ["--no-compile"]))
+
+
+def test_several_slices_are_each_one_that_exists(file, capsys):
+  assert plan(file, "--topology=v5e:2x2", "--no-compile", "--mesh=dcn=3,fsdp=4",
+              "--config.data.lanes=12", "--config.evaluation.lanes=12") == 0  # fmt: skip
+  assert "12 x v5e (dcn 3 x fsdp 4)" in capsys.readouterr().out
+
+
+def test_no_change_that_is_named_needs_a_slice_that_does_not_exist(file, capsys):
+  """A whole pod is full: twice as many chips are of no slice."""
+  large = [f"--config.model.{name}" for name in ("width=65536", "ffn=262144", "layers=64")]
+  lanes = ["--config.data.lanes=256", "--config.evaluation.lanes=256"]
+  where = ["--topology=v5e:16x16", "--no-compile", "--mesh=fsdp=256"]
+  assert plan(file, *where, *large, *lanes) == 1
+  assert "chips (now" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  "path, remedy",
+  [
+    ("/proc/plan.json", "takes no files"),
+    ("/nowhere/plan.json", "make it first"),
+    ("{tmp}", "is a folder"),
+    ("{tmp}/new/", "is a folder"),
+    ("gs://bucket/plan.json", "is a URL"),
+    ("", "is empty"),
+  ],
+)
+def test_a_file_that_cannot_be_written_is_found_before_the_work(
+  file, tmp_path, capsys, monkeypatch, path, remedy
+):
+  def never(*_):
+    raise AssertionError("it was estimated first")
+
+  monkeypatch.setattr("infini_jax.planner.command.estimate", never)
+  monkeypatch.setattr("infini_jax.planner.command.memories", never)
+  for what in (["--mesh=fsdp=2"], ["--table=memory"]):
+    assert remedy in refused(capsys, file, *what, f"--json={path.format(tmp=tmp_path)}")
+
+
 def test_what_libtpu_says_of_a_topology_is_one_line(file, capsys, monkeypatch):
   from jax.experimental import topologies
 
   def unknown(*_, **__):
-    raise RuntimeError('INVALID_ARGUMENT: Topology layout "v5p:3x3x3"\nis not divisible by "2x2x1"')
+    raise RuntimeError('INVALID_ARGUMENT: Topology layout "v5p:2x2x2"\nis not divisible by "4x4x1"')
 
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
   monkeypatch.setattr(topologies, "get_topology_desc", unknown)
-  error = refused(capsys, file, "--topology=v5p:3x3x3")
+  error = refused(capsys, file, "--topology=v5p:2x2x2")
   assert "is not divisible" in error
-  assert "it knows v5e:4x4" in error
+  assert "--no-compile" in error
+
+
+def test_a_libtpu_that_jax_does_not_name_is_refused_before_the_compile(file, capsys, monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+  monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.999")
+  monkeypatch.setattr(
+    importlib.metadata, "requires", lambda name: ["libtpu==0.0.42.*; extra=='tpu'"]
+  )
+  error = refused(capsys, file, "--topology=v5p:2x2x2")
+  assert (
+    f"libtpu 0.0.999 is installed, and jax {jax.__version__} is made for libtpu==0.0.42.*" in error
+  )
+  assert "pip install -e '.[tpu]'" in error
+
+
+def test_a_program_text_that_cannot_be_read_is_one_line(file, monkeypatch):
+  """As jax says it of a program that a newer libtpu has written."""
+
+  class Step:
+    def memory_analysis(self):
+      raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure (x.cc:1)\nasync-update\n")
+
+  class Lowered:
+    lower = compile = lambda self, *_: self if _ else Step()
+
+  made = load_config([f"--config={file}", "--config.mesh.data=1"])
+  made = dataclasses.replace(made, mesh=MeshConfig(data=1))
+  monkeypatch.setattr(jax, "jit", lambda *_, **__: Lowered())
+  with pytest.raises(InputError) as caught:
+    compiled.compile_step(made, jax.devices()[:1])
+  assert "\n" not in str(caught.value)
+  assert "RET_CHECK" in str(caught.value)
+  assert f"jax {jax.__version__} is made for" in str(caught.value)
 
 
 def test_a_step_that_xla_finds_no_room_for(file, capsys, monkeypatch, tmp_path):
@@ -130,7 +236,7 @@ def test_a_step_that_xla_finds_no_room_for(file, capsys, monkeypatch, tmp_path):
   )
   monkeypatch.setattr("infini_jax.planner.command.tpu_devices", lambda *_: [])
   monkeypatch.setattr("infini_jax.planner.command.compile_step", lambda *_: full)
-  assert plan(file, "--topology=v5e:2x2", f"--json={tmp_path / 'plan.json'}") == 0
+  assert plan(file, "--topology=v5e:2x2", f"--json={tmp_path / 'plan.json'}") == 1
   assert "does not fit: 20.00 GiB" in " ".join(capsys.readouterr().out.split())
   verdict = json.loads((tmp_path / "plan.json").read_text())["verdict"]
   assert verdict["needed"] == 20 * 2**30
@@ -147,9 +253,9 @@ def test_a_step_compiled_for_a_tpu_that_is_not_there(file, tmp_path):
     env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     return subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=900)
 
-  unknown = real("--topology=v5p:3x3x3", "--mesh=seq=1")
-  assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1), unknown.stderr
-  assert "libtpu does not know it" in unknown.stderr
+  for topology, mesh in (("v5e:1x1", "fsdp=1"), ("v4:2x2x1", "fsdp=4"), ("v5p:1x2x1", "fsdp=2")):
+    done = real(f"--topology={topology}", f"--mesh={mesh}")
+    assert done.returncode == 0, f"{topology}: {done.stderr}"
 
   done = real("--topology=v5e:2x2", f"--json={tmp_path / 'plan.json'}")
   assert done.returncode == 0, done.stderr

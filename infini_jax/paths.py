@@ -1,0 +1,146 @@
+"""Paths as a person gives them: `~` is expanded, and what cannot be written is refused at once.
+
+Whether something can be written is tried, with a file that has no name and is gone at once:
+permission bits say nothing to root, and nothing about a file system that is read-only.
+"""
+
+import errno
+import os
+import re
+import stat
+import tempfile
+from pathlib import Path
+
+from infini_jax.config import InputError
+
+# A URL, also with the one slash that is left of its two in a path. A folder named so: ./gs:/x.
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:/")
+BESIDE = len(".12345678.tmp")  # bytes: names of what is written first are longer by so much
+INSIDE = 256  # bytes: paths in a folder of ours are longer by so much
+SHOWN = 200  # characters of a path in a message
+WHY = {
+  errno.ELOOP: "is a link that leads to itself; repair it",
+  errno.ENAMETOOLONG: "its name is too long; choose a shorter one",
+  errno.EACCES: "cannot be reached (Permission denied); choose another place",
+}
+
+
+def expand(path: str) -> str:
+  """`~` and `~user` as the folders that they stand for; anything else as it is."""
+  return os.path.expanduser(path)
+
+
+def local(path: str | os.PathLike[str], name: str = "") -> Path:
+  """A path on this machine, to be read or written; it need not exist.
+
+  Args:
+    path: as it was given.
+    name: of the flag or field, for the error.
+
+  Raises:
+    InputError: nothing, a URL, the home of nobody, or what no path can be.
+  """
+  text = os.fspath(path)
+  if not text:
+    raise _wrong(text, name, "is empty; give a path")
+  if "\0" in text:
+    raise _wrong(text, name, "holds a NUL character, which no path can; leave it out")
+  if URL.match(text):
+    raise _wrong(text, name, "is a URL, and only local paths can be used; give one")
+  home = text.split("/")[0]
+  found = expand(text)
+  if home.startswith("~") and found.split("/")[0] == home:
+    raise _wrong(text, name, f"nobody's home is {home}; a folder of that name is ./{home}")
+  try:
+    os.stat(found)
+  except UnicodeEncodeError:
+    raise _wrong(text, name, "cannot be a name; choose another") from None
+  except OSError as error:
+    if error.errno in WHY:
+      raise _wrong(text, name, WHY[error.errno]) from None
+  return Path(found)
+
+
+def folder_to_write(path: str | os.PathLike[str], name: str = "") -> Path:
+  """A folder that is there and takes files, or that can be made, with those above it.
+
+  Raises:
+    InputError: it cannot; see `local` too.
+  """
+  found = local(path, name)
+  whole = found.absolute()
+  place = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
+  if not place.exists():
+    raise _wrong(path, name, f"{_shown(place)} is a link to nothing; repair or remove it")
+  if not place.is_dir():
+    which = "is" if place == whole else f"{_shown(place)} is"
+    raise _wrong(path, name, f"{which} a file; name a folder")
+  _check_names(path, name, place, whole, INSIDE)
+  _try(path, name, place)
+  return found
+
+
+def file_to_write(path: str | os.PathLike[str], name: str = "", *, replaced: bool = False) -> Path:
+  """A file that can be written, in a folder that is there.
+
+  Args:
+    path: as it was given.
+    name: of the flag or field, for the error.
+    replaced: whether another file takes its place at the end. Then it may be no device or pipe.
+
+  Raises:
+    InputError: it cannot; see `local` too.
+  """
+  found = local(path, name)
+  if found.is_dir() or os.fspath(path).endswith("/"):
+    raise _wrong(path, name, "is a folder; name a file")
+  if found.is_symlink() and not found.exists():
+    raise _wrong(path, name, f"is a link to nothing ({os.readlink(found)}); repair or remove it")
+  place = found.absolute().parent
+  if not place.exists():
+    raise _wrong(path, name, f"there is no folder {_shown(place)}; make it first")
+  if not place.is_dir():
+    raise _wrong(path, name, f"{_shown(place)} is a file; name one in a folder")
+  if found.exists() and not stat.S_ISREG(found.stat().st_mode):
+    if replaced:
+      raise _wrong(path, name, "is a device or a pipe; name a file")
+  else:
+    _check_names(path, name, place, found.absolute(), 0)
+    _try(path, name, place)
+  if found.exists() and not os.access(found, os.W_OK):
+    raise _wrong(path, name, "cannot be written (Permission denied); choose another file")
+  return found
+
+
+def _check_names(path: str | os.PathLike[str], name: str, place: Path, whole: Path, more: int):
+  """Raises InputError if names below a folder, or the whole path, are too long to be made."""
+  new = whole.relative_to(place).parts if not whole.exists() else ()
+  most = os.pathconf(place, "PC_NAME_MAX") - BESIDE
+  length = len(os.fsencode(whole)) + more
+  if any(len(os.fsencode(part)) > most for part in new) or (
+    new and length > os.pathconf(place, "PC_PATH_MAX")
+  ):
+    raise _wrong(path, name, WHY[errno.ENAMETOOLONG])
+
+
+def _try(path: str | os.PathLike[str], name: str, place: Path) -> None:
+  """Raises InputError if a folder takes no file."""
+  try:
+    with tempfile.TemporaryFile(dir=place):
+      pass
+  except OSError as error:
+    raise _wrong(
+      path, name, f"{_shown(place)} takes no files ({error.strerror}); choose another place"
+    ) from None
+
+
+def _wrong(path: str | os.PathLike[str], name: str, why: str) -> InputError:
+  shown = _shown(path)
+  return InputError(f"{name}={shown}: {why}" if name else f"{shown}: {why}")
+
+
+def _shown(path: str | os.PathLike[str]) -> str:
+  """A path in one line of a message."""
+  text = os.fspath(path)
+  text = text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+  return text if text.isprintable() else repr(text)

@@ -1,0 +1,74 @@
+"""How many chips there can be together: the slices of each TPU, the hosts of GPUs.
+
+TPUs: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} and the list of topologies of Google Kubernetes
+Engine, read in November 2026. libtpu compiles for many more that nobody can have.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Mapping
+
+from infini_jax.plan.chips import Chip
+
+Shape = tuple[int, ...]
+
+PLANE = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+ONE_CUBE = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4))
+HOST_PARTS = ((1, 1, 1), (1, 2, 1), (2, 1, 1))  # machines of Compute Engine with 1 and 2 chips
+LARGEST = {"v4": 12 * 16 * 16, "v5p": 16 * 16 * 24}  # chips of a slice of cubes
+
+
+@functools.cache
+def slices(name: str) -> tuple[Shape, ...]:
+  """The shapes of the slices of a TPU, such as (2, 2, 1), the smallest first.
+
+  Beyond one cube of 64 chips, v4 and v5p have all A x B x C that are multiples of 4 with
+  A <= B <= C, up to their largest.
+  """
+  if name not in LARGEST:
+    return PLANE
+  cubes = LARGEST[name] // 64
+  multiples = itertools.combinations_with_replacement(range(1, cubes + 1), 3)
+  larger = [(4 * a, 4 * b, 4 * c) for a, b, c in multiples if 1 < a * b * c <= cubes]
+  parts = HOST_PARTS if name == "v5p" else ()
+  return tuple(sorted((*parts, *ONE_CUBE, *larger), key=lambda shape: (math.prod(shape), shape)))
+
+
+def together(chip: Chip, sizes: Mapping[str, int]) -> int:
+  """Devices of a mesh of these sizes that are in one slice of a TPU; of GPUs, all."""
+  count = math.prod(sizes.values())
+  return count // sizes["dcn"] if chip.platform == "tpu" else count
+
+
+def is_size(chip: Chip, count: int) -> bool:
+  """Whether there are so many chips together: a slice of so many, or GPUs of whole hosts."""
+  if chip.platform == "gpu":
+    return count <= chip.island or count % chip.island == 0
+  return any(math.prod(shape) == count for shape in slices(chip.name))
+
+
+def nearest(chip: Chip, shape: Shape, most: int = 3) -> list[str]:
+  """The slices, or the numbers of GPUs, that come nearest to what there is not, as text.
+
+  Args:
+    chip: the chip.
+    shape: of a slice that does not exist; of one number: any slice of so many chips.
+    most: how many to name.
+  """
+  count = math.prod(shape)
+  if chip.platform == "gpu":
+    whole = count // chip.island * chip.island
+    return [str(whole), str(whole + chip.island)]
+
+  def distance(other: Shape) -> tuple[float, list[float]]:
+    sides = itertools.zip_longest(sorted(shape, reverse=True), sorted(other, reverse=True))
+    return (
+      abs(math.log(math.prod(other) / count)),
+      [abs(math.log((b or 1) / (a or 1))) for a, b in sides],
+    )
+
+  found = sorted(slices(chip.name), key=distance)
+  if math.prod(found[0]) == count:  # what has as many chips is what was meant
+    found = [other for other in found if math.prod(other) == count]
+  return ["x".join(map(str, other)) for other in found[:most]]

@@ -27,15 +27,15 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)
 	$(BIN)/python train.py --config=configs/demo.py --workdir=runs/demo
 	$(BIN)/infini-jax generate --workdir=runs/demo --prompt-document=test:0 --tokens=120
-	$(BIN)/python eval.py --config=configs/demo.py --workdir=runs/demo
+	$(BIN)/python eval.py --workdir=runs/demo
 
 passkey: $(READY)
 	$(BIN)/python train.py --config=configs/passkey_tiny.py --workdir=runs/passkey
-	$(BIN)/python eval.py --config=configs/passkey_tiny.py --workdir=runs/passkey
+	$(BIN)/python eval.py --workdir=runs/passkey
 
 recall: $(READY)
 	$(BIN)/python train.py --config=configs/recall_tiny.py --workdir=runs/recall
-	$(BIN)/python eval.py --config=configs/recall_tiny.py --workdir=runs/recall
+	$(BIN)/python eval.py --workdir=runs/recall
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=15 -m "not slow"

@@ -1,4 +1,4 @@
-"""Evaluates: python eval.py --config=configs/demo.py --workdir=runs/demo [--config.a.b=v ...]."""
+"""Evaluates: python eval.py --workdir=runs/demo [--config=FILE] [--config.a.b=v ...]."""
 
 import sys
 

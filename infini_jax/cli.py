@@ -66,8 +66,10 @@ def _train(args: argparse.Namespace, rest: list[str], console: Console) -> None:
 
 
 def _eval(args: argparse.Namespace, rest: list[str], console: Console) -> None:
-  config = load_config(rest)
   from infini_jax.evaluation.evaluate import evaluate
+  from infini_jax.runs.workdir import Workdir
+
+  config = load_config(rest, Workdir(args.workdir).config())
 
   _remember_programs(config)
   with _all_processes(args, console):
@@ -203,7 +205,8 @@ def _parser() -> argparse.ArgumentParser:
     ("eval", _eval, "perplexity of documents, or recall of a task, with the memory and without"),
   ):
     made = command(name, run, what)
-    made.add_argument("--config", action="append", metavar="FILE", help=CONFIG_HELP)
+    own = "; what it does not set is as the run was trained; may be left out" * (name == "eval")
+    made.add_argument("--config", action="append", metavar="FILE", help=CONFIG_HELP + own)
     made.add_argument("--workdir", required=True, help="the folder of the run")
     for flag, value, help in PROCESS_FLAGS:
       made.add_argument(flag, metavar=value, help=help)

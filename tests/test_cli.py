@@ -172,7 +172,7 @@ def test_train_evaluate_and_generate(job):
   assert (run / "checkpoints" / "4").is_dir()
   lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines] == [1, 2, 3, 4]
-  done = real("eval.py", f"--config={job / 'config.py'}", f"--workdir={run}")
+  done = real("eval.py", f"--workdir={run}")
   assert done.returncode == 0, done.stderr
   results = newest(run, "perplexity")
   texts = [f.read_bytes() for f in (job / "corpus" / "test").iterdir()]
@@ -183,7 +183,7 @@ def test_train_evaluate_and_generate(job):
   for figure in ("perplexity per token", "bits per byte", "knocked out", "parameters", "gates.png"):
     assert figure in done.stdout, f"the table lacks {figure!r}"
   typed = results["command"]
-  assert typed == f"infini-jax eval --config={job / 'config.py'} --workdir={run}"
+  assert typed == f"infini-jax eval --workdir={run}"
   done = real("-m", "infini_jax.cli", "report", f"--workdir={run}")
   assert done.returncode == 0 and "report.html" in done.stdout.replace("\n", ""), done.stderr
   page = (run / "report.html").read_text()

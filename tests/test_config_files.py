@@ -8,7 +8,16 @@ import sys
 import ml_collections
 import pytest
 
-from infini_jax.config import SECTIONS, InputError, arguments, base_config, load_config, resolve
+from infini_jax.config import (
+  SECTIONS,
+  Config,
+  InputError,
+  arguments,
+  base_config,
+  load_config,
+  resolve,
+)
+from tests.tiny import config
 
 WHOLE = [
   f"{section}.{field.name}"
@@ -195,3 +204,28 @@ def test_whole_numbers_are_read_as_python_writes_them_or_refused_in_one_line(tmp
     assert said in message and f"config.{name}=" in message, message
   for text, number in (("1_000", 1000), ("0x10", 16), ("10 ", 10), ("007", 7)):
     assert arguments._value(*name.split("."), text) == number
+
+
+def test_the_runs_own_config_is_the_default_and_a_file_changes_what_it_sets(tmp_path):
+  own = config("books", model={"width": 48}, evaluation={"split": "validation", "lanes": 4})
+  assert load_config([], own) == own
+  changed = load_config(["--config.evaluation.lanes=2"], own)
+  assert dataclasses.replace(changed, evaluation=own.evaluation) == own
+  assert (changed.evaluation.lanes, changed.evaluation.split) == (2, "validation")
+  file = tmp_path / "evaluation.py"
+  file.write_text(
+    "from infini_jax.config import base_config\n\n"
+    "def get_config():\n"
+    "  config = base_config()\n"
+    "  assert config.model.width == 48, 'the run stands in place of the defaults'\n"
+    "  config.evaluation.max_tokens = 7\n"
+    "  return config\n"
+  )
+  changed = load_config([f"--config={file}", "--config.data.path=other"], own)
+  assert (changed.model, changed.data.path) == (own.model, "other")
+  assert (changed.evaluation.max_tokens, changed.evaluation.lanes) == (7, 4)
+  file.write_text("def get_config():\n  return {'evaluation': {'max_tokens': 9}}\n")
+  assert load_config([f"--config={file}"], own).model == own.model
+  assert base_config().model.width == Config().model.width, "for the file alone"
+  with pytest.raises(InputError, match="--config=FILE is missing"):
+    load_config([])

@@ -9,17 +9,23 @@ from typing import Any
 import ml_collections
 
 from infini_jax.config import files
-from infini_jax.config.resolve import LARGEST, check_name, field_value, resolve
+from infini_jax.config.base import base_config, based_on
+from infini_jax.config.resolve import DEFAULTS, LARGEST, check_name, field_value, resolve
 from infini_jax.config.schema import SECTIONS, Config, InputError
 
 EXPECTED = {bool: "True or False", int: "a whole number", float: "a number, such as 0.001 or 1e-3"}
 TRUTHS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
-def load_config(arguments: Sequence[str]) -> Config:
+def load_config(arguments: Sequence[str], own: Config | None = None) -> Config:
   """The config of `--config=FILE --config.a.b=value ...`.
 
   A value may stand behind a blank too. The last one of a field counts.
+
+  Args:
+    arguments: of the command.
+    own: the config of the run that is asked. The file may be left out then, and changes what it
+      sets; all else is as it is here.
 
   Raises:
     InputError: no such file, one that fails, an unknown field or a wrong value.
@@ -33,17 +39,19 @@ def load_config(arguments: Sequence[str]) -> Config:
       section, _, field = name.removeprefix("--config.").partition(".")
       check_name(section, field)
       fields[section, field] = _value(section, field, text)
-  if not given:
+  if not given and own is None:
     raise InputError("--config=FILE is missing; configs/ holds some, such as configs/demo.py")
   if len(given) > 1:
     raise InputError(
       f"--config is given {len(given)} times ({', '.join(given)}): name one file, and set what "
       f"differs as --config.section.field=value"
     )
-  config = files.run(given[0])
+  start = DEFAULTS if own is None else own
+  with based_on(start):
+    config = files.run(given[0]) if given else base_config()
   for (section, field), value in fields.items():
     _set(config, section, field, value)
-  return resolve(config)
+  return resolve(config, start)
 
 
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:

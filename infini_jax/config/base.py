@@ -1,17 +1,35 @@
 """What a config file edits: every field with its default, locked."""
 
+import contextlib
+import contextvars
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
 
-from infini_jax.config.resolve import check_name, field_value
+from infini_jax.config.resolve import DEFAULTS, check_name, field_value
 from infini_jax.config.schema import Config, InputError
+
+_base = contextvars.ContextVar("base", default=DEFAULTS)
 
 
 def base_config() -> ml_collections.ConfigDict:
-  """Every field with its default, locked: a config file edits what it changes."""
-  return _made("", dataclasses.asdict(Config())).lock()
+  """Every field with its default, locked: a config file edits what it changes.
+
+  Where a run is evaluated, the run's own config stands in place of the defaults.
+  """
+  return _made("", dataclasses.asdict(_base.get())).lock()
+
+
+@contextlib.contextmanager
+def based_on(config: Config) -> Iterator[None]:
+  """Lets `base_config()` give another config than the defaults."""
+  token = _base.set(config)
+  try:
+    yield
+  finally:
+    _base.reset(token)
 
 
 class _Fields(ml_collections.ConfigDict):

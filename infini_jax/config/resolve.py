@@ -12,11 +12,16 @@ import ml_collections
 from infini_jax.config.checks import check
 from infini_jax.config.schema import CHANGEABLE, SECTIONS, Config, InputError
 
+DEFAULTS = Config()
 LARGEST = 2**31 - 1  # JAX counts in 32 bits; of a larger seed it would drop the rest in silence
 
 
-def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
+def resolve(config: ml_collections.ConfigDict | dict[str, Any], base: Config = DEFAULTS) -> Config:
   """Freezes and checks a config.
+
+  Args:
+    config: sections of fields.
+    base: has the fields that are not among them.
 
   Raises:
     InputError: an unknown field, a value of the wrong type, or fields that contradict each other.
@@ -27,8 +32,8 @@ def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
   sections: dict[str, Any] = {}
   for name, section in values.items():
     check_name(name)
-    sections[name] = _section(name, SECTIONS[name], section)
-  resolved = Config(**sections)
+    sections[name] = _section(name, getattr(base, name), section)
+  resolved = dataclasses.replace(base, **sections)
   check(resolved)
   return resolved
 
@@ -85,10 +90,11 @@ def difference(old: Config, new: Config) -> str | None:
   return None
 
 
-def _section(section: str, schema: type, values: Any) -> Any:
+def _section(section: str, base: Any, values: Any) -> Any:
   if not isinstance(values, dict):
     raise InputError(f"config.{section}={values!r}: a section of fields is expected here")
-  return schema(**{name: field_value(section, name, value) for name, value in values.items()})
+  checked = {name: field_value(section, name, value) for name, value in values.items()}
+  return dataclasses.replace(base, **checked)
 
 
 def _float(number: int) -> float:

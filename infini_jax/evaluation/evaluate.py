@@ -60,7 +60,7 @@ def evaluate(
   """
   workdir = Workdir(path)
   workdir.config()  # there must be a run
-  workdir.check(config)
+  workdir.check(config, "leave the field out, for an evaluation takes the run's own")
   jobs = jobs_of(config, tasks)
   with distributed.first_alone("inputs"):
     sources = {job.task: open_task(config, path, console, job.task) for job in jobs if job.task}

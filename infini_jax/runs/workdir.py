@@ -47,8 +47,14 @@ class Workdir:
     """Where a corpus is prepared that was not prepared beforehand."""
     return self.path / "store"
 
-  def check(self, config: Config) -> None:
+  def check(
+    self, config: Config, remedy: str = "choose another --workdir, or set the field back"
+  ) -> None:
     """Makes sure that the folder is free, or holds a run of this config.
+
+    Args:
+      config: a run's.
+      remedy: for another config's.
 
     Raises:
       InputError: it holds another config's run.
@@ -57,10 +63,7 @@ class Workdir:
     if run is None and (self.path / "checkpoints").exists():
       raise InputError(f"{self.path}: holds checkpoints but no run.json; choose another --workdir")
     if run is not None and (difference := config_lib.difference(run["config"], config)):
-      raise InputError(
-        f"{self.path} holds the run of another config ({difference}): "
-        f"choose another --workdir, or set the field back"
-      )
+      raise InputError(f"{self.path} holds the run of another config ({difference}): {remedy}")
 
   def claim(self, config: Config, corpus: str) -> None:
     """Writes down whose folder this is.

@@ -223,7 +223,7 @@ def test_the_interval_of_tokens_knows_that_those_of_an_answer_go_together(rng, t
     inside += low < 0.8 < high
   assert 0.89 < inside / 400, "95 in 100 are to hold what many examples would give"
   assert 30 <= min(counts) <= max(counts) <= 150
-  # Kish's design effect is 1 + (5 - 1) together. The count is at most 150, which costs 7% of its mean.
+  # Kish's design effect is 1 + (5 - 1) together. The count is at most 150: 7% of its mean less.
   assert np.mean(counts) == pytest.approx(150 / (1 + 4 * together), rel=0.1)
   for none_or_all in (0, 5):
     assert independent(asked, np.full(30, none_or_all)) == 30

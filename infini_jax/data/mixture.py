@@ -5,12 +5,14 @@ tokens of books for one of code, whatever the stores' sizes and the lengths of t
 """
 
 import math
+import os
 from pathlib import Path
 
 from infini_jax.config import SPLITS, InputError
 from infini_jax.data.shards import TOTALS
 from infini_jax.data.sources.base import digest
-from infini_jax.data.store import Documents, Store
+from infini_jax.data.sources.specs import advice, cut, plain
+from infini_jax.data.store import Documents, Store, is_store
 
 PREFIX = "mix:"
 
@@ -69,8 +71,9 @@ def open_mixture(spec: str, tokenizer: str | None = None) -> Mixture:
   """
   stores: dict[str, Store] = {}
   weights: dict[str, float] = {}
-  for part in spec.removeprefix(PREFIX).split(","):
-    path, _, weight = part.strip().rpartition("=")
+  for part in cut(spec.removeprefix(PREFIX), ","):
+    written, _, weight = part.strip().rpartition("=")
+    path = plain(written)
     try:
       weights[path] = float(weight)
     except ValueError:
@@ -78,10 +81,15 @@ def open_mixture(spec: str, tokenizer: str | None = None) -> Mixture:
     if not path or not 0 < weights[path] < math.inf:
       raise InputError(
         f"config.data.path={spec!r}: {part!r} is not a prepared store with a weight above 0, such "
-        f"as mix:stores/books=2,stores/code=1"
+        f"as mix:stores/books=2,stores/code=1{advice(spec)}"
       )
-    if Path(path).resolve() in (store.folder.resolve() for store in stores.values()):
+    if os.path.realpath(path) in map(os.path.realpath, (s.folder for s in stores.values())):
       raise InputError(f"config.data.path={spec!r}: {path!r} stands there twice; name it once")
+    if not is_store(Path(path)):
+      raise InputError(
+        f"config.data.path={spec!r}: {path}: not a token store; make one with `infini-jax prepare`"
+        f"{advice(written)}"
+      )
     stores[path] = Store.open(path)
   first, *others = stores
   own = stores[first].tokenizer

@@ -15,7 +15,8 @@ from infini_jax.data.mixture import PREFIX, open_mixture
 from infini_jax.data.shards import Shard
 from infini_jax.data.sources import Corpus, open_corpus
 from infini_jax.data.sources.base import MB, digest
-from infini_jax.data.store import FORMAT, Store, is_store, write_json, write_store
+from infini_jax.data.sources.specs import folder_of
+from infini_jax.data.store import FORMAT, READABLE, Store, is_store, write_json, write_store
 from infini_jax.data.tokenizers import (
   OWN,
   SentencePieceTokenizer,
@@ -63,8 +64,8 @@ def prepare(
   _claim(out, plan)
   if (out / "store.json").exists():
     return Store.open(out)
-  if corpus.note:
-    console.print(corpus.note, markup=False, soft_wrap=True)
+  for line in filter(None, (corpus.note, corpus.left_out)):
+    console.print(line, markup=False, soft_wrap=True)
   ready = _tokenizer(out, tokenizer, corpus, own)
   dtype = "<u2" if ready.size <= 2**16 else "<u4"
   jobs = _jobs(corpus)
@@ -85,11 +86,14 @@ def prepare(
     "tokenizer_fingerprint": ready.fingerprint,
     "dtype": dtype,
     "summaries": corpus.summaries,
-    "fingerprint": digest([*map(str, plan.values()), ready.fingerprint]),
+    "fingerprint": _fingerprint(plan, ready),
   }
+  example = next(
+    filter(None, (shard.first_empty() for job in jobs for shard in job.shards(out))), ""
+  )
   counts = {split: sum(split in job.numbers for job in jobs) for split in SPLITS}
   store = write_store(out, description, counts)
-  for line in _left_out(store, min_tokens):
+  for line in _left_out(store, min_tokens, example):
     console.print(line, markup=False, soft_wrap=True)
   console.print(f"{out} ({tokenizer})", markup=False, soft_wrap=True)
   console.print(table(store))
@@ -115,9 +119,9 @@ def open_or_prepare(
   """
   if path.startswith(PREFIX):
     return open_mixture(path, None if own else tokenizer)
-  if not path or not is_store(Path(path)):
+  if not path or not is_store(folder_of(path)):
     return prepare(path, cache, tokenizer, console=console, own=own)
-  store = Store.open(path)
+  store = Store.open(folder_of(path))
   if own is None and store.spec != tokenizer:
     raise InputError(
       f"store {path!r} was made with the tokenizer {store.spec!r}, not {tokenizer!r}: "
@@ -134,7 +138,7 @@ def open_prepared(path: str, cache: Path) -> Store:
   """
   if path.startswith(PREFIX):
     return open_mixture(path)
-  return Store.open(path if path and is_store(Path(path)) else cache)
+  return Store.open(folder_of(path) if path and is_store(folder_of(path)) else cache)
 
 
 def table(store: Store) -> Table:
@@ -167,20 +171,23 @@ def lengths(store: Store) -> Table:
 def _histogram(store: Store, split: str) -> np.ndarray:
   """Documents of 2**i tokens and fewer than twice as many: int64, shape (64,)."""
   total = np.zeros(64, np.int64)
-  for number in range(store.splits[split]["shards"]):
-    tokens = Shard(store.folder / split, number).counts()[0]
+  for shard in store.shards(split):
+    tokens = shard.counts()[0]
     total += np.bincount(np.frexp(tokens)[1] - 1, minlength=64)  # exact below 2**53
   return total
 
 
-def _left_out(store: Store, min_tokens: int) -> Iterator[str]:
-  """Lines on documents that the store does not hold, and on splits that are empty."""
+def _left_out(store: Store, min_tokens: int, name: str) -> Iterator[str]:
+  """Lines on documents that the store does not hold, and on splits that are empty.
+
+  Args:
+    store: that was written.
+    min_tokens: shorter documents were dropped.
+    name: of a document without text, if there is one.
+  """
   empty = sum(totals["empty"] for totals in store.splits.values())
   short = sum(totals["short"] for totals in store.splits.values())
   if empty:
-    shards = ((s, n) for s, totals in store.splits.items() for n in range(totals["shards"]))
-    names = (Shard(store.folder / split, number).first_empty() for split, number in shards)
-    name = next(filter(None, names), "")
     yield f"left out: {empty:,} empty documents, such as {name}; if they are not, name their field"
   if short:
     yield f"left out: {short:,} documents of fewer than {min_tokens:,} tokens"
@@ -203,10 +210,17 @@ def _plan(corpus: Corpus, tokenizer: str, min_tokens: int) -> dict[str, Any]:
   }
 
 
+def _fingerprint(plan: dict[str, Any], tokenizer: Tokenizer) -> str:
+  """Of the documents and their tokens. Runs know their corpus by it: no later format changes it."""
+  return digest([*map(str, (plan | {"format": 1}).values()), tokenizer.fingerprint])
+
+
 def _claim(out: Path, plan: dict[str, Any]) -> None:
   """Marks `out` as the store of this plan, or checks that it is."""
   if out.is_dir() and is_store(out):
     found = _read_plan(out)
+    if (out / "store.json").exists() and found.get("format") in READABLE:
+      found["format"] = FORMAT  # of a store that is complete, how it was cut does not matter
     differing = next((name for name in plan if found.get(name) != plan[name]), None)
     if differing is None:
       return

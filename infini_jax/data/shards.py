@@ -52,8 +52,10 @@ class Shard(NamedTuple):
     return self.folder / f"{self.number:05d}.npz"
 
   def is_finished(self) -> bool:
-    """Whether all of it is written."""
-    return self.index_file.exists() and self.record_file.exists()
+    """Whether all of it is written: without documents, its index alone."""
+    if not self.index_file.exists():
+      return False
+    return self.record_file.exists() or not self.totals()[0]
 
   def counts(self) -> np.ndarray:
     """Tokens, bytes and words of each document: int64, shape (3, documents)."""
@@ -111,6 +113,8 @@ def shards_of(folder: Path, count: int, first: int = 0) -> list[Shard]:
 class ShardWriter:
   """Writes one shard: its records, then its index, whose presence says that it is finished.
 
+  Without documents there are no records: the index says what was left out.
+
   Args:
     shard: which.
     dtype: of the ids on disk, such as "<u2".
@@ -120,8 +124,7 @@ class ShardWriter:
     shard.folder.mkdir(parents=True, exist_ok=True)
     self._shard, self._dtype = shard, dtype
     self._temporary = temporary_name(shard.record_file)
-    options = "group_size:1,zstd:3"
-    self._writer = array_record_module.ArrayRecordWriter(str(self._temporary), options)
+    self._writer: Any = None
     self._names = bytearray()
     self._counts = array.array("q")  # three a document
     self._characters = self._empty = self._short = 0
@@ -129,6 +132,9 @@ class ShardWriter:
 
   def add(self, entry: Entry) -> None:
     """Writes a document."""
+    if self._writer is None:
+      options = "group_size:1,zstd:3"
+      self._writer = array_record_module.ArrayRecordWriter(str(self._temporary), options)
     ids = entry.ids.astype(self._dtype)
     for start in range(0, len(ids), BLOCK):
       self._writer.write(ids[start : start + BLOCK].tobytes())
@@ -144,8 +150,9 @@ class ShardWriter:
 
   def close(self) -> None:
     """Finishes the shard."""
-    self._writer.close()
-    publish(self._temporary, self._shard.record_file)
+    if self._writer is not None:
+      self._writer.close()
+      publish(self._temporary, self._shard.record_file)
     counts = np.array(self._counts, np.int64).reshape(-1, 3).T
     totals = [counts.shape[1], *counts.sum(axis=1), self._characters, self._empty, self._short]
     first_empty = self._first_empty.encode("utf-8", "surrogateescape")

@@ -6,6 +6,8 @@ tokenizer.*                the tokenizer that made it
 train/00000.array_record   blocks of up to 16,384 tokens, each of one document
 train/00000.npz            the documents of that shard: names, tokens, bytes, words; its totals
 train.summaries/...        the same of the summary of each document, where the corpus has them
+
+Numbers may be missing among the shards of a split: those that came out without documents.
 """
 
 import collections
@@ -25,14 +27,14 @@ from infini_jax.data.shards import (
   Shard,
   damaged,
   publish,
-  shards_of,
   summaries_of,
   temporary_name,
 )
 from infini_jax.data.sources.base import digest
 from infini_jax.data.tokenizers import Tokenizer, load_saved
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)  # in format 1 no number is missing
 OPEN = 256  # shards of a split whose files are held open
 
 
@@ -178,6 +180,7 @@ class Store:
     self.splits: dict[str, dict[str, int]] = description["splits"]
     self.has_summaries: bool = description.get("summaries", False)
     self.dtype: str = description["dtype"]
+    self._numbers: dict[str, list[int]] = description.get("shards", {})
 
   @classmethod
   def open(cls, folder: str | Path) -> "Store":
@@ -199,7 +202,7 @@ class Store:
       version = description["format"]
     except (ValueError, KeyError, TypeError):
       raise InputError(f"{folder}/store.json: not of a token store; prepare it again") from None
-    if version != FORMAT:
+    if version not in READABLE:
       raise InputError(
         f"{folder}: store of format {version!r}, this program reads {FORMAT}; "
         f"{'update infini_jax' if str(version) > str(FORMAT) else 'prepare it again'}"
@@ -251,7 +254,8 @@ class Store:
   def _shards(self, split: str, folder: Path) -> list[Shard]:
     if split not in self.splits:
       raise InputError(f"split {split!r}: choose one of {', '.join(self.splits)}")
-    return shards_of(folder, self.splits[split]["shards"])
+    numbers = self._numbers.get(split, range(self.splits[split]["shards"]))
+    return [Shard(folder, number) for number in numbers]
 
 
 def is_store(folder: Path) -> bool:
@@ -265,15 +269,19 @@ def write_store(folder: Path, description: dict[str, Any], shards: dict[str, int
   Args:
     folder: the store.
     description: source, tokenizer (specs), tokenizer_fingerprint, dtype, fingerprint, summaries.
-    shards: the number of shards of each split.
+    shards: the number of shards of each split, with those that came out without documents.
   """
-  splits = {}
+  splits, numbers = {}, {}
   for split in SPLITS:
-    totals = np.zeros(len(TOTALS), np.int64)
-    for number in range(shards[split]):
-      totals += Shard(folder / split, number).totals()
-    splits[split] = dict(zip(TOTALS, totals.tolist(), strict=True)) | {"shards": shards[split]}
-  description = {"format": FORMAT} | description | {"splits": splits}
+    totals = [Shard(folder / split, number).totals() for number in range(shards[split])]
+    numbers[split] = [number for number, found in enumerate(totals) if found[0]]
+    total = sum(totals, np.zeros(len(TOTALS), np.int64)).tolist()
+    splits[split] = dict(zip(TOTALS, total, strict=True)) | {"shards": len(numbers[split])}
+  for split, kept in numbers.items():
+    for number in set(range(shards[split])) - set(kept):
+      for place in (folder / split, summaries_of(folder / split)):
+        Shard(place, number).index_file.unlink(missing_ok=True)
+  description = {"format": FORMAT} | description | {"splits": splits, "shards": numbers}
   write_json(folder / "store.json", description)
   # What interrupted runs left; one that is still running finds its shards finished.
   for file in folder.rglob("*.tmp"):

@@ -30,7 +30,7 @@ def verify(
   Raises:
     InputError: a shard is damaged, or the corpus has changed while it was prepared.
   """
-  shards = [shard for job in jobs for shard in job.shards(out)]
+  shards = [shard for job in jobs for shard in job.shards(out) if shard.totals()[0]]
   same: list[bool] = []
   with console.status(f"verifying {len(shards):,} shards"):
     for shard in shards:

@@ -53,7 +53,7 @@ def test_same_corpus_gives_the_same_files_on_any_number_of_processes(tmp_path, q
   one, two = files(tmp_path / "1"), files(tmp_path / "2")
   assert sum(name.endswith(".array_record") for name in one) > 3
   assert one.keys() == two.keys()
-  assert not [name for name in one if name.endswith(".array_record") and one[name] != two[name]]
+  assert not [name for name in one if one[name] != two[name]]
 
 
 SCRIPT = """
@@ -115,6 +115,7 @@ def test_killed_run_goes_on_and_ends_as_if_nothing_had_happened(tmp_path, quiet,
   with pytest.raises(InputError, match="not complete; run the same"):
     Store.open(out)
   whole = [f for f in out.glob("*/*.npz") if kind == "text" or (out / "test" / f.name).exists()]
+  whole = [f for f in whole if f.with_suffix(".array_record").exists()]  # the rest has no documents
   finished = {file: file.stat().st_mtime_ns for file in whole}
   (out / "train" / "00009.array_record.host.1.tmp").write_bytes(b"half")
 
@@ -123,7 +124,7 @@ def test_killed_run_goes_on_and_ends_as_if_nothing_had_happened(tmp_path, quiet,
   prepare(str(corpus), tmp_path / "whole", "train:300", workers=1, console=quiet)
   one, two = files(out), files(tmp_path / "whole")
   assert one.keys() == two.keys(), "an interrupted run must leave the same files"
-  assert not [name for name in one if not name.endswith(".npz") and one[name] != two[name]]
+  assert not [name for name in one if one[name] != two[name]]
   for split in ("train", "validation", "test"):
     a, b = Store.open(out).split(split), Store.open(tmp_path / "whole").split(split)
     assert a.names == b.names and np.array_equal(a.tokens, b.tokens)

@@ -22,6 +22,9 @@ class Rows:
   def __len__(self):
     return len(self._rows)
 
+  def select_columns(self, names):
+    return Rows([{name: row[name] for name in names} for row in self._rows])
+
   def __getitem__(self, index):
     return {name: [row[name] for row in self._rows[index]] for name in self.column_names}
 

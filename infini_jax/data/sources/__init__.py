@@ -11,6 +11,7 @@ from infini_jax.config import InputError
 from infini_jax.data.sources import folders, huggingface, jsonl, parquet, tfds
 from infini_jax.data.sources.base import Corpus, Part, Record
 from infini_jax.data.sources.folders import Document, list_documents, read_text
+from infini_jax.data.sources.specs import folder_of
 
 __all__ = [
   "KINDS",
@@ -56,4 +57,4 @@ def open_corpus(spec: str) -> Corpus:
       + (f", did you mean {close[0]!r}?" if close else ";")
       + f" choose {', '.join(f'{name}:...' for name in KINDS)} or a folder"
     )
-  return folders.open_folder(spec, spec)
+  return folders.open_folder(spec, str(folder_of(spec)) if spec else spec)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from infini_jax.config import SPLITS, InputError
+from infini_jax.data.sources.specs import advice, cut, plain
 
 MB = 1_000_000
 SMALLEST, LARGEST = 2 * MB, 64 * MB  # bytes of text in a part, where the kind allows
@@ -56,6 +57,7 @@ class Corpus:
     fingerprint: a short hash of what there is; the same where the corpus has moved.
     note: what a person should know about its splits; may be empty.
     summaries: whether documents come with one.
+    left_out: what stands among its files and is no part of it; empty if all is.
   """
 
   spec: str
@@ -63,6 +65,7 @@ class Corpus:
   fingerprint: str
   note: str = ""
   summaries: bool = False
+  left_out: str = ""
 
   def sample(self, characters: int) -> Iterator[str]:
     """About as many characters of training text, of parts taken evenly over the corpus."""
@@ -86,21 +89,22 @@ class Options(dict[str, str]):
 
   @classmethod
   def split(cls, spec: str, allowed: Collection[str]) -> tuple[str, "Options"]:
-    """The part of a spec between its kind and the question mark, and its options.
+    """The part of a spec between its kind and the question mark, as written, and its options.
 
     Raises:
       InputError: an option of another name, or one without a value.
     """
-    place, _, query = spec.partition(":")[2].partition("?")
+    place, *query = cut(spec.partition(":")[2], "?", 1)
     options = cls()
-    for item in filter(None, query.split("&")):
+    for item in filter(None, cut("".join(query), "&")):
       name, _, value = item.partition("=")
       if name not in allowed or not value:
         raise InputError(
           f"corpus {spec!r}: option {item!r} is not one of "
           f"{', '.join(f'{option}=...' for option in allowed) or 'its options: it has none'}"
+          f"{advice('?')}"
         )
-      options[name] = value
+      options[name] = plain(value)
     return place, options
 
 
@@ -147,7 +151,7 @@ class Fields(NamedTuple):
     if self.name and row.get(self.name) is not None:
       value = row[self.name]
       value = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-      name = " ".join([place, *value.replace("\0", " ").split()])
+      name = " ".join([place, *_encodable(value).replace("\0", " ").split()])
     text = _text(place, self.text, row)
     summary = _text(place, self.summary, row) if self.summary else ""
     return Record(_choose_split(splits, place), name, text, summary)
@@ -192,6 +196,38 @@ def part_size(total: int) -> int:
   return max(SMALLEST, min(LARGEST, total // 64))
 
 
+@dataclasses.dataclass(frozen=True)
+class Group(Part):
+  """Small parts that are read as one, for many small files would be many small shards."""
+
+  parts: list[Part]
+
+  def read(self) -> Iterator[Record]:
+    """The documents of each part in turn."""
+    for part in self.parts:
+      yield from part.read()
+
+
+def gather(parts: Sequence[Part]) -> list[Part]:
+  """The same documents in parts of about `part_size`; those of a split keep their order."""
+  target = part_size(sum(part.size for part in parts))
+  groups: list[list[Part]] = []
+  filling: dict[tuple[str, ...], tuple[list[Part], int]] = {}
+  for part in parts:
+    members, size = filling.pop(part.splits, ([], 0))
+    if not members:
+      groups.append(members)
+    members.append(part)
+    if size + part.size < target:
+      filling[part.splits] = members, size + part.size
+  return [
+    members[0]
+    if len(members) == 1
+    else Group(members[0].splits, sum(part.size for part in members), members)
+    for members in groups
+  ]
+
+
 def glance(parts: Sequence[Part]) -> Iterator[str]:
   """The first documents of a few parts, for the fingerprint; a field without text fails here."""
   for part in parts[:: max(1, len(parts) // 16)]:
@@ -213,7 +249,7 @@ def middle(text: str, characters: int) -> str:
 
 
 def _text(place: str, field: str, row: Mapping[str, Any]) -> str:
-  """A field as text, with "" for null. What no encoding allows (half a pair) becomes "?"."""
+  """A field as text, with "" for null."""
   if field not in row:
     raise InputError(
       f"{place}: has no field {field!r}; name one of {', '.join(row) or 'none'}, or repair the row"
@@ -231,7 +267,11 @@ def _text(place: str, field: str, row: Mapping[str, Any]) -> str:
     raise InputError(
       f"{place}: field {field!r} holds {type(value).__name__}, no text; name another field"
     )
-  text = value or ""
+  return _encodable(value or "")
+
+
+def _encodable(text: str) -> str:
+  """A text in which "?" stands for what no encoding allows, such as half a surrogate pair."""
   return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 

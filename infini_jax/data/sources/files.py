@@ -1,17 +1,21 @@
-"""Files: those in a folder; those of a pattern, for the kinds that are lists of files."""
+"""Files of a corpus: which are taken, in which split, under which name; and which are left out."""
 
-import glob
+import collections
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from infini_jax.config import InputError
 from infini_jax.data.sources.base import CALLED, split_rule
+from infini_jax.data.sources.specs import advice, cut, glob_of, plain
+from infini_jax.data.sources.walk import Way, expand, once, unreadable, walk
 
 # Whole words of a path: `c4-validation.00001.json.gz`, but not `contest.jsonl`.
 NAMED = re.compile(rf"(?<![a-z])({'|'.join(CALLED)})(?![a-z])")
+PACKED = (".gz", ".zst")  # ends that stand behind another
+ENDINGS = 5  # of files that are left out, named one by one
 
 
 class File(NamedTuple):
@@ -23,37 +27,41 @@ class File(NamedTuple):
   size: int  # bytes
 
 
-def find_files(spec: str, patterns: str, suffixes: tuple[str, ...]) -> tuple[list[File], str]:
-  """The files of a corpus in the order of their names, and a note on their splits.
+class Listing(NamedTuple):
+  """What was found in folders: the files of a corpus, and all the rest."""
+
+  taken: list[Way]
+  rest: list[Way]
+
+
+def find_files(spec: str, patterns: str, suffixes: tuple[str, ...]) -> tuple[list[File], str, str]:
+  """The files of a corpus in the order of their names, a note on splits, and what is left out.
 
   A file belongs to the split that its name speaks of, or else its folder's; to train if neither.
+  It is read once, however many patterns, links and paths lead to it.
 
   Args:
     spec: of the corpus, for errors.
     patterns: files, folders or patterns such as data/*.jsonl, with commas between.
-    suffixes: of the files of a folder.
+    suffixes: of the files of a folder, in small letters.
 
   Raises:
     InputError: a pattern that nothing matches, no file for train, or one that cannot be read.
   """
-  paths: set[Path] = set()
-  for pattern in filter(None, patterns.split(",")):
-    place = os.path.expanduser(pattern)
-    # A name may hold brackets: what is there is no pattern.
-    found = [
-      Path(p) for p in ([place] if os.path.exists(place) else glob.glob(place, recursive=True))
-    ]
-    some = [file for file in found if file.is_file()]
-    for folder in (path for path in found if path.is_dir()):
-      some += [file for file in files_below(folder) if file.name.endswith(suffixes)]
-    if not some:
+  taken: list[Way] = []
+  rest: list[Way] = []
+  for pattern in filter(None, cut(patterns, ",")):
+    found = _match(pattern, suffixes)
+    if not found.taken:
       raise InputError(
-        f"corpus {spec!r}: no file matches {pattern!r}; give files, folders of "
-        f"{' '.join(suffixes)} files, or a pattern, with commas between"
+        f"corpus {spec!r}: no file matches {pattern!r}{_holding(found.rest)}; give files, folders "
+        f"of {' '.join(suffixes)} files, or a pattern, with commas between{advice(patterns)}"
       )
-    paths |= {file.absolute() for file in some}
-  if not paths:
+    taken += found.taken
+    rest += found.rest
+  if not taken:
     raise InputError(f"corpus {spec!r}: names no file; write {spec.partition(':')[0]}:FILES")
+  paths = [way.path for way in once(taken)]
   root = os.path.commonpath([path.parent for path in paths])
   names = {path: name_below(Path(root), path) for path in paths}
   words = {path: NAMED.findall(name.lower()) for path, name in names.items()}
@@ -64,39 +72,41 @@ def find_files(spec: str, patterns: str, suffixes: tuple[str, ...]) -> tuple[lis
     )
   rule, note = split_rule(set(splits.values()))
   files = [File(p, names[p], rule[splits[p]], file_size(p)) for p in paths]
-  return sorted(files, key=lambda file: file.name), note
+  known = {way.real for way in taken}
+  others = left_out(way for way in rest if way.real not in known)
+  return sorted(files, key=lambda file: file.name), note, others
 
 
-def files_below(
-  folder: Path, skip: Collection[str] = (), inside: tuple[str, ...] = ()
-) -> Iterator[Path]:
-  """All that stands in a folder and the folders below it, but what is hidden.
-
-  Links are followed, but not to a folder that they stand in: nothing would end there.
-
-  Args:
-    folder: to be searched.
-    skip: names of folders to leave out.
-    inside: the folders that it stands in, where they really are.
+def files_below(folder: Way, suffixes: tuple[str, ...], skip: Collection[str] = ()) -> Listing:
+  """The files below a folder whose names end so, in letters of any size; and the rest.
 
   Raises:
     InputError: a folder that cannot be read.
   """
-  here = os.path.realpath(folder)
-  if here in inside:
-    return
-  try:
-    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-  except OSError as error:
-    raise unreadable(folder, error.strerror) from None
-  for entry in entries:
-    if entry.name.startswith("."):
-      continue
-    path = folder / entry.name
-    if not (path if entry.is_symlink() else entry).is_dir():  # an entry fails on a link to itself
-      yield path
-    elif entry.name not in skip:
-      yield from files_below(path, skip, (*inside, here))
+  taken: list[Way] = []
+  rest: list[Way] = []
+  for _, ways in walk([folder], skip):
+    for way in ways:
+      fits = not way.is_hidden() and way.path.name.lower().endswith(suffixes)
+      (taken if fits and not os.path.isdir(way.path) else rest).append(way)
+  return Listing(once(taken), rest)
+
+
+def left_out(ways: Iterable[Way]) -> str:
+  """A line on what was found and is no part of the corpus; "" if all is."""
+  ways = once(ways)
+  hidden = sum(way.is_hidden() for way in ways)
+  seen = [way.path for way in ways if not way.is_hidden()]
+  broken = [path for path in seen if not os.path.exists(path)]
+  endings = collections.Counter(_ending(path) for path in seen if os.path.exists(path))
+  named = endings.most_common(ENDINGS)
+  counts = [f"{count:,} {ending}" for ending, count in named]
+  if others := endings.total() - sum(count for _, count in named):
+    counts.append(f"{others:,} others")
+  parts = [f"{endings.total():,} files ({', '.join(counts)})"] if counts else []
+  parts += [f"{hidden:,} hidden files or folders"] if hidden else []
+  parts += [f"{len(broken):,} links to nothing ({name_of(min(broken))})"] if broken else []
+  return f"left out: {', '.join(parts)}" if parts else ""
 
 
 def file_size(file: Path) -> int:
@@ -111,16 +121,57 @@ def file_size(file: Path) -> int:
     size = file.stat().st_size
   except OSError as error:
     raise unreadable(file, error.strerror) from None
-  if not size and file.suffix in (".gz", ".zst"):
+  if not size and packing(file):
     raise unreadable(file, "0 bytes: it was never written whole")
   return size
 
 
+def packing(file: Path) -> str:
+  """How a file is packed: ".gz", ".zst" or "" if it is not."""
+  suffix = file.suffix.lower()
+  return suffix if suffix in PACKED else ""
+
+
 def name_below(root: Path, file: Path) -> str:
   """The path of a file inside its corpus: text that can be printed, whatever the bytes are."""
-  return os.fsencode(file.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
+  return name_of(file.relative_to(root))
 
 
-def unreadable(path: Path, why: object) -> InputError:
-  """The error of a file or folder of a corpus."""
-  return InputError(f"{path}: cannot be read ({why}); repair or remove it")
+def name_of(path: Path) -> str:
+  """A path as text that can be printed, whatever its bytes are."""
+  return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+
+
+def _match(pattern: str, suffixes: tuple[str, ...]) -> Listing:
+  """What a pattern matches: files of any ending, and what is in folders of the right one."""
+  place = os.path.expanduser(plain(pattern))
+  if os.path.lexists(place):  # a name may hold brackets: what is there is no pattern
+    found, others = [Way.to(Path(place))], []
+  else:
+    place = os.path.expanduser(glob_of(pattern))
+    found = expand(place)
+    known = {way.real for way in found}
+    others = [way for way in expand(place, ignore_case=True) if way.real not in known]
+  taken, rest = [], [way for way in others if not os.path.isdir(way.path)]
+  for way in found:
+    if not os.path.isdir(way.path):
+      taken.append(way)
+      continue
+    below = files_below(way, suffixes)
+    taken += below.taken
+    rest += below.rest
+  return Listing(taken, rest)
+
+
+def _holding(rest: list[Way]) -> str:
+  """What there is where no file was found, for an error."""
+  line = left_out(rest).partition(": ")[2]
+  return f" (there: {line})" if line else ""
+
+
+def _ending(path: Path) -> str:
+  """The end of a name that says what a file holds, such as `.jsonl.gz`."""
+  match = re.search(r"(\.\w{1,9})?(\.\w{1,9})$", path.name)
+  if not match:
+    return "without an ending"
+  return match[0] if packing(path) else match[2]

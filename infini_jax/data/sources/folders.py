@@ -21,10 +21,18 @@ from infini_jax.data.sources.base import (
   middle,
   part_size,
 )
-from infini_jax.data.sources.files import file_size, files_below, name_below, unreadable
+from infini_jax.data.sources.files import (
+  file_size,
+  files_below,
+  left_out,
+  name_below,
+  packing,
+)
+from infini_jax.data.sources.specs import plain
+from infini_jax.data.sources.walk import Way, unreadable
 
 PYTHON_STDLIB = "python-stdlib"
-SUFFIXES = (".txt", ".md", ".tex", ".py")
+SUFFIXES = (".txt", ".md", ".tex", ".py")  # in letters of any size; with .gz behind, packed
 
 
 class Document(NamedTuple):
@@ -66,7 +74,7 @@ def open_text(spec: str) -> Folder:
   Raises:
     InputError: as `list_documents`.
   """
-  return open_folder(spec, Options.split(spec, ())[0])
+  return open_folder(spec, plain(Options.split(spec, ())[0]))
 
 
 def open_folder(spec: str, path: str) -> Folder:
@@ -78,11 +86,11 @@ def open_folder(spec: str, path: str) -> Folder:
   Raises:
     InputError: as `list_documents`.
   """
-  splits = list_documents(path)
-  sizes = {d.name: file_size(d.path) for documents in splits.values() for d in documents}
+  splits, others = _find(path)
+  sizes = {d.path: file_size(d.path) for documents in splits.values() for d in documents}
   listing: list[str] = []
   for split in SPLITS:
-    listing += [f"{split}\0{d.name}\0{sizes[d.name]}" for d in splits[split]]
+    listing += [f"{split}\0{d.name}\0{sizes[d.path]}" for d in splits[split]]
     some = splits[split][:: max(1, len(splits[split]) // 16)]
     listing += [digest([read_text(document)]) for document in some]
   parts: list[Part] = []
@@ -91,13 +99,13 @@ def open_folder(spec: str, path: str) -> Folder:
     documents, filled = [], 0
     for document in splits[split]:
       documents.append(document)
-      filled += sizes[document.name]
+      filled += sizes[document.path]
       if filled >= target:
         parts.append(FolderPart((split,), filled, documents))
         documents, filled = [], 0
     if documents:
       parts.append(FolderPart((split,), filled, documents))
-  return Folder(spec, parts, digest(listing), train=splits["train"])
+  return Folder(spec, parts, digest(listing), left_out=others, train=splits["train"])
 
 
 def list_documents(path: str) -> dict[str, list[Document]]:
@@ -105,9 +113,9 @@ def list_documents(path: str) -> dict[str, list[Document]]:
 
   Args:
     path: a folder, searched recursively for .txt .md .tex .py files, each plain or .gz, hidden
-      ones skipped, links followed; its sub-folders train, validation and test, where it has all
-      three, are the splits, else documents are split by a hash of their names. Or the word
-      `python-stdlib`.
+      ones skipped, links followed, each file taken once; its sub-folders train, validation and
+      test, where it has all three, are the splits, else documents are split by a hash of their
+      names. Or the word `python-stdlib`.
 
   Returns:
     The documents of "train", "validation" and "test", each in the order of their names.
@@ -116,29 +124,7 @@ def list_documents(path: str) -> dict[str, list[Document]]:
     InputError: no such folder, no documents in it, or too few of them to split; a folder in it
       that cannot be read.
   """
-  if path == PYTHON_STDLIB:
-    return _split(_python_stdlib(), path)
-  root = Path(path)
-  if not path or not root.exists():
-    raise InputError(
-      f"corpus {path!r}: no such folder; give a folder of {' '.join(SUFFIXES)} files, "
-      f"a prepared store, or the word {PYTHON_STDLIB}"
-    )
-  if not root.is_dir():
-    raise InputError(f"corpus {path!r} is a file: give the folder that holds it")
-  documents = _find(root)
-  if not documents:
-    raise InputError(
-      f"corpus {path!r}: no {' '.join(SUFFIXES)} file (plain or .gz) in this folder; "
-      f"rename the texts or give another folder"
-    )
-  if not all((root / split).is_dir() for split in SPLITS):
-    return _split(documents, path)
-  splits = {split: [d for d in documents if d.name.split("/")[0] == split] for split in SPLITS}
-  for split, members in splits.items():
-    if not members:
-      raise InputError(f"corpus {path!r}: its folder {split}/ has no documents; put some there")
-  return splits
+  return _find(path)[0]
 
 
 def read_text(document: Document) -> str:
@@ -149,7 +135,7 @@ def read_text(document: Document) -> str:
   """
   try:
     data = document.path.read_bytes()
-    if document.path.suffix == ".gz":
+    if packing(document.path) == ".gz":
       data = gzip.decompress(data)
     text = data.decode("utf-8-sig")
   except UnicodeDecodeError as error:
@@ -166,19 +152,50 @@ def read_text(document: Document) -> str:
   return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _find(root: Path, suffixes: tuple[str, ...] = SUFFIXES, skip: Collection[str] = ()):
-  """Every file below `root` that has such a suffix, as Documents in the order of their names."""
-  return sorted(
-    Document(name_below(root, file), file)
-    for file in files_below(root, skip)
-    if file.name.removesuffix(".gz").endswith(suffixes)
-  )
+def _find(path: str) -> tuple[dict[str, list[Document]], str]:
+  """The documents of each split, and what is left out."""
+  if path == PYTHON_STDLIB:
+    return _split(_python_stdlib(), path), ""
+  root = Path(path)
+  if not path or not root.exists():
+    raise InputError(
+      f"corpus {path!r}: no such folder; give a folder of {' '.join(SUFFIXES)} files, "
+      f"a prepared store, or the word {PYTHON_STDLIB}"
+    )
+  if not root.is_dir():
+    raise InputError(f"corpus {path!r} is a file: give the folder that holds it")
+  taken, rest = _below(root, SUFFIXES)
+  if not taken:
+    there = left_out(rest).partition(": ")[2]
+    raise InputError(
+      f"corpus {path!r}: no {' '.join(SUFFIXES)} file (plain or .gz) in this folder"
+      f"{there and f', but {there}'}; rename the texts or give another folder"
+    )
+  if not all((root / split).is_dir() for split in SPLITS):
+    return _split(taken, path), left_out(rest)
+  splits = {split: [d for d in taken if d.name.split("/")[0] == split] for split in SPLITS}
+  for split, members in splits.items():
+    if not members:
+      raise InputError(f"corpus {path!r}: its folder {split}/ has no documents; put some there")
+  kept = {document.path for documents in splits.values() for document in documents}
+  beside = [Way.to(document.path) for document in taken if document.path not in kept]
+  return splits, left_out([*rest, *beside])
+
+
+def _below(
+  root: Path, suffixes: tuple[str, ...], skip: Collection[str] = ()
+) -> tuple[list[Document], list[Way]]:
+  """Every file with such a suffix, as Documents in the order of their names; and the rest."""
+  endings = tuple(suffix + packed for suffix in suffixes for packed in ("", ".gz"))
+  start = Way(0, root, os.path.realpath(root))
+  taken, rest = files_below(start, endings, skip)
+  return sorted(Document(name_below(root, way.path), way.path) for way in taken), rest
 
 
 def _python_stdlib() -> list[Document]:
   """The standard library's source, less the few files that are not text (tests of encodings)."""
   root = Path(sysconfig.get_path("stdlib"))
-  found = _find(root, (".py",), skip=("site-packages", "dist-packages", "__pycache__"))
+  found, _ = _below(root, (".py",), skip=("site-packages", "dist-packages", "__pycache__"))
   return [document for document in found if _is_text(document)]
 
 

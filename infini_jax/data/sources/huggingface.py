@@ -14,10 +14,12 @@ from infini_jax.data.sources.base import (
   Record,
   choose_splits,
   digest,
+  gather,
   glance,
   part_size,
   split_rule,
 )
+from infini_jax.data.sources.specs import plain
 
 ROWS = 16  # read at a time
 UNKNOWN = 4000  # bytes of a row, where the data set does not tell
@@ -36,7 +38,9 @@ class HuggingFacePart(Part):
 
   def read(self) -> Iterator[Record]:
     """A document for each row; `SPLIT:ROW` says where it stands."""
-    rows = _load(self.name, self.config)[self.split]
+    # Selected before a row is read: no picture or sound of another column is decoded.
+    asked = list(dict.fromkeys(filter(None, self.fields)))
+    rows = _load(self.name, self.config)[self.split].select_columns(asked)
     for first in range(self.start, self.stop, ROWS):
       columns = rows[first : min(first + ROWS, self.stop)]
       for i in range(len(columns[self.fields.text])):
@@ -50,7 +54,8 @@ def open_huggingface(spec: str) -> Corpus:
   Raises:
     InputError: the package is missing, or what it says of such a data set; no such field.
   """
-  name, options = Options.split(spec, ("config", *SPLITS, *Fields._fields))
+  place, options = Options.split(spec, ("config", *SPLITS, *Fields._fields))
+  name = plain(place)
   config = options.get("config", "")
   try:
     loaded = _load(name, config)
@@ -78,7 +83,11 @@ def open_huggingface(spec: str) -> Corpus:
     raise InputError(f"corpus {spec!r}: has no rows; choose another data set")
   listing = [f"{split}\0{len(loaded[split])}" for split in splits]
   return Corpus(
-    spec, parts, digest(["hf", *fields, *listing, *glance(parts)]), note, bool(fields.summary)
+    spec,
+    gather(parts),
+    digest(["hf", *fields, *listing, *glance(parts)]),
+    note,
+    bool(fields.summary),
   )
 
 

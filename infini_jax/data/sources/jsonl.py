@@ -17,10 +17,12 @@ from infini_jax.data.sources.base import (
   Part,
   Record,
   digest,
+  gather,
   glance,
   part_size,
 )
-from infini_jax.data.sources.files import File, find_files, unreadable
+from infini_jax.data.sources.files import File, find_files, packing
+from infini_jax.data.sources.walk import unreadable
 
 # A .json file of a folder is rarely lines: it must be named.
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
@@ -52,17 +54,17 @@ def open_jsonl(spec: str) -> Corpus:
     InputError: no such files, one that is not JSON lines, or no such field.
   """
   patterns, options = Options.split(spec, Fields._fields)
-  files, note = find_files(spec, patterns, SUFFIXES)
+  files, note, others = find_files(spec, patterns, SUFFIXES)
   first = next((row for file in files for row in _first_row(file)), None)
   if first is None:
     raise InputError(f"corpus {spec!r}: its files are empty; give others")
   fields = Fields.choose(spec, options, list(first))
   parts: list[Part] = []
-  sizes = [file.size * (PACKED if _is_packed(file.path) else 1) for file in files]
+  sizes = [file.size * (PACKED if packing(file.path) else 1) for file in files]
   target = part_size(sum(sizes))
   for file, size in zip(files, sizes, strict=True):
     # A compressed file can be read from its beginning only.
-    step = max(1, size) if _is_packed(file.path) else target
+    step = max(1, size) if packing(file.path) else target
     for start in range(0, size, step):
       stop = start + step if start + step < size else None
       part = LinesPart(
@@ -71,18 +73,20 @@ def open_jsonl(spec: str) -> Corpus:
       parts.append(part)
   listing = [f"{file.splits}\0{file.name}\0{file.size}" for file in files]
   return Corpus(
-    spec, parts, digest(["jsonl", *fields, *listing, *glance(parts)]), note, bool(fields.summary)
+    spec,
+    gather(parts),
+    digest(["jsonl", *fields, *listing, *glance(parts)]),
+    note,
+    bool(fields.summary),
+    others,
   )
 
 
-def _is_packed(path: Path) -> bool:
-  return path.suffix in (".gz", ".zst")
-
-
 def _open(path: Path) -> IO[bytes]:
-  if path.suffix == ".gz":
+  kind = packing(path)
+  if kind == ".gz":
     return gzip.open(path, "rb")  # type: ignore[return-value]
-  if path.suffix == ".zst":
+  if kind == ".zst":
     import pyarrow
 
     return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), 1 << 20)

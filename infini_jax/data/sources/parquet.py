@@ -13,6 +13,7 @@ from infini_jax.data.sources.base import (
   Part,
   Record,
   digest,
+  gather,
   glance,
   part_size,
 )
@@ -46,7 +47,7 @@ def open_parquet(spec: str) -> Corpus:
     InputError: no such files, one that is not Parquet, or no such field.
   """
   patterns, options = Options.split(spec, Fields._fields)
-  files, note = find_files(spec, patterns, (".parquet",))
+  files, note, others = find_files(spec, patterns, (".parquet",))
   fields = Fields.choose(spec, options, _columns(files[0].path))
   groups = {file.path: row_groups(file.path) for file in files}
   target = part_size(sum(size for found in groups.values() for _, size in found))
@@ -63,7 +64,12 @@ def open_parquet(spec: str) -> Corpus:
     raise InputError(f"corpus {spec!r}: its files have no rows; give others")
   listing = [f"{file.splits}\0{file.name}\0{file.size}" for file in files]
   return Corpus(
-    spec, parts, digest(["parquet", *fields, *listing, *glance(parts)]), note, bool(fields.summary)
+    spec,
+    gather(parts),
+    digest(["parquet", *fields, *listing, *glance(parts)]),
+    note,
+    bool(fields.summary),
+    others,
   )
 
 

@@ -26,6 +26,7 @@ from infini_jax.data.sources.base import (
   Record,
   choose_splits,
   digest,
+  gather,
   glance,
   part_size,
   split_rule,
@@ -128,7 +129,9 @@ def _corpus(spec: str, builder: Any, options: Options) -> Corpus:
     listing.append(f"{name}\0{ours}\0{split.shard_lengths}\0{split.num_bytes}")
   if not _is_remote(str(builder.data_dir)):
     listing += glance(parts)
-  return Corpus(spec, parts, digest(["tfds", *fields, *listing]), note, bool(fields.summary))
+  return Corpus(
+    spec, gather(parts), digest(["tfds", *fields, *listing]), note, bool(fields.summary)
+  )
 
 
 def _check_file(spec: str, file: Any, examples: int) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,8 @@ def _fingerprint(plan: dict[str, Any], tokenizer: Tokenizer) -> str:
 
 def _claim(out: Path, plan: dict[str, Any]) -> None:
   """Marks `out` as the store of this plan, or checks that it is."""
+  if os.fsencode(out).decode("utf-8", "replace") != str(out):
+    raise InputError(f"{out}: the bytes of this name are not UTF-8; choose another --out")
   if out.is_dir() and is_store(out):
     found = _read_plan(out)
     if (out / "store.json").exists() and found.get("format") in READABLE:

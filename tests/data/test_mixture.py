@@ -2,6 +2,8 @@
 
 import itertools
 import pickle
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -142,6 +144,30 @@ def test_a_run_goes_on_with_the_same_stores_and_weights_alone(stores, tmp_path):
   for other in (mixture(stores, long=2, short=1), mixture(stores, short=1)):
     with pytest.raises(InputError, match="another corpus"):
       workdir.claim(c, fingerprint(other))
+
+
+def test_stores_of_any_name_can_be_mixed(stores, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  names = ["a,b=2,c", "is it?", "50% & more "]
+  for name, old in zip(names, ("long", "short", "short"), strict=True):
+    shutil.copytree(stores[old].folder, tmp_path / name)
+  written = [re.sub(r"([,?&= ])", r"\\\1", name) for name in names]
+  path = f"mix:{written[0]}=3, {written[1]}=0.5,{written[2]}=0.5"
+  source = open_source(config(data={"path": path}), tmp_path, quiet())
+  assert source.split("train").sources == names and source.weights == (0.75, 0.125, 0.125)
+  with pytest.raises(
+    InputError, match=r"'a' is not a prepared store .*; in a name, put a backslash"
+  ):
+    open_source(config(data={"path": "mix:a,b=2"}), tmp_path, quiet())
+  (tmp_path / "round").symlink_to("round")
+  (tmp_path / "link").symlink_to(names[0])
+  for other, match in (
+    ("round", "round: not a token store"),
+    ("link", "'link' stands there twice"),
+  ):
+    path = f"mix:{written[0]}=1,{other}=1"
+    with pytest.raises(InputError, match=match):
+      open_source(config(data={"path": path}), tmp_path, quiet())
 
 
 def test_what_cannot_be_mixed_is_refused(stores, tmp_path):

@@ -302,6 +302,100 @@ def test_a_tokenizer_that_drops_characters_is_told(tmp_path):
     assert ("drops or changes characters, in 3 of these" in out.getvalue()) == told
 
 
+def rows_with_few_held_out(file):
+  """Documents of which a hash holds few out: most parts have none for validation or test."""
+  rows = [json.dumps({"text": f"document {i} " * 9, "sum": f"{i}"}) + "\n" for i in range(150)]
+  file.write_text("".join(rows))
+  return f"jsonl:{file}?summary=sum"
+
+
+def test_a_shard_without_documents_is_not_written(tmp_path, quiet, monkeypatch):
+  monkeypatch.setattr(base, "SMALLEST", 1500)
+  spec = rows_with_few_held_out(tmp_path / "all.jsonl")
+  parts = open_corpus(spec).parts
+  expected = [[r for r in part.read() if r.split == "test"] for part in parts]
+  filled = [number for number, found in enumerate(expected) if found]
+  assert 0 < len(filled) < len(parts) - 5, "a weak test: a part should have none"
+  store = prepare(spec, tmp_path / "out", "bytes", console=quiet)
+  for folder in ("test", "test.summaries"):
+    names = [f"{n:05d}.{end}" for n in filled for end in ("array_record", "npz")]
+    assert sorted(file.name for file in (tmp_path / "out" / folder).iterdir()) == names
+  assert store.splits["test"]["shards"] == len(filled)
+  for documents in (store.split("test"), Store.open(tmp_path / "out").split("test")):
+    texts = [
+      store.tokenizer.decode(documents.read(i, 0, n)) for i, n in enumerate(documents.tokens)
+    ]
+    assert texts == [record.text for found in expected for record in found]
+  assert store.summaries("test").names == store.split("test").names
+
+
+def test_a_job_without_documents_is_not_done_again(tmp_path, quiet, monkeypatch):
+  monkeypatch.setattr(base, "SMALLEST", 1500)
+  spec = rows_with_few_held_out(tmp_path / "all.jsonl")
+  module, out = sys.modules[prepare.__module__], tmp_path / "out"
+  write_shards, done = module.write_shards, []
+
+  def killed(jobs, *arguments):
+    write_shards(jobs[:5], *arguments)
+    raise KeyboardInterrupt
+
+  def count(jobs, *arguments):
+    done.append(len(jobs))
+    write_shards(jobs, *arguments)
+
+  monkeypatch.setattr(module, "write_shards", killed)
+  with pytest.raises(KeyboardInterrupt):
+    prepare(spec, out, "bytes", console=quiet)
+  monkeypatch.setattr(module, "write_shards", count)
+  prepare(spec, out, "bytes", console=quiet)
+  prepare(spec, tmp_path / "whole", "bytes", console=quiet)
+  assert done == [done[1] - 5, len(open_corpus(spec).parts)]
+  assert files(out) == files(tmp_path / "whole")
+
+
+def test_many_small_files_make_few_shards(tmp_path, quiet):
+  (tmp_path / "in").mkdir()
+  for i in range(300):
+    (tmp_path / "in" / f"{i:03}.jsonl").write_text(json.dumps({"text": f"document {i}"}) + "\n")
+  store = prepare(f"jsonl:{tmp_path}/in", tmp_path / "out", "bytes", console=quiet)
+  assert [totals["shards"] for totals in store.splits.values()] == [1, 1, 1]
+  assert sum(totals["documents"] for totals in store.splits.values()) == 300
+  assert sum(len(content) for content in files(tmp_path / "out").values()) < 1_000_000
+
+
+def test_stores_of_the_first_format_are_opened_but_not_ended(corpus, store, tmp_path, quiet):
+  """Where it was interrupted, its shards may be of other parts than this program makes."""
+  out = tmp_path / "out"
+  shutil.copytree(store.folder, out)
+  old = json.loads((out / "store.json").read_text()) | {"format": 1}
+  del old["shards"]
+  (out / "store.json").write_text(json.dumps(old))
+  plan = json.loads((out / "plan.json").read_text()) | {"format": 1}
+  (out / "plan.json").write_text(json.dumps(plan))
+  opened = prepare(str(corpus), out, "bytes", console=quiet)
+  assert opened.fingerprint == store.fingerprint, "runs that were trained on it would not go on"
+  for split in store.splits:
+    assert opened.split(split).names == store.split(split).names
+  (out / "store.json").unlink()
+  with pytest.raises(
+    InputError, match=r"made with other format \(1 there, 2 here\); choose another"
+  ):
+    prepare(str(corpus), out, "bytes", console=quiet)
+
+
+def test_the_name_of_a_store_must_be_utf8(corpus, tmp_path, quiet):
+  with pytest.raises(InputError, match="bytes of this name are not UTF-8; choose another --out"):
+    prepare(str(corpus), tmp_path / "\udcff", "bytes", console=quiet)
+
+
+def test_what_is_left_out_of_a_folder_is_told(corpus, tmp_path):
+  shutil.copytree(corpus, tmp_path / "in")
+  (tmp_path / "in" / "thesis.docx").touch()
+  console = Console(file=io.StringIO(), width=200)
+  prepare(str(tmp_path / "in"), tmp_path / "out", "bytes", console=console)
+  assert "left out: 1 files (1 .docx)\n" in console.file.getvalue()
+
+
 def test_memory_does_not_grow_with_the_corpus(tmp_path, quiet, monkeypatch):
   monkeypatch.setattr(base, "SMALLEST", 50_000)
   monkeypatch.setattr(base, "LARGEST", 50_000)

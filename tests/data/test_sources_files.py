@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infini_jax.config import InputError
+from infini_jax.data import prepare
 from infini_jax.data.sources import base, open_corpus
 
 TEXTS = st.lists(st.text(max_size=40), min_size=1, max_size=30)
@@ -189,6 +190,27 @@ def test_fields_and_files_that_are_not_there(tmp_path):
   fails("mix:a=1,b=2", "a mixture is of stores that were prepared")
 
 
+def test_small_files_are_read_as_one_part(tmp_path, monkeypatch):
+  """In the order of their names, those of a split together, until there is enough of them."""
+  for kind in ("jsonl", "parquet"):
+    for i in range(120):
+      file = tmp_path / kind / f"{i:03}_{('train', 'test', 'valid')[i % 3]}.{kind}"
+      if kind == "parquet":
+        write_parquet(file, [{"text": f"{i} " * 50}])
+      else:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(lines([{"text": f"{i} " * 50}]))
+    few = open_corpus(f"{kind}:{tmp_path}/{kind}")
+    assert len(few.parts) == 3, "one for each split"
+    with monkeypatch.context() as patch:
+      patch.setattr(base, "SMALLEST", 1000)
+      more = open_corpus(f"{kind}:{tmp_path}/{kind}")
+    assert 6 < len(more.parts) < 60 and max(part.size for part in more.parts) < 2000
+    expected = {split: [f"{i} " * 50 for i in range(n, 120, 3)] for n, split in enumerate(
+      ("train", "test", "validation"))}  # fmt: skip
+    assert by_split(few) == by_split(more) == expected and few.fingerprint == more.fingerprint
+
+
 def test_broken_files_are_named_with_the_place(tmp_path):
   good = '{"text": "a"}\n'
   for name, data, match in (
@@ -213,12 +235,40 @@ def test_broken_files_are_named_with_the_place(tmp_path):
   fails(f"parquet:{tmp_path / 'q'}", r"a.parquet:0: field 'text' is not UTF-8 text \(byte 0\)")
   said_to_be_text = pa.array([b"a"] * 20 + [b"na\xefve"]).cast(pa.string(), safe=False)
   pq.write_table(pa.table({"text": said_to_be_text}), tmp_path / "r.parquet")
+  twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+  pq.write_table(twice, tmp_path / "s.parquet")
+  fails(f"parquet:{tmp_path}/s.parquet", "s.parquet: has several columns 'text'; rename all but")
   fails(f"parquet:{tmp_path}/r.parquet", "row 16, or one of the next 16, is not UTF-8", read=True)
 
 
 def test_half_a_surrogate_pair_does_not_stop_a_corpus(tmp_path):
   (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b"}\n')
   assert [r.text for r in records(open_corpus(f"jsonl:{tmp_path}"))] == ["a?b"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_half_a_surrogate_pair_in_a_name_does_not_stop_a_corpus(tmp_path, quiet, kind):
+  """In the field of a name, in that of a summary, and in the bytes of a file's name."""
+  (tmp_path / "in").mkdir()
+  rows = [{"text": f"t{i}", "id": "emoji cut \ud83d", "sum": "\udfff"} for i in range(9)]
+  for split in ("train", "validation", "test\udcff"):
+    if kind == "jsonl":
+      (tmp_path / "in" / f"{split}.jsonl").write_text("".join(map(escaped, rows)))
+    else:
+      broken = pa.array([row["id"].encode("utf-8", "surrogatepass") for row in rows])
+      table = pa.table({"text": [row["text"] for row in rows], "id": broken, "sum": [""] * 9})
+      with open(tmp_path / "in" / f"{split}.parquet", "wb") as file:
+        pq.write_table(table, file)
+  spec = f"{kind}:{tmp_path}/in?name=id&summary=sum"
+  store = prepare(spec, tmp_path / "out", "bytes", console=quiet)
+  names = [name for split in store.splits for name in store.split(split).names]
+  assert len(set(names)) == 27 and all(name.encode() for name in names), "each can be written"
+  assert all(" emoji cut " in name for name in names)
+
+
+def escaped(row):
+  """A line of JSON with every character beyond ASCII as an escape."""
+  return json.dumps(row) + "\n"
 
 
 def test_a_sample_is_of_training_text_from_all_over_the_corpus(tmp_path, rng, monkeypatch):

@@ -5,6 +5,8 @@ import json
 import sys
 import types
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_sources_files import by_split, fails, records, texts
 
@@ -16,17 +18,23 @@ class Rows:
 
   def __init__(self, rows):
     self._rows = rows
-    self.column_names = list(rows[0])
+    self.column_names, self.selected = list(rows[0]), []
     self.info = types.SimpleNamespace(dataset_size=None)
 
   def __len__(self):
     return len(self._rows)
 
   def select_columns(self, names):
-    return Rows([{name: row[name] for name in names} for row in self._rows])
+    self.selected.append(names)
+    return self
+
+  def with_format(self, kind):
+    assert kind == "arrow", "any other decodes"
+    return self
 
   def __getitem__(self, index):
-    return {name: [row[name] for row in self._rows[index]] for name in self.column_names}
+    names = self.selected[-1]
+    return pa.Table.from_pylist([{name: row[name] for name in names} for row in self._rows[index]])
 
 
 @pytest.fixture
@@ -81,11 +89,52 @@ def test_what_the_package_says_is_one_line(loads):
   loads(load)
   fails("hf:books?config=x", "datasets says: BuilderConfig 'x' not found")
 
+  def load(name, config):
+    raise ValueError("while generating") from OSError("in row\n3")
 
-@pytest.mark.skipif(not importlib.util.find_spec("datasets"), reason="datasets is not installed")
+  loads(load)
+  fails("hf:books", "datasets says: while generating: in row 3$")
+
+
+def test_only_the_fields_asked_for_are_read(loads):
+  rows = Rows([{"body": f"t{i}", "image": object()} for i in range(40)])
+  loads(lambda name, config: {"train": rows})
+  found = records(open_corpus("hf:books?text=body"))
+  assert [r.text for r in found] == [f"t{i}" for i in range(40)]
+  assert all(names == ["body"] for names in rows.selected)
+
+
+real = pytest.mark.skipif(
+  not importlib.util.find_spec("datasets"), reason="datasets is not installed"
+)
+
+
+@real
 def test_the_real_package_reads_a_folder(tmp_path, rng, monkeypatch):
   own = texts(rng, 50)
   (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in own))
   huggingface._load.cache_clear()
   found = by_split(open_corpus(f"hf:{tmp_path}"))
   assert sorted(sum(found.values(), [])) == sorted(own)
+
+
+@real
+def test_the_real_package_decodes_no_picture_and_reads_a_file_once(tmp_path, monkeypatch):
+  """The column of pictures holds none at all; the file has another name, by a link."""
+  pictures = [{"bytes": b"no picture", "path": None}] * 30
+  kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+  own = [f"row {i}" for i in range(30)]
+  table = pa.table({"text": own, "image": pa.array(pictures, kind)})
+  features = {"text": {"dtype": "string", "_type": "Value"}, "image": {"_type": "Image"}}
+  metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+  folder = tmp_path / "a,b?"
+  folder.mkdir()
+  pq.write_table(table.replace_schema_metadata(metadata), folder / "train-[0].parquet")
+  (folder / "train-1.parquet").symlink_to("train-[0].parquet")
+  (folder / "round").symlink_to(".")
+  (folder / "train-2.PARQUET").touch()
+  huggingface._load.cache_clear()
+  corpus = open_corpus(f"hf:{tmp_path}/a\\,b\\?")
+  assert sorted(record.text for record in records(corpus)) == sorted(own)
+  assert corpus.left_out == "left out: 1 files (1 .PARQUET)"
+  fails(f"hf:{tmp_path}/a\\,b\\??text=image", "field 'image' holds dict, no text")

@@ -1,6 +1,7 @@
 """TensorFlow Datasets by their official names, over local texts, without TensorFlow."""
 
 import gzip
+import io
 import json
 import pickle
 import re
@@ -68,6 +69,18 @@ def test_fields_of_known_data_sets_and_of_others(tmp_path):
   fails(f"{mine}&text=ids", "field 'ids' is no text")
   fails(f"{mine}&text=document&test=dev", "no split 'dev'; choose one of train, validation, test")
   fails(f"tfds:booksum?data_dir={tmp_path}", "choose tfds:booksum/book, tfds:booksum/chapter")
+
+
+def test_only_the_fields_asked_for_are_decoded(tmp_path):
+  row = {"text": "a book", "n": 3, "image": io.BytesIO(b"no picture")}
+  folder = tmp_path / "a,b? & c"
+  write_tfds(folder, "pictured", {"train": [row], "validation": [row], "test": [row]})
+  (folder / "round").symlink_to(".")
+  spec = f"tfds:pictured?data_dir={tmp_path}/a,b? \\& c"
+  assert [r.name for r in records(open_corpus(f"{spec}&name=n"))][0] == "test:0 3"
+  fails(f"{spec}&text=image", "field 'image' is no text; name one of text")
+  fails(f"{spec}&name=image", "field 'image' is no name; take one text or number")
+  fails(spec.replace("\\", ""), "option ' c' is not one of data_dir=.* put a backslash before")
 
 
 def test_splits_of_other_names_and_versions(tmp_path):

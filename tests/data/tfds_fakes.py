@@ -10,7 +10,12 @@ def write_tfds(folder, dataset, splits, file_format="array_record", config=None,
   """Prepares the rows of each split; the first row says which features there are."""
   import tensorflow_datasets as tfds
 
-  kinds = {int: np.int32, str: tfds.features.Text(), list: tfds.features.Sequence(np.int32)}
+  kinds = {
+    int: np.int32,
+    str: tfds.features.Text(),
+    list: tfds.features.Sequence(np.int32),
+    io.BytesIO: tfds.features.Image(),  # which takes a file as it is, and decodes it when read
+  }
   first = next(iter(splits.values()))[0]
   features = {field: kinds[type(value)] for field, value in first.items()}
   number = tfds.core.Version(version)

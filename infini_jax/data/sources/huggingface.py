@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import glob
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from infini_jax.config import SPLITS, InputError
@@ -19,7 +22,9 @@ from infini_jax.data.sources.base import (
   part_size,
   split_rule,
 )
+from infini_jax.data.sources.files import left_out
 from infini_jax.data.sources.specs import plain
+from infini_jax.data.sources.walk import Way, once, walk
 
 ROWS = 16  # read at a time
 UNKNOWN = 4000  # bytes of a row, where the data set does not tell
@@ -38,14 +43,20 @@ class HuggingFacePart(Part):
 
   def read(self) -> Iterator[Record]:
     """A document for each row; `SPLIT:ROW` says where it stands."""
-    # Selected before a row is read: no picture or sound of another column is decoded.
+    # As Arrow has them, and only what was asked for: no picture or sound is decoded.
     asked = list(dict.fromkeys(filter(None, self.fields)))
-    rows = _load(self.name, self.config)[self.split].select_columns(asked)
+    rows = _load(self.name, self.config)[self.split].select_columns(asked).with_format("arrow")
     for first in range(self.start, self.stop, ROWS):
-      columns = rows[first : min(first + ROWS, self.stop)]
-      for i in range(len(columns[self.fields.text])):
-        row = {name: column[i] for name, column in columns.items()}
-        yield self.fields.record(self.splits, f"{self.split}:{first + i}", row)
+      try:
+        found = rows[first : min(first + ROWS, self.stop)].to_pylist()
+      except (ValueError, OSError) as error:  # Arrow's own are among them
+        reason = " ".join(str(error).split())
+        raise InputError(
+          f"hf:{self.name}: {self.split}:{first}, or one of the next {ROWS}, cannot be read "
+          f"({reason}); convert the data set"
+        ) from None
+      for number, row in enumerate(found, first):
+        yield self.fields.record(self.splits, f"{self.split}:{number}", row)
 
 
 def open_huggingface(spec: str) -> Corpus:
@@ -64,8 +75,9 @@ def open_huggingface(spec: str) -> Corpus:
       f"corpus {spec!r}: needs the package datasets: pip install -e '.[hf]'"
     ) from None
   except Exception as error:  # of many kinds: no network, no such name, a config to choose
-    reason = " ".join(str(error).split())[:300]
-    raise InputError(f"corpus {spec!r}: datasets says: {reason}") from None
+    said = ": ".join(" ".join(str(e).split()) for e in (error, error.__cause__) if e)[:300]
+    ours = f"; or read its files by jsonl:{place} or parquet:{place}" if os.path.isdir(name) else ""
+    raise InputError(f"corpus {spec!r}: datasets says: {said}{ours}") from None
   splits = choose_splits(spec, options, list(loaded))
   rule, note = split_rule(set(splits.values()))
   fields = Fields.choose(spec, options, loaded[next(iter(splits))].column_names)
@@ -88,6 +100,7 @@ def open_huggingface(spec: str) -> Corpus:
     digest(["hf", *fields, *listing, *glance(parts)]),
     note,
     bool(fields.summary),
+    _left_out(name, config),
   )
 
 
@@ -97,4 +110,31 @@ def _load(name: str, config: str) -> Any:
   import datasets
 
   datasets.disable_progress_bars()
-  return datasets.load_dataset(name, config or None)
+  files = _files(name, config)
+  found = [way for ways in files.values() for way in ways]
+  kept = once(found)
+  if len(kept) == len(found):
+    return datasets.load_dataset(name, config or None)
+  own = {
+    split: [glob.escape(str(way.path)) for way in ways if way in kept]
+    for split, ways in files.items()
+  }
+  named = {split: paths for split, paths in own.items() if paths}
+  return datasets.load_dataset(name, config or None, data_files=named)
+
+
+def _files(name: str, config: str) -> dict[str, list[Way]]:
+  """The files that the package takes of a folder, by its names for splits; {} of no folder."""
+  if not os.path.isdir(name):
+    return {}
+  import datasets
+
+  found = datasets.load_dataset_builder(name, config or None).config.data_files or {}
+  return {str(split): [Way.to(Path(file)) for file in files] for split, files in found.items()}
+
+
+def _left_out(name: str, config: str) -> str:
+  """What else stands in a folder."""
+  taken = {way.real for ways in _files(name, config).values() for way in ways}
+  found = walk([Way.to(Path(name))]) if os.path.isdir(name) else ()
+  return left_out(way for _, rest in found for way in rest if way.real not in taken)

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,7 +90,8 @@ def _open(path: Path) -> IO[bytes]:
   if kind == ".zst":
     import pyarrow
 
-    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), 1 << 20)
+    file = pyarrow.OSFile(os.fsencode(path))  # as bytes, which need not be UTF-8
+    return io.BufferedReader(pyarrow.input_stream(file, compression="zstd"), 1 << 20)
   return open(path, "rb")
 
 

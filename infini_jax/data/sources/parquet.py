@@ -1,6 +1,7 @@
 """Parquet files: one document a row."""
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def open_parquet(spec: str) -> Corpus:
   """
   patterns, options = Options.split(spec, Fields._fields)
   files, note, others = find_files(spec, patterns, (".parquet",))
-  fields = Fields.choose(spec, options, _columns(files[0].path))
+  fields = Fields.choose(spec, options, _open(files[0].path).schema_arrow.names)
   groups = {file.path: row_groups(file.path) for file in files}
   target = part_size(sum(size for found in groups.values() for _, size in found))
   parts: list[Part] = []
@@ -79,13 +80,16 @@ def read_rows(path: Path, columns: list[str], start: int, stop: int) -> Iterator
   Raises:
     InputError: the file is no Parquet file, is damaged, has no such columns, or text that is none.
   """
-  import pyarrow.parquet
+  import pyarrow
 
+  file = _open(path)
+  names = file.schema_arrow.names
+  if missing := set(columns) - set(names):
+    raise InputError(f"{path}: has no column {min(missing)!r}, as other files of its corpus have")
+  if several := [column for column in columns if names.count(column) > 1]:
+    raise InputError(f"{path}: has several columns {several[0]!r}; rename all but one")
+  row = 0
   try:
-    file = pyarrow.parquet.ParquetFile(path)
-    if missing := set(columns) - set(file.schema_arrow.names):
-      raise InputError(f"{path}: has no column {min(missing)!r}, as other files of its corpus have")
-    row = 0
     for group in range(file.num_row_groups):
       end = row + file.metadata.row_group(group).num_rows
       if end <= start or row >= stop:
@@ -111,21 +115,17 @@ def row_groups(path: Path) -> list[tuple[int, int]]:
   Raises:
     InputError: the file is no Parquet file.
   """
-  import pyarrow.parquet
-
-  try:
-    metadata = pyarrow.parquet.read_metadata(path)
-  except (pyarrow.ArrowException, OSError) as error:
-    raise _unreadable(path, error) from None
+  metadata = _open(path).metadata
   groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
   return [(group.num_rows, group.total_byte_size) for group in groups]
 
 
-def _columns(path: Path) -> list[str]:
+def _open(path: Path) -> Any:
   import pyarrow.parquet
 
   try:
-    return pyarrow.parquet.read_schema(path).names
+    file = pyarrow.OSFile(os.fsencode(path))  # as bytes, which need not be UTF-8
+    return pyarrow.parquet.ParquetFile(file)
   except (pyarrow.ArrowException, OSError) as error:
     raise _unreadable(path, error) from None
 

@@ -58,7 +58,11 @@ class ExamplesPart(Part):
 
   def read(self) -> Iterator[Record]:
     """A document for each example; `SPLIT:NUMBER` says where it stands."""
-    features = _builder(self.folder).info.features
+    import tensorflow_datasets
+
+    every = _builder(self.folder).info.features
+    asked = {field: every[field] for field in self.fields if field}  # no picture is decoded
+    features = tensorflow_datasets.features.FeaturesDict(asked)
     with _local(self.file) as path:
       for number, raw in enumerate(self._raw(path), self.first + self.start):
         example = features.deserialize_example_np(raw)
@@ -109,6 +113,8 @@ def _corpus(spec: str, builder: Any, options: Options) -> Corpus:
       raise InputError(
         f"corpus {spec!r}: field {field!r} is no text; name one of {texts or 'none'}"
       )
+  if fields.name and info.features[fields.name].shape != ():
+    raise InputError(f"corpus {spec!r}: field {fields.name!r} is no name; take one text or number")
   splits = choose_splits(spec, options, list(info.splits))
   rule, note = split_rule(set(splits.values()))
   target = part_size(sum(info.splits[split].num_bytes for split in splits))

@@ -1,0 +1,204 @@
+"""Which files a corpus takes: each once, whatever links, patterns and ends of names there are."""
+
+import gzip
+import itertools
+import json
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_sources_files import fails, lines, records
+
+from infini_jax.data.sources import open_corpus, specs
+
+DOCUMENTS = [{"text": f"document {i}", "id": f"d{i}"} for i in range(60)]
+TEXTS = sorted(row["text"] for row in DOCUMENTS)
+
+
+def write(file, rows=DOCUMENTS):
+  """JSON lines, Parquet or texts, as the name of the file says."""
+  file.parent.mkdir(parents=True, exist_ok=True)
+  if file.suffix == ".parquet":
+    pq.write_table(pa.Table.from_pylist(rows), file)
+  elif file.suffix == ".jsonl":
+    file.write_text(lines(rows))
+  else:
+    for row in rows:
+      file.with_name(f"{row['id']}{file.suffix}").write_text(row["text"])
+
+
+def found(spec):
+  return sorted(record.text for record in records(open_corpus(spec)))
+
+
+def tangle(folder, end):
+  """Three folders, each with links to all of them, to the folder above, and to each file."""
+  for name, start in zip("abc", (0, 20, 40), strict=True):
+    write(folder / name / f"{name}.{end}", DOCUMENTS[start : start + 20])
+  for one, other in itertools.product("abc", "abc"):
+    (folder / one / f"to_{other}").symlink_to(f"../{other}")
+    if end != "txt":
+      (folder / one / f"{other}_too.{end}").symlink_to(f"../{other}/{other}.{end}")
+  for name in "abc":
+    (folder / name / "up").symlink_to("..")
+    (folder / name / "up_too").symlink_to(folder)
+  (folder / "here").symlink_to(".")
+  file = sorted((folder / "a").glob(f"*.{end}"))[0]
+  os.link(file, folder / "b" / f"hard.{end}")
+  (folder / f"0_first.{end}").symlink_to(file)
+
+
+@pytest.mark.parametrize(
+  "place",
+  [
+    "",
+    "/**",
+    "/**/*.{end}",
+    "/*/*.{end}",
+    "/*/*/*.{end}",
+    "/a/../c/up/b,{root}",
+    "/**/up/**/*.{end}",
+  ],
+)
+@pytest.mark.parametrize("end", ["jsonl", "parquet"])
+def test_every_file_is_read_once_however_many_links_lead_to_it(tmp_path, place, end):
+  tangle(tmp_path, end)
+  corpus = open_corpus(f"{end}:{tmp_path}{place.format(end=end, root=tmp_path)}")
+  assert sorted(record.text for record in records(corpus)) == TEXTS
+  names = {record.name.split(":")[0] for record in records(corpus)}
+  if place != "/*/*/*.{end}":  # which leads to them through links alone
+    assert names == {f"{n}/{n}.{end}" for n in "abc"}, "a link must not give a file its name"
+
+
+def test_a_folder_of_text_is_read_once_however_many_links_lead_to_it(tmp_path):
+  tangle(tmp_path, "txt")
+  assert found(str(tmp_path)) == found(f"text:{tmp_path}") == TEXTS
+
+
+def test_a_file_named_twice_is_read_once(tmp_path):
+  write(tmp_path / "x" / "a.jsonl")
+  (tmp_path / "y").symlink_to("x")
+  every = [
+    f"{tmp_path}/{p}" for p in ("x/a.jsonl", "x", "x/*", "**/*.jsonl", "y/../x/a.jsonl", "y")
+  ]
+  assert found(f"jsonl:{','.join(every + every)}") == TEXTS
+
+
+def test_a_file_that_only_a_link_leads_to_is_read_by_the_name_of_the_link(tmp_path):
+  write(tmp_path / "blobs" / "a.jsonl")
+  (tmp_path / "blobs" / "a.jsonl").rename(tmp_path / "blobs" / "9f86d0")
+  (tmp_path / "data").mkdir()
+  for folder in ("data", "blobs"):  # also where the folder holds the file under another name
+    (tmp_path / folder / "train.jsonl").symlink_to(tmp_path / "blobs" / "9f86d0")
+    names = [record.name for record in records(open_corpus(f"jsonl:{tmp_path}/{folder}"))]
+    assert len(names) == 60 and names[0] == "train.jsonl:0"
+
+
+def test_links_to_nothing_are_one_line(tmp_path):
+  write(tmp_path / "a.jsonl")
+  for name, target in (("b.jsonl", "nowhere"), ("c.jsonl", "c.jsonl"), ("d.jsonl", "/dev/null")):
+    (tmp_path / name).symlink_to(target)
+    for place in ("", "/*.jsonl", f"/{name}", "/**/*.jsonl"):
+      fails(f"jsonl:{tmp_path}{place}", rf"{name}: cannot be read \(a link to nothing, or no file")
+    (tmp_path / name).unlink()
+  (tmp_path / "docs").symlink_to("nowhere")
+  corpus = open_corpus(f"jsonl:{tmp_path}")
+  assert corpus.left_out.startswith("left out: 1 links to nothing (/"), "it may have been a folder"
+
+
+def test_ends_of_names_are_read_in_letters_of_any_size(tmp_path):
+  pack = lambda row: gzip.compress(row["text"].encode())
+  for row, end in zip(DOCUMENTS, itertools.cycle(["TXT", "Md", "pY", "txt.GZ", "Tex.gZ"])):
+    file = tmp_path / "texts" / f"{row['id']}.{end}"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(pack(row) if end.lower().endswith("gz") else row["text"].encode())
+  assert found(f"{tmp_path}/texts") == TEXTS
+  data = [lines(DOCUMENTS[i : i + 20]).encode() for i in (0, 20, 40)]
+  (tmp_path / "lines").mkdir()
+  (tmp_path / "lines" / "a.JSONL").write_bytes(data[0])
+  (tmp_path / "lines" / "b.Jsonl.GZ").write_bytes(gzip.compress(data[1]))
+  (tmp_path / "lines" / "c.json.Zst").write_bytes(pa.Codec("zstd").compress(data[2], asbytes=True))
+  assert found(f"jsonl:{tmp_path}/lines") == found(f"jsonl:{tmp_path}/lines/*.*") == TEXTS
+  write(tmp_path / "rows" / "a.parquet")
+  (tmp_path / "rows" / "a.parquet").rename(tmp_path / "rows" / "a.Parquet")
+  assert found(f"parquet:{tmp_path}/rows") == TEXTS
+
+
+def test_what_is_left_out_is_told(tmp_path):
+  write(tmp_path / "x" / "a.txt")
+  names = [
+    "a.pdf",
+    "b.PDF",
+    "c.pdf",
+    "d.tar.gz",
+    "noend",
+    ".hidden",
+    "e.1",
+    "f.2",
+    "g.3",
+    "a.jsonl",
+  ]
+  for name in names:
+    (tmp_path / "x" / name).write_text(lines(DOCUMENTS[:1]))
+  (tmp_path / ".git").mkdir()
+  (tmp_path / ".git" / "x.txt").write_text("hidden")
+  assert open_corpus(str(tmp_path)).left_out == (
+    "left out: 9 files (2 .pdf, 1 .jsonl, 1 .PDF, 1 .tar.gz, 1 .1, 3 others), "
+    "2 hidden files or folders"
+  )
+  told = open_corpus(f"jsonl:{tmp_path}").left_out
+  assert told.startswith("left out: 68 files (60 .txt, 2 .pdf, ")
+  assert open_corpus(f"jsonl:{tmp_path}/x/*.jsonl").left_out == ""
+  (tmp_path / "x" / "b.JSONL").write_text(lines(DOCUMENTS[:1]))
+  assert open_corpus(f"jsonl:{tmp_path}/x/*.jsonl").left_out == "left out: 1 files (1 .JSONL)"
+  assert open_corpus(f"jsonl:{tmp_path}/x/a.jsonl").left_out == ""
+  fails(f"jsonl:{tmp_path}/x/*.pDF", r"no file matches .* \(there: 3 files \(2 .pdf, 1 .PDF\)\)")
+  fails(f"parquet:{tmp_path}", r"no file matches .* \(there: 70 files \(60 .txt, ")
+
+
+def test_texts_beside_the_folders_of_splits_are_told(tmp_path):
+  for split in ("train", "validation", "test"):
+    write(tmp_path / split / "a.txt", DOCUMENTS[:3])
+  assert open_corpus(str(tmp_path)).left_out == ""
+  (tmp_path / "more.md").write_text("never read")
+  assert open_corpus(str(tmp_path)).left_out == "left out: 1 files (1 .md)"
+
+
+ODD = [
+  "a,b",
+  "q?x",
+  "x=1&y=2",
+  "50% [of] it's",
+  "star*",
+  "c:d",
+  " spaces ",
+  "back\\slash,",
+  "#{}~$!",
+]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_every_name_can_be_written(tmp_path, monkeypatch, name):
+  monkeypatch.chdir(tmp_path)
+  written = "".join(f"\\{c}" if c in ",?&=:*[]\\ " else c for c in name)
+  write(tmp_path / name / "a.txt")
+  write(tmp_path / f"{name}.d" / f"{name}.jsonl")
+  write(tmp_path / f"{name}.d" / f"{name}.parquet")
+  assert found(f"text:{written}") == found(written) == found(name) == TEXTS
+  for end in ("jsonl", "parquet"):
+    assert found(f"{end}:{written}.d") == found(f"{end}:{written}.d/{written}.{end}") == TEXTS
+    assert found(f"{end}:{written}.d/*.{end}?text=text") == TEXTS
+  assert specs.plain(written) == name and specs.cut(written, ",") == [written]
+
+
+def test_names_that_divide_a_spec_are_told_how_to_write_them(tmp_path):
+  for name in ("a,b.jsonl", "q?x.jsonl"):
+    write(tmp_path / name)
+    fails(
+      f"jsonl:{tmp_path}/{name}", r"in a name, put a backslash before , \? & = .* such as a\\,b"
+    )
+  assert found(f"jsonl:{tmp_path}/*.jsonl") == sorted(TEXTS * 2)
+  fails(f"text:{tmp_path}/what?is", "option 'is' is not one .* put a backslash before")
+  (tmp_path / "field.jsonl").write_text(json.dumps({"a&b=c": "text", "text": "no"}) + "\n")
+  assert found(f"jsonl:{tmp_path}/field.jsonl?text=a\\&b=c") == ["text"]

@@ -86,8 +86,9 @@ class _Parameters:
   """The parameters of a checkpoint, read one layer at a time."""
 
   def __init__(self, run: Workdir, model: ModelConfig, step: int | None):
-    self.model, self._checkpoints = model, Checkpoints(run)
-    newest = self._checkpoints.latest()
+    self.model = model
+    with Checkpoints(run) as self._checkpoints:  # what is stored is read without it, too
+      newest = self._checkpoints.latest()
     found = newest if step is None else step
     if found is None or not (run.path / "checkpoints" / str(found)).exists():
       raise InputError(f"{run.path}: no checkpoint{'' if step is None else f' of step {step}'}")

@@ -86,8 +86,8 @@ def write_run(incoming: Incoming, out: Path, console: Console) -> None:
     size = count * jnp.dtype(model.param_dtype).itemsize
     check_room(partial, size)
     params = _lay_down(incoming, pieces, console)
-    with track(console, f"write {size / 1e6:,.0f} MB"):
-      Checkpoints(Workdir(partial)).save_params(nested(params))
+    with track(console, f"write {size / 1e6:,.0f} MB"), Checkpoints(Workdir(partial)) as saved:
+      saved.save_params(nested(params))
     del params
     shutil.rmtree(pieces)
   _show(incoming, raw["model_type"], count, size, out, console)

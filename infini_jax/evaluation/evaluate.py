@@ -69,9 +69,9 @@ def evaluate(
   everything: dict[str, dict[str, Any]] = {}
   with jax.set_mesh(mesh):
     evaluators = {task: KINDS[task].evaluator(config, mesh, s) for task, s in sources.items()}
-    saved = Checkpoints(workdir)
-    params, step = saved.restore_params(abstract_params(config.model, mesh), step)
-    newest = saved.latest() or step
+    with Checkpoints(workdir) as saved:
+      params, step = saved.restore_params(abstract_params(config.model, mesh), step)
+      newest = saved.latest() or step
     gates_LH = gates_lib.gates(config.model, params)
     about: dict[str, Any] = {
       "step": step,

@@ -75,8 +75,8 @@ class Surgery:
   @functools.cached_property
   def _start(self) -> Any:
     """The original's parameters."""
-    run = Checkpoints(Workdir(self._config.train.start_from))
-    return run.restore_params(abstract_params(self._before, self._mesh))[0]
+    with Checkpoints(Workdir(self._config.train.start_from)) as saved:
+      return saved.restore_params(abstract_params(self._before, self._mesh))[0]
 
 
 def originals(config: Config) -> dict[Variant, Config]:
@@ -101,8 +101,9 @@ def originals(config: Config) -> dict[Variant, Config]:
       f"--task=surgery: the mixer is {there.mixer!r} in config.train.start_from={path!r} and "
       f"{m.mixer!r} here: ask the run that began with one of 'full'"
     )
-  if Checkpoints(run).latest() is None:
-    raise InputError(f"config.train.start_from={path!r}: no checkpoint there; train it first")
+  with Checkpoints(run) as saved:
+    if saved.latest() is None:
+      raise InputError(f"config.train.start_from={path!r}: no checkpoint there; train it first")
   model = dataclasses.replace(
     there, segment_length=N, compute_dtype=m.compute_dtype, attention=m.attention
   )

@@ -50,7 +50,8 @@ def open_run(path: str | Path, step: int | None = None) -> Run:
   here = SingleDeviceSharding(jax.local_devices()[0])
   place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
   shapes = jax.eval_shape(lambda: init(config.model, jax.random.key(0)))
-  params, step = Checkpoints(workdir).restore_params(jax.tree.map(place, shapes), step)
+  with Checkpoints(workdir) as saved:
+    params, step = saved.restore_params(jax.tree.map(place, shapes), step)
   return Run(Engine(config, params), tokenizer, str(workdir.path), step)
 
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import gc
 import io
-import logging
 import shutil
 import sys
 import time
@@ -13,14 +12,14 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore
-from absl import logging as absl_logging
 
 from infini_jax.config import InputError
+from infini_jax.runs.quiet import quiet
 from infini_jax.runs.workdir import Workdir
 
-absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax narrates every save; what fails it raises
+with quiet():
+  import orbax.checkpoint as ocp
 
 PIECE_BYTES = 8 << 20  # of a parameter, at most, in one piece: what is read of it at least
 READING = {  # by tensors: one after another, as each thread would keep what it read into
@@ -32,6 +31,8 @@ READING = {  # by tensors: one after another, as each thread would keep what it 
 
 class Checkpoints:
   """Saves in the background, keeps the last few, restores onto any mesh.
+
+  Use it in a `with` statement, or `close` it: that waits for the last save.
 
   Args:
     workdir: of the run.
@@ -46,10 +47,20 @@ class Checkpoints:
     self._manager = None
     self._options = options
     self._context = tensorstore.Context(READING)
+    self._background = contextlib.ExitStack()  # holds what lasts from the first save to the close
+    self._saved = False
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, kind: Any, *error: Any) -> None:
+    with contextlib.suppress(InputError) if kind else contextlib.nullcontext():
+      self.close()
 
   def latest(self) -> int | None:
     """The newest step that was saved whole, or None."""
-    return self._open().latest_step() if self._folder.exists() else None
+    with quiet():
+      return self._open().latest_step() if self._folder.exists() else None
 
   def save(self, step: int, state: Any) -> None:
     """Starts to save; returns before the files are written. A step is saved once.
@@ -64,6 +75,9 @@ class Checkpoints:
       self._check_room(sum(x.nbytes for x in jax.tree.leaves(state)))
       params = ocp.args.StandardSave(state.params, save_args=_in_pieces(state.params))
       rest = ocp.args.StandardSave(_rest(state))
+      if not self._saved:
+        self._background.enter_context(quiet())
+        self._saved = True
       self._open().save(step, args=ocp.args.Composite(params=params, rest=rest))
 
   def restore(self, step: int, abstract: Any) -> Any:
@@ -102,13 +116,13 @@ class Checkpoints:
     in_place = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
     registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, in_place))
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=registry)
-    manager = ocp.CheckpointManager(
-      self._folder, options=self._options, item_handlers={"params": handler}
-    )
     with self._writing():
-      saved = ocp.args.PyTreeSave(params, save_args=_in_pieces(params))
-      manager.save(0, args=ocp.args.Composite(params=saved))
-      manager.close()
+      manager = ocp.CheckpointManager(
+        self._folder, options=self._options, item_handlers={"params": handler}
+      )
+      with contextlib.closing(manager):
+        saved = ocp.args.PyTreeSave(params, save_args=_in_pieces(params))
+        manager.save(0, args=ocp.args.Composite(params=saved))
 
   def stored(self, path: str, step: int) -> tensorstore.TensorStore:
     """One parameter of a step, by its path with points: what is sliced and read of it is read."""
@@ -125,9 +139,9 @@ class Checkpoints:
     Raises:
       InputError: what is done in here met one.
     """
-    said = io.StringIO()  # where something fails, every thread that meets it prints its stack
+    said = io.StringIO()  # where something fails, TensorStore's threads print their stacks
     try:
-      with contextlib.redirect_stderr(said):
+      with quiet(), contextlib.redirect_stderr(said):
         yield
       sys.stderr.write(said.getvalue())
     except Exception as error:
@@ -147,17 +161,16 @@ class Checkpoints:
     Raises:
       InputError: the disk is full.
     """
-    manager, self._manager = self._manager, None
+    manager, self._manager, self._saved = self._manager, None, False
     if manager is not None:
-      with self._writing():
+      with self._background, self._writing():
         manager.close()
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
     """Says so in one line where what is done in here, or still behind it, meets a full disk."""
-    logging.disable()  # where the disk ends, every thread that meets it writes down its stack
     try:
-      with contextlib.redirect_stderr(io.StringIO()):
+      with quiet():
         yield
     except InputError:
       raise
@@ -168,8 +181,6 @@ class Checkpoints:
       raise InputError(
         f"{self._folder}: cannot be written ({reason}); make room there, or choose another place"
       ) from None
-    finally:
-      logging.disable(logging.NOTSET)
 
   def _check_room(self, size: int) -> None:
     """Else the run would hear of it at the next save, and all steps until then be lost."""
@@ -194,7 +205,7 @@ def _rest(state: Any) -> dict[str, Any]:
 
 def _settle() -> None:
   """Lets the other threads meet what failed: each of them would print its stack in the end."""
-  with contextlib.redirect_stderr(io.StringIO()):
+  with quiet(), contextlib.redirect_stderr(io.StringIO()):
     time.sleep(1)
     gc.collect()
 

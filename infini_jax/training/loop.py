@@ -57,7 +57,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
   with (
     workdir.alone(),
     jax.set_mesh(mesh),
-    contextlib.closing(Checkpoints(workdir, t.keep_checkpoints)) as saved,
+    Checkpoints(workdir, t.keep_checkpoints) as saved,
     distributed.guard(),
   ):
     validation = Validation(config, mesh, source) if t.eval_every else None

@@ -58,10 +58,11 @@ def check_start(config: Config) -> None:
       f"config.train.distill_weight={config.train.distill_weight}: the original has {others}, and "
       f"would be read by this config's; set config.model as in its run.json, or the weight 0"
     )
-  if Checkpoints(run).latest() is None:
-    raise InputError(
-      f"config.train.start_from={config.train.start_from!r}: no checkpoint there; train it first"
-    )
+  with Checkpoints(run) as saved:
+    if saved.latest() is None:
+      raise InputError(
+        f"config.train.start_from={config.train.start_from!r}: no checkpoint there; train it first"
+      )
 
 
 def differences(config: Config) -> list[tuple[str, Any, Any]]:
@@ -84,10 +85,8 @@ def original_params(config: Config, mesh: Any) -> Any:
   """The parameters of the run that this one starts from, in this run's type, each in its place."""
   run = Workdir(config.train.start_from)
   model = dataclasses.replace(run.config().model, param_dtype=config.model.param_dtype)
-  saved = Checkpoints(run)
-  params, _ = saved.restore_params(abstract_params(model, mesh))
-  saved.close()
-  return params
+  with Checkpoints(run) as saved:
+    return saved.restore_params(abstract_params(model, mesh))[0]
 
 
 def _begins_fresh(name: str) -> bool:

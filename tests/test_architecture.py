@@ -14,14 +14,17 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAY_IMPORT = {
   "config": set(),
   "progress": set(),
+  "quiet": set(),
   "paths": {"config"},
   "plan": {"config"},
   "ops": set(),
   "parallel": {"config"},
-  "data": {"config", "paths"},
-  "runs": {"config", "data", "paths"},
+  "data": {"config", "paths", "quiet"},
+  "runs": {"config", "data", "paths", "quiet"},
   "models": {"config", "ops", "parallel"},
-  "evaluation": {*"config ops models parallel data runs plan progress inference paths".split()},
+  "evaluation": {
+    *"config ops models parallel data runs plan progress inference paths quiet".split()
+  },
   "training": {*"config ops models parallel data runs plan progress evaluation paths".split()},
   "inference": {*"config ops models parallel data runs progress paths".split()},
   "convert": {*"config models data runs progress paths".split()},
@@ -69,6 +72,41 @@ def test_each_library_is_known_to_one_file(library):
 def test_a_file_is_one_room(file):
   lines = len(file.read_text().splitlines())
   assert lines <= 450, f"{file} has {lines} lines: divide it by purpose"
+
+
+def test_every_checkpoints_is_closed():
+  """It stands in a `with` statement, wherever one is made."""
+  for file in FILES:
+    nodes = [*ast.walk(ast.parse(file.read_text()))]
+    made = {n for n in nodes if isinstance(n, ast.Call) and ast.unparse(n.func) == "Checkpoints"}
+    closed = {item.context_expr for n in nodes if isinstance(n, ast.With) for item in n.items}
+    assert made <= closed, f"{file}: with Checkpoints(...) as saved"
+
+
+def test_importing_changes_nothing_of_the_host_program():
+  """No module touches how the program around it logs, warns or is interrupted."""
+  code = (
+    "import importlib, logging, os, pkgutil, signal, sys, threading, warnings\n"
+    "import jax, numpy, scipy.special  # these change what they change\n"
+    "import infini_jax\n"
+    "def state():\n"
+    "  names = ('', 'absl', 'jax', 'asyncio', 'py.warnings')\n"
+    "  logs = [(n, logging.getLogger(n)) for n in names]\n"
+    "  return {'disable': logging.root.manager.disable, 'last': logging.lastResort,\n"
+    "    **{n: (g.level, [*g.handlers], [*g.filters], g.propagate) for n, g in logs},\n"
+    "    'warnings': [*map(str, warnings.filters)], 'show': warnings.showwarning,\n"
+    "    'environment': dict(os.environ), 'path': [*sys.path],\n"
+    "    'hooks': (sys.excepthook, threading.excepthook, sys.stdout, sys.stderr),\n"
+    "    'signals': [signal.getsignal(n) for n in range(1, 32)]}\n"
+    "before = state()\n"
+    "for module in pkgutil.walk_packages(infini_jax.__path__, 'infini_jax.'):\n"
+    "  importlib.import_module(module.name)\n"
+    "after = state()\n"
+    "changed = {n: (before[n], after[n]) for n in before if before[n] != after[n]}\n"
+    "assert not changed, changed\n"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
 
 
 def test_importing_touches_no_device():

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from infini_jax.data.lanes import ALL, Batch, EvalLanes, Rows
+from infini_jax.quiet import quiet
 
 
 def train_batches(
@@ -46,13 +47,16 @@ class _Batches:
 
 
 def _read_ahead(source: _Batches, prefetch: int) -> Iterator[Batch]:
-  import grain  # here, for it brings JAX along, which `prepare` and its workers never need
   from absl import flags
+
+  with quiet():
+    import grain  # here, for it brings JAX along, which `prepare` and its workers never need
 
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # Grain reads flags, which a notebook or a test never parses
   if not len(source):
-    return iter(())
+    return
   # Few threads: a batch is mostly memory copies, and the interpreter runs one at a time.
   options = grain.ReadOptions(num_threads=min(prefetch, 4), prefetch_buffer_size=prefetch)
-  return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+  with quiet():
+    yield from grain.MapDataset.source(source).to_iter_dataset(options)

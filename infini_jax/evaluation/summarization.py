@@ -19,6 +19,7 @@ from infini_jax.evaluation.knock_out import INTACT, Variant
 from infini_jax.inference.engine import Engine
 from infini_jax.inference.saved import Run
 from infini_jax.inference.session import Session
+from infini_jax.quiet import quiet
 
 ROUGES = ("rouge1", "rouge2", "rougeL")
 Advance = Callable[[int, str], None]  # told the documents done, and the score so far
@@ -113,7 +114,8 @@ class Summarization:
     """
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer, started = RougeScorer(list(ROUGES), use_stemmer=True), time.perf_counter()
+    with quiet():
+      scorer, started = RougeScorer(list(ROUGES), use_stemmer=True), time.perf_counter()
     run = Run(Engine(self._config, params), self._pairs.tokenizer)
     done: dict[int, Summary] = {}
     for batch in self._batches():

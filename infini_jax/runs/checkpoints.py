@@ -15,7 +15,7 @@ import numpy as np
 import tensorstore
 
 from infini_jax.config import InputError
-from infini_jax.runs.quiet import quiet
+from infini_jax.quiet import quiet
 from infini_jax.runs.workdir import Workdir
 
 with quiet():

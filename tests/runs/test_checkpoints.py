@@ -1,6 +1,9 @@
 """What is saved is what comes back, bit by bit, on whatever mesh; a workdir belongs to one run."""
 
+import contextlib
 import dataclasses
+import io
+import logging
 import os
 import resource
 import shutil
@@ -8,6 +11,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,6 +112,48 @@ def test_only_the_newest_are_kept(tmp_path):
   again.close()
   assert step == 3
   np.testing.assert_array_equal(params["w_D"], [3, 3, 3], err_msg="a step was saved twice")
+
+
+def test_saving_changes_nothing_of_how_the_host_program_logs(tmp_path, monkeypatch):
+  """Not for a moment: Orbax alone is silent, and no handler comes or stays."""
+  for name in ("", "absl"):
+    monkeypatch.setattr(logging.getLogger(name), "handlers", [])
+  loggers = [logging.getLogger(name) for name in ("", "absl", "asyncio", "host")]
+  state = lambda: [(g.level, [*g.handlers], [*g.filters], g.disabled) for g in loggers]
+  heard, said = io.StringIO(), io.StringIO()
+  before = state()
+  x = {"w_D": np.ones(3)}
+  with contextlib.redirect_stderr(said), Checkpoints(Workdir(tmp_path), keep=1) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, TrainState(np.array(step), x, x, None, None))
+      logging.getLogger("host").warning("host %d", step)
+      absl.logging.error("absl %d", step)
+    assert checkpoints.latest() == 2 and logging.root.manager.disable == 0
+  assert state() == before
+  assert said.getvalue() == "host 1\nabsl 1\nhost 2\nabsl 2\n"
+
+  handler = logging.StreamHandler(heard)
+  monkeypatch.setattr(logging.root, "handlers", [handler])
+  level = loggers[1].level
+  loggers[1].setLevel(logging.INFO)
+  before = state()
+  with Checkpoints(Workdir(tmp_path)) as checkpoints:
+    checkpoints.restore_params({"w_D": jax.ShapeDtypeStruct((3,), np.float64)})
+    absl.logging.info("absl 3")
+  after = state()
+  loggers[1].setLevel(level)
+  assert after == before and heard.getvalue() == "absl 3\n"
+
+
+def test_an_error_is_not_hidden_by_the_close_that_follows(tmp_path, monkeypatch):
+  def full(self):
+    raise InputError("the disk is full")
+
+  monkeypatch.setattr(Checkpoints, "close", full)
+  with pytest.raises(KeyboardInterrupt), Checkpoints(Workdir(tmp_path)):
+    raise KeyboardInterrupt
+  with pytest.raises(InputError, match="full"), Checkpoints(Workdir(tmp_path)):
+    pass
 
 
 def test_a_full_disk_is_one_line_and_no_checkpoint(rng, tmp_path, monkeypatch):

@@ -32,6 +32,7 @@ from infini_jax.data.sources.base import (
   split_rule,
 )
 from infini_jax.data.sources.parquet import read_rows, row_groups
+from infini_jax.quiet import quiet
 
 NAME = re.compile(r"(\w+(?:/[\w.\-]+)?)(?::(\d+\.\d+\.\d+))?")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -200,11 +201,12 @@ def _prepared(root: Any) -> dict[str, Any]:
 
 def _known() -> set[str]:
   """The names of data sets that the package could prepare."""
-  import tensorflow_datasets
-  import tensorflow_datasets.summarization
-  import tensorflow_datasets.text  # these two register data sets that only tell when imported
+  with quiet():
+    import tensorflow_datasets
+    import tensorflow_datasets.summarization
+    import tensorflow_datasets.text  # these two register data sets that only tell when imported
 
-  return set(tensorflow_datasets.list_builders(with_community_datasets=False))
+    return set(tensorflow_datasets.list_builders(with_community_datasets=False))
 
 
 @functools.lru_cache(4)
@@ -214,14 +216,15 @@ def _builder(folder: str) -> Any:
   Raises:
     InputError: it is prepared as TFRecord, or its description cannot be read.
   """
-  import tensorflow_datasets
-
   try:
-    builder = tensorflow_datasets.builder_from_directory(folder)
-    formats = {f.value for f in builder.info.available_file_formats()}
-    readable = next((f for f in FORMATS if f in formats), None)
-    if readable and builder.info.file_format.value != readable:
-      builder.info.set_file_format(readable, override=True, override_if_initialized=True)
+    with quiet():
+      import tensorflow_datasets
+
+      builder = tensorflow_datasets.builder_from_directory(folder)
+      formats = {f.value for f in builder.info.available_file_formats()}
+      readable = next((f for f in FORMATS if f in formats), None)
+      if readable and builder.info.file_format.value != readable:
+        builder.info.set_file_format(readable, override=True, override_if_initialized=True)
   except (ValueError, KeyError, AttributeError) as error:
     reason = " ".join(str(error).split())[:200]
     raise InputError(

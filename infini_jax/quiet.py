@@ -1,4 +1,4 @@
-"""Keeps a library from narrating, and the logging of the program around it as it was."""
+"""Keeps libraries from narrating, and the logging of the program around them as it was."""
 
 import contextlib
 import logging
@@ -6,11 +6,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-LOGGERS = ("absl", "asyncio", "")  # through which Orbax speaks; what fails it raises, too
+NARRATORS = {"etils", "grain", "orbax", "rouge_score", "tensorflow_datasets"}
+LOGGERS = ("absl", "asyncio", "")  # through which they speak; what fails they raise, too
 
 
-class _NotOrbax(logging.Filter):
-  """Lets all records pass but those of Orbax, and of what failed inside of it."""
+class _NotTheirs(logging.Filter):
+  """Lets all records pass but those of the narrators, and of what failed inside of them."""
 
   def filter(self, record: logging.LogRecord) -> bool:
     """Whether the record passes."""
@@ -19,7 +20,7 @@ class _NotOrbax(logging.Filter):
     while trace is not None:
       files.append(trace.tb_frame.f_code.co_filename)
       trace = trace.tb_next
-    return not any("orbax" in Path(file).parts for file in files)
+    return not any(NARRATORS & {*Path(file).parts} for file in files)
 
 
 class _Quiet:
@@ -27,7 +28,7 @@ class _Quiet:
 
   def __init__(self) -> None:
     self._lock, self._users = threading.Lock(), 0
-    self._filter, self._stand_in = _NotOrbax(), logging.lastResort or logging.NullHandler()
+    self._filter, self._stand_in = _NotTheirs(), logging.lastResort or logging.NullHandler()
 
   def begin(self) -> None:
     """One more wants quiet."""
@@ -56,7 +57,7 @@ _quiet = _Quiet()
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-  """Orbax says nothing while this lasts; every other record goes where it went, and after it too.
+  """The narrators are silent while this lasts; every other record goes where it always went.
 
   Where no handler is installed, absl would install one for good with its first record: what Python
   itself falls back on then stands in for it meanwhile.

@@ -265,6 +265,9 @@ class Config:
 
 SECTIONS: dict[str, Any] = {f.name: type(f.default) for f in dataclasses.fields(Config)}
 
+# How a model is computed on a machine, and not what: these fields never travel with it.
+HOW_TO_RUN = ("remat", "implementation", "attention")
+
 # What a run may change when it goes on in the same workdir; everything else makes another run.
 CHANGEABLE = {
   "evaluation": None,
@@ -277,5 +280,5 @@ CHANGEABLE = {
     for f in dataclasses.fields(TrainConfig)
     if f.name not in ("seed", "z_loss", "part", "rollout", "rollout_steps", "distill_weight")
   ),
-  "model": ("remat", "implementation", "attention"),
+  "model": HOW_TO_RUN,
 }

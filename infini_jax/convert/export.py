@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from infini_jax.config import InputError, ModelConfig
+from infini_jax.config import HOW_TO_RUN, InputError, ModelConfig
 from infini_jax.convert.building import building, check_free, check_room, lay_down
 from infini_jax.convert.families import fits, write_config
 from infini_jax.convert.huggingface import INDEX, MEMORY, NOT_OF_MEMORY, WEIGHTS, read_json
@@ -157,7 +157,8 @@ def _shards(tensors: dict[str, np.ndarray], most: int) -> list[list[str]]:
 
 
 def _write_memory(source: _Parameters, file: Path) -> None:
-  settings = {k: v for k, v in dataclasses.asdict(source.model).items() if k not in NOT_OF_MEMORY}
+  left_out = {*NOT_OF_MEMORY, *HOW_TO_RUN}
+  settings = {k: v for k, v in dataclasses.asdict(source.model).items() if k not in left_out}
   gates = {"gates_LH": source.read(GATES)} if GATES in source.names else {}
   save(file, gates, {"memory": json.dumps(settings)})
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from infini_jax.config import InputError, ModelConfig
+from infini_jax.config import HOW_TO_RUN, InputError, ModelConfig
 from infini_jax.convert.building import check_free
 from infini_jax.convert.families import STRUCTURE, positions_of, read_config
 from infini_jax.convert.hub import find_folder
@@ -43,7 +43,15 @@ def convert(name: str, out: Path, dtype: str | None, console: Console) -> None:
     InputError: something is missing, damaged or not supported; before anything is written.
   """
   check_free(out)
-  folder = find_folder(name)
+  write_run(read_folder(find_folder(name), dtype, console), out, console)
+
+
+def read_folder(folder: Path, dtype: str | None, console: Console) -> Incoming:
+  """What a folder holds, all of it checked but the values of its tensors.
+
+  Raises:
+    InputError: something is missing, damaged or not supported.
+  """
   file = folder / "config.json"
   said = read_json(file)
   fields, raw = read_config(said, str(file))
@@ -68,8 +76,7 @@ def convert(name: str, out: Path, dtype: str | None, console: Console) -> None:
     if f.stat().st_size < KEPT
     if f.name not in ("config.json", INDEX)
   }
-  incoming = Incoming(model, weights.tensor, gates_LH, tokenizer, raw, positions, files)
-  write_run(incoming, out, console)
+  return Incoming(model, weights.tensor, gates_LH, tokenizer, raw, positions, files)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -194,7 +201,8 @@ def _memory(file: Path, model: ModelConfig) -> tuple[ModelConfig, np.ndarray | N
     settings = json.loads(opened.metadata["memory"])
     if settings["mixer"] not in ("local", "infini") or NOT_OF_MEMORY & settings.keys():
       raise KeyError
-    model = with_memory(model, settings)
+    what = {name: value for name, value in settings.items() if name not in HOW_TO_RUN}
+    model = with_memory(model, what)
   except InputError:
     raise
   except (KeyError, TypeError, ValueError, AttributeError):

@@ -24,7 +24,7 @@ from infini_jax.evaluation import filing
 from infini_jax.evaluation import gates as gates_lib
 from infini_jax.evaluation.knock_out import INTACT
 from infini_jax.evaluation.tasks import KINDS, Job, jobs_of, open_task
-from infini_jax.models import abstract_params
+from infini_jax.models import abstract_params, machine
 from infini_jax.parallel import check_divisible, distributed, make_mesh
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
@@ -61,6 +61,7 @@ def evaluate(
   workdir = Workdir(path)
   workdir.config()  # there must be a run
   workdir.check(config, "leave the field out, for an evaluation takes the run's own")
+  config = machine.here(config, console.print)
   jobs = jobs_of(config, tasks)
   with distributed.first_alone("inputs"):
     sources = {job.task: open_task(config, path, console, job.task) for job in jobs if job.task}

@@ -7,6 +7,7 @@ out, so that it is small wherever a segment has just begun.
 
 import dataclasses
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from infini_jax.config import Config, InputError, difference, resolve
 from infini_jax.data import Tokenizer, load_saved
 from infini_jax.inference.engine import Engine
 from infini_jax.inference.lane import Lane
-from infini_jax.models import init
+from infini_jax.models import init, machine
 from infini_jax.ops.attention import SegmentCache
 from infini_jax.runs import tensors
 from infini_jax.runs.checkpoints import Checkpoints
@@ -40,13 +41,14 @@ class Run(NamedTuple):
 
 
 def open_run(path: str | Path, step: int | None = None) -> Run:
-  """The model of a workdir, on one device.
+  """The model of a workdir, on one device. A setting of another machine is logged as a warning.
 
   Raises:
     InputError: no run, or no such checkpoint.
   """
   workdir = Workdir(path)
-  config, tokenizer = workdir.config(), load_saved(workdir.tokenizer)
+  tokenizer = load_saved(workdir.tokenizer)
+  config = machine.here(workdir.config(), logging.getLogger("infini_jax").warning)
   here = SingleDeviceSharding(jax.local_devices()[0])
   place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
   shapes = jax.eval_shape(lambda: init(config.model, jax.random.key(0)))

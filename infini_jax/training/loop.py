@@ -22,6 +22,7 @@ from infini_jax.config import Config, stage_at
 from infini_jax.data import Store, train_lanes
 from infini_jax.data.loader import train_batches
 from infini_jax.evaluation.validation import Validation
+from infini_jax.models.machine import check_machine
 from infini_jax.parallel import check_divisible, distributed, local_rows, make_mesh, put_batch
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
@@ -53,6 +54,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
   lanes = train_lanes(config, source)
   mesh = make_mesh(config.mesh)
   check_divisible(config, mesh)
+  check_machine(config)
 
   with (
     workdir.alone(),

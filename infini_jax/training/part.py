@@ -8,9 +8,12 @@ from infini_jax.config import Config
 
 
 def is_trained(config: Config, path: Any) -> bool:
-  """Whether `config.train.part` holds the parameter at a tree path. Gates are in every part."""
+  """Whether `config.train.part` holds the parameter at a tree path.
+
+  What is the memory's own is in every part: gates, and what no original has.
+  """
   names = [key.key for key in path]
-  if config.train.part == "all" or names[-1] == "beta_H":
+  if config.train.part == "all" or "mixer" in names or names[-1] == "summary_PD":
     return True
   if config.train.part == "attention":
     return "attention" in names

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from infini_jax.config import Config, InputError
+from infini_jax.config import HOW_TO_RUN, Config, InputError, ModelConfig, original
 from infini_jax.models import abstract_params, completed, init
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir
@@ -23,7 +23,8 @@ AS_THE_TEACHER = (
 def check_start(config: Config) -> None:
   """Makes sure that the parameters of `config.train.start_from`, if any, are those of this model.
 
-  What they may lack are the mixer's own (gates) and adapters: these begin fresh.
+  What they may lack is what the original of this model lacks too, the mixer's own (gates, summary
+  embeddings) and adapters: these begin fresh.
 
   Raises:
     InputError: no run or no checkpoint there, parameters of other shapes, or a run whose original
@@ -37,9 +38,10 @@ def check_start(config: Config) -> None:
       f"config.train.start_from={config.train.start_from!r}: no run there; train one, or make "
       f"one of pretrained weights with infini-jax convert"
     )
-  there, here = _shapes(run.config()), _shapes(config)
-  for name in sorted(there.keys() | here.keys()):
-    if there.get(name) != here.get(name) and not (name not in there and _begins_fresh(name)):
+  there, here = _shapes(run.config().model), _shapes(config.model)
+  fresh = here.keys() - _shapes(original(config.model)).keys() - there.keys()
+  for name in sorted((there.keys() | here.keys()) - fresh):
+    if there.get(name) != here.get(name):
       raise InputError(
         f"config.train.start_from={config.train.start_from!r}: its parameter {name} is "
         f"{there.get(name, 'missing')}, this config's {here.get(name, 'missing')}: "
@@ -70,7 +72,8 @@ def differences(config: Config) -> list[tuple[str, Any, Any]]:
   if not config.train.start_from:
     return []
   there, here = vars(Workdir(config.train.start_from).config().model), vars(config.model)
-  return [(name, there[name], here[name]) for name in here if there[name] != here[name]]
+  what = (name for name in here if name not in HOW_TO_RUN)
+  return [(name, there[name], here[name]) for name in what if there[name] != here[name]]
 
 
 def start_state(config: Config, tx: optax.GradientTransformation, mesh: Any) -> TrainState:
@@ -89,11 +92,7 @@ def original_params(config: Config, mesh: Any) -> Any:
     return saved.restore_params(abstract_params(model, mesh))[0]
 
 
-def _begins_fresh(name: str) -> bool:
-  return ".mixer." in name or ".lora_" in name
-
-
-def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
-  tree = jax.eval_shape(lambda: init(config.model, jax.random.key(0)))
+def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+  tree = jax.eval_shape(lambda: init(model, jax.random.key(0)))
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {".".join(key.key for key in path): leaf.shape for path, leaf in leaves}

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from infini_jax import config as config_lib
-from infini_jax.config import InputError
+from infini_jax.config import HOW_TO_RUN, InputError, ModelConfig
 from infini_jax.convert.export import export
 from infini_jax.convert.huggingface import INDEX, MEMORY, WEIGHTS, convert
 from infini_jax.data import load_saved
 from infini_jax.data.tokenizers import ByteTokenizer
 from infini_jax.runs.checkpoints import Checkpoints
-from infini_jax.runs.tensors import Tensors
+from infini_jax.runs.tensors import Tensors, save
 from infini_jax.runs.workdir import Workdir
 from infini_jax.training.step import TrainState
 from tests.convert.golden import HERE
@@ -32,9 +32,9 @@ def tensors_of(folder):
   }
 
 
-def same_params(one, other):
+def same_params(one, other, changes=()):
   (model, a, _), (again, b, _) = params_of(one), params_of(other)
-  assert model == again
+  assert dataclasses.replace(model, **dict(changes)) == again
   compare = lambda x, y: np.testing.assert_array_equal(jax.device_get(x), y, strict=True)
   jax.tree.map(compare, a, jax.device_get(b))
 
@@ -80,7 +80,8 @@ def test_an_adapted_run_takes_its_memory_along(converted, rng, tmp_path, dtype):
   memory = {"mixer": "infini", "segment_length": 16, "rule": "delta", "gate_init": -2.5}
   memory |= {"gate": "hard_sigmoid", "decay": 0.9, "scale_first_segment": True}
   memory |= {"normalize_keys": True, "z_correction": True, "readout_norm": True}
-  how = {"remat": "dots", "implementation": "scan", "attention": "xla", "compute_dtype": "bfloat16"}
+  how = {"remat": "dots", "implementation": "scan", "attention": "splash"}
+  how |= {"compute_dtype": "bfloat16"}
   model = dataclasses.asdict(start.config().model) | memory | how | {"param_dtype": dtype}
   c = config_lib.resolve({"model": model})
   run = make_run(tmp_path / "run", c, rng, str(start.path))
@@ -91,9 +92,15 @@ def test_an_adapted_run_takes_its_memory_along(converted, rng, tmp_path, dtype):
   assert raw["model_type"] == "qwen2" and raw["torch_dtype"] == dtype
   assert raw["use_cache"] is True, "the original's config.json is kept where it fits"
   assert Tensors(out / WEIGHTS).metadata == {"format": "pt"}, "transformers asks for it"
+  memory = json.loads(Tensors(out / MEMORY).metadata["memory"])
+  assert memory["rule"] == "delta" and not memory.keys() & set(HOW_TO_RUN)
+  for name in HOW_TO_RUN:  # as exports were written before
+    memory[name] = getattr(c.model, name)
+  gates_LH = Tensors(out / MEMORY).read("gates_LH")
+  save(out / MEMORY, {"gates_LH": gates_LH}, {"memory": json.dumps(memory)})
   convert(str(out), tmp_path / "again", None, console())
-  same_params(run.path, tmp_path / "again")
-  assert Workdir(tmp_path / "again").config().model.rule == "delta"
+  usual = {name: getattr(ModelConfig(), name) for name in HOW_TO_RUN}
+  same_params(run.path, tmp_path / "again", usual)
 
 
 def test_a_run_from_scratch_goes_out_too(rng, tmp_path):
@@ -116,7 +123,9 @@ def test_a_run_from_scratch_goes_out_too(rng, tmp_path):
     np.testing.assert_array_equal(tensor, embeddings[step], err_msg=f"of step {step}")
   convert(str(tmp_path / "out"), tmp_path / "again", None, console())
   model, params, _ = params_of(tmp_path / "again")
-  assert model == dataclasses.replace(c.model, lora_rank=0, lora_alpha=model.lora_alpha)
+  assert model == dataclasses.replace(
+    c.model, lora_rank=0, lora_alpha=model.lora_alpha, remat=ModelConfig().remat
+  )
   before = jax.device_get(params_of(run.path)[1]["blocks"]["attention"])
   adapter = before["lora_o"]
   added = np.einsum("LHER,LRD->LHED", adapter["down_HER"], adapter["up_RD"])

@@ -10,8 +10,9 @@ from infini_jax.models import abstract_params
 from infini_jax.parallel import make_mesh
 from infini_jax.training import loop
 from infini_jax.training.optimizer import make_optimizer
+from infini_jax.training.part import split
 from infini_jax.training.start import check_start, differences, start_state
-from tests.tiny import changed, config, fake_params, quiet, write_original
+from tests.tiny import SYSTEMS, changed, config, fake_params, quiet, write_original
 
 
 def begin(c, workdir, base, **sections):
@@ -72,6 +73,34 @@ def test_gates_and_adapters_that_a_start_lacks_begin_fresh(original, dtype):
   assert all(path[2].startswith("lora_") for path in got) and len(got) == 8
   for path, x in got.items():
     assert np.any(x) == path[3].startswith("down_"), f"{path}: at first nothing must change"
+
+
+@pytest.mark.parametrize("mixer", SYSTEMS)
+def test_every_system_starts_from_a_pretrained_model(original, mixer):
+  """What its original has not begins fresh; whatever else is missing is refused."""
+  c, _ = original
+  model = changed(c.model, **{"gate_init": 0.0} | SYSTEMS[mixer])
+  carried = changed(c.data, carry_state=mixer != "full")
+  check_start(changed(c, model=model, data=carried))
+  with pytest.raises(InputError, match="scale_E is missing, this config's"):
+    check_start(changed(c, model=changed(model, qk_norm=True), data=carried))
+
+
+@pytest.mark.parametrize("mixer", ["rmt", "autocompressor"])
+def test_summary_embeddings_begin_fresh_and_are_trained(original, mixer):
+  c, params = original
+  c = changed(c, model=changed(c.model, **SYSTEMS[mixer]))
+  mesh = make_mesh(MeshConfig(data=8), jax.devices())
+  with jax.set_mesh(mesh):
+    state = start_state(c, make_optimizer(c), mesh)
+  got, expected = flatten_dict(jax.device_get(state.params)), flatten_dict(params)
+  for path, x in expected.items():
+    np.testing.assert_array_equal(got.pop(path), x, err_msg=str(path))
+  (path,) = got
+  assert path == ("summary_PD",) and np.any(got[path])
+  for part in ("attention", "lora"):
+    trained, _ = split(changed(c, train=changed(c.train, part=part)), state.params)
+    assert trained["summary_PD"] is not None, f"frozen in part {part!r}, it would stay random"
 
 
 def test_what_cannot_be_adapted_is_refused(original, adapted):

@@ -1,0 +1,61 @@
+"""What a recorded config says of the machine that its run was made on, and what another one does.
+
+`config.HOW_TO_RUN` names these fields of the model; the mesh is the other part. None of them
+changes what is computed, so none travels with a model: it is read, evaluated, exported anywhere.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+
+from infini_jax.config import Config, InputError, MeshConfig, ModelConfig, stages
+from infini_jax.ops import kernels
+from infini_jax.parallel.mesh import mesh_sizes
+
+WITH_KERNELS = ("infini", "local")  # mixers that `model.attention` means something to
+
+
+def here(config: Config, say: Callable[[str], None]) -> Config:
+  """A run's config as it can be computed on these devices: what cannot be becomes `auto`.
+
+  Args:
+    config: as it was recorded, or written for another machine.
+    say: takes one line about everything that was changed.
+  """
+  changed = []
+  if reason := _why_not(config.model):
+    changed.append(f"config.model.attention={config.model.attention!r} cannot be used ({reason})")
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))
+  try:
+    mesh_sizes(config.mesh, jax.device_count())
+  except InputError as error:
+    changed.append(str(error).partition(":")[0])
+    config = dataclasses.replace(config, mesh=MeshConfig())
+  if changed:
+    say(f"{'; '.join(changed)}: auto instead, which computes the same")
+  return config
+
+
+def check_machine(config: Config) -> None:
+  """Makes sure that these devices can train as a config says.
+
+  Raises:
+    InputError: they have no such attention kernel.
+  """
+  for stage in stages(config):
+    if reason := _why_not(stage.config.model):
+      raise InputError(
+        f"config.model.attention={config.model.attention!r}: {reason}; choose 'auto' or 'xla'"
+      )
+
+
+def _why_not(model: ModelConfig) -> str | None:
+  """Why the model's attention kernel cannot be used here; None if it can."""
+  if model.mixer not in WITH_KERNELS or model.attention not in ("splash", "cudnn"):
+    return None
+  sizes, dtype = (model.segment_length, model.head_dim, model.head_dim), model.compute_dtype
+  platform = kernels.platform()
+  return kernels.why_not(
+    model.attention, platform, *sizes, jax.numpy.dtype(dtype), model.attention_softcap
+  )

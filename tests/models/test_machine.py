@@ -1,0 +1,88 @@
+"""A run that was made on another machine: read, evaluated and trained on this one."""
+
+import json
+import logging
+import shutil
+
+import jax
+import pytest
+
+from infini_jax.config import HOW_TO_RUN, InputError, MeshConfig
+from infini_jax.evaluation.evaluate import evaluate
+from infini_jax.inference import Session
+from infini_jax.models.machine import check_machine, here
+from infini_jax.training.loop import train
+from tests.tiny import changed, config, quiet
+
+
+def recorded(model=(), mesh=()):
+  c = config(model={"segment_length": 128, **dict(model)})
+  return changed(c, mesh=changed(c.mesh, **dict(mesh)))
+
+
+@pytest.mark.parametrize("kernel", ["splash", "cudnn"])
+@pytest.mark.parametrize("mixer", ["infini", "local"])
+def test_a_kernel_that_is_not_here_becomes_auto(kernel, mixer):
+  said = []
+  fitting = here(recorded({"attention": kernel, "mixer": mixer}), said.append)
+  assert fitting == recorded({"mixer": mixer}) and len(said) == 1
+  assert f"config.model.attention='{kernel}' cannot be used (it needs a" in said[0]
+  assert said[0].endswith("auto instead, which computes the same") and "\n" not in said[0]
+
+
+def test_what_can_be_used_stays():
+  said = []
+  for model in ({"attention": "xla", "remat": "offload", "implementation": "scan"}, {}):
+    assert here(recorded(model), said.append) == recorded(model)
+  assert not said
+
+
+def test_a_mesh_of_other_devices_becomes_all_that_are_here():
+  said = []
+  fitting = here(recorded({"attention": "splash"}, {"data": 64, "tensor": 4}), said.append)
+  assert fitting == recorded(mesh={"data": -1}) and fitting.mesh == MeshConfig()
+  assert len(said) == 1 and "does not fit 8 devices" in said[0] and "splash" in said[0]
+  assert here(recorded(mesh={"data": jax.device_count()}), said.append).mesh.data == 8
+
+
+@pytest.fixture
+def from_a_tpu(trained, tmp_path):
+  """A run whose record says that it was trained with a TPU's kernel, on more devices."""
+  _, workdir, _ = trained
+  run = shutil.copytree(workdir, tmp_path / "run")
+  record = json.loads((run / "run.json").read_text())
+  record["config"]["model"]["attention"] = "splash"
+  record["config"]["mesh"] |= {"data": 16, "seq": 4}
+  (run / "run.json").write_text(json.dumps(record))
+  return run
+
+
+def test_such_a_run_writes_and_is_evaluated_alike(trained, from_a_tpu, caplog):
+  c, workdir, _ = trained
+  with caplog.at_level(logging.WARNING, logger="infini_jax"):
+    session = Session.load(from_a_tpu)
+  (line,) = [r.getMessage() for r in caplog.records if r.name == "infini_jax"]
+  assert "attention='splash' cannot be used (it needs a TPU, and this is a CPU)" in line
+  before = Session.load(workdir)
+  for one in (session, before):
+    one.read("a text to go on from")
+  assert list(session.generate(8, seed=1)) == list(before.generate(8, seed=1))
+  c = changed(c, model=changed(c.model, attention="splash"), mesh=changed(c.mesh, data=16, seq=4))
+  said = quiet()
+  found = evaluate(c, str(from_a_tpu), said, tasks=("perplexity",))
+  assert found["perplexity"]["memory"]["perplexity"] > 1
+  text = " ".join(said.file.getvalue().split())
+  assert "auto instead, which computes the same" in text
+
+
+def test_training_is_refused_before_anything_is_written(texts, tmp_path):
+  c = config(texts, model={"attention": "splash"})
+  with pytest.raises(InputError, match="attention='splash': it needs a TPU, .*choose 'auto' or"):
+    check_machine(c)
+  with pytest.raises(InputError, match="attention='splash': it needs a TPU"):
+    train(c, str(tmp_path / "run"), quiet())
+  assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_the_fields_that_never_travel():
+  assert set(HOW_TO_RUN) == {"remat", "implementation", "attention"}

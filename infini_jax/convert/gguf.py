@@ -15,8 +15,8 @@ from infini_jax.convert.families import STRUCTURE
 from infini_jax.convert.incoming import Incoming, original_model, write_run
 from infini_jax.convert.layout import Place, places
 from infini_jax.convert.pieces import piece_tokenizer
-from infini_jax.convert.vocabulary import check_size, make_tokenizer
-from infini_jax.data import Tokenizer
+from infini_jax.convert.vocabulary import check_size
+from infini_jax.data import HuggingFaceTokenizer, Tokenizer
 
 ROTATED = ("attn_q", "attn_k")  # of these, rows of a head are kept in another order
 # Llama 3's rope scalings (factor, low, high, original): a file only holds what comes out of them.
@@ -161,7 +161,7 @@ class _File:
       )
     if kind == "gpt2":
       content = tokenizer_json(tokens, get("merges"), kinds, get("pre"), self.path)
-      return make_tokenizer(content, (ids["bos"], ids["eos"]), str(self.path))
+      return HuggingFaceTokenizer.marked(content, ids["bos"], ids["eos"], str(self.path))
     add_space = get("add_space_prefix", True)
     return piece_tokenizer(tokens, scores, kinds, ids, add_space, self.path)
 

@@ -22,9 +22,9 @@ def find_tokenizer(folder: Path, raw: dict[str, Any]) -> Tokenizer:
   tokenizer: Tokenizer
   if file.is_file():
     content = _without_extras(file.read_bytes(), raw["vocab_size"])
-    tokenizer = make_tokenizer(content, _declared(folder, raw, content), str(file))
+    tokenizer = HuggingFaceTokenizer.with_declared(content, file, raw)
   elif (file := folder / "tokenizer.model").is_file():
-    tokenizer = SentencePieceTokenizer(file.read_bytes(), str(file))
+    tokenizer = SentencePieceTokenizer.load(file, raw)
   else:
     try:
       tokenizer = load_saved(folder)  # of a run that was trained from scratch, and exported
@@ -34,21 +34,6 @@ def find_tokenizer(folder: Path, raw: dict[str, Any]) -> Tokenizer:
       ) from None
   check_size(tokenizer, raw["vocab_size"], str(file))
   return tokenizer
-
-
-def make_tokenizer(content: bytes, marks: tuple[int | None, int | None], name: str) -> Tokenizer:
-  """The tokenizer of a `tokenizer.json`, with bos and eos as declared, or else by usual names."""
-  bos, eos = marks
-  bos, eos = (eos if bos is None else bos), (bos if eos is None else eos)
-  if bos is None or eos is None:
-    return HuggingFaceTokenizer(content, name)
-  try:
-    usual = HuggingFaceTokenizer(content, name)
-    if (usual.bos, usual.eos) == (bos, eos):
-      return usual
-  except InputError:
-    pass  # it has no usual names, or is no tokenizer at all, which is found out again
-  return HuggingFaceTokenizer(content, name, (bos, eos))
 
 
 def check_size(tokenizer: Tokenizer, vocab_size: int, name: str) -> None:
@@ -70,45 +55,3 @@ def _without_extras(content: bytes, vocab_size: int) -> bytes:
     return json.dumps(parsed | {"added_tokens": kept}, ensure_ascii=False).encode()
   except (ValueError, KeyError, TypeError):
     return content  # the tokenizer says what is wrong with it
-
-
-def _declared(folder: Path, raw: dict[str, Any], content: bytes) -> tuple[int | None, int | None]:
-  """The ids of bos and eos, by tokenizer_config.json, config.json, generation_config.json."""
-  names = _read(folder / "tokenizer_config.json")
-  ids = _ids(content)
-  found = []
-  for mark in ("bos", "eos"):
-    token = names.get(f"{mark}_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    places = [ids.get(token) if isinstance(token, str) else None, raw.get(f"{mark}_token_id")]
-    places.append(_read(folder / "generation_config.json").get(f"{mark}_token_id"))
-    first = next((place for place in places if place not in (None, [])), None)
-    first = first[0] if isinstance(first, list) else first
-    if first is not None and (type(first) is not int or not 0 <= first < raw["vocab_size"]):
-      raise InputError(
-        f"{folder}: {mark}_token_id={first!r} is no id of its {raw['vocab_size']}; correct it in "
-        f"config.json"
-      )
-    found.append(first)
-  return found[0], found[1]
-
-
-def _ids(content: bytes) -> dict[str, int]:
-  """The id of each token's name; empty for what is no tokenizer.json."""
-  try:
-    parsed = json.loads(content)
-    vocab = parsed["model"].get("vocab", {})
-    added = {token["content"]: token["id"] for token in parsed.get("added_tokens", [])}
-    return (vocab if isinstance(vocab, dict) else {}) | added
-  except (ValueError, KeyError, TypeError, AttributeError):
-    return {}
-
-
-def _read(file: Path) -> dict[str, Any]:
-  if not file.is_file():
-    return {}
-  try:
-    content = json.loads(file.read_text("utf-8"))
-    return content if isinstance(content, dict) else {}
-  except (ValueError, RecursionError, OSError) as error:
-    raise InputError(f"{file}: cannot be read ({error}); copy or download it again") from None

@@ -60,14 +60,14 @@ def prepare(
   console = console or Console()
   out = Path(out)
   corpus = open_corpus(path)
-  own = own if tokenizer == OWN else None
-  plan = _plan(corpus, own.fingerprint if own else _identity(tokenizer), min_tokens)
+  given = _given(tokenizer, own)
+  plan = _plan(corpus, given.fingerprint if given else tokenizer, min_tokens)
   _claim(out, plan)
   if (out / "store.json").exists():
     return Store.open(out)
   for line in filter(None, (corpus.note, corpus.left_out)):
     console.print(line, markup=False, soft_wrap=True)
-  ready = _tokenizer(out, tokenizer, corpus, own)
+  ready = _tokenizer(out, tokenizer, corpus, given)
   dtype = "<u2" if ready.size <= 2**16 else "<u4"
   jobs = _jobs(corpus)
   todo = [job for job in jobs if not all(shard.is_finished() for shard in job.shards(out))]
@@ -96,7 +96,8 @@ def prepare(
   store = write_store(out, description, counts)
   for line in _left_out(store, min_tokens, example):
     console.print(line, markup=False, soft_wrap=True)
-  console.print(f"{out} ({tokenizer})", markup=False, soft_wrap=True)
+  marks = f"bos {ready.bos}, eos {ready.eos}"
+  console.print(f"{out} ({tokenizer}), {marks}", markup=False, soft_wrap=True)
   console.print(table(store))
   console.print(lengths(store))
   return store
@@ -196,9 +197,11 @@ def _left_out(store: Store, min_tokens: int, name: str) -> Iterator[str]:
     yield f"{split}: has no documents; to have some, add text or name files {split}"
 
 
-def _identity(spec: str) -> str:
-  """What tells a tokenizer from another before it is trained."""
-  return spec if train_size(spec) is not None else load_tokenizer(spec).fingerprint
+def _given(spec: str, own: Tokenizer | None) -> Tokenizer | None:
+  """The tokenizer of a spec, None for one that is yet to be trained."""
+  if spec == OWN and own is not None:
+    return own
+  return load_tokenizer(spec) if train_size(spec) is None else None
 
 
 def _plan(corpus: Corpus, tokenizer: str, min_tokens: int) -> dict[str, Any]:
@@ -249,12 +252,13 @@ def _read_plan(out: Path) -> dict[str, Any]:
     return {}
 
 
-def _tokenizer(out: Path, spec: str, corpus: Corpus, own: Tokenizer | None) -> Tokenizer:
+def _tokenizer(out: Path, spec: str, corpus: Corpus, given: Tokenizer | None) -> Tokenizer:
   """The tokenizer, saved in `out`: the same after an interruption, also where it was trained."""
-  size = train_size(spec)
-  if size is None:
-    (own or load_tokenizer(spec)).save(out)
-  elif not (out / SentencePieceTokenizer.file).exists():
+  if given is not None:
+    given.save(out)
+    return given
+  if not (out / SentencePieceTokenizer.file).exists():
+    size = train_size(spec) or 0
     train_sentencepiece(corpus.sample(SAMPLE), size, out / SentencePieceTokenizer.file)
   return load_saved(out)
 

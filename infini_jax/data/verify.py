@@ -8,7 +8,7 @@ from rich.console import Console
 from infini_jax.config import InputError
 from infini_jax.data.shards import Shard
 from infini_jax.data.store import Documents
-from infini_jax.data.tokenizers import Tokenizer
+from infini_jax.data.tokenizers import Tokenizer, encode_named
 from infini_jax.data.workers import Job
 
 COMPARED = 16  # parts of which a document is read again
@@ -56,7 +56,7 @@ def _compare(out: Path, job: Job, tokenizer: Tokenizer, dtype: str, min_tokens: 
     Whether its tokens are decoded to its text; nothing if the part has no document.
   """
   for split, name, text, _ in job.part.read():
-    ids = tokenizer.encode(text)
+    ids = encode_named(tokenizer, text, name)
     if len(ids) < max(1, min_tokens):
       continue
     documents = Documents({"": [Shard(out / split, job.numbers[split])]}, dtype)

@@ -18,7 +18,7 @@ from infini_jax.config import InputError
 from infini_jax.data.shards import Entry, Shard, ShardWriter, summaries_of
 from infini_jax.data.sources import Part
 from infini_jax.data.sources.base import MB
-from infini_jax.data.tokenizers import Tokenizer, load_saved
+from infini_jax.data.tokenizers import Tokenizer, encode_named, load_saved
 
 SPAWN_ABOVE = 4 * MB  # a corpus below this is done before other processes have started
 
@@ -58,7 +58,7 @@ def write_shards(
     console: where progress goes.
 
   Raises:
-    InputError: a document that is not text, or a worker that was killed.
+    InputError: a document that is not text or cannot be encoded, or a worker that was killed.
   """
   workers = min(workers or os.cpu_count() or 1, len(jobs))
   total = sum(job.part.size for job in jobs)
@@ -101,14 +101,14 @@ def _write(job: Job, out: Path, tokenizer: Tokenizer, dtype: str, min_tokens: in
   """Does a job; returns the size of its part."""
   writers = {shard.folder.name: ShardWriter(shard, dtype) for shard in job.shards(out)}
   for split, name, text, summary in job.part.read():
-    ids = tokenizer.encode(text)
+    ids = encode_named(tokenizer, text, name)
     if len(ids) < max(1, min_tokens):
       writers[split].leave_out(name, empty=not len(ids))
       continue
     writers[split].add(_entry(name, text, ids))
     if job.summaries:
       writer = writers[summaries_of(Path(split)).name]
-      writer.add(_entry(name, summary, tokenizer.encode(summary)))
+      writer.add(_entry(name, summary, encode_named(tokenizer, summary, name)))
   for writer in writers.values():
     writer.close()
   return job.part.size

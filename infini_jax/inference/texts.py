@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 from infini_jax.config import InputError
-from infini_jax.data import Tokenizer
+from infini_jax.data import Tokenizer, encode_named
 
 LONG = 16_384  # characters, at most, of a piece
 WRONG = re.compile("[\0\udc80-\udcff]")  # no text; and bytes that are not UTF-8, as decoded here
@@ -36,7 +36,7 @@ def tokens_of(source: Source, tokenizer: Tokenizer) -> Iterator[int]:
   if isinstance(source, str):
     return _encoded(io.StringIO(source), tokenizer)
   if isinstance(source, Path) or hasattr(source, "readline"):
-    return _encoded(_lines(source), tokenizer)
+    return _encoded(_lines(source), tokenizer, _name(source))
   if isinstance(source, bytes | bytearray | memoryview) or not isinstance(source, Iterable):
     raise InputError(
       f"cannot read {_short(source)}: give text, a Path, an opened file or tokens (bytes are "
@@ -60,18 +60,18 @@ def _short(x: Any) -> str:
   return " ".join(reprlib.repr(x).split())
 
 
-def _encoded(lines: Iterable[str], tokenizer: Tokenizer) -> Iterator[int]:
+def _encoded(lines: Iterable[str], tokenizer: Tokenizer, name: str = "") -> Iterator[int]:
   """All pieces but the first are encoded as what follows a newline: some tokenizers write the
   beginning of a text differently."""
   newline: list[int] | None = None
   for piece in pieces_of(lines):
-    ids = tokenizer.encode(piece if newline is None else "\n" + piece).tolist()
+    ids = encode_named(tokenizer, piece if newline is None else "\n" + piece, name).tolist()
     if newline is None:
-      newline = tokenizer.encode("\n").tolist()
+      newline = encode_named(tokenizer, "\n", name).tolist()
     elif ids[: len(newline)] == newline:
       ids = ids[len(newline) :]
     else:
-      ids = tokenizer.encode(piece).tolist()
+      ids = encode_named(tokenizer, piece, name).tolist()
     yield from ids
 
 
@@ -110,9 +110,7 @@ def _cut(text: str) -> int:
 
 def _lines(source: Any) -> Iterator[str]:
   r"""Lines as they arrive, a newline always as "\n"; those that are very long in parts."""
-  name = str(source) if isinstance(source, Path) else getattr(source, "name", "the stream")
-  name = "standard input" if name == "<stdin>" else name
-  read = 0
+  name, read = _name(source), 0
   try:
     with contextlib.ExitStack() as stack:
       if isinstance(source, Path):
@@ -133,6 +131,11 @@ def _lines(source: Any) -> Iterator[str]:
     raise InputError(_not_utf8(name, read)) from None
   except (OSError, EOFError, zlib.error) as error:
     raise InputError(f"{name}: cannot be read ({error}); choose another file") from None
+
+
+def _name(source: Any) -> str:
+  name = str(source) if isinstance(source, Path) else getattr(source, "name", "the stream")
+  return "standard input" if name == "<stdin>" else name
 
 
 def _not_utf8(name: str, read: int) -> str:

@@ -1,0 +1,88 @@
+"""Tokenizers behind one small interface: bytes, SentencePiece, Hugging Face."""
+
+import json
+from pathlib import Path
+
+from infini_jax.config import InputError
+from infini_jax.data.tokenizers.base import Tokenizer, encode_named
+from infini_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
+from infini_jax.data.tokenizers.pieces import (
+  SentencePieceTokenizer,
+  sentencepiece_model,
+  train_sentencepiece,
+)
+from infini_jax.data.tokenizers.simple import ByteTokenizer, WordTokenizer
+
+__all__ = [
+  "OWN",
+  "SPECS",
+  "ByteTokenizer",
+  "HuggingFaceTokenizer",
+  "SentencePieceTokenizer",
+  "Tokenizer",
+  "WordTokenizer",
+  "encode_named",
+  "load_saved",
+  "load_tokenizer",
+  "sentencepiece_model",
+  "train_sentencepiece",
+  "train_size",
+]
+
+SPECS = "bytes, train:SIZE, sentencepiece:FILE or huggingface:FILE"
+OWN = "run"  # in a config: the vocabulary of the run, or at first of the one that it starts from
+
+
+def load_tokenizer(spec: str) -> Tokenizer:
+  """The tokenizer of a spec: `bytes`, `sentencepiece:FILE` or `huggingface:FILE`.
+
+  Raises:
+    InputError: another spec, a file that is missing or not what the spec says. `train:SIZE` is
+      one of these: such a tokenizer comes out of `prepare`, saved in its store.
+  """
+  kind, _, file = spec.partition(":")
+  if spec == OWN:
+    raise InputError(f"tokenizer {spec!r}: no run yet; set config.train.start_from, or {SPECS}")
+  if spec == "bytes":
+    return ByteTokenizer()
+  if kind == "train":
+    raise InputError(f"tokenizer {spec!r}: is trained by `prepare`, load it from the store")
+  if kind not in ("sentencepiece", "huggingface") or not file:
+    raise InputError(f"tokenizer {spec!r}: choose {SPECS}")
+  try:
+    if kind == "huggingface":
+      return HuggingFaceTokenizer.load(Path(file))
+    return SentencePieceTokenizer.load(Path(file))
+  except OSError as error:
+    raise InputError(f"tokenizer {spec!r}: {error.strerror}; choose {SPECS}") from None
+
+
+def load_saved(folder: Path) -> Tokenizer:
+  """The tokenizer that `save` wrote into a folder.
+
+  Raises:
+    InputError: the folder holds none.
+  """
+  if (folder / ByteTokenizer.file).exists():
+    return ByteTokenizer()
+  if (folder / WordTokenizer.file).exists():
+    return WordTokenizer(json.loads((folder / WordTokenizer.file).read_text()))
+  if (file := folder / SentencePieceTokenizer.file).exists():
+    return SentencePieceTokenizer(file.read_bytes(), name=str(file))
+  if (file := folder / HuggingFaceTokenizer.file).exists():
+    return HuggingFaceTokenizer.load_saved(file)
+  raise InputError(f"{folder}: holds no saved tokenizer; prepare the corpus again")
+
+
+def train_size(spec: str) -> int | None:
+  """SIZE of a spec `train:SIZE`, None of any other spec.
+
+  Raises:
+    InputError: SIZE is not a number.
+  """
+  kind, _, size = spec.partition(":")
+  if kind != "train":
+    return None
+  if not size.isdecimal():
+    raise InputError(f"tokenizer {spec!r}: SIZE is a number of pieces, such as train:4096")
+  return int(size)

@@ -1,0 +1,81 @@
+"""What every tokenizer offers, and what all of them need."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from infini_jax.config import InputError
+
+
+class Tokenizer(Protocol):
+  """Text to ids and back. `bos` opens a document and `eos` ends it; they may be the same id."""
+
+  size: int  # ids are 0 <= id < size
+  bos: int
+  eos: int
+  fingerprint: str  # a short hash of its content
+
+  def encode(self, text: str) -> np.ndarray:
+    """The ids of a text, int32, shape (n,), without bos and eos.
+
+    Raises:
+      InputError: the text cannot be encoded.
+    """
+    ...
+
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    """The text of any ids; special ids and ids out of range give ''."""
+    ...
+
+  def save(self, folder: Path) -> None:
+    """Writes its files into a folder, which is made if need be, for `load_saved`."""
+    ...
+
+
+def encode_named(tokenizer: Tokenizer, text: str, name: str) -> np.ndarray:
+  """The ids of a text, which an error names.
+
+  Raises:
+    InputError: the tokenizer fails on this text.
+  """
+  try:
+    return tokenizer.encode(text)
+  except InputError as error:
+    raise InputError(f"{name}: {error}" if name else str(error)) from None
+
+
+def plain_text(text: str) -> str:
+  """The text with '?' for lone surrogates, which no encoding of Unicode can write."""
+  return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def without_marks(ids: np.ndarray, bos: int, eos: int) -> np.ndarray:
+  """The ids of a text as they are.
+
+  Raises:
+    InputError: a mark is among them: it is what the vocabulary writes for unknown text.
+  """
+  found = ids[(ids == bos) | (ids == eos)]
+  if found.size:
+    raise InputError(
+      f"the text holds what the vocabulary lacks, and its unknown token, id {found[0]}, is also "
+      f"bos or eos; choose a tokenizer that holds all characters, such as train:32000 or bytes"
+    )
+  return ids
+
+
+def within(ids: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
+  """Those of any ids that a vocabulary of this size has, int64."""
+  array = np.asarray(ids, np.int64).reshape(-1)
+  return array[(array >= 0) & (array < size)]
+
+
+def write(file: Path, content: bytes) -> None:
+  """Writes all of the file or nothing: a reader never sees half of it."""
+  temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+  file.parent.mkdir(parents=True, exist_ok=True)
+  temporary.write_bytes(content)
+  os.replace(temporary, file)

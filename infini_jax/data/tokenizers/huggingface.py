@@ -1,0 +1,105 @@
+"""A Hugging Face `tokenizer.json`: the one file that knows the package tokenizers."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from infini_jax.config import InputError
+from infini_jax.data.tokenizers.base import plain_text, within, without_marks, write
+from infini_jax.data.tokenizers.failing import one_line
+from infini_jax.data.tokenizers.json_file import TokenizerJson
+from infini_jax.data.tokenizers.marks import Declared, declared_marks, find_marks
+
+
+class HuggingFaceTokenizer:
+  """A `tokenizer.json`; without `marks`, bos and eos are its special tokens of a usual name.
+
+  What is random in it (dropout) is switched off. Marks are kept in a file beside its own.
+
+  Raises:
+    InputError: no such file format, or nothing says what marks a document.
+  """
+
+  file, marks_file = "tokenizer.json", "tokenizer.marks.json"
+
+  def __init__(
+    self,
+    content: bytes | TokenizerJson,
+    name: str = "tokenizer.json",
+    marks: tuple[int, int] | None = None,
+  ):
+    parsed = TokenizerJson(content, name) if isinstance(content, bytes) else content
+    marks = marks or find_marks(parsed.ids, parsed.special, Declared(), name)
+    with one_line(f"{name}: not a Hugging Face tokenizer.json", "download it again"):
+      self._tokenizer = tokenizers.Tokenizer.from_str(parsed.sealed(marks))
+    self._content, (self.bos, self.eos) = parsed.content, marks
+    self._tokenizer.encode_special_tokens = True
+    self.size = 1 + max(parsed.ids.values())
+    own = b"" if marks == parsed.first_marks() else repr(marks).encode()  # as it was before
+    self.fingerprint = hashlib.blake2b(parsed.content + own, digest_size=8).hexdigest()
+
+  def encode(self, text: str) -> np.ndarray:
+    """The ids of a text; names of special tokens in it are ordinary text."""
+    what = f"the tokenizer fails on a text of {len(text):,} characters"
+    with one_line(what, "leave the text out, divide it, or choose another tokenizer"):
+      ids = self._tokenizer.encode(plain_text(text), add_special_tokens=False).ids
+    return without_marks(np.asarray(ids, np.int32), self.bos, self.eos)
+
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    """What the tokenizer's own decoder makes of the ids that are not special."""
+    kept = within(ids, self.size)
+    kept = kept[(kept != self.bos) & (kept != self.eos)]
+    return self._tokenizer.decode(kept.tolist(), skip_special_tokens=True)
+
+  def save(self, folder: Path) -> None:
+    """Writes the tokenizer.json as it was read, and its marks."""
+    write(folder / self.marks_file, json.dumps((self.bos, self.eos)).encode())
+    write(folder / self.file, self._content)
+
+  @classmethod
+  def load(cls, file: Path) -> "HuggingFaceTokenizer":
+    """Reads a tokenizer.json, with the marks that are recorded or declared beside it."""
+    if marks := cls._recorded(file):
+      return cls(file.read_bytes(), str(file), marks)
+    return cls.with_declared(file.read_bytes(), file)
+
+  @classmethod
+  def with_declared(
+    cls, content: bytes, file: Path, raw: Mapping[str, Any] | None = None
+  ) -> "HuggingFaceTokenizer":
+    """That of a file's content, marked as the files beside declare; `raw` is its config.json."""
+    parsed = TokenizerJson(content, str(file))
+    declared = declared_marks(parsed.ids, file, raw)
+    return cls(parsed, str(file), find_marks(parsed.ids, parsed.special, declared, str(file)))
+
+  @classmethod
+  def marked(
+    cls, content: bytes, bos: int | None, eos: int | None, name: str
+  ) -> "HuggingFaceTokenizer":
+    """With the marks that are known; one that is None is looked for among the special tokens."""
+    parsed, remedy = TokenizerJson(content, name), "convert another file of this model"
+    return cls(
+      parsed, name, find_marks(parsed.ids, parsed.special, Declared(bos, eos), name, remedy)
+    )
+
+  @classmethod
+  def load_saved(cls, file: Path) -> "HuggingFaceTokenizer":
+    """Reads what `save` wrote, also from before it recorded the marks of every tokenizer."""
+    parsed = TokenizerJson(file.read_bytes(), str(file))
+    return cls(parsed, str(file), cls._recorded(file) or parsed.first_marks())
+
+  @classmethod
+  def _recorded(cls, file: Path) -> tuple[int, int] | None:
+    marks_file = file.with_name(cls.marks_file)
+    if not marks_file.exists():
+      return None
+    try:
+      bos, eos = json.loads(marks_file.read_bytes())
+      return int(bos), int(eos)
+    except (ValueError, TypeError):
+      raise InputError(f"{marks_file}: not two ids; copy the tokenizer again") from None

@@ -1,0 +1,127 @@
+"""What a `tokenizer.json` holds, and the form of it that never makes a special token of a text."""
+
+import json
+import secrets
+from collections.abc import Collection
+from typing import Any
+
+from infini_jax.config import InputError
+
+# Before runs recorded their marks, the first of these names that existed anywhere was taken.
+FIRST_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>", "<|startoftext|>")
+FIRST_EOS = ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "<|im_end|>")
+
+
+class TokenizerJson:
+  """The names and ids of a `tokenizer.json`.
+
+  Attributes:
+    content: of the file.
+    ids: of every token's name.
+    special: the names of its special added tokens; of all added ones where none is special.
+
+  Raises:
+    InputError: no such file format, or added tokens whose ids are not theirs.
+  """
+
+  def __init__(self, content: bytes, name: str):
+    self.content = content
+    try:
+      self._parsed = json.loads(content)
+      self._model = self._parsed["model"]
+      vocab = self._model["vocab"]
+      added = self._parsed.get("added_tokens") or []
+      listed = [piece for piece, _ in vocab] if isinstance(vocab, list) else None
+      self._pieces: dict[str, int] = (
+        dict(vocab) if listed is None else {piece: id for id, piece in enumerate(listed)}
+      )
+      self._added: dict[str, dict[str, Any]] = {token["content"]: token for token in added}
+      every = [*self._pieces.values(), *(token["id"] for token in added)]
+      if not every or not all(type(id) is int and 0 <= id < 2**31 for id in every):
+        raise ValueError("ids of tokens are no numbers")
+      special = [token for token, said in self._added.items() if said["special"]]
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+      reason = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else error
+      raise InputError(
+        f"{name}: not a Hugging Face tokenizer.json ({' '.join(str(reason).split())}); give another"
+      ) from None
+    self._specials = set(special)
+    self.special = special or list(self._added)
+    self._check([(token["content"], token["id"]) for token in added], name)
+    self.ids = self._pieces | {token: said["id"] for token, said in self._added.items()}
+
+  def first_marks(self) -> tuple[int, int] | None:
+    """The marks that were taken before they were recorded, None where there were none."""
+    bos, eos = (
+      next((self.ids[name] for name in names if name in self.ids), None)
+      for names in (FIRST_BOS, FIRST_EOS)
+    )
+    bos, eos = (eos if bos is None else bos), (bos if eos is None else eos)
+    return None if bos is None or eos is None else (bos, eos)
+
+  def sealed(self, marks: Collection[int]) -> str:
+    """The file for encoding text alone: marks and special tokens have names that no text holds.
+
+    So neither the matching of added tokens nor the model (a word of its list, a piece of Unigram, a
+    result of merges) makes one of a text. Added tokens stand in the model, under the ids of the
+    file, which else depend on how many come before. Dropout, truncation and padding are off.
+    """
+    hidden = {token for token, id in self.ids.items() if id in marks} | self._specials
+    secret = secrets.token_hex(16)
+
+    def rename(token: str) -> str:
+      return f"{secret} {token}" if token in hidden else token
+
+    def seal(token: dict[str, Any]) -> dict[str, Any]:
+      if token["content"] not in hidden:
+        return token
+      return token | {"content": rename(token["content"]), "special": True, "normalized": False}
+
+    model = self._model | {"vocab": self._vocab(rename, secret)}
+    if isinstance(unknown := model.get("unk_token"), str):
+      model["unk_token"] = rename(unknown)
+    if "merges" in model:
+      model["merges"] = _without(hidden, model["merges"], model.get("continuing_subword_prefix"))
+    if "dropout" in model:
+      model["dropout"] = None
+    nothing = dict.fromkeys(("truncation", "padding", "post_processor"))
+    added = [seal(token) for token in self._parsed.get("added_tokens") or []]
+    return json.dumps(self._parsed | nothing | {"added_tokens": added, "model": model})
+
+  def _vocab(self, rename, secret: str) -> dict[str, int] | list[Any]:
+    vocab = self._model["vocab"]
+    if isinstance(vocab, dict):
+      return {rename(token): id for token, id in self.ids.items()}
+    lowest = min(
+      (score for _, score in vocab), default=0.0
+    )  # which decides how unknown text weighs
+    pieces = [[rename(piece), score] for piece, score in vocab]
+    pieces += [[f"{secret} {id}", lowest] for id in range(len(vocab), 1 + max(self.ids.values()))]
+    for token, id in self.ids.items():
+      if id >= len(vocab):
+        pieces[id][0] = rename(token)
+    return pieces
+
+  def _check(self, added: list[tuple[str, int]], name: str) -> None:
+    names = {id: token for token, id in self._pieces.items()}
+    ids = dict(self._pieces)
+    for token, id in added:
+      if ids.setdefault(token, id) != id or names.setdefault(id, token) != token:
+        there = (
+          f"token {token!r} is {ids[token]}" if ids[token] != id else f"id {id} is {names[id]!r}"
+        )
+        raise InputError(
+          f"{name}: its added token {token!r} has the id {id}, but {there} in the same file; "
+          f"correct one of them"
+        )
+
+
+def _without(hidden: set[str], merges: list[Any], prefix: str | None) -> list[Any]:
+  """The merges that neither take nor make a hidden token."""
+  start = len(prefix or "")
+
+  def is_kept(merge: Any) -> bool:
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    return hidden.isdisjoint((*parts, parts[0] + parts[-1][start:]))
+
+  return [merge for merge in merges if is_kept(merge)]

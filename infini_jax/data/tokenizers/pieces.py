@@ -1,0 +1,246 @@
+"""SentencePiece models: the one file that knows the package sentencepiece."""
+
+import hashlib
+import io
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+
+from infini_jax.config import InputError
+from infini_jax.data.tokenizers.base import plain_text, within, without_marks, write
+from infini_jax.data.tokenizers.failing import one_line
+from infini_jax.data.tokenizers.marks import added_tokens, declared_marks, read_object
+
+SPACE = "\u2581"  # how SentencePiece writes a space in its pieces
+APART = "\U0010ffff"  # a character that no vocabulary holds: no piece reaches across it
+LINE = 4096  # characters of a training line at most; SentencePiece drops what is much longer
+CONTROL, USER = 3, 4  # types of pieces: what no text names, and what any text names
+UNKNOWN, BYTE = 2, 6
+FURTHEST = 1 << 16  # ids between the last piece and an added token, at most
+
+
+class SentencePieceTokenizer:
+  """A SentencePiece model.
+
+  A model trained by `train_sentencepiece` gives back any text exactly. A model that lacks bos or
+  eos uses the other for both.
+
+  Raises:
+    InputError: no SentencePiece model, or one with neither bos nor eos.
+  """
+
+  file = "tokenizer.model"
+
+  def __init__(self, model: bytes, name: str = "SentencePiece model"):
+    self._model, self._processor = model, _opened(model, name)
+    self.size = self._processor.get_piece_size()
+    bos, eos = self._processor.bos_id(), self._processor.eos_id()
+    if bos < 0 and eos < 0:
+      raise InputError(f"{name}: has neither bos nor eos; train one with tokenizer train:SIZE")
+    self.bos, self.eos = (bos if bos >= 0 else eos), (eos if eos >= 0 else bos)
+    self.fingerprint = hashlib.blake2b(model, digest_size=8).hexdigest()
+    every = list(range(self.size))
+    special = np.array(self._processor.is_control(every)) | self._processor.is_unknown(every)
+    self._is_text: np.ndarray = ~special
+    # A literal U+2581 would come back as a space: its bytes are written instead, where there are.
+    pieces = [f"<0x{byte:02X}>" for byte in SPACE.encode()]
+    ids = [self._processor.piece_to_id(piece) for piece in pieces]
+    self._space_bytes = ids if all(self._processor.is_byte(ids)) else None
+
+  @classmethod
+  def load(cls, file: Path, raw: Mapping[str, Any] | None = None) -> "SentencePieceTokenizer":
+    """Reads a model, with the tokens that files beside add to it, marked as they declare.
+
+    All of that is written into the model. `raw` is the content of config.json, if it was read
+    already; added tokens behind the embedding are left out.
+    """
+    model = file.read_bytes()
+    return cls(_with_declared(model, file, raw), str(file))
+
+  def encode(self, text: str) -> np.ndarray:
+    """The ids of a text; pieces named like <s> in it are ordinary text."""
+    what = f"the tokenizer fails on a text of {len(text):,} characters"
+    with one_line(what, "leave the text out, divide it, or choose another tokenizer"):
+      ids = self._encode(plain_text(text))
+    return without_marks(np.asarray(ids, np.int32), self.bos, self.eos)
+
+  def _encode(self, text: str) -> list[int]:
+    if self._space_bytes is None or SPACE not in text:
+      return self._processor.encode(text)
+    first, *others = text.split(SPACE)
+    ids, apart = self._processor.encode(first), len(self._processor.encode(APART))
+    for part in others:  # which begins no text: some models put a space in front of what does
+      ids += self._space_bytes + self._processor.encode(APART + part)[apart:]
+    return ids
+
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    """Bytes that are not UTF-8 become the replacement character."""
+    kept = within(ids, self.size)
+    return self._processor.decode(kept[self._is_text[kept]].tolist())
+
+  def piece(self, id: int) -> str:
+    """What stands in the vocabulary for an id; a space is U+2581 there."""
+    return self._processor.id_to_piece(id)
+
+  def save(self, folder: Path) -> None:
+    """Writes the model."""
+    write(folder / self.file, self._model)
+
+
+def train_sentencepiece(texts: Iterable[str], size: int, out_file: Path) -> None:
+  """Trains a SentencePiece model of `size` pieces on all of `texts`, and writes it to `out_file`.
+
+  Byte-pair encoding with byte fallback. Nothing is normalized, and runs of spaces may become
+  pieces (indentation): decoding gives back any text exactly.
+
+  Raises:
+    InputError: the size does not suit the texts.
+  """
+  lines = _lines(texts)
+  first = next(lines, None)
+  if first is None:
+    raise InputError(f"tokenizer train:{size}: no training text to learn it from; add text")
+  model = io.BytesIO()
+  try:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=itertools.chain((first,), lines),
+      model_writer=model,
+      vocab_size=size,
+      model_type="bpe",
+      byte_fallback=True,
+      character_coverage=0.9995,
+      normalization_rule_name="identity",
+      add_dummy_prefix=False,
+      remove_extra_whitespaces=False,
+      allow_whitespace_only_pieces=True,
+      user_defined_symbols=["\n", "\t"],
+      max_sentence_length=4 * LINE,
+      unk_id=0,
+      bos_id=1,
+      eos_id=2,
+      pad_id=-1,
+      num_threads=4,  # fixed, for the model records it: every machine trains the same file
+      minloglevel=2,
+    )
+  except RuntimeError as error:
+    reason = " ".join(str(error).split()).rpartition("] ")[2]
+    raise InputError(
+      f"tokenizer train:{size}: this size does not suit the corpus, choose another ({reason})"
+    ) from None
+  write(out_file, model.getvalue())
+
+
+def sentencepiece_model(
+  pieces: Iterable[tuple[str, float, int]], bos: str, eos: str, add_space: bool
+) -> bytes:
+  """The SentencePiece model of a byte-pair vocabulary that was kept in another form.
+
+  Args:
+    pieces: by their ids, each with its score and its type as SentencePiece numbers them.
+    bos: the piece that opens a document.
+    eos: the piece that ends it.
+    add_space: whether a text is read as if a space stood in front of it.
+
+  Raises:
+    InputError: protobuf is missing or too old.
+  """
+  model = _model_proto()
+  for piece, score, kind in pieces:
+    model.pieces.add(piece=piece, score=score, type=kind)
+  trainer, normalizer = model.trainer_spec, model.normalizer_spec
+  trainer.model_type = trainer.BPE
+  trainer.byte_fallback = any(piece.type == piece.BYTE for piece in model.pieces)
+  trainer.bos_piece, trainer.eos_piece = bos, eos
+  normalizer.add_dummy_prefix, normalizer.remove_extra_whitespaces = add_space, False
+  return model.SerializeToString(deterministic=True)
+
+
+def _opened(model: bytes, name: str) -> sentencepiece.SentencePieceProcessor:
+  processor = sentencepiece.SentencePieceProcessor()
+  with one_line(f"{name}: not a SentencePiece model", "give a .model file"):
+    processor.LoadFromSerializedProto(model)
+  return processor
+
+
+def _with_declared(model: bytes, file: Path, raw: Mapping[str, Any] | None) -> bytes:
+  """The model with the tokens and marks of the files beside; as it is if it has them."""
+  processor = _opened(model, str(file))
+  pieces = [processor.id_to_piece(id) for id in range(processor.get_piece_size())]
+  raw = read_object(file.parent / "config.json") if raw is None else raw
+  added = _added(pieces, file, raw.get("vocab_size"))
+  ids = {piece: id for id, piece in enumerate(pieces)} | {t: id for id, (t, _) in added.items()}
+  declared = declared_marks(ids, file, raw)
+  own = [id if id >= 0 else None for id in (processor.bos_id(), processor.eos_id())]
+  ends_turns = declared.ends_turns and own[1] is not None  # a document is longer than a turn
+  marks = {
+    "bos": own[0] if declared.bos is None else declared.bos,
+    "eos": own[1] if declared.eos is None or ends_turns else declared.eos,
+  }
+  if not added and [*marks.values()] == own:
+    return model
+  made = _model_proto(model)
+  kinds = [piece.type for piece in made.pieces]
+  size = 1 + max(added, default=len(pieces) - 1)
+  for id in range(len(pieces), size):
+    token, special = added.get(id, (f"<no token {id}>", True))
+    made.pieces.add(piece=token.replace(" ", SPACE), type=CONTROL if special else USER)
+  for mark, found in marks.items():
+    if found is None:
+      continue  # the other is used for both
+    piece = made.pieces[found]
+    if found < len(kinds) and kinds[found] in (UNKNOWN, BYTE):
+      raise InputError(
+        f"{file}: {mark}, {piece.piece!r}, also stands for text there; declare another {mark}_token"
+      )
+    piece.type = CONTROL
+    setattr(made.trainer_spec, f"{mark}_piece", piece.piece)
+  return made.SerializeToString(deterministic=True)
+
+
+def _added(pieces: list[str], file: Path, vocab_size: object) -> dict[int, tuple[str, bool]]:
+  """The tokens that files beside add behind the pieces, as far as the embedding reaches."""
+  ids = {piece: id for id, piece in enumerate(pieces)}
+  more: dict[int, tuple[str, bool]] = {}
+  for id, (token, special) in added_tokens(file.parent).items():
+    piece = token.replace(" ", SPACE)
+    there = pieces[id] if id < len(pieces) else piece
+    if there != piece or ids.get(piece, id) != id:
+      said = f"id {id} is {there!r}" if there != piece else f"it is {ids[piece]}"
+      raise InputError(
+        f"{file.parent}: its added token {token!r} has the id {id}, but {said} in {file.name}; "
+        f"correct one of them"
+      )
+    if id >= len(pieces) and (type(vocab_size) is not int or id < vocab_size):
+      more[id] = token, special
+  if more and max(more) > len(pieces) + FURTHEST:
+    raise InputError(
+      f"{file.parent}: its added token {more[max(more)][0]!r} has the id {max(more)}, far behind "
+      f"the {len(pieces)} of {file.name}; correct it"
+    )
+  return more
+
+
+def _model_proto(model: bytes | None = None) -> Any:
+  """A model whose parts can be changed: this one, or an empty one."""
+  try:
+    from sentencepiece import sentencepiece_model_pb2 as proto
+  except Exception as error:  # protobuf has an error of its own for an old version
+    raise InputError(
+      f"a SentencePiece model cannot be written ({' '.join(str(error).split())}): pip install "
+      f"--upgrade protobuf"
+    ) from None
+  made = proto.ModelProto()  # type: ignore[attr-defined]  # which protobuf makes on import
+  if model is not None:
+    made.ParseFromString(model)
+  return made
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+  for text in texts:
+    for line in text.split("\n"):
+      for start in range(0, len(line), LINE):
+        yield line[start : start + LINE]

@@ -1,0 +1,65 @@
+"""Tokenizers that need no library: bytes, and the words of a synthetic task."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from infini_jax.data.tokenizers.base import within, write
+
+
+class ByteTokenizer:
+  """UTF-8 bytes; id 256 stands between documents."""
+
+  file = "tokenizer.bytes"
+  size = 257
+  bos = eos = 256
+  fingerprint = hashlib.blake2b(b"bytes", digest_size=8).hexdigest()
+
+  def encode(self, text: str) -> np.ndarray:
+    """One id for each byte."""
+    return np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int32)
+
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    """Bytes that are not UTF-8 become the replacement character."""
+    kept = within(ids, 256)
+    return kept.astype(np.uint8).tobytes().decode("utf-8", "replace")
+
+  def save(self, folder: Path) -> None:
+    """Writes a file whose name says it all."""
+    write(folder / self.file, b"one id per UTF-8 byte, 256 between documents\n")
+
+
+class WordTokenizer:
+  """A short list of pieces, and nothing else: the vocabulary of a synthetic task.
+
+  The longest piece wins; what no piece begins with becomes the id `unknown`.
+  """
+
+  file = "tokenizer.words.json"
+  special = ("<s>", "<unknown>")
+
+  def __init__(self, pieces: Sequence[str]):
+    self._pieces = [*self.special, *pieces]
+    self._ids = {piece: i for i, piece in enumerate(self._pieces)}
+    longest_first = sorted(map(re.escape, pieces), key=len, reverse=True)
+    self._pattern = re.compile("|".join([*longest_first, "."]), re.DOTALL)
+    self.size = len(self._pieces)
+    self.bos = self.eos = 0
+    self.fingerprint = hashlib.blake2b(json.dumps(self._pieces).encode(), digest_size=8).hexdigest()
+
+  def encode(self, text: str) -> np.ndarray:
+    """One id for each piece."""
+    return np.array([self._ids.get(p, 1) for p in self._pattern.findall(text)], np.int32)
+
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    """The pieces, one after the other."""
+    kept = within(ids, self.size).tolist()
+    return "".join(self._pieces[i] for i in kept if i >= len(self.special))
+
+  def save(self, folder: Path) -> None:
+    """Writes the pieces."""
+    write(folder / self.file, json.dumps(self._pieces[len(self.special) :]).encode())

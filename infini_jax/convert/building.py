@@ -1,6 +1,7 @@
 """A folder that appears when it is whole: what is converted is built beside it first."""
 
 import contextlib
+import math
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from infini_jax.config import InputError
 from infini_jax.runs.workdir import alone
 
+PIECE = 1 << 20  # values that are looked at together
 PARTIAL = ".partial"  # behind the name of what is not whole yet
 
 
@@ -68,15 +70,54 @@ def check_free(out: Path) -> None:
     raise InputError(f"{out}: so are unfinished folders named, and removed; choose another name")
 
 
-def lay_down(file: Path, layers: Iterable[np.ndarray], shape: tuple[int, ...], dtype: str):
+def lay_down(
+  file: Path, layers: Iterable[tuple[str, np.ndarray]], shape: tuple[int, ...], dtype: str
+) -> np.memmap:
   """Writes layer after layer into a file, and returns all of them as one array that lies there.
 
   So the host's memory holds one layer at a time, however large the model is.
+
+  Args:
+    file: to be made.
+    layers: each with the name of its tensor.
+    shape: of all together.
+    dtype: that they are written in.
+
+  Raises:
+    InputError: a value that is not finite, or becomes so in this type.
   """
   kind = jnp.dtype(dtype)
   file.parent.mkdir(parents=True, exist_ok=True)
   with file.open("wb") as opened:
-    for layer in layers:
-      lying = np.ascontiguousarray(layer.astype(kind, copy=False))
+    for name, layer in layers:
+      with np.errstate(over="ignore", invalid="ignore"):  # which is found out below
+        lying = np.ascontiguousarray(layer.astype(kind, copy=False))
+      check_finite(name, lying, layer)
       opened.write(lying.reshape(-1).view(np.uint8).data)
   return np.memmap(file, kind, "r", shape=shape)
+
+
+def check_finite(name: str, lying: np.ndarray, before: np.ndarray) -> None:
+  """Raises InputError for the first value of a tensor that is not finite, piece by piece.
+
+  Args:
+    name: of the tensor.
+    lying: its values as they are written, contiguous.
+    before: the same as they were read.
+  """
+  flat = lying.reshape(-1)
+  for start in range(0, flat.size, PIECE):
+    wrong = ~np.isfinite(flat[start : start + PIECE])
+    if not wrong.any():
+      continue
+    place = np.unravel_index(start + int(wrong.argmax()), lying.shape)
+    value = float(before[place])
+    if math.isfinite(value):
+      raise InputError(
+        f"tensor {name} holds {value:g}, which is too large for {lying.dtype}; take a wider type, "
+        f"or other weights"
+      )
+    raise InputError(
+      f"tensor {name} holds {value}, at {tuple(map(int, place))} of {lying.shape}: such weights "
+      f"compute nothing; take another copy, or another checkpoint"
+    )

@@ -16,9 +16,8 @@ from rich.table import Table
 
 from infini_jax.config import HOW_TO_RUN, InputError, ModelConfig
 from infini_jax.convert.building import building, check_free, check_room, lay_down
-from infini_jax.convert.families import fits, write_config
+from infini_jax.convert.families import config_of
 from infini_jax.convert.huggingface import INDEX, MEMORY, NOT_OF_MEMORY, WEIGHTS, read_json
-from infini_jax.convert.incoming import ORIGINAL
 from infini_jax.convert.layout import GATES, Place, nested, parameter_shapes, places
 from infini_jax.data import SentencePieceTokenizer, Tokenizer, load_saved
 from infini_jax.models import merged
@@ -50,10 +49,9 @@ def export(path: str, out: Path, max_shard_bytes: int, step: int | None, console
     raise InputError(
       f"{path}: config.model.mixer={model.mixer!r} cannot be exported; {', '.join(MIXERS)} can"
     )
-  original = _original(run)
-  raw = read_json(original / "config.json") if original else None
-  if raw is None or not fits(raw, model):
-    raw = write_config(model, max(model.segment_length, 8192))
+  original = run.original()
+  before = read_json(original / "config.json") if original else None
+  raw = config_of(model, before, max(model.segment_length, 8192))
   raw["torch_dtype"] = model.param_dtype
   if "dtype" in raw:
     raw["dtype"] = model.param_dtype
@@ -128,7 +126,8 @@ def _lay_down(source: _Parameters, folder: Path, console: Console) -> dict[str, 
     for place in found:
       for layer, name in enumerate(place.names(place.huggingface)):
         value = source.read(place.parameter, layer if place.layers else ...)
-        tensors[name] = lay_down(folder / name, [place.to_tensor(value)], place.tensor_shape, dtype)
+        layers = [(name, place.to_tensor(value))]
+        tensors[name] = lay_down(folder / name, layers, place.tensor_shape, dtype)
         done += 1
         advance(done, place.parameter)
   order = {name: i for i, name in enumerate(_in_order(found))}
@@ -161,18 +160,6 @@ def _write_memory(source: _Parameters, file: Path) -> None:
   settings = {k: v for k, v in dataclasses.asdict(source.model).items() if k not in left_out}
   gates = {"gates_LH": source.read(GATES)} if GATES in source.names else {}
   save(file, gates, {"memory": json.dumps(settings)})
-
-
-def _original(run: Workdir) -> Path | None:
-  """The small files of the folder that a run was converted from, or the run it started from."""
-  seen: set[Path] = set()
-  while run.path not in seen and (run.path / "run.json").exists():
-    if (run.path / ORIGINAL / "config.json").exists():
-      return run.path / ORIGINAL
-    seen.add(run.path)
-    start = run.config().train.start_from
-    run = Workdir(start) if start else run
-  return None
 
 
 def _copy_small(

@@ -6,7 +6,7 @@ from typing import Any
 
 from infini_jax.config import InputError, ModelConfig
 from infini_jax.convert.rope import read_rope, written_scaling
-from infini_jax.convert.settings import check_settings
+from infini_jax.convert.settings import check_settings, undecided
 
 # What a config.json means where it says nothing, by family.
 _LLAMA: dict[str, Any] = {
@@ -128,17 +128,51 @@ def positions_of(raw: dict[str, Any]) -> int:
   return (DEFAULTS[raw["model_type"]] | raw)["max_position_embeddings"]
 
 
-def write_config(model: ModelConfig, positions: int) -> dict[str, Any]:
+def config_of(
+  model: ModelConfig, original: dict[str, Any] | None, positions: int
+) -> dict[str, Any]:
+  """The `config.json` of a model: of its original all that the model does not decide.
+
+  Args:
+    model: what the parameters are of.
+    original: the config that it was converted from, as `read_config` returned it, or None.
+    positions: the longest text that it was trained on, where there is no original.
+
+  Raises:
+    InputError: no family is like this model.
+  """
+  if original is None:
+    return write_config(model, positions)
+  if fits(original, model):
+    return dict(original)
+  written = write_config(model, positions_of(original), original["model_type"])
+  kept = undecided(original, written["model_type"])
+  return kept | {key: value for key, value in written.items() if key not in kept}
+
+
+def write_config(model: ModelConfig, positions: int, like: str | None = None) -> dict[str, Any]:
   """The `config.json` of a model, of the family that has all that it has.
 
   Args:
     model: what the parameters are of.
     positions: the longest text that it was trained on.
+    like: the family that is tried first.
 
   Raises:
     InputError: no family is like this model.
   """
-  family = _family(model)
+  for family in [like, _family(model)] if like else [_family(model)]:
+    raw = _written(model, positions, family)
+    lost = _misfit(raw, model)
+    if not lost:
+      return raw
+  raise InputError(
+    f"config.model.{lost}={getattr(model, str(lost))!r}: a {family} model, which this one "
+    f"resembles most, cannot have it; export a run that was converted from a pretrained model"
+  )
+
+
+def _written(model: ModelConfig, positions: int, family: str) -> dict[str, Any]:
   raw: dict[str, Any] = {
     "architectures": [ARCHITECTURES[family]],
     "model_type": family,
@@ -180,11 +214,6 @@ def write_config(model: ModelConfig, positions: int) -> dict[str, Any]:
   if family == "gemma3_text":
     raw["rope_local_base_freq"] = model.window_theta or model.rope_theta
     raw["sliding_window_pattern"] = model.global_every or model.layers + 1
-  if lost := _misfit(raw, model):
-    raise InputError(
-      f"config.model.{lost}={getattr(model, lost)!r}: a {family} model, which this one resembles "
-      f"most, cannot have it; export a run that was converted from a pretrained model"
-    )
   return raw
 
 

@@ -53,7 +53,8 @@ def convert(file: Path, out: Path, dtype: str | None, console: Console) -> None:
       raise
     raise InputError(f"{file}: a field is damaged ({error}); download it again") from None
   check_size(tokenizer, model.vocab_size, str(file))
-  write_run(Incoming(model, opened.tensor, None, tokenizer, None, positions, {}), out, console)
+  incoming = Incoming(model, opened.tensor, None, tokenizer, None, positions, {}, "gguf")
+  write_run(incoming, out, console)
 
 
 class _File:
@@ -135,7 +136,8 @@ class _File:
   def tensor(self, place: Place, layer: int) -> np.ndarray:
     """One tensor, dequantized, its rows as in a Hugging Face folder."""
     found = self._tensors[place.gguf.format(layer)]
-    tensor = self._gguf.dequantize(found.data, found.tensor_type).reshape(place.tensor_shape)
+    with np.errstate(all="ignore"):  # what is not finite is found out where it is written
+      tensor = self._gguf.dequantize(found.data, found.tensor_type).reshape(place.tensor_shape)
     if not any(f".{name}." in place.gguf for name in ROTATED):
       return tensor
     heads, half = place.shape[1], place.shape[2] // 2

@@ -15,17 +15,16 @@ from rich.console import Console
 from rich.table import Table
 
 from infini_jax.config import Config, ModelConfig, resolve
-from infini_jax.convert.building import building, check_room, lay_down
+from infini_jax.convert.building import building, check_finite, check_room, lay_down
 from infini_jax.convert.families import write_config
 from infini_jax.convert.layout import GATES, Place, nested, parameter_shapes, places
 from infini_jax.data import Tokenizer
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
-from infini_jax.runs.workdir import Workdir
+from infini_jax.runs.workdir import ORIGINAL, Workdir
 
 SEGMENT = 2048  # N of a converted run, where the model has read so much at a time
 CHUNK = 8192  # tokens of a chunk of its evaluation, at most
-ORIGINAL = "hf"  # the folder of a run that keeps the small files of a Hugging Face folder
 CONFIG_FILE = '''"""The config of this run, for eval.py: what run.json holds."""
 
 import json
@@ -52,6 +51,7 @@ class Incoming(NamedTuple):
     raw: its `config.json`; None where there was none.
     positions: the longest text that it was trained on.
     files: what else is kept for the way back.
+    format: whose names the tensors have: an attribute of `Place`.
   """
 
   model: ModelConfig
@@ -61,6 +61,7 @@ class Incoming(NamedTuple):
   raw: dict[str, Any] | None
   positions: int
   files: Mapping[str, Path]
+  format: str = "huggingface"
 
 
 def write_run(incoming: Incoming, out: Path, console: Console) -> None:
@@ -103,7 +104,8 @@ def _lay_down(incoming: Incoming, folder: Path, console: Console) -> dict[str, n
     def layers(place):
       nonlocal done
       for layer in range(max(1, place.layers)):
-        yield place.from_tensor(incoming.tensor(place, layer))
+        name = getattr(place, incoming.format).format(layer)
+        yield name, place.from_tensor(incoming.tensor(place, layer))
         done += 1
         advance(done, place.parameter)
 
@@ -113,6 +115,7 @@ def _lay_down(incoming: Incoming, folder: Path, console: Console) -> dict[str, n
       file = folder / place.parameter
       params[place.parameter] = lay_down(file, layers(place), shape, model.param_dtype)
   if incoming.gates_LH is not None:
+    check_finite("gates_LH", incoming.gates_LH, incoming.gates_LH)
     params[GATES] = incoming.gates_LH
   return params
 

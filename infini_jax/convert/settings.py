@@ -122,6 +122,19 @@ def check_settings(raw: dict[str, Any], family: str, name: str) -> None:
     raise InputError(f"{name}: {setting} is not supported; choose a model of {family} without it")
 
 
+def undecided(raw: dict[str, Any], family: str) -> dict[str, Any]:
+  """Of a config what no `ModelConfig` decides: it stays where the model has become another.
+
+  Args:
+    raw: the content of the original's `config.json`.
+    family: the `model_type` of what it has become.
+  """
+  decided = {"architectures", *READ} - {"max_position_embeddings"}
+  decided |= {key for key, families in READ_BY.items() if family in families}
+  decided |= {key for key in READ_BY if _changes(raw.get(key), NEUTRAL[key])}
+  return {key: value for key, value in raw.items() if key not in decided}
+
+
 def unknown(raw: dict[str, Any]) -> list[str]:
   """The keys of which nothing is known, as `key=value`, but for those that say nothing."""
   known = READ | NEUTRAL.keys() | IDLE

@@ -4,6 +4,7 @@ A workdir is whole by itself:
 
   run.json         the config of the run and the fingerprint of its corpus
   tokenizer/       the vocabulary
+  hf/              the small files of the pretrained model, where it began with one
   checkpoints/N/   the state after N updates: `params`, and `rest` (optimizer, memory, step)
   metrics.jsonl    one line per log, beside tensorboard/
   evaluation/T/    of each task T, by corpus and protocol: results.json and pictures
@@ -13,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from rich.console import Console
 from infini_jax import config as config_lib
 from infini_jax.config import Config, InputError
 from infini_jax.data import Source, load_saved, open_source
+
+ORIGINAL = "hf"  # the folder of a run that keeps the small files of a Hugging Face folder
 
 
 class Workdir:
@@ -41,6 +45,26 @@ class Workdir:
   def tokenizer(self) -> Path:
     """Where the run keeps its vocabulary."""
     return self.path / "tokenizer"
+
+  def original(self) -> Path | None:
+    """The small files of the Hugging Face folder that the run, or a start of it, was made of."""
+    run, seen = self, set[Path]()
+    while run.path not in seen and (run.path / "run.json").exists():
+      if (run.path / ORIGINAL / "config.json").exists():
+        return run.path / ORIGINAL
+      seen.add(run.path)
+      start = run.config().train.start_from
+      run = Workdir(start) if start else run
+    return None
+
+  def keep_original(self) -> None:
+    """Copies these files here, if they are elsewhere: that run may move, or be removed."""
+    files, here = self.original(), self.path / ORIGINAL
+    if files is not None and files != here:
+      half = here.with_suffix(".tmp")
+      shutil.rmtree(half, ignore_errors=True)
+      shutil.copytree(files, half)
+      half.replace(here)
 
   @property
   def store(self) -> Path:

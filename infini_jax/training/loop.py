@@ -66,6 +66,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
     workdir.claim(config, source.fingerprint)
     if jax.process_index() == 0:
       source.tokenizer.save(workdir.tokenizer)
+      workdir.keep_original()
 
     # ---- State: the newest checkpoint of this run, or a fresh one.
     tx = make_optimizer(config)

@@ -4,7 +4,9 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict
 
 from infini_jax.config import HOW_TO_RUN, Config, InputError, ModelConfig, original
 from infini_jax.models import abstract_params, completed, init
@@ -85,11 +87,28 @@ def start_state(config: Config, tx: optax.GradientTransformation, mesh: Any) -> 
 
 
 def original_params(config: Config, mesh: Any) -> Any:
-  """The parameters of the run that this one starts from, in this run's type, each in its place."""
+  """The parameters of the run that this one starts from, in this run's type, each in its place.
+
+  Raises:
+    InputError: one of them is not finite.
+  """
   run = Workdir(config.train.start_from)
   model = dataclasses.replace(run.config().model, param_dtype=config.model.param_dtype)
   with Checkpoints(run) as saved:
-    return saved.restore_params(abstract_params(model, mesh))[0]
+    params, _ = saved.restore_params(abstract_params(model, mesh))
+  _check_finite(params, config)
+  return params
+
+
+def _check_finite(params: Any, config: Config) -> None:
+  """Raises InputError for the first parameter that has a value which is not finite."""
+  finite = jax.jit(lambda params: jax.tree.map(lambda x: jnp.isfinite(x).all(), params))(params)
+  for path, is_finite in flatten_dict(jax.device_get(finite)).items():
+    if not is_finite:
+      raise InputError(
+        f"config.train.start_from={config.train.start_from!r}: its parameter {'.'.join(path)} "
+        f"holds values that are not finite as {config.model.param_dtype}; start from another run"
+      )
 
 
 def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:

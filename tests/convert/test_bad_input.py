@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -69,9 +70,10 @@ def elsewhere(folder):
   edit(folder, file.name, weight_map={name: f"../{at}" for name, at in weight_map.items()})
 
 
-def half_a_memory(folder, **settings):
+def half_a_memory(folder, gate=1.0, **settings):
   memory = {"memory": json.dumps({"mixer": "infini"} | settings)}
-  save(folder / "infini.safetensors", {"gates_LH": np.ones((3, 4), np.float32)}, memory)
+  gates_LH = np.full((3, 4), gate, np.float32)
+  save(folder / "infini.safetensors", {"gates_LH": gates_LH}, memory)
 
 
 def pickled(folder):
@@ -85,8 +87,30 @@ def larger_tokenizer(folder):
   (folder / "tokenizer.json").write_text(json.dumps(content))
 
 
+def not_finite(folder, name, value, dtype=np.float32):
+  """With one such value in a tensor."""
+
+  def change(tensors):
+    tensors[name] = tensors[name].astype(dtype)
+    tensors[name].reshape(-1)[-1] = value
+
+  with_tensors(folder, change)
+
+
 NORM = "model.norm.weight"
+DOWN = "model.layers.2.mlp.down_proj.weight"
 SPOILT = {
+  "nan": (lambda f: not_finite(f, NORM, np.nan), f"tensor {NORM} holds nan, at .7,. of .8,.: such"),
+  "infinite": (lambda f: not_finite(f, DOWN, -np.inf, np.float16), f"tensor {DOWN} holds -inf"),
+  "bfloat16": (lambda f: not_finite(f, DOWN, np.nan, jnp.bfloat16), f"tensor {DOWN} holds nan"),
+  "too large": (
+    lambda f: not_finite(f, DOWN, 1e300, np.float64),
+    f"tensor {DOWN} holds 1e.300, which is too large for float32",
+  ),
+  "gates": (
+    lambda f: half_a_memory(f, np.inf, segment_length=16),
+    "tensor gates_LH holds inf",
+  ),
   "architecture": (lambda f: edit(f, model_type="mixtral"), "'mixtral' is not supported"),
   "scaling": (lambda f: edit(f, rope_scaling={"rope_type": "dynamic"}), "type 'dynamic' is not"),
   "no config": (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
@@ -193,7 +217,6 @@ def test_what_is_there_is_never_overwritten(folder, tmp_path, capsys):
 
 def test_a_sharded_folder_with_what_need_not_be_there(folder, tmp_path, capsys):
   """Shards, bfloat16, and buffers that old checkpoints of Llama hold."""
-  import jax.numpy as jnp
 
   def change(tensors):
     tensors |= {name: x.astype(jnp.bfloat16) for name, x in tensors.items()}
@@ -213,8 +236,6 @@ def test_a_sharded_folder_with_what_need_not_be_there(folder, tmp_path, capsys):
 
 
 def test_one_tensor_of_another_type_makes_it_float32_and_a_tied_head_is_left_out(folder, tmp_path):
-  import jax.numpy as jnp
-
   def change(tensors):
     tensors |= {name: x.astype(jnp.bfloat16) for name, x in tensors.items()}
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]

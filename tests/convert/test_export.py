@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -10,7 +11,9 @@ import pytest
 
 from infini_jax import config as config_lib
 from infini_jax.config import HOW_TO_RUN, InputError, ModelConfig
+from infini_jax.convert.building import lay_down
 from infini_jax.convert.export import export
+from infini_jax.convert.families import ARCHITECTURES, config_of, fits, read_config
 from infini_jax.convert.huggingface import INDEX, MEMORY, WEIGHTS, convert
 from infini_jax.data import load_saved
 from infini_jax.data.tokenizers import ByteTokenizer
@@ -153,3 +156,70 @@ def test_what_cannot_be_exported_is_refused(converted, rng, tmp_path):
     export(str(damaged), tmp_path / "out", 10**9, None, console())
   assert not (tmp_path / "out").exists()
   assert not list(tmp_path.glob("*.partial"))
+
+
+NO_STATE = {"data": {"carry_state": False}}
+SAID = {"max_position_embeddings": 131_072, "eos_token_id": [2, 5], "pad_token_id": 0}
+
+
+@pytest.mark.parametrize(
+  ("name", "changes", "family"),
+  [
+    ("llama3", {}, "llama"),
+    ("llama3", {"rope_theta": 5e6}, "llama"),
+    ("llama3", {"rope_scaling": (4.0,)}, "llama"),
+    ("llama3", {"window": 16}, "mistral"),
+    ("mistral", {"window": 0, "norm_eps": 1e-3}, "mistral"),
+    ("qwen2", {"rope_theta": 5e6, "vocab_size": 48}, "qwen2"),
+    ("gemma3", {"window_theta": 77.0}, "gemma3_text"),
+    ("smollm3", {"global_every": 3}, "smollm3"),
+  ],
+  ids=str,
+)
+def test_what_the_model_does_not_decide_stays_as_the_original_said(name, changes, family):
+  raw = json.loads((HERE / name / "config.json").read_text()) | SAID | {"a_note": "mine"}
+  model = dataclasses.replace(ModelConfig(**read_config(raw, name)[0]), **changes)
+  written = config_of(model, raw, 8192)
+  assert {key: written[key] for key in SAID} == SAID
+  assert written["a_note"] == "mine" and written["use_cache"] is True
+  assert written["bos_token_id"] == 1 and written["model_type"] == family
+  assert written["architectures"] == [ARCHITECTURES[family]]
+  assert fits(written, model), "what is written must describe the model"
+  if not changes:
+    assert written == raw
+
+
+def test_a_run_keeps_its_originals_files_where_that_is_gone(converted, rng, tmp_path):
+  start = shutil.copytree(converted("llama3"), tmp_path / "start")
+  (start / "hf" / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 5]}))
+  raw = json.loads((start / "hf" / "config.json").read_text()) | SAID
+  (start / "hf" / "config.json").write_text(json.dumps(raw))
+  model = dataclasses.asdict(Workdir(start).config().model) | {"rope_theta": 5e6}
+  run = make_run(
+    tmp_path / "run", config_lib.resolve({"model": model, **NO_STATE}), rng, str(start)
+  )
+  load_saved(Workdir(start).tokenizer).save(run.tokenizer)
+  run.keep_original()
+  run.keep_original()
+  shutil.rmtree(start)
+  export(str(run.path), tmp_path / "out", 10**9, None, console())
+  written = json.loads((tmp_path / "out" / "config.json").read_text())
+  assert {key: written[key] for key in SAID} == SAID and written["rope_theta"] == 5e6
+  generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+  assert generation["eos_token_id"] == [2, 5]
+
+
+@pytest.mark.parametrize(
+  ("value", "dtype", "said"),
+  [
+    (np.nan, "float32", "holds nan, at (1, 2) of"),
+    (-np.inf, "bfloat16", "holds -inf, at (1, 2) of"),
+    (3.4e38, "bfloat16", "holds 3.4e+38, which is too large for bfloat16"),
+  ],
+  ids=str,
+)
+def test_weights_that_are_not_finite_do_not_go_out(rng, tmp_path, value, dtype, said):
+  layer = rng.standard_normal((3, 4)).astype(np.float32)
+  layer[1, 2] = value
+  with pytest.raises(InputError, match=re.escape(f"tensor one {said}")):
+    lay_down(tmp_path / "file", [("one", layer.T.T)], (3, 4), dtype)

@@ -2,10 +2,12 @@
 
 import json
 
+import gguf
 import numpy as np
 import pytest
 
 from infini_jax.config import InputError
+from infini_jax.convert.building import check_finite
 from infini_jax.convert.gguf import convert, llama3_divisors
 from infini_jax.convert.layout import places
 from infini_jax.data import load_saved
@@ -103,6 +105,25 @@ def test_other_files_are_refused(rng, tmp_path, how, said):
   with pytest.raises(InputError, match=said) as error:
     convert(tmp_path / "a.gguf", tmp_path / "run", None, console())
   assert "\n" not in str(error.value)
+  assert [p.name for p in tmp_path.iterdir()] == ["a.gguf"]
+
+
+def test_weights_that_are_not_finite_are_refused(rng, tmp_path):
+  """In a float tensor, and in the scale of a quantized block."""
+  file, name = tmp_path / "a.gguf", "blk.1.ffn_up.weight"
+  found = write(file, rng)
+  whole, value = bytearray(file.read_bytes()), found[name].reshape(-1)[5].tobytes()
+  place = whole.index(found[name].tobytes()) + 20
+  assert whole[place : place + 4] == value
+  whole[place : place + 4] = np.float32(np.nan).tobytes()
+  file.write_bytes(whole)
+  with pytest.raises(InputError, match=f"tensor {name} holds nan, at"):
+    convert(file, tmp_path / "run", None, console())
+  blocks = gguf.quantize(np.ones((2, 32), np.float32), gguf.GGMLQuantizationType.Q8_0)
+  blocks[0, :2] = np.frombuffer(np.float16(np.inf).tobytes(), np.uint8)
+  values = gguf.dequantize(blocks, gguf.GGMLQuantizationType.Q8_0)
+  with pytest.raises(InputError, match="tensor of blocks holds (inf|nan)"):
+    check_finite("of blocks", values, values)
   assert [p.name for p in tmp_path.iterdir()] == ["a.gguf"]
 
 

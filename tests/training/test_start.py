@@ -1,5 +1,7 @@
 """A run that starts from another one's parameters, with its vocabulary."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -8,10 +10,12 @@ from flax.traverse_util import flatten_dict
 from infini_jax.config import InputError, MeshConfig
 from infini_jax.models import abstract_params
 from infini_jax.parallel import make_mesh
+from infini_jax.runs.checkpoints import Checkpoints
+from infini_jax.runs.workdir import Workdir
 from infini_jax.training import loop
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.part import split
-from infini_jax.training.start import check_start, differences, start_state
+from infini_jax.training.start import check_start, differences, original_params, start_state
 from tests.tiny import SYSTEMS, changed, config, fake_params, quiet, write_original
 
 
@@ -101,6 +105,24 @@ def test_summary_embeddings_begin_fresh_and_are_trained(original, mixer):
   for part in ("attention", "lora"):
     trained, _ = split(changed(c, train=changed(c.train, part=part)), state.params)
     assert trained["summary_PD"] is not None, f"frozen in part {part!r}, it would stay random"
+
+
+def test_parameters_that_are_not_finite_are_refused_by_name(original, tmp_path):
+  c, params = original
+  folder = shutil.copytree(c.train.start_from, tmp_path / "start")
+  shutil.rmtree(folder / "checkpoints")
+  bad = jax.device_get(params)
+  bad["blocks"]["ffn"]["w_up_DF"] = np.array(bad["blocks"]["ffn"]["w_up_DF"])
+  bad["blocks"]["ffn"]["w_up_DF"][1, 2, 3] = 3.4e38  # finite, and not as bfloat16
+  with Checkpoints(Workdir(folder)) as saved:
+    saved.save_params(bad)
+  c = changed(c, train=changed(c.train, start_from=str(folder)))
+  mesh = make_mesh(MeshConfig(2, 2, 2), jax.devices())
+  with jax.set_mesh(mesh):
+    original_params(c, mesh)
+    c = changed(c, model=changed(c.model, param_dtype="bfloat16"))
+    with pytest.raises(InputError, match="its parameter blocks.ffn.w_up_DF holds .* as bfloat16"):
+      original_params(c, mesh)
 
 
 def test_what_cannot_be_adapted_is_refused(original, adapted):

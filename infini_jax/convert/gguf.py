@@ -10,14 +10,16 @@ from rich.console import Console
 
 from infini_jax.config import InputError, ModelConfig
 from infini_jax.convert.building import check_free
-from infini_jax.convert.byte_level import tokenizer_json
+from infini_jax.convert.byte_level import CONTROL, tokenizer_json
 from infini_jax.convert.families import STRUCTURE
 from infini_jax.convert.incoming import Incoming, original_model, write_run
 from infini_jax.convert.layout import Place, places
 from infini_jax.convert.pieces import piece_tokenizer
 from infini_jax.convert.vocabulary import check_size
 from infini_jax.data import HuggingFaceTokenizer, Tokenizer
+from infini_jax.data.tokenizers.marks import Declared, find_marks
 
+LLAMA_MARKS = {("llama", 1), ("llama", 2)}
 ROTATED = ("attn_q", "attn_k")  # of these, rows of a head are kept in another order
 # Llama 3's rope scalings (factor, low, high, original): a file only holds what comes out of them.
 LLAMA3 = tuple((factor, 1.0, 4.0, 8192.0) for factor in (8.0, 32.0))
@@ -152,7 +154,7 @@ class _File:
         f"SentencePiece ('llama') are; convert the Hugging Face folder of this model"
       )
     tokens, kinds = get("tokens"), get("token_type")
-    usual = {"bos": 1, "eos": 2, "unknown": 0} if kind == "llama" else {"bos": None, "eos": None}
+    usual = {"bos": None, "eos": None} | ({"unknown": 0} if kind == "llama" else {})
     ids = {mark: get(f"{mark}_token_id", id) for mark, id in usual.items()}
     scores = get("scores") if kind == "llama" else tokens
     found = {id for id in ids.values() if id is not None}
@@ -161,9 +163,18 @@ class _File:
         f"{self.path}: its {len(tokens)} tokens do not go with their types, scores or {ids}; "
         f"download it again"
       )
+    # Where a file says nothing, ids 1 and 2 of SentencePiece are its marks, if they have the names.
+    special = {t for i, t in enumerate(tokens) if kinds[i] == CONTROL or (kind, i) in LLAMA_MARKS}
+    ids["bos"], ids["eos"] = marks = find_marks(
+      {token: id for id, token in enumerate(tokens)},
+      special,
+      Declared(ids["bos"], ids["eos"]),
+      str(self.path),
+      "convert the Hugging Face folder of this model",
+    )
     if kind == "gpt2":
       content = tokenizer_json(tokens, get("merges"), kinds, get("pre"), self.path)
-      return HuggingFaceTokenizer.marked(content, ids["bos"], ids["eos"], str(self.path))
+      return HuggingFaceTokenizer(content, str(self.path), marks)
     add_space = get("add_space_prefix", True)
     return piece_tokenizer(tokens, scores, kinds, ids, add_space, self.path)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 
 import pytest
@@ -118,6 +119,21 @@ def test_a_token_that_was_added_may_end_a_document(rng, tmp_path, original):
   tokenizer = load_saved(tmp_path / "run" / "tokenizer")
   assert (tokenizer.bos, tokenizer.eos) == (1, turn)
   assert turn not in tokenizer.encode("a<turn>b")
+
+
+def test_marks_that_a_file_does_not_name_are_no_ordinary_pieces(rng, tmp_path, original):
+  fields = pieces_fields(*original, marks_declared=True)
+  tokens = [*fields["tokens"]]
+  del fields["bos_token_id"], fields["eos_token_id"]
+  write(tmp_path / "a.gguf", rng, vocabulary=fields)
+  convert(tmp_path / "a.gguf", tmp_path / "run", None, console())
+  tokenizer = load_saved(tmp_path / "run" / "tokenizer")
+  assert (tokenizer.bos, tokenizer.eos) == (1, 2)
+  shutil.rmtree(tmp_path / "run")
+  tokens[1:3] = "<begin>", "<end>"
+  said = refused(tmp_path, rng, fields | {"tokens": tokens})
+  assert "none of its special tokens has a usual name (<unk> 0, <begin> 1, <end> 2" in said
+  assert said.endswith("convert the Hugging Face folder of this model")
 
 
 def test_vocabularies_that_say_too_little_are_refused(rng, tmp_path, original):

@@ -78,16 +78,6 @@ class HuggingFaceTokenizer:
     return cls(parsed, str(file), find_marks(parsed.ids, parsed.special, declared, str(file)))
 
   @classmethod
-  def marked(
-    cls, content: bytes, bos: int | None, eos: int | None, name: str
-  ) -> "HuggingFaceTokenizer":
-    """With the marks that are known; one that is None is looked for among the special tokens."""
-    parsed, remedy = TokenizerJson(content, name), "convert another file of this model"
-    return cls(
-      parsed, name, find_marks(parsed.ids, parsed.special, Declared(bos, eos), name, remedy)
-    )
-
-  @classmethod
   def load_saved(cls, file: Path) -> "HuggingFaceTokenizer":
     """Reads what `save` wrote, also from before it recorded the marks of every tokenizer."""
     parsed = TokenizerJson(file.read_bytes(), str(file))

@@ -10,7 +10,6 @@ import shlex
 import sys
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -18,6 +17,7 @@ from rich.console import Console
 import infini_jax
 from infini_jax.config import Config, InputError, load_config
 from infini_jax.convert import command as conversion
+from infini_jax.paths import folder_to_write
 
 CONFIG_HELP = "a Python file with get_config(); any field is set by --config.section.field=value"
 TASK_HELP = (
@@ -27,7 +27,10 @@ TASK_HELP = (
 )
 
 # What a person can mend of a path: a file where a folder should be, or the other way; no right.
-FORBIDDEN = (errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EPERM, errno.EROFS)
+FORBIDDEN = {
+  *(errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EPERM, errno.EROFS),
+  *(errno.ELOOP, errno.ENAMETOOLONG),
+}
 
 PROCESS_FLAGS = (
   ("--coordinator", "HOST:PORT", "with many processes: where process 0 can be reached"),
@@ -82,7 +85,8 @@ def _remember_programs(config: Config) -> None:
   if config.train.compilation_cache:
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)
+    folder = folder_to_write(config.train.compilation_cache, "config.train.compilation_cache")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 @contextlib.contextmanager
@@ -140,7 +144,7 @@ def _prepare(args: argparse.Namespace, rest: list[str], console: Console) -> Non
 
   prepare(
     args.source,
-    Path(args.out),
+    folder_to_write(args.out, "--out"),
     args.tokenizer,
     workers=args.workers,
     min_tokens=args.min_tokens,

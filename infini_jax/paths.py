@@ -42,7 +42,7 @@ def local(path: str | os.PathLike[str], name: str = "") -> Path:
   """
   text = os.fspath(path)
   if not text:
-    raise _wrong(text, name, "is empty; give a path")
+    raise InputError(f"{name or 'a path'} is empty; give one")
   if "\0" in text:
     raise _wrong(text, name, "holds a NUL character, which no path can; leave it out")
   if URL.match(text):
@@ -98,7 +98,7 @@ def file_to_write(path: str | os.PathLike[str], name: str = "", *, replaced: boo
     raise _wrong(path, name, f"is a link to nothing ({os.readlink(found)}); repair or remove it")
   place = found.absolute().parent
   if not place.exists():
-    raise _wrong(path, name, f"there is no folder {_shown(place)}; make it first")
+    raise _wrong(path, name, f"no such folder {_shown(place)}; make it first")
   if not place.is_dir():
     raise _wrong(path, name, f"{_shown(place)} is a file; name one in a folder")
   if found.exists() and not stat.S_ISREG(found.stat().st_mode):

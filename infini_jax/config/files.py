@@ -28,7 +28,7 @@ def run(spec: str) -> Any:
   Raises:
     InputError: no such file, or one that fails; the line is named.
   """
-  name, variant = _divide(spec)
+  name, variant = _divide(os.path.expanduser(spec))
   file = Path(name).absolute()
   module = types.ModuleType(file.stem)
   module.__file__ = str(file)

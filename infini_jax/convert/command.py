@@ -1,11 +1,11 @@
 """`infini-jax convert`: its arguments, and which conversion they ask for."""
 
 import argparse
-from pathlib import Path
 
 from rich.console import Console
 
 from infini_jax.config import InputError
+from infini_jax.paths import folder_to_write, local
 
 SIZES = {"K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -49,19 +49,20 @@ def convert(args: argparse.Namespace, console: Console) -> None:
   Raises:
     InputError: see each of them.
   """
-  out = Path(args.out)
+  out = folder_to_write(args.out, "OUT")
+  source = local(args.source, "IN")
   if args.kind == "hf":
     from infini_jax.convert.huggingface import convert
 
-    convert(args.source, out, args.dtype, console)
+    convert(str(source), out, args.dtype, console)
   elif args.kind == "gguf":
     from infini_jax.convert.gguf import convert as convert_gguf
 
-    convert_gguf(Path(args.source), out, args.dtype, console)
+    convert_gguf(source, out, args.dtype, console)
   else:
     from infini_jax.convert.export import export
 
-    export(args.source, out, _bytes(args.max_shard_bytes), args.step, console)
+    export(str(source), out, _bytes(args.max_shard_bytes), args.step, console)
 
 
 def _bytes(text: str) -> int:

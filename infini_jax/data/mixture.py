@@ -13,6 +13,7 @@ from infini_jax.data.shards import TOTALS
 from infini_jax.data.sources.base import digest
 from infini_jax.data.sources.specs import advice, cut, plain
 from infini_jax.data.store import Documents, Store, is_store
+from infini_jax.paths import expand
 
 PREFIX = "mix:"
 
@@ -73,7 +74,7 @@ def open_mixture(spec: str, tokenizer: str | None = None) -> Mixture:
   weights: dict[str, float] = {}
   for part in cut(spec.removeprefix(PREFIX), ","):
     written, _, weight = part.strip().rpartition("=")
-    path = plain(written)
+    path = expand(plain(written))
     try:
       weights[path] = float(weight)
     except ValueError:

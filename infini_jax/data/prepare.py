@@ -29,6 +29,7 @@ from infini_jax.data.tokenizers import (
 )
 from infini_jax.data.verify import verify
 from infini_jax.data.workers import Job, write_shards
+from infini_jax.paths import expand, local
 
 SAMPLE = 10 * MB  # characters that a tokenizer is trained on
 
@@ -58,7 +59,7 @@ def prepare(
       meanwhile; no training tokens.
   """
   console = console or Console()
-  out = Path(out)
+  path, out = expand(path), local(out)
   corpus = open_corpus(path)
   given = _given(tokenizer, own)
   plan = _plan(corpus, given.fingerprint if given else tokenizer, min_tokens)
@@ -119,6 +120,7 @@ def open_or_prepare(
     InputError: as `prepare` and `open_mixture`; or the store at `path` was made with another
       tokenizer.
   """
+  path = expand(path)
   if path.startswith(PREFIX):
     return open_mixture(path, None if own else tokenizer)
   if not path or not is_store(folder_of(path)):
@@ -138,6 +140,7 @@ def open_prepared(path: str, cache: Path) -> Store:
   Raises:
     InputError: as `open_mixture` and `Store.open`.
   """
+  path = expand(path)
   if path.startswith(PREFIX):
     return open_mixture(path)
   return Store.open(folder_of(path) if path and is_store(folder_of(path)) else cache)

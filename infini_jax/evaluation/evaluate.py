@@ -26,6 +26,7 @@ from infini_jax.evaluation.knock_out import INTACT
 from infini_jax.evaluation.tasks import KINDS, Job, jobs_of, open_task
 from infini_jax.models import abstract_params, machine
 from infini_jax.parallel import check_divisible, distributed, make_mesh
+from infini_jax.paths import folder_to_write
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.metrics import read_metrics
@@ -58,7 +59,7 @@ def evaluate(
     InputError: no run or checkpoint there, or another config's; a task that there is not, or that
       the run cannot be asked; an empty split; lengths too short.
   """
-  workdir = Workdir(path)
+  workdir = Workdir(folder_to_write(path, "--workdir"))
   workdir.config()  # there must be a run
   workdir.check(config, "leave the field out, for an evaluation takes the run's own")
   config = machine.here(config, console.print)

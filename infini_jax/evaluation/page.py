@@ -16,6 +16,7 @@ from infini_jax.evaluation.filing import Evaluated
 from infini_jax.evaluation.page_headline import headline
 from infini_jax.evaluation.page_html import code, document, heading, paragraph, picture
 from infini_jax.evaluation.page_runs import Run, read_runs
+from infini_jax.paths import file_to_write
 
 LABEL = 40  # characters of a run's name in a picture
 
@@ -44,16 +45,16 @@ def report(workdirs: Sequence[str], out: str | None, console: Console) -> Path:
   Raises:
     InputError: a folder that holds no run, a file that cannot be read or not be written.
   """
+  if out is not None:
+    file_to_write(out, "--out")
   runs = read_runs(workdirs)
   for run in runs:
     for name in run.evaluations:
       _check(run, name)
   folder = runs[0].path if len(runs) == 1 else runs[0].path.parent
-  file = Path(out) if out else folder / "report.html"
+  file = file_to_write(out or folder / "report.html", "--out")
   whole = page(runs)
   try:
-    if file.is_dir() or not file.absolute().parent.is_dir():
-      raise InputError(f"--out={file}: give a file in a folder that exists")
     file.write_text(whole, "utf-8", "replace")
   except OSError as error:
     raise InputError(f"--out={file}: cannot be written ({error.strerror}); give another") from None

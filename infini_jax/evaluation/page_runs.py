@@ -77,7 +77,8 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
   Raises:
     InputError: there is no run, or a file of an evaluation cannot be read.
   """
-  workdirs = [Workdir(path) for path in dict.fromkeys(map(os.path.abspath, paths))]
+  found = (os.path.abspath(Workdir(path).path) for path in paths)
+  workdirs = [Workdir(path) for path in dict.fromkeys(found)]
   names = _names([workdir.path for workdir in workdirs])
   return [_read(workdir, names[workdir.path]) for workdir in workdirs]
 

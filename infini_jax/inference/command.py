@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from infini_jax.data import open_prepared
 from infini_jax.inference.sampling import Sampling
 from infini_jax.inference.session import Session
 from infini_jax.inference.texts import tokens_of
+from infini_jax.paths import file_to_write, local
 from infini_jax.progress import track
 from infini_jax.runs.workdir import Workdir
 
@@ -53,8 +53,9 @@ def generate(args: argparse.Namespace, console: Console) -> None:
     _say(errors, f"... {tail[-200:]!r} ->", style="dim")
     interrupted = args.tokens > 0 and _write(session, args, errors)
   if args.save_state:
-    session.save(args.save_state)
-    size = Path(args.save_state).stat().st_size / 1e6
+    file = local(args.save_state)
+    session.save(file)
+    size = file.stat().st_size / 1e6
     at = session.positions[0]
     _say(errors, f"{args.save_state}: {size:.2f} MB, at token {at:,}")
   if failed:
@@ -74,16 +75,10 @@ def _check(args: argparse.Namespace) -> None:
     raise InputError("--stop is empty: a stop string has at least one character")
   if not args.workdir and args.load_state is None:
     raise InputError("--workdir=RUN is missing: the folder of a run (or --load-state=FILE)")
-  if args.load_state is not None and not Path(args.load_state).is_file():
+  if args.load_state is not None and not local(args.load_state, "--load-state").is_file():
     raise InputError(f"--load-state={args.load_state}: no such file")
   if args.save_state is not None:
-    file = Path(args.save_state).absolute()
-    if file.is_dir():
-      raise InputError(f"--save-state={args.save_state}: is a folder; name a file")
-    if not file.parent.is_dir():
-      raise InputError(f"--save-state={args.save_state}: no such folder; make it first")
-    if not os.access(file.parent, os.W_OK):
-      raise InputError(f"--save-state={args.save_state}: its folder takes no files; choose another")
+    file_to_write(args.save_state, "--save-state", replaced=True)
   if args.workdir:
     Workdir(args.workdir).config()
 
@@ -182,7 +177,7 @@ def _source(args: argparse.Namespace) -> tuple[str, Any]:
       raise InputError("standard input is closed: give a text, or --prompt-file=FILE")
     return "standard input", Stdin()
   if args.prompt_file is not None:
-    file = Path(args.prompt_file)
+    file = local(args.prompt_file, "--prompt-file")
     if not file.is_file():
       raise InputError(f"--prompt-file={file}: no such file")
     return str(file), file

@@ -19,6 +19,7 @@ from infini_jax.inference.lane import Lane
 from infini_jax.inference.sampling import NOTHING, RECENT, Sampling
 from infini_jax.inference.texts import Source, tokens_of
 from infini_jax.inference.writing import Piece, Writer
+from infini_jax.paths import local
 
 
 class Session:
@@ -60,7 +61,7 @@ class Session:
     Raises:
       InputError: no such run or checkpoint; a state that is damaged, or of another model.
     """
-    path = Path(path)
+    path = local(path)
     if path.is_dir():
       if model is not None:
         raise InputError(f"{path}: a run needs no model=; give a state, or leave it out")
@@ -85,7 +86,7 @@ class Session:
     Raises:
       InputError: the file cannot be written.
     """
-    saved.save(Path(path), self.run, self.run.engine.together(self._stream), self._lanes)
+    saved.save(local(path), self.run, self.run.engine.together(self._stream), self._lanes)
 
   def fork(self) -> "Session":
     """A copy that goes its own way; the parameters are shared."""

@@ -25,6 +25,9 @@ from rich.console import Console
 from infini_jax import config as config_lib
 from infini_jax.config import Config, InputError
 from infini_jax.data import Source, load_saved, open_source
+from infini_jax.paths import folder_to_write, local
+
+START_FROM = "config.train.start_from"
 
 ORIGINAL = "hf"  # the folder of a run that keeps the small files of a Hugging Face folder
 
@@ -32,14 +35,16 @@ ORIGINAL = "hf"  # the folder of a run that keeps the small files of a Hugging F
 class Workdir:
   """The folder of one run.
 
+  Args:
+    path: of the folder.
+    name: of the flag or field that names it, for errors.
+
   Raises:
-    InputError: it has no name.
+    InputError: no local path.
   """
 
-  def __init__(self, path: str | Path):
-    if not str(path):
-      raise InputError("--workdir is empty: name a folder")
-    self.path = Path(path).absolute()
+  def __init__(self, path: str | Path, name: str = "--workdir"):
+    self.path = local(path, name).absolute()
 
   @property
   def tokenizer(self) -> Path:
@@ -180,14 +185,14 @@ def open_inputs(
   starts from, or else the config's.
 
   Raises:
-    InputError: a workdir of another config, or a corpus that is missing, cannot be read, or does
-      not fit the model.
+    InputError: a workdir that cannot be written, or of another config; a corpus that is missing,
+      cannot be read, or does not fit the model.
   """
-  workdir = Workdir(path)
+  workdir = Workdir(folder_to_write(path, "--workdir"))
   workdir.check(config)
   saved = None
   if workdir.tokenizer.exists() or task not in (None, config.task.name):
     saved = load_saved(workdir.tokenizer)
   elif config.train.start_from:
-    saved = load_saved(Workdir(config.train.start_from).tokenizer)
+    saved = load_saved(Workdir(config.train.start_from, START_FROM).tokenizer)
   return workdir, open_source(config, workdir.store, console, task, saved)

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from infini_jax.config import HOW_TO_RUN, Config, InputError, ModelConfig, original
 from infini_jax.models import abstract_params, completed, init
 from infini_jax.runs.checkpoints import Checkpoints
-from infini_jax.runs.workdir import Workdir
+from infini_jax.runs.workdir import START_FROM, Workdir
 from infini_jax.training.step import TrainState, first_state, initial_state
 
 # Settings by which a teacher computes, and which no shape shows: it is read with the model's own.
@@ -34,7 +34,7 @@ def check_start(config: Config) -> None:
   """
   if not config.train.start_from:
     return
-  run = Workdir(config.train.start_from)
+  run = Workdir(config.train.start_from, START_FROM)
   if not (run.path / "run.json").is_file():
     raise InputError(
       f"config.train.start_from={config.train.start_from!r}: no run there; train one, or make "

@@ -418,9 +418,9 @@ def test_wrong_inputs_are_one_line_that_names_the_file(tmp_path, rng, capsys):
     return str(e.value)
 
   assert "no run here" in refused(good, tmp_path / "nowhere")
-  assert "give a file in a folder that exists" in refused(good, out=str(tmp_path / "x" / "y.html"))
-  assert "give a file in a folder that exists" in refused(good, out=str(tmp_path))
-  assert "cannot be written" in refused(good, out=f"{tmp_path}/{'x' * 300}")
+  assert "make it first" in refused(good, out=str(tmp_path / "x" / "y.html"))
+  assert "is a folder; name a file" in refused(good, out=str(tmp_path))
+  assert "too long" in refused(good, out=f"{tmp_path}/{'x' * 300}")
   whole = file.read_text()
   for torn in (whole[: len(whole) // 2], "", "[]"):
     file.write_text(torn)

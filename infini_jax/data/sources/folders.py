@@ -30,6 +30,7 @@ from infini_jax.data.sources.files import (
 )
 from infini_jax.data.sources.specs import plain
 from infini_jax.data.sources.walk import Way, unreadable
+from infini_jax.paths import expand
 
 PYTHON_STDLIB = "python-stdlib"
 SUFFIXES = (".txt", ".md", ".tex", ".py")  # in letters of any size; with .gz behind, packed
@@ -156,7 +157,7 @@ def _find(path: str) -> tuple[dict[str, list[Document]], str]:
   """The documents of each split, and what is left out."""
   if path == PYTHON_STDLIB:
     return _split(_python_stdlib(), path), ""
-  root = Path(path)
+  root = Path(expand(path))
   if not path or not root.exists():
     raise InputError(
       f"corpus {path!r}: no such folder; give a folder of {' '.join(SUFFIXES)} files, "

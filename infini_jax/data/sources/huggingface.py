@@ -25,6 +25,7 @@ from infini_jax.data.sources.base import (
 from infini_jax.data.sources.files import left_out
 from infini_jax.data.sources.specs import plain
 from infini_jax.data.sources.walk import Way, once, walk
+from infini_jax.paths import expand
 
 ROWS = 16  # read at a time
 UNKNOWN = 4000  # bytes of a row, where the data set does not tell
@@ -66,7 +67,7 @@ def open_huggingface(spec: str) -> Corpus:
     InputError: the package is missing, or what it says of such a data set; no such field.
   """
   place, options = Options.split(spec, ("config", *SPLITS, *Fields._fields))
-  name = plain(place)
+  name = expand(plain(place))
   config = options.get("config", "")
   try:
     loaded = _load(name, config)

@@ -12,6 +12,7 @@ from infini_jax.data.tokenizers.pieces import (
   train_sentencepiece,
 )
 from infini_jax.data.tokenizers.simple import ByteTokenizer, WordTokenizer
+from infini_jax.paths import expand
 
 __all__ = [
   "OWN",
@@ -51,8 +52,8 @@ def load_tokenizer(spec: str) -> Tokenizer:
     raise InputError(f"tokenizer {spec!r}: choose {SPECS}")
   try:
     if kind == "huggingface":
-      return HuggingFaceTokenizer.load(Path(file))
-    return SentencePieceTokenizer.load(Path(file))
+      return HuggingFaceTokenizer.load(Path(expand(file)))
+    return SentencePieceTokenizer.load(Path(expand(file)))
   except OSError as error:
     raise InputError(f"tokenizer {spec!r}: {error.strerror}; choose {SPECS}") from None
 

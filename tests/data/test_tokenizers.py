@@ -85,6 +85,41 @@ def test_decode_takes_any_ids(every, ids):
     assert tokenizer.decode([tokenizer.bos, tokenizer.eos, tokenizer.size]) == ""
 
 
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+PIECES = ["<s>", "</s>", *BYTES, "a", "b", " ", "\ufffd", "ab"]
+
+
+@pytest.fixture(scope="module")
+def fallback():
+  """A vocabulary of a few letters, with a byte for everything else, as Llama 2 has it."""
+  model = huggingface.models.BPE(
+    {piece: id for id, piece in enumerate(PIECES)}, [("a", "b")], byte_fallback=True, unk_token=None
+  )
+  tokenizer = huggingface.Tokenizer(model)
+  tokenizer.add_special_tokens(["<s>", "</s>"])
+  tokenizer.decoder = huggingface.decoders.Sequence(
+    [huggingface.decoders.ByteFallback(), huggingface.decoders.Fuse()]
+  )
+  return HuggingFaceTokenizer(tokenizer.to_str().encode())
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.one_of(TEXTS, st.text("ab é日🙂\ufffd", max_size=30)))
+def test_bytes_are_those_of_the_text_wherever_it_is_cut(every, fallback, text):
+  data = text.encode()
+  for tokenizer in (*every, fallback):
+    ids = tokenizer.encode(text)
+    counts = [tokenizer.count_bytes(ids[:n]) for n in range(len(ids) + 1)]
+    assert counts == sorted(set(counts)) and counts[0] == 0 and counts[-1] == len(data)
+    if tokenizer is fallback:  # whose decoder gives up all bytes of a row that is cut
+      lengths = [{"ab": 2, "�": 3}.get(PIECES[id], 1) for id in ids]
+      assert counts == np.cumsum([0, *lengths]).tolist()
+      continue
+    for n, count in enumerate(counts):
+      cut = data[:count].decode("utf-8", "replace")
+      assert tokenizer.decode(ids[:n]).rstrip("�") == cut.rstrip("�")
+
+
 def test_specials_are_ids_of_the_vocabulary(every):
   for tokenizer in every:
     assert 0 <= tokenizer.bos < tokenizer.size and 0 <= tokenizer.eos < tokenizer.size

@@ -234,6 +234,36 @@ def test_limits_on_documents_and_tokens(case, scores):
   assert part.bytes == sum(len(t.encode()) for t in texts), "bytes of what was read, no more"
 
 
+class Cut:
+  """Documents that are read to a place inside a character, and what a tokenizer makes of them."""
+
+  sources = ("",)
+
+  def __init__(self, tokenizer, texts, drops=""):
+    self.texts = texts
+    self.ids = [tokenizer.encode("".join(c for c in text if c not in drops)) for text in texts]
+    self.tokens = np.array([len(ids) for ids in self.ids])
+    self.bytes = np.array([len(text.encode()) for text in texts])
+    self.words = np.array([len(text.split()) for text in texts])
+    self.names = [str(i) for i in range(len(texts))]
+
+  def __len__(self):
+    return len(self.tokens)
+
+  def read(self, document, start, stop):
+    return self.ids[document][start:stop]
+
+
+def test_bytes_of_a_document_that_is_cut_are_those_of_its_text(case):
+  texts = ["né 日本 🙂 " * 9, "🙂" * 40, "\ufffd" * 40]
+  documents = Cut(case.store.tokenizer, texts)
+  scores = case.evaluate(documents=documents, max_tokens=13)
+  assert scores.bytes == scores.tokens == 39, "a byte for each token, also inside of a character"
+  drops = Cut(case.store.tokenizer, ["aab" * 40], drops="b")
+  scores = case.evaluate(documents=drops, max_tokens=20)
+  assert (scores.tokens, scores.bytes) == (20, 30), "the source's own bytes, as for whole documents"
+
+
 @pytest.mark.parametrize("segments", [1, 3])
 def test_inputs_of_so_many_tokens_are_read_each_with_an_empty_memory(case, scores, segments):
   """The paper's protocols: 32K or 100K inputs, or no state at all; every token still once."""

@@ -30,6 +30,10 @@ class Tokenizer(Protocol):
     """The text of any ids; special ids and ids out of range give ''."""
     ...
 
+  def count_bytes(self, ids: Sequence[int] | np.ndarray) -> int:
+    """The bytes of UTF-8 in what `decode` gives; of a character cut at the end, those it has."""
+    ...
+
   def save(self, folder: Path) -> None:
     """Writes its files into a folder, which is made if need be, for `load_saved`."""
     ...

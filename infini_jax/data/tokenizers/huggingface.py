@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from infini_jax.data.tokenizers.base import plain_text, within, without_marks, w
 from infini_jax.data.tokenizers.failing import one_line
 from infini_jax.data.tokenizers.json_file import TokenizerJson
 from infini_jax.data.tokenizers.marks import Declared, declared_marks, find_marks
+
+BYTE = re.compile("<0x[0-9A-F]{2}>")
+CUT = "\ufffd"  # how a decoder writes bytes that are no whole character
 
 
 class HuggingFaceTokenizer:
@@ -55,6 +59,22 @@ class HuggingFaceTokenizer:
     kept = within(ids, self.size)
     kept = kept[(kept != self.bos) & (kept != self.eos)]
     return self._tokenizer.decode(kept.tolist(), skip_special_tokens=True)
+
+  def count_bytes(self, ids: Sequence[int] | np.ndarray) -> int:
+    """Tokens of bytes at the end may be part of a character: each counts by itself."""
+    kept = [id for id in within(ids, self.size).tolist() if id not in (self.bos, self.eos)]
+    whole = len(kept)
+    while whole and CUT in self._tokenizer.decode(kept[whole - 1 : whole]):
+      whole -= 1
+    tail = (str(self._tokenizer.id_to_token(id)) for id in kept[whole:])
+    return len(self.decode(kept[:whole]).encode()) + sum(map(self._bytes_of, tail))
+
+  def _bytes_of(self, token: str) -> int:
+    """Of a token that is no whole text: a byte by its number, or one letter for each byte."""
+    kinds = str(self._tokenizer.decoder)
+    if "ByteFallback" in kinds and BYTE.fullmatch(token):
+      return 1
+    return len(token) if "ByteLevel" in kinds else len(token.encode())
 
   def save(self, folder: Path) -> None:
     """Writes the tokenizer.json as it was read, and its marks."""

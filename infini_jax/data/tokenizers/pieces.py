@@ -82,6 +82,14 @@ class SentencePieceTokenizer:
     kept = within(ids, self.size)
     return self._processor.decode(kept[self._is_text[kept]].tolist())
 
+  def count_bytes(self, ids: Sequence[int] | np.ndarray) -> int:
+    """Pieces of single bytes at the end may be part of a character: each counts by itself."""
+    kept = within(ids, self.size)
+    whole = len(kept)
+    while whole and self._processor.is_byte(int(kept[whole - 1])):
+      whole -= 1
+    return len(self.decode(kept[:whole]).encode()) + len(kept) - whole
+
   def piece(self, id: int) -> str:
     """What stands in the vocabulary for an id; a space is U+2581 there."""
     return self._processor.id_to_piece(id)

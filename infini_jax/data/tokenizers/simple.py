@@ -28,6 +28,10 @@ class ByteTokenizer:
     kept = within(ids, 256)
     return kept.astype(np.uint8).tobytes().decode("utf-8", "replace")
 
+  def count_bytes(self, ids: Sequence[int] | np.ndarray) -> int:
+    """Each id is one."""
+    return len(within(ids, 256))
+
   def save(self, folder: Path) -> None:
     """Writes a file whose name says it all."""
     write(folder / self.file, b"one id per UTF-8 byte, 256 between documents\n")
@@ -59,6 +63,10 @@ class WordTokenizer:
     """The pieces, one after the other."""
     kept = within(ids, self.size).tolist()
     return "".join(self._pieces[i] for i in kept if i >= len(self.special))
+
+  def count_bytes(self, ids: Sequence[int] | np.ndarray) -> int:
+    """Of the pieces, which are whole characters."""
+    return len(self.decode(ids).encode())
 
   def save(self, folder: Path) -> None:
     """Writes the pieces."""

@@ -227,6 +227,10 @@ def test_marks_are_recorded_and_what_was_saved_before_keeps_its_own(tmp_path):
   old = load_saved(tmp_path / "old")  # of a version that took the first usual name anywhere
   assert (old.bos, old.eos) == (2, 3) and old.fingerprint != made.fingerprint
   assert not {2, 3} & set(old.encode("<s>a</s>").tolist())
+  gaps = bpe(["<s>", "a"], [token(0, "<s>"), token(7, "<x>", False)])
+  (tmp_path / "old" / "tokenizer.json").write_bytes(gaps)
+  with pytest.raises(InputError, match="when ids of added tokens were other than in the file"):
+    load_saved(tmp_path / "old")
   (tmp_path / "new" / "tokenizer.marks.json").write_text("[1")
   with pytest.raises(InputError, match="marks.json: not two ids"):
     load_saved(tmp_path / "new")

@@ -45,6 +45,7 @@ class HuggingFaceTokenizer:
     self._tokenizer.encode_special_tokens = True
     self.size = 1 + max(parsed.ids.values())
     own = b"" if marks == parsed.first_marks() else repr(marks).encode()  # as it was before
+    own += b"gaps" * parsed.has_gaps
     self.fingerprint = hashlib.blake2b(parsed.content + own, digest_size=8).hexdigest()
 
   def encode(self, text: str) -> np.ndarray:
@@ -100,8 +101,13 @@ class HuggingFaceTokenizer:
   @classmethod
   def load_saved(cls, file: Path) -> "HuggingFaceTokenizer":
     """Reads what `save` wrote, also from before it recorded the marks of every tokenizer."""
-    parsed = TokenizerJson(file.read_bytes(), str(file))
-    return cls(parsed, str(file), cls._recorded(file) or parsed.first_marks())
+    parsed, marks = TokenizerJson(file.read_bytes(), str(file)), cls._recorded(file)
+    if marks is None and parsed.has_gaps:
+      raise InputError(
+        f"{file}: was saved when ids of added tokens were other than in the file; prepare the "
+        f"corpus again, or convert the model again"
+      )
+    return cls(parsed, str(file), marks or parsed.first_marks())
 
   @classmethod
   def _recorded(cls, file: Path) -> tuple[int, int] | None:

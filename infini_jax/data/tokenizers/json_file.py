@@ -19,6 +19,8 @@ class TokenizerJson:
     content: of the file.
     ids: of every token's name.
     special: the names of its special added tokens; of all added ones where none is special.
+    has_gaps: whether added tokens do not follow the others one by one. The library numbers them
+      so, whatever the file says, and so did versions before `sealed`.
 
   Raises:
     InputError: no such file format, or added tokens whose ids are not theirs.
@@ -49,6 +51,8 @@ class TokenizerJson:
     self.special = special or list(self._added)
     self._check([(token["content"], token["id"]) for token in added], name)
     self.ids = self._pieces | {token: said["id"] for token, said in self._added.items()}
+    behind = [id for token, id in self.ids.items() if token not in self._pieces]
+    self.has_gaps = behind != list(range(len(vocab), len(vocab) + len(behind)))
 
   def first_marks(self) -> tuple[int, int] | None:
     """The marks that were taken before they were recorded, None where there were none."""

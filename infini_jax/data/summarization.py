@@ -79,7 +79,8 @@ class Told:
 class PairLanes:
   """The endless training on pairs: one a lane and chunk, each epoch in an order of its own.
 
-  A document too long for the chunk keeps its beginning; a summary over half the chunk, its own.
+  A document too long for the chunk keeps its beginning; a summary over half the chunk, its own, and
+  nothing says that it ends there.
   The loss weighs a summary 1, whatever its length, and the document `task.context_weight`.
   """
 
@@ -111,12 +112,13 @@ class PairLanes:
   def _fill(self, row: Batch, pair: np.integer) -> None:
     T, mark = len(row["tokens_BT"]), self._pairs.mark
     read = lambda documents, room: documents.read(pair, 0, min(room, int(documents.tokens[pair])))
-    summary = read(self._summaries, T // 2)
-    document = read(self._documents, T - len(mark) - len(summary) - 1)
-    inputs = np.concatenate([self._pairs.prompt(document), summary])
-    n, context = len(inputs), len(document) + len(mark)
-    row["tokens_BT"][:n] = inputs
-    row["targets_BT"][:n] = [*inputs[1:], self._pairs.tokenizer.eos]
+    most = T // 2 + 1  # targets of the summary
+    told = np.append(read(self._summaries, most), self._pairs.tokenizer.eos)[:most]
+    document = read(self._documents, T - len(mark) - len(told))
+    ids = np.concatenate([self._pairs.prompt(document), told])
+    n, context = len(ids) - 1, len(document) + len(mark)
+    row["tokens_BT"][:n] = ids[:-1]
+    row["targets_BT"][:n] = ids[1:]
     row["weights_BT"][:context] = self._context / context
     row["weights_BT"][context:n] = 1 / (n - context)
     row["asked_BT"][context:n] = True

@@ -81,6 +81,28 @@ def test_what_is_too_long_keeps_its_beginning(store, rows):
   assert cut, "nothing was too long: a weak test"
 
 
+def test_the_end_is_told_of_whole_summaries_alone(tmp_path):
+  """Of a summary that was cut, the last target is its next token."""
+  chunk, summaries_ = 6 * 16, {n: "abcdefgh" * 9 for n in (47, 48, 49, 72)}
+  for split in ("train", "validation", "test"):
+    lines = [
+      json.dumps({"document": f"{n}", "summary": text[:n]}) + "\n" for n, text in summaries_.items()
+    ]
+    (tmp_path / f"{split}.jsonl").write_text("".join(lines))
+  spec = f"jsonl:{tmp_path}/*.jsonl?text=document&summary=summary"
+  batch = lanes(prepare(spec, tmp_path / "store", "bytes", console=quiet()), segments=6).batch(0)
+  seen = []
+  for row in range(4):
+    n = int(batch["mask_BT"][row].sum())
+    targets = batch["targets_BT"][row, :n][batch["asked_BT"][row, :n]].tolist()
+    size = int(bytes(batch["tokens_BT"][row, 1:3].tolist()))
+    text = list(summaries_[size][:size].encode())
+    assert targets == (text + [256])[: chunk // 2 + 1], f"a summary of {size} tokens"
+    np.testing.assert_array_equal(batch["tokens_BT"][row, 1:n], batch["targets_BT"][row, : n - 1])
+    seen.append(size)
+  assert sorted(seen) == [47, 48, 49, 72]
+
+
 def test_a_batch_depends_on_seed_and_step_and_rows_are_slices(store):
   made, again, other = lanes(store), lanes(store), lanes(store, seed=1)
   same = lambda a, b: all(np.array_equal(a[name], b[name]) for name in a)

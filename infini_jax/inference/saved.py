@@ -2,13 +2,15 @@
 
 A state's file is of safetensors: the stream, the tokens still unread, the last tokens; and a header
 that says which model and vocabulary it is of. Slots of the open segment that hold no token are left
-out, so that it is small wherever a segment has just begun.
+out, so that it is small wherever a segment has just begun. A checksum over the whole file tells
+whether it is as it was written; files of format 1 have none.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +29,17 @@ from infini_jax.runs import tensors
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir
 
-FORMAT = "infini_jax state 1"
+KIND, FORMAT = "infini_jax state ", 2  # what the header is called: the kind and the format
+FIELDS = {  # of the header; the last three have an entry for each lane
+  "config": dict,
+  "parameters": str,
+  "tokenizer": str,
+  "workdir": str,
+  "step": int,
+  "position": list,
+  "unread": list,
+  "recent": list,
+}
 SLOTS = 2  # the axis of a stacked stream that may have another length in the file: (L, B, slots...)
 
 
@@ -76,7 +88,8 @@ def save(path: Path, run: Run, stream: Any, lanes: Sequence[Lane]) -> None:
     "unread": [len(lane.unread) for lane in lanes],
     "recent": [len(lane.recent) for lane in lanes],
   }
-  tensors.save(path, arrays, {FORMAT: json.dumps(header)})  # one text, so that bytes repeat
+  text = json.dumps(header)  # one, so that bytes repeat
+  tensors.save(path, arrays, {f"{KIND}{FORMAT}": text}, checksum=True)
 
 
 def load(path: Path, model: Run | str | Path | None, step: int | None) -> tuple[Run, Any, list]:
@@ -86,9 +99,7 @@ def load(path: Path, model: Run | str | Path | None, step: int | None) -> tuple[
     InputError: no state, a damaged one, or one of another model or vocabulary.
   """
   file = tensors.Tensors(path)
-  if FORMAT not in file.metadata:
-    raise InputError(f"{path}: holds no state; give a file that `save` or --save-state has written")
-  header = json.loads(file.metadata[FORMAT])
+  header = _header(file)
   if isinstance(model, Run):
     run = model
     _check(path, header, run.engine.config, run.tokenizer)
@@ -107,14 +118,9 @@ def load(path: Path, model: Run | str | Path | None, step: int | None) -> tuple[
       f"{path}: a state of other parameters than {run.workdir or 'this model'} has at step "
       f"{run.step}; give the run that it is of: {header['workdir']}, step {header['step']}"
     )
-  lanes = [Lane() for _ in header["position"]]
-  for name in ("unread", "recent"):
-    parts = np.split(file.read(name), np.cumsum(header[name])[:-1])
-    for lane, part in zip(lanes, parts, strict=True):
-      getattr(lane, name).extend(part.tolist())
-  for lane, position in zip(lanes, header["position"], strict=True):
-    lane.read = position - len(lane.unread)
-  return run, _stream(file, run.engine.template(len(lanes))), lanes
+  with _whole(path):
+    lanes = _lanes(file, header)
+    return run, _stream(file, run.engine.template(len(lanes))), lanes
 
 
 def checksum(params: Any) -> str:
@@ -135,9 +141,56 @@ def _sums(leaves):
   return jnp.stack([one(x) for x in leaves])
 
 
+def _header(file: tensors.Tensors) -> dict[str, Any]:
+  """Raises InputError for what is no state, a damaged one, or one of a format not known yet."""
+  if tensors.CHECKSUM in file.shapes:
+    file.check()
+  made = [name.removeprefix(KIND) for name in file.metadata if name.startswith(KIND)]
+  if not made:
+    raise InputError(
+      f"{file.path}: holds no state; give a file that `save` or --save-state has written"
+    )
+  if made[0] not in map(str, range(1, FORMAT + 1)):
+    raise InputError(f"{file.path}: a state of format {made[0]}; update infini_jax to read it")
+  with _whole(file.path):
+    if made[0] != "1" and tensors.CHECKSUM not in file.shapes:
+      raise ValueError("no checksum")
+    header = json.loads(file.metadata[KIND + made[0]])
+    for name, kind in FIELDS.items():
+      if not isinstance(header[name], kind):
+        raise TypeError(f"{name}={header[name]!r}")
+    return header
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+  """In here what does not fit together is damage: a file of format 1 has no checksum to tell."""
+  try:
+    yield
+  except InputError:
+    raise
+  except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    raise InputError(f"{path}: damaged ({text}); copy or make it again") from None
+
+
+def _lanes(file: tensors.Tensors, header: dict[str, Any]) -> list[Lane]:
+  lanes = [Lane() for _ in header["position"]]
+  for name in ("unread", "recent"):
+    parts = np.split(file.read(name), np.cumsum(header[name])[:-1])
+    for lane, part in zip(lanes, parts, strict=True):
+      getattr(lane, name).extend(part.tolist())
+  for lane, position in zip(lanes, header["position"], strict=True):
+    lane.read = position - len(lane.unread)
+  return lanes
+
+
 def _check(path: Path, header: dict[str, Any], config: Config, tokenizer: Tokenizer) -> None:
   """Raises InputError if a state is of another model, before any parameter is read."""
-  made = dataclasses.replace(config, model=resolve(header["config"]).model)
+  try:
+    made = dataclasses.replace(config, model=resolve(header["config"]).model)
+  except InputError as error:
+    raise InputError(f"{path}: {error}") from None
   if other := difference(made, config):
     raise InputError(
       f"{path}: a state of another model ({other}); give the run that it was made with"
@@ -172,7 +225,10 @@ def _name(path: Any) -> str:
 
 def _stream(file: tensors.Tensors, template: Any) -> Any:
   def one(path, want):
-    array = file.read(_name(path))
+    array, fixed = file.read(_name(path)), [i for i in range(want.ndim) if i != SLOTS]
+    there, here = ([x.dtype, x.ndim, *(x.shape[i] for i in fixed)] for x in (array, want))
+    if there != here:
+      raise ValueError(f"{_name(path)} is {array.dtype}{array.shape}")
     missing = max(0, want.shape[SLOTS] - array.shape[SLOTS]) if array.ndim > SLOTS else 0
     padding = [(0, missing if axis == SLOTS else 0) for axis in range(array.ndim)]
     return jnp.array(np.pad(array, padding))

@@ -3,6 +3,8 @@
 No pickle is ever read: such a file holds numbers and a header of text, and nothing that runs.
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +31,10 @@ DTYPES = {
   "U8": "uint8",
   "BOOL": "bool",
 }
+
+
+CHECKSUM = "checksum"  # an array: the hash of the whole file, in which it is 0 itself
+HASH = 32  # bytes of it
 
 
 class Tensors:
@@ -60,6 +66,15 @@ class Tensors:
     kinds = {name: part.get_dtype() for name, part in slices.items()}
     self.dtypes = {name: DTYPES.get(kind, kind) for name, kind in kinds.items()}
 
+  def check(self) -> None:
+    """Reads all of a file that was saved with a checksum.
+
+    Raises:
+      InputError: any bit of it is another than `save` wrote, or it has no checksum.
+    """
+    if CHECKSUM not in self.shapes or self.read(CHECKSUM).tobytes() != _checksum(self.path)[1]:
+      raise InputError(f"{self.path}: damaged, its checksum is wrong; copy or make it again")
+
   def read(self, name: str) -> np.ndarray:
     """One array; nothing else of the file is read.
 
@@ -73,9 +88,15 @@ class Tensors:
 
 
 def save(
-  path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+  path: str | Path,
+  arrays: Mapping[str, np.ndarray],
+  metadata: Mapping[str, str] | None = None,
+  *,
+  checksum: bool = False,
 ) -> None:
   """Writes all of the file or nothing: a reader never sees half of it.
+
+  With `checksum` an array of that name is added, for `Tensors.check`.
 
   Raises:
     InputError: it cannot be written, because the disk is full for one.
@@ -84,11 +105,17 @@ def save(
   temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
   # The library writes the memory as it lies: what is not contiguous would come out mixed up.
   lying = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+  lying |= {CHECKSUM: np.zeros(HASH, np.uint8)} if checksum else {}
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary.touch()
     mode = temporary.stat().st_mode  # a file's usual one; the library lets its owner alone read
     save_file(lying, temporary, dict(metadata or {}))
+    if checksum:
+      place, found = _checksum(temporary)
+      with temporary.open("r+b") as file:
+        file.seek(place)
+        file.write(found)
     temporary.chmod(mode)
     os.replace(temporary, path)
   except (SafetensorError, OSError) as error:
@@ -97,6 +124,18 @@ def save(
     ) from None
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def _checksum(path: Path) -> tuple[int, bytes]:
+  """Where the checksum of a file stands, and what it should be."""
+  data = memoryview(np.memmap(path, np.uint8, "r"))
+  start = 8 + int.from_bytes(data[:8], "little")  # of the arrays, behind the header
+  header = json.loads(bytes(data[8:start]))
+  place = start + header[CHECKSUM]["data_offsets"][0]
+  made = hashlib.blake2b(data[:place], digest_size=HASH)
+  made.update(bytes(HASH))
+  made.update(data[place + HASH :])
+  return place, made.digest()
 
 
 def _text(error: Exception) -> str:

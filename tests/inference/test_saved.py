@@ -66,6 +66,54 @@ def test_a_damaged_or_foreign_file_is_refused(session, state, tmp_path):
   refused(state, "holds no state", model=session)
 
 
+def test_any_byte_that_has_changed_is_seen(session, state, rng):
+  """In the arrays, in their names and shapes, in the header, in the checksum itself."""
+  whole = state.read_bytes()
+  start = whole.index(b"infini_jax state")
+  places = {*range(16), *range(start, start + 20), *rng.integers(0, len(whole), 150).tolist()}
+  for place in sorted(places):
+    for flip in (1, 32, int(rng.integers(1, 256))):  # 32: a letter of the other case
+      damaged = bytearray(whole)
+      damaged[place] ^= flip
+      state.write_bytes(damaged)
+      refused(state, "damaged|not a whole safetensors file", model=session)
+  state.write_bytes(whole)
+  assert Session.load(state, model=session).positions == session.positions
+
+
+def test_a_state_of_the_first_format_loads_and_what_does_not_fit_is_damage(session, state):
+  """It has no checksum."""
+  file = tensors.Tensors(state)
+  arrays = {name: file.read(name) for name in file.shapes if name != tensors.CHECKSUM}
+  (header,) = (json.loads(text) for text in file.metadata.values())
+  first = "infini_jax state 1"
+
+  def write(arrays, header, name=first):
+    tensors.save(state, arrays, {name: header if isinstance(header, str) else json.dumps(header)})
+
+  write(arrays, header)
+  again = Session.load(state, model=session)
+  assert again.positions == session.positions and tokens(again) == tokens(session.fork())
+  stream = next(name for name in arrays if name.startswith("stream."))
+  for wrong in (
+    (arrays, "{"),
+    (arrays, "[]"),
+    (arrays, {**header, "position": 7}),
+    (arrays, {**header, "position": ["1"]}),
+    (arrays, {name: value for name, value in header.items() if name != "step"}),
+    ({name: x for name, x in arrays.items() if name != stream}, header),
+    ({**arrays, stream: arrays[stream][:1]}, header),
+    ({**arrays, stream: arrays[stream].astype(np.float64)}, header),
+    (arrays, header, "infini_jax state 2"),
+  ):
+    write(*wrong)
+    refused(state, "damaged .*copy or make it again", model=session)
+  write(arrays, header, "infini_jax state 3")
+  refused(state, "of format 3; update infini_jax", model=session)
+  write(arrays, {**header, "config": {**header["config"], "modle": {}}})
+  refused(state, "config.modle: no such section", model=session)
+
+
 def test_a_state_of_another_model_is_refused(session, state, trained):
   run, c = session.run, trained[0]
   other = config(model={**c.model.__dict__, "rule": "linear"})
@@ -85,7 +133,7 @@ def test_a_run_that_has_moved_is_asked_for(session, state, trained, tmp_path):
   arrays = {name: tensors.Tensors(state).read(name) for name in tensors.Tensors(state).shapes}
   name = next(iter(tensors.Tensors(state).metadata))
   header["workdir"] = str(tmp_path / "gone")
-  tensors.save(state, arrays, {name: json.dumps(header)})
+  tensors.save(state, arrays, {name: json.dumps(header)}, checksum=True)
   refused(state, "its run is not at .*gone.; say where it is")
   assert Session.load(state, model=trained[1]).positions == session.positions
   copy = tmp_path / "copy"

@@ -44,6 +44,20 @@ def test_a_file_cut_short_is_refused(rng, tmp_path, keep):
   assert "\n" not in str(error.value)
 
 
+def test_a_checksum_tells_any_change(tmp_path):
+  file = tmp_path / "a.safetensors"
+  save(file, {"x": np.arange(3), "y": np.zeros(2, np.uint8)}, {"a": "b"}, checksum=True)
+  Tensors(file).check()
+  whole = file.read_bytes()
+  for place in range(len(whole)):
+    file.write_bytes(whole[:place] + bytes([whole[place] ^ 32]) + whole[place + 1 :])
+    with pytest.raises(InputError, match="not a whole safetensors file|checksum is wrong"):
+      Tensors(file).check()
+  save(file, {"x": np.arange(3)})
+  with pytest.raises(InputError, match="checksum is wrong"):
+    Tensors(file).check()
+
+
 def test_a_missing_file_is_named(tmp_path):
   with pytest.raises(InputError, match="none.safetensors: no such file"):
     Tensors(tmp_path / "none.safetensors")

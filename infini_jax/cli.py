@@ -282,7 +282,10 @@ def _parser() -> argparse.ArgumentParser:
     "--repetition-penalty", type=float, default=1.0, help="above 1, the last 256 tokens are rarer"
   )
   made.add_argument(
-    "--stop", action="append", default=[], help="text that ends it, not shown; may be repeated"
+    "--stop",
+    action="append",
+    default=[],
+    help=r"text that ends it, not shown; may be repeated (\n, \t, \r as in Python, \\ a backslash)",
   )
   made.add_argument("--seed", type=int, default=0)
   made.add_argument("--step", type=int, help="which checkpoint; the newest by default")

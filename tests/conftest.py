@@ -111,6 +111,6 @@ def adapted(texts, tmp_path_factory):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
   """Types are never promoted silently, but for Optax, which multiplies integers and floats."""
-  strict = {"ops", "models", "inference"} & set(item.path.parts)
+  strict = {"ops", "models", "inference"} & set(item.path.relative_to(item.config.rootpath).parts)
   with jax.numpy_dtype_promotion("strict" if strict else "standard"):
     return (yield)

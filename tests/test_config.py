@@ -95,6 +95,10 @@ def test_json_and_back():
     ({"optimizer": {"b2": 1.5}}, "config.optimizer.b2=1.5: must be below 1, or no mean is ever"),
     ({"optimizer": {"weight_decay": -0.1}}, "config.optimizer.weight_decay=-0.1: must be 0 or"),
     ({"evaluation": {"input_tokens": 600}}, "segment_length=256: set it to 512"),
+    (
+      {"evaluation": {"temperature": 1e-40}},
+      "temperature=1e-40: must be 0 (greedy), or from 1e-15",
+    ),
     ({"evaluation": {"max_tokens": -1}}, "config.evaluation.max_tokens=-1: must be 0 or more"),
     ({"model": {"heads": 4, "kv_heads": 3}}, "config.model.heads=4 is not a multiple of"),
     ({"model": {"head_dim": 7}}, "config.model.head_dim=7: rotary positions turn pairs"),

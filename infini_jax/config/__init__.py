@@ -12,7 +12,9 @@ from infini_jax.config.checks import check
 from infini_jax.config.resolve import check_name, difference, from_json, resolve
 from infini_jax.config.schema import (
   HOW_TO_RUN,
+  LEAST,
   MIXERS,
+  MOST,
   SECTIONS,
   SPLITS,
   Config,
@@ -25,7 +27,9 @@ from infini_jax.config.schema import (
 
 __all__ = [
   "HOW_TO_RUN",
+  "LEAST",
   "MIXERS",
+  "MOST",
   "SECTIONS",
   "SPLITS",
   "Config",

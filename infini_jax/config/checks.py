@@ -12,7 +12,9 @@ from infini_jax.config.schema import (
   IMPLEMENTATIONS,
   KERNELS,
   KNOCK_OUTS,
+  LEAST,
   MIXERS,
+  MOST,
   OPTIMIZERS,
   PARTS,
   REMAT_POLICIES,
@@ -229,6 +231,11 @@ def _check_task(config: Config) -> None:
       raise InputError(f"config.task.{name}={count}: choose 1 to {most}")
   if warm.share and task.name == "summarization":
     raise InputError("config.warm.share with config.task.name='summarization': set it 0")
+  if e.temperature and not LEAST <= e.temperature <= MOST:
+    raise InputError(
+      f"config.evaluation.temperature={e.temperature}: must be 0 (greedy), or from {LEAST:g} to "
+      f"{MOST:g}"
+    )
   if e.top_p > 1:
     raise InputError(f"config.evaluation.top_p={e.top_p}: a probability, at most 1")
   if warm.share > 1:

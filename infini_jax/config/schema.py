@@ -42,6 +42,7 @@ PARTS = ("all", "gates", "attention", "lora")
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("adamw", "adafactor")
 SPLITS = ("train", "validation", "test")
+LEAST, MOST = 1e-15, 1e15  # of what logits are divided by: float32 must hold what comes out
 
 
 class InputError(ValueError):

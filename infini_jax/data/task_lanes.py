@@ -134,9 +134,11 @@ class Examples:
   """
 
   def __init__(self, task: Task, length: int, depths: Sequence[float], samples: int, seed: int):
+    # By what an example is, and not by its place in a list: it is the same whatever else is asked.
+    draws = lambda depth, i: np.random.default_rng((seed, 4, length, round(depth * 2**32), i))
     self._examples = [
-      task.example(np.random.default_rng((seed, 4, length, d, i)), length, depth, held_out=True)
-      for d, depth in enumerate(depths)
+      task.example(draws(depth, i), length, depth, held_out=True)
+      for depth in depths
       for i in range(samples)
     ]
     self.tokens = np.full(len(self._examples), length, np.int64)

@@ -5,6 +5,7 @@ their geometric mean: what arXiv 2404.07143 calls so in its Table 4, by its figu
 """
 
 import dataclasses
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -141,7 +142,7 @@ class Summarization:
     """The document, the tokens that were read of it, and the summary of each lane."""
     e, tokenizer = self._config.evaluation, self._pairs.tokenizer
     N = self._config.model.segment_length
-    prompts, read = [], []
+    prompts, read, seeds = [], [], []
     for document in batch:
       size = int(self._documents.tokens[document])
       ids = self._documents.read(document, 0, min(size, e.max_tokens or size))
@@ -149,14 +150,17 @@ class Summarization:
       closed = (len(prompt) - 1) // N * N  # tokens of segments that are only in the memory
       prompts.append(prompt[closed * variant.empty :])
       read.append(len(ids))
+      seeds.append(_seed(self._config.train.seed, ids))
+    seeds += seeds[-1:] * (e.lanes - len(batch))
     prompts += prompts[-1:] * (e.lanes - len(batch))  # all batches are as wide: a mesh divides them
     session = Session(run, e.lanes, begin=False)
     texts = [[ids] for ids in prompts]
     session.read(texts if e.lanes > 1 else texts[0])
     written: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(batch)
-    seed = self._config.train.seed + batch[0]
-    pieces = session.generate(e.summary_length, temperature=e.temperature, top_p=e.top_p, seed=seed)
+    pieces = session.generate(
+      e.summary_length, temperature=e.temperature, top_p=e.top_p, seed=seeds
+    )
     for piece in pieces:
       if piece.token != tokenizer.eos:
         written[piece.lane].append(piece.token)
@@ -170,3 +174,9 @@ class Summarization:
   def _text(self, documents: Any, document: int) -> str:
     ids = documents.read(document, 0, int(documents.tokens[document]))
     return self._pairs.tokenizer.decode(ids)
+
+
+def _seed(run: int, ids: np.ndarray) -> int:
+  """Of the draws for a document: the run's and the document's alone, wherever that stands."""
+  named = f"{run} ".encode() + ids.astype("<i4").tobytes()
+  return int.from_bytes(hashlib.blake2b(named, digest_size=4).digest())

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 import time
@@ -17,12 +18,15 @@ from rich.markup import escape
 
 from infini_jax.config import InputError
 from infini_jax.data import open_prepared
+from infini_jax.inference.arguments import LARGEST_SEED, whole
 from infini_jax.inference.sampling import Sampling
 from infini_jax.inference.session import Session
-from infini_jax.inference.texts import tokens_of
+from infini_jax.inference.texts import names_file, tokens_of
 from infini_jax.paths import file_to_write, local
 from infini_jax.progress import track
 from infini_jax.runs.workdir import Workdir
+
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}  # behind a backslash, in --stop
 
 
 def generate(args: argparse.Namespace, console: Console) -> None:
@@ -33,6 +37,7 @@ def generate(args: argparse.Namespace, console: Console) -> None:
       model's, or cannot be kept.
   """
   _check(args)
+  stop = [_stop(text) for text in args.stop]
   name, source = _source(args)
 
   errors = Console(stderr=True)
@@ -40,6 +45,11 @@ def generate(args: argparse.Namespace, console: Console) -> None:
   session = Session.load(args.load_state or args.workdir, step=args.step, **how)
   if session.lanes > 1:
     raise InputError(f"{args.load_state}: {session.lanes} texts side by side; use Session.load")
+  if session.ended[0]:
+    raise InputError(
+      f"{args.load_state}: the model has ended its document, so nothing follows it; give a state "
+      f"from before (--tokens=0 writes nothing), or begin another document with --workdir"
+    )
   _say(errors, f"step {session.run.step} of {session.run.workdir}")
   failed, interrupted = None, False
   if name:
@@ -51,13 +61,15 @@ def generate(args: argparse.Namespace, console: Console) -> None:
   if not failed:
     tail = session.tokenizer.decode(session.recent[0][-60:])
     _say(errors, f"... {tail[-200:]!r} ->", style="dim")
-    interrupted = args.tokens > 0 and _write(session, args, errors)
+    interrupted = args.tokens > 0 and _write(session, args, stop, errors)
   if args.save_state:
     file = local(args.save_state)
     session.save(file)
     size = file.stat().st_size / 1e6
     at = session.positions[0]
     _say(errors, f"{args.save_state}: {size:.2f} MB, at token {at:,}")
+    if session.ended[0]:
+      _say(errors, f"{args.save_state}: the model has ended the document; nothing can follow it")
   if failed:
     raise failed
   if interrupted:
@@ -67,12 +79,14 @@ def generate(args: argparse.Namespace, console: Console) -> None:
 def _check(args: argparse.Namespace) -> None:
   """Raises InputError for what cannot work, before a model is opened."""
   Sampling(args.temperature, args.top_p, args.top_k, args.repetition_penalty)
-  if args.tokens < 0:
-    raise InputError(f"--tokens={args.tokens}: must be at least 0")
-  if args.prompt_tokens is not None and args.prompt_tokens < 1:
-    raise InputError(f"--prompt-tokens={args.prompt_tokens}: must be at least 1")
-  if not all(args.stop):
-    raise InputError("--stop is empty: a stop string has at least one character")
+  whole("--tokens", args.tokens)
+  whole("--seed", args.seed, most=LARGEST_SEED)
+  if args.step is not None:
+    whole("--step", args.step)
+  if args.prompt_tokens is not None:
+    whole("--prompt-tokens", args.prompt_tokens, least=1)
+    if args.prompt is args.prompt_file is args.prompt_document is None:
+      raise InputError(f"--prompt-tokens={args.prompt_tokens}: there is no prompt; leave it out")
   if not args.workdir and args.load_state is None:
     raise InputError("--workdir=RUN is missing: the folder of a run (or --load-state=FILE)")
   if args.load_state is not None and not local(args.load_state, "--load-state").is_file():
@@ -81,6 +95,26 @@ def _check(args: argparse.Namespace) -> None:
     file_to_write(args.save_state, "--save-state", replaced=True)
   if args.workdir:
     Workdir(args.workdir).config()
+
+
+def _stop(text: str) -> str:
+  r"""What the text of a flag means: newlines and tabs cannot be typed, so \n and \t stand for them.
+
+  Raises:
+    InputError: nothing at all, or a backslash that stands for nothing.
+  """
+  if not text:
+    raise InputError("--stop is empty: a stop string has at least one character")
+
+  def one(found: re.Match[str]) -> str:
+    if found[1] not in ESCAPES:
+      raise InputError(
+        f"--stop={text}: {found[0]!r} stands for nothing; there are \\n, \\t, \\r, and \\\\ for "
+        f"a backslash"
+      )
+    return ESCAPES[found[1]]
+
+  return re.sub(r"\\(.?)", one, text, flags=re.DOTALL)
 
 
 def _read(
@@ -112,7 +146,7 @@ def _read(
   return failed
 
 
-def _write(session: Session, args: argparse.Namespace, errors: Console) -> bool:
+def _write(session: Session, args: argparse.Namespace, stop: list[str], errors: Console) -> bool:
   """Prints text as it is written, until a Ctrl-C at most: then it returns True.
 
   The speed is by the median, which leaves compiling out.
@@ -124,7 +158,7 @@ def _write(session: Session, args: argparse.Namespace, errors: Console) -> bool:
     top_p=args.top_p,
     top_k=args.top_k,
     repetition_penalty=args.repetition_penalty,
-    stop=args.stop,
+    stop=stop,
     seed=args.seed,
   )
   with _printing():
@@ -183,6 +217,11 @@ def _source(args: argparse.Namespace) -> tuple[str, Any]:
     return str(file), file
   if args.prompt == "":
     raise InputError("--prompt is empty: give some text, or no prompt to begin a new document")
+  if args.prompt and names_file(args.prompt):
+    raise InputError(
+      f"--prompt={args.prompt}: a file of this name exists; --prompt-file reads it (and "
+      f"--prompt-file=- a text, from standard input, that is this name itself)"
+    )
   return ("prompt", args.prompt) if args.prompt else ("", None)
 
 

@@ -41,11 +41,16 @@ class Engine:
     self._extend = jax.jit(self._extend_segment, donate_argnums=1)
     self._stack = jax.jit(lambda params, stream: bind(self._model, params).together(stream))
     self._unstack = jax.jit(lambda params, stream: bind(self._model, params).apart(stream))
+    self._renew = jax.jit(_renewed, donate_argnums=0)
     self._draw = jax.jit(self._draw_tokens, static_argnums=4)
 
   def start(self, lanes: int) -> Any:
     """The stream before anything was read."""
     return self._start(self.params, lanes)
+
+  def renew(self, stream: Any, which_B: np.ndarray) -> Any:
+    """The stream in which some lanes have read nothing. It is used up."""
+    return self._renew(self.together(stream), self.start(len(which_B)), which_B)
 
   def template(self, lanes: int) -> Any:
     """Shapes and types of that stream."""
@@ -122,6 +127,16 @@ class Engine:
   def _draw_tokens(self, logits_BV, seeds_B, positions_B, recent_BW, sampling):
     key = lambda seed, position: jax.random.fold_in(jax.random.key(seed), position)
     return sample(logits_BV, jax.vmap(key)(seeds_B, positions_B), sampling, recent_BW)
+
+
+def _renewed(stream: Any, start: Any, which_B: jax.Array) -> Any:
+  def one(old, new):
+    """(L, B, slots...): where a state grows, a new one has no slots yet."""
+    room = [(0, a - b) for a, b in zip(old.shape, new.shape, strict=True)]
+    which = which_B.reshape(1, -1, *(1,) * (old.ndim - 2))
+    return jnp.where(which, jnp.pad(new, room), old)
+
+  return jax.tree.map(one, stream, start)
 
 
 def _one_by_one(stacked: Any) -> list[Any]:

@@ -19,6 +19,10 @@ class Lane:
     """Tokens of the text so far."""
     return self.read + len(self.unread)
 
+  def ended(self, eos: int) -> bool:
+    """Whether the model has ended this text: `eos` was written behind something, and never read."""
+    return self.position > 1 and self.unread[-1:] == [eos]
+
   def take(self, tokens: Sequence[int]) -> None:
     """More text, at first unread."""
     self.unread.extend(tokens)

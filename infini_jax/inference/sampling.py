@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from infini_jax.config import InputError
+from infini_jax.config import LEAST, MOST, InputError
+from infini_jax.inference.arguments import number, whole
 
 RECENT = 256  # tokens, the last of what was read and written, that the penalty looks at
 NOTHING = -1  # stands for no token where fewer are known
-LEAST, MOST = 1e-15, 1e15  # of a factor, for float32 must hold what it makes of logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +23,15 @@ class Sampling:
   repetition_penalty: float = 1.0  # above 1, tokens among the last 256 are less likely; 1: off
 
   def __post_init__(self):
+    for name in ("temperature", "top_p", "repetition_penalty"):
+      object.__setattr__(self, name, number(name, getattr(self, name)))
+    object.__setattr__(self, "top_k", whole("top_k", self.top_k, low="0 (off) or more"))
     if self.temperature != 0 and not LEAST <= self.temperature <= MOST:
       raise InputError(
         f"temperature={self.temperature}: must be 0 (greedy) or more, from {LEAST:g} to {MOST:g}"
       )
     if not 0 < self.top_p <= 1:
       raise InputError(f"top_p={self.top_p}: must be above 0 and at most 1")
-    if self.top_k < 0:
-      raise InputError(f"top_k={self.top_k}: must be 0 (off) or more")
     if not LEAST <= self.repetition_penalty <= MOST:
       raise InputError(
         f"repetition_penalty={self.repetition_penalty}: must be above 0, from {LEAST:g} to "
@@ -63,7 +64,7 @@ def sample(
     ordered_BV = jax.lax.top_k(logits_BV, k)[0]
     share_BV = jax.nn.softmax(ordered_BV, axis=-1)
     above_BV = jnp.cumsum(share_BV, axis=-1) - share_BV  # what stands before each of them
-    kept_BV = jnp.where(above_BV < sampling.top_p, ordered_BV, jnp.inf)
+    kept_BV = jnp.where(above_BV < max(sampling.top_p, LEAST), ordered_BV, jnp.inf)
     logits_BV = jnp.where(logits_BV >= kept_BV.min(-1, keepdims=True), logits_BV, -jnp.inf)
   return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
 

@@ -1,6 +1,7 @@
 """`Session`: a model that has read something, can read more, write, be copied and be kept."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 from infini_jax.config import InputError
 from infini_jax.data import Tokenizer
 from infini_jax.inference import saved
+from infini_jax.inference.arguments import seeds, short, stops, whole
 from infini_jax.inference.lane import Lane
 from infini_jax.inference.sampling import NOTHING, RECENT, Sampling
 from infini_jax.inference.texts import Source, tokens_of
@@ -28,17 +30,18 @@ class Session:
   Tokens go through the model in whole chunks; the last of them wait until there are more, or until
   something is written. So the pieces in which one text is read never matter, to the last bit (in
   several lanes, but for rounding). What is written belongs to the text.
+
+  A lane holds one document. Where the model has written the mark that ends it, nothing can follow,
+  as nothing does in training: `reset` begins another, and a `fork` made before goes on from there.
   """
 
   def __init__(self, run: saved.Run, lanes: int = 1, begin: bool = True):
     """A new session of an opened model: see `load`. `begin=False` leaves the mark out."""
-    if lanes < 1:
-      raise InputError(f"lanes={lanes}: must be at least 1")
     self.run = run
-    self._stream = run.engine.start(lanes)
-    self._lanes = [Lane() for _ in range(lanes)]
+    self._lanes = [Lane() for _ in range(whole("lanes", lanes, least=1))]
+    self._stream = run.engine.start(self.lanes)
     for lane in self._lanes:
-      lane.take([run.tokenizer.bos] * begin)
+      lane.take([run.tokenizer.bos] * bool(begin))
 
   @classmethod
   def load(
@@ -61,7 +64,9 @@ class Session:
     Raises:
       InputError: no such run or checkpoint; a state that is damaged, or of another model.
     """
-    path = local(path)
+    path = _path("path", path)
+    lanes = whole("lanes", lanes, least=1)
+    step = None if step is None else whole("step", step)
     if path.is_dir():
       if model is not None:
         raise InputError(f"{path}: a run needs no model=; give a state, or leave it out")
@@ -69,6 +74,8 @@ class Session:
     if not path.exists():
       raise InputError(f"{path}: no run or state here; give a run's folder, or what `save` wrote")
     opened = model.run if isinstance(model, Session) else model
+    if opened is not None and not isinstance(opened, saved.Run):
+      opened = _path("model", opened)
     run, stream, texts = saved.load(path, opened, step)
     if lanes not in (1, len(texts)):
       raise InputError(f"{path}: a state of {len(texts)} lanes, not {lanes}; leave lanes= out")
@@ -93,6 +100,24 @@ class Session:
     stream = jax.tree.map(jnp.copy, self._stream)
     return self._of(self.run, stream, [lane.copy() for lane in self._lanes])
 
+  def reset(self, lanes: int | Sequence[int] | None = None) -> None:
+    """Begins a new document, as a new session does: in all lanes, or in those of these numbers.
+
+    Raises:
+      InputError: there is no such lane.
+    """
+    some = range(self.lanes) if lanes is None else np.atleast_1d(np.asarray(lanes)).tolist()
+    chosen = {whole("lane", i, most=self.lanes - 1) for i in some}
+    with _whole():
+      if len(chosen) == self.lanes:
+        self._stream = self.run.engine.start(self.lanes)
+      elif chosen:
+        which_B = np.isin(np.arange(self.lanes), list(chosen))
+        self._stream = self.run.engine.renew(self._stream, which_B)
+      for i in chosen:
+        self._lanes[i] = Lane()
+        self._lanes[i].take([self.tokenizer.bos])
+
   @property
   def lanes(self) -> int:
     """Texts side by side."""
@@ -112,6 +137,11 @@ class Session:
   def waiting(self) -> list[int]:
     """Tokens of each lane that wait for a whole chunk, or for something to be written."""
     return [len(lane.unread) for lane in self._lanes]
+
+  @property
+  def ended(self) -> list[bool]:
+    """Of each lane, whether the model has ended its document: it reads and writes nothing more."""
+    return [lane.ended(self.tokenizer.eos) for lane in self._lanes]
 
   @property
   def recent(self) -> list[list[int]]:
@@ -141,19 +171,23 @@ class Session:
       The number of tokens, of all lanes.
 
     Raises:
-      InputError: what cannot be read, numbers that are no tokens. A chunk before may be lost then,
-        as after a Ctrl-C; what the session has read stands.
+      InputError: a document that the model has ended; what cannot be read; the name of a file as a
+        text; numbers that are no tokens, or the mark of a document. A chunk before may be lost
+        then, as after a Ctrl-C; what the session has read stands.
     """
     sources: Any = [source] if self.lanes == 1 else source
     if not isinstance(sources, list | tuple) or len(sources) != self.lanes:
       raise InputError(f"a session of {self.lanes} lanes reads a list of {self.lanes} texts")
     tokens = [tokens_of(each, self.tokenizer) for each in sources]
+    for i, (its, ended) in enumerate(zip(tokens, self.ended, strict=True)):
+      if ended and next(its, None) is not None:
+        raise InputError(self._over(i))
     T, N = self.run.engine.chunk, self.run.engine.segment
     taken = 0
     while True:
       for lane, its in zip(self._lanes, tokens, strict=True):
         before = lane.position
-        lane.take(self._known(islice(its, max(0, T + 1 - len(lane.unread)))))
+        lane.take(self._known(islice(its, max(0, T + 1 - len(lane.unread))), begins=not before))
         taken += lane.position - before
       if advance is not None:
         advance(taken)
@@ -176,12 +210,12 @@ class Session:
     top_k: int = 0,
     repetition_penalty: float = 1.0,
     stop: str | Sequence[str] = (),
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
   ) -> Iterator[Piece]:
     """Writes on, in every lane until it ends: one `Piece` for each token, as it is written.
 
-    What is drawn depends on the text, the seed and the position alone; lane i has the seed
-    `seed + i`. The iterator may be left at any time: the text ends with the last token drawn.
+    What is drawn depends on the text, the seed and the position alone. The iterator may be left at
+    any time: the text ends with the last token drawn. A lane that has ended writes nothing.
 
     Args:
       tokens: to be written in each lane, at most.
@@ -190,26 +224,29 @@ class Session:
       top_k: only so many; 0: all.
       repetition_penalty: above 1, tokens that stand among the last 256 become less likely.
       stop: texts of which each ends the lane; they are not shown, but are part of the text.
-      seed: of the draws.
+      seed: of the draws, from 0 to 2^32 - 1: one for each lane, or one, and lane i has `seed + i`.
 
     Raises:
-      InputError: a choice out of its range, or nothing to go on from.
+      InputError: a choice of the wrong kind or out of its range, nothing to go on from, or nothing
+        but documents that the model has ended.
     """
     sampling = Sampling(temperature, top_p, top_k, repetition_penalty)
-    if tokens < 0:
-      raise InputError(f"tokens={tokens}: must be at least 0")
+    tokens, seeds_B, stop = whole("tokens", tokens), seeds(seed, self.lanes), stops(stop)
     if not all(self.positions):
       raise InputError("nothing to go on from: read at least one token in every lane")
-    stop = [stop] if isinstance(stop, str) else stop
+    if all(self.ended):
+      raise InputError(self._over(0))
     writers = [Writer(self.tokenizer, lane.recent, stop) for lane in self._lanes]
-    return self._write(tokens, sampling, writers, seed)
+    return self._write(tokens, sampling, writers, seeds_B)
 
   def _write(
-    self, tokens: int, sampling: Sampling, writers: list[Writer], seed: int
+    self, tokens: int, sampling: Sampling, writers: list[Writer], seeds_B: np.ndarray
   ) -> Iterator[Piece]:
     going = list(range(self.lanes))
-    seeds_B = np.array([(seed + i) % 2**32 for i in going], np.uint32)
     for left in reversed(range(tokens)):
+      going = [i for i in going if not self.ended[i]]
+      if not going:
+        return
       with _whole():
         token_B = self._next(going, sampling, seeds_B).tolist()
         drawn = [(i, token_B[i]) for i in going]
@@ -218,8 +255,6 @@ class Session:
       pieces = [Piece(i, token, *writers[i].push(token, last=not left)) for i, token in drawn]
       yield from pieces
       going = [piece.lane for piece in pieces if not piece.end]
-      if not going:
-        return
 
   def _next(self, going: list[int], sampling: Sampling, seeds_B: np.ndarray) -> np.ndarray:
     """Draws the next token of these lanes, once the model has read all of them."""
@@ -243,13 +278,32 @@ class Session:
     logits_BV, self._stream = self.run.engine.extend(self._stream, pieces)
     return logits_BV
 
-  def _known(self, tokens: Iterator[int]) -> list[int]:
-    """Raises InputError unless all are tokens of this model."""
+  def _known(self, tokens: Iterator[int], begins: bool) -> list[int]:
+    """Raises InputError unless all are tokens of this model, inside of one document."""
     ids, V = list(tokens), self.run.engine.config.model.vocab_size
     for token in (min(ids, default=0), max(ids, default=0)):
       if not 0 <= token < V:
         raise InputError(f"token {token}: the model has 0 to {V - 1}; use its own tokenizer")
+    bos, eos = self.tokenizer.bos, self.tokenizer.eos
+    if {bos, eos} & set(ids[1:] if begins and ids[:1] == [bos] else ids):
+      raise InputError(
+        f"a document's mark among tokens ({bos} begins one, {eos} ends it): a session reads the "
+        f"first itself; leave it out, and begin another document by reset()"
+      )
     return ids
+
+  def _over(self, lane: int) -> str:
+    which = f" of lane {lane}" if self.lanes > 1 else ""
+    return (
+      f"the model has ended the document{which}, so nothing follows it: reset() begins another, "
+      f"and a fork() made before goes on from there"
+    )
+
+
+def _path(name: str, value: Any) -> Path:
+  if not isinstance(value, str | os.PathLike):
+    raise InputError(f"{name}={short(value)}: must be the path of a run or of a state")
+  return local(value)
 
 
 @contextlib.contextmanager

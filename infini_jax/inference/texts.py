@@ -8,8 +8,8 @@ space. Where the cuts are depends on the text alone, so a stream gives the token
 import contextlib
 import gzip
 import io
+import os
 import re
-import reprlib
 import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -20,44 +20,55 @@ import numpy as np
 
 from infini_jax.config import InputError
 from infini_jax.data import Tokenizer, encode_named
+from infini_jax.inference.arguments import short
 
 LONG = 16_384  # characters, at most, of a piece
-WRONG = re.compile("[\0\udc80-\udcff]")  # no text; and bytes that are not UTF-8, as decoded here
+WRONG = re.compile("[\0\ud800-\udfff]")  # no text; and bytes that are not UTF-8, as decoded here
 
-Source = str | Path | IO[Any] | Iterable[int] | Iterable[np.ndarray]
+Source = str | os.PathLike[str] | IO[Any] | Iterable[int] | Iterable[np.ndarray]
 
 
 def tokens_of(source: Source, tokenizer: Tokenizer) -> Iterator[int]:
   """The tokens of a text, of a file of text (a path, or opened), or tokens as they are.
 
   Raises:
-    InputError: a file that cannot be read or is not text: while the tokens are drawn.
+    InputError: what is none of these, or the name of a file as a text; and, while the tokens are
+      drawn, a file that cannot be read or is not text.
   """
   if isinstance(source, str):
-    return _encoded(io.StringIO(source), tokenizer)
+    if names_file(source):
+      raise InputError(
+        f"{source!r}: a file of this name exists, and a str is read as the text that it is: give "
+        f"its Path to read the file, or io.StringIO of it to read the name"
+      )
+    return _encoded(_lines(io.StringIO(source), "the text"), tokenizer)
+  if isinstance(source, os.PathLike):
+    source = Path(source)
   if isinstance(source, Path) or hasattr(source, "readline"):
     return _encoded(_lines(source), tokenizer, _name(source))
   if isinstance(source, bytes | bytearray | memoryview) or not isinstance(source, Iterable):
     raise InputError(
-      f"cannot read {_short(source)}: give text, a Path, an opened file or tokens (bytes are "
+      f"cannot read {short(source)}: give text, a Path, an opened file or tokens (bytes are "
       f"neither: decode them)"
     )
   return chain.from_iterable(map(_numbers, source))
 
 
+def names_file(text: str) -> bool:
+  """Whether this, which was given as a text, is the name of a file that exists."""
+  name = text.strip()
+  return os.path.isfile(name) or os.path.isfile(os.path.expanduser(name))
+
+
 def _numbers(x: Any) -> list[int]:
-  if isinstance(x, int):
+  if isinstance(x, int) and not isinstance(x, bool):
     return [x]
   array = np.asarray(x).reshape(-1)
   if array.size and array.dtype.kind not in "iu":
     raise InputError(
-      f"{_short(x)} among tokens: they are whole numbers; text is read as one str or file"
+      f"{short(x)} among tokens: they are whole numbers; text is read as one str or file"
     )
   return array.tolist()
-
-
-def _short(x: Any) -> str:
-  return " ".join(reprlib.repr(x).split())
 
 
 def _encoded(lines: Iterable[str], tokenizer: Tokenizer, name: str = "") -> Iterator[int]:
@@ -108,9 +119,11 @@ def _cut(text: str) -> int:
   return LONG
 
 
-def _lines(source: Any) -> Iterator[str]:
+def _lines(source: Any, name: str = "") -> Iterator[str]:
   r"""Lines as they arrive, a newline always as "\n"; those that are very long in parts."""
-  name, read = _name(source), 0
+  name, read = name or _name(source), 0
+  if getattr(source, "closed", False):
+    raise InputError(f"{name}: is closed; open it again")
   try:
     with contextlib.ExitStack() as stack:
       if isinstance(source, Path):

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from infini_jax.config import InputError
 from infini_jax.data import Tokenizer
 
 CONTEXT = 8  # tokens before a new one: a piece may be written differently after another
@@ -21,15 +20,9 @@ class Piece(NamedTuple):
 
 
 class Writer:
-  """The text of one lane, token by token.
-
-  Raises:
-    InputError: an empty stop string.
-  """
+  """The text of one lane, token by token; no stop string is empty."""
 
   def __init__(self, tokenizer: Tokenizer, before: Sequence[int], stop: Sequence[str] = ()):
-    if not all(stop):
-      raise InputError("stop='': a stop string has at least one character")
     self._tokenizer, self._stop = tokenizer, tuple(stop)
     self._ids = list(before)[-CONTEXT:]
     self._shown = self._whole(tokenizer.decode(self._ids))  # characters of their text

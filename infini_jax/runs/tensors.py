@@ -128,7 +128,7 @@ def save(
 
 def _checksum(path: Path) -> tuple[int, bytes]:
   """Where the checksum of a file stands, and what it should be."""
-  data = memoryview(np.memmap(path, np.uint8, "r"))
+  data = np.memmap(path, np.uint8, "r").data
   start = 8 + int.from_bytes(data[:8], "little")  # of the arrays, behind the header
   header = json.loads(bytes(data[8:start]))
   place = start + header[CHECKSUM]["data_offsets"][0]

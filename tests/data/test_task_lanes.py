@@ -181,6 +181,15 @@ def test_held_out_examples_are_documents(rng):
   assert len({examples.read(d, 0, 90).tobytes() for d in range(6)}) == 6
 
 
+def test_a_held_out_example_is_the_same_whatever_else_is_asked(rng):
+  source, _ = make()
+  seed = int(rng.integers(2**31))
+  text = lambda examples, i: examples.read(i, 0, 90).tobytes()
+  many, few = (Examples(source, 90, d, 3, seed) for d in ((0.0, 0.5, 1.0), (1.0, 0.5)))
+  assert [text(many, i) for i in range(3, 9)] == [text(few, i) for i in (3, 4, 5, 0, 1, 2)]
+  assert text(Examples(source, 90, (0.5,), 1, seed), 0) == text(many, 3)
+
+
 def test_examples_too_short_for_the_task_are_refused():
   with pytest.raises(InputError) as error:
     make(task={"min_segments": 2})

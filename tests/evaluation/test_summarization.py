@@ -15,7 +15,7 @@ from infini_jax.evaluation import summarization_tables
 from infini_jax.evaluation.evaluate import evaluate
 from infini_jax.evaluation.filing import newest_file
 from infini_jax.evaluation.knock_out import INTACT, Variant
-from infini_jax.evaluation.summarization import Summarization
+from infini_jax.evaluation.summarization import Summarization, _seed
 from infini_jax.evaluation.validation import Validation
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh
@@ -115,6 +115,20 @@ def test_limits_and_sampling(pairs, greedy):
   assert texts[0] == texts[1] != [s.written for s in greedy[2].summaries]
   narrow = [s.written for s in run(pairs, temperature=2.0, top_p=1e-6)[2].summaries]
   assert narrow == [s.written for s in greedy[2].summaries], "top_p of nearly 0 is greedy"
+
+
+def test_what_is_drawn_for_a_document_is_its_own(pairs):
+  """However many stand beside it, and however many there are; and by the seed of the run."""
+  how = {"temperature": 1.5, "top_p": 1.0, "summary_length": 8}
+  for variant in (INTACT, Variant("empty", empty=True)):
+    two, one, fewer = (
+      run(pairs, variant, **how, **more)[2].summaries
+      for more in ({"lanes": 2}, {"lanes": 1}, {"lanes": 2, "max_documents": 2})
+    )
+    assert [s.written for s in one] == [s.written for s in two], variant.name
+    assert [s.written for s in fewer] == [s.written for s in two][:2], variant.name
+  ids = np.arange(5, dtype=np.int32)
+  assert len({_seed(0, ids), _seed(1, ids), _seed(0, ids[:4]), _seed(0, ids[::-1])}) == 4
 
 
 def test_knocked_out_only_the_open_segment_is_read(pairs, greedy):

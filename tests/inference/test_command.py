@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from infini_jax import cli
@@ -110,6 +111,55 @@ def test_wrong_inputs_are_named_with_the_remedy(run, tmp_path, capsys, monkeypat
   assert "--prompt-document needs" in refused(
     capsys, f"--load-state={latin}", "--prompt-document=test:0"
   )
+
+
+def test_what_a_flag_cannot_mean_is_refused_before_a_model_is_opened(
+  trained, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setattr(saved, "open_run", lambda *_: pytest.fail("a model was opened"))
+  monkeypatch.chdir(tmp_path)
+  run = f"--workdir={trained[1]}"
+  Path("book.txt").write_text("A book.")
+  for wrong, message in (
+    ("--prompt=book.txt", "--prompt=book.txt: a file of this name exists; --prompt-file reads it"),
+    ("--seed=-1", "--seed=-1: must be at least 0"),
+    ("--seed=4294967296", "--seed=4294967296: must be at most 4294967295"),
+    ("--step=-1", "--step=-1: must be at least 0"),
+    ("--tokens=9999999999", "--tokens=9999999999: must be at most 2147483647"),
+    ("--prompt-tokens=9", "--prompt-tokens=9: there is no prompt"),
+    ("--temperature=nan", "temperature=nan: must be 0"),
+    ("--top-p=nan", "top_p=nan: must be above 0"),
+    (r"--stop=\d", r"--stop=\d: '\\d' stands for nothing; there are \n, \t, \r"),
+    ("--stop=end\\", "stands for nothing"),
+  ):
+    status, out, error = command(capsys, run, wrong)
+    assert (status, out, error.count("\n")) == (2, "", 1) and message in error, error
+  for wrong in ("--top-k=2.5", "--seed=1.5", "--tokens=1e3", "--step=x", "--prompt-tokens=1.5"):
+    with pytest.raises(SystemExit) as ended:
+      command(capsys, run, wrong)
+    assert ended.value.code == 2 and wrong.partition("=")[2] in capsys.readouterr().err
+
+
+def test_a_stop_string_may_hold_newlines_and_backslashes(run, capsys, monkeypatch):
+  heeded = []
+  generate = lambda self, tokens, **how: heeded.extend(how["stop"]) or iter(())
+  monkeypatch.setattr(Session, "generate", generate)
+  given = (r"\n\n", r"a\tb", r"\\n", r"\\\n", "é", "\n")
+  status, *_ = command(capsys, run, "--prompt=One", *(f"--stop={text}" for text in given))
+  assert status == 0 and heeded == ["\n\n", "a\tb", "\\n", "\\\n", "é", "\n"]
+
+
+def test_nothing_follows_a_state_whose_document_has_ended(
+  run, opened, tmp_path, capsys, monkeypatch
+):
+  """The mark is written as any token; what is kept behind it says so."""
+  state, eos = tmp_path / "ended.state", opened.tokenizer.eos
+  monkeypatch.setattr(opened.engine, "draw", lambda logits, *_: np.full(len(logits), eos))
+  status, _, told = command(capsys, run, "--prompt=One", f"--save-state={state}")
+  assert status == 0 and "has ended the document; nothing can follow it" in told
+  for how in (("--prompt=Two",), ("--tokens=9",), ("--tokens=0", f"--save-state={state}")):
+    error = refused(capsys, f"--load-state={state}", *how)
+    assert error.count("\n") == 1 and "has ended its document" in error and str(state) in error
 
 
 def test_standard_input_may_be_closed(run, capsys, monkeypatch):

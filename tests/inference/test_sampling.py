@@ -77,7 +77,7 @@ def test_greedy_takes_the_most_likely_whatever_the_seed(rng):
 def test_the_narrowest_choices_are_greedy(rng):
   logits_BV = jnp.asarray(rng.standard_normal((5, 11)), jnp.float32)
   keys = jax.random.split(jax.random.key(0), 5)
-  for how in ((MOST, 1.0, 1), (1.0, 1e-9, 0), (LEAST, 1.0, 0), (LEAST, 0.9, 7)):
+  for how in ((MOST, 1.0, 1), (1.0, 1e-9, 0), (1.0, 1e-300, 0), (LEAST, 1.0, 0), (LEAST, 0.9, 7)):
     token_B = sample(logits_BV, keys, Sampling(*how))
     assert token_B.tolist() == np.argmax(logits_BV, 1).tolist(), how
 

@@ -34,6 +34,12 @@ FAST = ("infini-delta", "rmt", "transformer_xl")
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 
 
+class Unending(ByteTokenizer):
+  """No token ends a text: what a model of random weights draws must not."""
+
+  eos = -1
+
+
 class Case:
   """One memory system: a model with random parameters, and its logits by one call."""
 
@@ -44,7 +50,7 @@ class Case:
       evaluation={"segments": CHUNK // N},
     )
     self.params = fake_params(self.config.model)
-    self.run = Run(Engine(self.config, self.params), ByteTokenizer())
+    self.run = Run(Engine(self.config, self.params), Unending())
     self._whole = jax.jit(self._whole_)
 
   def _whole_(self, tokens):
@@ -317,6 +323,95 @@ def one_by_one_is_stacked(rng, case):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), *finals)
 
 
+def test_a_lane_begins_anew_beside_another(rng, case):
+  """As if nothing had been read in it; the other goes on as it would have."""
+  first, second, new, more = draw(rng, 21, 30, 19, 4)
+  session, beside, alone = Session(case.run, lanes=2), Session(case.run), Session(case.run)
+  session.read([first, second])
+  beside.read(second)
+  assert written(session, 3, **GREEDY)[1:] == written(beside, 3, **GREEDY)
+  session.reset(0)
+  assert session.positions == [1, 34]
+  session.read([new, more])
+  beside.read(more)
+  alone.read(new)
+  assert written(session, 6, **GREEDY) == written(alone, 6, **GREEDY) + written(beside, 6, **GREEDY)
+
+
+@pytest.fixture
+def ends(rng, infini):
+  """A run whose vocabulary makes the third token that follows a prompt the end; the prompt."""
+  (prompt,), session = draw(rng, 30), Session(infini.run)
+  session.read(prompt)
+  tokenizer = Unending()
+  tokenizer.eos = written(session, 3, **NEW)[0][2]
+  return infini.run._replace(tokenizer=tokenizer), prompt
+
+
+NEW = {"temperature": 0.0, "repetition_penalty": 1e6}  # no token of before, so nothing ends early
+
+
+def test_nothing_follows_a_document_that_the_model_has_ended(ends, tmp_path):
+  run, prompt = ends
+  session = Session(run)
+  session.read(prompt)
+  before = session.fork()
+  pieces = list(session.generate(9, **NEW))
+  assert [piece.end for piece in pieces] == ["", "", "document"] and session.ended == [True]
+  session.save(tmp_path / "ended")
+  for one in (session, session.fork(), Session.load(tmp_path / "ended", model=session)):
+    for wrong in (lambda: one.read([1]), lambda: one.generate(1), lambda: one.generate(0)):  # noqa: B023
+      with pytest.raises(InputError, match=r"has ended the document, .*reset\(\) begins another"):
+        wrong()
+    assert one.read("") == 0
+    one.reset()
+    assert one.ended == [False] and kept(one, tmp_path) == kept(Session(run), tmp_path)
+    one.read(prompt)
+    assert kept(one, tmp_path) == kept(before, tmp_path), "it does not begin afresh"
+  left, other = before.generate(9, **NEW), before.generate(9, **NEW)
+  assert [piece.end for piece in left] == ["", "", "document"]
+  assert not list(other), "an iterator of before writes on behind the end"
+
+
+def test_lanes_that_have_ended_wait_for_a_reset(ends):
+  run, prompt = ends
+  other = np.setdiff1d(np.arange(99), run.tokenizer.eos)[:20]
+  batch, alone = Session(run, lanes=2), Session(run)
+  batch.read([prompt, other])
+  alone.read(other)
+  tokens = written(batch, 4, **NEW)
+  assert [len(tokens[0]), *tokens[1:]] == [3, *written(alone, 4, **NEW)]
+  if not alone.ended[0]:
+    assert batch.ended == [True, False]
+    assert written(batch, 3, **NEW) == [[], *written(alone, 3, **NEW)], "only the other goes on"
+    with pytest.raises(InputError, match="document of lane 0"):
+      batch.read([[1], []])
+    assert batch.positions == [34, *alone.positions], "what was refused has been taken"
+  batch.reset([0])
+  alone.reset()
+  batch.read([other, []])
+  alone.read(other)
+  assert written(batch, 2, **NEW)[0] == written(alone, 2, **NEW)[0]
+
+
+def test_marks_among_tokens_are_refused(infini):
+  session, bare = Session(infini.run), Session(infini.run, begin=False)
+  for session_, tokens in ((session, [256, 7]), (session, [7] * 40 + [256]), (bare, [7, 256])):
+    with pytest.raises(InputError, match="a document's mark among tokens .256 begins one"):
+      session_.read(tokens)
+  bare = Session(infini.run, begin=False)
+  assert bare.read([256, 7]) == 2, "without a mark of its own, a session may begin with one"
+
+
+def test_each_lane_may_have_a_seed_of_its_own(rng, infini):
+  (prompt,) = draw(rng, 12)
+  batch = Session(infini.run, lanes=2)
+  batch.read([prompt, prompt])
+  tokens = written(batch.fork(), 8, temperature=1.0, seed=(5, 5))
+  assert tokens[0] == tokens[1] == written(batch.fork(), 8, temperature=1.0, seed=5)[0]
+  assert written(batch, 8, temperature=1.0, seed=np.array([7, 5]))[1] == tokens[1]
+
+
 def test_the_same_on_a_mesh(rng, infini):
   prompts, outs = draw(rng, 21, 30), []
   how = {"temperature": 1.0, "repetition_penalty": 1.1, "seed": 2}
@@ -326,7 +421,7 @@ def test_the_same_on_a_mesh(rng, infini):
   mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
   with jax.set_mesh(mesh):
     params = jax.device_put(infini.params, param_shardings(infini.params, mesh))
-    session = Session(Run(Engine(infini.config, params), ByteTokenizer()), lanes=2)
+    session = Session(Run(Engine(infini.config, params), Unending()), lanes=2)
     session.read(prompts)
     outs.append(written(session, 4, **how))
   assert outs[0] == outs[1]
@@ -346,10 +441,50 @@ def test_wrong_inputs_are_one_line(infini):
     (lambda: one.read(7), "cannot read 7"),
     (lambda: one.generate(-1), "tokens=-1"),
     (lambda: one.generate(stop=["a", ""]), "at least one character"),
-    (lambda: one.generate(top_k=-1), "top_k=-1"),
-    (lambda: Session(infini.run, lanes=0), "lanes=0"),
+    (lambda: one.generate(top_k=-1), "top_k=-1: must be 0 .off. or more"),
+    (lambda: one.generate(top_k=2.5), "top_k=2.5: must be a whole number, 0 .off. or more"),
+    (lambda: one.generate(top_k=True), "top_k=True: must be a whole number"),
+    (lambda: one.generate(top_k=None), "top_k=None: must be a whole number"),
+    (lambda: one.generate(2.0), "tokens=2.0: must be a whole number"),
+    (lambda: one.generate("9"), "tokens='9': must be a whole number"),
+    (lambda: one.generate(seed=1.5), "seed=1.5: must be a whole number"),
+    (lambda: one.generate(seed=-1), "seed=-1: must be at least 0"),
+    (lambda: one.generate(seed=2**32), "seed=4294967296: must be at most 4294967295"),
+    (lambda: one.generate(seed=np.float32(1)), "seed=.*1.0.*: must be a whole number"),
+    (lambda: two.generate(seed=(1, 2, 3)), "2 lanes takes one seed, or 2"),
+    (lambda: two.generate(seed=(1, 0.5)), "seed=0.5: must be a whole number"),
+    (lambda: one.generate(temperature="hot"), "temperature='hot': must be a number"),
+    (lambda: one.generate(temperature=True), "temperature=True: must be a number"),
+    (lambda: one.generate(temperature=10**400), "temperature=inf: must be 0 .greedy. or more"),
+    (lambda: one.generate(temperature=np.float32("nan")), "temperature=nan"),
+    (lambda: one.generate(top_p=[0.9]), "top_p=.0.9.: must be a number"),
+    (lambda: one.generate(repetition_penalty=None), "repetition_penalty=None: must be a number"),
+    (lambda: one.generate(stop=7), "stop=7: must be a text, or several"),
+    (lambda: one.generate(stop=["a", b"b"]), "must be a text, or several"),
+    (lambda: one.generate(stop=""), "at least one character"),
+    (lambda: one.read([True, False]), "whole numbers"),
+    (lambda: one.read("a\ud800b"), "the text: not UTF-8 text .after 1 char"),
+    (lambda: one.read(__file__), "test_session.py': a file of this name exists"),
+    (lambda: two.read(["a", f" {__file__}\n"]), "a file of this name exists"),
+    (lambda: one.reset(1), "lane=1: must be at most 0"),
+    (lambda: two.reset([0, 0.5]), "lane=0.0: must be a whole|lane=0.5: must be a whole"),
+    (lambda: Session(infini.run, lanes=0), "lanes=0: must be at least 1"),
+    (lambda: Session(infini.run, lanes=1.5), "lanes=1.5: must be a whole number"),
+    (lambda: Session.load(7), "path=7: must be the path of a run or of a state"),
+    (lambda: Session.load(__file__, model=7), "model=7: must be the path"),
+    (lambda: Session.load(".", step="newest"), "step='newest': must be a whole number"),
     (lambda: Session(infini.run, begin=False).generate(1), "nothing to go on from"),
   ):
     with pytest.raises(InputError, match=message) as error:
       run()
     assert "\n" not in str(error.value)
+  assert one.positions == [1] and two.positions == [1, 1], "something of it was read"
+
+
+def test_numpys_numbers_are_numbers(rng, infini):
+  session = Session(infini.run)
+  session.read(draw(rng, 9)[0])
+  plain = {"temperature": 0.5, "top_p": 0.75, "top_k": 9, "repetition_penalty": 1.5, "seed": 3}
+  kinds = (np.float32, np.float64, np.int64, np.float16, np.uint8)
+  same = {name: kind(plain[name]) for name, kind in zip(plain, kinds, strict=True)}
+  assert written(session.fork(), 4, **same) == written(session, np.int32(4), **plain)

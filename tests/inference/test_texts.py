@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 from itertools import pairwise
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
@@ -157,3 +158,25 @@ def test_what_is_no_text_is_refused_in_one_line(tmp_path, data, message):
   with pytest.raises(InputError, match=message) as error:
     list(tokens_of(file, ByteTokenizer()))
   assert "\n" not in str(error.value) and str(file) in str(error.value)
+
+
+def test_the_name_of_a_file_is_not_read_as_a_text(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "book.txt").write_text("A book.")
+  read = lambda source: bytes(tokens_of(source, ByteTokenizer())).decode()
+  for name in ("book.txt", "./book.txt", "~/book.txt", " book.txt\n", str(tmp_path / "book.txt")):
+    with pytest.raises(InputError, match="a file of this name exists") as error:
+      read(name)
+    assert "\n" not in str(error.value) and repr(name) in str(error.value)
+  assert read(Path("book.txt")) == read(PurePath("book.txt")) == "A book."
+  assert read(io.StringIO("book.txt")) == "book.txt", "the name itself"
+  for text in ("book", "~nobody/book.txt", "book.txt is good", "book.txt" * 999, str(tmp_path)):
+    assert read(text) == text
+  for wrong in ("a\0b", "a\ud800"):
+    with pytest.raises(InputError, match="the text: "):
+      read(wrong)
+  with open("book.txt") as file:
+    pass
+  with pytest.raises(InputError, match="is closed; open it again"):
+    read(file)

@@ -93,7 +93,7 @@ class Session:
     Raises:
       InputError: the file cannot be written.
     """
-    saved.save(local(path), self.run, self.run.engine.together(self._stream), self._lanes)
+    saved.save(_path("path", path), self.run, self.run.engine.together(self._stream), self._lanes)
 
   def fork(self) -> "Session":
     """A copy that goes its own way; the parameters are shared."""

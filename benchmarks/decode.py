@@ -74,6 +74,7 @@ def main() -> None:
     config = load_config(rest)
     params = jax.jit(lambda key: init(config.model, key))(jax.random.key(0))
     run = Run(Engine(config, params), ByteTokenizer())
+  run.tokenizer.eos = -1  # no mark ends what is measured
   stacked = run._replace(engine=Engine(run.engine.config, run.engine.params, apart=False))
 
   sessions = [read(run, args.near, console), read(stacked, args.near, console)]

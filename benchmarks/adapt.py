@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infini_jax.evaluation.filing import newest
+from infini_jax.progress import make_console
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "configs/adapt_smollm.py"
@@ -63,7 +64,7 @@ def main() -> int:
   parser.add_argument("--workdir", required=True, help="a folder; each stage has its own in it")
   parser.add_argument("--short", action="store_true", help="a few steps of each stage")
   args, fields = parser.parse_known_args()
-  console, root = Console(width=120), Path(args.workdir).resolve()
+  console, root = make_console(), Path(args.workdir).resolve()
   original, pretrained, passkey = (root / name for name in ("original", "pretrained", "passkey"))
   model, books = (
     str(Path(p).resolve()) if Path(p).exists() else p for p in (args.model, args.books)

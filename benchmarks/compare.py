@@ -18,6 +18,7 @@ from rich.table import Table
 from infini_jax.cli import load_config
 from infini_jax.evaluation.filing import newest
 from infini_jax.planner.memories import memories
+from infini_jax.progress import make_console
 
 ROOT = Path(__file__).parent.parent
 SYSTEMS = (
@@ -33,7 +34,7 @@ def main() -> int:
   parser.add_argument("--systems", default=SYSTEMS)
   parser.add_argument("--config", default="configs/compare.py", help="takes :SYSTEM behind it")
   args, fields = parser.parse_known_args()
-  console, found = Console(width=120), {}
+  console, found = make_console(), {}
   for system in args.systems.split(","):
     found[system] = measure(args, system, fields, console)
     if found[system] is None:

@@ -30,7 +30,7 @@ from infini_jax.data.tokenizers import ByteTokenizer
 from infini_jax.inference import Piece, Run, Session, open_run
 from infini_jax.inference.engine import Engine
 from infini_jax.models import init
-from infini_jax.progress import track
+from infini_jax.progress import make_console, track
 
 MB = 1e6
 
@@ -65,7 +65,7 @@ def main() -> None:
   parser.add_argument("--far", type=int, default=1_000_000, help="default %(default)s")
   parser.add_argument("--tokens", type=int, default=300, help="each writes (default %(default)s)")
   args, rest = parser.parse_known_args()
-  console = Console(width=100)
+  console = make_console()
   if args.workdir:
     run = open_run(args.workdir)
   else:

@@ -15,11 +15,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from infini_jax.cli import load_config
 from infini_jax.data import open_source, train_batches, train_lanes
+from infini_jax.progress import make_console
 
 MIB = 2**20
 
@@ -39,7 +39,7 @@ def main() -> None:
     rest = ["--config=configs/demo.py", *rest]
   if args.path:
     rest.append(f"--config.data.path={args.path}")
-  config, console = load_config(rest), Console(width=100)
+  config, console = load_config(rest), make_console()
   with tempfile.TemporaryDirectory() as cache:
     before = resident()
     lanes = train_lanes(config, open_source(config, Path(cache), console))

@@ -13,13 +13,13 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from infini_jax.ops import infini_attention
 from infini_jax.ops import memory as mem
 from infini_jax.ops.attention import segment_attention
 from infini_jax.ops.memory import MemoryState, Rule
+from infini_jax.progress import make_console
 
 
 def main() -> None:
@@ -86,7 +86,7 @@ def main() -> None:
     forward, both = middle[name, 0], middle[name, 1]
     share = both / middle["local attention", 1]
     table.add_row(name, f"{forward:,.1f}", f"{both:,.1f}", f"{share:.2f}")
-  Console(width=120).print(table)
+  make_console().print(table)
 
 
 if __name__ == "__main__":

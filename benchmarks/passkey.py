@@ -21,6 +21,7 @@ from rich.table import Table
 
 from infini_jax.evaluation.filing import newest
 from infini_jax.evaluation.retrieval import wilson
+from infini_jax.progress import make_console
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,7 +43,7 @@ def main() -> int:
   parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
   args = parser.parse_args()
 
-  console = Console(width=120)
+  console = make_console()
   runs = [(rule, int(seed)) for seed in args.seeds.split(",") for rule in args.rules.split(",")]
   waiting: queue.Queue = queue.Queue()
   for run in runs:

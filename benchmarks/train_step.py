@@ -17,7 +17,6 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from infini_jax.cli import load_config
@@ -25,6 +24,7 @@ from infini_jax.config import Config, resolve
 from infini_jax.data.lanes import empty_batch
 from infini_jax.parallel import make_mesh, put_batch
 from infini_jax.plan import flops_per_token, peak_flops
+from infini_jax.progress import make_console
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import initial_state, make_train_step
 
@@ -89,7 +89,7 @@ def main() -> None:
   args, rest = parser.parse_known_args()
   if not any(a.startswith("--config=") for a in rest):
     rest = ["--config=configs/demo.py", *rest]
-  base, console = load_config(rest), Console(width=120)
+  base, console = load_config(rest), make_console()
   T = base.data.segments * base.model.segment_length
   tokens = args.tokens or base.data.lanes * T
   lengths = [int(n) for n in args.lengths.split(",")] if args.lengths else [T]

@@ -73,12 +73,11 @@ def main() -> None:
     ]
   )
 
-  from rich.console import Console
   from rich.table import Table
 
-  from infini_jax.progress import track
+  from infini_jax.progress import make_console, track
 
-  console = Console()
+  console = make_console()
   rows = []
   cases = [(rule, n) for rule in ("linear", "delta") for n in axes]
   with track(console, "compile", len(cases)) as bar:

@@ -18,6 +18,7 @@ import infini_jax
 from infini_jax.config import Config, InputError, load_config
 from infini_jax.convert import command as conversion
 from infini_jax.paths import folder_to_write
+from infini_jax.progress import make_console
 
 CONFIG_HELP = "a Python file with get_config(); any field is set by --config.section.field=value"
 TASK_HELP = (
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     rest = [*(f"--config={file}" for file in args.config or ()), *rest]
   elif rest:
     parser.error(f"unknown arguments: {' '.join(rest)}")
-  console = Console(markup=False, emoji=False)  # a path may hold [/x], and is what it is
+  console = make_console()
   try:
     return args.run(args, rest, console) or 0
   except (FloatingPointError, KeyboardInterrupt, OSError, RuntimeError, ValueError) as error:

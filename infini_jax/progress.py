@@ -1,9 +1,13 @@
-"""Progress that a person can see: a bar with the time left, or lines where there is no terminal."""
+"""What a person sees: text and tables, and progress as a bar, or as lines without a terminal."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
+from rich.cells import cell_len
+from rich.columns import Columns
 from rich.console import Console
 from rich.progress import (
   BarColumn,
@@ -14,8 +18,40 @@ from rich.progress import (
   TimeElapsedColumn,
   TimeRemainingColumn,
 )
+from rich.table import Table
 
 LINE_SECONDS = 10.0  # without a terminal, no more than one line in this time
+ENDLESS = 1_000_000  # columns of a file
+
+
+def make_console(stderr: bool = False) -> Console:
+  """Standard output, or standard error: as wide as the terminal, and without end in a file or pipe.
+
+  Text is shown as it is: a path may hold [/x].
+  """
+  stream = sys.stderr if stderr else sys.stdout
+  terminal = stream is not None and stream.isatty()
+  how: dict[str, Any] = {} if terminal else {"width": ENDLESS, "force_terminal": False}
+  return _Console(stderr=stderr, markup=False, emoji=False, **how)
+
+
+class _Console(Console):
+  """Rich breaks the title of a table at the width of its columns; in a file it is one line."""
+
+  def print(self, *objects: Any, **how: Any) -> None:
+    """As `rich` does."""
+    if not self.is_terminal:
+      for table in _tables(objects):
+        table.min_width = max(table.min_width or 0, cell_len(str(table.title or "")))
+    super().print(*objects, **how)
+
+
+def _tables(objects: Any) -> Iterator[Table]:
+  for found in objects:
+    if isinstance(found, Table):
+      yield found
+    elif isinstance(found, Columns):
+      yield from _tables(found.renderables)
 
 
 @contextlib.contextmanager
@@ -35,7 +71,7 @@ def track(
   if not console.is_terminal:
     yield from _lines(console, name, total, start)
     return
-  columns = [SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.fields[text]}")]
+  columns = [SpinnerColumn(), *map(_plain, ("{task.description}", "{task.fields[text]}"))]
   if total is None:
     columns = [*columns, TimeElapsedColumn()]
   else:
@@ -43,6 +79,10 @@ def track(
   with Progress(*columns, console=console) as progress:
     task = progress.add_task(name, total=total, completed=start, text="")
     yield lambda done, text="": progress.update(task, completed=done, text=text)
+
+
+def _plain(text: str) -> TextColumn:
+  return TextColumn(text, markup=False)
 
 
 def _lines(

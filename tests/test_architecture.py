@@ -19,7 +19,7 @@ MAY_IMPORT = {
   "plan": {"config"},
   "ops": set(),
   "parallel": {"config"},
-  "data": {"config", "paths", "quiet"},
+  "data": {"config", "paths", "progress", "quiet"},
   "runs": {"config", "data", "paths", "quiet"},
   "models": {"config", "ops", "parallel"},
   "evaluation": {
@@ -29,7 +29,9 @@ MAY_IMPORT = {
   "inference": {*"config ops models parallel data runs progress paths".split()},
   "convert": {*"config models data runs progress paths".split()},
   "planner": {*"config ops models parallel data plan training progress paths".split()},
-  "cli": {*"config data training evaluation inference planner parallel convert paths".split()},
+  "cli": {
+    *"config data training evaluation inference planner parallel convert paths progress".split()
+  },
 }
 
 

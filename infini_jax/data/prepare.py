@@ -30,6 +30,7 @@ from infini_jax.data.tokenizers import (
 from infini_jax.data.verify import verify
 from infini_jax.data.workers import Job, write_shards
 from infini_jax.paths import expand, local
+from infini_jax.progress import make_console
 
 SAMPLE = 10 * MB  # characters that a tokenizer is trained on
 
@@ -58,7 +59,7 @@ def prepare(
     InputError: a wrong corpus or tokenizer; `out` holds something else, or another plan takes it
       meanwhile; no training tokens.
   """
-  console = console or Console()
+  console = console or make_console()
   path, out = expand(path), local(out)
   corpus = open_corpus(path)
   given = _given(tokenizer, own)

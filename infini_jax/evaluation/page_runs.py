@@ -33,6 +33,13 @@ class Run:
   evaluations: dict[str, dict[str, Any]]  # by where it lies: what its results.json holds
 
   @property
+  def last(self) -> tuple[int, float] | None:
+    """The newest step that was logged, and its loss; what a kill took back is not counted."""
+    saved = [int(p.name) for p in (self.path / "checkpoints").glob("*") if p.name.isdecimal()]
+    kept = [found for found in self.losses if not saved or found[0] <= max(saved)]
+    return kept[-1] if kept else None
+
+  @property
   def system(self) -> str:
     """The memory system in a few words."""
     m = self.config.model

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 
 from infini_jax.config import InputError
 from infini_jax.data import open_prepared
@@ -23,7 +22,7 @@ from infini_jax.inference.sampling import Sampling
 from infini_jax.inference.session import Session
 from infini_jax.inference.texts import names_file, tokens_of
 from infini_jax.paths import file_to_write, local
-from infini_jax.progress import track
+from infini_jax.progress import make_console, track
 from infini_jax.runs.workdir import Workdir
 
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}  # behind a backslash, in --stop
@@ -40,7 +39,7 @@ def generate(args: argparse.Namespace, console: Console) -> None:
   stop = [_stop(text) for text in args.stop]
   name, source = _source(args)
 
-  errors = Console(stderr=True)
+  errors = make_console(stderr=True)
   how: dict[str, Any] = {"model": args.workdir} if args.load_state else {}
   session = Session.load(args.load_state or args.workdir, step=args.step, **how)
   if session.lanes > 1:
@@ -134,7 +133,7 @@ def _read(
       failed = error
 
   stdin = source.ended_by_interrupt() if isinstance(source, Stdin) else contextlib.nullcontext()
-  with track(errors, escape(f"read {name}")) as bar, stdin:
+  with track(errors, f"read {name}") as bar, stdin:
     read = session.read(islice(tokens(), limit), advance=lambda n: bar(n, f"{n:,} tokens"))
     session.wait()
   if not read:

@@ -73,6 +73,12 @@ def read_metrics(folder: Path, kind: str = "train") -> list[dict[str, Any]]:
   return [line for line in _lines(folder / FILE) if line["kind"] == kind]
 
 
+def last_logged(folder: Path, step: int) -> dict[str, Any]:
+  """What a run has written of training last, up to a step; nothing where there is nothing."""
+  lines = [line for line in read_metrics(folder) if line["step"] <= step]
+  return lines[-1] if lines else {}
+
+
 def _lines(file: Path) -> list[dict[str, Any]]:
   lines = []
   for text in file.read_text().splitlines() if file.exists() else []:

@@ -26,8 +26,9 @@ from infini_jax.models.machine import check_machine
 from infini_jax.parallel import check_divisible, distributed, local_rows, make_mesh, put_batch
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
-from infini_jax.runs.metrics import MetricWriter
+from infini_jax.runs.metrics import MetricWriter, last_logged
 from infini_jax.runs.workdir import Workdir, open_inputs
+from infini_jax.training.ending import tell_end, tell_rates
 from infini_jax.training.health import check_finite, log_values
 from infini_jax.training.optimizer import make_optimizer, make_schedule
 from infini_jax.training.part import split
@@ -63,14 +64,15 @@ def train(config: Config, path: str, console: Console) -> TrainState:
     distributed.guard(),
   ):
     validation = Validation(config, mesh, source) if t.eval_every else None
-    workdir.claim(config, source.fingerprint)
-    if jax.process_index() == 0:
-      source.tokenizer.save(workdir.tokenizer)
-      workdir.keep_original()
+    start = step = saved.latest() or 0
+    if step <= t.steps:
+      workdir.claim(config, source.fingerprint)
+      if jax.process_index() == 0:
+        source.tokenizer.save(workdir.tokenizer)
+        workdir.keep_original()
 
     # ---- State: the newest checkpoint of this run, or a fresh one.
     tx = make_optimizer(config)
-    start = step = saved.latest() or 0
     distributed.check_shared(workdir.path / "run.json", f"checkpoint {step}")
     if step:
       state = saved.restore(step, abstract_state(config, tx, mesh))
@@ -80,6 +82,11 @@ def train(config: Config, path: str, console: Console) -> TrainState:
     stage = stage_at(config, step)
     _describe(stage.config, state, mesh, source, step, console)
     _warn_of_stuck_gates(config, console)
+    logged = last_logged(workdir.path, step)
+    tell_rates(config, step, logged, console)
+    if step >= t.steps:
+      tell_end(config, path, source, step, logged["loss"] if logged else None, console)
+      return state
 
     # ---- Compile once, or once a stage, before its first batch.
     rows = local_rows(mesh, d.lanes)
@@ -108,11 +115,13 @@ def train(config: Config, path: str, console: Console) -> TrainState:
         stop = anyone(stopped.is_set()) or last
         if validation and step > start and (last or step % t.eval_every == 0):
           show = lambda _, text: bar(None, f"validation: {text}")
-          log.flush()  # the time of a validation is not the step's
+          log.flush(stop)  # the time of a validation is not the step's
           log.evaluation(step, *validation.run(state.params, show))
         if step > start and (stop or step % t.checkpoint_every == 0):
-          log.flush()  # a loss that is not finite must not become a checkpoint
+          log.flush(stop)  # a loss that is not finite must not become a checkpoint
           saved.save(step, state)
+        if last:
+          bar(step, log.text)
         if stop:
           saved.close()  # while a signal still only asks
           break
@@ -124,15 +133,20 @@ def train(config: Config, path: str, console: Console) -> TrainState:
         profile(step - start)
         state, metrics = update(state, batch, *teacher)
         step += 1
-        bar(step, log.previous(step, metrics))
-  if step < t.steps:
-    saved_too = ", saved" if step else ""
-    console.print(f"stopped at step {step}{saved_too}; the same command goes on from there")
+        log.previous(step, metrics)
+        if step < t.steps:
+          bar(step, log.text)
+  tell_end(config, path, source, step, log.loss, console)
   return state
 
 
 class _Log:
-  """Writes each logged step once the next one is under way."""
+  """Writes each logged step once the next one is under way.
+
+  Attributes:
+    text: of the last step that was logged, for the progress bar.
+    loss: of it.
+  """
 
   def __init__(self, config: Config, workdir: Workdir, mesh: Any, console: Console, step: int):
     self._config, self._console = config, console
@@ -142,7 +156,8 @@ class _Log:
     self._peak = peak * mesh.size if peak else None
     self._waiting: tuple[int, Any] | None = None
     self._tokens, self._since = 0.0, time.perf_counter()
-    self._text = ""
+    self.text = ""
+    self.loss: float | None = None
 
   def stage(self, config: Config, step_bytes: int) -> None:
     """Steps of this config follow."""
@@ -152,15 +167,14 @@ class _Log:
     self._step_bytes = step_bytes
     self._since, self._tokens = time.perf_counter(), 0.0
 
-  def previous(self, step: int, metrics: Any) -> str:
-    """Hands in a step just dispatched; logs the one before. Returns a line for the progress bar."""
+  def previous(self, step: int, metrics: Any) -> None:
+    """Hands in a step just dispatched; logs the one before, if it is to be logged."""
     self._write()
     self._waiting = (step, metrics)
-    return self._text
 
-  def flush(self) -> None:
-    """Waits for the last step and logs it."""
-    self._write()
+  def flush(self, always: bool = False) -> None:
+    """Waits for the last step, and logs it if it is to be logged, or `always`."""
+    self._write(always)
 
   def evaluation(self, step: int, text: str, figures: dict[str, float]) -> None:
     """Logs a validation, which took its time since the last step was logged."""
@@ -178,7 +192,7 @@ class _Log:
     if self._writer:
       self._writer.close()
 
-  def _write(self) -> None:
+  def _write(self, always: bool = False) -> None:
     if self._waiting is None:
       return
     (step, metrics), self._waiting = self._waiting, None
@@ -186,14 +200,14 @@ class _Log:
     check_finite(step, metrics)
     self._tokens += tokens
     c = self._config
-    if step % c.train.log_every and step != c.train.steps:
+    if not always and step % c.train.log_every and step != c.train.steps:
       return
     seconds = time.perf_counter() - self._since
     per_second = self._tokens / seconds
     self._since, self._tokens = time.perf_counter(), 0.0
-    self._text = f"loss {loss:.3f}  {per_second:,.0f} tokens/s"
+    self.loss, self.text = loss, f"loss {loss:.3f}  {per_second:,.0f} tokens/s"
     if "answer_accuracy" in metrics:
-      self._text += f"  answers {float(metrics['answer_accuracy']):.0%}"
+      self.text += f"  answers {float(metrics['answer_accuracy']):.0%}"
     if self._writer is None:
       return
     speed = {

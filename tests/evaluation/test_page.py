@@ -16,6 +16,7 @@ from infini_jax.config import InputError
 from infini_jax.evaluation import gates as gates_lib
 from infini_jax.evaluation.page import report
 from infini_jax.evaluation.page_html import PNG
+from infini_jax.evaluation.page_runs import read_runs
 from infini_jax.evaluation.perplexity import Scores
 from infini_jax.evaluation.retrieval import Cell, Recalled
 from infini_jax.evaluation.tasks import jobs_of
@@ -432,3 +433,13 @@ def test_wrong_inputs_are_one_line_that_names_the_file(tmp_path, rng, capsys):
   file.write_text(whole)
   assert cli.main(["report", f"--workdir={good}", f"--out={tmp_path / 'r.html'}"]) == 0
   assert "passkey" in Page(tmp_path / "r.html").text
+
+
+def test_training_steps_are_those_that_were_saved(tmp_path):
+  """What a killed process logged behind its last checkpoint is no part of the run."""
+  write_run(tmp_path / "run", losses=(2.5, 1.25, 0.5))
+  (run,) = read_runs([str(tmp_path / "run")])
+  assert run.last == (30, 0.5)
+  (tmp_path / "run" / "checkpoints" / "20").mkdir(parents=True)
+  (tmp_path / "run" / "checkpoints" / "30.orbax-checkpoint-tmp").mkdir()
+  assert run.last == (20, 1.25)

@@ -19,8 +19,13 @@ from infini_jax.training import loop
 from tests.tiny import changed, config, quiet
 
 
-def retrain(c, workdir, **fields):
-  return loop.train(changed(c, train=changed(c.train, **fields)), str(workdir), quiet())
+def retrain(c, workdir, console=None, **fields):
+  console = console or quiet()
+  return loop.train(changed(c, train=changed(c.train, **fields)), str(workdir), console)
+
+
+def last_line(console):
+  return console.file.getvalue().splitlines()[-1]
 
 
 def same(a, b):
@@ -55,8 +60,15 @@ def test_six_steps_equal_three_a_stop_and_three_more(trained, tmp_path, batches,
 
   signal_stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
   monkeypatch.setattr(loop, "train_batches", stop_after_three)
-  stopped = retrain(c, tmp_path / "run")
+  out = quiet()
+  stopped = retrain(c, tmp_path / "run", out, log_every=10)
   assert int(stopped.step) == 3, "SIGTERM: the step under way is finished, saved, and the last"
+  (line,) = read_metrics(tmp_path / "run")
+  assert line["step"] == 3, "what is saved is logged"
+  assert last_line(out) == (
+    f"stopped at step 3, saved in {tmp_path / 'run' / 'checkpoints' / '3'}; "
+    f"loss {line['loss']:.4f}; the same command goes on from there"
+  )
   assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["3"]
   monkeypatch.setattr(loop, "train_batches", reading)
   resumed = retrain(c, tmp_path / "run")
@@ -88,9 +100,21 @@ def test_goes_on_after_the_end_on_another_mesh(trained, tmp_path):
   assert kept == {"6", "8"}, "a torn checkpoint takes the room of a whole one"
 
 
-def test_a_finished_run_is_left_as_it_is(trained, tmp_path):
+def test_a_finished_run_is_left_as_it_is(trained, tmp_path, monkeypatch):
   c, workdir, straight = trained
+  monkeypatch.setattr(loop, "make_train_step", None)  # nothing is compiled
   shutil.copytree(workdir, tmp_path / "run")
+  before = (tmp_path / "run" / "run.json").read_text()
+  for steps, end in (
+    (3, "config.train.steps=3: nothing to do; step 6, saved"),
+    (6, "step 6, saved"),
+  ):
+    console = quiet()
+    same(retrain(c, tmp_path / "run", console, steps=steps), straight)
+    line = last_line(console)
+    assert line.startswith(end) and f"; loss {read_metrics(workdir)[-1]['loss']:.4f}; " in line
+    assert line.endswith(f"; next: infini-jax eval --workdir={tmp_path / 'run'}")
+  assert (tmp_path / "run" / "run.json").read_text() == before
   out = io.StringIO()
   loop._warn_of_stuck_gates(changed(c, train=changed(c.train, steps=2**31 - 1)), Console(file=out))
   assert not out.getvalue(), "a run without end moves its gates, and asking needs little memory"

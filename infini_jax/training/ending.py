@@ -1,0 +1,75 @@
+"""What a person is told where a training goes on, and where it ends."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from infini_jax.config import Config
+from infini_jax.data import Source, Store
+from infini_jax.training.optimizer import make_schedule
+
+NOTICEABLE = 1e-3  # a change of the rate, as a share
+
+
+def tell_rates(config: Config, step: int, logged: dict[str, Any], console: Console) -> None:
+  """Says so where other `steps` move the end of the cosine, so that the rates jump.
+
+  Args:
+    config: of the run.
+    step: that it goes on from.
+    logged: what was written last, of that step or one before.
+    console: where to say it.
+  """
+  o, share = config.optimizer, make_schedule(config, 1.0)
+  before = logged.get("learning_rate", 0.0) / o.learning_rate
+  if not before or step >= config.train.steps:
+    return
+  if abs(float(share(logged["step"] - 1)) / before - 1) < NOTICEABLE:
+    return
+  rates = {"the learning rate goes": o.learning_rate}
+  if config.model.mixer in ("infini", "memorizing"):
+    rates["that of the gates"] = o.gate_learning_rate
+  after = float(share(step))
+  said = (f"{name} from {peak * before:.3g} to {peak * after:.3g}" for name, peak in rates.items())
+  console.print(
+    f"config.train.steps={config.train.steps} moves the end of the cosine: after step {step} "
+    f"{', '.join(said)}",
+    soft_wrap=True,
+  )
+
+
+def tell_end(
+  config: Config, path: str, source: Source, step: int, loss: float | None, console: Console
+) -> None:
+  """Says in one line where a training has ended, and which command comes next.
+
+  Args:
+    config: of the run.
+    path: the workdir, as it was typed.
+    source: what was trained on.
+    step: that was saved last.
+    loss: of that step, where it is known.
+    console: where to say it.
+  """
+  steps, where = config.train.steps, f"saved in {Path(path) / 'checkpoints' / str(step)}"
+  saved = f"step {step}, {where}" if step else f"step {step}"
+  said = [f"stopped at {saved}" if step < steps else saved]
+  if step > steps:
+    said.insert(0, f"config.train.steps={steps}: nothing to do")
+  if loss is not None:
+    said.append(f"loss {loss:.4f}")
+  if step < steps:
+    said.append("the same command goes on from there")
+  else:
+    said.append(f"next: {_next(path, source, config)}")
+  console.print("; ".join(said), soft_wrap=True, highlight=False)
+
+
+def _next(path: str, source: Source, config: Config) -> str:
+  """Evaluation, or a text where no documents were held out."""
+  run = shlex.quote(f"--workdir={path}")
+  if isinstance(source, Store) and not len(source.split(config.evaluation.split).tokens):
+    return f'infini-jax generate {run} --prompt="Once"'
+  return f"infini-jax eval {run}"

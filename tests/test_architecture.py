@@ -30,7 +30,7 @@ MAY_IMPORT = {
   "convert": {*"config models data runs progress paths".split()},
   "planner": {*"config ops models parallel data plan training progress paths".split()},
   "cli": {
-    *"config data training evaluation inference planner parallel convert paths progress".split()
+    *"config convert data evaluation inference parallel paths planner progress runs training".split()
   },
 }
 

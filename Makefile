@@ -3,15 +3,22 @@
 # make passkey   a memory that works: trains on the pass key task, prints what is recalled
 # make recall    the same for associative recall
 # make test      the fast tests; make test-slow  the rest;  make check  lint and types
+# make test-extras  installs every extra into an environment of its own and runs its command
 # make format    mends what ruff can mend
-# make lock      writes requirements.lock anew (needs uv)
+# make extra-tpu what an extra adds (tpu, gpu, convert, hf, wandb, tensorboard, reference)
+# make lock      writes requirements.lock and locks/ anew (needs uv)
 # make clean     removes .venv, runs and what was built
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/ready
+COMPILE := uv pip compile pyproject.toml --universal --fork-strategy fewest --python-version 3.11 \
+  --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --quiet
+EXTRAS = $(shell $(PYTHON) -c 'import tomllib; print(*(e for e in \
+  tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"] if e != "dev"))')
+LOCKED = $(shell sed -nE 's/^([A-Za-z0-9._-]+)(\[.*\])?==.*/--no-emit-package \1/p' requirements.lock)
 
-.PHONY: install demo passkey recall test test-slow check format lock clean
+.PHONY: install demo passkey recall test test-slow test-extras check format lock lock-extras clean
 
 install: $(READY)
 
@@ -23,6 +30,9 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
 	@touch $@
+
+extra-%: locks/%.lock $(READY)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock -r $<
 
 demo: $(READY)
 	$(BIN)/python train.py --config=configs/demo.py --workdir=runs/demo
@@ -43,6 +53,9 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
 
+test-extras: $(READY)
+	INFINI_JAX_TEST_EXTRAS=1 $(BIN)/python -m pytest -q -m slow tests/test_extras.py
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -53,9 +66,17 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 lock:
-	uv pip compile pyproject.toml --extra dev --universal --fork-strategy fewest \
-	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --no-annotate --quiet --output-file requirements.lock
+	$(COMPILE) --extra dev --output-file requirements.lock
+	$(MAKE) lock-extras
+
+# What each extra adds to requirements.lock, in the versions that go with it.
+lock-extras:
+	@mkdir -p locks
+	@for extra in $(EXTRAS); do \
+	  echo "locks/$$extra.lock"; \
+	  $(COMPILE) --extra $$extra --constraint requirements.lock $(LOCKED) --no-header \
+	    --output-file locks/$$extra.lock || exit 1; \
+	done
 
 clean:
 	rm -rf .venv runs build dist *.egg-info

@@ -1,0 +1,194 @@
+"""What the extras of pyproject.toml install: locked, and working in an environment of their own.
+
+Installing takes minutes and, for gpu and reference, several GB: `make test-extras`, or some of them
+by INFINI_JAX_TEST_EXTRAS=tpu,hf.
+"""
+
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import venv
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+EXTRAS = [name for name in DECLARED if name != "dev"]
+ASKED = os.environ.get("INFINI_JAX_TEST_EXTRAS", "")
+
+
+def pins(file):
+  """Names and versions that a lock file takes; a package may have several, by Python's version."""
+  found = {}
+  for name, version in re.findall(r"^([\w.-]+)(?:\[.*?\])?==([\w.+!-]+)", file.read_text(), re.M):
+    found.setdefault(name.lower(), []).append(version)
+  return found
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_an_extra_is_locked_beside_requirements_lock(extra):
+  file = ROOT / "locks" / f"{extra}.lock"
+  assert file.is_file(), f"{file.name} is missing: make lock"
+  base, added = pins(ROOT / "requirements.lock"), pins(file)
+  assert not base.keys() & added.keys(), "what is locked twice can differ"
+  for line in DECLARED[extra]:
+    want = Requirement(line)
+    versions = (base | added).get(want.name.lower())
+    assert versions, f"{line} is not locked: make lock"
+    assert all(want.specifier.contains(version) for version in versions), f"{line}: make lock"
+  text = file.read_text()
+  assert text.count("==") == 0 or "--hash=sha256:" in text
+  assert "://" not in text and "--index" not in text, "a lock names no place"
+
+
+def test_every_lock_is_of_an_extra():
+  assert sorted(file.stem for file in (ROOT / "locks").iterdir()) == sorted(EXTRAS)
+
+
+def test_libtpu_is_the_one_that_jax_names():
+  """And jax's plugin for GPUs is of jax's own version."""
+  jax_version = pins(ROOT / "requirements.lock")["jax"]
+  (libtpu,) = pins(ROOT / "locks" / "tpu.lock")["libtpu"]
+  named = map(Requirement, importlib.metadata.requires("jax"))
+  assert next(r for r in named if r.name == "libtpu").specifier.contains(libtpu)
+  assert pins(ROOT / "locks" / "gpu.lock")["jax-cuda13-plugin"] == jax_version
+
+
+# ---- Installed into a clean environment.
+
+SECTIONS = {
+  **tiny.RUN,
+  "mesh": {},
+  "train": {**tiny.RUN["train"], "steps": 2, "tensorboard": True},
+}
+
+
+@pytest.fixture
+def job(texts, tmp_path):
+  """A tiny config, its texts, and a folder to write into."""
+  sections = {**SECTIONS, "data": {**SECTIONS["data"], "path": str(texts)}}
+  (tmp_path / "config.py").write_text(tiny.CONFIG_FILE.format(sections=sections))
+  return tmp_path
+
+
+@pytest.fixture
+def installed(request, tmp_path):
+  """The interpreter of an environment that holds an extra as its lock says; removed afterwards."""
+  extra = request.param
+  if not ASKED or (ASKED != "1" and extra not in ASKED.split(",")):
+    pytest.skip("installs packages: make test-extras")
+  folder = tmp_path / "venv"
+  venv.create(folder, with_pip=True, symlinks=True)
+  python = folder / "bin" / "python"
+  files = [f"-r{ROOT / name}" for name in ("requirements.lock", f"locks/{extra}.lock")]
+  pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+  locked = subprocess.run([*pip, "--require-hashes", *files], text=True, capture_output=True)
+  if "NewConnectionError" in locked.stderr or "NameResolutionError" in locked.stderr:
+    pytest.skip("no package index answers")
+  assert locked.returncode == 0, locked.stderr
+  source = tmp_path / "source"
+  shutil.copytree(ROOT / "infini_jax", source / "infini_jax")
+  for name in ("pyproject.toml", "README.md", "LICENSE"):
+    shutil.copy(ROOT / name, source)
+  own = subprocess.run(
+    [*pip, "--no-build-isolation", "--no-deps", str(source)], text=True, capture_output=True
+  )
+  assert own.returncode == 0, own.stderr
+  yield python
+  shutil.rmtree(folder)
+
+
+def run(python, *command, cwd, status=0, **more):
+  """What a command of the environment says; nothing of this process's packages is seen by it."""
+  hidden = ("XLA_FLAGS", "JAX_PLATFORMS", "PYTHONPATH")
+  env = {k: v for k, v in os.environ.items() if k not in hidden} | more
+  done = subprocess.run(
+    [str(python), *command], cwd=cwd, env=env, text=True, capture_output=True, timeout=1800
+  )
+  assert done.returncode == status, done.stdout[-2000:] + done.stderr[-4000:]
+  return done.stdout + done.stderr
+
+
+def only(extra):
+  return pytest.mark.parametrize("installed", [extra], indirect=True, ids=[extra])
+
+
+COMMAND = ("-m", "infini_jax.cli")
+
+
+@pytest.mark.slow
+@only("tpu")
+def test_tpu_compiles_a_step(installed, job):
+  for topology in ("v5e:2x2", "v4:2x2x1"):
+    where = [f"--topology={topology}", "--mesh=fsdp=2,seq=2"]
+    said = run(installed, *COMMAND, "plan", "--config=config.py", *where, cwd=job)
+    assert "XLA's own peak" in said
+
+
+@pytest.mark.slow
+@only("gpu")
+def test_gpu_has_jaxs_plugin_and_plans(installed, job):
+  found = "import jax, jax_plugins.xla_cuda13 as p; print(jax.__version__, p.__name__)"
+  assert "xla_cuda13" in run(installed, "-c", found, cwd=job)
+  where = ("--topology=gpu:h100x8", "--mesh=fsdp=8")
+  assert "fits:" in run(installed, *COMMAND, "plan", "--config=config.py", *where, cwd=job)
+
+
+@pytest.mark.slow
+@only("convert")
+def test_convert_reads_a_gguf_file(installed, job, rng):
+  from tests.convert import gguf_files
+
+  gguf_files.write(job / "model.gguf", rng)
+  run(installed, *COMMAND, "convert", "gguf", "model.gguf", "made", cwd=job)
+  assert (job / "made" / "run.json").is_file()
+
+
+@pytest.mark.slow
+@only("hf")
+def test_hf_reads_a_data_set(installed, job):
+  rows = [json.dumps({"text": f"document {i} " * 20}) for i in range(50)]
+  (job / "set").mkdir()
+  (job / "set" / "train.jsonl").write_text("\n".join(rows))
+  prepare = ("prepare", "--source=hf:set", "--out=store", "--workers=1")
+  run(installed, *COMMAND, *prepare, cwd=job, HF_HUB_OFFLINE="1")
+  assert (job / "store" / "store.json").is_file()
+
+
+@pytest.mark.slow
+@only("wandb")
+def test_wandb_writes_a_run(installed, job):
+  train = ("train", "--config=config.py", "--workdir=run", "--config.train.wandb=True")
+  run(installed, *COMMAND, *train, cwd=job, WANDB_MODE="offline")
+  assert list(job.rglob("*.wandb"))
+
+
+@pytest.mark.slow
+@only("tensorboard")
+def test_tensorboard_reads_what_a_run_writes(installed, job):
+  run(installed, *COMMAND, "train", "--config=config.py", "--workdir=run", cwd=job)
+  look = ("-m", "tensorboard.main", "--inspect", "--logdir=run/tensorboard")
+  assert "loss" in run(installed, *look, cwd=job)
+
+
+@pytest.mark.slow
+@only("reference")
+def test_reference_is_compared_with(installed):
+  cases = ("-m", "pytest", "-q", "-m", "slow", "-k", "test_logits_in_and_out and llama")
+  said = run(installed, *cases, "tests/convert/test_transformers.py", cwd=ROOT)
+  assert "passed" in said and "skipped" not in said
+
+
+def test_every_extra_is_tried():
+  text = Path(__file__).read_text()
+  assert sorted(re.findall(r'@only\("(\w+)"\)', text)) == sorted(EXTRAS)
+  assert sys.version_info >= (3, 11)

@@ -88,7 +88,7 @@ def files_below(folder: Way, suffixes: tuple[str, ...], skip: Collection[str] = 
   for _, ways in walk([folder], skip):
     for way in ways:
       fits = not way.is_hidden() and way.path.name.lower().endswith(suffixes)
-      (taken if fits and not os.path.isdir(way.path) else rest).append(way)
+      (taken if fits else rest).append(way)
   return Listing(once(taken), rest)
 
 

@@ -120,7 +120,7 @@ def expand(pattern: str, ignore_case: bool = False) -> list[Way]:
 def once(ways: Iterable[Way]) -> list[Way]:
   """Of the ways to one file or folder the first, by links and path. Hard links are one file."""
   found: dict[object, Way] = {}
-  for way in sorted(ways):
+  for way in sorted(ways, key=lambda way: (way.links, str(way.path))):
     found.setdefault(_identity(way), way)
   return list(found.values())
 

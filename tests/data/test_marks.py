@@ -209,6 +209,7 @@ def test_dropout_is_off_and_ids_are_those_of_the_file():
   assert gap.encode("a<y>a<x>").tolist() == [1, 9, 1, 7] and gap.size == 10
   for added, said in (
     ([token(0, "<s>"), token(1, "<x>", False)], "has the id 1, but id 1 is 'a' in the same"),
+    ([token(0, "<s>"), token(2**31 - 1, "<x>")], "id 2147483647, far behind the last piece, 1"),
     ([token(0, "<s>"), token(5, "a", False)], "has the id 5, but token 'a' is 1 in the same"),
   ):
     with pytest.raises(InputError, match=said):

@@ -9,6 +9,8 @@ import numpy as np
 
 from infini_jax.config import InputError
 
+FURTHEST = 1 << 16  # ids between the last piece of a vocabulary and an added token, at most
+
 
 class Tokenizer(Protocol):
   """Text to ids and back. `bos` opens a document and `eos` ends it; they may be the same id."""

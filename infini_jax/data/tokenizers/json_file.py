@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from infini_jax.config import InputError
+from infini_jax.data.tokenizers.base import FURTHEST
 
 # Before runs recorded their marks, the first of these names that existed anywhere was taken.
 FIRST_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>", "<|startoftext|>")
@@ -108,8 +109,13 @@ class TokenizerJson:
 
   def _check(self, added: list[tuple[str, int]], name: str) -> None:
     names = {id: token for token, id in self._pieces.items()}
-    ids = dict(self._pieces)
+    ids, last = dict(self._pieces), max(self._pieces.values(), default=0)
     for token, id in added:
+      if id > last + FURTHEST:
+        raise InputError(
+          f"{name}: its added token {token!r} has the id {id}, far behind the last piece, {last}; "
+          f"correct it"
+        )
       if ids.setdefault(token, id) != id or names.setdefault(id, token) != token:
         there = (
           f"token {token!r} is {ids[token]}" if ids[token] != id else f"id {id} is {names[id]!r}"

@@ -11,7 +11,7 @@ import numpy as np
 import sentencepiece
 
 from infini_jax.config import InputError
-from infini_jax.data.tokenizers.base import plain_text, within, without_marks, write
+from infini_jax.data.tokenizers.base import FURTHEST, plain_text, within, without_marks, write
 from infini_jax.data.tokenizers.failing import one_line
 from infini_jax.data.tokenizers.marks import added_tokens, declared_marks, read_object
 
@@ -20,7 +20,6 @@ APART = "\U0010ffff"  # a character that no vocabulary holds: no piece reaches a
 LINE = 4096  # characters of a training line at most; SentencePiece drops what is much longer
 CONTROL, USER = 3, 4  # types of pieces: what no text names, and what any text names
 UNKNOWN, BYTE = 2, 6
-FURTHEST = 1 << 16  # ids between the last piece and an added token, at most
 
 
 class SentencePieceTokenizer:

@@ -62,7 +62,7 @@ def evaluate(
   workdir = Workdir(folder_to_write(path, "--workdir"))
   workdir.config()  # there must be a run
   workdir.check(config, "leave the field out, for an evaluation takes the run's own")
-  config = machine.here(config, console.print)
+  config = machine.here(config, lambda line: console.print(line, highlight=False, soft_wrap=True))
   jobs = jobs_of(config, tasks)
   with distributed.first_alone("inputs"):
     sources = {job.task: open_task(config, path, console, job.task) for job in jobs if job.task}

@@ -30,7 +30,8 @@ MAY_IMPORT = {
   "convert": {*"config models data runs progress paths".split()},
   "planner": {*"config ops models parallel data plan training progress paths".split()},
   "cli": {
-    *"config convert data evaluation inference parallel paths planner progress runs training".split()
+    *"config convert data evaluation inference parallel".split(),
+    *"paths planner progress runs training".split(),
   },
 }
 

@@ -5,7 +5,7 @@ every field with its default, edits it, and returns it. `resolve` turns that int
 `Config` that the rest of the package reads. Nothing here touches a device or imports the package.
 """
 
-from infini_jax.config.adaptation import Stage, original, stage_at, stages
+from infini_jax.config.adaptation import Stage, original, stage_at, stages, tokens_read
 from infini_jax.config.arguments import load_config
 from infini_jax.config.base import base_config
 from infini_jax.config.checks import check
@@ -49,4 +49,5 @@ __all__ = [
   "resolve",
   "stage_at",
   "stages",
+  "tokens_read",
 ]

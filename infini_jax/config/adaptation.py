@@ -40,6 +40,16 @@ def stage_at(config: Config, k: int) -> Stage:
   return [stage for stage in stages(config) if stage.first <= k][-1]
 
 
+def tokens_read(config: Config, step: int) -> int:
+  """The tokens of all lanes in the first `step` batches."""
+  total, made = 0, stages(config)
+  for i, stage in enumerate(made):
+    end = made[i + 1].first if i + 1 < len(made) else step
+    tokens = config.data.lanes * config.data.segments * stage.config.model.segment_length
+    total += tokens * max(0, min(end, step) - stage.first)
+  return total
+
+
 def original(model: ModelConfig) -> ModelConfig:
   """The model before the surgery: attention over all that it reads at a time, and no adapters."""
   return dataclasses.replace(model, mixer="full", lora_rank=0)

@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from infini_jax import plan
-from infini_jax.config import Config, stage_at
+from infini_jax.config import Config, stage_at, tokens_read
 from infini_jax.data import Store, train_lanes
 from infini_jax.data.loader import train_batches
 from infini_jax.evaluation.validation import Validation
@@ -217,7 +217,8 @@ class _Log:
       "peak_share": per_second * self._flops / self._peak if self._peak else None,
       "step_bytes": self._step_bytes,  # a device's, at the most, as XLA laid the step out
     }
-    self._writer.write(step, {"loss": loss} | speed | log_values(metrics))
+    seen = {"tokens_seen": tokens_read(c, step)}
+    self._writer.write(step, {"loss": loss} | seen | speed | log_values(metrics))
 
 
 def _step_bytes(update: Any) -> int:

@@ -1,9 +1,11 @@
 import json
+import sys
+from types import SimpleNamespace
 
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from infini_jax.runs.metrics import MetricWriter, read_metrics
-from tests.tiny import config
+from tests.tiny import changed, config
 
 
 def test_lines_are_appended_and_read_back(tmp_path):
@@ -34,6 +36,34 @@ def test_what_a_killed_process_wrote_behind_its_checkpoint_is_taken_out(tmp_path
   assert purged in events, "TensorBoard would draw steps 3 and 4 twice"
 
 
+def test_wandb_goes_on_in_the_same_run_and_begins_another_at_step_0(tmp_path, monkeypatch):
+  begun, logged = [], []
+
+  def init(**how):
+    begun.append(how)
+    log = lambda values, step: logged.append((how["id"], step, values))
+    return SimpleNamespace(log=log, finish=lambda: None)
+
+  monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+  monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+  c = config(train={"tensorboard": False})
+  c = changed(c, train=changed(c.train, wandb=True))
+  for step in (0, 2, 4, 0):
+    writer = MetricWriter(tmp_path, c, step)
+    writer.write(step + 1, {"loss": 1.0, "gates_LH": [[0.25, 0.75]]})
+    writer.close()
+  first, second, third, anew = (how["id"] for how in begun)
+  assert first == second == third != anew and len({first, anew}) == 2
+  assert all(how["resume"] == "allow" and how["dir"] == str(tmp_path) for how in begun)
+  assert begun[0]["config"] == json.loads(c.to_json()) and begun[1]["allow_val_change"]
+  gates = {"gates/layer_1/head_1": 0.25, "gates/layer_1/head_2": 0.75}
+  values = {"train/loss": 1.0, "train/gates_LH": [[0.25, 0.75]], **gates}
+  assert logged[0] == (first, 1, values)
+  monkeypatch.setenv("WANDB_RUN_ID", "mine")
+  MetricWriter(tmp_path, c, 4).close()
+  assert begun[-1]["id"] == "mine", "a person's own name of the run counts"
+
+
 def test_a_torn_last_line_and_no_file_are_survived(tmp_path):
   assert read_metrics(tmp_path) == []
   whole = json.dumps({"step": 1, "kind": "train", "loss": 1.0})
@@ -56,5 +86,7 @@ def test_tensorboard_gets_scalars_and_histograms(tmp_path):
   content = b"".join(f.read_bytes() for f in (tmp_path / "tensorboard").iterdir())
   assert b"train/loss" in content and b"train/memory_L" in content
   assert b"train/gates_LH/1" in content and b"train/gates_LH/2" in content, "one for each layer"
+  assert all(f"gates/layer_{i}/head_{j}".encode() in content for i in (1, 2) for j in (1, 2))
+  assert b"config/text_summary" in content and b'"segment_length": 16,' in content
   assert b"gate_histogram" not in content, "counts are no values to make a histogram of"
   assert b"peak_share" not in content

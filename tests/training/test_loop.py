@@ -178,6 +178,8 @@ def test_metrics_of_a_run(trained):
     assert line["dead_heads"] == 0 and "answer_accuracy" not in line
   assert lines[-1]["loss"] < lines[0]["loss"]
   np.testing.assert_allclose([line["learning_rate"] for line in lines[:2]], [0.005, 0.01])
+  tokens = c.data.lanes * c.data.segments * c.model.segment_length
+  assert [line["tokens_seen"] for line in lines] == [tokens * step for step in range(1, 7)]
 
 
 def test_validation_during_training_and_sparse_logging(trained, tmp_path, monkeypatch):

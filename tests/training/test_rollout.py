@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from infini_jax.config import Config, original, stage_at, stages
+from infini_jax.config import Config, original, stage_at, stages, tokens_read
 from infini_jax.data import TrainLanes, make_task, open_source, train_lanes
 from infini_jax.runs.metrics import read_metrics
 from infini_jax.training import loop
@@ -29,6 +29,9 @@ def test_every_step_belongs_to_one_stage():
   assert [stage.first for stage in stages(c)] == [0, 3, 6]
   assert len({stage.config.train.seed for stage in stages(c)}) == 3, "each reads in its own order"
   assert stages(Config()) == ((0, Config()),)
+  lengths = [stage_at(c, k).config.model.segment_length for k in range(9)]
+  read = [c.data.lanes * c.data.segments * sum(lengths[:k]) for k in range(10)]
+  assert [tokens_read(c, k) for k in range(10)] == read
 
 
 def test_documents_are_dealt_out_anew_in_every_stage(texts, tmp_path):

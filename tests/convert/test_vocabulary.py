@@ -108,3 +108,17 @@ def test_what_the_files_beside_say_wrongly_is_refused(find, raw, files, said):
 def test_added_tokens_behind_the_embedding_are_left_out(find):
   made = find(added_tokens={"<image>": 310})
   assert made.size == 300 and made.fingerprint == find().fingerprint
+
+
+def test_a_folders_tokenizer_json_with_dropout_gives_the_same_ids_each_time(tmp_path):
+  vocab = {token: id for id, token in enumerate(["<s>", "a", "b", "ab", "abab"])}
+  merges = [["a", "b"], ["ab", "ab"]]
+  model = {"type": "BPE", "dropout": 0.9, "vocab": vocab, "merges": merges}
+  flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+  added = [flags | {"id": 0, "content": "<s>", "special": True}]
+  content = {"version": "1.0", "added_tokens": added, "model": model}
+  (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+  tokenizer = find_tokenizer(tmp_path, RAW)
+  tokenizer.save(tmp_path / "saved")
+  for made in (tokenizer, load_saved(tmp_path / "saved")):
+    assert {tuple(made.encode("ababab")) for _ in range(30)} == {(4, 3)}

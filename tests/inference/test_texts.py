@@ -180,3 +180,16 @@ def test_the_name_of_a_file_is_not_read_as_a_text(tmp_path, monkeypatch):
     pass
   with pytest.raises(InputError, match="is closed; open it again"):
     read(file)
+
+
+def test_a_file_that_the_tokenizer_fails_on_is_named(tmp_path):
+  model = {"type": "WordLevel", "vocab": {"<s>": 0, "cat": 1}, "unk_token": "[UNK]"}
+  flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+  added = [flags | {"id": 0, "content": "<s>", "special": True}]
+  content = {"version": "1.0", "added_tokens": added, "model": model}
+  tokenizer = HuggingFaceTokenizer(json.dumps(content).encode())
+  (tmp_path / "dog.txt").write_text("dog")
+  with pytest.raises(InputError, match=r"dog.txt: the tokenizer fails on a text of 3 characters"):
+    list(tokens_of(tmp_path / "dog.txt", tokenizer))
+  with pytest.raises(InputError, match=r"^the tokenizer fails on a text of 3 characters"):
+    list(tokens_of("dog", tokenizer))

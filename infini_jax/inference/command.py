@@ -108,7 +108,7 @@ def _stop(text: str) -> str:
   def one(found: re.Match[str]) -> str:
     if found[1] not in ESCAPES:
       raise InputError(
-        f"--stop={text}: {found[0]!r} stands for nothing; there are \\n, \\t, \\r, and \\\\ for "
+        f"--stop={text}: {found[0]} stands for nothing; there are \\n, \\t, \\r, and \\\\ for "
         f"a backslash"
       )
     return ESCAPES[found[1]]

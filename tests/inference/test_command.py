@@ -129,7 +129,7 @@ def test_what_a_flag_cannot_mean_is_refused_before_a_model_is_opened(
     ("--prompt-tokens=9", "--prompt-tokens=9: there is no prompt"),
     ("--temperature=nan", "temperature=nan: must be 0"),
     ("--top-p=nan", "top_p=nan: must be above 0"),
-    (r"--stop=\d", r"--stop=\d: '\\d' stands for nothing; there are \n, \t, \r"),
+    (r"--stop=\d", r"--stop=\d: \d stands for nothing; there are \n, \t, \r"),
     ("--stop=end\\", "stands for nothing"),
   ):
     status, out, error = command(capsys, run, wrong)

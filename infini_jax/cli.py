@@ -70,11 +70,9 @@ def _train(args: argparse.Namespace, rest: list[str], console: Console) -> None:
 
 
 def _eval(args: argparse.Namespace, rest: list[str], console: Console) -> None:
-  from infini_jax.evaluation.evaluate import evaluate
-  from infini_jax.runs.workdir import Workdir
+  from infini_jax.evaluation.evaluate import evaluate, own_config
 
-  config = load_config(rest, Workdir(args.workdir).config())
-
+  config = load_config(rest, own_config(args.workdir))
   _remember_programs(config)
   with _all_processes(args, console):
     tasks = args.task.split(",") if args.task else ()

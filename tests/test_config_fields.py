@@ -45,6 +45,7 @@ SEEN_ELSEWHERE = {
   "evaluation.split": "tests/evaluation/test_evaluate.py: an earlier step, validation",
   "evaluation.lanes": "tests/evaluation/test_perplexity.py: by design it changes no total",
   "evaluation.segments": "tests/evaluation/test_perplexity.py: by design it changes no total",
+  "evaluation.document": "tests/evaluation/test_own_text.py: one document",
   "evaluation.max_documents": "tests/evaluation/test_perplexity.py: limits",
   "evaluation.max_tokens": "tests/evaluation/test_perplexity.py: limits",
   "evaluation.input_tokens": "tests/evaluation/test_perplexity.py: inputs",

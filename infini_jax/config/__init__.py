@@ -11,6 +11,7 @@ from infini_jax.config.base import base_config
 from infini_jax.config.checks import check
 from infini_jax.config.resolve import check_name, difference, from_json, resolve
 from infini_jax.config.schema import (
+  ALL_SPLITS,
   HOW_TO_RUN,
   LEAST,
   MIXERS,
@@ -26,6 +27,7 @@ from infini_jax.config.schema import (
 )
 
 __all__ = [
+  "ALL_SPLITS",
   "HOW_TO_RUN",
   "LEAST",
   "MIXERS",

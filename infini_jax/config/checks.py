@@ -5,6 +5,7 @@ import importlib.util
 from infini_jax.config.adaptation import check_adaptation
 from infini_jax.config.schema import (
   ACTIVATIONS,
+  ALL_SPLITS,
   COMPRESSIONS,
   DTYPES,
   FAMILIES,
@@ -47,7 +48,7 @@ def check(config: Config) -> None:
     ("task.family", config.task.family, FAMILIES),
     ("evaluation.task", e.task or config.task.name, TASKS),
     *(("evaluation.knock_out", name, KNOCK_OUTS) for name in e.knock_out),
-    ("evaluation.split", e.split, SPLITS),
+    ("evaluation.split", e.split, (*SPLITS, ALL_SPLITS)),
   ):
     if value not in choices:
       raise InputError(f"config.{name}={value!r}: choose one of {', '.join(choices)}")

@@ -42,6 +42,7 @@ PARTS = ("all", "gates", "attention", "lora")
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("adamw", "adafactor")
 SPLITS = ("train", "validation", "test")
+ALL_SPLITS = "all"  # of them, where an evaluation reads
 LEAST, MOST = 1e-15, 1e15  # of what logits are divided by: float32 must hold what comes out
 
 
@@ -220,7 +221,8 @@ class EvalConfig:
   """Whole documents or a task's examples, chunk after chunk, the state carried."""
 
   task: str = ""  # one of task.name's; empty: what the run was trained on
-  split: str = "test"
+  split: str = "test"  # or all; a corpus of one document is read whole
+  document: str = ""  # the one document of that name alone, of whichever split it is in
   lanes: int = 8  # documents read side by side
   segments: int = 8  # segments of a chunk
   max_documents: int = 0  # the first so many of the split; 0: all

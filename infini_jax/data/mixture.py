@@ -50,14 +50,14 @@ class Mixture(Store):
     """A short hash of the documents of all; weights play no part where they are read once."""
     return digest([store.text for store in self._stores.values()])
 
-  def split(self, name: str) -> Documents:
-    """The documents of a split of all stores, in turn.
+  def split(self, name: str, document: str = "") -> Documents:
+    """The documents of a split of all stores, in turn; or one of them.
 
     Raises:
-      InputError: no such split, or an index of it is missing or damaged.
+      InputError: no such split or document, or an index of it is missing or damaged.
     """
     shards = {source: store.shards(name) for source, store in self._stores.items()}
-    return Documents(shards, self.dtype)
+    return Documents(shards, self.dtype, document)
 
 
 def open_mixture(spec: str, tokenizer: str | None = None) -> Mixture:
@@ -98,7 +98,7 @@ def open_mixture(spec: str, tokenizer: str | None = None) -> Mixture:
     if stores[path].tokenizer.fingerprint != own.fingerprint:
       raise InputError(
         f"config.data.path={spec!r}: {path!r} is in other tokens than {first!r}; prepare it with "
-        f"--tokenizer={_spec(stores[first])}"
+        f"--tokenizer={tokenizer_spec(stores[first].folder)}"
       )
   if tokenizer not in (None, *(store.spec for store in stores.values())):
     raise InputError(
@@ -108,9 +108,9 @@ def open_mixture(spec: str, tokenizer: str | None = None) -> Mixture:
   return Mixture(spec, stores, weights)
 
 
-def _spec(store: Store) -> str:
-  """How another corpus is prepared with a store's own tokenizer."""
+def tokenizer_spec(folder: Path) -> str:
+  """How another corpus is prepared with the tokenizer that a store or a run keeps in a folder."""
   for kind, name in (("sentencepiece", "tokenizer.model"), ("huggingface", "tokenizer.json")):
-    if (file := store.folder / name).exists():
+    if (file := folder / name).exists():
       return f"{kind}:{file}"
   return "bytes"

@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from infini_jax.config import Config, InputError
+from infini_jax.data.evaluated import open_evaluated
 from infini_jax.data.prepare import open_or_prepare
 from infini_jax.data.store import Store
 from infini_jax.data.tokenizers import SentencePieceTokenizer, Tokenizer, train_size
@@ -65,7 +66,11 @@ class Filler:
 
 
 def open_filler(
-  config: Config, cache: Path, console: Console, tokenizer: Tokenizer | None
+  config: Config,
+  cache: Path,
+  console: Console,
+  tokenizer: Tokenizer | None,
+  others: Path | None = None,
 ) -> Store:
   """The corpus of `config.task.filler`, else of `config.data.path`, in the run's own tokens.
 
@@ -75,6 +80,7 @@ def open_filler(
       prepared beside it.
     console: for progress.
     tokenizer: the run's, once it has one.
+    others: of an evaluation: where other corpora than those in the `cache` are prepared.
 
   Raises:
     InputError: no corpus is named, it cannot be read, or it is a store in other tokens; the run
@@ -94,6 +100,10 @@ def open_filler(
   if path != config.data.path:
     name = hashlib.blake2b(path.encode(), digest_size=4).hexdigest()
     cache = cache.with_name(f"filler-{name}")
+  if tokenizer is not None and others is not None:
+    setting = "config.task.filler" if config.task.filler else "config.data.path"
+    return open_evaluated(path, cache, others, console, tokenizer, setting)
+  if path != config.data.path:
     if tokenizer is not None and train_size(spec):
       folder = cache.with_name("filler-tokenizer")  # trained on the run's own text
       tokenizer.save(folder)

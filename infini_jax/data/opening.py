@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from infini_jax.config import Config, InputError, stages
+from infini_jax.data.evaluated import open_evaluated
 from infini_jax.data.lanes import ALL, Batch, Rows, TrainLanes
 from infini_jax.data.needle_families import IN_FILLER
 from infini_jax.data.needle_filler import open_filler
@@ -36,6 +37,7 @@ def open_source(
   console: Console,
   task: str | None = None,
   tokenizer: Tokenizer | None = None,
+  others: Path | None = None,
 ) -> Source:
   """The documents or the task of a config, with a tokenizer that fits the model.
 
@@ -45,6 +47,7 @@ def open_source(
     console: for progress.
     task: text, summarization, passkey, recall or needle; by default what the run is trained on.
     tokenizer: that of the parameters, once there are some.
+    others: of an evaluation: where other corpora than that in the `cache` are prepared.
 
   Raises:
     InputError: a corpus that is missing or cannot be read, a tokenizer that does not fit.
@@ -54,16 +57,11 @@ def open_source(
   if task in ("text", "summarization"):
     if not config.data.path:
       raise InputError("config.data.path is empty: set it to a folder of text or a prepared store")
-    store = open_or_prepare(config.data.path, config.data.tokenizer, cache, console, tokenizer)
-    if tokenizer is not None and store.tokenizer.fingerprint != tokenizer.fingerprint:
-      raise InputError(
-        f"config.data.path={config.data.path!r} is in other tokens than the parameters know: "
-        f"prepare it with the vocabulary in the folder tokenizer/ of their run"
-      )
+    store = _text(config, cache, console, tokenizer, others)
     source = store if task == "text" else Pairs(store)
   else:
     hides = task == "needle" and config.task.family in IN_FILLER
-    filler = open_filler(config, cache, console, tokenizer) if hides else None
+    filler = open_filler(config, cache, console, tokenizer, others) if hides else None
     trained = task != "recall" and train_size(config.data.tokenizer)
     if tokenizer is None and filler is None and trained:
       tokenizer = _trained(config, cache, console, task)
@@ -74,6 +72,22 @@ def open_source(
       f"{source.tokenizer.size}: set it to {source.tokenizer.size} or more"
     )
   return source
+
+
+def _text(
+  config: Config, cache: Path, console: Console, tokenizer: Tokenizer | None, others: Path | None
+) -> Store:
+  """The documents of a config."""
+  path = config.data.path
+  if tokenizer is not None and others is not None:
+    return open_evaluated(path, cache, others, console, tokenizer, "config.data.path")
+  store = open_or_prepare(path, config.data.tokenizer, cache, console, tokenizer)
+  if tokenizer is not None and store.tokenizer.fingerprint != tokenizer.fingerprint:
+    raise InputError(
+      f"config.data.path={path!r} is in other tokens than the parameters know: "
+      f"prepare it with the vocabulary in the folder tokenizer/ of their run"
+    )
+  return store
 
 
 def _trained(config: Config, cache: Path, console: Console, task: str) -> Tokenizer:

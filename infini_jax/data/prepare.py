@@ -13,7 +13,6 @@ from rich.table import Table
 
 from infini_jax.config import SPLITS, InputError
 from infini_jax.data.mixture import PREFIX, open_mixture
-from infini_jax.data.shards import Shard
 from infini_jax.data.sources import Corpus, open_corpus
 from infini_jax.data.sources.base import MB, digest
 from infini_jax.data.sources.specs import folder_of
@@ -36,35 +35,39 @@ SAMPLE = 10 * MB  # characters that a tokenizer is trained on
 
 
 def prepare(
-  path: str,
+  corpus: str | Corpus,
   out: Path,
   tokenizer: str,
   workers: int | None = None,
   min_tokens: int = 1,
   console: Console | None = None,
   own: Tokenizer | None = None,
+  remedy: str = "choose another --out",
+  train: bool = True,
 ) -> Store:
   """Tokenizes a corpus into a store; a store that is complete is opened, an interrupted one ended.
 
   Args:
-    path: a corpus, as `open_corpus` takes it.
+    corpus: as `open_corpus` takes it, or gives it.
     out: the folder of the store.
     tokenizer: bytes, train:SIZE, sentencepiece:FILE or huggingface:FILE.
     workers: processes; by default as many as there are cores. The store does not depend on it.
     min_tokens: documents with fewer tokens are dropped; empty ones always are.
     console: where progress and the closing table go.
     own: of the tokenizer `run`: the vocabulary of that run.
+    remedy: what the command can do about an `out` that holds something else.
+    train: whether it is to be trained on.
 
   Raises:
     InputError: a wrong corpus or tokenizer; `out` holds something else, or another plan takes it
       meanwhile; no training tokens.
   """
   console = console or make_console()
-  path, out = expand(path), local(out)
-  corpus = open_corpus(path)
+  out = local(out)
+  corpus = open_corpus(expand(corpus), train) if isinstance(corpus, str) else corpus
   given = _given(tokenizer, own)
   plan = _plan(corpus, given.fingerprint if given else tokenizer, min_tokens)
-  _claim(out, plan)
+  _claim(out, plan, remedy)
   if (out / "store.json").exists():
     return Store.open(out)
   for line in filter(None, (corpus.note, corpus.left_out)):
@@ -74,17 +77,19 @@ def prepare(
   jobs = _jobs(corpus)
   todo = [job for job in jobs if not all(shard.is_finished() for shard in job.shards(out))]
   write_shards(todo, out, ready, dtype, min_tokens, workers, console)
-  if _read_plan(out) != plan:
+  if read_plan(out) != plan:
     raise InputError(
-      f"{out}: another `infini-jax prepare` with other settings has written into it at the same "
-      f"time; delete it, and give each an --out of its own"
+      f"{out}: another process with other settings has written into it at the same time; delete "
+      f"it, and {remedy} for one of them"
     )
-  train = range(sum("train" in job.numbers for job in jobs))
-  if not any(Shard(out / "train", number).totals()[1] for number in train):
-    raise InputError(f"corpus {path!r}: no training tokens (min_tokens={min_tokens}); add text")
+  needed = {"train"} if train else set(SPLITS)
+  shards = (shard for job in jobs for shard in job.shards(out) if shard.folder.name in needed)
+  if not any(shard.totals()[1] for shard in shards):
+    what = "training tokens" if train else "tokens"
+    raise InputError(f"corpus {corpus.spec!r}: no {what} (min_tokens={min_tokens}); add text")
   verify(out, jobs, ready, dtype, min_tokens, console)
   description = {
-    "source": path,
+    "source": corpus.spec,
     "tokenizer": tokenizer,
     "tokenizer_fingerprint": ready.fingerprint,
     "dtype": dtype,
@@ -125,7 +130,8 @@ def open_or_prepare(
   if path.startswith(PREFIX):
     return open_mixture(path, None if own else tokenizer)
   if not path or not is_store(folder_of(path)):
-    return prepare(path, cache, tokenizer, console=console, own=own)
+    remedy = "choose another --workdir, or set config.data.path back"
+    return prepare(path, cache, tokenizer, console=console, own=own, remedy=remedy)
   store = Store.open(folder_of(path))
   if own is None and store.spec != tokenizer:
     raise InputError(
@@ -223,12 +229,12 @@ def _fingerprint(plan: dict[str, Any], tokenizer: Tokenizer) -> str:
   return digest([*map(str, (plan | {"format": 1}).values()), tokenizer.fingerprint])
 
 
-def _claim(out: Path, plan: dict[str, Any]) -> None:
+def _claim(out: Path, plan: dict[str, Any], remedy: str) -> None:
   """Marks `out` as the store of this plan, or checks that it is."""
   if os.fsencode(out).decode("utf-8", "replace") != str(out):
     raise InputError(f"{out}: the bytes of this name are not UTF-8; choose another --out")
   if out.is_dir() and is_store(out):
-    found = _read_plan(out)
+    found = read_plan(out)
     if (out / "store.json").exists() and found.get("format") in READABLE:
       found["format"] = FORMAT  # of a store that is complete, how it was cut does not matter
     differing = next((name for name in plan if found.get(name) != plan[name]), None)
@@ -237,19 +243,20 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
     if any(out.glob("*/*.npz")) or (out / "store.json").exists():
       raise InputError(
         f"{out}: a store made with other {differing} ({found.get(differing)} there, "
-        f"{plan[differing]} here); choose another --out, or delete this one"
+        f"{plan[differing]} here); {remedy}, or delete this one"
       )
     for file in out.glob("tokenizer.*"):  # of an attempt that ended before it had tokenized
       file.unlink()
     return write_json(out / "plan.json", plan)
   # Another host may be about to write the same plan: its temporary file is no one's work.
   if out.exists() and (not out.is_dir() or any(f.suffix != ".tmp" for f in out.iterdir())):
-    raise InputError(f"{out}: is not empty and is no store; choose another --out")
+    raise InputError(f"{out}: is not empty and is no store; {remedy}")
   out.mkdir(parents=True, exist_ok=True)
   write_json(out / "plan.json", plan)
 
 
-def _read_plan(out: Path) -> dict[str, Any]:
+def read_plan(out: Path) -> dict[str, Any]:
+  """What a store is made from; {} where that cannot be read."""
   try:
     return json.loads((out / "plan.json").read_text("utf-8"))
   except (OSError, ValueError):

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from infini_jax.config import SPLITS, InputError
+from infini_jax.config import ALL_SPLITS, SPLITS, InputError
 from infini_jax.data.shards import (
   BLOCK,
   TOTALS,
@@ -46,6 +46,7 @@ class Documents:
   Args:
     sources: the shards of each store, by its name; "" for a store by itself.
     dtype: of the ids on disk.
+    only: the name of the one document that is wanted; "" for all.
 
   Attributes:
     sources: the names of the stores.
@@ -55,8 +56,8 @@ class Documents:
     words: (documents,) int64, the words of its text, split at white space.
   """
 
-  def __init__(self, sources: Mapping[str, Sequence[Shard]], dtype: str):
-    self._args = sources, dtype
+  def __init__(self, sources: Mapping[str, Sequence[Shard]], dtype: str, only: str = ""):
+    self._args = sources, dtype, only
     self._dtype, self.sources = np.dtype(dtype), list(sources)
     self._shards = [shard for shards in sources.values() for shard in shards]
     self._load()
@@ -135,6 +136,11 @@ class Documents:
       self._order = np.lexsort((self.source_D, place_D))
       columns = [column[self._order] for column in columns]
       self.source_D = self.source_D[self._order]
+    if only := self._args[2]:
+      wanted = np.flatnonzero([name == only for name in self.names])
+      del self.names
+      self._order = wanted if self._order is None else self._order[wanted]
+      columns, self.source_D = [column[wanted] for column in columns], self.source_D[wanted]
     self.tokens, self.bytes, self.words, self._shard_of, self._first_block = columns
     self._readers: collections.OrderedDict[int, Any] = collections.OrderedDict()
     self._lock = threading.Lock()
@@ -148,10 +154,10 @@ class Documents:
       self._readers.move_to_end(shard)
       return self._readers[shard]
 
-  def __getstate__(self) -> tuple[Mapping[str, Sequence[Shard]], str]:
+  def __getstate__(self) -> tuple[Mapping[str, Sequence[Shard]], str, str]:
     return self._args
 
-  def __setstate__(self, state: tuple[Mapping[str, Sequence[Shard]], str]) -> None:
+  def __setstate__(self, state: tuple[Mapping[str, Sequence[Shard]], str, str]) -> None:
     self.__init__(*state)  # type: ignore[misc]
 
 
@@ -226,19 +232,19 @@ class Store:
     """The tokenizer that made the store, loaded anew at each call."""
     return load_saved(self.folder)
 
-  def split(self, name: str) -> Documents:
-    """The documents of a split.
+  def split(self, name: str, document: str = "") -> Documents:
+    """The documents of a split, or of "all" of them; or the one of that name.
 
     Raises:
       InputError: no such split, or an index of it is missing or damaged.
     """
-    return Documents({"": self.shards(name)}, self.dtype)
+    return Documents({"": self.shards(name)}, self.dtype, document)
 
   def shards(self, name: str) -> list[Shard]:
-    """The shards of a split."""
-    return self._shards(name, self.folder / name)
+    """The shards of a split, or of "all"."""
+    return [s for split in _each(name) for s in self._shards(split, self.folder / split)]
 
-  def summaries(self, name: str) -> Documents:
+  def summaries(self, name: str, document: str = "") -> Documents:
     """The summaries of a split's documents, in the same order; one without has no tokens.
 
     Raises:
@@ -249,13 +255,18 @@ class Store:
         f"{self.folder}: made of {self.source}, without summaries; name their field with "
         f"?summary=FIELD and prepare it again"
       )
-    return Documents({"": self._shards(name, summaries_of(self.folder / name))}, self.dtype)
+    shards = [s for n in _each(name) for s in self._shards(n, summaries_of(self.folder / n))]
+    return Documents({"": shards}, self.dtype, document)
 
   def _shards(self, split: str, folder: Path) -> list[Shard]:
     if split not in self.splits:
       raise InputError(f"split {split!r}: choose one of {', '.join(self.splits)}")
     numbers = self._numbers.get(split, range(self.splits[split]["shards"]))
     return [Shard(folder, number) for number in numbers]
+
+
+def _each(split: str) -> tuple[str, ...]:
+  return SPLITS if split == ALL_SPLITS else (split,)
 
 
 def is_store(folder: Path) -> bool:

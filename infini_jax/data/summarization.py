@@ -30,9 +30,9 @@ class Pairs:
     self.fingerprint = f"{store.fingerprint} summaries"
     self.mark = self.tokenizer.encode(MARK)
 
-  def split(self, name: str) -> tuple[Documents, Documents]:
-    """The documents of a split, and the summary of each."""
-    return self.store.split(name), self.store.summaries(name)
+  def split(self, name: str, document: str = "") -> tuple[Documents, Documents]:
+    """The documents of a split, or one of them, and the summary of each."""
+    return self.store.split(name, document), self.store.summaries(name, document)
 
   def prompt(self, ids: np.ndarray) -> np.ndarray:
     """What is read before the first token of a summary."""

@@ -23,7 +23,7 @@ from infini_jax.data import Pairs, Source, Store
 from infini_jax.evaluation import filing
 from infini_jax.evaluation import gates as gates_lib
 from infini_jax.evaluation.knock_out import INTACT
-from infini_jax.evaluation.tasks import KINDS, Job, jobs_of, open_task
+from infini_jax.evaluation.tasks import KINDS, Job, chosen, jobs_of, open_task
 from infini_jax.models import abstract_params, machine
 from infini_jax.parallel import check_divisible, distributed, make_mesh
 from infini_jax.paths import folder_to_write
@@ -31,6 +31,15 @@ from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.metrics import read_metrics
 from infini_jax.runs.workdir import Workdir
+
+
+def own_config(path: str) -> Config:
+  """The config of a run, which an evaluation goes by where nothing else is said.
+
+  Raises:
+    InputError: there is no run.
+  """
+  return Workdir(path).config()
 
 
 def evaluate(
@@ -66,11 +75,12 @@ def evaluate(
   jobs = jobs_of(config, tasks)
   with distributed.first_alone("inputs"):
     sources = {job.task: open_task(config, path, console, job.task) for job in jobs if job.task}
+    read = {task: chosen(config, source) for task, source in sources.items()}
   mesh = make_mesh(config.mesh)
   check_divisible(config, mesh)
   everything: dict[str, dict[str, Any]] = {}
   with jax.set_mesh(mesh):
-    evaluators = {task: KINDS[task].evaluator(config, mesh, s) for task, s in sources.items()}
+    evaluators = {task: KINDS[task].evaluator(read[task], mesh, s) for task, s in sources.items()}
     with Checkpoints(workdir) as saved:
       params, step = saved.restore_params(abstract_params(config.model, mesh), step)
       newest = saved.latest() or step
@@ -82,20 +92,20 @@ def evaluate(
     }
     if gates_LH is not None:
       about["gates"] = {"gates_LH": gates_LH.tolist(), **gates_lib.summary(gates_LH)}
-    about["settings"] = filing.settings_of(config)
     about |= {"command": command, "environment": _environment()}
     known: dict[tuple[str, str], Any] = {}
     for job in jobs:
       started = time.perf_counter()
       found = _run(job, evaluators.get(job.task), params, known, console)
       about["seconds"] = time.perf_counter() - started
-      results = _results(job, config, _about_source(job, config, sources), about, found)
+      own = read.get(job.task, config)
+      results = _results(job, _about_source(job, own, sources), about, found)
       everything[job.name] = results
       if jax.process_index() == 0:
         place = filing.Evaluated.of(results).folder(job.name, newest)
         folder = workdir.path / "evaluation" / place
         filing.write(folder, results)
-        _show(job, found, results, config, folder, console)
+        _show(job, found, results, own, folder, console)
   return everything
 
 
@@ -131,15 +141,16 @@ def _about_source(job: Job, config: Config, sources: dict[str, Source]) -> dict[
     if isinstance(source, Store | Pairs):
       about["split"] = config.evaluation.split
     about["tokenizer"] = source.tokenizer.fingerprint
+  settings = filing.settings_of(config)
   return about | {
-    "protocol": filing.protocol(task, filing.settings_of(config)),
+    "settings": settings,
+    "protocol": filing.protocol(task, settings),
     "segment_length": config.model.segment_length,
   }
 
 
 def _results(
   job: Job,
-  config: Config,
   source: dict[str, Any],
   about: dict[str, Any],
   found: dict[str, Any],

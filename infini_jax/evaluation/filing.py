@@ -11,19 +11,17 @@ protocol, into `evaluation/TASK/` itself.
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from infini_jax.config import Config, InputError
 from infini_jax.data import Store
-from infini_jax.data.mixture import PREFIX
+from infini_jax.data.evaluated import file_name, short_name
 from infini_jax.data.sources.base import digest
 from infini_jax.evaluation.tasks import KINDS
 
 FILE = "results.json"
-NAME = 40  # characters of a corpus' name in that of a folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +84,8 @@ class Evaluated:
     Which knock-outs were run beside it, and at which step, does not matter.
     """
     text = self.corpus and self.corpus["text"]
-    return json.dumps([self.task, text, self.split, self.protocol], sort_keys=True)
+    on = {name: value for name, value in self.protocol.items() if value}
+    return json.dumps([self.task, text, self.split, on], sort_keys=True)
 
   def folder(self, job: str, newest: int) -> Path:
     """Where the results go, below `WORKDIR/evaluation/`.
@@ -95,8 +94,9 @@ class Evaluated:
       job: the name of the task's folder.
       newest: the newest checkpoint; of an earlier one, results stand apart.
     """
-    corpus = re.sub(r"[^\w.+-]+", "_", self.corpus["name"])[:NAME] if self.corpus else ""
-    name = [corpus.strip("._"), self.split or ""]
+    document = self.protocol.get("evaluation.document", "")
+    of = [self.corpus["name"] if self.corpus else "", document.rpartition("/")[2]]
+    name = [*map(file_name, of), self.split or ""]
     if lengths := self.protocol.get("evaluation.lengths"):
       name.append(f"{max(lengths)}-tokens")
     if self.protocol:
@@ -158,17 +158,6 @@ def about_corpus(store: Store | None, path: str) -> dict[str, str] | None:
     "text": store.text,
     "fingerprint": store.fingerprint,
   }
-
-
-def short_name(path: str) -> str:
-  """The name of a corpus without its place: that of the file, the folder or the data set."""
-  if path.startswith(PREFIX):
-    stores = path.removeprefix(PREFIX).split(",")
-    return "+".join(short_name(store.rpartition("=")[0]) for store in stores)
-  kind, colon, rest = path.partition(":")
-  place = Path((rest if colon and kind.isalpha() else path).partition("?")[0])
-  named = (part for part in reversed(place.parts) if not set("*[?") & set(part))
-  return next(named, path)
 
 
 def files(folder: Path) -> Iterator[Path]:

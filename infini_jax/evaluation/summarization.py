@@ -91,7 +91,7 @@ class Summarization:
           f"is read too; leave 'empty'"
         )
     self._config, self._pairs = config, pairs
-    self._documents, self._references = pairs.split(e.split)
+    self._documents, self._references = pairs.split(e.split, e.document)
     told = np.flatnonzero(self._references.tokens)[: e.max_documents or None]
     if not len(told):
       raise InputError(f"config.evaluation.split={e.split!r} has no summaries; choose another")

@@ -51,7 +51,8 @@ class Surgery:
 
   def __init__(self, config: Config, mesh: Mesh, store: Store):
     self._config, self._mesh = config, mesh
-    read = (mesh, store.split(config.evaluation.split), store.tokenizer)
+    e = config.evaluation
+    read = (mesh, store.split(e.split, e.document), store.tokenizer)
     before = originals(config)
     self._originals = {variant: Perplexity(c, *read) for variant, c in before.items()}
     self._adapted = Perplexity(config, *read)

@@ -1,6 +1,7 @@
 """Which tasks a run can be evaluated on, and what each needs: the names of `--task`."""
 
 import dataclasses
+import difflib
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -8,8 +9,8 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 from rich.console import Console
 
-from infini_jax.config import Config, InputError
-from infini_jax.data import Pairs, Source, Store, check_length
+from infini_jax.config import ALL_SPLITS, SPLITS, Config, InputError
+from infini_jax.data import Pairs, Source, Store, check_length, load_saved, open_source
 from infini_jax.evaluation import (
   perplexity_tables,
   retrieval_tables,
@@ -20,13 +21,13 @@ from infini_jax.evaluation.knock_out import INTACT, Variant, knock_outs
 from infini_jax.evaluation.perplexity import Perplexity
 from infini_jax.evaluation.retrieval import Retrieval
 from infini_jax.evaluation.summarization import Summarization
-from infini_jax.runs.workdir import open_inputs
+from infini_jax.runs.workdir import Workdir
 
 
 class Kind(NamedTuple):
   """How a task is evaluated and shown."""
 
-  source: str  # what `open_inputs` knows it by
+  source: str  # what `open_source` knows it by
   evaluator: Callable[[Config, Mesh, Any], Any]  # has `chunks`, and `run(params, variant, advance)`
   tables: ModuleType  # has `draw`, `show` and `verdict`
   protocol: tuple[str, ...]  # fields that change the figures, beside corpus, split and knock-outs
@@ -34,14 +35,15 @@ class Kind(NamedTuple):
 
 
 def _perplexity(config: Config, mesh: Mesh, store: Store) -> Perplexity:
-  return Perplexity(config, mesh, store.split(config.evaluation.split), store.tokenizer)
+  e = config.evaluation
+  return Perplexity(config, mesh, store.split(e.split, e.document), store.tokenizer)
 
 
 def _fields(section: str, names: str) -> tuple[str, ...]:
   return tuple(f"{section}.{name}" for name in names.split())
 
 
-READ = _fields("evaluation", "max_documents max_tokens")
+READ = _fields("evaluation", "document max_documents max_tokens")
 ASKED = _fields("evaluation", "lengths samples")
 # A new task is one entry here.
 KINDS = {
@@ -124,6 +126,57 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
   return jobs
 
 
+def chosen(config: Config, source: Source) -> Config:
+  """The config with the split that is read of a source, and the whole name of the document.
+
+  A corpus of one document is read whole. A document is found in whichever split it is in, by its
+  name or the end of it.
+
+  Raises:
+    InputError: there is no such document, or the split is empty.
+  """
+  store, e = source.store if isinstance(source, Pairs) else source, config.evaluation
+  if not isinstance(store, Store):
+    return config
+  counts = {split: totals["documents"] for split, totals in store.splits.items()}
+  split, document = e.split, e.document
+  if document:
+    split, document = _find(store, document)
+  elif sum(counts.values()) == 1:
+    split = ALL_SPLITS
+  elif split != ALL_SPLITS and not counts[split]:
+    there = ", ".join(f"{name} ({count:,})" for name, count in counts.items() if count)
+    raise InputError(
+      f"config.evaluation.split={split!r}: {config.data.path} has no such documents; choose one of "
+      f"{there}, or 'all'"
+    )
+  return dataclasses.replace(
+    config, evaluation=dataclasses.replace(e, split=split, document=document)
+  )
+
+
+def _find(store: Store, document: str) -> tuple[str, str]:
+  """The split and the name of the one document that is called so, or ends so."""
+  names = [(split, name) for split in SPLITS for name in store.split(split).names]
+  same = [found for found in names if found[1] == document]
+  ends = [found for found in names if found[1].endswith((f"/{document}", f" {document}"))]
+  found = same or ends
+  if len(found) == 1:
+    return found[0]
+  if found:
+    some = ", ".join(name for _, name in found[:3])
+    raise InputError(
+      f"config.evaluation.document={document!r}: {len(found)} documents are called so, such as "
+      f"{some}; give the whole name of one"
+    )
+  known = [name for _, name in names]
+  close = difflib.get_close_matches(document, known[:10_000], 1) or known[:1]
+  raise InputError(
+    f"config.evaluation.document={document!r}: no document is called so; names are such as "
+    f"{', '.join(close)}"
+  )
+
+
 def open_task(config: Config, path: str, console: Console, task: str) -> Source:
   """What a task reads.
 
@@ -136,7 +189,11 @@ def open_task(config: Config, path: str, console: Console, task: str) -> Source:
       f"--task={task} with config.data.tokenizer='task': a run in its task's own vocabulary "
       "cannot read text; leave it out"
     )
-  _, source = open_inputs(config, path, console, KINDS[task].source)
+  workdir = Workdir(path)
+  tokenizer = load_saved(workdir.tokenizer)
+  source = open_source(
+    config, workdir.store, console, KINDS[task].source, tokenizer, workdir.stores
+  )
   if KINDS[task].evaluator is Retrieval:
     assert not isinstance(source, Store | Pairs)
     for length in config.evaluation.lengths:

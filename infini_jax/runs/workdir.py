@@ -6,6 +6,7 @@ A workdir is whole by itself:
   tokenizer/       the vocabulary
   hf/              the small files of the pretrained model, where it began with one
   checkpoints/N/   the state after N updates: `params`, and `rest` (optimizer, memory, step)
+  store/, stores/  the corpus in tokens, and others that were evaluated
   metrics.jsonl    one line per log, beside tensorboard/
   evaluation/T/    of each task T, by corpus and protocol: results.json and pictures
 """
@@ -75,6 +76,11 @@ class Workdir:
   def store(self) -> Path:
     """Where a corpus is prepared that was not prepared beforehand."""
     return self.path / "store"
+
+  @property
+  def stores(self) -> Path:
+    """Where other corpora are prepared, to be evaluated."""
+    return self.path / "stores"
 
   def check(
     self, config: Config, remedy: str = "choose another --workdir, or set the field back"
@@ -170,16 +176,13 @@ def alone(folder: Path, out: Path) -> Iterator[None]:
     os.close(held)
 
 
-def open_inputs(
-  config: Config, path: str, console: Console, task: str | None = None
-) -> tuple[Workdir, Source]:
-  """The workdir at `path` and the config's documents or task, before any device is touched.
+def open_inputs(config: Config, path: str, console: Console) -> tuple[Workdir, Source]:
+  """The workdir at `path` and what the config trains on, before any device is touched.
 
   Args:
     config: of the run.
     path: the workdir.
     console: for progress.
-    task: another than the run is trained on, to evaluate it.
 
   The vocabulary is the run's own, once it has one; at first that of the run whose parameters it
   starts from, or else the config's.
@@ -191,8 +194,8 @@ def open_inputs(
   workdir = Workdir(folder_to_write(path, "--workdir"))
   workdir.check(config)
   saved = None
-  if workdir.tokenizer.exists() or task not in (None, config.task.name):
+  if workdir.tokenizer.exists():
     saved = load_saved(workdir.tokenizer)
   elif config.train.start_from:
     saved = load_saved(Workdir(config.train.start_from, START_FROM).tokenizer)
-  return workdir, open_source(config, workdir.store, console, task, saved)
+  return workdir, open_source(config, workdir.store, console, tokenizer=saved)

@@ -12,7 +12,6 @@ from infini_jax.evaluation.filing import (
   files,
   newest,
   newest_file,
-  short_name,
   told_apart,
 )
 from infini_jax.evaluation.page import report
@@ -106,23 +105,6 @@ def test_what_changes_figures_changes_the_folder_and_nothing_else_does():
   strange = folder(corpus=moved | {"name": "../a b/\udcff" + "é" * 99})
   assert len(strange.parts) == 2 and len(strange.name.encode()) < 255
   assert evaluated().key == evaluated(knock_out=(), step=3).key, "they stand in one row"
-
-
-@pytest.mark.parametrize(
-  "path,name",
-  [
-    ("a/books", "books"),
-    ("a/books/", "books"),
-    ("text:a/books", "books"),
-    ("jsonl:a/x.jsonl?text=content", "x.jsonl"),
-    ("jsonl:crawl/*.jsonl.gz", "crawl"),
-    ("tfds:pg19?data_dir=gs://b/tfds", "pg19"),
-    ("mix:stores/books=2,stores/code=1", "books+code"),
-    ("python-stdlib", "python-stdlib"),
-  ],
-)
-def test_names_of_corpora(path, name):
-  assert short_name(path) == name
 
 
 def test_a_task_that_was_not_evaluated_is_one_line(tmp_path):

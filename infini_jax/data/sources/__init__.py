@@ -33,19 +33,21 @@ KINDS = {
 }
 
 
-def open_corpus(spec: str) -> Corpus:
+def open_corpus(spec: str, train: bool = True) -> Corpus:
   """Finds a corpus; the same corpus always gives the same parts.
 
   Args:
     spec: a folder, `python-stdlib`, text:DIR, jsonl:FILES, parquet:FILES, tfds:NAME or hf:NAME,
       as docs/data.md says; all but folders take options, such as `jsonl:FILES?text=content`.
+    train: whether it must have text to train on. An evaluation can do without: a single file, a
+      folder of one or two, or files that are all named for a test will do.
 
   Raises:
     InputError: another kind, or what the kind's own file says.
   """
   kind, colon, _ = spec.partition(":")
   if colon and kind in KINDS:
-    return KINDS[kind](spec)
+    return KINDS[kind](spec, train)
   if kind == "mix":
     raise InputError(
       f"corpus {spec!r}: a mixture is of stores that were prepared; give it to config.data.path"
@@ -57,4 +59,4 @@ def open_corpus(spec: str) -> Corpus:
       + (f", did you mean {close[0]!r}?" if close else ";")
       + f" choose {', '.join(f'{name}:...' for name in KINDS)} or a folder"
     )
-  return folders.open_folder(spec, str(folder_of(spec)) if spec else spec)
+  return folders.open_folder(spec, str(folder_of(spec)) if spec else spec, train)

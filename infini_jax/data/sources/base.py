@@ -157,11 +157,13 @@ class Fields(NamedTuple):
     return Record(_choose_split(splits, place), name, text, summary)
 
 
-def choose_splits(spec: str, options: Options, there_are: Collection[str]) -> dict[str, str]:
+def choose_splits(
+  spec: str, options: Options, there_are: Collection[str], train: bool = True
+) -> dict[str, str]:
   """Which of a data set's own splits stand for which of ours; `?train=NAME` chooses another.
 
   Raises:
-    InputError: it has no split of the name asked for, or none for train.
+    InputError: it has no split of the name asked for, or none for train, where that must be.
   """
   chosen = {name: CALLED[name] for name in there_are if name in CALLED}
   for split in (split for split in SPLITS if split in options):
@@ -171,7 +173,7 @@ def choose_splits(spec: str, options: Options, there_are: Collection[str]) -> di
       )
     chosen = {name: ours for name, ours in chosen.items() if ours != split}
     chosen[options[split]] = split
-  if "train" not in chosen.values():
+  if "train" not in chosen.values() and (train or not chosen):
     raise InputError(
       f"corpus {spec!r}: has no train split, only {', '.join(there_are) or 'none at all'}; choose "
       f"one with ?train=NAME"
@@ -188,7 +190,7 @@ def split_rule(found: Collection[str]) -> tuple[dict[str, tuple[str, ...]], str]
   rule = {split: (split, *missing) if split == "train" else (split,) for split in found}
   share = f"{HELD_OUT:.0%} of train{' each' if len(missing) > 1 else ''}, chosen by a hash"
   note = f"no {' and no '.join(missing)} split in the corpus: {share}"
-  return rule, note if missing else ""
+  return rule, note if missing and "train" in found else ""
 
 
 def part_size(total: int) -> int:

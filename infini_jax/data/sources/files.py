@@ -34,7 +34,9 @@ class Listing(NamedTuple):
   rest: list[Way]
 
 
-def find_files(spec: str, patterns: str, suffixes: tuple[str, ...]) -> tuple[list[File], str, str]:
+def find_files(
+  spec: str, patterns: str, suffixes: tuple[str, ...], train: bool = True
+) -> tuple[list[File], str, str]:
   """The files of a corpus in the order of their names, a note on splits, and what is left out.
 
   A file belongs to the split that its name speaks of, or else its folder's; to train if neither.
@@ -44,6 +46,7 @@ def find_files(spec: str, patterns: str, suffixes: tuple[str, ...]) -> tuple[lis
     spec: of the corpus, for errors.
     patterns: files, folders or patterns such as data/*.jsonl, with commas between.
     suffixes: of the files of a folder, in small letters.
+    train: whether one must be for train.
 
   Raises:
     InputError: a pattern that nothing matches, no file for train, or one that cannot be read.
@@ -66,7 +69,7 @@ def find_files(spec: str, patterns: str, suffixes: tuple[str, ...]) -> tuple[lis
   names = {path: name_below(Path(root), path) for path in paths}
   words = {path: NAMED.findall(name.lower()) for path, name in names.items()}
   splits = {path: CALLED[w[-1]] if w else "train" for path, w in words.items()}
-  if "train" not in splits.values():
+  if train and "train" not in splits.values():
     raise InputError(
       f"corpus {spec!r}: all files are named for validation or test; add files for train"
     )

@@ -69,17 +69,17 @@ class Folder(Corpus):
       yield middle(read_text(document), share)
 
 
-def open_text(spec: str) -> Folder:
+def open_text(spec: str, train: bool = True) -> Folder:
   """The corpus `text:DIR`.
 
   Raises:
     InputError: as `list_documents`.
   """
-  return open_folder(spec, plain(Options.split(spec, ())[0]))
+  return open_folder(spec, plain(Options.split(spec, ())[0]), train)
 
 
-def open_folder(spec: str, path: str) -> Folder:
-  """The corpus in a folder, or `python-stdlib`.
+def open_folder(spec: str, path: str, train: bool = True) -> Folder:
+  """The corpus in a folder, or `python-stdlib`; of an evaluation, also a single file.
 
   Names and sizes of all documents are in the fingerprint, and the content of a few: to read all of
   a large corpus again would take as long as to tokenize it.
@@ -87,7 +87,7 @@ def open_folder(spec: str, path: str) -> Folder:
   Raises:
     InputError: as `list_documents`.
   """
-  splits, others = _find(path)
+  splits, others = _find(path, train)
   sizes = {d.path: file_size(d.path) for documents in splits.values() for d in documents}
   listing: list[str] = []
   for split in SPLITS:
@@ -153,10 +153,10 @@ def read_text(document: Document) -> str:
   return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _find(path: str) -> tuple[dict[str, list[Document]], str]:
+def _find(path: str, train: bool = True) -> tuple[dict[str, list[Document]], str]:
   """The documents of each split, and what is left out."""
   if path == PYTHON_STDLIB:
-    return _split(_python_stdlib(), path), ""
+    return _split(_python_stdlib(), path, train), ""
   root = Path(expand(path))
   if not path or not root.exists():
     raise InputError(
@@ -164,7 +164,7 @@ def _find(path: str) -> tuple[dict[str, list[Document]], str]:
       f"a prepared store, or the word {PYTHON_STDLIB}"
     )
   if not root.is_dir():
-    raise InputError(f"corpus {path!r} is a file: give the folder that holds it")
+    return _single(root, train), ""
   taken, rest = _below(root, SUFFIXES)
   if not taken:
     there = left_out(rest).partition(": ")[2]
@@ -173,10 +173,10 @@ def _find(path: str) -> tuple[dict[str, list[Document]], str]:
       f"{there and f', but {there}'}; rename the texts or give another folder"
     )
   if not all((root / split).is_dir() for split in SPLITS):
-    return _split(taken, path), left_out(rest)
+    return _split(taken, path, train), left_out(rest)
   splits = {split: [d for d in taken if d.name.split("/")[0] == split] for split in SPLITS}
   for split, members in splits.items():
-    if not members:
+    if not members and train:
       raise InputError(f"corpus {path!r}: its folder {split}/ has no documents; put some there")
   kept = {document.path for documents in splits.values() for document in documents}
   beside = [Way.to(document.path) for document in taken if document.path not in kept]
@@ -208,8 +208,28 @@ def _is_text(document: Document) -> bool:
   return True
 
 
-def _split(documents: list[Document], path: str) -> dict[str, list[Document]]:
-  """Splits by a hash of the names: a document stays where it is when the corpus moves."""
+def _single(file: Path, train: bool) -> dict[str, list[Document]]:
+  """A file by itself, whatever its name ends in.
+
+  Raises:
+    InputError: it is to be trained on, or holds the rows of another kind of corpus.
+  """
+  if train:
+    raise InputError(f"corpus '{file}' is a file: give the folder that holds it")
+  name = file.name.lower().removesuffix(".gz").removesuffix(".zst")
+  for kind, suffixes in (("jsonl", (".jsonl", ".json")), ("parquet", (".parquet",))):
+    if name.endswith(suffixes):
+      raise InputError(f"corpus '{file}' is no text by itself; write {kind}:{file}")
+  return {split: [Document(file.name, file)] * (split == "test") for split in SPLITS}
+
+
+def _split(documents: list[Document], path: str, train: bool) -> dict[str, list[Document]]:
+  """Splits by a hash of the names: a document stays where it is when the corpus moves.
+
+  One or two that are not to be trained on are for a test.
+  """
+  if len(documents) < 3 and not train:
+    return {split: documents * (split == "test") for split in SPLITS}
   if len(documents) < 3:
     raise InputError(
       f"corpus {path!r} has {len(documents)} document(s), too few to hold one out for validation "

@@ -60,7 +60,7 @@ class HuggingFacePart(Part):
         yield self.fields.record(self.splits, f"{self.split}:{number}", row)
 
 
-def open_huggingface(spec: str) -> Corpus:
+def open_huggingface(spec: str, train: bool = True) -> Corpus:
   """The corpus `hf:NAME?config=CONFIG&text=FIELD&train=SPLIT` and so on; NAME may be a folder.
 
   Raises:
@@ -79,7 +79,7 @@ def open_huggingface(spec: str) -> Corpus:
     said = ": ".join(" ".join(str(e).split()) for e in (error, error.__cause__) if e)[:300]
     ours = f"; or read its files by jsonl:{place} or parquet:{place}" if os.path.isdir(name) else ""
     raise InputError(f"corpus {spec!r}: datasets says: {said}{ours}") from None
-  splits = choose_splits(spec, options, list(loaded))
+  splits = choose_splits(spec, options, list(loaded), train)
   rule, note = split_rule(set(splits.values()))
   fields = Fields.choose(spec, options, loaded[next(iter(splits))].column_names)
   info = next(iter(loaded.values())).info

@@ -48,14 +48,14 @@ class LinesPart(Part):
         yield self.fields.record(self.splits, f"{self.name}:{place}", row)
 
 
-def open_jsonl(spec: str) -> Corpus:
+def open_jsonl(spec: str, train: bool = True) -> Corpus:
   """The corpus `jsonl:FILES?text=FIELD&summary=FIELD&name=FIELD`.
 
   Raises:
     InputError: no such files, one that is not JSON lines, or no such field.
   """
   patterns, options = Options.split(spec, Fields._fields)
-  files, note, others = find_files(spec, patterns, SUFFIXES)
+  files, note, others = find_files(spec, patterns, SUFFIXES, train)
   first = next((row for file in files for row in _first_row(file)), None)
   if first is None:
     raise InputError(f"corpus {spec!r}: its files are empty; give others")

@@ -41,14 +41,14 @@ class RowsPart(Part):
       yield self.fields.record(self.splits, f"{self.name}:{number}", row)
 
 
-def open_parquet(spec: str) -> Corpus:
+def open_parquet(spec: str, train: bool = True) -> Corpus:
   """The corpus `parquet:FILES?text=FIELD&summary=FIELD&name=FIELD`.
 
   Raises:
     InputError: no such files, one that is not Parquet, or no such field.
   """
   patterns, options = Options.split(spec, Fields._fields)
-  files, note, others = find_files(spec, patterns, (".parquet",))
+  files, note, others = find_files(spec, patterns, (".parquet",), train)
   fields = Fields.choose(spec, options, _open(files[0].path).schema_arrow.names)
   groups = {file.path: row_groups(file.path) for file in files}
   target = part_size(sum(size for found in groups.values() for _, size in found))

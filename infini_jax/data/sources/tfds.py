@@ -75,7 +75,7 @@ class ExamplesPart(Part):
     return read_records(path, self.start, self.stop)
 
 
-def open_tfds(spec: str) -> Corpus:
+def open_tfds(spec: str, train: bool = True) -> Corpus:
   """The corpus `tfds:NAME[/CONFIG][:VERSION]?data_dir=DIR&text=FIELD&train=SPLIT` and so on.
 
   Raises:
@@ -89,7 +89,7 @@ def open_tfds(spec: str) -> Corpus:
     raise InputError(f"corpus {spec!r}: write tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.2.3")
   try:
     builder = _builder(_find(spec, match[1], match[2], data_dir))
-    return _corpus(spec, builder, options)
+    return _corpus(spec, builder, options, train)
   except InputError:
     raise
   except Exception as error:  # of many kinds: no gcsfs, no network, no right to read
@@ -102,7 +102,7 @@ def open_tfds(spec: str) -> Corpus:
     ) from None
 
 
-def _corpus(spec: str, builder: Any, options: Options) -> Corpus:
+def _corpus(spec: str, builder: Any, options: Options, train: bool) -> Corpus:
   """The parts of a prepared data set."""
   info = builder.info
   there_are = {name: _is_text(feature) for name, feature in info.features.items()}
@@ -116,7 +116,7 @@ def _corpus(spec: str, builder: Any, options: Options) -> Corpus:
       )
   if fields.name and info.features[fields.name].shape != ():
     raise InputError(f"corpus {spec!r}: field {fields.name!r} is no name; take one text or number")
-  splits = choose_splits(spec, options, list(info.splits))
+  splits = choose_splits(spec, options, list(info.splits), train)
   rule, note = split_rule(set(splits.values()))
   target = part_size(sum(info.splits[split].num_bytes for split in splits))
   parts: list[Part] = []

@@ -110,14 +110,13 @@ def check_finite(name: str, lying: np.ndarray, before: np.ndarray) -> None:
     wrong = ~np.isfinite(flat[start : start + PIECE])
     if not wrong.any():
       continue
-    place = np.unravel_index(start + int(wrong.argmax()), lying.shape)
-    value = float(before[place])
+    value = float(before[np.unravel_index(start + int(wrong.argmax()), lying.shape)])
     if math.isfinite(value):
       raise InputError(
         f"tensor {name} holds {value:g}, which is too large for {lying.dtype}; take a wider type, "
         f"or other weights"
       )
     raise InputError(
-      f"tensor {name} holds {value}, at {tuple(map(int, place))} of {lying.shape}: such weights "
-      f"compute nothing; take another copy, or another checkpoint"
+      f"tensor {name} holds {value}, and such weights compute nothing; take another copy, or "
+      f"another checkpoint"
     )

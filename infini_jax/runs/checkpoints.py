@@ -115,8 +115,8 @@ class Checkpoints:
     self._folder.mkdir(parents=True, exist_ok=True)
     in_place = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
     registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, in_place))
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=registry)
     with self._writing():
+      handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=registry)
       manager = ocp.CheckpointManager(
         self._folder, options=self._options, item_handlers={"params": handler}
       )

@@ -100,7 +100,10 @@ def not_finite(folder, name, value, dtype=np.float32):
 NORM = "model.norm.weight"
 DOWN = "model.layers.2.mlp.down_proj.weight"
 SPOILT = {
-  "nan": (lambda f: not_finite(f, NORM, np.nan), f"tensor {NORM} holds nan, at .7,. of .8,.: such"),
+  "nan": (
+    lambda f: not_finite(f, NORM, np.nan),
+    f"tensor {NORM} holds nan, and such weights compute",
+  ),
   "infinite": (lambda f: not_finite(f, DOWN, -np.inf, np.float16), f"tensor {DOWN} holds -inf"),
   "bfloat16": (lambda f: not_finite(f, DOWN, np.nan, jnp.bfloat16), f"tensor {DOWN} holds nan"),
   "too large": (

@@ -71,21 +71,18 @@ def test_an_estimate_in_tables_and_in_json(file, tmp_path, capsys, monkeypatch, 
   )
 
 
-@pytest.mark.parametrize(
-  "where",
-  [["--topology=v5e:2x2", "--no-compile"], ["--topology=gpu:a100x1", "--mesh=data=1"]],
-  ids=["tpu", "gpu"],
-)
-def test_a_model_that_is_too_large_is_told_what_would_fit(file, tmp_path, capsys, where):
+def test_a_model_that_is_too_large_is_told_what_would_fit(file, tmp_path, capsys, monkeypatch):
   large = [f"--config.model.{name}" for name in ("width=8192", "ffn=16384", "layers=16")]
   out = tmp_path / "plan.json"
-  command = (*where, f"--json={out}", *large)
-  assert plan(file, *command) == 1, "what does not fit ends with 1"
+  where = ("--topology=v5e:2x2", "--no-compile")
+  assert plan(file, *where, f"--json={out}", *large) == 1, "what does not fit ends with 1"
   assert not json.loads(out.read_text())["verdict"]["fits"]
   text = " ".join(capsys.readouterr().out.split())
   assert "does not fit" in text
   assert "most of it: optimizer" in text
   assert "would fit" in text
+  monkeypatch.setattr("infini_jax.planner.verdict.MOVES", ())  # they take most of the time
+  assert plan(file, "--topology=gpu:a100x1", "--mesh=data=1", *large) == 1
 
 
 def refused(capsys, file, *more):

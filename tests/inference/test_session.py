@@ -413,18 +413,21 @@ def test_each_lane_may_have_a_seed_of_its_own(rng, infini):
 
 
 def test_the_same_on_a_mesh(rng, infini):
-  prompts, outs = draw(rng, 21, 30), []
-  how = {"temperature": 1.0, "repetition_penalty": 1.1, "seed": 2}
-  session = Session(infini.run, lanes=2)
-  session.read(prompts)
-  outs.append(written(session, 4, **how))
+  first, second, new = draw(rng, 21, 30, 9)
+
+  def all_of_it(run):
+    session, how = Session(run, lanes=2), {"temperature": 1.0, "repetition_penalty": 1.1, "seed": 2}
+    session.read([first, second])
+    before = written(session, 4, **how)
+    session.reset(0)
+    session.read([new, []])
+    return before + written(session, 3, **how)
+
+  here = all_of_it(infini.run)
   mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
   with jax.set_mesh(mesh):
     params = jax.device_put(infini.params, param_shardings(infini.params, mesh))
-    session = Session(Run(Engine(infini.config, params), Unending()), lanes=2)
-    session.read(prompts)
-    outs.append(written(session, 4, **how))
-  assert outs[0] == outs[1]
+    assert all_of_it(Run(Engine(infini.config, params), Unending())) == here
 
 
 def test_wrong_inputs_are_one_line(infini):

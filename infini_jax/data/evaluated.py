@@ -1,5 +1,6 @@
 """The text that an evaluation reads: the run's own or any other, in the tokens of the run."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -9,12 +10,13 @@ from infini_jax.config import InputError
 from infini_jax.data.mixture import PREFIX, open_mixture, tokenizer_spec
 from infini_jax.data.prepare import prepare, read_plan
 from infini_jax.data.sources import Corpus, open_corpus
-from infini_jax.data.sources.base import digest
+from infini_jax.data.sources.base import MB, digest
 from infini_jax.data.sources.specs import cut, folder_of, plain
 from infini_jax.data.store import Store, is_store
 from infini_jax.data.tokenizers import OWN, Tokenizer
 from infini_jax.paths import expand
 
+READ = 256 * MB  # of text, at most, of which every letter is looked at for changes
 NAME = 40  # characters of a corpus' name in that of a folder
 
 
@@ -74,12 +76,22 @@ def _encoded(path: str, own: Path, others: Path, console: Console, tokenizer: To
       raise
     console.print(f"{error}; the run's own store of it is read", markup=False, soft_wrap=True)
     return kept
+  if _holds(own, corpus, tokenizer):
+    return Store.open(own)
+  corpus = _looked_at(corpus)
   folder = others / "-".join(
     filter(None, [file_name(short_name(path)), digest([corpus.fingerprint, tokenizer.fingerprint])])
   )
-  if _holds(own, corpus, tokenizer):
-    return Store.open(own)
   return prepare(corpus, folder, OWN, console=console, own=tokenizer, train=False)
+
+
+def _looked_at(corpus: Corpus) -> Corpus:
+  """The corpus with a fingerprint of all its text, unless that would take long to read."""
+  if sum(part.size for part in corpus.parts) > READ:
+    return corpus
+  records = (record for part in corpus.parts for record in part.read())
+  texts = ("\0".join(record) for record in records)
+  return dataclasses.replace(corpus, fingerprint=digest([corpus.fingerprint, *texts]))
 
 
 def _holds(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> bool:

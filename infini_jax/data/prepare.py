@@ -232,7 +232,7 @@ def _fingerprint(plan: dict[str, Any], tokenizer: Tokenizer) -> str:
 def _claim(out: Path, plan: dict[str, Any], remedy: str) -> None:
   """Marks `out` as the store of this plan, or checks that it is."""
   if os.fsencode(out).decode("utf-8", "replace") != str(out):
-    raise InputError(f"{out}: the bytes of this name are not UTF-8; choose another --out")
+    raise InputError(f"{out}: the bytes of this name are not UTF-8; {remedy}")
   if out.is_dir() and is_store(out):
     found = read_plan(out)
     if (out / "store.json").exists() and found.get("format") in READABLE:

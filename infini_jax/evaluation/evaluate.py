@@ -105,7 +105,7 @@ def evaluate(
         place = filing.Evaluated.of(results).folder(job.name, newest)
         folder = workdir.path / "evaluation" / place
         filing.write(folder, results)
-        _show(job, found, results, own, folder, console)
+        _show(job, found, results, own, workdir.path, folder, console)
   return everything
 
 
@@ -183,6 +183,7 @@ def _show(
   found: dict[str, Any],
   results: dict[str, Any],
   config: Config,
+  path: Path,
   folder: Path,
   console: Console,
 ) -> None:
@@ -194,11 +195,11 @@ def _show(
   tables = KINDS[job.task].tables
   pictures = tables.draw(found, results, folder)
   tables.show(found, results, config, console)
-  console.print(_about(results, folder, pictures))
+  console.print(_about(results, path, folder, pictures))
   tables.verdict(found, console)
 
 
-def _about(results: dict[str, Any], folder: Path, pictures: dict[str, Path]) -> Table:
+def _about(results: dict[str, Any], path: Path, folder: Path, pictures: dict[str, Path]) -> Table:
   """What was evaluated, how fast, and where everything lies."""
   table = _table(f"the run, step {results['step']}")
   speed = results["training_tokens_per_second"]
@@ -209,7 +210,7 @@ def _about(results: dict[str, Any], folder: Path, pictures: dict[str, Path]) -> 
   table.add_row("parameters", f"{results['parameters']:,}")
   if corpus := results.get("corpus"):
     table.add_row("corpus", ", ".join([corpus["path"], *filter(None, [results.get("split")])]))
-  table.add_row("checkpoint", f"step {results['step']:,}")
+  table.add_row("checkpoint", _shown(path / "checkpoints" / str(results["step"])))
   table.add_row("results", _shown(folder / filing.FILE))
   for name, file in pictures.items():
     table.add_row(f"picture: {name}", _shown(file))

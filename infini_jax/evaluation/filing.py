@@ -117,7 +117,7 @@ def told_apart(some: Mapping[str, Evaluated]) -> dict[str, str]:
   differ = [f for f in fields if len({str(one.get(f)) for one in flat.values()}) > 1]
   said = lambda field, value: value if field in ("corpus", "split") else f"{field} {value}"
   return {
-    name: ", ".join(said(f, one.get(f, "not named")) for f in differ) for name, one in flat.items()
+    name: ", ".join(said(f, one[f]) for f in differ if one.get(f)) for name, one in flat.items()
   }
 
 

@@ -85,6 +85,8 @@ def test_what_tells_evaluations_apart_is_said():
   assert told_apart(some) == {"a": "a/books (11)", "b": "b/books (22)"}
   some = {"a": evaluated(), "b": evaluated(protocol={"evaluation.max_tokens": 9})}
   assert told_apart(some) == {"a": "max_tokens 0", "b": "max_tokens 9"}
+  some = {"a": evaluated(), "b": evaluated(protocol={"evaluation.document": "b.txt"})}
+  assert told_apart(some) == {"a": "max_tokens 0", "b": "document b.txt"}
   some = {"a": evaluated(), "b": evaluated(corpus=None, split=None)}
   assert told_apart(some)["b"] == "corpus not named, split not named"
 

@@ -84,6 +84,15 @@ def test_other_text_has_a_store_of_its_own_and_a_new_one_when_it_changes(run, te
   assert before == {f: f.read_bytes() for f in workdir.store.rglob("*") if f.is_file()}
 
 
+def test_a_letter_that_changes_is_seen_wherever_it_stands(run, tmp_path):
+  file = tmp_path / "lines.jsonl"
+  for last in ("a", "b"):
+    lines = [{"text": f"line {i}"} for i in range(5)] + [{"text": f"the last {last}"}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read(run, f"jsonl:{file}", split="all")[1]
+    assert f"the last {last}" in found.values() and len(found) == 6
+
+
 def test_a_file_and_a_corpus_of_one_document_are_read_whole(run, tmp_path):
   for name in ("a story.txt", "page.html", "no_ending"):
     (tmp_path / name).write_text(f"once in {name}")

@@ -1,5 +1,10 @@
-"""AdamW, or Adafactor as the paper's, with the gates in a group of their own."""
+"""AdamW, or Adafactor as the paper's, with the gates in a group of their own.
 
+All of it is computed and kept in float32. Parameters may be stored in bfloat16: then the new ones
+are rounded at random (`apply`), because the nearest value is mostly the old one.
+"""
+
+import zlib
 from typing import Any
 
 import jax
@@ -7,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from infini_jax.config import Config
-from infini_jax.parallel.mesh import letters_of
+from infini_jax.parallel.mesh import in_mesh, letters_of
 
 
 def make_schedule(config: Config, peak: float) -> optax.Schedule:
@@ -44,7 +49,51 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     groups = {"gate": gate, "matrix": matrix, "vector": vector}
     groups |= {"stacked matrix": _layer_by_layer(matrix), "stacked vector": _layer_by_layer(vector)}
   clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity()
-  return optax.chain(clip, optax.partition(groups, lambda params: _label(params, o.name)))
+  return _in_float32(optax.chain(clip, optax.partition(groups, lambda p: _label(p, o.name))))
+
+
+def apply(params: Any, updates: Any, key: jax.Array) -> Any:
+  """The parameters after an update, in their own types.
+
+  A bfloat16 parameter is rounded up or down at random, to each neighbour with the probability that
+  makes the mean exact. The random bits depend on the key and on the parameter's place in the tree
+  alone, so that every mesh, and a run that goes on from a checkpoint, rounds alike.
+
+  Args:
+    params: the parameters.
+    updates: float32, of the same tree.
+    key: of this run and step.
+  """
+
+  def one(path, param, update):
+    if param.dtype != jnp.bfloat16:
+      return optax.apply_updates(param, update)
+    place = zlib.crc32("/".join(step.key for step in path).encode())
+    return _round_at_random(param + update, jax.random.fold_in(key, place))
+
+  return jax.tree_util.tree_map_with_path(one, params, updates)
+
+
+def _round_at_random(x: jax.Array, key: jax.Array) -> jax.Array:
+  """float32 as bfloat16: random bits are added to those that are cut off."""
+  where = jax.typeof(x).sharding.spec if in_mesh() else None
+  noise = jax.random.bits(key, x.shape, jnp.uint16, out_sharding=where).astype(jnp.uint32)
+  bits = (jax.lax.bitcast_convert_type(x, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
+  rounded = jax.lax.bitcast_convert_type(bits, jnp.float32)
+  return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
+
+
+def in_float32(tree: Any) -> Any:
+  """Parameters or gradients in the type that the optimizer computes in."""
+  return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
+def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+  """The same on float32 copies: its statistics and updates are float32 for every parameter."""
+  return optax.GradientTransformation(
+    lambda params: tx.init(in_float32(params)),
+    lambda updates, state, params=None: tx.update(in_float32(updates), state, in_float32(params)),
+  )
 
 
 def _label(params: Any, name: str) -> Any:

@@ -16,6 +16,7 @@ from infini_jax.models.mixers import MIXERS
 from infini_jax.models.summary import random_borders
 from infini_jax.ops.loss import cross_entropy, divergence
 from infini_jax.parallel import shard
+from infini_jax.training import optimizer
 from infini_jax.training.health import memory_metrics
 from infini_jax.training.part import join, split
 
@@ -120,7 +121,8 @@ def make_train_step(
 
     parts = (_split(memory, 1, t.accumulate), _split(batch, 0, t.accumulate))
     names = ["loss", *["distillation"] * (teacher is not None), *["right"] * ("asked_BT" in batch)]
-    zero = (dict.fromkeys(names, jnp.zeros(())), jax.tree.map(jnp.zeros_like, trained))
+    empty = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), trained)
+    zero = (dict.fromkeys(names, jnp.zeros(())), empty)
     (sums, grads), memory = jax.lax.scan(body, zero, parts)
     return sums, _join(memory, 1), grads
 
@@ -136,16 +138,20 @@ def make_train_step(
       memory = _where_lane(batch["warm_B"], warm, memory)
       warm = _read_along(config, state.params, warm, batch)
     batch = {name: rows for name, rows in batch.items() if not name.startswith("warm")}
+    key = jax.random.fold_in(jax.random.key(t.seed), state.step)
     if config.model.mixer == "autocompressor":
-      key = jax.random.fold_in(jax.random.key(t.seed), state.step)
       batch["shift_BS"] = random_borders(config.model, key, batch["reset_BS"], batch["mask_BT"])
     sums, memory, grads = gradients(state.params, teacher, memory, batch)
     with jax.named_scope("optimizer"):
       trained, frozen = split(config, state.params)
       updates, opt_state = tx.update(grads, state.opt_state, trained)
-      params = join(optax.apply_updates(trained, updates), frozen)
+      params = join(optimizer.apply(trained, updates, key), frozen)
     tokens = batch["mask_BT"].sum().astype(jnp.float32)
-    metrics = {"loss": sums["loss"], "tokens": tokens, "grad_norm": optax.tree.norm(grads)}
+    metrics = {
+      "loss": sums["loss"],
+      "tokens": tokens,
+      "grad_norm": optax.tree.norm(optimizer.in_float32(grads)),
+    }
     if "asked_BT" in batch:
       metrics["answer_accuracy"] = sums["right"] / batch["asked_BT"].sum()
     if "distillation" in sums:

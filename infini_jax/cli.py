@@ -3,13 +3,14 @@
 import argparse
 import contextlib
 import errno
+import functools
 import importlib.metadata
 import os
 import platform
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -61,20 +62,22 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(args: argparse.Namespace, rest: list[str], console: Console) -> None:
-  config = load_config(rest)
-  from infini_jax.training.loop import train
+  with _all_processes(args, console) as check_alike:
+    config = load_config(rest)
+    check_alike(config)
+    from infini_jax.training.loop import train
 
-  _remember_programs(config)
-  with _all_processes(args, console):
+    _remember_programs(config)
     train(config, args.workdir, console)
 
 
 def _eval(args: argparse.Namespace, rest: list[str], console: Console) -> None:
-  from infini_jax.evaluation.evaluate import evaluate, own_config
+  with _all_processes(args, console) as check_alike:
+    from infini_jax.evaluation.evaluate import evaluate, own_config
 
-  config = load_config(rest, own_config(args.workdir))
-  _remember_programs(config)
-  with _all_processes(args, console):
+    config = load_config(rest, own_config(args.workdir))
+    check_alike(config)
+    _remember_programs(config)
     tasks = args.task.split(",") if args.task else ()
     evaluate(config, args.workdir, console, args.step, tasks, args.typed)
 
@@ -89,22 +92,34 @@ def _remember_programs(config: Config) -> None:
 
 
 @contextlib.contextmanager
-def _all_processes(args: argparse.Namespace, console: Console) -> Iterator[None]:
-  """Joins the other processes of this command, if there are any, and ends together with them."""
-  from infini_jax.parallel import distributed
+def _all_processes(
+  args: argparse.Namespace, console: Console
+) -> Iterator[Callable[[Config], None]]:
+  """Joins the other processes of this command, if there are any, and ends together with them.
 
-  how = distributed.settings(os.environ, args.coordinator, args.processes, args.process)
-  if not distributed.start(how):
-    yield
+  All that can be wrong in one process alone is looked at in here, or the others would wait for it.
+  Yields what compares a config, and all else that must be alike, with theirs.
+  """
+  from infini_jax.parallel import agreement, distributed, joining
+
+  how = joining.settings(os.environ, args.coordinator, args.processes, args.process)
+  joined = distributed.start(how)
+  check_alike = functools.partial(agreement.check_alike, args)
+  if not joined:
+    yield check_alike
     return
   console.quiet = distributed.process_index() > 0
   try:
     with distributed.guard():
-      yield
+      yield check_alike
       distributed.finish()
+  except distributed.PeerStopped as error:
+    print(f"infini-jax {args.command}: {error}", file=sys.stderr)
+    distributed.give_up(error.status)
   except BaseException as error:
+    why = " ".join(str(error).split()) or type(error).__name__
     together = not isinstance(error, KeyboardInterrupt)
-    distributed.give_up(_status(args.command, error), together=together)
+    distributed.give_up(_status(args.command, error), together=together, why=why)
 
 
 def _status(command: str, error: BaseException) -> int:

@@ -30,7 +30,7 @@ from infini_jax.paths import folder_to_write
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.metrics import read_metrics
-from infini_jax.runs.workdir import Workdir
+from infini_jax.runs.workdir import Workdir, check_same_inputs
 
 
 def own_config(path: str) -> Config:
@@ -76,6 +76,7 @@ def evaluate(
   with distributed.first_alone("inputs"):
     sources = {job.task: open_task(config, path, console, job.task) for job in jobs if job.task}
     read = {task: chosen(config, source) for task, source in sources.items()}
+  check_same_inputs(workdir, list(sources.values()))
   mesh = make_mesh(config.mesh)
   check_divisible(config, mesh)
   everything: dict[str, dict[str, Any]] = {}

@@ -6,15 +6,19 @@ service, which lives in process 0, or over the devices.
 """
 
 import atexit
+import concurrent.futures
 import contextlib
-import dataclasses
 import functools
 import itertools
+import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,10 +29,16 @@ from jax._src import distributed as jax_distributed  # its client has no public 
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from infini_jax.config import InputError
+from infini_jax.parallel.joining import Settings
 
 DAY_MS = 24 * 3600 * 1000  # a wait ends when a peer dies; this is only what the call asks for
+TELL_SECONDS = 2  # a process that stops tries so long to tell the others why
 TOGETHER_SECONDS = 10  # so long a process that fails waits for others that fail alike
 SHOWS_SECONDS = 60  # so long a network file system may hide a new file from other hosts
+POLL_SECONDS = 0.5  # so often a process that waits asks whether another has stopped
+NAMED = 3  # differences that are named, at most
+SHARED = "--workdir must be on a file system that all hosts share"
+STOPPED = "stopped"  # the key under which the first process that stops says why
 
 # JAX ends a process that has lost its peers with a stack trace, past anything Python could do. This
 # little process outlives it: it speaks when its pipe closes without the farewell.
@@ -44,60 +54,6 @@ _numbers = itertools.count()  # every process waits in the same order, so the na
 _sitter: subprocess.Popen | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """How to join the other processes; None is what JAX finds out from the cluster itself."""
-
-  coordinator: str | None = None  # HOST:PORT of process 0
-  processes: int | None = None
-  process: int | None = None
-  local_devices: tuple[int, ...] | None = None
-  peer_timeout: int = 60  # seconds of silence after which a process counts as dead
-  join_timeout: int = 300  # seconds until all must have started
-
-
-def settings(
-  environ: Mapping[str, str],
-  coordinator: str | None = None,
-  processes: str | None = None,
-  process: str | None = None,
-) -> Settings | None:
-  """How this process is to be started; None for a process by itself.
-
-  What is given as a flag counts first, then INFINI_COORDINATOR, INFINI_PROCESSES and
-  INFINI_PROCESS, then a Slurm step or a slice of TPU hosts.
-
-  Args:
-    environ: the environment.
-    coordinator: `--coordinator`, HOST:PORT of process 0.
-    processes: `--processes`, how many; "auto" asks the cluster.
-    process: `--process`, which of them, from 0.
-
-  Raises:
-    InputError: incomplete or wrong settings.
-  """
-  make = functools.partial(
-    Settings,
-    peer_timeout=_whole(environ, "INFINI_PEER_TIMEOUT", Settings.peer_timeout),
-    join_timeout=_whole(environ, "INFINI_JOIN_TIMEOUT", Settings.join_timeout),
-  )
-  flags = {"coordinator": coordinator, "processes": processes, "process": process}
-  given = {
-    name: value or environ.get(f"INFINI_{name.upper()}") or None for name, value in flags.items()
-  }
-  if given == {"coordinator": None, "processes": "auto", "process": None}:
-    return make()
-  if any(given.values()):
-    address, count, number = _explicit(given)
-    return None if count == 1 else make(address, count, number)
-  if _in_slurm_step(environ):
-    return make(local_devices=_slurm_devices(environ))
-  hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES") or ""
-  if "," in hosts or environ.get("MEGASCALE_NUM_SLICES", "1") != "1":
-    return make()
-  return None
-
-
 def start(how: Settings | None) -> bool:
   """Joins the other processes, before any device is touched. Returns whether there are any.
 
@@ -106,6 +62,7 @@ def start(how: Settings | None) -> bool:
   """
   if how is None:
     return False
+  _check_port(how)
   # JAX would take SIGTERM for itself: the loop asks all processes at every step instead.
   jax.config.update("jax_enable_preemption_service", False)
   who = "this process" if how.process is None else f"process {how.process} of {how.processes}"
@@ -137,10 +94,58 @@ def process_index() -> int:
   return jax_distributed.global_state.process_id
 
 
+class PeerStopped(Exception):
+  """Another process has stopped, and says why; `status` is that of its exit."""
+
+  def __init__(self, process: int, status: int, why: str):
+    super().__init__(f"process {process} stopped: {why}")
+    self.status = status
+
+
+def joined() -> bool:
+  """Whether there are other processes."""
+  return _client() is not None
+
+
 def wait(name: str) -> None:
-  """Returns when every process has come here."""
+  """Returns when every process has come here.
+
+  Raises:
+    PeerStopped: one of them never will.
+  """
   if client := _client():
-    client.wait_at_barrier(f"{name}-{next(_numbers)}", DAY_MS)
+    _attend(functools.partial(client.wait_at_barrier, f"{name}-{next(_numbers)}", DAY_MS))
+
+
+def agree(facts: Mapping[str, Any], remedy: str) -> None:
+  """Makes sure that all processes hand in the same.
+
+  Args:
+    facts: names and values.
+    remedy: what to do where they differ.
+
+  Raises:
+    InputError: they differ; on every process, with the names and the values.
+    PeerStopped: one of them has stopped before.
+  """
+  if not (client := _client()):
+    return
+  key, me = f"agree-{next(_numbers)}", process_index()
+  mine = {name: str(value) for name, value in facts.items()}
+  if me == 0:
+    client.key_value_set(f"{key}/facts", json.dumps(mine))
+  first = json.loads(_attend(lambda: client.blocking_key_value_get(f"{key}/facts", DAY_MS)))
+  apart = [name for name in {**first, **mine} if first.get(name) != mine.get(name)]
+  found = [
+    f"{name}: process 0 has {_shown(first.get(name))}, process {me} has {_shown(mine.get(name))}"
+    for name in apart[:NAMED]
+  ]
+  found += [f"and {len(apart) - NAMED} more"] * (len(apart) > NAMED)
+  client.key_value_set(f"{key}/apart/{me}", "; ".join(found))
+  wait("agreed")
+  for _, line in sorted(client.key_value_dir_get(f"{key}/apart")):
+    if line:
+      raise InputError(f"{line}; {remedy}")
 
 
 @contextlib.contextmanager
@@ -158,34 +163,22 @@ def first_alone(name: str) -> Iterator[None]:
       wait(name)
 
 
-def check_shared(file: Path, seen: str) -> None:
+def check_shared(file: Path) -> None:
   """Makes sure that all processes look at one folder: checkpoints are written by all of them.
 
   Args:
     file: what process 0 has just written.
-    seen: what else this process sees in the folder.
 
   Raises:
-    InputError: they do not see the same; on every process.
+    InputError: another does not see it; on every process.
   """
-  if not (client := _client()):
+  if not _client():
     return
   wait("written")
   deadline = time.monotonic() + SHOWS_SECONDS
   while not file.exists() and time.monotonic() < deadline:
     time.sleep(1)
-  if not file.exists():
-    seen = f"no {file.name}"
-  key = f"seen-{next(_numbers)}/"
-  client.key_value_set(f"{key}{process_index()}", seen)
-  wait("seen")
-  found = {name.rsplit("/", 1)[1]: value for name, value in client.key_value_dir_get(key)}
-  for process, value in sorted(found.items()):
-    if value != found["0"]:
-      raise InputError(
-        f"{file.parent}: process 0 sees {found['0']} there, process {process} sees {value}; "
-        f"--workdir must be on a file system that all hosts share"
-      )
+  agree({str(file.parent): file.name if file.exists() else f"no {file.name}"}, SHARED)
 
 
 class Anyone:
@@ -238,16 +231,20 @@ def finish() -> None:
   wait("end")
 
 
-def give_up(status: int, message: str = "", together: bool = True) -> NoReturn:
+def give_up(status: int, message: str = "", together: bool = True, why: str = "") -> NoReturn:
   """Ends this process with a failure, without the farewell that JAX would wait for.
 
   Args:
     status: of the exit.
     message: a line for standard error.
     together: first meet the others, which may have failed alike.
+    why: a line for the others, which may wait for this process.
   """
   if message:
     print(f"infini-jax: {message}", file=sys.stderr)
+  if why and (client := _client()):
+    said = json.dumps([process_index(), status, why])
+    _in_thread(functools.partial(client.key_value_set, STOPPED, said), TELL_SECONDS)
   if together and (client := _client()):
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       client.wait_at_barrier("failed", TOGETHER_SECONDS * 1000)
@@ -263,6 +260,72 @@ def _client() -> Any:
   return jax_distributed.global_state.client
 
 
+def _attend(call: Callable[[], Any]) -> Any:
+  """What a call returns that blocks until the others do their part.
+
+  It blocks a thread of its own: this one answers signals, and hears when another process stops.
+
+  Raises:
+    PeerStopped: so that the call would never return.
+  """
+  result = _in_thread(call)
+  with _terminable():
+    while not concurrent.futures.wait([result], POLL_SECONDS).done:
+      with contextlib.suppress(jax.errors.JaxRuntimeError):  # there is no such key
+        said = _client().key_value_try_get(STOPPED)
+        raise PeerStopped(*json.loads(said))
+  return result.result()
+
+
+def _in_thread(call: Callable[[], Any], seconds: float = 0) -> concurrent.futures.Future:
+  """A call under way in a thread that no exit waits for; first waits so long for its end."""
+  result: concurrent.futures.Future = concurrent.futures.Future()
+
+  def run():
+    try:
+      result.set_result(call())
+    except jax.errors.JaxRuntimeError as error:
+      result.set_exception(error)
+
+  threading.Thread(target=run, daemon=True).start()
+  concurrent.futures.wait([result], seconds)
+  return result
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+  """SIGTERM ends this process with a word to the others."""
+
+  def end(number, frame):
+    give_up(128 + number, together=False, why="it was told to, by SIGTERM")
+
+  default = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+  if not default or threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  signal.signal(signal.SIGTERM, end)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _check_port(how: Settings) -> None:
+  """Two processes 0 would share the port, and each wait for the others in vain."""
+  if how.process != 0 or not how.coordinator:
+    return
+  port = int(how.coordinator.rpartition(":")[2])
+  try:
+    with socket.socket() as listener:
+      listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      listener.bind(("", port))
+  except OSError as error:
+    raise InputError(
+      f"--coordinator={how.coordinator}: port {port} cannot be opened ({error.strerror}); choose "
+      f"another, and start one process alone with --process=0"
+    ) from None
+
+
 def _seat_sitter(message: str) -> None:
   global _sitter
   command = [sys.executable, "-S", "-E", "-c", SITTER, message]
@@ -276,51 +339,10 @@ def _farewell() -> None:
       _sitter.communicate(b".")
 
 
-def _explicit(given: dict[str, str | None]) -> tuple[str, int, int]:
-  """The coordinator, the number of processes and which this is.
-
-  Raises:
-    InputError: one of them is missing or wrong.
-  """
-  names = {name: f"--{name} or INFINI_{name.upper()}" for name in given}
-  for name, value in given.items():
-    if not value:
-      there = next(f"--{other}={value}" for other, value in given.items() if value)
-      raise InputError(
-        f"{there} was given without {names[name]}: give --coordinator=HOST:PORT, --processes=N "
-        f"and --process=I together, or --processes=auto on a cluster that JAX knows"
-      )
-  address = str(given["coordinator"])
-  host, _, port = address.rpartition(":")
-  if not host or not port.isdigit() or not 0 < int(port) < 65536:
-    raise InputError(f"--coordinator={address}: give HOST:PORT of process 0, such as node0:8476")
-  count = _whole(given, "processes", 0, "--processes=")
-  number = _whole(given, "process", 0, "--process=", least=0)
-  if number >= count:
-    raise InputError(f"--process={number}: processes are numbered from 0 to {count - 1}")
-  return address, count, number
-
-
-def _whole(
-  values: Mapping[str, Any], name: str, default: int, show: str = "", least: int = 1
-) -> int:
-  text = values.get(name) or str(default)
-  if not text.isdigit() or int(text) < least:
-    raise InputError(f"{show or name + '='}{text}: give a whole number from {least} on")
-  return int(text)
-
-
-def _in_slurm_step(environ: Mapping[str, str]) -> bool:
-  """Whether `srun` started this process as one of several; a batch script by itself is alone."""
-  names = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
-  return all(name in environ for name in names) and environ.get("SLURM_NTASKS", "1") != "1"
-
-
-def _slurm_devices(environ: Mapping[str, str]) -> tuple[int, ...] | None:
-  """All GPUs of the node for its only process: JAX would give it one."""
-  alone = environ.get("SLURM_STEP_NUM_NODES") == environ.get("SLURM_NTASKS")
-  gpus = environ.get("SLURM_GPUS_ON_NODE", "")
-  return tuple(range(int(gpus))) if alone and gpus.isdigit() else None
+def _shown(value: str | None) -> str:
+  if value is None:
+    return "nothing"
+  return value if len(value) <= 200 else f"{value[:200]}..."
 
 
 def _first_line(error: BaseException) -> str:

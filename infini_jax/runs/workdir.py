@@ -13,10 +13,11 @@ A workdir is whole by itself:
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from rich.console import Console
 from infini_jax import config as config_lib
 from infini_jax.config import Config, InputError
 from infini_jax.data import Source, load_saved, open_source
+from infini_jax.parallel import distributed
 from infini_jax.paths import folder_to_write, local
 
 START_FROM = "config.train.start_from"
@@ -142,6 +144,15 @@ class Workdir:
       raise InputError(f"{self.path}: no run here; train first with --workdir={self.path}")
     return run["config"]
 
+  def standing(self) -> str:
+    """What another process must see here too: whose run it is, and its newest checkpoint."""
+    file, folder = self.path / "run.json", self.path / "checkpoints"
+    if not file.exists():
+      return "no run"
+    whose = hashlib.blake2b(file.read_bytes(), digest_size=4).hexdigest()
+    steps = [int(f.name) for f in folder.iterdir() if f.name.isdigit()] if folder.exists() else []
+    return f"run {whose} at step {max(steps, default=0)}"
+
   def _run(self) -> dict[str, Any] | None:
     file = self.path / "run.json"
     if not file.exists():
@@ -174,6 +185,20 @@ def alone(folder: Path, out: Path) -> Iterator[None]:
     yield
   finally:
     os.close(held)
+
+
+def check_same_inputs(workdir: Workdir, sources: Iterable[Source]) -> None:
+  """Makes sure that all processes read the same texts in the same tokens, and see the same run.
+
+  Raises:
+    InputError: they do not; on every process.
+  """
+  distributed.agree({str(workdir.path): workdir.standing()}, distributed.SHARED)
+  facts = {}
+  for number, source in enumerate(sources, 1):
+    facts[f"the fingerprint of corpus {number}"] = source.fingerprint
+    facts[f"the fingerprint of tokenizer {number}"] = source.tokenizer.fingerprint
+  distributed.agree(facts, "let all hosts read the same config.data.path")
 
 
 def open_inputs(config: Config, path: str, console: Console) -> tuple[Workdir, Source]:

@@ -27,7 +27,7 @@ from infini_jax.parallel import check_divisible, distributed, local_rows, make_m
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.metrics import MetricWriter, last_logged
-from infini_jax.runs.workdir import Workdir, open_inputs
+from infini_jax.runs.workdir import Workdir, check_same_inputs, open_inputs
 from infini_jax.training.ending import tell_end, tell_rates
 from infini_jax.training.health import check_finite, log_values
 from infini_jax.training.optimizer import make_optimizer, make_schedule
@@ -52,6 +52,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
   with distributed.first_alone("inputs"):
     check_start(config)
     workdir, source = open_inputs(config, path, console)
+  check_same_inputs(workdir, [source])
   lanes = train_lanes(config, source)
   mesh = make_mesh(config.mesh)
   check_divisible(config, mesh)
@@ -73,7 +74,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
 
     # ---- State: the newest checkpoint of this run, or a fresh one.
     tx = make_optimizer(config)
-    distributed.check_shared(workdir.path / "run.json", f"checkpoint {step}")
+    distributed.check_shared(workdir.path / "run.json")
     if step:
       state = saved.restore(step, abstract_state(config, tx, mesh))
     else:

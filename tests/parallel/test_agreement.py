@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import time
 
 import pytest
@@ -130,8 +131,6 @@ def test_one_changed_line_is_another_code(tmp_path):
 
 
 def test_two_processes_0_do_not_wait_for_the_others(processes):
-  import socket
-
   with socket.socket() as other:
     other.bind(("", 0))
     other.listen()

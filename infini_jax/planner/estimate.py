@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from infini_jax.config import Config, original
 from infini_jax.ops.knn import SCORE_BYTES
@@ -109,7 +110,7 @@ def estimate(config: Config, sizes: dict[str, int], chip: Chip) -> Estimate:
   if teacher := abstract_teacher(config, abstract_mesh(sizes)):
     resting["original"] = chip_bytes(teacher)
   part = shares(config, sizes, chip.platform)
-  phase, working = _working(config, part, float(chip_bytes(split(config, state.params)[0])))
+  phase, working = _working(config, part, split(config, state.params)[0])
 
   T = config.data.segments * m.segment_length
   tokens = config.data.lanes * T
@@ -156,6 +157,10 @@ def _reading_along(config: Config, T: int) -> float:
   return (sum(parts.values()) - parts["head"]) * config.warm.segments / config.data.segments
 
 
+def _in_float32(tree: Any) -> Any:
+  return jax.tree.map(lambda x: x.update(dtype=jnp.float32), tree)
+
+
 def _parameters(params: Any) -> list[Parameter]:
   return [
     Parameter(
@@ -169,9 +174,9 @@ def _parameters(params: Any) -> list[Parameter]:
   ]
 
 
-def _working(config: Config, s: Shares, trained: float) -> tuple[str, dict[str, float]]:
-  """What a step needs for a while: the phase that needs most, and its parts in bytes. `trained` is
-  what of the parameters has a gradient.
+def _working(config: Config, s: Shares, params: Any) -> tuple[str, dict[str, float]]:
+  """What a step needs for a while: the phase that needs most, and its parts in bytes. `params` are
+  those that have a gradient.
 
   Modelled on compiled steps: in the loss, each chip has the rows of the head that it computes with,
   and their gradient twice (its own, and the sum), in the type they are stored in.
@@ -197,7 +202,9 @@ def _working(config: Config, s: Shares, trained: float) -> tuple[str, dict[str, 
   saved = m.layers * (kept[m.remat] + state)
   if m.remat == "none" and s.stored > 1:
     saved += m.layers * layer_weights * c  # gathered weights are kept too
-  sums = trained if t.accumulate > 1 else 0  # of the microbatches so far
+  # A gradient has the type of its parameter; the sum over the microbatches so far is float32.
+  trained = chip_bytes(params)
+  sums = chip_bytes(_in_float32(params)) if t.accumulate > 1 else 0
 
   tokens_of_lane = s.tokens // max(s.lanes, 1)
   logits = s.lanes * min(t.loss_chunk, tokens_of_lane) * s.vocab * (4 + 4 + c)

@@ -69,7 +69,7 @@ def apply(params: Any, updates: Any, key: jax.Array) -> Any:
     if param.dtype != jnp.bfloat16:
       return optax.apply_updates(param, update)
     place = zlib.crc32("/".join(step.key for step in path).encode())
-    return _round_at_random(param + update, jax.random.fold_in(key, place))
+    return _round_at_random(param.astype(jnp.float32) + update, jax.random.fold_in(key, place))
 
   return jax.tree_util.tree_map_with_path(one, params, updates)
 

@@ -29,9 +29,9 @@ def sizes(**axes):
 
 
 @pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
-def test_resting_bytes_are_those_of_real_arrays(mesh, optimizer):
-  c = config(mesh=mesh, optimizer={"name": optimizer}, model=MODEL)
+@pytest.mark.parametrize("optimizer,dtype", [("adamw", "float32"), ("adafactor", "bfloat16")])
+def test_resting_bytes_are_those_of_real_arrays(mesh, optimizer, dtype):
+  c = config(mesh=mesh, optimizer={"name": optimizer}, model=MODEL | {"param_dtype": dtype})
   real = make_mesh(MeshConfig(**mesh))
   with jax.set_mesh(real):
     state = initial_state(c, make_optimizer(c), real)
@@ -64,6 +64,16 @@ def test_rematerialization_trades_activations_for_work():
   assert full.flops["executed"] > dots.flops["executed"] > none.flops["executed"]
   assert full.flops["executed"] == offload.flops["executed"]
   assert full.flops["model"] == none.flops["model"]
+
+
+def test_bfloat16_halves_parameters_and_leaves_statistics_and_sums_of_gradients():
+  whole, half = (
+    made(model={"param_dtype": t}, train={"accumulate": 2}, data={"lanes": 16})
+    for t in ("float32", "bfloat16")
+  )
+  assert half.resting["parameters"] < 0.51 * whole.resting["parameters"], "gates are float32"
+  assert half.resting["optimizer"] == whole.resting["optimizer"]
+  assert half.working["gradients"] > 0.7 * whole.working["gradients"], "their sum is float32"
 
 
 def test_work_that_is_divided_further_takes_less_of_everything():

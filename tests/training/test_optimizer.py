@@ -4,7 +4,9 @@ import numpy as np
 import optax
 import pytest
 
-from infini_jax.training.optimizer import make_optimizer, make_schedule
+from infini_jax.config import MeshConfig
+from infini_jax.parallel import make_mesh, param_shardings
+from infini_jax.training.optimizer import apply, make_optimizer, make_schedule
 from tests.tiny import config
 
 
@@ -141,4 +143,83 @@ def test_clipping_is_of_the_whole_gradient(rng):
   assert (
     np.abs(steps(make_optimizer(free), start, [ones])["embed_VD"] - clipped["embed_VD"]).max()
     > 1e-4
+  )
+
+
+# ---- Parameters in bfloat16.
+
+
+def halved(tree):
+  return jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree)
+
+
+def after(params, updates, steps=1, seed=0):
+  one = jax.jit(apply)
+  for step in range(steps):
+    params = one(params, updates, jax.random.fold_in(jax.random.key(seed), step))
+  return params
+
+
+def test_small_updates_move_bfloat16_as_far_as_float32():
+  """Rounded to the nearest, each of them would be lost: the next value above 1 is 1.0078."""
+  ones = {"final_norm": {"scale_E": jnp.ones(4000, jnp.bfloat16)}}
+  got = after(ones, jax.tree.map(lambda x: jnp.full(x.shape, 1e-4), ones), steps=200)
+  moved = np.asarray(got["final_norm"]["scale_E"], np.float64) - 1
+  assert (moved > 0).mean() > 0.8, "nearly all have moved"
+  np.testing.assert_allclose(moved.mean(), 200 * 1e-4, rtol=0.05)
+
+
+def test_rounding_goes_to_a_neighbour_and_is_right_in_the_mean(rng):
+  x = rng.standard_normal(50) * 10.0 ** rng.integers(-6, 6, 50)
+  params = {"w_DF": jnp.zeros((50, 4000), jnp.bfloat16)}
+  want = np.asarray(x, np.float32)
+  updates = {"w_DF": jnp.broadcast_to(want[:, None], (50, 4000))}
+  got = np.asarray(after(params, updates)["w_DF"], np.float64)
+  step = 2.0 ** (np.floor(np.log2(np.abs(want.astype(np.float64)))) - 7)
+  assert (np.abs(got - want[:, None]) < step[:, None]).all()
+  assert (np.abs(got.mean(1) - want) < 5 * step / 2 / 4000**0.5).all(), "five standard errors"
+
+
+def test_values_that_bfloat16_has_stay_and_what_is_not_finite_shows(rng):
+  exact = jnp.asarray([0.0, -0.0, 1.0, -2.5, 3e38, jnp.inf, -jnp.inf, jnp.nan], jnp.bfloat16)
+  got = after({"scale_E": exact}, {"scale_E": jnp.zeros(8)})["scale_E"]
+  np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(exact, np.float32))
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1, 1), (1, 2, 2, 2)], ids=str)
+def test_every_mesh_rounds_alike(rng, sizes):
+  start = jax.tree.map(lambda x: jnp.tile(x, (1,) * (x.ndim - 1) + (4,)), params(rng))
+  start = {"embed_VD": start["embed_VD"], "final_norm": start["final_norm"]}
+  updates, start = jax.tree.map(lambda x: x * 1e-3, start), halved(start)
+  mesh = make_mesh(MeshConfig(*sizes))
+  place = lambda tree: jax.device_put(tree, param_shardings(tree, mesh))
+  with jax.set_mesh(mesh):
+    got = after(place(start), place(updates), steps=2)
+  jax.tree.map(np.testing.assert_array_equal, got, after(start, updates, steps=2))
+  other = after(start, updates, steps=2, seed=1)
+  assert (other["embed_VD"] != got["embed_VD"]).any(), "another seed, other bits"
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_statistics_of_bfloat16_are_those_of_float32(rng, name):
+  """Computed from float32 copies, kept in float32: a mean of many squares would stand still."""
+  tx, start = make_optimizer(config(optimizer={"name": name})), halved(params(rng))
+  gradients = halved(like(rng, start))
+  single = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+  update = jax.jit(tx.update)
+  got, want = (
+    update(g, tx.init(p), p) for g, p in ((gradients, start), (single(gradients), single(start)))
+  )
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+  floats = [x.dtype for x in jax.tree.leaves(got) if jnp.issubdtype(x.dtype, jnp.floating)]
+  assert set(floats) == {jnp.dtype(jnp.float32)}
+
+
+def test_float32_parameters_are_added_to_as_ever(rng):
+  start = params(rng)
+  updates = like(rng, start)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    after(start, updates),
+    jax.jit(optax.apply_updates)(start, updates),
   )

@@ -232,3 +232,17 @@ def test_two_steps_are_what_they_were():
     err_msg=f"The numbers of fixed steps changed. If you did not intend to change behaviour, find "
     f"out why; if you did, say so in the commit and set GOLDEN = {got}",
   )
+
+
+def test_vectors_in_bfloat16_learn(rng):
+  """At rates far below the distance of two values: norms moved by none of many such steps."""
+  c = experiment(model={"param_dtype": "bfloat16"}, optimizer={"learning_rate": 1e-4})
+  run, batches = Run(c), [batch(rng) for _ in range(12)]
+  start = run.start.params
+  state, _ = run(*batches)
+  moved = lambda tree, old: float(jnp.mean(tree["scale_E"] != old["scale_E"]))
+  assert state.params["final_norm"]["scale_E"].dtype == jnp.bfloat16
+  for norm in ("attention_norm", "ffn_norm"):
+    assert moved(state.params["blocks"][norm], start["blocks"][norm]) > 0, norm
+  again, _ = run(*batches)
+  jax.tree.map(np.testing.assert_array_equal, again.params, state.params)

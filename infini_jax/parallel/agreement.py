@@ -19,6 +19,7 @@ import jax
 import infini_jax
 from infini_jax.config import Config
 from infini_jax.parallel import distributed
+from infini_jax.paths import local
 
 REMEDY = "start all processes with the same command, code and environment"
 
@@ -69,7 +70,11 @@ def check_alike(args: argparse.Namespace, config: Config) -> None:
 def _command(args: argparse.Namespace) -> dict[str, Any]:
   """What was typed, as it was understood."""
   flags = {f"--{k.replace('_', '-')}": v for k, v in vars(args).items() if k not in NOT_TYPED}
-  return {"the command": args.command, **flags, "--workdir": Path(args.workdir).absolute()}
+  return {
+    "the command": args.command,
+    **flags,
+    "--workdir": local(args.workdir, "--workdir").absolute(),
+  }
 
 
 def _fields(config: Config) -> dict[str, Any]:

@@ -203,8 +203,8 @@ def _working(config: Config, s: Shares, params: Any) -> tuple[str, dict[str, flo
   if m.remat == "none" and s.stored > 1:
     saved += m.layers * layer_weights * c  # gathered weights are kept too
   # A gradient has the type of its parameter; the sum over the microbatches so far is float32.
-  trained = chip_bytes(params)
-  sums = chip_bytes(_in_float32(params)) if t.accumulate > 1 else 0
+  trained = float(chip_bytes(params))
+  sums = float(chip_bytes(_in_float32(params))) if t.accumulate > 1 else 0.0
 
   tokens_of_lane = s.tokens // max(s.lanes, 1)
   logits = s.lanes * min(t.loss_chunk, tokens_of_lane) * s.vocab * (4 + 4 + c)

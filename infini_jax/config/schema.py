@@ -49,6 +49,11 @@ LEAST, MOST = 1e-15, 1e15  # of what logits are divided by: float32 must hold wh
 class InputError(ValueError):
   """A wrong input. Its text is one line: the thing, the value, the remedy. Exit status 2."""
 
+  def __init__(self, text: str):
+    # A name may hold new lines, or what a terminal obeys.
+    shown = (c if c.isprintable() else repr(c)[1:-1] for c in text)
+    super().__init__("".join(shown))
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:

@@ -235,6 +235,8 @@ def test_broken_files_are_named_with_the_place(tmp_path):
   fails(f"parquet:{tmp_path / 'q'}", r"a.parquet:0: field 'text' is not UTF-8 text \(byte 0\)")
   said_to_be_text = pa.array([b"a"] * 20 + [b"na\xefve"]).cast(pa.string(), safe=False)
   pq.write_table(pa.table({"text": said_to_be_text}), tmp_path / "r.parquet")
+  (tmp_path / "two\nlines\x1b.jsonl").write_text(good + "{oops")
+  fails(f"jsonl:{tmp_path}/two*", r"two\\nlines\\x1b.jsonl:14: .* is not JSON", read=True)
   twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
   pq.write_table(twice, tmp_path / "s.parquet")
   fails(f"parquet:{tmp_path}/s.parquet", "s.parquet: has several columns 'text'; rename all but")

@@ -107,7 +107,7 @@ def test_links_to_nothing_are_one_line(tmp_path):
   assert corpus.left_out.startswith("left out: 1 links to nothing (/"), "it may have been a folder"
 
 
-def test_ends_of_names_are_read_in_letters_of_any_size(tmp_path):
+def test_endings_are_read_in_upper_and_lower_case(tmp_path):
   pack = lambda row: gzip.compress(row["text"].encode())
   for row, end in zip(DOCUMENTS, itertools.cycle(["TXT", "Md", "pY", "txt.GZ", "Tex.gZ"])):
     file = tmp_path / "texts" / f"{row['id']}.{end}"

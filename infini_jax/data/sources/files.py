@@ -45,7 +45,7 @@ def find_files(
   Args:
     spec: of the corpus, for errors.
     patterns: files, folders or patterns such as data/*.jsonl, with commas between.
-    suffixes: of the files of a folder, in small letters.
+    suffixes: of the files of a folder, in lower case.
     train: whether one must be for train.
 
   Raises:
@@ -81,7 +81,7 @@ def find_files(
 
 
 def files_below(folder: Way, suffixes: tuple[str, ...], skip: Collection[str] = ()) -> Listing:
-  """The files below a folder whose names end so, in letters of any size; and the rest.
+  """The files below a folder whose names end so, in upper or lower case; and the rest.
 
   Raises:
     InputError: a folder that cannot be read.

@@ -33,7 +33,7 @@ from infini_jax.data.sources.walk import Way, unreadable
 from infini_jax.paths import expand
 
 PYTHON_STDLIB = "python-stdlib"
-SUFFIXES = (".txt", ".md", ".tex", ".py")  # in letters of any size; with .gz behind, packed
+SUFFIXES = (".txt", ".md", ".tex", ".py")  # in upper or lower case; with .gz behind, packed
 
 
 class Document(NamedTuple):

@@ -97,9 +97,8 @@ class TokenizerJson:
     vocab = self._model["vocab"]
     if isinstance(vocab, dict):
       return {rename(token): id for token, id in self.ids.items()}
-    lowest = min(
-      (score for _, score in vocab), default=0.0
-    )  # which decides how unknown text weighs
+    # The lowest score decides how unknown text weighs: it stays what it is.
+    lowest = min((score for _, score in vocab), default=0.0)
     pieces = [[rename(piece), score] for piece, score in vocab]
     pieces += [[f"{secret} {id}", lowest] for id in range(len(vocab), 1 + max(self.ids.values()))]
     for token, id in self.ids.items():
@@ -116,12 +115,14 @@ class TokenizerJson:
           f"{name}: its added token {token!r} has the id {id}, far behind the last piece, {last}; "
           f"correct it"
         )
-      if ids.setdefault(token, id) != id or names.setdefault(id, token) != token:
-        there = (
-          f"token {token!r} is {ids[token]}" if ids[token] != id else f"id {id} is {names[id]!r}"
-        )
+      taken = None
+      if ids.setdefault(token, id) != id:
+        taken = f"token {token!r} is {ids[token]}"
+      elif names.setdefault(id, token) != token:
+        taken = f"id {id} is {names[id]!r}"
+      if taken:
         raise InputError(
-          f"{name}: its added token {token!r} has the id {id}, but {there} in the same file; "
+          f"{name}: its added token {token!r} has the id {id}, but {taken} in the same file; "
           f"correct one of them"
         )
 

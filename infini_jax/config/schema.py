@@ -108,7 +108,7 @@ class ModelConfig:
   implementation: str = "auto"  # how the segments are run: parallel, scan, or auto
   attention: str = "auto"  # kernel inside segments: reference, xla, splash (TPU), cudnn, or auto
   compute_dtype: str = "float32"
-  param_dtype: str = "float32"
+  param_dtype: str = "float32"  # in which parameters are kept; bfloat16: docs/scale.md
 
   @property
   def gated(self) -> bool:

@@ -111,13 +111,22 @@ def train(config: Config, path: str, console: Console) -> TrainState:
       track(console, "train", t.steps, step) as bar,
     ):
       log.stage(stage.config, _step_bytes(update))
+
+      def show(_, text):
+        bar(None, f"validation: {text}")
+        if anyone(stopped.is_set()):
+          raise _Stopped
+
       while True:
         last = step >= t.steps
         stop = anyone(stopped.is_set()) or last
         if validation and step > start and (last or step % t.eval_every == 0):
-          show = lambda _, text: bar(None, f"validation: {text}")
           log.flush(stop)  # the time of a validation is not the step's
-          log.evaluation(step, *validation.run(state.params, show))
+          try:
+            log.evaluation(step, *validation.run(state.params, show))
+          except _Stopped:
+            stop = True
+            console.print(f"step {step}: told to stop, so its validation is left out")
         if step > start and (stop or step % t.checkpoint_every == 0):
           log.flush(stop)  # a loss that is not finite must not become a checkpoint
           saved.save(step, state)
@@ -139,6 +148,10 @@ def train(config: Config, path: str, console: Console) -> TrainState:
           bar(step, log.text)
   tell_end(config, path, source, step, log.loss, console)
   return state
+
+
+class _Stopped(Exception):
+  """A signal came while a validation ran, which may take hours: the step is saved without it."""
 
 
 class _Log:

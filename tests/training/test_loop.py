@@ -204,6 +204,26 @@ def test_validation_during_training_and_sparse_logging(trained, tmp_path, monkey
     assert f"train/gates_LH/{layer}".encode() in events.read_bytes(), "a histogram per layer"
 
 
+def test_a_signal_ends_a_validation_and_its_step_is_saved(trained, tmp_path, monkeypatch):
+  c, _, _ = trained
+  run, chunks = loop.Validation.run, []
+
+  def signalled(self, params, advance):
+    def count(*done):
+      chunks.append(done)
+      os.kill(os.getpid(), signal.SIGTERM)
+      advance(*done)
+
+    return run(self, params, count)
+
+  monkeypatch.setattr(loop.Validation, "run", signalled)
+  state = retrain(c, tmp_path / "run", eval_every=2, eval_documents=2)
+  assert int(state.step) == 2 and len(chunks) == 1, "the chunk under way is the last"
+  assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
+  assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2]
+  assert not read_metrics(tmp_path / "run", "validation")
+
+
 def test_profile_and_the_checkpoints_that_are_kept(trained, tmp_path, monkeypatch):
   c, _, straight = trained
   close, killed = loop.Checkpoints.close, []

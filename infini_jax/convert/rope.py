@@ -72,7 +72,13 @@ def _of_all(full: dict[str, Any], key: str, name: str) -> Rope:
 
 def _by_kind(full: dict[str, Any], key: str, name: str) -> Rope:
   given = _object(full, key)
-  given = {KINDS[0]: given} if key == "rope_scaling" else given
+  if key == "rope_scaling":
+    if given.get("type", "default") != "default" and "rope_type" not in given:
+      raise InputError(
+        f"{name}: {key}: type={given['type']!r} is not read alike by all versions of transformers "
+        f"in this family; write rope_type"
+      )
+    given = {KINDS[0]: given}
   _check_known(given, set(KINDS), f"{name}: {key}")
   bases = full["rope_theta"], full["rope_local_base_freq"]
   (theta, scaling), (window_theta, of_windows) = (

@@ -3,6 +3,7 @@
 What is found lies where `filing` says: `results.json`, and the pictures beside it.
 """
 
+import dataclasses
 import datetime
 import importlib.metadata
 import os
@@ -36,10 +37,15 @@ from infini_jax.runs.workdir import Workdir, check_same_inputs
 def own_config(path: str) -> Config:
   """The config of a run, which an evaluation goes by where nothing else is said.
 
+  A folder of compiled programs that the run's machine had is left out where this one has it not.
+
   Raises:
     InputError: there is no run.
   """
-  return Workdir(path).config()
+  config = Workdir(path).config()
+  if os.access(config.train.compilation_cache, os.W_OK):
+    return config
+  return dataclasses.replace(config, train=dataclasses.replace(config.train, compilation_cache=""))
 
 
 def evaluate(

@@ -104,6 +104,11 @@ REFUSED = [
   ),
   ("llama", {"rope_parameters": {FULL: LINEAR}}, "rope_parameters: full_attention=.* is not sup"),
   ("qwen3", {"rope_parameters": {FULL: LINEAR, SLIDING: LINEAR}}, "full_attention=.* is not supp"),
+  (
+    "gemma3_text",
+    {"rope_scaling": {"type": "linear", "factor": 4}},
+    "in this family; write rope_t",
+  ),
   ("gemma3_text", {"rope_parameters": LINEAR}, "rope_parameters: factor=4.0 is not supported"),
   ("gemma3_text", {"rope_parameters": {SLIDING: LINEAR}}, "scale windowed layers, which is not"),
   (

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from infini_jax.config import HOW_TO_RUN, InputError, MeshConfig
-from infini_jax.evaluation.evaluate import evaluate
+from infini_jax.evaluation.evaluate import evaluate, own_config
 from infini_jax.inference import Session
 from infini_jax.models.machine import check_machine, here
 from infini_jax.training.loop import train
@@ -53,12 +53,13 @@ def from_a_tpu(trained, tmp_path):
   record = json.loads((run / "run.json").read_text())
   record["config"]["model"]["attention"] = "splash"
   record["config"]["mesh"] |= {"data": 16, "seq": 4}
+  record["config"]["train"]["compilation_cache"] = str(tmp_path / "of_a_tpu" / "programs")
   (run / "run.json").write_text(json.dumps(record))
   return run
 
 
 def test_such_a_run_writes_and_is_evaluated_alike(trained, from_a_tpu, caplog):
-  c, workdir, _ = trained
+  _, workdir, _ = trained
   with caplog.at_level(logging.WARNING, logger="infini_jax"):
     session = Session.load(from_a_tpu)
   (line,) = [r.getMessage() for r in caplog.records if r.name == "infini_jax"]
@@ -67,7 +68,9 @@ def test_such_a_run_writes_and_is_evaluated_alike(trained, from_a_tpu, caplog):
   for one in (session, before):
     one.read("a text to go on from")
   assert list(session.generate(8, seed=1)) == list(before.generate(8, seed=1))
-  c = changed(c, model=changed(c.model, attention="splash"), mesh=changed(c.mesh, data=16, seq=4))
+  c = own_config(str(from_a_tpu))
+  assert c.train.compilation_cache == "", "a folder of that machine"
+  assert c.model.attention == "splash" and c.mesh.seq == 4
   said = quiet()
   found = evaluate(c, str(from_a_tpu), said, tasks=("perplexity",))
   assert found["perplexity"]["memory"]["perplexity"] > 1

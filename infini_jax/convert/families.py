@@ -193,7 +193,8 @@ def _written(model: ModelConfig, positions: int, family: str) -> dict[str, Any]:
   if family in ("qwen2", "qwen3"):
     raw |= {"use_sliding_window": bool(model.window), "max_window_layers": 0}
   if family != "llama":
-    raw["sliding_window"] = model.window or None
+    unused = DEFAULTS[family]["sliding_window"] if family.startswith("gemma") else None
+    raw["sliding_window"] = model.window or unused  # a Gemma of transformers must have one
   if family not in ("llama", "mistral"):
     kinds = {True: "sliding_attention", False: "full_attention"}
     raw["layer_types"] = [kinds[i in windowed] for i in range(model.layers)]

@@ -172,6 +172,7 @@ SAID = {"max_position_embeddings": 131_072, "eos_token_id": [2, 5], "pad_token_i
     ("mistral", {"window": 0, "norm_eps": 1e-3}, "mistral"),
     ("qwen2", {"rope_theta": 5e6, "vocab_size": 48}, "qwen2"),
     ("gemma3", {"window_theta": 77.0}, "gemma3_text"),
+    ("gemma3", {"window": 0, "window_theta": 0.0, "global_every": 0}, "gemma3_text"),
     ("smollm3", {"global_every": 3}, "smollm3"),
   ],
   ids=str,
@@ -187,6 +188,8 @@ def test_what_the_model_does_not_decide_stays_as_the_original_said(name, changes
   assert fits(written, model), "what is written must describe the model"
   if not changes:
     assert written == raw
+  if family == "gemma3_text":
+    assert written["sliding_window"], "transformers refuses it without one, needed or not"
 
 
 def test_a_run_keeps_its_originals_files_where_that_is_gone(converted, rng, tmp_path):

@@ -9,6 +9,8 @@ import time
 import pytest
 
 from infini_jax.parallel import agreement
+from infini_jax.runs.workdir import Workdir
+from tests import tiny
 from tests.parallel.conftest import free_port
 
 ALIKE = """
@@ -153,7 +155,9 @@ def test_two_processes_0_do_not_wait_for_the_others(processes):
   ],
   ids=str,
 )
-def test_commands_that_differ_end_at_once(pair, script, flags, said):
+def test_commands_that_differ_end_at_once(pair, job, script, flags, said):
+  if script == "eval":
+    Workdir(job / "pair").claim(tiny.config(job / "corpus"), "a corpus")
   both = pair(script, (), flags)
   outputs = [process.communicate(timeout=60) for process in both]
   assert [process.returncode for process in both] == [2, 2], outputs

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from infini_jax import cli, config
-from infini_jax.parallel import distributed
+from infini_jax.parallel import joining
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
@@ -61,7 +61,7 @@ def test_what_is_named_exists(file):
     assert (section, field) == ("section", "field") or hasattr(
       getattr(config.Config(), section), field
     ), f"config.{section}.{field}"
-  source = Path(distributed.__file__).read_text()
+  source = Path(joining.__file__).read_text()
   for name in re.findall(r"INFINI_(\w+)", text):
     known = f'"INFINI_{name}"' in source or f"--{name.lower()}" in dict(flags())
     assert known, f"INFINI_{name} is never read"

@@ -27,11 +27,12 @@ from infini_jax.evaluation.knock_out import INTACT
 from infini_jax.evaluation.tasks import KINDS, Job, chosen, jobs_of, open_task
 from infini_jax.models import abstract_params, machine
 from infini_jax.parallel import check_divisible, distributed, make_mesh
+from infini_jax.parallel.agreement import check_same_inputs
 from infini_jax.paths import folder_to_write
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.metrics import read_metrics
-from infini_jax.runs.workdir import Workdir, check_same_inputs
+from infini_jax.runs.workdir import Workdir
 
 
 def own_config(path: str) -> Config:
@@ -82,7 +83,7 @@ def evaluate(
   with distributed.first_alone("inputs"):
     sources = {job.task: open_task(config, path, console, job.task) for job in jobs if job.task}
     read = {task: chosen(config, source) for task, source in sources.items()}
-  check_same_inputs(workdir, list(sources.values()))
+  check_same_inputs(workdir.path, workdir.standing(), sources.values())
   mesh = make_mesh(config.mesh)
   check_divisible(config, mesh)
   everything: dict[str, dict[str, Any]] = {}

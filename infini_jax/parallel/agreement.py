@@ -10,7 +10,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ import jax
 import infini_jax
 from infini_jax.config import Config
 from infini_jax.parallel import distributed
-from infini_jax.paths import local
 
 REMEDY = "start all processes with the same command, code and environment"
 
@@ -67,13 +66,33 @@ def check_alike(args: argparse.Namespace, config: Config) -> None:
     distributed.agree({k: v for k, v in facts.items() if k not in MAY_DIFFER}, REMEDY)
 
 
+def check_same_inputs(folder: Path, standing: str, sources: Iterable[Any]) -> None:
+  """Makes sure that all processes see the same run, and read the same texts in the same tokens.
+
+  Args:
+    folder: the workdir.
+    standing: what this process sees there.
+    sources: what it has opened.
+
+  Raises:
+    InputError: they do not; on every process.
+    PeerStopped: another has refused its own inputs.
+  """
+  distributed.agree({str(folder): standing}, distributed.SHARED)
+  facts = {}
+  for number, source in enumerate(sources, 1):
+    facts[f"the fingerprint of corpus {number}"] = source.fingerprint
+    facts[f"the fingerprint of tokenizer {number}"] = source.tokenizer.fingerprint
+  distributed.agree(facts, "let all hosts read the same config.data.path")
+
+
 def _command(args: argparse.Namespace) -> dict[str, Any]:
   """What was typed, as it was understood."""
   flags = {f"--{k.replace('_', '-')}": v for k, v in vars(args).items() if k not in NOT_TYPED}
   return {
     "the command": args.command,
     **flags,
-    "--workdir": local(args.workdir, "--workdir").absolute(),
+    "--workdir": Path(args.workdir).expanduser().absolute(),
   }
 
 

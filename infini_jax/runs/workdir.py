@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from rich.console import Console
 from infini_jax import config as config_lib
 from infini_jax.config import Config, InputError
 from infini_jax.data import Source, load_saved, open_source
-from infini_jax.parallel import distributed
 from infini_jax.paths import folder_to_write, local
 
 START_FROM = "config.train.start_from"
@@ -185,20 +184,6 @@ def alone(folder: Path, out: Path) -> Iterator[None]:
     yield
   finally:
     os.close(held)
-
-
-def check_same_inputs(workdir: Workdir, sources: Iterable[Source]) -> None:
-  """Makes sure that all processes read the same texts in the same tokens, and see the same run.
-
-  Raises:
-    InputError: they do not; on every process.
-  """
-  distributed.agree({str(workdir.path): workdir.standing()}, distributed.SHARED)
-  facts = {}
-  for number, source in enumerate(sources, 1):
-    facts[f"the fingerprint of corpus {number}"] = source.fingerprint
-    facts[f"the fingerprint of tokenizer {number}"] = source.tokenizer.fingerprint
-  distributed.agree(facts, "let all hosts read the same config.data.path")
 
 
 def open_inputs(config: Config, path: str, console: Console) -> tuple[Workdir, Source]:

@@ -24,10 +24,11 @@ from infini_jax.data.loader import train_batches
 from infini_jax.evaluation.validation import Validation
 from infini_jax.models.machine import check_machine
 from infini_jax.parallel import check_divisible, distributed, local_rows, make_mesh, put_batch
+from infini_jax.parallel.agreement import check_same_inputs
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.metrics import MetricWriter, last_logged
-from infini_jax.runs.workdir import Workdir, check_same_inputs, open_inputs
+from infini_jax.runs.workdir import Workdir, open_inputs
 from infini_jax.training.ending import tell_end, tell_rates
 from infini_jax.training.health import check_finite, log_values
 from infini_jax.training.optimizer import make_optimizer, make_schedule
@@ -52,7 +53,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
   with distributed.first_alone("inputs"):
     check_start(config)
     workdir, source = open_inputs(config, path, console)
-  check_same_inputs(workdir, [source])
+  check_same_inputs(workdir.path, workdir.standing(), [source])
   lanes = train_lanes(config, source)
   mesh = make_mesh(config.mesh)
   check_divisible(config, mesh)

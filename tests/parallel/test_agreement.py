@@ -18,7 +18,7 @@ import argparse, dataclasses, json, os, sys, time, types
 from pathlib import Path
 from infini_jax.config import Config, InputError
 from infini_jax.parallel import agreement, distributed, joining
-from infini_jax.runs.workdir import Workdir, check_same_inputs
+from infini_jax.parallel.agreement import check_same_inputs
 number, folder, cases = int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 assert distributed.start(joining.settings(os.environ))
 
@@ -48,11 +48,9 @@ for case in cases:
 def source(text):
   return types.SimpleNamespace(fingerprint=text, tokenizer=types.SimpleNamespace(fingerprint="t"))
 
-run = Workdir(folder)
-asked(check_same_inputs, run, [source("a")])
-asked(check_same_inputs, run, [source("a"), source(f"b{number}")])
-run.standing = lambda: f"run abc at step {3 * number}"
-asked(check_same_inputs, run, [source("a")])
+asked(check_same_inputs, folder, "no run", [source("a")])
+asked(check_same_inputs, folder, "no run", [source("a"), source(f"b{number}")])
+asked(check_same_inputs, folder, f"run abc at step {3 * number}", [source("a")])
 
 # One of them refuses its own inputs while the other waits.
 if number == 1:

@@ -139,11 +139,9 @@ class Checkpoints:
     Raises:
       InputError: what is done in here met one.
     """
-    said = io.StringIO()  # where something fails, TensorStore's threads print their stacks
     try:
-      with quiet(), contextlib.redirect_stderr(said):
+      with quiet(), _held_back():
         yield
-      sys.stderr.write(said.getvalue())
     except Exception as error:
       if type(error) not in (Exception, KeyError, ValueError):  # which Orbax and TensorStore raise
         raise
@@ -170,7 +168,7 @@ class Checkpoints:
   def _writing(self) -> Iterator[None]:
     """Says so in one line where what is done in here, or still behind it, meets a full disk."""
     try:
-      with quiet():
+      with quiet(), _held_back():
         yield
     except InputError:
       raise
@@ -201,6 +199,16 @@ def _rest(state: Any) -> dict[str, Any]:
   """All of a train state but the parameters, which evaluation and generation restore alone."""
   fields = dataclasses.fields(state)
   return {field.name: getattr(state, field.name) for field in fields if field.name != "params"}
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+  """Where something fails, TensorStore's threads print their stacks: standard error is passed on
+  only once nothing has."""
+  said = io.StringIO()
+  with contextlib.redirect_stderr(said):
+    yield
+  sys.stderr.write(said.getvalue())
 
 
 def _settle() -> None:

@@ -211,7 +211,7 @@ def test_what_is_there_is_never_overwritten(folder, tmp_path, capsys):
   assert "exists already; choose another" in capsys.readouterr().err
   for name, said in (
     ("out.partial", "unfinished folders"),
-    ("x" * 300, "too long; choose another"),
+    ("x" * 300, "its name is too long; choose a shorter one"),
   ):
     assert cli.main(["convert", "hf", str(folder), str(tmp_path / name)]) == 2
     assert said in capsys.readouterr().err

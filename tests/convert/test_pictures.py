@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from infini_jax.convert.export import export
-from infini_jax.convert.families import read_config
+from infini_jax.convert.families import positions_of, read_config
 from infini_jax.convert.huggingface import convert
 from infini_jax.runs.tensors import Tensors, save
 from tests.convert import golden
@@ -36,7 +36,7 @@ def test_the_config_of_the_4b_model():
   assert got == want, "a setting that transformers has a default for must be that default"
   assert (fields["window"], fields["global_every"], fields["rope_scaling"]) == (1024, 6, (8.0,))
   assert fields["window_theta"] == 1e4 and fields["tied_embeddings"]
-  assert raw["max_position_embeddings"] == 131_072 and raw["vocab_size"] == 262_208
+  assert positions_of(raw) == 131_072 and raw["vocab_size"] == 262_208
   assert raw["eos_token_id"] == [1, 106]
 
 

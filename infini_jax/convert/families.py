@@ -78,6 +78,8 @@ SIZES_OR_NONE = (
   *("sliding_window", "sliding_window_pattern", "no_rope_layer_interval"),
 )
 NUMBERS_OR_NONE = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
+SWITCHES = ("tie_word_embeddings", "use_sliding_window")
+LARGEST = 2**31 - 1  # of a size
 # The fields of a model that a config.json decides. All others are of our own making.
 STRUCTURE = (
   *("layers", "width", "heads", "kv_heads", "head_dim", "ffn", "vocab_size", "activation"),
@@ -117,7 +119,7 @@ def read_config(raw: dict[str, Any], name: str) -> tuple[dict[str, Any], dict[st
     return fields, raw
   except KeyError as error:
     raise InputError(f"{name}: lacks {error}; copy or download it again") from None
-  except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+  except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
     if isinstance(error, InputError):
       raise
     raise InputError(f"{name}: {error}; copy or download it again") from None
@@ -275,8 +277,15 @@ def _check(raw: dict[str, Any], family: str, name: str) -> None:
   """Raises InputError for a setting that changes the model into one that ours cannot be."""
   full = DEFAULTS[family] | raw
   for size in (*SIZES, *(name for name in SIZES_OR_NONE if full.get(name) is not None)):
-    if type(full[size]) is not int or full[size] < 1:
-      raise InputError(f"{name}: {size}={full[size]!r}: must be a whole number of 1 or more")
+    if type(full[size]) is not int or not 1 <= full[size] <= LARGEST:
+      raise InputError(
+        f"{name}: {size}={full[size]!r}: must be a whole number of 1 or more, at most {LARGEST}"
+      )
+  if not _is_positive(full["rms_norm_eps"]):
+    raise InputError(f"{name}: rms_norm_eps={full['rms_norm_eps']!r}: must be a number above 0")
+  for switch in SWITCHES:
+    if type(full.get(switch, False)) is not bool:
+      raise InputError(f"{name}: {switch}={full[switch]!r}: must be true or false")
   for number in NUMBERS_OR_NONE:
     if full.get(number) is not None and not _is_positive(full[number]):
       raise InputError(f"{name}: {number}={full[number]!r}: must be a number above 0, or null")
@@ -316,7 +325,8 @@ def _windows(full: dict[str, Any], family: str, name: str) -> tuple[int, int]:
     windowed = [(i + 1) % every != 0 for i in range(layers)]
   if not any(windowed):
     return 0, 0
-  return window, _every(windowed, f"{name}: its layer_types", "windows")
+  said = "layer_types" if kinds is not None else "layers, by max_window_layers,"
+  return window, _every(windowed, f"{name}: its {said}", "windows")
 
 
 def _nope_every(full: dict[str, Any], name: str) -> int:

@@ -106,8 +106,14 @@ class _Weights:
     for file in self._shards():
       shard = Tensors(file)
       for name in shard.shapes:
-        if not _is_ignored(name):
-          self._files[_plain(name)], self._names[_plain(name)] = shard, name
+        if _is_ignored(name):
+          continue
+        if twice := self._files.get(_plain(name)):
+          raise InputError(
+            f"{folder}: tensor {name} is there twice, in {twice.path.name} and in {file.name}; get "
+            f"them again"
+          )
+        self._files[_plain(name)], self._names[_plain(name)] = shard, name
     unread = self._listed.keys() - set(self._names.values())
     if missing := sorted(name for name in unread if not _is_ignored(name)):
       raise InputError(f"{folder}: tensor {missing[0]} is not where {INDEX} says; get it again")
@@ -157,6 +163,8 @@ class _Weights:
   def _shards(self) -> list[Path]:
     folder = self.folder
     self._listed: Mapping[str, str] = {}
+    if (folder / WEIGHTS).exists():  # it comes first, as in transformers
+      return [folder / WEIGHTS]
     if (folder / INDEX).exists():
       listed = read_json(folder / INDEX).get("weight_map")
       if not isinstance(listed, dict) or not all(map(_is_name, listed.values())):
@@ -167,8 +175,6 @@ class _Weights:
         if not file.is_file():
           raise InputError(f"{file}: this shard, of {INDEX}, is missing; download it again")
       return shards
-    if (folder / WEIGHTS).exists():
-      return [folder / WEIGHTS]
     if pickles := sorted(f.name for pattern in PICKLES for f in folder.glob(pattern)):
       raise InputError(
         f"{folder}: holds its weights as a pickle ({pickles[0]}), which can run anything and is "

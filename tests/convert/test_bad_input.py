@@ -15,9 +15,12 @@ from infini_jax import cli
 from infini_jax.config import InputError
 from infini_jax.convert.building import building, check_room
 from infini_jax.convert.hub import find_folder
+from infini_jax.convert.huggingface import read_folder
+from infini_jax.convert.layout import places
 from infini_jax.convert.vocabulary import find_tokenizer
 from infini_jax.runs.tensors import Tensors, save
 from tests.convert.golden import HERE
+from tests.tiny import quiet
 
 
 @pytest.fixture
@@ -56,6 +59,16 @@ def shard(folder):
 def missing_shard(folder):
   shard(folder)
   (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def twice(folder):
+  """The second shard holds a tensor of the first, too."""
+  shard(folder)
+  first, second = sorted(folder.glob("model-*"))
+  both = {
+    name: Tensors(file).read(name) for file in (first, second) for name in Tensors(file).shapes
+  }
+  save(second, {name: array + 1 for name, array in both.items()})
 
 
 def truncated(folder):
@@ -118,6 +131,10 @@ SPOILT = {
   "scaling": (lambda f: edit(f, rope_scaling={"rope_type": "dynamic"}), "type 'dynamic' is not"),
   "no config": (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
   "no json": (lambda f: (f / "config.json").write_text("{"), "config.json: cannot be read"),
+  "twice": (
+    twice,
+    "tensor .* is there twice, in model-00001-of-00002.safetensors and in model-00002",
+  ),
   "missing shard": (missing_shard, "00002-of-00002.safetensors: this shard, of .* is missing"),
   "truncated": (truncated, "not a whole safetensors file .*download it again"),
   "shape": (lambda f: with_tensors(f, lambda t: t.update({NORM: np.ones(9, np.float32)})), "9,"),
@@ -144,12 +161,12 @@ SPOILT = {
     lambda f: (shard(f), edit(f, "model.safetensors.index.json", weight_map=[1])),
     "no f",
   ),
-  "layers": (lambda f: edit(f, num_hidden_layers=10**12), "layers.3.self_attn.k_proj.bias is miss"),
+  "layers": (lambda f: edit(f, num_hidden_layers=10**9), "layers.3.self_attn.k_proj.bias is miss"),
   "kv heads": (lambda f: edit(f, num_key_value_heads="2"), "num_key_value_heads='2': must be a wh"),
   "positions": (lambda f: edit(f, max_position_embeddings=0), "max_position_embeddings=0: must be"),
   "no number": (
     lambda f: edit(f, rms_norm_eps=float("nan")),
-    "its numbers .*nan.* are not all fin",
+    "config.json: rms_norm_eps=nan: must be a number above 0",
   ),
   "layer types": (
     lambda f: edit(f, use_sliding_window=True, sliding_window=4, layer_types=["full_attention"]),
@@ -236,6 +253,15 @@ def test_a_sharded_folder_with_what_need_not_be_there(folder, tmp_path, capsys):
   assert {file.name for file in (out / "hf").iterdir()} == kept
   model = json.loads((out / "run.json").read_text())["config"]["model"]
   assert model["param_dtype"] == model["compute_dtype"] == "bfloat16"
+
+
+def test_one_whole_file_comes_before_shards_as_in_transformers(folder, tmp_path):
+  whole = arrays(folder)
+  shard(folder)
+  save(folder / "model.safetensors", {name: array + 1 for name, array in whole.items()})
+  read = read_folder(folder, None, quiet())
+  norm = next(p for p in places(read.model) if p.huggingface == NORM)
+  np.testing.assert_array_equal(read.tensor(norm, 0), whole[NORM] + 1)
 
 
 def test_one_tensor_of_another_type_makes_it_float32_and_a_tied_head_is_left_out(folder, tmp_path):

@@ -78,7 +78,7 @@ def _eval(args: argparse.Namespace, rest: list[str], console: Console) -> None:
     config = load_config(rest, own_config(args.workdir))
     check_alike(config)
     _remember_programs(config)
-    tasks = args.task.split(",") if args.task else ()
+    tasks = [name for name in (args.task or "").replace(" ", "").split(",") if name]
     evaluate(config, args.workdir, console, args.step, tasks, args.typed)
 
 

@@ -36,14 +36,19 @@ def project(folder, steps, **files):
   for name, text in files.items():
     (folder / f"{name}.py").write_text(text)
   (folder / "mine.py").write_text(
+    "from __future__ import annotations\n"
+    "import dataclasses\n"
     "from infini_jax.config import base_config\n"
     "from shared import STEPS\n"
+    "@dataclasses.dataclass\n"
+    "class Length:\n"
+    "  steps: int\n"
     "def get_config(scale='1'):\n"
     "  from parts.shapes import WIDTH\n"
     "  import json, numpy, random\n"
     "  assert random.randint and json.dumps and numpy.zeros\n"
     "  config = base_config()\n"
-    "  config.train.steps = STEPS * int(scale)\n"
+    "  config.train.steps = Length(STEPS).steps * int(scale)\n"
     "  config.model.width = WIDTH\n"
     "  return config\n"
   )

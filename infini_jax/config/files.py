@@ -16,6 +16,7 @@ from typing import Any
 from infini_jax.config.schema import InputError
 
 PACKAGE = Path(__file__).parent.parent
+NAME = "__config__"  # of a config file's module
 LONGEST = 600  # characters of what a config file raises
 
 
@@ -30,9 +31,9 @@ def run(spec: str) -> Any:
   """
   name, variant = _divide(os.path.expanduser(spec))
   file = Path(name).absolute()
-  module = types.ModuleType(file.stem)
+  module = types.ModuleType(NAME)
   module.__file__ = str(file)
-  with _neighbours(file.parent), _located(spec, name, file.parent):
+  with _neighbours(file.parent), _known(module), _located(spec, name, file.parent):
     exec(compile(file.read_bytes(), name, "exec"), module.__dict__)
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
@@ -74,7 +75,7 @@ def _located(spec: str, name: str, folder: Path) -> Iterator[None]:
     if isinstance(error, AttributeError) and error.args and isinstance(error.args[0], KeyError):
       error = error.args[0].with_traceback(error.__traceback__)  # so ml_collections wraps them
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    what = f"{type(error).__name__}: {text}"
+    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     where = ""
     if isinstance(error, SyntaxError) and error.lineno:
       where, what = f'File "{error.filename}", line {error.lineno}: ', f"SyntaxError: {error.msg}"
@@ -86,6 +87,16 @@ def _located(spec: str, name: str, folder: Path) -> Iterator[None]:
       if own:
         where = f'File "{own[-1].filename}", line {own[-1].lineno}, in {own[-1].name}: '
     raise InputError(f"--config={spec}: {where}{' '.join(what.split())[:LONGEST]}") from None
+
+
+@contextlib.contextmanager
+def _known(module: types.ModuleType) -> Iterator[None]:
+  """Makes a module known by its name, where dataclasses look their own up."""
+  sys.modules[module.__name__] = module
+  try:
+    yield
+  finally:
+    sys.modules.pop(module.__name__, None)
 
 
 def _is_in(folder: Path, filename: str) -> bool:

@@ -28,7 +28,9 @@ def resolve(config: ml_collections.ConfigDict | dict[str, Any], base: Config = D
   """
   values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
   if not isinstance(values, dict):
-    raise InputError(f"config={values!r}: let get_config() return what base_config() gave it")
+    raise InputError(
+      f"config={repr(values):.60}: let get_config() return what base_config() gave it"
+    )
   sections: dict[str, Any] = {}
   for name, section in values.items():
     check_name(name)

@@ -58,7 +58,9 @@ def short_name(path: str) -> str:
     stores = cut(path.removeprefix(PREFIX), ",")
     return "+".join(short_name(store.rpartition("=")[0]) for store in stores)
   kind, colon, rest = path.partition(":")
-  place = cut(rest, "?", 1)[0] if colon and kind.isalpha() else path
+  if not (colon and kind.isalpha()):
+    return folder_of(path).absolute().name or path
+  place = cut(rest, "?", 1)[0]
   parts = (part for part in reversed(Path(place).parts) if not re.search(r"(?<!\\)[*?[]", part))
   return plain(next(parts, path))
 

@@ -26,8 +26,8 @@ class Recall:
     t = config.task
     if config.data.tokenizer != "task":
       raise InputError(
-        f"config.data.tokenizer={config.data.tokenizer!r}: recall has its own vocabulary, set "
-        f"it to 'task'"
+        f"config.data.tokenizer={config.data.tokenizer!r}: recall has its own vocabulary: train "
+        f"a run with config.data.tokenizer='task'"
       )
     pieces = [
       " .",

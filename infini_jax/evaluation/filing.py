@@ -74,7 +74,7 @@ class Evaluated:
   def description(self) -> str:
     """All of it in words, less what is off."""
     corpus = "corpus {path} (text {text:.8})".format(**self.corpus) if self.corpus else ""
-    fields = (f"{k.partition('.')[2]} {_words(v)}" for k, v in self.protocol.items() if v)
+    fields = (f"{k.partition('.')[2]} {_words(v)}" for k, v in self.protocol.items() if _on(v))
     return "; ".join(filter(None, [corpus, self.split, *fields]))
 
   @property
@@ -121,6 +121,11 @@ def told_apart(some: Mapping[str, Evaluated]) -> dict[str, str]:
   }
 
 
+def _on(value: Any) -> bool:
+  """Whether a field of a protocol changes anything; a temperature of 0 does."""
+  return bool(value) or isinstance(value, float)
+
+
 def _words(value: Any) -> str:
   return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
@@ -133,7 +138,7 @@ def _flat(one: Evaluated, texts: Mapping[str, set[str]]) -> dict[str, str]:
     corpus = one.corpus["name"]
   else:
     corpus = "{path} ({text:.6})".format(**one.corpus)
-  fields = {name.partition(".")[2]: _words(value) for name, value in one.protocol.items()}
+  fields = {k.partition(".")[2]: _words(value) for k, value in one.protocol.items() if _on(value)}
   return {"corpus": corpus, "split": one.split or "split not named", **fields}
 
 

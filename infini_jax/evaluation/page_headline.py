@@ -91,11 +91,17 @@ def _rows_of(task: str, key: str, runs: list[Run]) -> dict[str, Callable[[Run], 
 
 
 def _of(key: str, figure: Callable[[Results], Shown]) -> Callable[[Run], Shown]:
-  """A figure of the results that a key names, where a run has them."""
+  """A figure of the results that a key names, where a run has them; an older step is named."""
 
   def of(run: Run) -> Shown:
     results = run.results(key)
-    return figure(results) if results and "memory" in results else None
+    if not results or "memory" not in results:
+      return None
+    shown = figure(results)
+    if shown is None or results["step"] == run.steps[-1]:
+      return shown
+    cell = shown if isinstance(shown, Cell) else Cell(shown)
+    return cell._replace(note="\n".join(filter(None, [cell.note, f"step {results['step']:,}"])))
 
   return of
 
@@ -106,7 +112,7 @@ def _parameters(run: Run) -> Shown:
 
 def _steps(run: Run) -> Shown:
   """Training may have gone on since."""
-  return ", ".join(f"{step:,}" for step in sorted({r["step"] for r in run.evaluations.values()}))
+  return ", ".join(f"{step:,}" for step in run.steps)
 
 
 def _size(value: float | None, unit: int) -> Shown:

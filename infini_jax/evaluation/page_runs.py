@@ -62,10 +62,18 @@ class Run:
     return {name: names[name] + out(name) * (count[names[name]] > 1) for name in those}
 
   def results(self, key: str) -> dict[str, Any] | None:
-    """The results on what `Evaluated.key` says: of the newest step, the task's own if there are."""
-    found = [name for name, one in self.evaluations.items() if Evaluated.of(one).key == key]
-    order = lambda name: (self.evaluations[name]["step"], not is_knock_out(name))
-    return self.evaluations[max(found, key=order)] if found else None
+    """The results on what `Evaluated.key` says.
+
+    Of the newest step; of those, such as were knocked out too, and the task's own if there are.
+    """
+    found = [(name, r) for name, r in self.evaluations.items() if Evaluated.of(r).key == key]
+    order = lambda one: (one[1]["step"], bool(one[1].get("knocked_out")), not is_knock_out(one[0]))
+    return max(found, key=order)[1] if found else None
+
+  @property
+  def steps(self) -> list[int]:
+    """Those that were evaluated."""
+    return sorted({results["step"] for results in self.evaluations.values()})
 
   @property
   def gates(self) -> dict[str, Any] | None:

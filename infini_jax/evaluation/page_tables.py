@@ -127,14 +127,12 @@ def _perplexity_tables(results: dict[str, Any]) -> str:
       ]
     )
   header = ["", "perplexity per token", "change", "bits per byte", "perplexity per word"]
-  what = f"{memory['documents']} documents of {results.get('split', 'the corpus')}"
+  count = memory["documents"]
+  what = f"{count:,} document{'s' * (count != 1)} of {results.get('split', 'the corpus')}"
   if cut := memory.get("cut"):
     what += f", {cut} of them cut at {results['settings']['evaluation']['max_tokens']:,} tokens"
-  made = table(
-    f"{what}: {memory['tokens']:,} tokens, {memory['bytes']:,} bytes; with 95% intervals",
-    header,
-    rows,
-  )
+  what += f": {memory['tokens']:,} tokens, {memory['bytes']:,} bytes"
+  made = table(what + "; with 95% intervals" * bool(spread(memory)), header, rows)
   if sources := memory.get("by_source"):
     each: list[Row] = [
       [name, f"{documents:,}", f"{tokens:,}"]

@@ -158,19 +158,21 @@ class Perplexity:
     Args:
       params: the model's parameters, on this evaluator's mesh.
       variant: the whole memory, or a knock-out.
-      advance: called after each chunk with the chunks done and the perplexity so far.
+      advance: called after each chunk with the chunks counted and their perplexity.
     """
     tally = _Tally(self._config.model.segment_length, self._config.evaluation.input_tokens)
     started, pending = time.perf_counter(), None
     for done, (chunk, scores) in enumerate(self._reader.read(params, self._lanes, variant)):
       if pending is not None:
         tally.add(*pending)  # while the device works on this chunk
+        if advance is not None:
+          advance(done, tally.text())
       assert scores is not None  # all chunks are wanted
       pending = (chunk, scores[0])
-      if advance is not None:
-        advance(done + 1, tally.text())
     assert pending is not None  # EvalLanes refuses an empty split
     tally.add(*pending)
+    if advance is not None:
+      advance(self.chunks, tally.text())
     return self._scores(tally, time.perf_counter() - started)
 
   def _scores(self, tally: "_Tally", seconds: float) -> Scores:

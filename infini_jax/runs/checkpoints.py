@@ -96,9 +96,13 @@ class Checkpoints:
     Raises:
       InputError: there is no checkpoint, or not of that step.
     """
-    step = self.latest() if step is None else step
-    if step is None or not (self._folder / str(step)).exists():
-      raise InputError(f"{self._folder}: no checkpoint{'' if step is None else f' of step {step}'}")
+    newest = self.latest()
+    if newest is None:
+      raise InputError(f"{self._folder}: no checkpoint")
+    step = newest if step is None else step
+    if not (self._folder / str(step)).exists():
+      there = ", ".join(map(str, sorted(self._open().all_steps())))
+      raise InputError(f"{self._folder}: no checkpoint of step {step}; choose one of {there}")
     args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
     with self.reading(step):
       return self._open().restore(step, args=args).params, step

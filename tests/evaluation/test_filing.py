@@ -84,9 +84,13 @@ def test_what_tells_evaluations_apart_is_said():
   some = {"a": evaluated(), "b": evaluated(corpus=same_name)}
   assert told_apart(some) == {"a": "a/books (11)", "b": "b/books (22)"}
   some = {"a": evaluated(), "b": evaluated(protocol={"evaluation.max_tokens": 9})}
-  assert told_apart(some) == {"a": "max_tokens 0", "b": "max_tokens 9"}
+  assert told_apart(some) == {"a": "", "b": "max_tokens 9"}, "what is off is not said"
   some = {"a": evaluated(), "b": evaluated(protocol={"evaluation.document": "b.txt"})}
-  assert told_apart(some) == {"a": "max_tokens 0", "b": "document b.txt"}
+  assert told_apart(some) == {"a": "", "b": "document b.txt"}
+  some = {
+    name: evaluated(protocol={"evaluation.temperature": t}) for name, t in (("a", 0.0), ("b", 0.5))
+  }
+  assert told_apart(some) == {"a": "temperature 0.0", "b": "temperature 0.5"}
   some = {"a": evaluated(), "b": evaluated(corpus=None, split=None)}
   assert told_apart(some)["b"] == "corpus not named, split not named"
 

@@ -201,6 +201,7 @@ def test_two_corpora_stand_side_by_side_and_each_names_itself(trained, tmp_path)
     ("a/books", "books"),
     ("a/books/", "books"),
     ("text:a/books", "books"),
+    ("a/mark[1]?.txt", "mark[1]?.txt"),
     ("jsonl:a/x.jsonl?text=content", "x.jsonl"),
     ("jsonl:crawl/*.jsonl.gz", "crawl"),
     (r"jsonl:a/what\?.jsonl?text=content", "what?.jsonl"),

@@ -52,8 +52,10 @@ class Case:
         c, mesh, self.documents if documents is None else documents, self.store.tokenizer
       )
       done = []
-      scores = evaluator.run(params or self.params, variant, advance=lambda i, text: done.append(i))
-    assert done == list(range(1, evaluator.chunks + 1))
+      advance = lambda *so_far: done.append(so_far)
+      scores = evaluator.run(params or self.params, variant, advance=advance)
+    assert [i for i, _ in done] == list(range(1, evaluator.chunks + 1))
+    assert done[-1][1] == f"perplexity {scores.perplexity:.3f}", "the last says what is found"
     return scores
 
   def plainly(self, empty=False, max_tokens=None, cut=()):

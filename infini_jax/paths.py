@@ -4,6 +4,7 @@ Whether something can be written is tried, with a file that has no name and is g
 permission bits say nothing to root, and nothing about a file system that is read-only.
 """
 
+import contextlib
 import errno
 import os
 import re
@@ -80,12 +81,15 @@ def folder_to_write(path: str | os.PathLike[str], name: str = "") -> Path:
   return found
 
 
-def file_to_write(path: str | os.PathLike[str], name: str = "", *, replaced: bool = False) -> Path:
+def file_to_write(
+  path: str | os.PathLike[str], name: str = "", *, begins: bytes = b"", replaced: bool = False
+) -> Path:
   """A file that can be written, in a folder that is there.
 
   Args:
     path: as it was given.
     name: of the flag or field, for the error.
+    begins: a pattern, how files of this kind begin. One of another kind is somebody's work: kept.
     replaced: whether another file takes its place at the end. Then it may be no device or pipe.
 
   Raises:
@@ -109,7 +113,17 @@ def file_to_write(path: str | os.PathLike[str], name: str = "", *, replaced: boo
     _try(path, name, place)
   if found.exists() and not os.access(found, os.W_OK):
     raise _wrong(path, name, "cannot be written (Permission denied); choose another file")
+  if begins and found.is_file() and not _fits(found, begins):
+    raise _wrong(path, name, "is there, and holds something else; choose another, or remove it")
   return found
+
+
+def _fits(file: Path, begins: bytes) -> bool:
+  """Whether a file begins so, or is empty."""
+  with contextlib.suppress(OSError), file.open("rb") as opened:
+    first = opened.read(256)
+    return not first or re.match(begins, first, re.DOTALL) is not None
+  return False  # what cannot be read cannot be known
 
 
 def _check_names(path: str | os.PathLike[str], name: str, place: Path, whole: Path, more: int):

@@ -98,6 +98,30 @@ def test_a_device_is_written_but_never_replaced():
     file_to_write("/dev/null", replaced=True)
 
 
+@pytest.mark.parametrize(
+  "command",
+  [
+    ("plan", CONFIG, "--table=memory", "--json"),
+    ("report", "--workdir=run", "--out"),
+    ("generate", "--workdir=run", "--prompt=x", "--save-state"),
+  ],
+)
+def test_a_file_of_another_kind_is_not_written_over(places, capsys, command):
+  *others, flag = command
+  for content in (b"a book", b'{"config": {}}', b"\xff", b"def get_config():\n"):
+    (places / "file").write_bytes(content)
+    error = one_line(capsys, *others, f"{flag}={places / 'file'}")
+    assert f"{flag}=" in error and "holds something else" in error
+    assert (places / "file").read_bytes() == content
+
+
+def test_what_a_command_wrote_before_is_written_over(places, capsys):
+  (places / "file").write_bytes(b"")
+  for _ in range(2):
+    assert cli.main(["plan", CONFIG, "--table=memory", f"--json={places / 'file'}"]) == 0
+  assert b"infini" in (places / "file").read_bytes()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
 def test_what_permissions_forbid(places):
   (places / "folder").chmod(0o500)

@@ -84,7 +84,9 @@ def _encoded(path: str, own: Path, others: Path, console: Console, tokenizer: To
   folder = others / "-".join(
     filter(None, [file_name(short_name(path)), digest([corpus.fingerprint, tokenizer.fingerprint])])
   )
-  return prepare(corpus, folder, OWN, console=console, own=tokenizer, train=False)
+  return prepare(
+    corpus, folder, OWN, console=console, own=tokenizer, remedy="move it away", train=False
+  )
 
 
 def _looked_at(corpus: Corpus) -> Corpus:

@@ -200,7 +200,8 @@ def _left_out(store: Store, min_tokens: int, name: str) -> Iterator[str]:
   empty = sum(totals["empty"] for totals in store.splits.values())
   short = sum(totals["short"] for totals in store.splits.values())
   if empty:
-    yield f"left out: {empty:,} empty documents, such as {name}; if they are not, name their field"
+    shown = name if name.isprintable() else repr(name)
+    yield f"left out: {empty:,} empty documents, such as {shown}; if they are not, name their field"
   if short:
     yield f"left out: {short:,} documents of fewer than {min_tokens:,} tokens"
   for split in (split for split, totals in store.splits.items() if not totals["documents"]):

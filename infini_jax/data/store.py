@@ -200,7 +200,7 @@ class Store:
       raise InputError(f"{folder}: not a token store; make one with `infini-jax prepare`")
     if not (folder / "store.json").exists():
       raise InputError(
-        f"{folder}: this store is not complete; run the same `infini-jax prepare` again, "
+        f"{folder}: this store is not complete; give the command that prepared it again: "
         f"it goes on where it stopped"
       )
     try:

@@ -14,7 +14,7 @@ from infini_jax.config import InputError
 from infini_jax.evaluation import page_tables
 from infini_jax.evaluation.filing import Evaluated
 from infini_jax.evaluation.page_headline import headline
-from infini_jax.evaluation.page_html import code, document, heading, paragraph, picture
+from infini_jax.evaluation.page_html import BEGINS, code, document, heading, paragraph, picture
 from infini_jax.evaluation.page_runs import Run, read_runs
 from infini_jax.paths import file_to_write
 
@@ -46,13 +46,13 @@ def report(workdirs: Sequence[str], out: str | None, console: Console) -> Path:
     InputError: a folder that holds no run, a file that cannot be read or not be written.
   """
   if out is not None:
-    file_to_write(out, "--out")
+    file_to_write(out, "--out", begins=BEGINS)
   runs = read_runs(workdirs)
   for run in runs:
     for name in run.evaluations:
       _check(run, name)
   folder = runs[0].path if len(runs) == 1 else runs[0].path.parent
-  file = file_to_write(out or folder / "report.html", "--out")
+  file = file_to_write(out or folder / "report.html", "--out", begins=BEGINS)
   whole = page(runs)
   try:
     file.write_text(whole, "utf-8", "replace")

@@ -9,6 +9,7 @@ import html
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+BEGINS = rb"<!DOCTYPE html>"  # a pattern: how every page begins
 PNG = b"\x89PNG\r\n\x1a\n"  # how every picture begins
 
 LONG = 32  # characters of a cell that may take several lines

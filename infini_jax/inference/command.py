@@ -19,6 +19,7 @@ from infini_jax.config import InputError
 from infini_jax.data import open_prepared
 from infini_jax.inference.arguments import LARGEST_SEED, whole
 from infini_jax.inference.sampling import Sampling
+from infini_jax.inference.saved import BEGINS
 from infini_jax.inference.session import Session
 from infini_jax.inference.texts import names_file, tokens_of
 from infini_jax.paths import file_to_write, local
@@ -91,7 +92,7 @@ def _check(args: argparse.Namespace) -> None:
   if args.load_state is not None and not local(args.load_state, "--load-state").is_file():
     raise InputError(f"--load-state={args.load_state}: no such file")
   if args.save_state is not None:
-    file_to_write(args.save_state, "--save-state", replaced=True)
+    file_to_write(args.save_state, "--save-state", begins=BEGINS, replaced=True)
   if args.workdir:
     Workdir(args.workdir).config()
 

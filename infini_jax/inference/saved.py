@@ -30,6 +30,7 @@ from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir
 
 KIND, FORMAT = "infini_jax state ", 2  # what the header is called: the kind and the format
+BEGINS = rb'.{8}\{"__metadata__":\{"' + KIND.encode()  # a pattern: how such a file begins
 FIELDS = {  # of the header; the last three have an entry for each lane
   "config": dict,
   "parameters": str,

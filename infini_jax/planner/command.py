@@ -24,6 +24,7 @@ from infini_jax.planner.verdict import judge
 from infini_jax.progress import track
 
 DEFAULT_CHIP = "v5p"
+BEGINS = rb"""\{\s*"chip"|\[\s*\{\s*"mixer\""""  # what --json writes
 
 
 def plan(config: Config, args: Namespace, console: Console) -> bool:
@@ -42,7 +43,7 @@ def plan(config: Config, args: Namespace, console: Console) -> bool:
       does not exist, no libtpu or one that jax cannot read, a file that cannot be written.
   """
   jax.config.update("jax_platforms", "cpu")  # plans are made beside running work: take no device
-  file = file_to_write(args.json, "--json") if args.json is not None else None
+  file = None if args.json is None else file_to_write(args.json, "--json", begins=BEGINS)
 
   def write(content: Any) -> None:
     if file is not None:

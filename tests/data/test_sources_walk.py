@@ -165,6 +165,23 @@ def test_texts_beside_the_folders_of_splits_are_told(tmp_path):
   assert open_corpus(str(tmp_path)).left_out == "left out: 1 files (1 .md)"
 
 
+def test_folders_of_splits_may_link_to_what_is_beside_them(tmp_path):
+  write(tmp_path / "pool" / "a.txt", DOCUMENTS[:4])
+  for i, split in enumerate(("train", "validation", "test")):
+    (tmp_path / split).mkdir()
+    (tmp_path / split / "x.txt").symlink_to(f"../pool/d{i}.txt")
+  corpus = open_corpus(str(tmp_path))
+  assert sorted((r.split, r.name, r.text) for r in records(corpus)) == [
+    ("test", "test/x.txt", "document 2"),
+    ("train", "train/x.txt", "document 0"),
+    ("validation", "validation/x.txt", "document 1"),
+  ]
+  assert corpus.left_out == "left out: 1 files (1 .txt)"
+  (tmp_path / "validation" / "x.txt").unlink()
+  (tmp_path / "validation" / "y.txt").symlink_to("../train/x.txt")
+  fails(str(tmp_path), "validation/ has no documents that are in no other split")
+
+
 ODD = [
   "a,b",
   "q?x",

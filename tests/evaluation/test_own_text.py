@@ -78,6 +78,11 @@ def test_other_text_has_a_store_of_its_own_and_a_new_one_when_it_changes(run, te
   first, again = opened(run, books)[0], opened(run, books)[0]
   assert first.folder == again.folder and first.folder.name.startswith("books-")
   assert first.folder.parent == workdir.stores
+  plan = (first.folder / "plan.json").read_text()
+  (first.folder / "plan.json").write_text("{")
+  with pytest.raises(InputError, match="move it away, or delete this one"):
+    opened(run, books)  # an evaluation has no --out
+  (first.folder / "plan.json").write_text(plan)
   (books / "2.txt").write_text("book 2 of a few more")
   assert read(run, books, split="all")[1]["2.txt"] == "book 2 of a few more"
   assert opened(run, books)[0].text != first.text

@@ -80,15 +80,17 @@ def find_files(
   return sorted(files, key=lambda file: file.name), note, others
 
 
-def files_below(folder: Way, suffixes: tuple[str, ...], skip: Collection[str] = ()) -> Listing:
-  """The files below a folder whose names end so, in upper or lower case; and the rest.
+def files_below(
+  folders: Iterable[Way], suffixes: tuple[str, ...], skip: Collection[str] = ()
+) -> Listing:
+  """The files below folders whose names end so, in upper or lower case; and the rest.
 
   Raises:
     InputError: a folder that cannot be read.
   """
   taken: list[Way] = []
   rest: list[Way] = []
-  for _, ways in walk([folder], skip):
+  for _, ways in walk(folders, skip):
     for way in ways:
       fits = not way.is_hidden() and way.path.name.lower().endswith(suffixes)
       (taken if fits else rest).append(way)
@@ -160,7 +162,7 @@ def _match(pattern: str, suffixes: tuple[str, ...]) -> Listing:
     if not os.path.isdir(way.path):
       taken.append(way)
       continue
-    below = files_below(way, suffixes)
+    below = files_below([way], suffixes)
     taken += below.taken
     rest += below.rest
   return Listing(taken, rest)

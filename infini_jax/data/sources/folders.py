@@ -6,7 +6,7 @@ import hashlib
 import os
 import sysconfig
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from infini_jax.data.sources.base import (
   part_size,
 )
 from infini_jax.data.sources.files import (
+  Listing,
   file_size,
   files_below,
   left_out,
@@ -165,39 +166,54 @@ def _find(path: str, train: bool = True) -> tuple[dict[str, list[Document]], str
     )
   if not root.is_dir():
     return _single(root, train), ""
-  taken, rest = _below(root, SUFFIXES)
+  start = Way(0, root, os.path.realpath(root))
+  has_splits = all((root / split).is_dir() for split in SPLITS)
+  found = _below([start.enter(split) for split in SPLITS] if has_splits else [start], SUFFIXES)
+  taken, rest = found
   if not taken:
     there = left_out(rest).partition(": ")[2]
     raise InputError(
       f"corpus {path!r}: no {' '.join(SUFFIXES)} file (plain or .gz) in this folder"
       f"{there and f', but {there}'}; rename the texts or give another folder"
     )
-  if not all((root / split).is_dir() for split in SPLITS):
-    return _split(taken, path, train), left_out(rest)
-  splits = {split: [d for d in taken if d.name.split("/")[0] == split] for split in SPLITS}
+  if has_splits:
+    return _given_splits(start, found, path, train)
+  return _split(_documents(root, taken), path, train), left_out(rest)
+
+
+def _given_splits(
+  root: Way, found: Listing, path: str, train: bool
+) -> tuple[dict[str, list[Document]], str]:
+  """The documents of a folder's own splits, and what is left out, in them and beside them."""
+  documents = _documents(root.path, found.taken)
+  splits = {split: [d for d in documents if d.name.split("/")[0] == split] for split in SPLITS}
   for split, members in splits.items():
     if not members and train:
-      raise InputError(f"corpus {path!r}: its folder {split}/ has no documents; put some there")
-  kept = {document.path for documents in splits.values() for document in documents}
-  beside = [Way.to(document.path) for document in taken if document.path not in kept]
-  return splits, left_out([*rest, *beside])
+      raise InputError(
+        f"corpus {path!r}: its folder {split}/ has no documents that are in no other split; put "
+        f"some there"
+      )
+  known = {way.real for way in found.taken}  # a split may link to what is beside it
+  beside = [way for ways in _below([root], SUFFIXES) for way in ways if way.real not in known]
+  return splits, left_out([*found.rest, *beside])
 
 
-def _below(
-  root: Path, suffixes: tuple[str, ...], skip: Collection[str] = ()
-) -> tuple[list[Document], list[Way]]:
-  """Every file with such a suffix, as Documents in the order of their names; and the rest."""
+def _below(starts: list[Way], suffixes: tuple[str, ...], skip: Collection[str] = ()) -> Listing:
   endings = tuple(suffix + packed for suffix in suffixes for packed in ("", ".gz"))
-  start = Way(0, root, os.path.realpath(root))
-  taken, rest = files_below(start, endings, skip)
-  return sorted(Document(name_below(root, way.path), way.path) for way in taken), rest
+  return files_below(starts, endings, skip)
+
+
+def _documents(root: Path, ways: Iterable[Way]) -> list[Document]:
+  """Files as Documents, in the order of their names."""
+  return sorted(Document(name_below(root, way.path), way.path) for way in ways)
 
 
 def _python_stdlib() -> list[Document]:
   """The standard library's source, less the few files that are not text (tests of encodings)."""
   root = Path(sysconfig.get_path("stdlib"))
-  found, _ = _below(root, (".py",), skip=("site-packages", "dist-packages", "__pycache__"))
-  return [document for document in found if _is_text(document)]
+  start = Way(0, root, os.path.realpath(root))
+  found, _ = _below([start], (".py",), skip=("site-packages", "dist-packages", "__pycache__"))
+  return [document for document in _documents(root, found) if _is_text(document)]
 
 
 def _is_text(document: Document) -> bool:

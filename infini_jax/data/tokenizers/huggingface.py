@@ -39,6 +39,8 @@ class HuggingFaceTokenizer:
   ):
     parsed = TokenizerJson(content, name) if isinstance(content, bytes) else content
     marks = marks or find_marks(parsed.ids, parsed.special, Declared(), name)
+    if lacking := set(marks).difference(parsed.ids.values()):
+      raise InputError(f"{name}: has no id {min(lacking)}, which is to mark documents; correct it")
     with one_line(f"{name}: not a Hugging Face tokenizer.json", "download it again"):
       self._tokenizer = tokenizers.Tokenizer.from_str(parsed.sealed(marks))
     self._content, (self.bos, self.eos) = parsed.content, marks

@@ -13,7 +13,7 @@ import sentencepiece
 from infini_jax.config import InputError
 from infini_jax.data.tokenizers.base import FURTHEST, plain_text, within, without_marks, write
 from infini_jax.data.tokenizers.failing import one_line
-from infini_jax.data.tokenizers.marks import added_tokens, declared_marks, read_object
+from infini_jax.data.tokenizers.marks import BESIDE, added_tokens, declared_marks, read_object
 
 SPACE = "\u2581"  # how SentencePiece writes a space in its pieces
 APART = "\U0010ffff"  # a character that no vocabulary holds: no piece reaches across it
@@ -39,7 +39,7 @@ class SentencePieceTokenizer:
     self.size = self._processor.get_piece_size()
     bos, eos = self._processor.bos_id(), self._processor.eos_id()
     if bos < 0 and eos < 0:
-      raise InputError(f"{name}: has neither bos nor eos; train one with tokenizer train:SIZE")
+      raise InputError(f"{name}: has neither bos nor eos; {BESIDE}")
     self.bos, self.eos = (bos if bos >= 0 else eos), (eos if eos >= 0 else bos)
     self.fingerprint = hashlib.blake2b(model, digest_size=8).hexdigest()
     every = list(range(self.size))

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infini_jax.evaluation.filing import newest
+from infini_jax.paths import expand, folder_to_write
 from infini_jax.progress import make_console
 
 ROOT = Path(__file__).parent.parent
@@ -61,13 +62,14 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--model", required=True, help="a .gguf file or a Hugging Face folder")
   parser.add_argument("--books", required=True, help="a folder of long documents, or a store")
-  parser.add_argument("--workdir", required=True, help="a folder; each stage has its own in it")
+  what = "a folder; each stage has its own in it"
+  parser.add_argument("--workdir", required=True, type=folder_to_write, help=what)
   parser.add_argument("--short", action="store_true", help="a few steps of each stage")
   args, fields = parser.parse_known_args()
-  console, root = make_console(), Path(args.workdir).resolve()
+  console, root = make_console(), args.workdir.resolve()
   original, pretrained, passkey = (root / name for name in ("original", "pretrained", "passkey"))
   model, books = (
-    str(Path(p).resolve()) if Path(p).exists() else p for p in (args.model, args.books)
+    str(Path(p).resolve()) if Path(p).exists() else p for p in map(expand, (args.model, args.books))
   )
 
   def settings(stage: str, run: Path, start: Path) -> list[str]:

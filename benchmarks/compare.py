@@ -17,6 +17,7 @@ from rich.table import Table
 
 from infini_jax.cli import load_config
 from infini_jax.evaluation.filing import newest
+from infini_jax.paths import folder_to_write
 from infini_jax.planner.memories import memories
 from infini_jax.progress import make_console
 
@@ -30,7 +31,8 @@ CACHED = ("transformer_xl", "memorizing", "compressive")  # those that keep the 
 def main() -> int:
   """Runs what is missing; returns an exit status."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--workdir", required=True, help="a folder; each system has its own in it")
+  what = "a folder; each system has its own in it"
+  parser.add_argument("--workdir", required=True, type=folder_to_write, help=what)
   parser.add_argument("--systems", default=SYSTEMS)
   parser.add_argument("--config", default="configs/compare.py", help="takes :SYSTEM behind it")
   args, fields = parser.parse_known_args()
@@ -45,7 +47,7 @@ def main() -> int:
 
 def measure(args, system: str, fields: list[str], console: Console) -> dict | None:
   """Trains and evaluates one system; None if a command failed."""
-  workdir = Path(args.workdir).resolve() / system
+  workdir = args.workdir.resolve() / system
   workdir.mkdir(parents=True, exist_ok=True)
   settings = [f"--config={args.config}:{system}", *fields]
   for script in ("train", "eval"):

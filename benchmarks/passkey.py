@@ -21,6 +21,7 @@ from rich.table import Table
 
 from infini_jax.evaluation.filing import newest
 from infini_jax.evaluation.retrieval import wilson
+from infini_jax.paths import folder_to_write
 from infini_jax.progress import make_console
 
 ROOT = Path(__file__).parent.parent
@@ -29,9 +30,8 @@ ROOT = Path(__file__).parent.parent
 def main() -> int:
   """Runs everything that is missing; returns an exit status."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument(
-    "--workdir", required=True, help="a folder; each run gets one of its own in it"
-  )
+  what = "a folder; each run gets one of its own in it"
+  parser.add_argument("--workdir", required=True, type=folder_to_write, help=what)
   parser.add_argument("--config", default="configs/passkey_tiny.py")
   parser.add_argument("--rules", default="linear,delta")
   parser.add_argument("--seeds", default="0,1,2")
@@ -68,7 +68,7 @@ def main() -> int:
 
 def measure(args, rule: str, seed: int, core: int | None, console: Console) -> dict | None:
   """Trains and evaluates one run; None if a command failed."""
-  workdir = Path(args.workdir) / f"{rule}-{seed}"
+  workdir = args.workdir / f"{rule}-{seed}"
   settings = [f"--config={args.config}", f"--workdir={workdir}"]
   settings += [f"--config.model.rule={rule}", f"--config.train.seed={seed}"]
   evaluation = [f"--config.evaluation.depths=({args.depths},)"]

@@ -13,6 +13,8 @@ import json
 import math
 import os
 
+from infini_jax.paths import file_to_write
+
 SEGMENT = 32  # tokens; what is sent does not depend on it either
 HEADS, KV_HEADS, HEAD_DIM = 8, 8, 128  # of the paper's language model
 
@@ -58,7 +60,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
   parser.add_argument("--axes", default="8,16,32,64,128,256", help="sizes of the seq axis")
   parser.add_argument("--segments", default="2,8", help="segments a chip, for each T")
-  parser.add_argument("--json", metavar="FILE", help="write the bytes there too")
+  parser.add_argument(
+    "--json", metavar="FILE", type=file_to_write, help="write the bytes there too"
+  )
   args = parser.parse_args()
   axes = [int(n) for n in args.axes.split(",")]
   segments = [int(n) for n in args.segments.split(",")]
@@ -98,9 +102,8 @@ def main() -> None:
     sizes = (f"{size / 1e3:,.1f}" for size in row["bytes"])
     table.add_row(row["rule"], str(row["chips"]), *sizes, f"{grown:.2f}", f"{logarithm:.2f}")
   console.print(table)
-  if args.json:
-    with open(args.json, "w", encoding="utf-8") as file:
-      json.dump(rows, file, indent=2)
+  if args.json is not None:
+    args.json.write_text(json.dumps(rows, indent=2), "utf-8")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from infini_jax.data.tokenizers.pieces import (
   train_sentencepiece,
 )
 from infini_jax.data.tokenizers.simple import ByteTokenizer, WordTokenizer
-from infini_jax.paths import expand
+from infini_jax.paths import local
 
 __all__ = [
   "OWN",
@@ -50,10 +50,13 @@ def load_tokenizer(spec: str) -> Tokenizer:
     raise InputError(f"tokenizer {spec!r}: is trained by `prepare`, load it from the store")
   if kind not in ("sentencepiece", "huggingface") or not file:
     raise InputError(f"tokenizer {spec!r}: choose {SPECS}")
+  place = local(file, f"tokenizer {kind}")
   try:
+    if place.exists() and not place.is_file():
+      raise InputError(f"tokenizer {spec!r}: is no file, but a folder or a pipe; choose {SPECS}")
     if kind == "huggingface":
-      return HuggingFaceTokenizer.load(Path(expand(file)))
-    return SentencePieceTokenizer.load(Path(expand(file)))
+      return HuggingFaceTokenizer.load(place)
+    return SentencePieceTokenizer.load(place)
   except OSError as error:
     raise InputError(f"tokenizer {spec!r}: {error.strerror}; choose {SPECS}") from None
 

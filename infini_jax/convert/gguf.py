@@ -103,8 +103,8 @@ class _File:
       "head_dim": head_dim,
       "ffn": self._size("llama.feed_forward_length"),
       "vocab_size": self._shape("token_embd.weight")[0],
-      "rope_theta": _plain(self._get("llama.rope.freq_base", 10_000.0)),
-      "norm_eps": _plain(self._get("llama.attention.layer_norm_rms_epsilon")),
+      "rope_theta": self._number("llama.rope.freq_base", 10_000.0),
+      "norm_eps": self._number("llama.attention.layer_norm_rms_epsilon"),
       "tied_embeddings": "output.weight" not in self._tensors,
     }
     fields["rope_scaling"] = self._scaling(fields["rope_theta"], head_dim)
@@ -158,7 +158,9 @@ class _File:
     ids = {mark: get(f"{mark}_token_id", id) for mark, id in usual.items()}
     scores = get("scores") if kind == "llama" else tokens
     found = {id for id in ids.values() if id is not None}
-    if not len(tokens) == len(kinds) == len(scores) or found - set(range(len(tokens))):
+    numbers = {type(number) for number in [*kinds, *found]} == {int}
+    whole = numbers and len(tokens) == len(kinds) == len(scores)
+    if not whole or found - set(range(len(tokens))):
       raise InputError(
         f"{self.path}: its {len(tokens)} tokens do not go with their types, scores or {ids}; "
         f"download it again"
@@ -180,15 +182,14 @@ class _File:
 
   def _scaling(self, theta: float, head_dim: int) -> tuple[float, ...]:
     """As llama.cpp reads it: a factor without a type is linear, `none` switches a factor off."""
-    usual = self._get("llama.rope.scale_linear", 0.0)
-    factor = float(self._get("llama.rope.scaling.factor", usual) or 1.0)
+    newer, older = "llama.rope.scaling.factor", "llama.rope.scale_linear"
+    name = newer if newer in self._fields else older
+    factor = self._number(name, 1.0) if self._get(name, 0) else 1.0
     if (kind := self._get("llama.rope.scaling.type", "linear")) not in ("linear", "none"):
       raise InputError(
         f"{self.path}: rope scaling of type {kind!r} is not supported; "
         f"convert the Hugging Face folder of this model"
       )
-    if not 0 < factor < math.inf:
-      raise ValueError(f"its rope scaling has the factor {factor}")
     linear = () if kind == "none" or factor == 1 else (factor,)
     if "rope_freqs.weight" not in self._tensors:
       return linear
@@ -226,6 +227,11 @@ class _File:
     if type(size := self._get(name, *default)) is not int or size < 1:
       raise InputError(f"{self.path}: {name}={size!r}: must be a whole number of 1 or more")
     return size
+
+  def _number(self, name: str, *default: float) -> float:
+    if type(number := self._get(name, *default)) not in (int, float) or not 0 < number < math.inf:
+      raise InputError(f"{self.path}: {name}={number!r}: must be a number above 0")
+    return _plain(number)
 
   def _get(self, name: str, *default: Any) -> Any:
     if name in self._fields:

@@ -74,7 +74,10 @@ def test_rope_scaling_is_what_llama_cpp_reads(rng, tmp_path, fields, expected):
 @pytest.mark.parametrize(
   ("how", "said"),
   [
-    ({"fields": {f"{ROPE}.factor": -4.0}}, "scaling has the factor -4.0"),
+    ({"fields": {f"{ROPE}.factor": -4.0}}, "scaling.factor=-4.0: must be a number above 0"),
+    ({"fields": {f"{ROPE}.factor": "4"}}, "scaling.factor='4': must be a number above 0"),
+    ({"fields": {"llama.rope.freq_base": 0.0}}, "llama.rope.freq_base=0.0: must be a number ab"),
+    ({"vocabulary": {"bos_token_id": 1.0}}, "do not go with their types, scores or .'bos': 1.0"),
     ({"fields": {f"{ROPE}.type": "yarn", f"{ROPE}.factor": 4.0}}, "type 'yarn' is not supported"),
     ({"fields": {f"{ROPE}.yarn_log_multiplier": 0.1}}, "yarn_log_multiplier=0.1 is not supported"),
     ({"fields": {"llama.attention.scale": 0.25}}, "attention.scale=0.25 is not supported"),

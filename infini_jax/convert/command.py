@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   def kind(name, source, what, out):
     made = kinds.add_parser(name, help=what, description=what, allow_abbrev=False)
     made.add_argument("source", metavar=source[0], help=source[1])
+    made.set_defaults(source_name=source[0])
     made.add_argument("out", metavar="OUT", help=out)
     return made
 
@@ -50,7 +51,7 @@ def convert(args: argparse.Namespace, console: Console) -> None:
     InputError: see each of them.
   """
   out = folder_to_write(args.out, "OUT")
-  source = local(args.source, "IN")
+  source = local(args.source, args.source_name)
   if args.kind == "hf":
     from infini_jax.convert.huggingface import convert
 

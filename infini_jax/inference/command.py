@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from infini_jax.inference.arguments import LARGEST_SEED, whole
 from infini_jax.inference.sampling import Sampling
 from infini_jax.inference.saved import BEGINS
 from infini_jax.inference.session import Session
-from infini_jax.inference.texts import names_file, tokens_of
+from infini_jax.inference.texts import WRONG, names_file, tokens_of
 from infini_jax.paths import file_to_write, local
 from infini_jax.progress import make_console, track
 from infini_jax.runs.workdir import Workdir
@@ -89,8 +90,8 @@ def _check(args: argparse.Namespace) -> None:
       raise InputError(f"--prompt-tokens={args.prompt_tokens}: there is no prompt; leave it out")
   if not args.workdir and args.load_state is None:
     raise InputError("--workdir=RUN is missing: the folder of a run (or --load-state=FILE)")
-  if args.load_state is not None and not local(args.load_state, "--load-state").is_file():
-    raise InputError(f"--load-state={args.load_state}: no such file")
+  if args.load_state is not None:
+    _file("--load-state", args.load_state)
   if args.save_state is not None:
     file_to_write(args.save_state, "--save-state", begins=BEGINS, replaced=True)
   if args.workdir:
@@ -105,6 +106,7 @@ def _stop(text: str) -> str:
   """
   if not text:
     raise InputError("--stop is empty: a stop string has at least one character")
+  _check_text("--stop", text)
 
   def one(found: re.Match[str]) -> str:
     if found[1] not in ESCAPES:
@@ -211,18 +213,34 @@ def _source(args: argparse.Namespace) -> tuple[str, Any]:
       raise InputError("standard input is closed: give a text, or --prompt-file=FILE")
     return "standard input", Stdin()
   if args.prompt_file is not None:
-    file = local(args.prompt_file, "--prompt-file")
-    if not file.is_file():
-      raise InputError(f"--prompt-file={file}: no such file")
+    file = _file("--prompt-file", args.prompt_file)
     return str(file), file
   if args.prompt == "":
     raise InputError("--prompt is empty: give some text, or no prompt to begin a new document")
+  if args.prompt:
+    _check_text("--prompt", args.prompt)
   if args.prompt and names_file(args.prompt):
     raise InputError(
       f"--prompt={args.prompt}: a file of this name exists; --prompt-file reads it (and "
       f"--prompt-file=- a text, from standard input, that is this name itself)"
     )
   return ("prompt", args.prompt) if args.prompt else ("", None)
+
+
+def _file(flag: str, name: str) -> Path:
+  """Raises InputError unless something can be read there that is no folder; it may be a pipe."""
+  file = local(name, flag)
+  if file.is_dir():
+    raise InputError(f"{flag}={name}: is a folder; name a file (--workdir names a run's folder)")
+  if not file.exists():
+    raise InputError(f"{flag}={name}: no such file")
+  return file
+
+
+def _check_text(flag: str, text: str) -> None:
+  """Raises InputError for bytes of the command line that are not UTF-8."""
+  if WRONG.search(text):
+    raise InputError(f"{flag}={text!r}: not UTF-8 text; type it in a terminal that writes UTF-8")
 
 
 def _document(args: argparse.Namespace) -> tuple[str, Any]:

@@ -198,6 +198,8 @@ def test_a_folder_that_is_not_there(tmp_path, capsys):
   for name in (f"{tmp_path}/none", "no one's model"):
     assert cli.main(["convert", "hf", name, str(tmp_path / "out")]) == 2
     assert "no such folder" in capsys.readouterr().err
+  assert cli.main(["convert", "hf", "", str(tmp_path / "out")]) == 2
+  assert "DIR_OR_NAME is empty; give one" in capsys.readouterr().err
 
 
 def test_a_name_is_asked_of_the_hub_then_of_its_cache_and_never_for_a_pickle(folder, monkeypatch):

@@ -79,7 +79,11 @@ def test_every_choice_is_heeded(run, capsys):
   assert wrote("--top-k=1") == wrote("--top-p=1e-9") == greedy
   assert wrote("--temperature=0", "--repetition-penalty=1e6") != greedy
   assert len({greedy, wrote(), wrote("--seed=1")}) == 3
-  for prompt in (f"--prompt={TEXT}", "--prompt-document=test:0"):
+  read, write = os.pipe()  # as `<(command)` gives one
+  os.write(write, TEXT.encode())
+  os.close(write)
+  pipe = f"--prompt-file=/dev/fd/{read}"
+  for prompt in (f"--prompt={TEXT}", "--prompt-document=test:0", pipe):
     status, _, told = command(capsys, run, prompt, "--prompt-tokens=5", "--tokens=0")
     assert status == 0 and "5 tokens read" in told and "now 6 tokens" in told, told
 
@@ -129,6 +133,10 @@ def test_what_a_flag_cannot_mean_is_refused_before_a_model_is_opened(
     ("--prompt-tokens=9", "--prompt-tokens=9: there is no prompt"),
     ("--temperature=nan", "temperature=nan: must be 0"),
     ("--top-p=nan", "top_p=nan: must be above 0"),
+    ("--prompt=\udcff", r"--prompt='\udcff': not UTF-8 text"),
+    ("--stop=\udcff", r"--stop='\udcff': not UTF-8 text"),
+    ("--prompt-file=/", "--prompt-file=/: is a folder; name a file (--workdir names a run's"),
+    ("--load-state=/", "--load-state=/: is a folder; name a file (--workdir names a run's"),
     (r"--stop=\d", r"--stop=\d: \d stands for nothing; there are \n, \t, \r"),
     ("--stop=end\\", "stands for nothing"),
   ):

@@ -76,7 +76,8 @@ def _encoded(path: str, own: Path, others: Path, console: Console, tokenizer: To
   except InputError as error:
     if not _is_complete(own) or (kept := Store.open(own)).source != path:
       raise
-    console.print(f"{error}; the run's own store of it is read", markup=False, soft_wrap=True)
+    why = str(error).partition(";")[0]  # its remedy is for those who have no store of it
+    console.print(f"{why}; the run's own store of it is read", markup=False, soft_wrap=True)
     return kept
   if _holds(own, corpus, tokenizer):
     return Store.open(own)

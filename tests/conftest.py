@@ -1,13 +1,18 @@
 """Settings that keep tests honest: eight CPU devices, strict types and ranks, checked shapes.
 
 And quick: most of the time would go into XLA's optimizations of programs that run once, so they are
-off, and a program that several tests need is compiled once in a process. INFINI_JAX_TEST_OPTIMIZE=1
-leaves the optimizations on; the tests then check what users run, five times as slowly.
+off, and a program that several tests need is compiled once for all processes of a test run.
+INFINI_JAX_TEST_OPTIMIZE=1 leaves the optimizations on; the tests then check what users run, five
+times as slowly.
 """
 
 import os
 import tempfile
 
+PROGRAMS = "INFINI_JAX_TEST_PROGRAMS"  # the first process makes the folder, and removes it in the end
+if PROGRAMS not in os.environ:
+  _programs = tempfile.TemporaryDirectory(prefix="infini_jax_programs_")
+  os.environ[PROGRAMS] = _programs.name
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
   [
@@ -25,8 +30,7 @@ import pytest
 from absl import flags
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-_programs = tempfile.TemporaryDirectory(prefix="infini_jax_programs_")  # removed in the end
-jax.config.update("jax_compilation_cache_dir", _programs.name)
+jax.config.update("jax_compilation_cache_dir", os.environ[PROGRAMS])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 flags.FLAGS.mark_as_parsed()
 

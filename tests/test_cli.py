@@ -16,6 +16,12 @@ from infini_jax.evaluation.filing import newest, newest_file
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
+# The slow lane runs such commands with XLA's optimizations.
+ENV = {
+  "PATH": "/usr/bin:/bin",
+  "JAX_PLATFORMS": "cpu",
+  "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +40,9 @@ def job(tmp_path_factory):
 
 
 def real(*command):
-  """A process of its own, as a person starts it: one device, nothing of these tests' settings."""
-  env = {"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"}
+  """A process of its own, as a person starts it: one device, none of these tests' settings."""
   return subprocess.run(
-    [sys.executable, *command], cwd=ROOT, env=env, text=True, capture_output=True, timeout=240
+    [sys.executable, *command], cwd=ROOT, env=ENV, text=True, capture_output=True, timeout=240
   )
 
 
@@ -215,6 +220,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(job):
   process = subprocess.Popen(
     [sys.executable, *command],
     cwd=ROOT,
+    env=ENV,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,

@@ -6,10 +6,15 @@ INFINI_JAX_TEST_OPTIMIZE=1 leaves the optimizations on; the tests then check wha
 times as slowly.
 """
 
+import gc
 import os
 import tempfile
 
-PROGRAMS = "INFINI_JAX_TEST_PROGRAMS"  # the first process makes the folder, and removes it in the end
+gc.set_threshold(100_000)  # tracing makes many objects, and the heap of all tests is large
+
+PROGRAMS = (
+  "INFINI_JAX_TEST_PROGRAMS"  # the first process makes the folder, and removes it in the end
+)
 if PROGRAMS not in os.environ:
   _programs = tempfile.TemporaryDirectory(prefix="infini_jax_programs_")
   os.environ[PROGRAMS] = _programs.name

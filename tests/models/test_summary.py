@@ -85,7 +85,7 @@ def test_equals_the_loop_over_segments_forward_and_gradient(rng, mixer, remat, j
   shift = np.array([[0, -1, 1, 0, -1], [0, 1, 1, -1, 1]], np.int32) if jitter else 0 * reset
   moved = {"shift_BS": jnp.asarray(shift)} if jitter else {}
 
-  def reference(p):
+  def reference(p, tokens, weight):
     outs = [plain(mixer, p, tokens[b], reset[b], shift[b]) for b in range(B)]
     return (jnp.stack(outs) * weight).sum(), jnp.stack(outs)
 
@@ -96,7 +96,9 @@ def test_equals_the_loop_over_segments_forward_and_gradient(rng, mixer, remat, j
 
   with jax.enable_x64(True):
     whole = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), params)
-    expected = jax.device_get(jax.jit(jax.value_and_grad(reference, has_aux=True))(whole))
+    expected = jax.device_get(
+      jax.jit(jax.value_and_grad(reference, has_aux=True))(whole, tokens, weight)
+    )
   got = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)
 
   def close(path, a, b):

@@ -10,8 +10,6 @@ import gc
 import os
 import tempfile
 
-gc.set_threshold(100_000)  # tracing makes many objects, and the heap of all tests is large
-
 PROGRAMS = (
   "INFINI_JAX_TEST_PROGRAMS"  # the first process makes the folder, and removes it in the end
 )
@@ -35,9 +33,14 @@ import pytest
 from absl import flags
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+PROGRAMS = "INFINI_JAX_TEST_PROGRAMS"
+if PROGRAMS not in os.environ:  # the first process of a run makes the folder, and removes it
+  _programs = tempfile.TemporaryDirectory(prefix="infini_jax_programs_")
+  os.environ[PROGRAMS] = _programs.name
 jax.config.update("jax_compilation_cache_dir", os.environ[PROGRAMS])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 flags.FLAGS.mark_as_parsed()
+gc.set_threshold(100_000)  # tracing makes many objects, and the heap of all tests is large
 
 # Every annotated shape of the operations is checked while the tests run.
 jaxtyping.install_import_hook("infini_jax.ops", "beartype.beartype")

@@ -10,12 +10,6 @@ import gc
 import os
 import tempfile
 
-PROGRAMS = (
-  "INFINI_JAX_TEST_PROGRAMS"  # the first process makes the folder, and removes it in the end
-)
-if PROGRAMS not in os.environ:
-  _programs = tempfile.TemporaryDirectory(prefix="infini_jax_programs_")
-  os.environ[PROGRAMS] = _programs.name
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
   [

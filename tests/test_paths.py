@@ -204,7 +204,7 @@ def test_inputs_are_no_urls_and_homes_are_expanded(places, capsys):
     ("--workdir", "generate", "--workdir=gs://b/run", "--prompt=x"),
     ("--workdir", "report", "--workdir=s3://b/run"),
     ("--load-state", "generate", "--load-state=gs://b/a.state"),
-    ("IN", "convert", "gguf", "gs://b/a.gguf", str(places / "new")),
+    ("FILE", "convert", "gguf", "gs://b/a.gguf", str(places / "new")),
     ("config.train.start_from", "train", CONFIG, run, "--config.train.start_from=gs://b/run"),
   ):
     error = one_line(capsys, *command)

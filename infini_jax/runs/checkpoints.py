@@ -98,7 +98,8 @@ class Checkpoints:
     """
     newest = self.latest()
     if newest is None:
-      raise InputError(f"{self._folder}: no checkpoint")
+      which = "" if step is None else f" of step {step}"
+      raise InputError(f"{self._folder}: no checkpoint{which}")
     step = newest if step is None else step
     if not (self._folder / str(step)).exists():
       there = ", ".join(map(str, sorted(self._open().all_steps())))

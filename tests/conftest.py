@@ -6,7 +6,6 @@ INFINI_JAX_TEST_OPTIMIZE=1 leaves the optimizations on; the tests then check wha
 times as slowly.
 """
 
-import gc
 import os
 import tempfile
 
@@ -34,7 +33,6 @@ if PROGRAMS not in os.environ:  # the first process of a run makes the folder, a
 jax.config.update("jax_compilation_cache_dir", os.environ[PROGRAMS])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 flags.FLAGS.mark_as_parsed()
-gc.set_threshold(100_000)  # tracing makes many objects, and the heap of all tests is large
 
 # Every annotated shape of the operations is checked while the tests run.
 jaxtyping.install_import_hook("infini_jax.ops", "beartype.beartype")

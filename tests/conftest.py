@@ -6,6 +6,7 @@ INFINI_JAX_TEST_OPTIMIZE=1 leaves the optimizations on; the tests then check wha
 times as slowly.
 """
 
+import gc
 import os
 import tempfile
 
@@ -110,6 +111,12 @@ def adapted(texts, tmp_path_factory):
   with jax.numpy_dtype_promotion("standard"):
     state = train(c, str(folder / "run"), quiet())
   return c, folder / "run", state
+
+
+def pytest_collection_finish():
+  """The modules that are loaded by now stay: the collector need not visit them again and again."""
+  gc.collect()
+  gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -169,10 +169,10 @@ def _show(
   table.add_row("longest text", f"{incoming.positions:,} tokens")
   table.add_row("run", str(out))
   console.print(table)
-  typed, config = shlex.quote(str(out)), shlex.quote(str(out / "config.py"))
+  typed = shlex.quote(str(out))
   console.print(
     f"Next: infini-jax generate --workdir={typed} --prompt='Once upon a time'\n"
-    f"or    python eval.py --config={config} --workdir={typed} --config.data.path=TEXTS\n"
+    f"or    python eval.py --workdir={typed} --config.data.path=TEXTS\n"
     f"or    train with config.train.start_from={str(out)!r} (docs/convert.md)",
     highlight=False,
     soft_wrap=True,

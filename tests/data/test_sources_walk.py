@@ -179,7 +179,44 @@ def test_folders_of_splits_may_link_to_what_is_beside_them(tmp_path):
   assert corpus.left_out == "left out: 1 files (1 .txt)"
   (tmp_path / "validation" / "x.txt").unlink()
   (tmp_path / "validation" / "y.txt").symlink_to("../train/x.txt")
-  fails(str(tmp_path), "validation/ has no documents that are in no other split")
+  fails(str(tmp_path), "train/ has no documents that are in no other split")
+
+
+LINKS = {
+  "a file": lambda root, end: (root / "test" / f"x.{end}").symlink_to(f"../all/b.{end}"),
+  "a hard link": lambda root, end: os.link(root / "all" / f"b.{end}", root / "test" / f"b.{end}"),
+  "a folder": lambda root, end: (root / "test" / "b").symlink_to("../all/deep"),
+  "a way round": lambda root, end: (
+    (root / "test" / "b").symlink_to("../more/deeper"),
+    (root / "more").mkdir(),
+    (root / "more" / "deeper").symlink_to("../all/deep"),
+  ),
+  "a folder of another split": lambda root, end: (
+    (root / "train").mkdir(),
+    (root / "train" / "c").symlink_to("../all"),
+    (root / "test" / "b").symlink_to("../train/c/deep"),
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["", "/**/*.{end}", "/all,{root}/test", "/test,{root}/all"])
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("end", ["jsonl", "parquet"])
+def test_what_any_link_holds_out_is_held_out(tmp_path, end, link, place):
+  """A reading of one split that another one also names would train on what is evaluated."""
+  write(tmp_path / "all" / f"a.{end}", DOCUMENTS[:40])
+  deep = "deep" * ("folder" in link or "round" in link)
+  write(tmp_path / "all" / deep / f"b.{end}", DOCUMENTS[40:])
+  write(tmp_path / "test" / f"c.{end}", DOCUMENTS[:1])
+  (tmp_path / "test" / "up").symlink_to("..")  # which holds nothing out
+  LINKS[link](tmp_path, end)
+  corpus = open_corpus(f"{end}:{tmp_path}{place.format(end=end, root=tmp_path)}")
+  held_out = sorted(r.text for r in records(corpus) if r.split == "test")
+  assert held_out == sorted(["document 0", *TEXTS_OF_B])
+  assert len(list(records(corpus))) == 61
+
+
+TEXTS_OF_B = [row["text"] for row in DOCUMENTS[40:]]
 
 
 ODD = [

@@ -93,7 +93,7 @@ CASES = [
 
 @pytest.mark.parametrize("rule,options", CASES)
 def test_equals_float64_loops_forward_and_gradient(rng, rule, options):
-  T, N = 14, 4  # three whole segments and a short one
+  T, N = 10, 4  # two whole segments and a short one
   S = -(-T // N)
   # A small memory at first: segments add much to it, and some of their keys are new to it.
   arrays = (*inputs(rng, T), *memory(rng, tokens=1))

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import hashlib
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ MB = 1_000_000
 SMALLEST, LARGEST = 2 * MB, 64 * MB  # bytes of text in a part, where the kind allows
 HELD_OUT = 0.04  # the share of documents in validation, and again in test, where a hash decides
 CALLED = {split: split for split in SPLITS} | dict.fromkeys(("valid", "val", "dev"), "validation")
+# Whole words of a name: `c4-validation.00001.json.gz`, but not `contest.jsonl`.
+NAMED = re.compile(rf"(?<![a-z])({'|'.join(CALLED)})(?![a-z])")
 SAMPLED = 32  # parts, at least, that a sample is taken from where there are more
 
 
@@ -179,6 +182,12 @@ def choose_splits(
       f"one with ?train=NAME"
     )
   return dict(sorted(chosen.items()))
+
+
+def named_split(name: str) -> str:
+  """The split that a name, or the last part of a path that does, speaks of; "" if none does."""
+  words = NAMED.findall(name.lower())
+  return CALLED[words[-1]] if words else ""
 
 
 def split_rule(found: Collection[str]) -> tuple[dict[str, tuple[str, ...]], str]:

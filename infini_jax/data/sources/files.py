@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from infini_jax.config import InputError
-from infini_jax.data.sources.base import CALLED, split_rule
+from infini_jax.data.sources.base import named_split, split_rule
 from infini_jax.data.sources.specs import advice, cut, glob_of, plain
-from infini_jax.data.sources.walk import Way, expand, once, unreadable, walk
+from infini_jax.data.sources.walk import ABOVE, Way, expand, once, one_split, unreadable, walk
 
-# Whole words of a path: `c4-validation.00001.json.gz`, but not `contest.jsonl`.
-NAMED = re.compile(rf"(?<![a-z])({'|'.join(CALLED)})(?![a-z])")
 PACKED = (".gz", ".zst")  # ends that stand behind another
 ENDINGS = 5  # of files that are left out, named one by one
 
@@ -40,7 +38,7 @@ def find_files(
   """The files of a corpus in the order of their names, a note on splits, and what is left out.
 
   A file belongs to the split that its name speaks of, or else its folder's; to train if neither.
-  It is read once, however many patterns, links and paths lead to it.
+  It is read once, however many patterns, links and paths lead to it, and is held out if any is.
 
   Args:
     spec: of the corpus, for errors.
@@ -64,17 +62,17 @@ def find_files(
     rest += found.rest
   if not taken:
     raise InputError(f"corpus {spec!r}: names no file; write {spec.partition(':')[0]}:FILES")
-  paths = [way.path for way in once(taken)]
-  root = os.path.commonpath([path.parent for path in paths])
-  names = {path: name_below(Path(root), path) for path in paths}
-  words = {path: NAMED.findall(name.lower()) for path, name in names.items()}
-  splits = {path: CALLED[w[-1]] if w else "train" for path, w in words.items()}
+  whole = _folder_of(way.path for way in taken)
+  split_of = lambda way: way.split or named_split(name_below(whole, way.path))
+  ways = one_split(taken, lambda way: split_of(way).strip(ABOVE))
+  splits = {way.path: split_of(way).strip(ABOVE) or "train" for way in ways}
   if train and "train" not in splits.values():
     raise InputError(
       f"corpus {spec!r}: all files are named for validation or test; add files for train"
     )
   rule, note = split_rule(set(splits.values()))
-  files = [File(p, names[p], rule[splits[p]], file_size(p)) for p in paths]
+  root = _folder_of(splits)
+  files = [File(p, name_below(root, p), rule[split], file_size(p)) for p, split in splits.items()]
   known = {way.real for way in taken}
   others = left_out(way for way in rest if way.real not in known)
   return sorted(files, key=lambda file: file.name), note, others
@@ -85,6 +83,8 @@ def files_below(
 ) -> Listing:
   """The files below folders whose names end so, in upper or lower case; and the rest.
 
+  A file that is named for several splits comes once for each.
+
   Raises:
     InputError: a folder that cannot be read.
   """
@@ -94,7 +94,7 @@ def files_below(
     for way in ways:
       fits = not way.is_hidden() and way.path.name.lower().endswith(suffixes)
       (taken if fits else rest).append(way)
-  return Listing(once(taken), rest)
+  return Listing(once(taken, lambda way: way.split), rest)
 
 
 def left_out(ways: Iterable[Way]) -> str:
@@ -166,6 +166,11 @@ def _match(pattern: str, suffixes: tuple[str, ...]) -> Listing:
     taken += below.taken
     rest += below.rest
   return Listing(taken, rest)
+
+
+def _folder_of(paths: Iterable[Path]) -> Path:
+  """The folder that holds all of these files."""
+  return Path(os.path.commonpath([path.parent for path in paths]))
 
 
 def _holding(rest: list[Way]) -> str:

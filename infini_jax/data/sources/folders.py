@@ -30,7 +30,7 @@ from infini_jax.data.sources.files import (
   packing,
 )
 from infini_jax.data.sources.specs import plain
-from infini_jax.data.sources.walk import Way, unreadable
+from infini_jax.data.sources.walk import Way, once, one_split, unreadable
 from infini_jax.paths import expand
 
 PYTHON_STDLIB = "python-stdlib"
@@ -178,14 +178,15 @@ def _find(path: str, train: bool = True) -> tuple[dict[str, list[Document]], str
     )
   if has_splits:
     return _given_splits(start, found, path, train)
-  return _split(_documents(root, taken), path, train), left_out(rest)
+  return _split(_documents(root, once(taken)), path, train), left_out(rest)
 
 
 def _given_splits(
   root: Way, found: Listing, path: str, train: bool
 ) -> tuple[dict[str, list[Document]], str]:
   """The documents of a folder's own splits, and what is left out, in them and beside them."""
-  documents = _documents(root.path, found.taken)
+  top = lambda way: way.path.relative_to(root.path).parts[0]
+  documents = _documents(root.path, one_split(found.taken, top))
   splits = {split: [d for d in documents if d.name.split("/")[0] == split] for split in SPLITS}
   for split, members in splits.items():
     if not members and train:
@@ -213,7 +214,7 @@ def _python_stdlib() -> list[Document]:
   root = Path(sysconfig.get_path("stdlib"))
   start = Way(0, root, os.path.realpath(root))
   found, _ = _below([start], (".py",), skip=("site-packages", "dist-packages", "__pycache__"))
-  return [document for document in _documents(root, found) if _is_text(document)]
+  return [document for document in _documents(root, once(found)) if _is_text(document)]
 
 
 def _is_text(document: Document) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from infini_jax.config import SPLITS, InputError
 from infini_jax.data.sources.base import (
+  CALLED,
   Corpus,
   Fields,
   Options,
@@ -24,7 +25,7 @@ from infini_jax.data.sources.base import (
 )
 from infini_jax.data.sources.files import left_out
 from infini_jax.data.sources.specs import plain
-from infini_jax.data.sources.walk import Way, once, walk
+from infini_jax.data.sources.walk import Way, one_split, walk
 from infini_jax.paths import expand
 
 ROWS = 16  # read at a time
@@ -113,7 +114,7 @@ def _load(name: str, config: str) -> Any:
   datasets.disable_progress_bars()
   files = _files(name, config)
   found = [way for ways in files.values() for way in ways]
-  kept = once(found)
+  kept = one_split(found, lambda way: CALLED.get(way.split, ""))
   if len(kept) == len(found):
     return datasets.load_dataset(name, config or None)
   own = {
@@ -131,7 +132,8 @@ def _files(name: str, config: str) -> dict[str, list[Way]]:
   import datasets
 
   found = datasets.load_dataset_builder(name, config or None).config.data_files or {}
-  return {str(split): [Way.to(Path(file)) for file in files] for split, files in found.items()}
+  way = lambda file, split: Way.to(Path(file))._replace(split=split)
+  return {str(split): [way(file, str(split)) for file in files] for split, files in found.items()}
 
 
 def _left_out(name: str, config: str) -> str:

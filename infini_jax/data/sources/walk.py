@@ -3,13 +3,17 @@
 import fnmatch
 import glob
 import heapq
+import itertools
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from infini_jax.config import InputError
+from infini_jax.config import SPLITS, InputError
+from infini_jax.data.sources.base import named_split
+
+ABOVE = "/"  # no name: a way that leads back to a folder above speaks of no split
 
 
 class Way(NamedTuple):
@@ -19,11 +23,14 @@ class Way(NamedTuple):
     links: how many of its names are symbolic links.
     path: as it is written.
     real: where it leads, without links.
+    split: the split that its names speak of, from where the search began; "" if none, ABOVE if
+      none after a link to a folder above.
   """
 
   links: int
   path: Path
   real: str
+  split: str = ""
 
   @classmethod
   def to(cls, path: Path) -> "Way":
@@ -32,13 +39,17 @@ class Way(NamedTuple):
     way = way._replace(real=os.path.realpath(way.path))
     for name in path.parts[path.is_absolute() :]:
       way = way.enter(name)
-    return way
+    return way.start()
+
+  def start(self) -> "Way":
+    """The same, as the beginning of a search."""
+    return self._replace(split="")
 
   def enter(self, name: str) -> "Way":
     """The way to what has this name in this folder."""
     if name == "..":
       parent = os.path.dirname(self.real)
-      return Way(self.links, Path(parent), parent)
+      return Way(self.links, Path(parent), parent, self.split)
     return self._enter(name, os.path.islink(self.path / name))
 
   def entries(self) -> "list[Way]":
@@ -56,7 +67,7 @@ class Way(NamedTuple):
   def _enter(self, name: str, is_link: bool) -> "Way":
     path = self.path / name
     real = os.path.realpath(path) if is_link else os.path.join(self.real, name)
-    return Way(self.links + is_link, path, real)
+    return Way(self.links + is_link, path, real, named_split(name) or self.split)
 
   def is_hidden(self) -> bool:
     """Whether its last name begins with a dot."""
@@ -64,33 +75,36 @@ class Way(NamedTuple):
 
 
 def walk(starts: Iterable[Way], skip: Collection[str] = ()) -> Iterator[tuple[Way, list[Way]]]:
-  """Folders and all folders below them, each once, with what else stands in each.
+  """Folders and all folders below them, with what else stands in each.
 
   Links are followed, the fewest first: what can be reached without one is, and nothing goes round.
-  Hidden folders, and those to skip, stand among the rest and are not entered.
+  A folder comes once for each split that the ways to it speak of. A link to a folder above speaks
+  of none. Hidden folders, and those to skip, stand among the rest and are not entered.
 
   Raises:
     InputError: a folder that cannot be read.
   """
   queue = list(starts)
   heapq.heapify(queue)
-  seen: set[str] = set()
+  seen: set[tuple[str, str]] = set()
   while queue:
     folder = heapq.heappop(queue)
-    if folder.real in seen:
+    if (folder.real, folder.split) in seen:
       continue
-    seen.add(folder.real)
+    seen.add((folder.real, folder.split))
     rest = []
     for way in folder.entries():
       if way.is_hidden() or way.path.name in skip or not os.path.isdir(way.path):
         rest.append(way)
+      elif Path(folder.real).is_relative_to(way.real):
+        heapq.heappush(queue, way._replace(split=ABOVE))
       else:
         heapq.heappush(queue, way)
     yield folder, rest
 
 
 def expand(pattern: str, ignore_case: bool = False) -> list[Way]:
-  """What a pattern matches, as a shell with `**` would; each file and folder once.
+  """What a pattern matches, as a shell with `**` would; each as often as `walk` finds a folder.
 
   Raises:
     InputError: a folder that cannot be read.
@@ -98,6 +112,7 @@ def expand(pattern: str, ignore_case: bool = False) -> list[Way]:
   path = Path(pattern)
   ways = [Way.to(Path("/") if path.is_absolute() else Path())]
   names = path.parts[path.is_absolute() :]
+  fixed = len(list(itertools.takewhile(lambda name: not glob.has_magic(name), names)))
   for number, name in enumerate(names, 1):
     folders = (way for way in ways if os.path.isdir(way.path))
     if name == "**":
@@ -113,14 +128,35 @@ def expand(pattern: str, ignore_case: bool = False) -> list[Way]:
     else:
       children = (folder.enter(name) for folder in folders)
       ways = [way for way in children if os.path.lexists(way.path)]
-    ways = once(ways)
+    if number <= fixed:
+      ways = [way.start() for way in ways]
+    ways = once(ways, lambda way: way.split)
   return [way for way in ways if os.path.isdir(way.path)] if pattern.endswith("/") else ways
 
 
-def once(ways: Iterable[Way]) -> list[Way]:
-  """Of the ways to one file or folder the first, by links and path. Hard links are one file."""
+def once(ways: Iterable[Way], apart: Callable[[Way], object] = lambda way: None) -> list[Way]:
+  """Of the ways to one file or folder the first, by links and path. Hard links are one file.
+
+  Args:
+    ways: in any order.
+    apart: ways for which this differs are of different files.
+  """
   found: dict[object, Way] = {}
-  for way in sorted(ways, key=lambda way: (way.links, str(way.path))):
+  for way in sorted(ways):
+    found.setdefault((_identity(way), apart(way)), way)
+  return list(found.values())
+
+
+def one_split(ways: Iterable[Way], split_of: Callable[[Way], str]) -> list[Way]:
+  """Each file once, and held out if any way to it is: test before validation before train.
+
+  Args:
+    ways: in any order.
+    split_of: the split that the name of a way speaks of, "" if it speaks of none.
+  """
+  held_out_first = [*reversed(SPLITS), ""]
+  found: dict[object, Way] = {}
+  for way in sorted(ways, key=lambda way: (held_out_first.index(split_of(way)), way)):
     found.setdefault(_identity(way), way)
   return list(found.values())
 

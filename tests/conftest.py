@@ -10,13 +10,14 @@ import gc
 import os
 import tempfile
 
+from tests.compiling import QUICKLY
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
   [
     os.environ.get("XLA_FLAGS", ""),
     "--xla_force_host_platform_device_count=8",
-    *(["--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"])
-    * (not os.environ.get("INFINI_JAX_TEST_OPTIMIZE")),
+    *[QUICKLY] * (not os.environ.get("INFINI_JAX_TEST_OPTIMIZE")),
   ]
 )
 

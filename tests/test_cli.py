@@ -14,13 +14,14 @@ import infini_jax
 from infini_jax import cli
 from infini_jax.evaluation.filing import newest, newest_file
 from tests import tiny
+from tests.compiling import QUICKLY
 
 ROOT = Path(__file__).parent.parent
 # The slow lane runs such commands with XLA's optimizations.
 ENV = {
   "PATH": "/usr/bin:/bin",
   "JAX_PLATFORMS": "cpu",
-  "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+  "XLA_FLAGS": QUICKLY,
 }
 
 

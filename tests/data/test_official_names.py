@@ -14,6 +14,7 @@ from infini_jax.config import SPLITS
 from infini_jax.data import list_documents, read_text
 from infini_jax.evaluation.filing import newest_file
 from tests import tiny
+from tests.compiling import QUICKLY
 
 ROOT = Path(__file__).parents[2]
 BOOKS = ROOT.parent / "shared" / "corpora" / "books"
@@ -30,7 +31,7 @@ def texts_of(split):
 @pytest.fixture
 def run(tmp_path):
   environ = os.environ | {"JAX_PLATFORMS": "cpu", "TFDS_DATA_DIR": str(tmp_path / "tfds")}
-  environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+  environ["XLA_FLAGS"] = QUICKLY
 
   def run(*command):
     done = subprocess.run(

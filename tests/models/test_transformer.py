@@ -125,14 +125,14 @@ def test_one_call_equals_two_with_the_state_carried(rng, model):
   np.testing.assert_allclose(np.concatenate([first, second], 1), whole, **CLOSE)
 
 
-@pytest.mark.parametrize("pieces", [[1] * 20, [3, 5, 8, 1, 7]])
+@pytest.mark.parametrize("pieces", [[1] * 12, [3, 5, 1, 7]])
 def test_streaming_equals_the_whole_call_at_every_position(rng, model, pieces):
   tokens = draw(rng)
   whole = model.logits(tokens)
-  # The first segment is read as a chunk, the rest a few tokens at a time, padded to one shape.
-  state = model(tokens[:, :N], model.reserve(model.state(), N))[1]
+  # Two segments are read as a chunk, the rest a few tokens at a time, padded to one shape.
+  state = model(tokens[:, : 2 * N], model.reserve(model.state(), 2 * N))[1]
   stream = bind(model.config, model.params).open(state, B)
-  start = N
+  start = 2 * N
   for piece in pieces:
     padded, mask = np.zeros((B, N), np.int32), np.zeros((B, N), bool)
     padded[:, :piece], mask[:, :piece] = tokens[:, start : start + piece], True

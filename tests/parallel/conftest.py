@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
+from tests.compiling import QUICKLY
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -23,8 +24,7 @@ def processes():
       "JAX_PLATFORMS": "cpu",
       "INFINI_PEER_TIMEOUT": "15",
       "INFINI_JOIN_TIMEOUT": "100",
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count} "
-      "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count} {QUICKLY}",
       **environ,
     }
     if count > 1 and port:

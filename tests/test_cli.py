@@ -22,6 +22,7 @@ ENV = {
   "PATH": "/usr/bin:/bin",
   "JAX_PLATFORMS": "cpu",
   "XLA_FLAGS": QUICKLY,
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # so quick, the programs would not be kept
 }
 
 

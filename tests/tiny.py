@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from rich.console import Console
 
 from infini_jax import config as config_lib
@@ -46,6 +47,14 @@ SYSTEMS = {
   "rmt": {"mixer": "rmt", "summary_tokens": 3},
   "autocompressor": {"mixer": "autocompressor", "summary_tokens": 2, "summary_steps": 2},
 }
+
+
+def systems(*fast: str, of: dict[str, Any] = SYSTEMS) -> list[Any]:
+  """All but `infini`, as parameters of a test; those that are not named are in the slow lane."""
+  slow = lambda name: [pytest.mark.slow] * (name not in fast)
+  return [pytest.param(name, marks=slow(name)) for name in of if name != "infini"]
+
+
 # A config file, as a person writes one.
 CONFIG_FILE = """
 from infini_jax.config import base_config

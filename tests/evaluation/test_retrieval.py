@@ -16,7 +16,7 @@ from infini_jax.evaluation.retrieval import Cell, Recalled, Retrieval, independe
 from infini_jax.evaluation.retrieval_tables import show
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh
-from tests.tiny import SYSTEMS, changed, config, fake_params, quiet
+from tests.tiny import SYSTEMS, changed, config, fake_params, quiet, systems
 
 N, SAMPLES = 16, 12
 EMPTY = Variant("empty", empty=True)
@@ -151,7 +151,7 @@ def test_held_empty_what_cannot_reach_an_answer_is_not_run(cases, monkeypatch):
   assert set(ran) == {"score", "read"}
 
 
-@pytest.mark.parametrize("name", [name for name in SYSTEMS if name != "infini"])
+@pytest.mark.parametrize("name", systems("full", "compressive", "rmt"))
 def test_every_system_is_asked_alike(name):
   case = Case(**SYSTEMS[name])
   for variant in (INTACT, EMPTY) if name not in ("local", "full") else (INTACT,):

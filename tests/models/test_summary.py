@@ -73,7 +73,7 @@ def plain(mixer, p, tokens, reset, shift):
 @pytest.mark.parametrize(
   "mixer,remat,jitter",
   [("rmt", "none", 0), ("rmt", "full", 0), ("autocompressor", "none", 0.6),
-   ("autocompressor", "full", 0),
+   pytest.param("autocompressor", "full", 0, marks=pytest.mark.slow),
    pytest.param("autocompressor", "none", 0, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_equals_the_loop_over_segments_forward_and_gradient(rng, mixer, remat, jitter):

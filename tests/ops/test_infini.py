@@ -70,14 +70,14 @@ PLAIN = dict(
   rope_theta=100.0, scale_first_segment=False, gate="sigmoid", readout_norm=False, cut=False
 )
 OTHER = dict(rope_theta=None, scale_first_segment=True, gate="hard_sigmoid", readout_norm=True)
-# One by one with delta; with linear in "everything", and alone in the slow lane.
+# In the fast lane z-correction stands alone with delta; all are in "everything" with both rules.
 ALONE = ("normalize_keys", "z_correction", "decay")
 CASES = [
   pytest.param(
     Rule(name, **fields),
     {**PLAIN, **options},
     id=f"{name}-{label}",
-    marks=[pytest.mark.slow] * (name == "linear" and label in ALONE),
+    marks=[pytest.mark.slow] * (label in ALONE and (name, label) != ("delta", "z_correction")),
   )
   for name in ("linear", "delta")
   for label, fields, options in (

@@ -26,13 +26,25 @@ def place(values, specs, on):
   return jax.tree.map(put, values, specs)
 
 
-@pytest.mark.parametrize("gathered", [8, 1], ids=["gathered", "doubling"])
+# In the fast lane all sizes are there, and both ways of carrying with the greatest.
+CARRIED = {("seq8", "gathered"), ("seq8", "doubling"), ("seq4", "doubling"), ("seq2", "gathered")}
+
+
 @pytest.mark.parametrize(
   "rule",
   [Rule("linear"), Rule("delta"), Rule("linear", decay=0.8), Rule("delta", True, decay=0.7)],
   ids=["linear", "delta", "linear-decay", "delta-all"],
 )
-@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize(
+  "sizes,gathered",
+  [
+    pytest.param(
+      sizes, gathered, id=f"{name}-{way}", marks=[pytest.mark.slow] * ((name, way) not in CARRIED)
+    )
+    for name, sizes in MESHES.items()
+    for way, gathered in (("gathered", 8), ("doubling", 1))
+  ],
+)
 def test_infini_attention_over_devices_equals_one(rng, monkeypatch, sizes, rule, gathered):
   monkeypatch.setattr(shards, "GATHERED", gathered)
   f = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)

@@ -89,7 +89,7 @@ def alone(request):
 
 
 # In the fast lane Adafactor, with all that families have, is divided along every axis once.
-SLOW = {("adafactor", "8x1x1"), ("adafactor", "4x2x1")}
+SLOW = {("adafactor", "8x1x1"), ("adafactor", "4x2x1"), ("adamw", "4x2x1")}
 
 
 @pytest.mark.parametrize(

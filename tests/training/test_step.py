@@ -76,7 +76,7 @@ def assert_same_sums(got, want):
     )
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_microbatches_make_the_same_update(rng, plain, parts):
   batches = [batch(rng) for _ in range(2)]
   state, metrics = plain(*batches)

@@ -80,7 +80,7 @@ def trained_on_task(tmp_path_factory):
     model={"vocab_size": 64},
     data={"tokenizer": "task", "carry_state": False, "segments": 6},
     task={"name": "passkey", "min_segments": 5},
-    warm={"share": 0.7, "segments": 2, "min_tokens": 32, "max_tokens": 100},
+    warm={"share": 0.7, "segments": 2, "min_tokens": 32, "max_tokens": 400, "growth": 1.5},
     train={"steps": 4, "checkpoint_every": 2, "eval_every": 3, "eval_documents": 2},
     evaluation={"lengths": (80, 200), "samples": 3, "knock_out": ("empty", "reads", "layers")},
   )

@@ -178,6 +178,16 @@ def test_json_and_back():
     ({"warm": {"share": 1.5}}, "config.warm.share=1.5: a probability, at most 1"),
     ({"warm": {"share": -0.5}}, "config.warm.share=-0.5: must be 0 or more"),
     ({"warm": {"min_tokens": 9, "max_tokens": 8}}, "config.warm.max_tokens=8: swap them"),
+    ({"warm": {"growth": 0.9}}, "config.warm.growth=0.9: must be at least 1"),
+    (
+      {"warm": {"growth": 2.0}, "model": {"mixer": "rmt"}},
+      "config.warm.growth=2.0 with config.model.mixer='rmt': its state is no sum",
+    ),
+    ({"warm": {"growth": 2.0}, "model": {"decay": 0.9}}, "with config.model.decay=0.9: its state"),
+    (
+      {"warm": {"growth": 2.0}, "model": {"rule": "delta", "z_correction": True}},
+      "with config.model.z_correction=True: its state",
+    ),
     (
       {"warm": {"share": 0.5}, "model": {"mixer": "full"}, "data": {"carry_state": False}},
       "config.warm.share with config.model.mixer='full': its state grows; set it 0",

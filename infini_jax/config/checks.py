@@ -243,6 +243,7 @@ def _check_task(config: Config) -> None:
     raise InputError(f"config.warm.share={warm.share}: a probability, at most 1")
   if warm.share and config.model.mixer == "full":
     raise InputError("config.warm.share with config.model.mixer='full': its state grows; set it 0")
+  _check_growth(config)
   if warm.min_tokens > warm.max_tokens:
     raise InputError(
       f"config.warm.min_tokens={warm.min_tokens} is more than "
@@ -270,6 +271,24 @@ def _check_task(config: Config) -> None:
       f"config.task.pairs={task.pairs} is more than config.task.distinct_keys="
       f"{task.distinct_keys}: each pair has a key of its own"
     )
+
+
+def _check_growth(config: Config) -> None:
+  m, growth = config.model, config.warm.growth
+  if growth < 1:
+    raise InputError(f"config.warm.growth={growth}: must be at least 1 (no fast-forward)")
+  if growth == 1:
+    return
+  for wrong, setting in (
+    (m.mixer != "infini", f"mixer={m.mixer!r}"),
+    (m.decay != 1, f"decay={m.decay}"),
+    (m.z_correction, "z_correction=True"),
+  ):
+    if wrong:
+      raise InputError(
+        f"config.warm.growth={growth} with config.model.{setting}: its state is no sum over the "
+        f"text, so no part can count twice; set config.warm.growth=1"
+      )
 
 
 def _require(module: str, setting: str, remedy: str) -> None:

@@ -169,6 +169,9 @@ class WarmConfig:
   read a planned length, and starts anew. Whatever begins at the start of a chunk takes over the
   companion's state with the probability `share`. (With `data.carry_state` a long document's own
   state is warm already.)
+
+  With a `growth` above 1 a companion fast-forwards: what a step adds to its state counts several
+  times, so that the text, as counted, grows by this factor at every step.
   """
 
   share: float = 0.0  # 0: off
@@ -176,7 +179,8 @@ class WarmConfig:
   start_step: int = 0  # before, all start empty: a memory learns sooner from short texts
   segments: int = 4  # that a companion reads at every step
   min_tokens: int = 1024  # planned lengths: log-uniform from here
-  max_tokens: int = 65_536  # to here
+  max_tokens: int = 65_536  # to here, as counted
+  growth: float = 1.0  # of the text as counted, at every step; 1: all that counts is read
 
 
 @dataclasses.dataclass(frozen=True)

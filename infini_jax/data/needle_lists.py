@@ -81,7 +81,7 @@ class WordLists:
 
   def beginning(self, rng: np.random.Generator, length: int) -> Example:
     """Dots alone: words that stood there would count."""
-    return Example((Part(self._entry(DOTS), length),), frozenset())
+    return Example((Part(self._entry(DOTS), length, filler=True),), frozenset())
 
   def continuation(self, rng: np.random.Generator, before: Example, read: int, n: int) -> Example:
     """An example of its own."""

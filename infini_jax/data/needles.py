@@ -116,9 +116,9 @@ class Needles:
     room, front, done = length - _size(told, tail), [], 0
     for share, part in told:
       place = filler.place(first, room, share)
-      front += [Part(filler.ids, place - done, first=first + done), part]
+      front += [Part(filler.ids, place - done, first=first + done, filler=True), part]
       done = place
-    front.append(Part(filler.ids, room - done, first=first + done))
+    front.append(Part(filler.ids, room - done, first=first + done, filler=True))
     return self._writer.example(front, tail)
 
   def _filler(self, held_out: bool) -> Filler:

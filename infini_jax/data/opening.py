@@ -158,19 +158,29 @@ class _WarmText:
     seed = config.train.seed
     self._lanes, self._earlier = lanes, _text_lanes(config, store, seed + 1, config.warm.segments)
     self._companions = Companions(config.warm, config.model.segment_length, seed)
+    self._grows = config.warm.growth > 1
 
   def batch(self, k: int, rows: Rows = ALL) -> Batch:
     """As `TaskLanes.batch` says of warm memory; a document that goes on keeps its own state."""
     batch, earlier = self._lanes.batch(k, rows), self._earlier.batch(k, rows)
     lanes = np.arange(self._lanes.lanes)[rows].tolist()
+    readings = {lane: self._companions.reading(lane, k) for lane in lanes}
     reset_BS = np.zeros_like(earlier["reset_BS"])
-    reset_BS[:, 0] = [self._companions.reading(lane, k).chunk == 0 for lane in lanes]
+    reset_BS[:, 0] = [reading.chunk == 0 for reading in readings.values()]
+    times = {}
+    if self._grows:
+      often = [self._companions.times(*one) for one in readings.items()]
+      times["warm_times_B"] = np.array(often, np.float32)
     warm_B = np.array([self._companions.warm(lane, k) is not None for lane in lanes])
     warm_B &= batch["reset_BS"][:, 0]
     batch["reset_BS"][:, 0] &= ~warm_B
-    return batch | {
-      "warm_tokens_BT": earlier["tokens_BT"],
-      "warm_mask_BT": earlier["mask_BT"],
-      "warm_reset_BS": reset_BS,
-      "warm_B": warm_B,
-    }
+    return (
+      batch
+      | times
+      | {
+        "warm_tokens_BT": earlier["tokens_BT"],
+        "warm_mask_BT": earlier["mask_BT"],
+        "warm_reset_BS": reset_BS,
+        "warm_B": warm_B,
+      }
+    )

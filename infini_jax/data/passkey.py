@@ -75,14 +75,14 @@ class Passkey:
     if depth is None:
       depth = rng.random() if rng.random() < 0.5 else early(rng, length)
     key = self._key(rng, held_out)
-    return self._assemble(self._head, key, length, depth, Part(self._filler, 0, CONTEXT))
+    return self._assemble(self._head, key, length, depth, self._cycle(0))
 
   def beginning(self, rng: np.random.Generator, length: int) -> Example:
     """The beginning of a prompt; two in three have their key in it, early; the others come to it
     later."""
     key = self._key(rng, held_out=False)
     depth = early(rng, length) if rng.random() < 2 / 3 else 1.0
-    cycle = Part(self._filler, 0, CONTEXT)
+    cycle = self._cycle(0)
     return self._assemble(self._head, key, length + self.shortest, depth, cycle)
 
   def continuation(self, rng: np.random.Generator, before: Example, read: int, n: int) -> Example:
@@ -92,12 +92,12 @@ class Passkey:
     if read <= ahead:
       intro = before.parts[0].size
       rest = before.read(read, max(read, intro))  # of the intro, if it stands across the border
-      cycle = Part(self._filler, 0, CONTEXT, max(0, read - intro))
+      cycle = self._cycle(max(0, read - intro))
       head = Part(rest, len(rest), CONTEXT)
       return self._assemble(head, self._key(rng, False), n, rng.random(), cycle)
     end = ahead + sum(part.size for part in before.parts[key : key + 2])
     rest = before.read(read, max(read, end))  # of the key, if it stands across the border
-    cycle = Part(self._filler, 0, CONTEXT, max(0, read - end))
+    cycle = self._cycle(max(0, read - end))
     tail = tuple(part._replace(weight=CONTEXT) for part in before.parts[-2:])  # to be weighed anew
     return self._finish([Part(rest, len(rest), CONTEXT), cycle], tail, n)
 
@@ -115,9 +115,13 @@ class Passkey:
       cycle._replace(size=before),
       Part(statement, len(statement), CONTEXT),
       Part(repeat, len(repeat), self._task.repeat_weight / len(repeat)),
-      Part(self._filler, 0, CONTEXT),
+      self._cycle(0),
     ]
     return self._finish(front, tail, length)
+
+  def _cycle(self, first: int) -> Part:
+    """Filler from its token `first` on, of a size to be set."""
+    return Part(self._filler, 0, CONTEXT, first, filler=True)
 
   def _finish(self, front: list[Part], tail: tuple[Part, ...], length: int) -> Example:
     """Fills the last part of `front` up, and spreads the weights."""

@@ -85,7 +85,7 @@ class Recall:
 
   def beginning(self, rng: np.random.Generator, length: int) -> Example:
     """Filler alone: a key that stood there would be one with two values."""
-    return Example((Part(self._filler, length),), frozenset())
+    return Example((Part(self._filler, length, filler=True),), frozenset())
 
   def continuation(self, rng: np.random.Generator, before: Example, read: int, n: int) -> Example:
     """An example of its own."""

@@ -32,6 +32,7 @@ class TaskLanes:
     self._task, self._seed, self._config = task, config.train.seed, config.task
     self._bos = np.array([task.tokenizer.bos], np.int32)
     self._companions, self._warm_weight = None, config.warm.weight
+    self._grows = config.warm.growth > 1
     if config.warm.share:
       self._companions = Companions(config.warm, self.segment_length, self._seed)
     self._earlier = functools.lru_cache(4 * self.lanes)(self._begin)
@@ -53,7 +54,8 @@ class TaskLanes:
       weights_BT: float32, the loss weight of each target.
       asked_BT: bool, True where the target is of an answer.
       With warm memory, W tokens for each companion to read, and who takes its state over:
-      warm_tokens_BT: int32, warm_mask_BT: bool, warm_reset_BS: bool, warm_B: bool.
+      warm_tokens_BT: int32, warm_mask_BT: bool, warm_reset_BS: bool, warm_B: bool; with
+      `warm.growth` how often it counts, warm_times_B: float32.
     """
     lanes = np.arange(self.lanes)[rows].tolist()
     batch = empty_batch(len(lanes), self.segments, self.segment_length)
@@ -103,10 +105,15 @@ class TaskLanes:
   def _read_along(self, companions: Companions, lane: int, k: int) -> Batch:
     reading, W = companions.reading(lane, k), companions.tokens
     stream, start = self._earlier(lane, reading.stream), reading.chunk * W
-    tokens = np.concatenate([self._bos[start:], stream.read(max(0, start - 1), start + W - 1)])
+    span = max(0, start - 1), start + W - 1
+    tokens = np.concatenate([self._bos[start:], stream.read(*span)])
     reset = np.zeros(W // self.segment_length, bool)
     reset[0] = reading.chunk == 0
-    return {
+    times = {}
+    if self._grows:  # what will be asked for counts once
+      often = companions.times(lane, reading) if stream.is_filler(*span) else 1.0
+      times["warm_times_B"] = np.array(often, np.float32)
+    return times | {
       "warm_tokens_BT": tokens.astype(np.int32),
       "warm_mask_BT": np.ones(W, bool),
       "warm_reset_BS": reset,

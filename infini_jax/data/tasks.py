@@ -17,12 +17,18 @@ from infini_jax.data.tokenizers import Tokenizer
 
 
 class Part(NamedTuple):
-  """`size` tokens: the ids over and over from `first` on; `weight` is the loss weight of each."""
+  """`size` tokens: the ids over and over from `first` on.
+
+  Attributes:
+    weight: the loss weight of each token.
+    filler: whether nothing in it is ever asked for, so that more of it is like it.
+  """
 
   ids: np.ndarray
   size: int
   weight: float = 0.0
   first: int = 0
+  filler: bool = False
 
   def read(self, start: int, stop: int) -> np.ndarray:
     """Tokens `start` to `stop` of the part."""
@@ -56,6 +62,11 @@ class Example:
   def asked(self, start: int, stop: int) -> np.ndarray:
     """Which of those tokens belong to an answer, bool."""
     return self._cut(start, stop, bool, lambda i, _, a, b: np.full(b - a, i in self.answers))
+
+  def is_filler(self, start: int, stop: int) -> bool:
+    """Whether all of those tokens are."""
+    fill = lambda _, part, a, b: np.full(b - a, part.filler)
+    return bool(self._cut(start, stop, bool, fill).all())
 
   def _cut(self, start: int, stop: int, dtype: Any, read: Callable[..., np.ndarray]) -> np.ndarray:
     found, begin = [np.zeros(0, dtype)], 0

@@ -2,6 +2,9 @@
 
 A companion reads W tokens of earlier text at every step, until it has read its planned length, and
 then starts anew. All is a pure function of (seed, k), as everything in a batch is.
+
+With growth it fast-forwards: after the first W tokens each piece counts so often that the text, as
+counted, grows by a factor at every step. A million tokens then take log(1M / W) steps.
 """
 
 import functools
@@ -36,6 +39,7 @@ class Companions:
   def __init__(self, config: WarmConfig, segment_length: int, seed: int):
     self.tokens = config.segments * segment_length
     self._config, self._seed = config, seed
+    self._lengths = functools.lru_cache(4096)(self._draw_lengths)
     self._ends = functools.lru_cache(4096)(self._plan)
 
   def reading(self, lane: int, k: int) -> Reading:
@@ -53,14 +57,38 @@ class Companions:
     return self.reading(lane, k - 1) if lucky and k >= max(1, self._config.start_step) else None
 
   def planned(self, lane: int, stream: int) -> int:
-    """Tokens of a stream, whole pieces."""
+    """Tokens of a stream that are read, whole pieces."""
     ends = self._ends(lane, stream // PLANNED)
     place = stream % PLANNED
     return int(ends[place] - (ends[place - 1] if place else 0)) * self.tokens
 
-  def _plan(self, lane: int, block: int) -> np.ndarray:
-    """Where the streams of a block end, in steps."""
+  def times(self, lane: int, reading: Reading) -> float:
+    """How often what is read then counts, where none of it will be asked for."""
+    length = float(self._lengths(lane, reading.stream // PLANNED)[reading.stream % PLANNED])
+    return counts(length / self.tokens, self._config.growth)[reading.chunk]
+
+  def _draw_lengths(self, lane: int, block: int) -> np.ndarray:
+    """The planned tokens of the streams of a block."""
     rng = np.random.default_rng((self._seed, 1, lane, block))
     low, high = np.log(self._config.min_tokens), np.log(self._config.max_tokens)
-    tokens = np.exp(rng.uniform(low, high, PLANNED))
-    return np.cumsum(np.maximum(1, np.rint(tokens / self.tokens)).astype(np.int64))
+    return np.exp(rng.uniform(low, high, PLANNED))
+
+  def _plan(self, lane: int, block: int) -> np.ndarray:
+    """Where the streams of a block end, in steps."""
+    pieces = (self._lengths(lane, block) / self.tokens).tolist()
+    return np.cumsum([len(counts(length, self._config.growth)) for length in pieces])
+
+
+@functools.lru_cache(4096)
+def counts(length: float, growth: float) -> tuple[float, ...]:
+  """How often each piece of a text counts, 1 or more, so that it counts as `length` pieces.
+
+  All but the first and the last make what was counted before them `growth` times as much, where
+  that is more than the piece itself.
+  """
+  if growth == 1:
+    return (1.0,) * max(1, round(length))
+  times = [1.0]
+  while (left := length - sum(times)) >= 0.5:
+    times.append(max(1.0, min(sum(times) * (growth - 1), left)))
+  return tuple(times)

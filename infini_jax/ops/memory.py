@@ -156,6 +156,26 @@ def commit(memory: MemoryState, update: Update, rule: Rule) -> MemoryState:
   return MemoryState(M_BKEU, _fade(memory.z_BKE, left_BK) + new_BKE)
 
 
+def fast_forward(
+  before: MemoryState, after: MemoryState, times_B: Float[Array, " B"]
+) -> MemoryState:
+  """The memory as if what was read between two states had been read `times_B` times.
+
+      M = M0 + times (M1 - M0)        z = z0 + times (z1 - z0)
+
+  With the linear rule it is exact where keys and values do not depend on what was read, as in the
+  first layer of a model. Else it takes them to be the same each time. Delta erases less and less
+  when it reads the same again, so there a piece must be small beside what was read before it. A
+  sum of float32 numbers is exact to one part in 16 million: it holds a single token beside as many.
+  """
+
+  def one(x0, x1):
+    times = times_B.reshape(-1, *(1,) * (x1.ndim - 1))
+    return jnp.where(times == 1, x1, x0 + times * (x1 - x0))
+
+  return jax.tree.map(one, before, after)
+
+
 def prefix(
   k_BSNKE: Float[Array, "B S N K E"],
   v_BSNKU: Float[Array, "B S N K U"],

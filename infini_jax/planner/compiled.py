@@ -178,4 +178,6 @@ def example_batch(config: Config) -> dict[str, np.ndarray]:
     read = empty_batch(d.lanes, config.warm.segments, N)
     batch |= {f"warm_{n}": read[n] for n in ("tokens_BT", "mask_BT", "reset_BS")}
     batch["warm_B"] = np.zeros(d.lanes, bool)
+    if config.warm.growth > 1:
+      batch["warm_times_B"] = np.ones(d.lanes, np.float32)
   return batch

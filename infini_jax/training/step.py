@@ -15,6 +15,7 @@ from infini_jax.models import abstract_params, bind, init
 from infini_jax.models.mixers import MIXERS
 from infini_jax.models.summary import random_borders
 from infini_jax.ops.loss import cross_entropy, divergence
+from infini_jax.ops.memory import fast_forward
 from infini_jax.parallel import shard
 from infini_jax.training import optimizer
 from infini_jax.training.health import memory_metrics
@@ -196,15 +197,22 @@ def _where_lane(flag_B, yes, no):
 
 
 def _read_along(config, params, warm, batch):
-  """The companions' states after they have read on; no gradient is taken here."""
+  """The companions' states after they have read on; no gradient is taken here.
+
+  What was read counts `warm_times_B` times, where the batch has it.
+  """
   with jax.named_scope("warm"):
-    _, warm = bind(config.model, params)(
+    _, after = bind(config.model, params)(
       batch["warm_tokens_BT"],
       warm,
       reset_BS=batch["warm_reset_BS"],
       mask_BT=batch["warm_mask_BT"],
     )
-  return warm
+    if "warm_times_B" not in batch:
+      return after
+    anew_B = batch["warm_reset_BS"][:, 0]
+    before = _where_lane(anew_B, jax.tree.map(jnp.zeros_like, warm), warm)
+    return jax.vmap(fast_forward, (0, 0, None))(before, after, batch["warm_times_B"])
 
 
 def _split(tree: Any, axis: int, parts: int) -> Any:

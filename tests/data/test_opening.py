@@ -113,3 +113,6 @@ def test_documents_that_begin_may_start_warm_and_others_keep_their_state(store, 
     part = lanes.batch(k, slice(1, 3))
     assert all(np.array_equal(part[name], batch[name][1:3]) for name in batch)
   assert started > 0 and anew > 4 and (kept > 0) == carry_state, "a weak test"
+  grown = make(warm={**WARM, "growth": 1.5})
+  times = np.array([grown.batch(k)["warm_times_B"] for k in range(20)])
+  assert times.shape == (20, 4) and times.min() == 1 < times.max() and (times[0] == 1).all()

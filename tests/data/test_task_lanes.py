@@ -1,5 +1,7 @@
 """Tasks in lanes: whole examples, what is asked and what it weighs, memories that start warm."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -164,6 +166,29 @@ def test_after_a_warm_start_the_text_goes_on_where_the_companion_stood(rng, name
       texts[lane] = np.concatenate([texts[lane][:0] if anew else texts[lane],
                                     batch["warm_tokens_BT"][lane]])  # fmt: skip
   assert taken > 60 and long > 10, "a weak test: few examples started warm"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_will_be_asked_for_counts_once(rng, name):
+  sections = {"train": {"seed": int(rng.integers(2**31))}}
+  warm = {**WARM, "min_tokens": 2000, "max_tokens": 4000, "growth": 1.5}
+  source, lanes = make(name, warm=warm, **sections)
+  more, start = 0, {}
+  for k in range(80):
+    batch = lanes.batch(k)
+    assert batch["warm_times_B"].shape == (4,) and batch["warm_times_B"].dtype == np.float32
+    for lane, times in enumerate(batch["warm_times_B"]):
+      words = source.tokenizer.decode(batch["warm_tokens_BT"][lane])
+      if batch["warm_reset_BS"][lane, 0]:
+        start[lane] = k
+        assert times == 1, "the first piece counts once"
+      assert times == 1 or not re.search(r"\d|k\d|v\d", words), (
+        f"a key counts {times} times: {words}"
+      )
+      more += times > 1
+  assert more > 60, "a weak test: hardly anything counts more than once"
+  without = make(name, warm={**warm, "growth": 1.0}, **sections)[1]
+  assert "warm_times_B" not in without.batch(3)
 
 
 def test_held_out_examples_are_documents(rng):

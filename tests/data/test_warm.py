@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infini_jax.config import WarmConfig
-from infini_jax.data.warm import PLANNED, Companions
+from infini_jax.data.warm import PLANNED, Companions, counts
 
 
 @settings(max_examples=40, deadline=None)
@@ -74,3 +74,31 @@ def test_before_the_start_step_all_begin_empty_though_companions_read():
   companions = Companions(config, 4, 0)
   assert [companions.warm(0, k) is None for k in range(10)] == [True] * 7 + [False] * 3
   assert companions.warm(0, 7) == companions.reading(0, 6)
+
+
+@given(length=st.floats(0.01, 3e4), growth=st.floats(1.0, 8.0))
+def test_a_text_counts_as_long_as_planned(length, growth):
+  times = np.array(counts(length, growth))
+  assert times[0] == 1 and times.min() >= 1, (
+    "every piece is read, and the first is not counted more"
+  )
+  assert times.sum() == 1 or abs(times.sum() - length) <= 0.5
+  before = np.cumsum(times)[:-1]
+  assert (times[1:] <= np.maximum(1, before * (growth - 1)) * (1 + 1e-9)).all()
+  if growth == 1:
+    assert len(times) == max(1, round(length))
+  else:
+    assert len(times) <= 3 + 1 / (growth - 1) + max(0, np.log(length) / np.log(growth))
+
+
+def test_growth_changes_how_much_is_read_and_not_how_long_texts_count():
+  make = lambda growth: Companions(
+    WarmConfig(share=1.0, segments=1, min_tokens=100, max_tokens=100_000, growth=growth), 16, 5
+  )
+  plain, grown = make(1.0), make(1.5)
+  for stream in range(PLANNED - 3, PLANNED + 3):
+    k = sum(grown.planned(1, s) // 16 for s in range(stream))
+    times = [grown.times(1, grown.reading(1, k + i)) for i in range(grown.planned(1, stream) // 16)]
+    assert grown.reading(1, k) == (stream, 0)
+    assert abs(sum(times) * 16 - plain.planned(1, stream)) <= 16
+    assert grown.planned(1, stream) < max(1000, plain.planned(1, stream) / 4)

@@ -139,3 +139,27 @@ def test_with_no_share_the_program_knows_nothing_of_warm_memory():
     after, _ = jax.eval_shape(run.update, run.start, batch(np.random.default_rng(0)))
     assert after.warm is None
   assert programs[0] == programs[1]
+
+
+def test_a_companion_that_fast_forwards_has_read_each_piece_so_often():
+  """Exactly so with the linear rule in one layer: keys and values depend on the tokens alone."""
+  warm = {"share": 0.5, "segments": 2, "min_tokens": 512, "max_tokens": 512, "growth": 2.0}
+  c = task_config(model={"rule": "linear", "layers": 1}, warm=warm)
+  run, lanes = Run(c), train_lanes(c, make_task(c, "passkey"))
+  batches = [lanes.batch(k) for k in range(5)]
+  state, _ = run(*batches)
+  model = bind(c.model, run.start.params)
+  read = jax.jit(lambda t, s, r, m: model(t, s, reset_BS=r, mask_BT=m)[1])
+  expected, most = model.state(4), 0
+  for b in batches:
+    tokens, mask, reset = (
+      jnp.asarray(b[f"warm_{k}"]) for k in ("tokens_BT", "mask_BT", "reset_BS")
+    )
+    for time in range(int(b["warm_times_B"].max())):
+      again = read(tokens, expected, reset & (time == 0), mask)
+      still = time < b["warm_times_B"]
+      choose = lambda a, e: jnp.where(still.reshape(1, -1, *(1,) * (a.ndim - 2)), a, e)  # noqa: B023
+      expected = jax.tree.map(choose, again, expected)
+    most = max(most, b["warm_times_B"].max())
+  assert most == 8, "a weak test: the pieces of 32 tokens count 1, 1, 2, 4, 8 times"
+  assert_same(state.warm, expected, rtol=1e-4, atol=1e-4)

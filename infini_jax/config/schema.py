@@ -70,6 +70,7 @@ class ModelConfig:
   segment_length: int = 256  # N
   rule: str = "linear"  # how the memory is written: linear or delta
   gate: str = "sigmoid"  # of beta: sigmoid, or hard_sigmoid, which can shut and open entirely
+  write_gate: bool = False  # a learned share of each token is written: hard_sigmoid(x w + b)
   gate_init: float = 0.0  # beta at the start: 0 from scratch, about -5 to adapt a trained model
   scale_first_segment: bool = False  # True: the paper's literal (1 - gate) while memory is empty
   normalize_keys: bool = False  # each stored key weighs 1 in z (Schlag et al., 2021)

@@ -49,6 +49,10 @@ def export(path: str, out: Path, max_shard_bytes: int, step: int | None, console
     raise InputError(
       f"{path}: config.model.mixer={model.mixer!r} cannot be exported; {', '.join(MIXERS)} can"
     )
+  if model.mixer == "infini" and model.write_gate:
+    raise InputError(
+      f"{path}: config.model.write_gate=True cannot be exported: no format has a place for it"
+    )
   original = run.original()
   before = read_json(original / "config.json") if original else None
   raw = config_of(model, before, max(model.segment_length, 8192))

@@ -47,6 +47,7 @@ def infini_attention(
   scoring: Scoring = PLAIN,
   reset_BS: Bool[Array, "B S"] | None = None,
   mask_BT: Bool[Array, "B T"] | None = None,
+  write_BTK: Float[Array, "B T K"] | None = None,
   scale_first_segment: bool = False,
   gate: str = "sigmoid",
   readout_norm: bool = False,
@@ -74,6 +75,7 @@ def infini_attention(
     scoring: the scale of the local attention's scores, and their softcap.
     reset_BS: True where a segment starts a new document: the memory is emptied before it.
     mask_BT: False for padding, which is neither seen nor written; its outputs are 0.
+    write_BTK: how much of a token is written to the memory of each head, 0 to 1; None: all of it.
     scale_first_segment: True scales the local output by `1 - g` even while the memory is empty, as
       the formula says literally; otherwise a head with an empty memory is all local.
     gate: 'sigmoid', or 'hard_sigmoid', `relu6(beta + 3) / 6`, which reaches 0 and 1.
@@ -121,14 +123,17 @@ def infini_attention(
   token, memory = P(lanes, over, heads), P(lanes, heads)
   return on_shards(
     run,
-    *(q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, cut, _computed(rope_theta)),
-    specs=(token, token, token, P(heads), memory, P(lanes, over), P(lanes, over), P(), P()),
+    *(q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, write_BTK, cut),
+    _computed(rope_theta),
+    specs=(
+      *(token, token, token, P(heads), memory, P(lanes, over), P(lanes, over), token, P(), P()),
+    ),
     out_specs=(token, memory),
   )
 
 
 def _segments(
-  q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, cut, computed,
+  q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, write_BTK, cut, computed,
   *, segment_length, run, rule, theta, mix, kernel, scoring,
 ):  # fmt: skip
   """One device's share: cut into segments, run, and joined again."""
@@ -139,13 +144,13 @@ def _segments(
     mask_BT = jnp.ones((B, T), bool)
 
   q, k, v = (to_segments(x, N) for x in (q_BTHE, k_BTKE, v_BTKU))
-  mask = None if mask_BT is None else to_segments(mask_BT, N)
+  mask, write = (None if x is None else to_segments(x, N) for x in (mask_BT, write_BTK))
   state = mem.empty_memory(k_BTKE, v_BTKU) if state is None else state
   reset_BS = jnp.zeros((B, S), bool) if reset_BS is None else reset_BS
   mix = partial(mix, beta_H=beta_H, cut=cut)
   theta = theta if computed is None else computed
   local = partial(_local, theta=theta, kernel=kernel, scoring=scoring)
-  out_BSNHU, state = run(q, k, v, state, reset_BS, mask, rule, local, mix)
+  out_BSNHU, state = run(q, k, v, state, reset_BS, mask, write, rule, local, mix)
   out_BTHU = out_BSNHU.reshape(B, S * N, *out_BSNHU.shape[3:])[:, :T]
   if mask_BT is not None:
     out_BTHU = jnp.where(mask_BT[..., None, None], out_BTHU, jnp.zeros((), out_BTHU.dtype))
@@ -159,24 +164,27 @@ def _local(q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN, *, theta, kernel, scoring):
     return segment_attention(*qkv, mask_BSN, kernel=kernel, scoring=scoring)
 
 
-def _parallel(q_BSNHE, k_BSNKE, v_BSNKU, state, reset_BS, mask_BSN, rule, local, mix, *, axis):
+def _parallel(
+  q_BSNHE, k_BSNKE, v_BSNKU, state, reset_BS, mask_BSN, write_BSNK, rule, local, mix, *, axis
+):
   local_BSNHU = local(q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN)
   with jax.named_scope("memory"):
-    before, after = mem.prefix(k_BSNKE, v_BSNKU, state, reset_BS, mask_BSN, rule, axis)
+    written = (reset_BS, mask_BSN, rule, axis, write_BSNK)
+    before, after = mem.prefix(k_BSNKE, v_BSNKU, state, *written)
     recalled = jax.vmap(mem.read, 1, 1)(q_BSNHE, before)
   return jax.vmap(mix, 1, 1)(local_BSNHU, recalled, before.z_BKE), after
 
 
-def _scan(q_BSNHE, k_BSNKE, v_BSNKU, state, reset_BS, mask_BSN, rule, local, mix):
+def _scan(q_BSNHE, k_BSNKE, v_BSNKU, state, reset_BS, mask_BSN, write_BSNK, rule, local, mix):
   @jax.checkpoint
   def segment(memory, xs):
-    q, k, v, reset_B, mask = xs
+    q, k, v, reset_B, mask, write = xs
     memory = mem.where_lane(reset_B, 0, memory)
     alone = jax.tree.map(lambda x: x[:, None], (q, k, v, mask))
     out = mix(local(*alone)[:, 0], mem.read(q, memory), memory.z_BKE)
-    return mem.commit(memory, mem.summarize(k, v, memory, mask, rule), rule), out
+    return mem.commit(memory, mem.summarize(k, v, memory, mask, rule, write), rule), out
 
-  xs = (q_BSNHE, k_BSNKE, v_BSNKU, reset_BS, mask_BSN)
+  xs = (q_BSNHE, k_BSNKE, v_BSNKU, reset_BS, mask_BSN, write_BSNK)
   state, out_SBNHU = jax.lax.scan(segment, state, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), xs))
   return jnp.moveaxis(out_SBNHU, 0, 1), state
 
@@ -207,6 +215,7 @@ def extend_stream(
   *,
   rule: str | Rule,
   rope_theta: Rope | None,
+  write_BTK: Float[Array, "B T K"] | None = None,
   scoring: Scoring = PLAIN,
   scale_first_segment: bool = False,
   gate: str = "sigmoid",
@@ -224,15 +233,16 @@ def extend_stream(
   open_segment = InfiniStream(memory, memory, SegmentCache(token, token, P(lanes)))
   return on_shards(
     partial(_extend, rule=as_rule(rule), theta=rope_theta, mix=mix, scoring=scoring),
-    *(q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, cut, _computed(rope_theta)),
-    specs=(token, token, token, P(heads), open_segment, P(lanes), P(), P()),
+    *(q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, write_BTK, cut, _computed(rope_theta)),
+    specs=(token, token, token, P(heads), open_segment, P(lanes), token, P(), P()),
     out_specs=(token, open_segment),
   )
 
 
 def _extend(
-  q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, cut, computed, *, rule, theta, mix, scoring
-):
+  q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, write_BTK, cut, computed,
+  *, rule, theta, mix, scoring,
+):  # fmt: skip
   N = stream.cache.k_BNKE.shape[1]
   theta = theta if computed is None else computed
   position_BT = stream.cache.fill_B[:, None] + jnp.arange(q_BTHE.shape[1], dtype=jnp.int32)[None]
@@ -242,7 +252,7 @@ def _extend(
   memory = stream.memory
   out = mix(local, mem.read(q_BTHE, memory), memory.z_BKE, beta_H=beta_H, cut=cut)
 
-  more = mem.summarize(k_BTKE, v_BTKU, memory, mask_BT, rule)
+  more = mem.summarize(k_BTKE, v_BTKU, memory, mask_BT, rule, write_BTK)
   pending = jax.tree.map(jnp.add, stream.pending, more)
   full_B = cache.fill_B == N
   memory = mem.where_lane(full_B, mem.commit(memory, pending, rule), memory)

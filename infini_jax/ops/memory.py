@@ -131,17 +131,22 @@ def summarize(
   memory: MemoryState,
   mask_BN: Bool[Array, "B N"] | None,
   rule: Rule,
+  write_BNK: Float[Array, "B N K"] | None = None,
 ) -> Update:
-  """What these tokens add to `memory`, equations (8) and (9). Masked tokens add nothing."""
-  k_BNKE = _keys(k_BNKE, mask_BN, rule)
+  """What these tokens add to `memory`, equations (8) and (9). Masked tokens add nothing.
+
+  A token counts `write_BNK` times, 0 to 1, in each head; 0 is the same as a masked one.
+  """
+  whole_BNKE = _keys(k_BNKE, rule)
+  k_BNKE = _written(whole_BNKE, mask_BN, write_BNK)
   v_BNKU = v_BNKU.astype(jnp.float32)
   written = jnp.einsum("BNKE,BNKU->BKEU", k_BNKE, v_BNKU)
   recalled = None
   if rule.name == "delta":
-    value = jnp.einsum("BNKE,BKEU->BNKU", k_BNKE, memory.M_BKEU)
-    weight = jnp.einsum("BNKE,BKE->BNK", k_BNKE, memory.z_BKE)
+    value = jnp.einsum("BNKE,BKEU->BNKU", whole_BNKE, memory.M_BKEU)
+    weight = jnp.einsum("BNKE,BKE->BNK", whole_BNKE, memory.z_BKE)
     recalled = jnp.einsum("BNKE,BNKU->BKEU", k_BNKE, _divide(value, weight[..., None]))
-  new = _new_keys(k_BNKE, memory.z_BKE) if rule.z_correction else None
+  new = _new_keys(whole_BNKE, k_BNKE, memory.z_BKE) if rule.z_correction else None
   return Update(written, recalled, k_BNKE.sum(1), new)
 
 
@@ -184,6 +189,7 @@ def prefix(
   mask_BSN: Bool[Array, "B S N"] | None,
   rule: Rule,
   axis: str | None = None,
+  write_BSNK: Float[Array, "B S N K"] | None = None,
 ) -> tuple[MemoryState, MemoryState]:
   """The memory before each of S segments, and after the last: every product is batched over S.
 
@@ -202,11 +208,13 @@ def prefix(
     mask_BSN: False for padding.
     rule: how a segment is written.
     axis: the mesh axis over which the segments are divided; z-correction is not affine.
+    write_BSNK: how much each token counts, as in `summarize`.
 
   Returns:
     The memory that each segment reads, with an axis S after B; and the memory after them all.
   """
-  k_BSNKE = jax.vmap(lambda k, mask: _keys(k, mask, rule), 1, 1)(k_BSNKE, mask_BSN)
+  whole_BSNKE = _keys(k_BSNKE, rule)
+  k_BSNKE = _written(whole_BSNKE, mask_BSN, write_BSNK)
   written_BSKEU = jnp.einsum("BSNKE,BSNKU->BSKEU", k_BSNKE, v_BSNKU.astype(jnp.float32))
   keys_BSKE = k_BSNKE.sum(2)
   left_BSK = _left(keys_BSKE, rule)
@@ -221,11 +229,11 @@ def prefix(
     last, before = jax.lax.scan(body, start, xs)
     return jnp.moveaxis(before, 0, 1), last
 
-  def step_z(z_BKE, left_BK, keys_BKE, k_BNKE):
-    new_BKE = keys_BKE if k_BNKE is None else _new_keys(k_BNKE, z_BKE)
+  def step_z(z_BKE, left_BK, keys_BKE, keys):
+    new_BKE = keys_BKE if keys is None else _new_keys(*keys, z_BKE)
     return _fade(z_BKE, left_BK) + new_BKE
 
-  corrected = k_BSNKE if rule.z_correction else None
+  corrected = (whole_BSNKE, k_BSNKE) if rule.z_correction else None
   kept = None
   if axis is None:
     z_BSKE, z_BKE = over_segments(step_z, memory.z_BKE, left_BSK, keys_BSKE, corrected)
@@ -237,8 +245,8 @@ def prefix(
 
   P_BSKEI = None
   if rule.name == "delta":
-    weight_BSNK = jnp.einsum("BSNKE,BSKE->BSNK", k_BSNKE, z_BSKE)
-    scaled_BSNKE = _divide(k_BSNKE, weight_BSNK[..., None])
+    weight_BSNK = jnp.einsum("BSNKE,BSKE->BSNK", whole_BSNKE, z_BSKE)
+    scaled_BSNKE = _divide(whole_BSNKE, weight_BSNK[..., None])
     P_BSKEI = jnp.einsum("BSNKE,BSNKI->BSKEI", k_BSNKE, scaled_BSNKE)
     P_BSKEI *= _fade(_damping(keys_BSKE, z_BSKE, rule), left_BSK)[..., None, None]
 
@@ -270,17 +278,23 @@ def _carried(kept, own, start, axis):
   return before, last
 
 
-def _keys(k_BNKE: Array, mask_BN: Array | None, rule: Rule) -> Array:
-  k_BNKE = sigma(k_BNKE)
-  if rule.normalize_keys:
-    k_BNKE = _divide(k_BNKE, k_BNKE.sum(-1, keepdims=True))
-  return k_BNKE if mask_BN is None else jnp.where(mask_BN[..., None, None], k_BNKE, 0.0)
+def _keys(k: Array, rule: Rule) -> Array:
+  """Keys (..., E) as queries find them and delta recalls under them."""
+  k = sigma(k)
+  return _divide(k, k.sum(-1, keepdims=True)) if rule.normalize_keys else k
 
 
-def _new_keys(k_BNKE: Array, z_BKE: Array) -> Array:
+def _written(k: Array, mask: Array | None, write: Array | None) -> Array:
+  """What is written of keys (..., N, K, E): of a token that counts half, half the key."""
+  if write is not None:
+    k *= write[..., None]
+  return k if mask is None else jnp.where(mask[..., None, None], k, 0.0)
+
+
+def _new_keys(whole_BNKE: Array, k_BNKE: Array, z_BKE: Array) -> Array:
   """The sum over the tokens of what is new in their keys: z-correction."""
-  held_BNK = jnp.einsum("BNKE,BKE->BNK", k_BNKE, z_BKE)
-  gamma_BNK = jnp.clip(1 - _divide(held_BNK, (k_BNKE * k_BNKE).sum(-1)), 0, 1)
+  held_BNK = jnp.einsum("BNKE,BKE->BNK", whole_BNKE, z_BKE)
+  gamma_BNK = jnp.clip(1 - _divide(held_BNK, (whole_BNKE * whole_BNKE).sum(-1)), 0, 1)
   return jnp.einsum("BNK,BNKE->BKE", jax.lax.stop_gradient(gamma_BNK), k_BNKE)
 
 

@@ -102,7 +102,8 @@ def _memory_flops(c: ModelConfig) -> float:
   reads = 4 * c.heads * c.head_dim  # one query, all heads, of one key and value
   if c.mixer == "infini":
     touched = c.heads + c.kv_heads * (2 if c.rule == "delta" else 1)
-    return c.layers * 2 * c.head_dim**2 * touched
+    writes = 2 * c.width * c.kv_heads * c.write_gate
+    return c.layers * (2 * c.head_dim**2 * touched + writes)
   if c.mixer == "transformer_xl":
     return c.layers * reads * c.segment_length
   if c.mixer == "memorizing":

@@ -23,7 +23,7 @@ def rotate(x_TE, position_T, theta):
 
 
 def one_head(
-  q, k, v, beta, M, z, reset_S, mask_T,
+  q, k, v, beta, M, z, reset_S, mask_T, write_T,
   *, segment_length, rule, rope_theta, scale_first_segment, gate, readout_norm, cut,
 ):  # fmt: skip
   """One lane, one query head and its key/value head: q (T,E), k (T,E), v (T,U), M (E,U), z (E)."""
@@ -55,7 +55,7 @@ def one_head(
     phi = sigma(key)
     if rule.normalize_keys:
       phi = phi / phi.sum(1)[:, None]
-    added, new = jnp.where(mask[:, None], phi, 0.0), value
+    added, new = jnp.where(mask[:, None], phi, 0.0) * write_T[part, None], value
     if rule.name == "delta":
       # Recall is damped when a segment adds much more than the memory holds.
       growth = added.sum() / norm.sum()
@@ -75,20 +75,22 @@ def one_head(
   return jnp.concatenate(outs), memory, norm
 
 
-def infini_attention(q, k, v, beta, M, z, *, reset, mask, **options):
+def infini_attention(q, k, v, beta, M, z, write=None, *, reset, mask, **options):
   """Arguments as the real one's; reset and mask are arrays, M and z the memory to start from.
 
   `rule` is a `Rule`, `cut` True or False.
 
-  Every segment has a token that is no padding.
+  Every segment has a token that is no padding, and is written.
   """
   B, T, H, E = q.shape
   K = k.shape[2]
   head = lambda *arrays: one_head(*arrays, **options)
-  group = jax.vmap(head, (1, None, None, 0, None, None, None, None), (1, None, None))
-  heads = jax.vmap(group, (1, 1, 1, 0, 0, 0, None, None), (1, 0, 0))
-  lanes = jax.vmap(heads, (0, 0, 0, None, 0, 0, 0, 0))
+  write = jnp.ones((B, T, K)) if write is None else write
+  group = jax.vmap(head, (1, None, None, 0, None, None, None, None, None), (1, None, None))
+  heads = jax.vmap(group, (1, 1, 1, 0, 0, 0, None, None, 1), (1, 0, 0))
+  lanes = jax.vmap(heads, (0, 0, 0, None, 0, 0, 0, 0, 0))
   split = q.reshape(B, T, K, H // K, E), beta.reshape(K, H // K)
-  out, M, z = lanes(split[0], k, v, split[1], M, z, jnp.asarray(reset), jnp.asarray(mask))
+  flags = jnp.asarray(reset), jnp.asarray(mask)
+  out, M, z = lanes(split[0], k, v, split[1], M, z, *flags, write)
   # A head's memory is the same for all query heads of the group.
   return out.reshape(B, T, H, -1), M, z

@@ -44,24 +44,29 @@ def single(*arrays):
 
 
 def run(arrays, *, implementation="parallel", **options):
-  q, k, v, beta, M, z = single(*arrays)
+  q, k, v, beta, M, z, *write = single(*arrays)
+  if write:
+    options["write_BTK"] = write[0]
   out, state = attend(q, k, v, beta, MemoryState(M, z), implementation=implementation, **options)
   return out, state.M_BKEU, state.z_BKE
 
 
 def token_by_token(arrays, N, *, rule, **options):
   """The streaming form: outputs, and the memory with the open segment written too."""
-  q, k, v, beta, M, z = arrays
+  q, k, v, beta, M, z, *write = arrays
   empty = SegmentCache(jnp.zeros((B, N, K, E)), jnp.zeros((B, N, K, U)), jnp.zeros(B, jnp.int32))
   stream = infini_module.open_stream(MemoryState(M, z), empty, rule)
 
-  def token(stream, qkv):
+  def token(stream, xs):
+    q, k, v, *write = (x[:, None] for x in xs)
+    more = {"write_BTK": write[0]} if write else {}
     out, stream = infini_module.extend_stream(
-      *(x[:, None] for x in qkv), beta, stream, jnp.ones((B, 1), bool), rule=rule, **options
+      q, k, v, beta, stream, jnp.ones((B, 1), bool), rule=rule, **options, **more
     )
     return stream, out[:, 0]
 
-  stream, out = jax.lax.scan(token, stream, tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v)))
+  xs = tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v, *write))
+  stream, out = jax.lax.scan(token, stream, xs)
   return jnp.moveaxis(out, 0, 1), *memory_module.commit(stream.memory, stream.pending, rule)
 
 
@@ -88,7 +93,14 @@ CASES = [
     ("decay", {"decay": 0.7}, {}),
     ("everything", EVERYTHING, {"gate": "hard_sigmoid", "readout_norm": True}),
   )
-] + [pytest.param(Rule("delta"), {**PLAIN, "cut": True}, id="cut")]
+] + [
+  pytest.param(Rule("delta"), {**PLAIN, "cut": True}, id="cut"),
+  pytest.param(Rule("linear"), {**PLAIN, "write": True}, id="linear-write"),
+  pytest.param(Rule("delta"), {**PLAIN, "write": True}, id="delta-write"),
+]
+
+
+NAMES = ("q", "k", "v", "beta", "M", "z", "write")
 
 
 @pytest.mark.parametrize("rule,options", CASES)
@@ -96,7 +108,11 @@ def test_equals_float64_loops_forward_and_gradient(rng, rule, options):
   T, N = 10, 4  # two whole segments and a short one
   S = -(-T // N)
   # A small memory at first: segments add much to it, and some of their keys are new to it.
-  arrays = (*inputs(rng, T), *memory(rng, tokens=1))
+  arrays, options = (*inputs(rng, T), *memory(rng, tokens=1)), dict(options)
+  if options.pop("write", False):
+    write = np.clip(rng.normal(0.5, 0.6, (B, T, K)), 0, 1)
+    write[:, ::N] = rng.uniform(0.1, 1, (B, S, K))  # something of each segment is written
+    arrays += (write,)
   reset = rng.random((B, S)) < 0.3
   mask = rng.random((B, T)) < 0.8
   mask[:, ::N] = True  # each query then sees a key
@@ -139,7 +155,7 @@ def test_equals_float64_loops_forward_and_gradient(rng, rule, options):
     (_, got), grads = graded(f, np.float32)(single(*arrays), *map(jnp.asarray, flags))
     for name, a, b in zip(("out", "M", "z"), got, expected, strict=True):
       np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=f"{form}: {name}")
-    for name, a, b in zip("q k v beta M z".split(), grads, expected_grads, strict=True):
+    for name, a, b in zip(NAMES, grads, expected_grads, strict=False):
       np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=f"{form}: gradient of {name}")
 
 

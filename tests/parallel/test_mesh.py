@@ -76,7 +76,7 @@ FAMILY = {
   **{"attention_bias": True, "qk_norm": True, "norm_plus_one": True, "post_norms": True},
   **{"embed_scale": 4.0, "query_scale": 0.5, "attention_softcap": 5.0, "logit_softcap": 5.0},
   **{"rope_scaling": (4.0, 0.1, 2.0, 64.0, 1.2)},
-  **{"window": 8, "global_every": 2, "window_theta": 10.0},
+  **{"window": 8, "global_every": 2, "window_theta": 10.0, "write_gate": True},
 }
 WARM = {"warm": {"share": 0.5, "segments": 2}}
 

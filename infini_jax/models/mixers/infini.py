@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -10,7 +11,9 @@ from infini_jax.models.mixers.base import Mixer
 from infini_jax.models.mixers.local import empty_cache
 from infini_jax.ops.infini import InfiniStream, extend_stream, infini_attention, open_stream
 from infini_jax.ops.memory import MemoryState, Rule
-from infini_jax.parallel import zeros
+from infini_jax.parallel import product, zeros
+
+WRITE_INIT = 2.0  # of 3, from which on a write gate is open, and has no gradient
 
 
 class Infini(Mixer):
@@ -20,6 +23,10 @@ class Infini(Mixer):
     c = self.config = config
     self.rule = Rule(c.rule, c.normalize_keys, c.z_correction, c.decay)
     self.beta_H = nnx.Param(jnp.full((c.heads,), c.gate_init, jnp.float32))
+    self.reads_hidden = c.write_gate
+    if c.write_gate:
+      self.w_write_DK = nnx.Param(jnp.zeros((c.width, c.kv_heads), jnp.float32))
+      self.b_write_K = nnx.Param(jnp.full((c.kv_heads,), WRITE_INIT, jnp.float32))
 
   def state(self, lanes: int, layer: int = 0) -> MemoryState:
     """The empty memory."""
@@ -30,8 +37,9 @@ class Infini(Mixer):
     )
 
   def __call__(
-    self, q_BTHE, k_BTKE, v_BTKE, state, *, reset_BS=None, mask_BT=None, cut=None, windowed=None
-  ):
+    self, q_BTHE, k_BTKE, v_BTKE, state,
+    *, reset_BS=None, mask_BT=None, cut=None, windowed=None, x_BTD=None, project=None,
+  ):  # fmt: skip
     """A chunk of whole segments."""
     c = self.config
     return infini_attention(
@@ -43,6 +51,7 @@ class Infini(Mixer):
       segment_length=c.segment_length,
       reset_BS=reset_BS,
       mask_BT=mask_BT,
+      write_BTK=self._write(x_BTD),
       cut=cut,
       implementation=c.implementation,
       attention=c.attention,
@@ -57,9 +66,11 @@ class Infini(Mixer):
     """The memory."""
     return stream.memory
 
-  def extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT, *, windowed=None):
+  def extend(
+    self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT, *, windowed=None, x_BTD=None, project=None
+  ):
     """A few tokens of the open segment."""
-    how = self._how(windowed)
+    how = {**self._how(windowed), "write_BTK": self._write(x_BTD)}
     return extend_stream(q_BTHE, k_BTKE, v_BTKE, self._beta(), stream, mask_BT, **how)
 
   def _how(self, windowed) -> dict[str, Any]:
@@ -73,6 +84,14 @@ class Infini(Mixer):
       "gate": c.gate,
       "readout_norm": c.readout_norm,
     }
+
+  def _write(self, x_BTD):
+    """How much of each token is written, from its hidden state; None: all of every token."""
+    if not self.config.write_gate:
+      return None
+    x_BTD = x_BTD.astype(jnp.float32)
+    score_BTK = product("BTD,DK->BTK", x_BTD, self.w_write_DK[...])
+    return jax.nn.hard_sigmoid(score_BTK + self.b_write_K[...][None, None])
 
   def _beta(self):
     return self.beta_H[...].astype(jnp.float32)

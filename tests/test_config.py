@@ -194,6 +194,14 @@ def test_json_and_back():
     ),
     ({"evaluation": {"task": "copy"}}, "config.evaluation.task='copy': choose one of text, passk"),
     ({"evaluation": {"knock_out": ("all",)}}, "knock_out='all': choose one of empty, reads, layer"),
+    (
+      {"evaluation": {"knock_out": ("swap",), "lanes": 1}, "mesh": {"data": 1}},
+      "knock_out='swap' with config.evaluation.lanes=1: no other document is read beside it",
+    ),
+    (
+      {"evaluation": {"knock_out": ("swap",), "task": "summarization"}},
+      "knock_out='swap' with config.evaluation.task='summarization': a summary is written with",
+    ),
     ({"evaluation": {"depths": (0.5, 1.1)}}, "depths: 1.1 is outside 0 (start) to 1 (end)"),
     ({"evaluation": {"depths": [-0.1]}}, "depths: -0.1 is outside 0 (start) to 1 (end)"),
     ({"evaluation": {"lengths": (0,)}}, "lengths: 0 is no number of tokens: give 1 or more"),

@@ -116,6 +116,8 @@ def check(config: Config) -> None:
       f"config.evaluation.knock_out='layers' with config.model.mixer={m.mixer!r}: one memory "
       f"serves all its layers; leave 'empty' or 'reads'"
     )
+  if "swap" in config.evaluation.knock_out:
+    _check_swap(config)
   if m.segment_jitter >= 1:
     raise InputError(
       f"config.model.segment_jitter={m.segment_jitter}: must be below 1, or a segment may be empty"
@@ -271,6 +273,21 @@ def _check_task(config: Config) -> None:
       f"config.task.pairs={task.pairs} is more than config.task.distinct_keys="
       f"{task.distinct_keys}: each pair has a key of its own"
     )
+
+
+def _check_swap(config: Config) -> None:
+  e = config.evaluation
+  for wrong, setting, why in (
+    (e.lanes == 1, "evaluation.lanes=1", "no other document is read beside it; set it 2 or more"),
+    (config.mesh.seq > 1, f"mesh.seq={config.mesh.seq}", "set config.mesh.seq=1"),
+    (
+      (e.task or config.task.name) == "summarization",
+      "evaluation.task='summarization'",
+      "a summary is written with its own memory; leave 'swap' out",
+    ),
+  ):
+    if wrong:
+      raise InputError(f"config.evaluation.knock_out='swap' with config.{setting}: {why}")
 
 
 def _check_growth(config: Config) -> None:

@@ -33,7 +33,7 @@ FAMILIES = (
   "common_words",
   "frequent_words",
 )
-KNOCK_OUTS = ("empty", "reads", "layers")
+KNOCK_OUTS = ("empty", "reads", "layers", "swap")
 KERNELS = ("auto", "reference", "xla", "splash", "cudnn")
 IMPLEMENTATIONS = ("auto", "scan", "parallel")
 ACTIVATIONS = ("swiglu", "geglu", "gelu")
@@ -238,7 +238,7 @@ class EvalConfig:
   max_documents: int = 0  # the first so many of the split; 0: all
   max_tokens: int = 0  # read no further into a document; 0: to its end
   input_tokens: int = 0  # empty the memory after every so many tokens of a document; 0: never
-  knock_out: tuple[str, ...] = ("empty",)  # also: reads, layers (one after the other)
+  knock_out: tuple[str, ...] = ("empty",)  # also: reads, layers (one by one), swap
   lengths: tuple[int, ...] = (1024, 4096)  # tokens of a task's examples
   depths: tuple[float, ...] = (0.0, 0.5, 1.0)  # where the key or needle stands: 0 start, 1 end
   samples: int = 100  # fresh examples of each length and depth

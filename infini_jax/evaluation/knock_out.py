@@ -3,6 +3,9 @@
 empty    the memory is held empty: every segment is read as if a document began there
 reads    the memory is written, and its read-outs are 0
 layers   as `reads`, for one layer after the other
+swap     every segment is read with the memory of another document, which writes its own as ever
+
+`empty` asks whether the memory is worth anything, `swap` whether it says what this document is.
 """
 
 from typing import NamedTuple
@@ -18,6 +21,7 @@ class Variant(NamedTuple):
   name: str
   empty: bool = False
   cut: tuple[int, ...] = ()  # the layers whose reads are cut, from 0
+  swap: bool = False
 
   def cut_L(self, layers: int) -> np.ndarray:
     """True for the layers whose reads are cut."""
@@ -35,6 +39,7 @@ def knock_outs(config: Config) -> list[Variant]:
   by_name = {
     "empty": [Variant("empty", empty=True)],
     "reads": [Variant("reads cut", cut=tuple(layers))],
+    "swap": [Variant("memory of another", swap=True)],
     "layers": [Variant(f"layer {layer + 1} cut", cut=(layer,)) for layer in layers],
   }
   return [variant for name in config.evaluation.knock_out for variant in by_name[name]]

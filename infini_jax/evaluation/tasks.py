@@ -111,6 +111,7 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
       possible = ["empty"]
       if own != "summarization":  # what is written is read too: nothing but the start can be empty
         possible += ["reads"] if mixer in UNLAYERED else ["reads", "layers"]
+        possible += ["swap"] if config.evaluation.lanes > 1 and config.mesh.seq == 1 else []
       all_of_them = dataclasses.replace(config.evaluation, knock_out=tuple(possible))
       variants = knock_outs(dataclasses.replace(config, evaluation=all_of_them))
       if not variants:
@@ -149,6 +150,12 @@ def chosen(config: Config, source: Source) -> Config:
     raise InputError(
       f"config.evaluation.split={split!r}: {config.data.path} has no such documents; choose one of "
       f"{there}, or 'all'"
+    )
+  count = sum(counts.values()) if split == ALL_SPLITS else counts[split]
+  if "swap" in e.knock_out and (document or min(count, e.max_documents or count) < 2):
+    raise InputError(
+      "config.evaluation.knock_out='swap' for a single document: it is read with the memory of "
+      "another; evaluate two or more, or leave it out"
     )
   return dataclasses.replace(
     config, evaluation=dataclasses.replace(e, split=split, document=document)

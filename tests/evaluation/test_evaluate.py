@@ -152,7 +152,8 @@ def test_a_set_of_tasks_restores_once_and_reads_nothing_twice(
   started = time.perf_counter()
   found = evaluate(c, str(tmp_path / "run"), quiet(), tasks=("gates", "passkey", "knockout"))
   assert (list(found), len(restored)) == (["gates", "passkey", "knockout"], 1)
-  assert ran == ["memory", "empty", "reads cut", "layer 1 cut", "layer 2 cut"]
+  layers = ["layer 1 cut", "layer 2 cut"]
+  assert ran == ["memory", "empty", "reads cut", *layers, "memory of another"]
   assert list(found["passkey"]["knocked_out"]) == ["empty"], "as the config says"
   assert ["memory", *found["knockout"]["knocked_out"]] == ran, "whatever the config says"
   assert found["knockout"]["task"] == "passkey", "the run's own task"
@@ -221,7 +222,7 @@ def test_a_mixer_is_asked_only_for_what_it_has():
       continue
     (job,) = jobs_of(c, ["knockout"])
     layered = name not in ("rmt", "autocompressor")
-    assert len(job.variants) == 3 + 2 * layered, "intact, empty, reads, and each layer if it can"
+    assert len(job.variants) == 4 + 2 * layered, "all, and each layer if it can"
   assert set(NAMES) == {*KINDS, "gates", "knockout"}
   missing = set(TASKS) - {kind.source for kind in KINDS.values()}
   assert not missing, f"a run can be trained on {missing}: give it an entry in tasks.KINDS"

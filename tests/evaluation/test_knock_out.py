@@ -16,6 +16,8 @@ def test_each_name_is_its_variants_in_the_order_asked_for():
     Variant("reads cut", cut=(0, 1, 2)),
   ]
   assert [v.name for v in knock_outs(config())] == ["empty"]
+  swapped = knock_outs(config(evaluation={"knock_out": ("swap",)}))
+  assert swapped == [Variant("memory of another", swap=True)]
   assert knock_outs(config(evaluation={"knock_out": ()})) == []
 
 

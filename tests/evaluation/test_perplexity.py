@@ -266,6 +266,42 @@ def test_bytes_of_a_document_that_is_cut_are_those_of_its_text(case):
   assert (scores.tokens, scores.bytes) == (20, 30), "the source's own bytes, as for whole documents"
 
 
+SWAP = Variant("memory of another", swap=True)
+
+
+def test_swapped_every_segment_is_read_with_the_memory_of_the_other_document(case, rng):
+  texts = ["".join(rng.choice(list("abcdefgh "), 5 * N - 3)) for _ in range(2)]
+  documents = Cut(case.store.tokenizer, texts)
+  got = case.evaluate(SWAP, documents=documents, lanes=2, segments=2)
+  model = bind(case.config.model, case.params)
+  read = jax.jit(lambda x, state: model(x, state))
+  inputs = np.zeros((2, 5 * N), np.int32)
+  for d in range(2):
+    ids = documents.read(d, 0, 5 * N - 3)
+    inputs[d, : len(ids)] = [case.store.tokenizer.bos, *ids[:-1]]
+  states, nats = [model.state(1)] * 2, np.zeros(2)
+  for s in range(5):
+    part = inputs[:, s * N : (s + 1) * N]
+    for d in range(2):
+      log_p = jax.nn.log_softmax(model.logits(read(part[d : d + 1], states[1 - d])[0]))[0]
+      targets = documents.read(d, s * N, (s + 1) * N)
+      nats[d] -= np.asarray(log_p, np.float64)[np.arange(len(targets)), targets].sum()
+    states = [read(part[d : d + 1], states[d])[1] for d in range(2)]
+  np.testing.assert_allclose([total for *_, total in got.per_document], nats, rtol=1e-5)
+  intact = case.evaluate(documents=documents, lanes=2, segments=2)
+  assert abs(got.nats - intact.nats) > 1e-4 * intact.nats, "a swap changes nothing"
+
+
+def test_the_memory_of_a_document_of_the_same_text_is_as_good_as_its_own(case):
+  documents = Cut(case.store.tokenizer, ["the same text, word for word. " * 4] * 3)
+  for lanes, segments in ((2, 3), (3, 2)):  # a lane that has ended lends its memory on
+    got = case.evaluate(SWAP, documents=documents, lanes=lanes, segments=segments)
+    own = case.evaluate(documents=documents, lanes=lanes, segments=segments)
+    if lanes == 3:
+      np.testing.assert_allclose(got.nats, own.nats, rtol=1e-5)
+    assert got.tokens == own.tokens and np.isfinite(got.nats)
+
+
 @pytest.mark.parametrize("segments", [1, 3])
 def test_inputs_of_so_many_tokens_are_read_each_with_an_empty_memory(case, scores, segments):
   """The paper's protocols: 32K or 100K inputs, or no state at all; every token still once."""

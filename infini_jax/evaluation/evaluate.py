@@ -221,7 +221,8 @@ def _about(results: dict[str, Any], path: Path, folder: Path, pictures: dict[str
   table.add_row("checkpoint", _shown(path / "checkpoints" / str(results["step"])))
   table.add_row("results", _shown(folder / filing.FILE))
   for name, file in pictures.items():
-    table.add_row(f"picture: {name}", _shown(file))
+    kind = "page" if file.suffix == ".html" else "picture"
+    table.add_row(f"{kind}: {name}", _shown(file))
   return table
 
 

@@ -28,7 +28,7 @@ class Variant(NamedTuple):
     return np.isin(np.arange(layers), self.cut)
 
 
-INTACT = Variant("memory")
+INTACT, EMPTY = Variant("memory"), Variant("empty", empty=True)
 
 
 def knock_outs(config: Config) -> list[Variant]:
@@ -37,7 +37,7 @@ def knock_outs(config: Config) -> list[Variant]:
     return []
   layers = range(config.model.layers)
   by_name = {
-    "empty": [Variant("empty", empty=True)],
+    "empty": [EMPTY],
     "reads": [Variant("reads cut", cut=tuple(layers))],
     "swap": [Variant("memory of another", swap=True)],
     "layers": [Variant(f"layer {layer + 1} cut", cut=(layer,)) for layer in layers],

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,15 @@ from infini_jax.config import InputError
 from infini_jax.evaluation import page_tables
 from infini_jax.evaluation.filing import Evaluated
 from infini_jax.evaluation.page_headline import headline
-from infini_jax.evaluation.page_html import BEGINS, code, document, heading, paragraph, picture
+from infini_jax.evaluation.page_html import (
+  BEGINS,
+  code,
+  document,
+  heading,
+  link,
+  paragraph,
+  picture,
+)
 from infini_jax.evaluation.page_runs import Run, read_runs
 from infini_jax.paths import file_to_write
 
@@ -29,6 +38,8 @@ PICTURES = {
   "recall": "Heat map of the values recalled, by length of the text",
   "summaries": "ROUGE-1 of every summary against the length of its document",
 }
+
+PAGES = {"text": "Passages of the text, each word coloured by what the memory saved or cost"}
 
 
 def report(workdirs: Sequence[str], out: str | None, console: Console) -> Path:
@@ -53,7 +64,7 @@ def report(workdirs: Sequence[str], out: str | None, console: Console) -> Path:
       _check(run, name)
   folder = runs[0].path if len(runs) == 1 else runs[0].path.parent
   file = file_to_write(out or folder / "report.html", "--out", begins=BEGINS)
-  whole = page(runs)
+  whole = page(runs, file.parent)
   try:
     file.write_text(whole, "utf-8", "replace")
   except OSError as error:
@@ -70,23 +81,24 @@ def _check(run: Run, name: str) -> None:
   """
   alone = dataclasses.replace(run, losses=(), evaluations={name: run.evaluations[name]})
   try:
-    page([alone])
+    page([alone], run.path)
   except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
     file = run.path / "evaluation" / name / "results.json"
     why = " ".join(f"{type(error).__name__} {error}".split())
     raise InputError(f"{file}: cannot be shown ({why}); evaluate the task anew") from None
 
 
-def page(runs: list[Run]) -> str:
-  """The whole page as HTML."""
+def page(runs: list[Run], folder: Path) -> str:
+  """The whole page as HTML, to lie in a folder."""
   several = len(runs) > 1
   sections = [("Headline figures", headline(runs))]
   if several:
     sections.append(("Training", _losses(runs)))
-    columns = "".join(f"<section>{heading(3, run.name)}{_run(run, 4)}</section>" for run in runs)
+    column = lambda run: f"<section>{heading(3, run.name)}{_run(run, 4, folder)}</section>"
+    columns = "".join(map(column, runs))
     sections.append(("Every run", f'<div class="runs">{columns}</div>'))
   else:
-    sections += [("Training", _losses(runs)), ("Evaluations", _run(runs[0], 3))]
+    sections += [("Training", _losses(runs)), ("Evaluations", _run(runs[0], 3, folder))]
   sections.append(("Config", page_tables.configs(runs)))
   if any(run.evaluations for run in runs):
     sections.append(("Commands and environment", _commands(runs)))
@@ -102,8 +114,8 @@ def _title(runs: list[Run]) -> str:
   return f"{what}: {unique(run.config.task.name for run in runs)}"
 
 
-def _run(run: Run, level: int) -> str:
-  """Everything that one run found."""
+def _run(run: Run, level: int, folder: Path) -> str:
+  """Everything that one run found; other pages are linked from this folder."""
   made = _losses([run]) if level > 3 else ""
   if not run.evaluations:
     made += paragraph("Nothing was evaluated yet; infini-jax eval does.")
@@ -116,6 +128,8 @@ def _run(run: Run, level: int) -> str:
       shows = PICTURES.get(file.stem, f"Picture {file.stem}")
       where = f"{what}; {run.name}, step {results['step']:,}"
       made += picture(file.read_bytes(), f"{shows}; {where}")
+    for file in run.pages(name):
+      made += link(os.path.relpath(file, folder), PAGES.get(file.stem, file.stem))
   return made
 
 

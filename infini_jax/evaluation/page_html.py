@@ -6,6 +6,7 @@ dark setting, and a table that is too wide scrolls inside its own box.
 
 import base64
 import html
+import urllib.parse
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -150,6 +151,11 @@ def heading(level: int, text: str, note: str = "") -> str:
 def paragraph(text: str) -> str:
   """A paragraph."""
   return f"<p>{escape(text)}</p>"
+
+
+def link(path: str, text: str) -> str:
+  """A paragraph that leads to another page; the path is relative to this one."""
+  return f'<p><a href="{escape(urllib.parse.quote(path))}">{escape(text)}</a></p>'
 
 
 def folded(summary: str, content: str) -> str:

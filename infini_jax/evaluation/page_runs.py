@@ -85,6 +85,10 @@ class Run:
     """The pictures of an evaluation."""
     return sorted((self.path / "evaluation" / name).glob("*.png"))
 
+  def pages(self, name: str) -> list[Path]:
+    """The pages of an evaluation."""
+    return sorted((self.path / "evaluation" / name).glob("*.html"))
+
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
   """The runs of some workdirs, each once.

@@ -19,7 +19,8 @@ from scipy.special import stdtrit
 
 from infini_jax.config import Config
 from infini_jax.data import Documents, EvalLanes, Tokenizer
-from infini_jax.evaluation.knock_out import INTACT, Variant
+from infini_jax.evaluation.knock_out import EMPTY, INTACT, Variant
+from infini_jax.evaluation.passages import KEPT, Losses
 from infini_jax.evaluation.reading import Reader
 
 Advance = Callable[[int, str], None]  # told the chunks done, and the perplexity so far
@@ -41,6 +42,7 @@ class Scores:
   # Of every store of a mixture: documents, tokens, nats.
   by_source: dict[str, tuple[int, int, float]] = dataclasses.field(default_factory=dict)
   cut: int = 0  # documents that were not read to their end
+  losses: Losses | None = dataclasses.field(default=None, compare=False, repr=False)  # of tokens
 
   @property
   def perplexity(self) -> float:
@@ -81,7 +83,9 @@ class Scores:
       "bits_per_byte": self.bits_per_byte,
       "tokens_per_second": self.tokens / self.seconds,
     }
-    return figures | dataclasses.asdict(self)
+    totals = dataclasses.asdict(dataclasses.replace(self, losses=None))
+    del totals["losses"]
+    return figures | totals
 
 
 def interval(per_document: Sequence[tuple[str, int, float]]) -> tuple[float, float] | None:
@@ -160,7 +164,8 @@ class Perplexity:
       variant: the whole memory, or a knock-out.
       advance: called after each chunk with the chunks counted and their perplexity.
     """
-    tally = _Tally(self._config.model.segment_length, self._config.evaluation.input_tokens)
+    keep = KEPT if variant in (INTACT, EMPTY) else 0
+    tally = _Tally(self._config.model.segment_length, self._config.evaluation.input_tokens, keep)
     started, pending = time.perf_counter(), None
     for done, (chunk, scores) in enumerate(self._reader.read(params, self._lanes, variant)):
       if pending is not None:
@@ -191,7 +196,14 @@ class Perplexity:
       per_document=[(self._documents.names[d], *tally.documents[d]) for d in order],
       by_source=self._by_source(tally.documents),
       cut=sum(tokens[d] < int(self._documents.tokens[d]) for d in order),
+      losses=self._losses(tally.nats),
     )
+
+  def _losses(self, kept: dict[int, list[np.ndarray]]) -> Losses:
+    nats = {d: np.concatenate(kept[d]) for d in sorted(kept)}
+    names = {d: self._documents.names[d] for d in nats}
+    ids = {d: self._documents.read(d, 0, len(nats[d])) for d in nats}
+    return Losses(names, ids, nats, self._tokenizer)
 
   def _by_source(self, found: dict[int, tuple[int, float]]) -> dict[str, tuple[int, int, float]]:
     """Documents, tokens and nats of every store of a mixture that has any."""
@@ -219,8 +231,9 @@ class Perplexity:
 class _Tally:
   """Sums in float64, by document, by position and by number of compressions."""
 
-  def __init__(self, segment_length: int, input_tokens: int = 0):
-    self._N, self._input = segment_length, input_tokens
+  def __init__(self, segment_length: int, input_tokens: int = 0, keep: int = 0):
+    self._N, self._input, self._room = segment_length, input_tokens, keep
+    self.nats: dict[int, list[np.ndarray]] = {}  # of single tokens, while there is room
     self.documents: dict[int, tuple[int, float]] = {}
     self.position: dict[int, tuple[int, float]] = {}
     self.compressions: dict[int, tuple[int, float]] = {}
@@ -242,6 +255,17 @@ class _Tally:
     _count(self.position, _floor_power(position[seen], 128), nll[seen])
     read = position[seen] % self._input if self._input else position[seen]  # since a reset
     _count(self.compressions, _floor_power(read // self._N, 1), nll[seen])
+    self._keep(chunk["document_BS"], seen.reshape(B, S, -1), nll.reshape(B, S, -1))
+
+  def _keep(self, document_BS: np.ndarray, seen_BSN: np.ndarray, nll_BSN: np.ndarray) -> None:
+    """Keeps the losses of single tokens, until there is no room: then no document goes on."""
+    for b, s in np.argwhere(document_BS >= 0):
+      nats = nll_BSN[b, s][seen_BSN[b, s]].astype(np.float32)
+      if self._room < len(nats):
+        self._room = 0
+      else:
+        self._room -= len(nats)
+        self.nats.setdefault(int(document_BS[b, s]), []).append(nats)
 
 
 def _count(sums: dict[int, tuple[int, float]], keys: np.ndarray, nats: np.ndarray) -> None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infini_jax.config import Config
+from infini_jax.evaluation import text_page
 from infini_jax.evaluation.perplexity import Scores, change, exp
 from infini_jax.evaluation.reading import documents_read
 
@@ -15,7 +16,7 @@ NOTICEABLE = 1.001  # a knock-out that costs less than this factor shows no use 
 
 
 def draw(scores: dict[str, Scores], results: dict[str, Any], folder: Path) -> dict[str, Path]:
-  """Draws perplexity against the position in the document, with and without the memory."""
+  """Draws perplexity by position in the document, and writes what the memory saved by words."""
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(6.5, 4), layout="constrained")
@@ -30,7 +31,12 @@ def draw(scores: dict[str, Scores], results: dict[str, Any], folder: Path) -> di
   if len(scores) > 1:  # a model without a memory has one line, and nothing to compare it with
     axes.legend()
   figure.savefig(folder / "positions.png", dpi=120)
-  return {"positions": folder / "positions.png"}
+  files = {"positions": folder / "positions.png"}
+  memory, empty = (scores[name].losses if name in scores else None for name in ("memory", "empty"))
+  if memory and empty and not scores["memory"].single:
+    files["text"] = folder / "text.html"
+    text_page.write(memory, empty, results, files["text"])
+  return files
 
 
 def show(

@@ -230,7 +230,7 @@ def prefix(
     return jnp.moveaxis(before, 0, 1), last
 
   def step_z(z_BKE, left_BK, keys_BKE, keys):
-    new_BKE = keys_BKE if keys is None else _new_keys(*keys, z_BKE)
+    new_BKE = keys_BKE if keys is None else _new_keys(keys[0], keys[1], z_BKE)
     return _fade(z_BKE, left_BK) + new_BKE
 
   corrected = (whole_BSNKE, k_BSNKE) if rule.z_correction else None

@@ -39,7 +39,7 @@ def main() -> int:
   parser.add_argument(
     "--samples", help="fresh keys of each length and depth; by default the config's"
   )
-  parser.add_argument("--depths", default="0.0,0.5", help="of the key (default %(default)s)")
+  parser.add_argument("--depths", default="0.0,0.5,1.0", help="of the key (default %(default)s)")
   parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
   args = parser.parse_args()
 

@@ -77,6 +77,7 @@ def test_a_stage_of_an_adaptation_has_the_model_that_it_starts_from():
   assert model["passkey"] == model["pretrain"] and model["far"] == model["laptop"]
 
 
+@pytest.mark.slow
 def test_every_system_of_the_comparison_traces(comparison=ROOT / "configs/compare.py"):
   """At the same size, on the same batches; what differs is the memory, and what goes with it."""
   mesh = AbstractMesh((1,) * len(AXES), AXES, axis_types=(AxisType.Explicit,) * len(AXES))

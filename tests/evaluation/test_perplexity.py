@@ -294,12 +294,10 @@ def test_swapped_every_segment_is_read_with_the_memory_of_the_other_document(cas
 
 def test_the_memory_of_a_document_of_the_same_text_is_as_good_as_its_own(case):
   documents = Cut(case.store.tokenizer, ["the same text, word for word. " * 4] * 3)
-  for lanes, segments in ((2, 3), (3, 2)):  # a lane that has ended lends its memory on
-    got = case.evaluate(SWAP, documents=documents, lanes=lanes, segments=segments)
-    own = case.evaluate(documents=documents, lanes=lanes, segments=segments)
-    if lanes == 3:
-      np.testing.assert_allclose(got.nats, own.nats, rtol=1e-5)
-    assert got.tokens == own.tokens and np.isfinite(got.nats)
+  got = case.evaluate(SWAP, documents=documents, lanes=3, segments=2)
+  own = case.evaluate(documents=documents, lanes=3, segments=2)
+  assert got.tokens == own.tokens
+  np.testing.assert_allclose(got.nats, own.nats, rtol=1e-5)
 
 
 @pytest.mark.parametrize("segments", [1, 3])

@@ -157,6 +157,7 @@ def test_validation_is_the_perplexity_of_references_behind_their_documents(pairs
   assert f"{figures['summary_perplexity']:.3f}" in line
 
 
+@pytest.mark.slow
 def test_trained_and_evaluated_from_files_on_eight_devices(pairs, tmp_path):
   c = settings(pairs, lanes=8)
   c = changed(c, mesh=changed(c.mesh, data=8), data=changed(c.data, lanes=8))

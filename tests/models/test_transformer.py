@@ -72,7 +72,14 @@ class Model:
     return self._extend(self.params, tokens, self.reserve(stream, tokens.shape[1]), mask)
 
 
-@pytest.fixture(scope="module", params=list(CASES))
+# The rest of these two is in tests/ops/test_infini.py and tests/models/mixers/test_compressive.py.
+SLOW = ("infini-linear", "pooled")
+
+
+@pytest.fixture(
+  scope="module",
+  params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES],
+)
 def model(request):
   return Model(CASES[request.param])
 

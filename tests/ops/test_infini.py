@@ -77,12 +77,14 @@ PLAIN = dict(
 OTHER = dict(rope_theta=None, scale_first_segment=True, gate="hard_sigmoid", readout_norm=True)
 # In the fast lane z-correction stands alone with delta; all are in "everything" with both rules.
 ALONE = ("normalize_keys", "z_correction", "decay")
+SLOW = {(name, label) for name in ("linear", "delta") for label in ALONE} | {("linear", "other")}
+SLOW -= {("delta", "z_correction")}
 CASES = [
   pytest.param(
     Rule(name, **fields),
     {**PLAIN, **options},
     id=f"{name}-{label}",
-    marks=[pytest.mark.slow] * (label in ALONE and (name, label) != ("delta", "z_correction")),
+    marks=[pytest.mark.slow] * ((name, label) in SLOW),
   )
   for name in ("linear", "delta")
   for label, fields, options in (

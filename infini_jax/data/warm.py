@@ -88,7 +88,8 @@ def counts(length: float, growth: float) -> tuple[float, ...]:
   """
   if growth == 1:
     return (1.0,) * max(1, round(length))
-  times = [1.0]
-  while (left := length - sum(times)) >= 0.5:
-    times.append(max(1.0, min(sum(times) * (growth - 1), left)))
+  times, total = [1.0], 1.0
+  while (left := length - total) >= 0.5:
+    times.append(max(1.0, min(total * (growth - 1), left)))
+    total += times[-1]
   return tuple(times)

@@ -76,15 +76,16 @@ def test_before_the_start_step_all_begin_empty_though_companions_read():
   assert companions.warm(0, 7) == companions.reading(0, 6)
 
 
+@settings(deadline=None)
 @given(length=st.floats(0.01, 3e4), growth=st.floats(1.0, 8.0))
 def test_a_text_counts_as_long_as_planned(length, growth):
   times = np.array(counts(length, growth))
   assert times[0] == 1 and times.min() >= 1, (
     "every piece is read, and the first is not counted more"
   )
-  assert times.sum() == 1 or abs(times.sum() - length) <= 0.5
+  assert times.sum() == 1 or abs(times.sum() - length) <= 0.5 + 1e-6
   before = np.cumsum(times)[:-1]
-  assert (times[1:] <= np.maximum(1, before * (growth - 1)) * (1 + 1e-9)).all()
+  assert (times[1:] <= np.maximum(1, before * (growth - 1)) * (1 + 1e-6)).all()
   if growth == 1:
     assert len(times) == max(1, round(length))
   else:

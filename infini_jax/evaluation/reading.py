@@ -102,16 +102,8 @@ class Reader:
     for s in range(S):
       part = {name: of_segment(x, s) for name, x in batch.items()}
       other = jax.tree.map(lambda x, s=s: _of_lanes(x, from_BS[:, s]), state)
-      state = self._hidden(params, state, part, None)[2]
-      model, hidden_BND, _ = self._hidden(params, other, part, None)
-      nll_BN, _, right_BN = cross_entropy(
-        hidden_BND,
-        model.head(),
-        part["targets_BT"],
-        chunk=self._config.train.loss_chunk,
-        softcap=self._config.model.logit_softcap,
-      )
-      scores.append((shard(nll_BN, "__"), shard(right_BN, "__")))
+      state = self._read_chunk(params, state, part, None)
+      scores.append(self._score_chunk(params, other, part, None)[1])
     nll_BT, right_BT = (jnp.concatenate(x, 1) for x in zip(*scores, strict=True))
     return state, (nll_BT, right_BT)
 

@@ -1,10 +1,11 @@
 """The pass key, both rules, several seeds: trains, evaluates, and prints one table.
 
-    python benchmarks/passkey.py --workdir=runs/passkey
-    python benchmarks/passkey.py --workdir=runs/passkey --lengths=131072,1048576 --samples=4
+    python benchmarks/passkey.py --workdir=runs/passkeys
+    python benchmarks/passkey.py --workdir=runs/passkeys --far-lengths=1048576 --far-samples=4
 
-A run that is there already is not trained again, and goes on where it stands. With `--jobs=2` two
-runs share the machine, one core each; their training times are then longer than alone.
+Lengths are those of the config, and far ones with fewer keys. A run that is there already is not
+trained again, and goes on where it stands; so does an evaluation. With `--jobs=2` two runs share
+the machine, one core each; their training times are then longer than alone.
 """
 
 import argparse
@@ -39,6 +40,9 @@ def main() -> int:
   parser.add_argument(
     "--samples", help="fresh keys of each length and depth; by default the config's"
   )
+  what = "as --lengths; none: '' (default %(default)s)"
+  parser.add_argument("--far-lengths", default="262144,1048576,4194304", help=what)
+  parser.add_argument("--far-samples", default="20", help="as --samples (default %(default)s)")
   parser.add_argument("--depths", default="0.0,0.5,1.0", help="of the key (default %(default)s)")
   parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
   args = parser.parse_args()
@@ -71,18 +75,23 @@ def measure(args, rule: str, seed: int, core: int | None, console: Console) -> d
   workdir = args.workdir / f"{rule}-{seed}"
   settings = [f"--config={args.config}", f"--workdir={workdir}"]
   settings += [f"--config.model.rule={rule}", f"--config.train.seed={seed}"]
-  evaluation = [f"--config.evaluation.depths=({args.depths},)"]
-  if args.lengths:
-    evaluation.append(f"--config.evaluation.lengths=({args.lengths},)")
-  if args.samples:
-    evaluation.append(f"--config.evaluation.samples={args.samples}")
+  commands = {"train": ["train.py", *settings]}
+  for name, lengths, samples in (
+    ("eval", args.lengths, args.samples),
+    ("far", args.far_lengths, args.far_samples),
+  ):
+    if name == "far" and not lengths:
+      continue
+    asked = [f"--config.evaluation.depths=({args.depths},)"]
+    if lengths:
+      asked.append(f"--config.evaluation.lengths=({lengths},)")
+    if samples:
+      asked.append(f"--config.evaluation.samples={samples}")
+    commands[name] = ["eval.py", *settings, *asked, "--task=passkey,gates"]
   pin = (lambda: os.sched_setaffinity(0, {core})) if core is not None else None
   workdir.mkdir(parents=True, exist_ok=True)
-  seconds = {}
-  for name, command in (
-    ("train", ["train.py", *settings]),
-    ("eval", ["eval.py", *settings, *evaluation]),
-  ):
+  found, seconds = [], {}
+  for name, command in commands.items():
     console.print(f"{rule}, seed {seed}: {name} (see {workdir / name}.log)")
     started = time.perf_counter()
     with open(workdir / f"{name}.log", "w") as log:
@@ -93,7 +102,11 @@ def measure(args, rule: str, seed: int, core: int | None, console: Console) -> d
       console.print(f"{rule}, seed {seed}: {name} failed; see {workdir / name}.log")
       return None
     console.print(f"{rule}, seed {seed}: {name} took {seconds[name]:.0f} s")
-  return newest(workdir, "passkey") | {"seconds": seconds}
+    if name != "train":
+      found.append(newest(workdir, "passkey"))
+  cells = [cell for one in found for cell in one["memory"]["cells"]]
+  empty = [cell for one in found for cell in one["knocked_out"]["empty"]["cells"]]
+  return {"cells": cells, "empty": empty, "gates": found[0]["gates"], "seconds": seconds}
 
 
 def table(found: dict) -> Table:
@@ -103,23 +116,19 @@ def table(found: dict) -> Table:
   )
   for name in ("rule", "seed", "tokens"):
     made.add_column(name, justify="right")
-  depths = list(dict.fromkeys(c["depth"] for c in next(iter(found.values()))["memory"]["cells"]))
+  depths = list(dict.fromkeys(c["depth"] for c in next(iter(found.values()))["cells"]))
   for depth in depths:
     made.add_column(f"depth {depth:g} (95%)", justify="right")
   for name in ("knocked out", "opened heads"):
     made.add_column(name, justify="right")
   for (rule, seed), results in found.items():
-    cells = results["memory"]["cells"]
+    cells = results["cells"]
     for length in dict.fromkeys(c["length"] for c in cells):
       here = [c for c in cells if c["length"] == length]
       shares = [
         f"{c['exact_match']:.3f} (from {wilson(c['exact'], c['samples'])[0]:.2f})" for c in here
       ]
-      out = [
-        c["exact_match"]
-        for c in results["knocked_out"]["empty"]["cells"]
-        if c["length"] == length and c["depth"] < 1
-      ]
+      out = [c["exact_match"] for c in results["empty"] if c["length"] == length and c["depth"] < 1]
       opened = f"{results['gates']['opened_heads']} (to {results['gates']['greatest']:.2f})"
       made.add_row(rule, str(seed), f"{length:,}", *shares, f"{max(out):.3f}", opened)
   return made

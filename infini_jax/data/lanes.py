@@ -124,6 +124,8 @@ class EvalLanes:
     max_tokens: no more than so many of each document; 0 takes all.
     input_tokens: a document is read in inputs of so many tokens, whole segments, each with a reset;
       0 reads it as one.
+    skip_D: tokens of each document, whole chunks, that are not read here: another state has read
+      them, and goes on at the beginning of a chunk.
 
   Attributes:
     predictions: int, the sum of all masks.
@@ -143,6 +145,7 @@ class EvalLanes:
     max_documents: int = 0,
     max_tokens: int = 0,
     input_tokens: int = 0,
+    skip_D: np.ndarray | None = None,
   ):
     tokens = np.asarray(documents.tokens)[: max_documents or None]
     if not len(tokens):
@@ -151,14 +154,18 @@ class EvalLanes:
         "training: set config.train.eval_every=0)"
       )
     self._tokens = np.minimum(tokens, max_tokens) if max_tokens else tokens
-    self.predictions = int(self._tokens.sum())
+    self._skip_D = np.zeros_like(self._tokens) if skip_D is None else skip_D
+    self.predictions = int((self._tokens - self._skip_D).sum())
     self.lanes, self.segments, self.segment_length = lanes, segments, segment_length
     self._documents, self._bos, self._input_segments = (
       documents,
       bos,
       input_tokens // segment_length,
     )
-    self._order = Schedule(-(-self._tokens // segment_length), lanes)
+    size_D = -(-(self._tokens - self._skip_D) // segment_length)
+    if skip_D is not None:
+      size_D = -(-size_D // segments) * segments
+    self._order = Schedule(size_D, lanes)
     self._chunks = -(-len(self._order) // segments)
 
   def __len__(self) -> int:
@@ -180,6 +187,7 @@ class EvalLanes:
       As `TrainLanes.batch`, and
       document_BS: int32, which document the segment is of; -1 where the lane is empty.
       position_BS: int64, the place in its document of the segment's first target; 0 where empty.
+      skip_B: int64, the tokens that were skipped of a document that begins here.
     """
     lanes = np.arange(self.lanes)[rows].tolist()
     held = set(np.arange(self.lanes)[read].tolist())
@@ -187,9 +195,15 @@ class EvalLanes:
     chunk["reset_BS"][:] = True  # an empty segment carries nothing
     chunk["document_BS"] = np.full((len(lanes), self.segments), -1, np.int32)
     chunk["position_BS"] = np.zeros((len(lanes), self.segments), np.int64)
+    chunk["skip_B"] = np.zeros(len(lanes), np.int64)
     for row, lane in enumerate(lanes):
       for piece in self._order.pieces(lane, i * self.segments, (i + 1) * self.segments):
-        n = int(self._tokens[piece.document])
+        n, skip = int(self._tokens[piece.document]), int(self._skip_D[piece.document])
+        if piece.first == 0:
+          chunk["skip_B"][row] = skip
+        first = piece.first + skip // self.segment_length
+        left = -(-n // self.segment_length) - first  # the rest of the last chunk is empty
+        piece = piece._replace(first=first, segments=min(piece.segments, left))
         _fill(chunk, row, piece, self._documents, n, self._bos, None, read=lane in held)
         at = slice(piece.slot, piece.slot + piece.segments)
         chunk["document_BS"][row, at] = piece.document

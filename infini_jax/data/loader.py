@@ -25,12 +25,14 @@ def train_batches(
   return _read_ahead(_Batches(lambda k: lanes.batch(k, rows), start, stop), prefetch)
 
 
-def eval_batches(lanes: EvalLanes, read: Rows = ALL, prefetch: int = 4) -> Iterator[Batch]:
-  """The chunks of an evaluation, read ahead: an iterator of what `EvalLanes.chunk` gives.
+def eval_batches(
+  lanes: EvalLanes, read: Rows = ALL, prefetch: int = 4, start: int = 0
+) -> Iterator[Batch]:
+  """The chunks of an evaluation from `start` on, read ahead: what `EvalLanes.chunk` gives.
 
   All rows come, so that every host can count every document; the tokens only of those to `read`.
   """
-  return _read_ahead(_Batches(lambda i: lanes.chunk(i, read=read), 0, len(lanes)), prefetch)
+  return _read_ahead(_Batches(lambda i: lanes.chunk(i, read=read), start, len(lanes)), prefetch)
 
 
 class _Batches:

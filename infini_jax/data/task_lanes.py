@@ -148,12 +148,31 @@ class Examples:
       for depth in depths
       for i in range(samples)
     ]
+    self._samples = samples
     self.tokens = np.full(len(self._examples), length, np.int64)
     self.first_asked = min(example.first_asked for example in self._examples)
 
   def read(self, document: int, start: int, stop: int) -> np.ndarray:
     """Tokens `start` to `stop` of an example."""
     return self._examples[document].read(start, stop)
+
+  def trunk(self, chunk: int) -> tuple[int, np.ndarray]:
+    """An example that begins as others do, and how much of it each begins with.
+
+    Args:
+      chunk: tokens; only whole chunks count.
+
+    Returns:
+      Its place among the examples, and tokens for each, (examples,) int64: where a text that is
+      read once can be forked.
+    """
+    tried = range(0, len(self._examples), max(1, self._samples))  # the first of each depth
+    shared_TD = np.array([[self._examples[t].shared(e) for e in self._examples] for t in tried])
+    for row, t in zip(shared_TD, tried, strict=True):
+      row[t] = max(np.delete(row, t), default=0)  # of itself it has all, which helps nobody
+    shared_TD = np.minimum(shared_TD, self.first_asked) // chunk * chunk
+    best = int((shared_TD.sum(1) - shared_TD.max(1)).argmax())
+    return tried[best], shared_TD[best]
 
   def asked(self, document: int, start: int, stop: int) -> np.ndarray:
     """Which of those tokens are asked for, bool; fewer at the example's end."""

@@ -68,6 +68,17 @@ class Example:
     fill = lambda _, part, a, b: np.full(b - a, part.filler)
     return bool(self._cut(start, stop, bool, fill).all())
 
+  def shared(self, other: "Example") -> int:
+    """Tokens that both begin with; at least so many."""
+    same = 0
+    for mine, its in zip(self.parts, other.parts, strict=False):
+      if mine.first != its.first or not _equal(mine.ids, its.ids):
+        break
+      same += min(mine.size, its.size)
+      if mine.size != its.size:
+        break
+    return same
+
   def _cut(self, start: int, stop: int, dtype: Any, read: Callable[..., np.ndarray]) -> np.ndarray:
     found, begin = [np.zeros(0, dtype)], 0
     for i, part in enumerate(self.parts):
@@ -76,6 +87,10 @@ class Example:
         found.append(read(i, part, a, b))
       begin += part.size
     return np.concatenate(found).astype(dtype)
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+  return one is other or np.array_equal(one, other)
 
 
 class Task(Protocol):

@@ -21,10 +21,14 @@ from rich.table import Table
 from infini_jax import plan
 from infini_jax.config import Config
 from infini_jax.data import Pairs, Source, Store
+from infini_jax.data.sources.base import digest
 from infini_jax.evaluation import filing
 from infini_jax.evaluation import gates as gates_lib
+from infini_jax.evaluation.kept import Kept
 from infini_jax.evaluation.knock_out import INTACT
+from infini_jax.evaluation.retrieval import Retrieval
 from infini_jax.evaluation.tasks import KINDS, Job, chosen, jobs_of, open_task
+from infini_jax.inference.saved import checksum
 from infini_jax.models import abstract_params, machine
 from infini_jax.parallel import check_divisible, distributed, make_mesh
 from infini_jax.parallel.agreement import check_same_inputs
@@ -104,7 +108,7 @@ def evaluate(
     known: dict[tuple[str, str], Any] = {}
     for job in jobs:
       started = time.perf_counter()
-      found = _run(job, evaluators.get(job.task), params, known, console)
+      found = _run(job, evaluators.get(job.task), params, known, workdir.path, console)
       about["seconds"] = time.perf_counter() - started
       own = read.get(job.task, config)
       results = _results(job, _about_source(job, own, sources), about, found)
@@ -128,13 +132,23 @@ def training(folder: Path) -> dict[str, Any]:
 
 
 def _run(
-  job: Job, evaluator: Any, params: Any, known: dict[tuple[str, str], Any], console: Console
+  job: Job,
+  evaluator: Any,
+  params: Any,
+  known: dict[tuple[str, str], Any],
+  path: Path,
+  console: Console,
 ) -> dict[str, Any]:
   """What every variant of a job finds. What is `known` from another job is not read again."""
   for variant in job.variants:
     if (job.task, variant.name) not in known:
-      with track(console, f"{job.task}, {variant.name}", evaluator.chunks) as bar:
-        known[job.task, variant.name] = evaluator.run(params, variant, advance=bar)
+      how: dict[str, Any] = {}
+      if isinstance(evaluator, Retrieval) and jax.process_count() == 1:
+        of = digest([job.task, str(variant), checksum(params), evaluator.fingerprint])
+        how["kept"] = Kept(path / "evaluation" / "unfinished" / f"{job.task}-{of}.safetensors", of)
+      start = how["kept"].done if how else 0
+      with track(console, f"{job.task}, {variant.name}", evaluator.chunks, start) as bar:
+        known[job.task, variant.name] = evaluator.run(params, variant, advance=bar, **how)
   return {variant.name: known[job.task, variant.name] for variant in job.variants}
 
 

@@ -43,3 +43,13 @@ def knock_outs(config: Config) -> list[Variant]:
     "layers": [Variant(f"layer {layer + 1} cut", cut=(layer,)) for layer in layers],
   }
   return [variant for name in config.evaluation.knock_out for variant in by_name[name]]
+
+
+def label_of(name: str) -> str:
+  """What a table calls the figures of a variant."""
+  known = {
+    INTACT.name: "with the memory",
+    EMPTY.name: "memory knocked out",
+    "memory of another": "with another's memory",
+  }
+  return known.get(name, f"memory knocked out, {name}")

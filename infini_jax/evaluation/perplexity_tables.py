@@ -9,6 +9,7 @@ from rich.table import Table
 
 from infini_jax.config import Config
 from infini_jax.evaluation import text_page
+from infini_jax.evaluation.knock_out import label_of
 from infini_jax.evaluation.perplexity import Scores, change, exp
 from infini_jax.evaluation.reading import documents_read
 
@@ -60,11 +61,10 @@ def show(
   for name, out in scores.items():
     if name != "memory":
       more = change(out.perplexity, memory.perplexity)
-      label = "memory knocked out" if name == "empty" else f"memory knocked out, {name}"
       table.add_row(
-        f"  {label}: per token", f"{out.perplexity:.3f}" + (f" ({more})" if more else "")
+        f"  {label_of(name)}: per token", f"{out.perplexity:.3f}" + (f" ({more})" if more else "")
       )
-      table.add_row(f"  {label}: bits per byte", f"{out.bits_per_byte:.4f}")
+      table.add_row(f"  {label_of(name)}: bits per byte", f"{out.bits_per_byte:.4f}")
   for source in memory.by_source:
     own, *less = (f"{_perplexity(*score.by_source[source][1:]):.3f}" for score in scores.values())
     knocked_out = f" (knocked out {', '.join(less)})" if less else ""

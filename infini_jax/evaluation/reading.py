@@ -1,6 +1,6 @@
 """Chunks through the model with the state carried: what every evaluation has in common."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -36,8 +36,8 @@ class Reader:
     self._score = jax.jit(self._score_chunk, donate_argnums=1)
     self._score_swapped = jax.jit(self._score_segments, donate_argnums=1)
     self._read = jax.jit(self._read_chunk, donate_argnums=1)
-    lanes = config.evaluation.lanes
-    self._start = jax.jit(lambda params: bind(config.model, params).state(lanes))
+    self._start = jax.jit(lambda p, lanes: bind(config.model, p).state(lanes), static_argnums=1)
+    self._enter = jax.jit(_enter, donate_argnums=0)
 
   def read(
     self,
@@ -45,43 +45,18 @@ class Reader:
     lanes: EvalLanes,
     variant: Variant,
     wanted: Callable[[Chunk], bool] = lambda chunk: True,
-  ) -> Iterator[tuple[Chunk, tuple[jax.Array, jax.Array] | None]]:
-    """Yields each chunk with its `(nll_BT, right_BT)`, still on their way from the device.
+    forks: Mapping[int, Any] | None = None,
+  ) -> "Reading":
+    """A pass over some lanes, to be iterated.
 
     Args:
       params: the model's parameters.
       lanes: what is read.
       variant: the whole memory, or a knock-out.
-      wanted: whether the targets of a chunk are to be scored; None is yielded where they are not.
+      wanted: whether the targets of a chunk are to be scored.
+      forks: states of one lane by the tokens that they have read, for documents that go on there.
     """
-    B = self._config.evaluation.lanes
-    rows = local_rows(self._mesh, B)
-    reserve = MIXERS[self._config.model.mixer].reserve
-    cut_L = variant.cut_L(self._config.model.layers)
-    state = self._start(params)
-    others = Others(B)
-    for chunk in eval_batches(lanes, rows, self._config.data.prefetch):
-      scored = wanted(chunk)
-      if variant.empty and not scored:
-        yield chunk, None  # nothing of it would reach a later chunk
-        continue
-      batch = {k: chunk[k][rows] for k in ("tokens_BT", "targets_BT", "mask_BT", "reset_BS")}
-      if variant.empty:
-        batch["reset_BS"] = np.ones_like(batch["reset_BS"])
-      if variant.swap:  # where a lane has ended, its memory stays, for the others to read
-        batch["reset_BS"] = batch["reset_BS"] & (chunk["document_BS"][rows] >= 0)
-        from_BS = others.of(chunk, self._config.model.segment_length)
-      state = reserve(state, batch["tokens_BT"].shape[1])
-      placed = put_batch(batch, self._mesh, B)
-      if scored and variant.swap:
-        state, scores = self._score_swapped(params, state, placed, from_BS)
-        yield chunk, scores
-      elif scored:
-        state, scores = self._score(params, state, placed, cut_L)
-        yield chunk, scores
-      else:
-        state = self._read(params, state, placed, cut_L)
-        yield chunk, None
+    return Reading(self, params, lanes, variant, wanted, {} if forks is None else forks)
 
   def _score_chunk(self, params, state, batch, cut_L):
     model, hidden_BTD, state = self._hidden(params, state, batch, cut_L)
@@ -122,6 +97,81 @@ class Reader:
     return model, hidden_BTD, state
 
 
+class Reading:
+  """A pass over lanes of documents: yields each chunk with its `(nll_BT, right_BT)`.
+
+  Scores are still on their way from the device; None where they are not wanted. What `kept` gives
+  between two chunks makes another pass over the same lanes go on there.
+
+  Attributes:
+    done: chunks read.
+    state: of the lanes, after them.
+  """
+
+  def __init__(self, reader: Reader, params, lanes, variant, wanted, forks):
+    self._reader, self._params, self._lanes = reader, params, lanes
+    self._variant, self._wanted, self._forks = variant, wanted, forks
+    self._others = Others(lanes.lanes)
+    self.done = 0
+    self.state = reader._start(params, lanes.lanes)
+
+  def kept(self) -> dict[str, np.ndarray]:
+    """All that the rest of the pass depends on, by name."""
+    leaves = jax.tree.leaves(jax.device_get(self.state))
+    named = {f"state.{i}": leaf for i, leaf in enumerate(leaves)}
+    return {"done": np.array(self.done), "others": self._others.read_B, **named}
+
+  def go_on(self, kept: Mapping[str, np.ndarray]) -> None:
+    """Takes up where a pass was that gave `kept`."""
+    self.done, self._others.read_B = int(kept["done"]), kept["others"]
+    leaves, structure = jax.tree.flatten(self.state)
+    found = [jax.device_put(kept[f"state.{i}"], x.sharding) for i, x in enumerate(leaves)]
+    self.state = jax.tree.unflatten(structure, found)
+
+  def __iter__(self) -> Iterator[tuple[Chunk, tuple[jax.Array, jax.Array] | None]]:
+    """Reads on from `done`."""
+    config, B = self._reader._config, self._lanes.lanes
+    rows = local_rows(self._reader._mesh, B)
+    for chunk in eval_batches(self._lanes, rows, config.data.prefetch, self.done):
+      scores = self._step(chunk, rows)
+      self.done += 1
+      yield chunk, scores
+
+  def _step(self, chunk: Chunk, rows: Any) -> tuple[jax.Array, jax.Array] | None:
+    reader, variant, params = self._reader, self._variant, self._params
+    config = reader._config
+    scored = self._wanted(chunk)
+    if variant.empty and not scored:
+      return None  # nothing of it would reach a later chunk
+    batch = {k: chunk[k][rows] for k in ("tokens_BT", "targets_BT", "mask_BT", "reset_BS")}
+    if variant.empty:
+      batch["reset_BS"] = np.ones_like(batch["reset_BS"])
+    else:
+      for read in np.unique(chunk["skip_B"][chunk["skip_B"] > 0]).tolist():
+        self.state = reader._enter(self.state, self._forks[read], chunk["skip_B"] == read)
+    if variant.swap:  # where a lane has ended, its memory stays, for the others to read
+      batch["reset_BS"] = batch["reset_BS"] & (chunk["document_BS"][rows] >= 0)
+      from_BS = self._others.of(chunk, config.model.segment_length)
+    reserve = MIXERS[config.model.mixer].reserve
+    self.state = reserve(self.state, batch["tokens_BT"].shape[1])
+    placed = put_batch(batch, reader._mesh, self._lanes.lanes)
+    if scored and variant.swap:
+      self.state, scores = reader._score_swapped(params, self.state, placed, from_BS)
+      return scores
+    cut_L = variant.cut_L(config.model.layers)
+    if scored:
+      self.state, scores = reader._score(params, self.state, placed, cut_L)
+      return scores
+    self.state = reader._read(params, self.state, placed, cut_L)
+    return None
+
+
+def _enter(state, fork, flag_B):
+  """Lanes of a stacked state go on from the one lane of another."""
+  choose = lambda new, old: jnp.where(flag_B.reshape(1, -1, *(1,) * (old.ndim - 2)), new, old)
+  return jax.tree.map(choose, fork, state)
+
+
 class Others:
   """Which lane's memory stands for another document's: that which has read about as much.
 
@@ -130,7 +180,7 @@ class Others:
   """
 
   def __init__(self, lanes: int):
-    self._read_B = np.zeros(lanes, np.int64)  # tokens that each lane's memory holds
+    self.read_B = np.zeros(lanes, np.int64)  # tokens that each lane's memory holds
 
   def of(self, chunk: Chunk, segment_length: int) -> np.ndarray:
     """For each segment of a chunk the lane whose memory it is read with, (B, S) int32.
@@ -139,11 +189,12 @@ class Others:
     """
     document_BS, reset_BS = chunk["document_BS"], chunk["reset_BS"]
     lanes, segments = document_BS.shape
+    self.read_B = np.where(chunk["skip_B"] > 0, chunk["skip_B"], self.read_B)
     from_BS = np.zeros((lanes, segments), np.int32)
     for s in range(segments):
-      own_B = np.where(reset_BS[:, s], 0, self._read_B)
-      apart_BB = np.abs(own_B[:, None] - self._read_B[None]).astype(float)
-      apart_BB[:, self._read_B == 0] = np.inf
+      own_B = np.where(reset_BS[:, s], 0, self.read_B)
+      apart_BB = np.abs(own_B[:, None] - self.read_B[None]).astype(float)
+      apart_BB[:, self.read_B == 0] = np.inf
       # Of lanes that have read as much, the next one: else the first would serve all.
       apart_BB += (np.arange(lanes)[None] - np.arange(lanes)[:, None]) % lanes / (2 * lanes)
       np.fill_diagonal(apart_BB, np.inf)
@@ -151,7 +202,7 @@ class Others:
       found = np.isfinite(apart_BB.min(1))
       from_BS[:, s] = np.where(found, found_B, np.arange(lanes))
       reads = document_BS[:, s] >= 0
-      self._read_B = np.where(reads, own_B + segment_length, self._read_B)
+      self.read_B = np.where(reads, own_B + segment_length, self.read_B)
     return from_BS
 
 

@@ -1,25 +1,33 @@
 """Retrieval: what was read once is asked for at the end, however much stood between.
 
 Examples are streamed chunk after chunk with the state carried, so that a million tokens need no
-more memory than a thousand. An answer is right where every token of it is likelier than any other,
-given those before: so greedy decoding would write it.
+more memory than a thousand. What long examples begin with in common is read once, and the state is
+forked: one reading of the filler serves every key at its end. An answer is right where every token
+of it is likelier than any other, given those before: so greedy decoding would write it.
 """
 
 import dataclasses
+import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from infini_jax.config import Config
 from infini_jax.data import EvalLanes, Examples, Task, check_length
+from infini_jax.data.sources.base import digest
+from infini_jax.evaluation.kept import Kept
 from infini_jax.evaluation.knock_out import INTACT, Variant
 from infini_jax.evaluation.reading import Reader
+from infini_jax.models.mixers import MIXERS
+from infini_jax.models.mixers.base import Mixer
 
 Advance = Callable[[int, str], None]  # told the chunks done, and the accuracy so far
+FORKS_FROM = 65_536  # tokens not read twice: for fewer, another compiled program is no gain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +137,9 @@ class Retrieval:
     lengths: tokens of the examples; by default `config.evaluation.lengths`.
     samples: of each length and depth; by default `config.evaluation.samples`.
 
+  Attributes:
+    fingerprint: a short hash of all that is read, and how.
+
   Raises:
     InputError: a length too short for the task.
   """
@@ -141,39 +152,63 @@ class Retrieval:
     lengths: tuple[int, ...] = (),
     samples: int = 0,
   ):
-    e = config.evaluation
+    e, mixer = config.evaluation, MIXERS[config.model.mixer]
+    can_fork = (
+      mesh.size == 1 and mixer.reserve is Mixer.reserve
+    )  # a state of one size, on one device
     self._groups: list[_Group] = []
     for length in lengths or e.lengths:
       check_length(length, task.shortest, "config.evaluation.lengths")
       depths = e.depths if task.has_depth else (0.0,)
-      self._groups.append(_Group(config, task, length, depths, samples or e.samples))
+      count = samples or e.samples
+      self._groups.append(_Group(config, task, length, depths, count, can_fork))
     self._reader = Reader(config, mesh)
+    said = (task.fingerprint, config.train.seed, config.model, e, lengths, samples)
+    self.fingerprint = digest(map(str, said))
 
   @property
   def chunks(self) -> int:
     """Chunks of one run: what `advance` counts to."""
-    return sum(len(group.lanes) for group in self._groups)
+    return sum(group.chunks for group in self._groups)
 
-  def run(self, params: Any, variant: Variant = INTACT, advance: Advance | None = None) -> Recalled:
+  def run(
+    self,
+    params: Any,
+    variant: Variant = INTACT,
+    advance: Advance | None = None,
+    kept: Kept | None = None,
+  ) -> Recalled:
     """Reads every example and counts what is right.
 
     Args:
       params: the model's parameters, on this evaluator's mesh.
       variant: the whole memory, or a knock-out.
       advance: called after each chunk.
+      kept: where to go on, and to keep how far it has come; not for several processes.
     """
-    started, done = time.perf_counter(), 0
-    cells: list[Cell] = []
-    for group in self._groups:
-      tally = _Tally(group)
-      for chunk, scores in self._reader.read(params, group.lanes, variant, group.asks):
+    kept = kept or Kept()
+    found = kept.load()
+    facts: dict[str, Any] = found.facts if found else {"group": 0, "cells": [], "seconds": 0.0}
+    cells = [Cell(**cell) for cell in facts["cells"]]
+    started = time.perf_counter() - facts["seconds"]
+    done = sum(group.chunks for group in self._groups[: facts["group"]])
+    for g, group in enumerate(self._groups[facts["group"] :], facts["group"]):
+      reading = _GroupReading(self._reader, params, variant, group)
+      if found:
+        reading.go_on(found.arrays)
+        done, found = done + reading.done, None
+      for _ in reading:
         done += 1
-        if scores is not None:
-          tally.add(group.asked(chunk), chunk["document_BS"], np.asarray(scores[1]))
         if advance is not None:
-          advance(done, f"{group.length:,} tokens: {tally.text()}")
-      cells += tally.cells()
-    tokens = sum(group.lanes.predictions for group in self._groups)
+          advance(done, f"{group.length:,} tokens: {reading.tally.text()}")
+        if kept.due:
+          seconds = time.perf_counter() - started
+          listed = [dataclasses.asdict(cell) for cell in cells]
+          facts = {"group": g, "cells": listed, "seconds": seconds, "done": done}
+          kept.save(reading.kept(), facts)
+      cells += reading.tally.cells()
+    kept.clear()
+    tokens = sum(group.tokens for group in self._groups)
     return Recalled(tuple(cells), tokens, time.perf_counter() - started)
 
 
@@ -181,19 +216,43 @@ class _Group:
   """All examples of one length, side by side in the lanes."""
 
   def __init__(
-    self, config: Config, task: Task, length: int, depths: tuple[float, ...], samples: int
+    self,
+    config: Config,
+    task: Task,
+    length: int,
+    depths: tuple[float, ...],
+    samples: int,
+    can_fork: bool,
   ):
     e, seed = config.evaluation, config.train.seed
     self.length, self.depths, self.samples = length, depths, samples
     self.examples = Examples(task, length, depths, samples, seed)
-    self._N = config.model.segment_length
-    self.lanes = EvalLanes(
-      self.examples,
+    self.segment_length = config.model.segment_length
+    in_lanes = functools.partial(
+      EvalLanes,
       bos=task.tokenizer.bos,
-      lanes=e.lanes,
       segments=e.segments,
-      segment_length=self._N,
+      segment_length=self.segment_length,
     )
+    self.trunk: EvalLanes | None = None
+    trunk, shared_D = self.examples.trunk(e.segments * self.segment_length)
+    if not can_fork or shared_D.sum() - shared_D.max() < FORKS_FROM:
+      shared_D = np.zeros_like(shared_D)
+    else:
+      self.trunk = in_lanes(_Beginning(self.examples, trunk, shared_D.max()), lanes=1)
+    self.forks = frozenset(shared_D.tolist()) - {0}
+    skip_D = shared_D if self.trunk else None
+    self.lanes = in_lanes(self.examples, lanes=e.lanes, skip_D=skip_D)
+
+  @property
+  def chunks(self) -> int:
+    """Chunks of one run."""
+    return len(self.lanes) + (len(self.trunk) if self.trunk else 0)
+
+  @property
+  def tokens(self) -> int:
+    """Tokens that are read in one run."""
+    return self.lanes.predictions + (self.trunk.predictions if self.trunk else 0)
 
   def asks(self, chunk: dict[str, np.ndarray]) -> bool:
     """Whether anything is asked in a chunk."""
@@ -202,14 +261,85 @@ class _Group:
   def asked(self, chunk: dict[str, np.ndarray]) -> np.ndarray:
     """Which targets of a chunk belong to an answer, (B, T) bool."""
     document_BS, position_BS = chunk["document_BS"], chunk["position_BS"]
-    asked_BSN = np.zeros((*document_BS.shape, self._N), bool)
+    asked_BSN = np.zeros((*document_BS.shape, self.segment_length), bool)
     for b, s in np.argwhere(
-      (document_BS >= 0) & (position_BS + self._N > self.examples.first_asked)
+      (document_BS >= 0) & (position_BS + self.segment_length > self.examples.first_asked)
     ):
       start = int(position_BS[b, s])
-      asked = self.examples.asked(int(document_BS[b, s]), start, start + self._N)
+      asked = self.examples.asked(int(document_BS[b, s]), start, start + self.segment_length)
       asked_BSN[b, s, : len(asked)] = asked
     return asked_BSN.reshape(document_BS.shape[0], -1)
+
+
+class _Beginning:
+  """The beginning of one example, as the one document that is read."""
+
+  def __init__(self, examples: Examples, example: int, tokens: int):
+    self._examples, self._example = examples, example
+    self.tokens = np.array([tokens])
+
+  def read(self, document: int, start: int, stop: int) -> np.ndarray:
+    """Tokens `start` to `stop`."""
+    assert document == 0
+    return self._examples.read(self._example, start, stop)
+
+
+class _GroupReading:
+  """A pass over a group: first what is shared, then each example's own; yields after each chunk.
+
+  Attributes:
+    done: chunks read.
+    tally: what was found.
+  """
+
+  def __init__(self, reader: Reader, params: Any, variant: Variant, group: _Group):
+    self._group, self.tally = group, _Tally(group)
+    self._forks: dict[int, Any] = {}  # states by the tokens that they have read
+    self._trunk = (
+      reader.read(params, group.trunk, variant, lambda chunk: False) if group.trunk else None
+    )
+    self._lanes = reader.read(params, group.lanes, variant, group.asks, self._forks)
+
+  @property
+  def done(self) -> int:
+    return self._lanes.done + (self._trunk.done if self._trunk else 0)
+
+  def __iter__(self) -> Iterator[None]:
+    group = self._group
+    tokens = group.lanes.segments * group.segment_length  # of a chunk
+    if self._trunk:
+      for _ in self._trunk:
+        read = self._trunk.done * tokens
+        if read in group.forks:
+          self._forks[read] = jax.device_get(self._trunk.state)
+        yield
+    for chunk, scores in self._lanes:
+      if scores is not None:
+        self.tally.add(group.asked(chunk), chunk["document_BS"], np.asarray(scores[1]))
+      yield
+
+  def kept(self) -> dict[str, np.ndarray]:
+    """All that the rest of the pass depends on, by name."""
+    readings = {"lanes": self._lanes} | ({"trunk": self._trunk} if self._trunk else {})
+    arrays = {f"{name}.{k}": v for name, r in readings.items() for k, v in r.kept().items()}
+    for read, state in self._forks.items():
+      arrays |= {f"fork.{read}.{i}": x for i, x in enumerate(jax.tree.leaves(state))}
+    return arrays | {"asked": self.tally.asked_D, "right": self.tally.right_D}
+
+  def go_on(self, kept: Mapping[str, np.ndarray]) -> None:
+    """Takes up where a pass was that gave `kept`."""
+    below = lambda start: {
+      name.removeprefix(start): x for name, x in kept.items() if name.startswith(start)
+    }
+    self._lanes.go_on(below("lanes."))
+    if self._trunk:
+      self._trunk.go_on(below("trunk."))
+      structure = jax.tree.structure(self._trunk.state)
+      for read in self._group.forks:
+        if leaves := below(f"fork.{read}."):
+          in_order = [leaves[str(i)] for i in range(len(leaves))]
+          self._forks[read] = jax.tree.unflatten(structure, in_order)
+    self.tally.asked_D, self.tally.right_D = kept["asked"].copy(), kept["right"].copy()
 
 
 class _Tally:
@@ -217,28 +347,28 @@ class _Tally:
 
   def __init__(self, group: _Group):
     self._group = group
-    self._asked_D = np.zeros(len(group.depths) * group.samples, np.int64)
-    self._right_D = np.zeros_like(self._asked_D)
+    self.asked_D = np.zeros(len(group.depths) * group.samples, np.int64)
+    self.right_D = np.zeros_like(self.asked_D)
 
   def add(self, asked_BT: np.ndarray, document_BS: np.ndarray, right_BT: np.ndarray) -> None:
     """Counts the answers of a chunk."""
     N = asked_BT.shape[1] // document_BS.shape[1]
     document_BT = np.repeat(document_BS, N, axis=1)
-    np.add.at(self._asked_D, document_BT[asked_BT], 1)
-    np.add.at(self._right_D, document_BT[asked_BT & right_BT], 1)
+    np.add.at(self.asked_D, document_BT[asked_BT], 1)
+    np.add.at(self.right_D, document_BT[asked_BT & right_BT], 1)
 
   def text(self) -> str:
     """The accuracy so far, for a progress bar."""
-    asked = int(self._asked_D.sum())
-    return f"{self._right_D.sum() / asked:.0%} of answer tokens right" if asked else ""
+    asked = int(self.asked_D.sum())
+    return f"{self.right_D.sum() / asked:.0%} of answer tokens right" if asked else ""
 
   def cells(self) -> list[Cell]:
     """One for each depth."""
     samples = self._group.samples
     found = []
     for i, depth in enumerate(self._group.depths):
-      asked = self._asked_D[i * samples : (i + 1) * samples]
-      right = self._right_D[i * samples : (i + 1) * samples]
+      asked = self.asked_D[i * samples : (i + 1) * samples]
+      right = self.right_D[i * samples : (i + 1) * samples]
       exact = int((right == asked).sum())
       counts = exact, int(asked.sum()), int(right.sum()), independent(asked, right)
       found.append(Cell(self._group.length, depth, samples, *counts))

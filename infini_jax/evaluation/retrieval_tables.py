@@ -8,6 +8,7 @@ from rich.table import Table
 
 from infini_jax.config import Config
 from infini_jax.data.needle_families import IN_FILLER
+from infini_jax.evaluation.knock_out import label_of
 from infini_jax.evaluation.retrieval import Cell, Recalled, wilson
 
 
@@ -27,8 +28,7 @@ def draw(found: dict[str, Recalled], results: dict[str, Any], folder: Path) -> d
     share = {(c.length, c.depth): measure(task, c) for c in recalled.cells}
     grid = [[share[length, depth] for length in lengths] for depth in depths]
     image = axes.imshow(grid, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
-    how = "with the memory" if name == "memory" else f"memory knocked out: {name}"
-    axes.set(title=f"{asked(results)}: {how}", xlabel="tokens of the text")
+    axes.set(title=f"{asked(results)}: {label_of(name)}", xlabel="tokens of the text")
     axes.set_xticks(range(len(lengths)), labels=[f"{length:,}" for length in lengths])
     if len(depths) > 1:
       axes.set_ylabel("depth of the key" if task == "passkey" else "depth of the needle")

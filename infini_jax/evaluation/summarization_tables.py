@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infini_jax.config import Config
+from infini_jax.evaluation.knock_out import label_of
 from infini_jax.evaluation.reading import documents_read
 from infini_jax.evaluation.summarization import ROUGES, Summarized
 
@@ -24,9 +25,8 @@ def draw(found: dict[str, Summarized], results: dict[str, Any], folder: Path) ->
   figure = Figure(figsize=(6.5, 4), layout="constrained")
   axes = figure.subplots()
   for name, summarized in found.items():
-    label = "with the memory" if name == "memory" else f"memory knocked out: {name}"
     points = [(s.tokens, 100 * s.rouge1) for s in summarized.summaries]
-    axes.scatter(*zip(*points, strict=True), label=label, alpha=0.7)
+    axes.scatter(*zip(*points, strict=True), label=label_of(name), alpha=0.7)
   axes.set(xlabel="tokens of the document that were read", ylabel="ROUGE-1", xscale="log")
   axes.grid(alpha=0.3)
   axes.legend()

@@ -10,6 +10,8 @@ from rich.console import Console
 
 from infini_jax.config import InputError
 from infini_jax.data import Examples, make_task, prepare
+from infini_jax.evaluation import retrieval
+from infini_jax.evaluation.kept import Kept
 from infini_jax.evaluation.knock_out import INTACT, Variant
 from infini_jax.evaluation.reading import Reader
 from infini_jax.evaluation.retrieval import Cell, Recalled, Retrieval, independent, wilson
@@ -156,6 +158,81 @@ def test_every_system_is_asked_alike(name):
   case = Case(**SYSTEMS[name])
   for variant in (INTACT, EMPTY) if name not in ("local", "full") else (INTACT,):
     assert case.evaluate(variant, lanes=24, segments=5).cells == case.plainly(variant)
+
+
+@pytest.mark.parametrize("name", ["infini", *systems("transformer_xl")])
+def test_what_examples_begin_with_in_common_is_read_once(name, monkeypatch):
+  """The counts are those of reading each of them whole; the tokens read are fewer."""
+  monkeypatch.setattr(retrieval, "FORKS_FROM", 1)
+  case = Case(**SYSTEMS.get(name, {}))
+  for variant in VARIANTS[:3] if name not in ("local", "full") else (INTACT,):
+    found = case.evaluate(variant, lanes=5, segments=2)
+    assert found.cells == case.plainly(variant)
+  saved = 0
+  for length in LENGTHS:
+    examples = Examples(case.task, length, (0.0, 0.6), SAMPLES, case.config.train.seed)
+    _, shared_D = examples.trunk(2 * N)
+    saved += shared_D.sum() - shared_D.max()
+  if name == "full":
+    saved = 0  # its state grows as it reads
+  assert found.tokens == 2 * SAMPLES * sum(LENGTHS) - saved
+  assert name == "full" or saved >= 11 * 96, "32 and 64 tokens of 12 examples are the same"
+
+
+def test_examples_share_no_more_than_they_have_in_common(cases):
+  for name in ("passkey", "recall", "needle"):
+    case = cases[name]
+    depths = (0.0, 0.5, 1.0) if case.task.has_depth else (0.0,)
+    examples = Examples(case.task, 800, depths, 4, 0)
+    trunk, shared_D = examples.trunk(8)
+    for d, shared in enumerate(shared_D.tolist()):
+      assert shared % 8 == 0 and shared <= examples.first_asked
+      assert np.array_equal(examples.read(d, 0, shared), examples.read(trunk, 0, shared))
+    if name == "passkey":
+      assert shared_D[4] > 300 and shared_D[8] > 600, f"{shared_D}: the filler is not shared"
+
+
+class Stopped(Exception):
+  """Someone stopped the evaluation."""
+
+
+@pytest.mark.parametrize("variant", [INTACT, Variant("swap", swap=True)], ids=lambda v: v.name)
+def test_an_evaluation_that_was_stopped_goes_on_where_it_was(variant, tmp_path, monkeypatch):
+  """After any chunk: in what is read once, between lengths, in the middle of an example."""
+  monkeypatch.setattr(retrieval, "FORKS_FROM", 1)
+  case = Case()
+  c = changed(case.config, evaluation=changed(case.config.evaluation, lanes=5, segments=2))
+  mesh = make_mesh(changed(c.mesh, data=1), jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    evaluator = Retrieval(c, mesh, case.task)
+    want = evaluator.run(case.params, variant)
+    for stop in range(1, evaluator.chunks, 2):
+
+      def advance(done, text, stop=stop):
+        if done > stop:
+          raise Stopped
+
+      kept = Kept(tmp_path / "kept.safetensors", "this", seconds=0)
+      with pytest.raises(Stopped):
+        evaluator.run(case.params, variant, advance, kept)
+      assert Kept(tmp_path / "kept.safetensors", "another").done == 0
+      kept = Kept(tmp_path / "kept.safetensors", "this", seconds=0)
+      assert kept.done == stop
+      done = []
+      found = evaluator.run(case.params, variant, lambda i, text, done=done: done.append(i), kept)
+      assert done == list(range(stop + 1, evaluator.chunks + 1)), "no chunk is read twice"
+      assert found.cells == want.cells and found.tokens == want.tokens
+      assert not list(tmp_path.iterdir()), "an evaluation that is done leaves nothing"
+
+
+def test_what_was_kept_and_is_damaged_is_not_gone_on_from(tmp_path):
+  file = tmp_path / "kept.safetensors"
+  Kept(file, "this").save({"x": np.arange(5)}, {"done": 3})
+  assert Kept(file, "this").done == 3
+  data = bytearray(file.read_bytes())
+  data[-3] ^= 1
+  file.write_bytes(data)
+  assert Kept(file, "this").load() is None
 
 
 def test_eight_devices_count_the_same():

@@ -70,7 +70,7 @@ def check(config: Config) -> None:
     "optimizer": "warmup_steps final_fraction weight_decay clip_norm b1 b2",
     "train": "seed rollout_steps distill_weight z_loss eval_every profile_start profile_steps",
     "evaluation": "max_documents max_tokens input_tokens temperature",
-    "task": "curriculum_steps repeat_weight context_weight",
+    "task": "curriculum_steps repeat_weight context_weight span",
     "warm": "share start_step",
   }
   for bound, groups in ((0, positive), (None, not_negative)):
@@ -272,6 +272,11 @@ def _check_task(config: Config) -> None:
     raise InputError(
       f"config.task.pairs={task.pairs} is more than config.task.distinct_keys="
       f"{task.distinct_keys}: each pair has a key of its own"
+    )
+  if 0 < task.span <= 2 * task.pairs:
+    raise InputError(
+      f"config.task.span={task.span}: config.task.pairs={task.pairs} pairs do not fit into so few "
+      f"tokens; make it {2 * task.pairs + 1} or more, or 0"
     )
 
 

@@ -150,6 +150,7 @@ class TaskConfig:
   pairs: int = 32  # recall: keys with their values in an example
   distinct_keys: int = 64  # recall: different keys
   distinct_values: int = 64  # recall: different values
+  span: int = 0  # recall: tokens at the beginning in which all pairs stand; 0: anywhere
   min_segments: int = 2  # of the shortest example; the longest has data.segments
   curriculum_steps: int = 0  # in which the longest grows from the shortest
   repeat_weight: float = 0.3  # passkey: loss weight of the key's second copy

@@ -54,7 +54,8 @@ class Recall:
   ) -> Example:
     """Pairs at random even places of all but the end of `length` tokens; then every question.
 
-    Even places, counted from the document mark, so that no segment's border parts a pair.
+    Even places, counted from the document mark, so that no segment's border parts a pair; with
+    `task.span` they are among the first so many tokens, and filler follows.
     The pairs and their order are fresh in every example, so none is held out; depth says nothing.
     A training example that is too short for all pairs has as many as fit: with few of them, a
     guess among the values that stand there is too good for binding to be learned.
@@ -69,24 +70,47 @@ class Recall:
       )
     keys = rng.permutation(self._keys)[:pairs]
     values = rng.choice(self._values, pairs)
-    parts, answers, at = [], set(), 0
-    ends = 2 * np.sort(rng.integers(0, (gaps - 1) // 2 + 1, pairs)) + 1
-    context = t.context_weight / (length - pairs)
-    for key, value, end in zip(keys, values, ends.tolist(), strict=True):
-      pair = np.array([key, value], np.int32)
-      parts += [Part(self._filler, end - at, context), Part(pair, 2, context)]
-      at = end
-    parts += [Part(self._filler, gaps - at, context), Part(self._question, 1, context)]
-    for i in rng.permutation(pairs):
-      parts.append(Part(keys[i : i + 1], 1, context))
-      answers.add(len(parts))
-      parts.append(Part(values[i : i + 1], 1, 1 / pairs))
-    return Example(tuple(parts), frozenset(answers))
+    room = min(gaps, max(1, t.span - 2 * pairs)) if t.span else gaps
+    ends = 2 * np.sort(rng.integers(0, (room - 1) // 2 + 1, pairs)) + 1
+    told, parts = np.stack([keys, values], 1), []
+    for pair, gap in zip(told, np.diff(ends, prepend=0).tolist(), strict=True):
+      parts += [Part(self._filler, gap), Part(pair, 2)]
+    return self._ask(rng, parts, told, length)
 
   def beginning(self, rng: np.random.Generator, length: int) -> Example:
-    """Filler alone: a key that stood there would be one with two values."""
+    """Filler; with `task.span` two in three have pairs in it."""
+    if self._task.span and rng.random() < 2 / 3:
+      return self.example(rng, length + self.shortest, held_out=True)
     return Example((Part(self._filler, length, filler=True),), frozenset())
 
   def continuation(self, rng: np.random.Generator, before: Example, read: int, n: int) -> Example:
-    """An example of its own."""
-    return self.example(rng, n, held_out=False)
+    """Filler and questions, as many as fit, for the pairs that `before` has told so far; an example
+    of its own, where it has told none. A key never has two values."""
+    starts = np.cumsum([0, *(part.size for part in before.parts)])
+    pairs = [
+      (part.ids, int(at))
+      for part, at in zip(before.parts, starts, strict=False)
+      if len(part.ids) == 2
+    ]
+    told = [ids for ids, at in pairs if at < read]
+    if not told:
+      return self.example(rng, n, held_out=False)
+    begun = [ids[1:] for ids, at in pairs if at == read - 1]  # its value stands behind the border
+    return self._ask(rng, [Part(ids, 1) for ids in begun], np.stack(told), n)
+
+  def _ask(
+    self, rng: np.random.Generator, parts: list[Part], told: np.ndarray, length: int
+  ) -> Example:
+    """Filler and questions after what was told: `told` pairs, of which as many as fit are asked."""
+    context_weight, before = self._task.context_weight, sum(part.size for part in parts)
+    asked = told[rng.permutation(len(told))][: (length - before - 1) // 2]
+    left = length - before - 2 * len(asked) - 1
+    parts = [*parts, Part(self._filler, left, filler=True), Part(self._question, 1)]
+    answers = set()
+    for key, value in asked:
+      answers.add(len(parts) + 1)
+      parts += [Part(np.array([x], np.int32), 1) for x in (key, value)]
+    context = context_weight / (length - len(asked))
+    weight = lambda i: 1 / len(asked) if i in answers else context
+    parts = [part._replace(weight=weight(i)) for i, part in enumerate(parts)]
+    return Example(tuple(parts), frozenset(answers))

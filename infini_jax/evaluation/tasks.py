@@ -61,7 +61,7 @@ KINDS = {
     "recall",
     Retrieval,
     retrieval_tables,
-    (*ASKED, *_fields("task", "pairs distinct_keys distinct_values")),
+    (*ASKED, *_fields("task", "pairs distinct_keys distinct_values span")),
   ),
   "summarization": Kind(
     "summarization",

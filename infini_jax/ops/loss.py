@@ -6,6 +6,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from infini_jax.ops.attention import capped
+from infini_jax.ops.products import einsum
 from infini_jax.ops.shards import axis_names, axis_size, on_shards, spec_of
 
 
@@ -84,7 +85,7 @@ def _each_token(hidden_BTD, head_VD, targets_BT, *teacher, chunk, softcap):
   def logits(hidden_BTD, head_VD):
     products = {"preferred_element_type": jnp.float32}
     head_VD = head_VD.astype(hidden_BTD.dtype)
-    return capped(jnp.einsum("BTD,VD->BTV", hidden_BTD, head_VD, **products), softcap)
+    return capped(einsum("BTD,VD->BTV", hidden_BTD, head_VD, **products), softcap)
 
   def shares(logits_BTV):
     """The softmax before its division, and the logarithm of what it is divided by."""

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from infini_jax.ops.products import einsum
 from infini_jax.parallel.mesh import COMPUTE, STORAGE, axes_of, in_mesh, spec
 
 
@@ -27,7 +28,7 @@ def product(equation: str, x: jax.Array, weight: jax.Array, **options: Any) -> j
   """
   weight = weight.astype(x.dtype)
   if not in_mesh():
-    return jnp.einsum(equation, x, weight, **options)
+    return einsum(equation, x, weight, **options)
   ins, out = equation.split("->")
   rows, columns = ins.split(",")
   specs = (spec(rows, COMPUTE), spec(columns, STORAGE))
@@ -42,7 +43,7 @@ def product(equation: str, x: jax.Array, weight: jax.Array, **options: Any) -> j
     for dimension, axes in gathered.items():
       for axis in reversed(axes):
         weight = jax.lax.all_gather(weight, axis, axis=dimension, tiled=True)
-    y = jnp.einsum(equation, x, weight, **options)
+    y = einsum(equation, x, weight, **options)
     return jax.lax.psum(y, summed) if summed else y
 
   placed = map(jax.reshard, (x, weight), specs)

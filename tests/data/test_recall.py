@@ -89,6 +89,50 @@ def test_earlier_text_is_filler_and_an_example_after_it_is_whole(rng):
   check(task, task.continuation(rng, before, 512, 60))
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+  pairs=st.integers(1, 8), more=st.integers(1, 60), far=st.integers(0, 300), seed=st.integers(0)
+)
+def test_with_a_span_all_pairs_stand_at_the_beginning(pairs, more, far, seed):
+  span = 2 * pairs + more
+  task = make(pairs=pairs, distinct_keys=pairs + 2, distinct_values=3, span=span)
+  example = task.example(np.random.default_rng(seed), span + 4 * pairs + far, held_out=True)
+  check(task, example, pairs)
+  filler, question = task.tokenizer.encode(" ."), example.first_asked - 2
+  assert (example.read(span, question) == filler).all()
+  assert example.is_filler(span, question) and not example.is_filler(0, span)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+  pairs=st.integers(1, 6), chunks=st.integers(1, 30), n=st.integers(6, 60), seed=st.integers(0)
+)
+def test_what_companions_have_read_is_asked_for(pairs, chunks, n, seed):
+  """A key and its value may stand on two sides of the border; what was not yet told never comes."""
+  rng, read = np.random.default_rng(seed), 2 * chunks
+  task = make(pairs=pairs, distinct_keys=8, distinct_values=8, span=40)
+  before = task.beginning(rng, 200)
+  after = task.continuation(rng, before, read, n)
+  assert len(after) == len(after.read(0, n)) == n
+  words = task.tokenizer.decode(np.concatenate([before.read(0, read), after.read(0, n)])).split()
+  border = words.index("?")
+  text, questions = [w for w in words[:border] if w != "."], words[border + 1 :]
+  stated = dict(zip(text[::2], text[1::2], strict=True))
+  assert len(stated) == len(text) // 2, "a key stands twice"
+  asked = list(zip(questions[::2], questions[1::2], strict=True))
+  assert asked and set(asked) <= set(stated.items())
+  at = words.index("?") - read + 1
+  marked = np.flatnonzero(after.asked(0, n))
+  np.testing.assert_array_equal(marked, at + 1 + 2 * np.arange(len(asked)))
+  np.testing.assert_allclose(after.weights(0, n)[marked], 1 / len(asked), rtol=1e-6)
+
+
+def test_companions_read_pairs_and_filler_alone(rng):
+  task = make(pairs=4, distinct_keys=8, span=40)
+  kinds = [task.beginning(rng, 100).is_filler(0, 100) for _ in range(60)]
+  assert 5 < sum(kinds) < 40, "one in three is filler alone"
+
+
 def test_bad_input_is_named_with_its_remedy(rng):
   task = make(pairs=4)
   foreign = {"data": {"tokenizer": "bytes", "carry_state": False}}

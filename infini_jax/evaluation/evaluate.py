@@ -24,11 +24,10 @@ from infini_jax.data import Pairs, Source, Store
 from infini_jax.data.sources.base import digest
 from infini_jax.evaluation import filing
 from infini_jax.evaluation import gates as gates_lib
-from infini_jax.evaluation.kept import Kept
+from infini_jax.evaluation.kept import Kept, sums
 from infini_jax.evaluation.knock_out import INTACT
 from infini_jax.evaluation.retrieval import Retrieval
 from infini_jax.evaluation.tasks import KINDS, Job, chosen, jobs_of, open_task
-from infini_jax.inference.saved import checksum
 from infini_jax.models import abstract_params, machine
 from infini_jax.parallel import check_divisible, distributed, make_mesh
 from infini_jax.parallel.agreement import check_same_inputs
@@ -144,7 +143,7 @@ def _run(
     if (job.task, variant.name) not in known:
       how: dict[str, Any] = {}
       if isinstance(evaluator, Retrieval) and jax.process_count() == 1:
-        of = digest([job.task, str(variant), checksum(params), evaluator.fingerprint])
+        of = digest([job.task, str(variant), sums(params), evaluator.fingerprint])
         how["kept"] = Kept(path / "evaluation" / "unfinished" / f"{job.task}-{of}.safetensors", of)
       start = how["kept"].done if how else 0
       with track(console, f"{job.task}, {variant.name}", evaluator.chunks, start) as bar:

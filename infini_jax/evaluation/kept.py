@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from infini_jax.config import InputError
@@ -70,3 +72,14 @@ class Kept:
     """Removes the file: the evaluation is done."""
     if self._file is not None:
       self._file.unlink(missing_ok=True)
+
+
+def sums(params: Any) -> str:
+  """What tells parameters from others, however they are laid out on one mesh."""
+  return " ".join(float(x).hex() for x in jax.tree.leaves(_each(params)))
+
+
+@jax.jit
+def _each(params: Any) -> Any:
+  wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+  return jax.tree.map(lambda x: (x.sum(), (x * x).sum()), wide)

@@ -17,12 +17,16 @@ from infini_jax.config import base_config
 def get_config():
   config = base_config()
   m, d, o, t = config.model, config.data, config.optimizer, config.train
-  task, e = config.task, config.evaluation
+  task, warm, e = config.task, config.warm, config.evaluation
 
   task.name, task.pairs = "recall", 32
   task.distinct_keys, task.distinct_values = 32, 32
   task.min_segments, task.curriculum_steps = 1, 2400  # one segment alone for 350 steps
+  task.span = 512  # pairs stand at the beginning; what follows in longer texts is filler
   task.context_weight = 0.0  # which pair comes next is chance: there is nothing to learn
+  warm.share, warm.start_step, warm.weight = 0.9, 2400, 3.0
+  warm.segments, warm.min_tokens, warm.max_tokens = 4, 1024, 16_777_216
+  warm.growth = 1.2
   d.tokenizer = "task"
   d.carry_state = False
   d.lanes, d.segments = 8, 16
@@ -31,14 +35,15 @@ def get_config():
   m.vocab_size = 72
   m.segment_length = 32
   m.rule = "delta"
+  m.write_gate = True
   m.implementation = "scan"  # the faster form for so small a model on a CPU
   m.remat = "none"
 
   o.learning_rate, o.warmup_steps, o.b2, o.weight_decay = 3e-3, 50, 0.98, 0.0
   o.final_fraction = 0.02
   o.gate_learning_rate = 0.003  # slowly: a gate must not choose before there is a choice
-  t.steps, t.log_every, t.checkpoint_every = 3000, 20, 10_000
+  t.steps, t.log_every, t.checkpoint_every = 4000, 20, 10_000
 
-  e.lengths, e.samples = (512,), 100
+  e.lengths, e.samples = (512, 65_536), 100
   e.lanes, e.segments = 25, 16
   return config

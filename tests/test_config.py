@@ -165,7 +165,11 @@ def test_json_and_back():
       "passkey': its examples do not go on from step to step; set con",
     ),
     ({"task": {"pairs": 65}}, "config.task.pairs=65 is more than config.task.distinct_keys=64"),
-    ({"task": {"span": 64}}, "span=64: config.task.pairs=32 pairs do not fit into so few tokens; make it 65"),
+    (
+      {"task": {"span": 64}},
+      "span=64: config.task.pairs=32 pairs do not fit into so few tokens; make it 65",
+    ),
+    ({"task": {"late": 1.5}}, "config.task.late=1.5: a share, at most 1"),
     ({"task": {"span": -1}}, "config.task.span=-1: must be 0 or more"),
     ({"task": {"digits": 0}}, "config.task.digits=0: must be more than 0"),
     ({"task": {"context_weight": -1.0}}, "config.task.context_weight=-1.0: must be 0 or more"),

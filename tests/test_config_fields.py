@@ -82,6 +82,7 @@ ANOTHER = {
   "task.facts": 2,
   "task.min_segments": 2,
   "task.span": 6,
+  "task.late": 0.9,
   "warm.share": 0.9,
   "warm.start_step": 4,
   "optimizer.name": "adafactor",
@@ -147,7 +148,7 @@ LIVE_IN = {
   "train.distill_weight": {"train": {"start_from": "RUN"}},
   "train.rollout": {"train": {"rollout_steps": 2}},
   "train.rollout_steps": {"train": {"rollout": (8,), "rollout_steps": 2}},
-  **dict.fromkeys(("task.digits", "task.repeat_weight"), PASSKEY),
+  **dict.fromkeys(("task.digits", "task.late", "task.repeat_weight"), PASSKEY),
   **{f"task.{name}": RECALL for name in "pairs distinct_keys distinct_values span min_segments"
      " curriculum_steps context_weight".split()},
   **{"task.family": MULTIKEY, "task.needles": MULTIKEY, "task.hops": CHAIN, "task.facts": FACTS},

@@ -70,7 +70,7 @@ def check(config: Config) -> None:
     "optimizer": "warmup_steps final_fraction weight_decay clip_norm b1 b2",
     "train": "seed rollout_steps distill_weight z_loss eval_every profile_start profile_steps",
     "evaluation": "max_documents max_tokens input_tokens temperature",
-    "task": "curriculum_steps repeat_weight context_weight span",
+    "task": "curriculum_steps repeat_weight context_weight span late",
     "warm": "share start_step",
   }
   for bound, groups in ((0, positive), (None, not_negative)):
@@ -243,6 +243,8 @@ def _check_task(config: Config) -> None:
     raise InputError(f"config.evaluation.top_p={e.top_p}: a probability, at most 1")
   if warm.share > 1:
     raise InputError(f"config.warm.share={warm.share}: a probability, at most 1")
+  if task.late > 1:
+    raise InputError(f"config.task.late={task.late}: a share, at most 1")
   if warm.share and config.model.mixer == "full":
     raise InputError("config.warm.share with config.model.mixer='full': its state grows; set it 0")
   _check_growth(config)

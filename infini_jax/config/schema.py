@@ -147,6 +147,7 @@ class TaskConfig:
 
   name: str = "text"  # text, summarization, passkey, recall or needle
   digits: int = 4  # passkey, needle: of the key, and of each number
+  late: float = 0.0  # passkey: share of training's keys that stand near the end
   pairs: int = 32  # recall: keys with their values in an example
   distinct_keys: int = 64  # recall: different keys
   distinct_values: int = 64  # recall: different values

@@ -70,8 +70,11 @@ class Passkey:
   ) -> Example:
     """A prompt and its answer: `length` tokens, the key at `depth` of the filler (0 to 1).
 
-    In training the key stands anywhere, or as often early: see `early`.
+    In training the key stands anywhere, or as often early: see `early`; a share `task.late` of them
+    stands near the end instead, in the same way.
     """
+    if depth is None:
+      depth = self._late(rng, length)
     if depth is None:
       depth = rng.random() if rng.random() < 0.5 else early(rng, length)
     key = self._key(rng, held_out)
@@ -94,12 +97,20 @@ class Passkey:
       rest = before.read(read, max(read, intro))  # of the intro, if it stands across the border
       cycle = self._cycle(max(0, read - intro))
       head = Part(rest, len(rest), CONTEXT)
-      return self._assemble(head, self._key(rng, False), n, rng.random(), cycle)
+      depth = self._late(rng, n)
+      depth = rng.random() if depth is None else depth
+      return self._assemble(head, self._key(rng, False), n, depth, cycle)
     end = ahead + sum(part.size for part in before.parts[key : key + 2])
     rest = before.read(read, max(read, end))  # of the key, if it stands across the border
     cycle = self._cycle(max(0, read - end))
     tail = tuple(part._replace(weight=CONTEXT) for part in before.parts[-2:])  # to be weighed anew
     return self._finish([Part(rest, len(rest), CONTEXT), cycle], tail, n)
+
+  def _late(self, rng: np.random.Generator, length: int) -> float | None:
+    """A depth near the end, as often as `task.late` says; else None."""
+    if not self._task.late or rng.random() >= self._task.late:
+      return None
+    return 1 - early(rng, length)
 
   def _assemble(self, head: Part, key: str, length: int, depth: float, cycle: Part) -> Example:
     statement, repeat, answer = self._pieces(key)

@@ -83,9 +83,9 @@ class Reader:
     return state, (nll_BT, right_BT)
 
   def _read_chunk(self, params, state, batch, cut_L):
-    return self._hidden(params, state, batch, cut_L)[2]
+    return self._hidden(params, state, batch, cut_L, state_only=True)[2]
 
-  def _hidden(self, params, state, batch, cut_L):
+  def _hidden(self, params, state, batch, cut_L, state_only=False):
     model = bind(self._config.model, params)
     hidden_BTD, state = model(
       batch["tokens_BT"],
@@ -93,6 +93,7 @@ class Reader:
       reset_BS=batch["reset_BS"],
       mask_BT=batch["mask_BT"],
       cut_L=cut_L,
+      state_only=state_only,
     )
     return model, hidden_BTD, state
 

@@ -114,7 +114,7 @@ class Engine:
 
   def _read_chunk(self, params, stream, tokens_BT):
     model = bind(self._model, params)
-    _, state = model(tokens_BT, model.close(stream))
+    _, state = model(tokens_BT, model.close(stream), state_only=True)
     return model.open(state, len(tokens_BT))
 
   def _extend_segment(self, params, stream, tokens_BT, mask_BT, *layers):

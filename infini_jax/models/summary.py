@@ -59,8 +59,20 @@ class SummaryTransformer(Transformer):
     dtype = jnp.dtype(self.config.compute_dtype)
     return Summaries(zeros(shape, "_BAI", dtype), zeros(shape[:3], "_BA", bool))
 
-  def __call__(self, tokens_BT, state, *, reset_BS=None, mask_BT=None, cut_L=None, shift_BS=None):
+  def __call__(
+    self,
+    tokens_BT,
+    state,
+    *,
+    reset_BS=None,
+    mask_BT=None,
+    cut_L=None,
+    shift_BS=None,
+    state_only=False,
+  ):
     """A chunk of whole segments. `cut_L` is for all layers or none.
+
+    The state is made by the last layer, so `state_only` saves nothing.
 
     With `shift_BS`, of `random_borders`, segments begin so many tokens later than they would.
     """

@@ -177,6 +177,7 @@ class Transformer(nnx.Module):
     reset_BS: Bool[Array, "B S"] | None = None,
     mask_BT: Bool[Array, "B T"] | None = None,
     cut_L: Bool[Array, " L"] | None = None,
+    state_only: bool = False,
   ) -> tuple[Float[Array, "B T D"], Any]:
     """Reads a chunk of whole segments.
 
@@ -186,6 +187,7 @@ class Transformer(nnx.Module):
       reset_BS: True where a segment starts a new document.
       mask_BT: False for padding.
       cut_L: True for the layers that read nothing of their state.
+      state_only: the hidden states are not used. The last layer then computes what its state needs.
 
     Returns:
       The normalised hidden states, to be used with `head`, and the state after the chunk.
@@ -194,7 +196,8 @@ class Transformer(nnx.Module):
     def mix(mixer, q, k, v, state, cut, **more):
       return mixer(q, k, v, state, reset_BS=reset_BS, mask_BT=mask_BT, cut=cut, **more)
 
-    return self._layers(self.embed(tokens_BT), state, mix, REMAT[self.config.remat], cut_L)
+    policy, apart = REMAT[self.config.remat], state_only and len(self._mixer().groups()) == 1
+    return self._layers(self.embed(tokens_BT), state, mix, policy, cut_L, last_apart=apart)
 
   def open(self, state: Any, lanes: int) -> Any:
     """From the state after whole segments to that of an open one, for `extend`."""
@@ -264,7 +267,7 @@ class Transformer(nnx.Module):
   def _mixer(self):
     return MIXERS[self.config.mixer](self.config, nnx.Rngs(0))
 
-  def _layers(self, x_BTD, state, mix, policy, cut_L=None, layers=None):
+  def _layers(self, x_BTD, state, mix, policy, cut_L=None, layers=None, last_apart=False):
     graph, stacked = nnx.split(self.blocks)
 
     def layer(x_BTD, xs):
@@ -283,6 +286,13 @@ class Transformer(nnx.Module):
         after.append(own)
       return self.final_norm(x_BTD), after
     groups, parts = self._mixer().groups(), []
+    if last_apart:  # a loop of one round is none: XLA leaves out of it what nothing depends on
+      whole, last = (stacked, state, cut_L, self._windowed()), self.config.layers - 1
+      for some in (slice(0, last), slice(last, None)):
+        own = jax.tree.map(lambda x: x[some], whole)  # noqa: B023
+        x_BTD, part = jax.lax.scan(layer, x_BTD, own)
+        parts.append(part)
+      return self.final_norm(x_BTD), jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
     for (first, after), part in zip(groups, self._parts(state), strict=True):
       xs = (stacked, cut_L, self._windowed())
       if len(groups) > 1:

@@ -133,6 +133,16 @@ def test_one_call_equals_two_with_the_state_carried(rng, model):
   np.testing.assert_allclose(np.concatenate([first, second], 1), whole, **CLOSE)
 
 
+def test_the_state_alone_is_that_of_the_whole_call(rng, model):
+  tokens, start = draw(rng), model.reserve(model.state(), T)
+  wanted = model(tokens, start)[1]
+  read = jax.jit(lambda p, t, s: bind(model.config, p)(t, s, state_only=True)[1])
+  for want, have in zip(
+    jax.tree.leaves(wanted), jax.tree.leaves(read(model.params, tokens, start)), strict=True
+  ):
+    np.testing.assert_allclose(have, want, **CLOSE)
+
+
 @pytest.mark.parametrize("pieces", [[1] * 12, [3, 5, 1, 7]])
 def test_streaming_equals_the_whole_call_at_every_position(rng, model, pieces):
   tokens = draw(rng)

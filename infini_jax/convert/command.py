@@ -42,6 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="of a file of weights (default %(default)s)",
   )
   made.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+  what = "what training added to a model: adapters, gates"
+  made = kind("adapter", ("WORKDIR", "the folder of a run"), what, "the folder to make")
+  made.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+  made.add_argument(
+    "--dtype",
+    choices=("float32", "bfloat16"),
+    default="float32",
+    help="of the numbers (default %(default)s)",
+  )
+  what = "a model and an adapter become a run"
+  made = kind("adapt", ("ORIGINAL", "the folder of the run that it belongs to"), what, run)
+  made.add_argument("--adapter", required=True, metavar="FOLDER", help="that adapter made")
 
 
 def convert(args: argparse.Namespace, console: Console) -> None:
@@ -60,6 +72,14 @@ def convert(args: argparse.Namespace, console: Console) -> None:
     from infini_jax.convert.gguf import convert as convert_gguf
 
     convert_gguf(source, out, args.dtype, console)
+  elif args.kind == "adapter":
+    from infini_jax.convert.adapter import save
+
+    save(str(source), out, args.step, args.dtype, console)
+  elif args.kind == "adapt":
+    from infini_jax.convert.adapter import adapt
+
+    adapt(str(source), local(args.adapter, "--adapter"), out, console)
   else:
     from infini_jax.convert.export import export
 

@@ -1,0 +1,136 @@
+"""`infini-jax convert adapter` and `adapt`: what training added to a model, in a file, and back.
+
+A file holds what the original lacks: low-rank adapters, gates, write gates. Its header has the
+config of the model, and a checksum of the parameters that it belongs to.
+"""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+from rich.console import Console
+from rich.table import Table
+
+from infini_jax.config import Config, InputError, resolve
+from infini_jax.convert.building import building, check_free
+from infini_jax.convert.incoming import CONFIG_FILE
+from infini_jax.convert.layout import nested, parameter_shapes
+from infini_jax.inference.saved import checksum, open_run
+from infini_jax.runs import tensors
+from infini_jax.runs.checkpoints import Checkpoints
+from infini_jax.runs.workdir import ORIGINAL, Workdir
+
+FILE = "adapter.safetensors"
+HEADER = "infini_jax adapter 1"
+PARTS = ("lora", "gates")  # of a model, that add to it and change nothing
+
+
+def save(path: str, out: Path, step: int | None, dtype: str, console: Console) -> None:
+  """Writes `OUT/adapter.safetensors`.
+
+  Args:
+    path: of the run.
+    out: the folder to make.
+    step: which checkpoint; the newest by default.
+    dtype: of the numbers.
+    console: where the table goes.
+
+  Raises:
+    InputError: no such run or checkpoint, or one that changed what it started from.
+  """
+  check_free(out)
+  run = Workdir(path)
+  config = run.config()
+  start, part = config.train.start_from, config.train.part
+  if not start or part not in PARTS:
+    raise InputError(
+      f"{path}: config.train.part={part!r} of a run that starts from {start or 'nothing'!r}: an "
+      f"adapter is what {' or '.join(PARTS)} added to another run; take infini-jax convert export"
+    )
+  original = open_run(start)
+  added = parameter_shapes(config.model).keys() - flatten_dict(original.engine.params, sep=".")
+  with Checkpoints(run) as saved:
+    found = saved.latest() if step is None else step
+    if found is None or not (run.path / "checkpoints" / str(found)).exists():
+      raise InputError(f"{path}: no checkpoint{'' if step is None else f' of step {step}'}")
+    with saved.reading(found):
+      read = {name: saved.stored(name, found).read().result() for name in sorted(added)}
+  arrays = {name: value.astype(jax.numpy.dtype(dtype)) for name, value in read.items()}
+  header = {
+    "original": checksum(original.engine.params),
+    "step": found,
+    **{name: dataclasses.asdict(getattr(config, name)) for name in ("model", "task", "evaluation")},
+  }
+  with building(out) as partial:
+    tensors.save(partial / FILE, arrays, {HEADER: json.dumps(header)}, checksum=True)
+  table = Table(title="adapter")
+  table.add_column("what")
+  table.add_column("value", overflow="fold")
+  table.add_row("parameters", f"{sum(x.size for x in arrays.values()):,} as {dtype}")
+  table.add_row("bytes", f"{(out / FILE).stat().st_size:,}")
+  table.add_row("of", f"{path}, step {found:,}")
+  table.add_row("file", str(out / FILE))
+  console.print(table)
+
+
+def adapt(path: str, adapter: Path, out: Path, console: Console) -> None:
+  """Makes a run of an original and an adapter.
+
+  Args:
+    path: of the run that the adapter belongs to.
+    adapter: the folder, or the file in it.
+    out: the folder to make.
+    console: where the next command goes.
+
+  Raises:
+    InputError: no adapter, a damaged one, or one of another model.
+  """
+  check_free(out)
+  out, file = out.absolute(), adapter / FILE if adapter.is_dir() else adapter
+  opened = tensors.Tensors(file)
+  if HEADER not in opened.metadata:
+    raise InputError(f"{file}: no adapter; infini-jax convert adapter makes one")
+  opened.check()
+  header = json.loads(opened.metadata[HEADER])
+  original = open_run(path)
+  if (found := checksum(original.engine.params)) != header["original"]:
+    raise InputError(
+      f"{file}: an adapter of other parameters than {path} has ({header['original']:.8}, and these "
+      f"are {found:.8}); convert the model that its card names, with the same --dtype"
+    )
+  config = _config(header)
+  names = (name for name in opened.shapes if name != tensors.CHECKSUM)
+  before = flatten_dict(jax.device_get(original.engine.params), sep=".")
+  params: dict[str, np.ndarray] = before | {name: opened.read(name) for name in names}
+  shapes = parameter_shapes(config.model)
+  wrong = [n for n, shape in shapes.items() if n not in params or params[n].shape != shape]
+  if wrong or len(params) != len(shapes):
+    raise InputError(f"{file}: does not fit its own config ({', '.join(wrong)}); make it again")
+  dtype = jax.numpy.dtype(config.model.param_dtype)
+  keep = ("beta_H", "w_write_DK", "b_write_K")
+  cast = {n: x if n.endswith(keep) else x.astype(dtype) for n, x in params.items()}
+  cast |= {n: x.astype(np.float32) for n, x in cast.items() if n.endswith(keep)}
+  source = Workdir(path)
+  with building(out) as partial:
+    original.tokenizer.save(partial / "tokenizer")
+    if files := source.original():
+      shutil.copytree(files, partial / ORIGINAL)
+    (partial / "config.py").write_text(CONFIG_FILE)
+    Workdir(partial).claim(config, "converted")
+    with Checkpoints(Workdir(partial)) as saved:
+      saved.save_params(nested(cast))
+  console.print(
+    f"adapted: {out}\nNext: python eval.py --workdir={out}", highlight=False, soft_wrap=True
+  )
+
+
+def _config(header: dict[str, Any]) -> Config:
+  """Of the run that is made: the model, and how it was evaluated."""
+  given = {name: header[name] for name in ("model", "task", "evaluation")}
+  alone = header["task"]["name"] != "text"
+  return resolve(given | {"data": {"tokenizer": "run", "carry_state": not alone}})

@@ -207,6 +207,7 @@ def _read_along(config, params, warm, batch):
       warm,
       reset_BS=batch["warm_reset_BS"],
       mask_BT=batch["warm_mask_BT"],
+      state_only="warm_times_B" in batch,
     )
     if "warm_times_B" not in batch:
       return after

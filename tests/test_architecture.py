@@ -18,7 +18,7 @@ MAY_IMPORT = {
   "paths": {"config"},
   "plan": {"config"},
   "ops": set(),
-  "parallel": {"config"},
+  "parallel": {"config", "ops"},
   "data": {"config", "paths", "progress", "quiet"},
   "runs": {"config", "data", "paths", "quiet"},
   "models": {"config", "ops", "parallel"},
@@ -27,7 +27,7 @@ MAY_IMPORT = {
   },
   "training": {*"config ops models parallel data runs plan progress evaluation paths".split()},
   "inference": {*"config ops models parallel data runs progress paths".split()},
-  "convert": {*"config models data runs progress paths".split()},
+  "convert": {*"config inference models data runs progress paths".split()},
   "planner": {*"config ops models parallel data plan training progress paths".split()},
   "cli": {
     *"config convert data evaluation inference parallel".split(),

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from infini_jax.data import make_task
 from infini_jax.data.warm import counts
 from infini_jax.models import abstract_params, bind
 from infini_jax.ops.memory import fast_forward
@@ -23,6 +22,7 @@ from infini_jax.parallel import make_mesh
 from infini_jax.progress import make_console, track
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir
+from infini_jax.tasks import make_task
 
 ASKED = (
   300  # tokens of a text, at most, that are read to answer: the end of the filler, the question

@@ -18,8 +18,9 @@ from pathlib import Path
 from rich.table import Table
 
 from infini_jax.cli import load_config
-from infini_jax.data import open_source, train_batches, train_lanes
+from infini_jax.data import train_batches
 from infini_jax.progress import make_console
+from infini_jax.tasks import open_source, train_lanes
 
 MIB = 2**20
 

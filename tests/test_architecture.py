@@ -20,17 +20,20 @@ MAY_IMPORT = {
   "ops": set(),
   "parallel": {"config", "ops"},
   "data": {"config", "paths", "progress", "quiet"},
-  "runs": {"config", "data", "paths", "quiet"},
+  "tasks": {"config", "data", "paths", "progress"},
+  "runs": {"config", "data", "tasks", "paths", "quiet"},
   "models": {"config", "ops", "parallel"},
   "evaluation": {
-    *"config ops models parallel data runs plan progress inference paths quiet".split()
+    *"config ops models parallel data tasks runs plan progress inference paths quiet".split()
   },
-  "training": {*"config ops models parallel data runs plan progress evaluation paths".split()},
-  "inference": {*"config ops models parallel data runs progress paths".split()},
+  "training": {
+    *"config ops models parallel data tasks runs plan progress evaluation paths".split()
+  },
+  "inference": {*"config ops models parallel data tasks runs progress paths".split()},
   "convert": {*"config inference models data runs progress paths".split()},
-  "planner": {*"config ops models parallel data plan training progress paths".split()},
+  "planner": {*"config ops models parallel data tasks plan training progress paths".split()},
   "cli": {
-    *"config convert data evaluation inference parallel".split(),
+    *"config convert data tasks evaluation inference parallel".split(),
     *"paths planner progress runs training".split(),
   },
 }

@@ -10,10 +10,11 @@ import pytest
 
 from infini_jax import config as config_lib
 from infini_jax.config import stage_at
-from infini_jax.data import Store, make_task, train_lanes
+from infini_jax.data import Store
 from infini_jax.data.tokenizers import ByteTokenizer
 from infini_jax.models import init
 from infini_jax.parallel import abstract_batch, make_mesh
+from infini_jax.tasks import make_task, train_lanes
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import abstract_state, abstract_teacher, make_train_step
 from tests.tiny import config
@@ -29,7 +30,7 @@ SEEN_ELSEWHERE = {
   "data.path": "tests/test_cli.py: each corpus is another path",
   "data.tokenizer": "tests/data: open_or_prepare",
   "train.start_from": "tests/training/test_start.py",
-  "task.filler": "tests/data/test_needles.py: a run is asked in any text",
+  "task.filler": "tests/tasks/test_needles.py: a run is asked in any text",
   "train.log_every": "tests/training/test_loop.py: sparse logging",
   "train.eval_every": "tests/training/test_loop.py: validation during training",
   "train.eval_documents": "tests/training/test_loop.py: validation during training",

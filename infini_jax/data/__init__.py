@@ -6,7 +6,6 @@ where in which batch; `loader.train_batches` reads them ahead. Nothing here know
 
 from infini_jax.data.lanes import EvalLanes, TrainLanes
 from infini_jax.data.loader import eval_batches, train_batches
-from infini_jax.data.opening import Lanes, Source, open_source, train_lanes
 from infini_jax.data.prepare import open_or_prepare, open_prepared, prepare
 from infini_jax.data.sources import (
   Corpus,
@@ -18,9 +17,6 @@ from infini_jax.data.sources import (
   read_text,
 )
 from infini_jax.data.store import Documents, Store
-from infini_jax.data.summarization import PairLanes, Pairs
-from infini_jax.data.task_lanes import Examples, TaskLanes
-from infini_jax.data.tasks import Task, check_length, make_task
 from infini_jax.data.tokenizers import (
   HuggingFaceTokenizer,
   SentencePieceTokenizer,
@@ -37,35 +33,24 @@ __all__ = [
   "Document",
   "Documents",
   "EvalLanes",
-  "Examples",
   "HuggingFaceTokenizer",
-  "Lanes",
-  "PairLanes",
-  "Pairs",
   "Part",
   "Record",
   "SentencePieceTokenizer",
-  "Source",
   "Store",
-  "Task",
-  "TaskLanes",
   "Tokenizer",
   "TrainLanes",
-  "check_length",
   "encode_named",
   "eval_batches",
   "list_documents",
   "load_saved",
   "load_tokenizer",
-  "make_task",
   "open_corpus",
   "open_or_prepare",
   "open_prepared",
-  "open_source",
   "prepare",
   "read_text",
   "sentencepiece_model",
   "train_batches",
-  "train_lanes",
   "train_sentencepiece",
 ]

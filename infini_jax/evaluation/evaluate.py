@@ -20,7 +20,7 @@ from rich.table import Table
 
 from infini_jax import plan
 from infini_jax.config import Config
-from infini_jax.data import Pairs, Source, Store
+from infini_jax.data import Store
 from infini_jax.data.sources.base import digest
 from infini_jax.evaluation import filing
 from infini_jax.evaluation import gates as gates_lib
@@ -36,6 +36,7 @@ from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.metrics import read_metrics
 from infini_jax.runs.workdir import Workdir
+from infini_jax.tasks import Pairs, Source
 
 
 def own_config(path: str) -> Config:

@@ -18,13 +18,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from infini_jax.config import Config
-from infini_jax.data import EvalLanes, Examples, Task, check_length
+from infini_jax.data import EvalLanes
 from infini_jax.data.sources.base import digest
 from infini_jax.evaluation.kept import Kept
 from infini_jax.evaluation.knock_out import INTACT, Variant
 from infini_jax.evaluation.reading import Reader
 from infini_jax.models.mixers import MIXERS
 from infini_jax.models.mixers.base import Mixer
+from infini_jax.tasks import Examples, Task, check_length
 
 Advance = Callable[[int, str], None]  # told the chunks done, and the accuracy so far
 FORKS_FROM = 65_536  # tokens not read twice: for fewer, another compiled program is no gain

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from infini_jax.config import Config
-from infini_jax.data.needle_families import IN_FILLER
 from infini_jax.evaluation.knock_out import label_of
 from infini_jax.evaluation.retrieval import Cell, Recalled, wilson
+from infini_jax.tasks.needle_families import IN_FILLER
 
 
 def draw(found: dict[str, Recalled], results: dict[str, Any], folder: Path) -> dict[str, Path]:

@@ -15,12 +15,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from infini_jax.config import Config, InputError
-from infini_jax.data import Pairs
 from infini_jax.evaluation.knock_out import INTACT, Variant
 from infini_jax.inference.engine import Engine
 from infini_jax.inference.saved import Run
 from infini_jax.inference.session import Session
 from infini_jax.quiet import quiet
+from infini_jax.tasks import Pairs
 
 ROUGES = ("rouge1", "rouge2", "rougeL")
 Advance = Callable[[int, str], None]  # told the documents done, and the score so far

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from infini_jax.config import ALL_SPLITS, SPLITS, Config, InputError
-from infini_jax.data import Pairs, Source, Store, check_length, load_saved, open_source
+from infini_jax.data import Store, load_saved
 from infini_jax.evaluation import (
   perplexity_tables,
   retrieval_tables,
@@ -22,6 +22,7 @@ from infini_jax.evaluation.perplexity import Perplexity
 from infini_jax.evaluation.retrieval import Retrieval
 from infini_jax.evaluation.summarization import Summarization
 from infini_jax.runs.workdir import Workdir
+from infini_jax.tasks import Pairs, Source, check_length, open_source
 
 
 class Kind(NamedTuple):

@@ -6,12 +6,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from infini_jax.config import Config
-from infini_jax.data import EvalLanes, Pairs, Source, Store
-from infini_jax.data.summarization import Told
+from infini_jax.data import EvalLanes, Store
 from infini_jax.evaluation.knock_out import INTACT
 from infini_jax.evaluation.perplexity import Perplexity, exp
 from infini_jax.evaluation.reading import Chunk, Reader
 from infini_jax.evaluation.retrieval import Retrieval
+from infini_jax.tasks import Pairs, Source
+from infini_jax.tasks.summarization import Told
 
 
 class Validation:

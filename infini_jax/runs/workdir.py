@@ -26,8 +26,9 @@ from rich.console import Console
 
 from infini_jax import config as config_lib
 from infini_jax.config import Config, InputError
-from infini_jax.data import Source, load_saved, open_source
+from infini_jax.data import load_saved
 from infini_jax.paths import folder_to_write, local
+from infini_jax.tasks import Source, open_source
 
 START_FROM = "config.train.start_from"
 

@@ -7,7 +7,8 @@ from typing import Any
 from rich.console import Console
 
 from infini_jax.config import Config
-from infini_jax.data import Source, Store
+from infini_jax.data import Store
+from infini_jax.tasks import Source
 from infini_jax.training.optimizer import make_schedule
 
 NOTICEABLE = 1e-3  # a change of the rate, as a share

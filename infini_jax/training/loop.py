@@ -19,7 +19,7 @@ from rich.console import Console
 
 from infini_jax import plan
 from infini_jax.config import Config, stage_at, tokens_read
-from infini_jax.data import Store, train_lanes
+from infini_jax.data import Store
 from infini_jax.data.loader import train_batches
 from infini_jax.evaluation.validation import Validation
 from infini_jax.models.machine import check_machine
@@ -29,6 +29,7 @@ from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.metrics import MetricWriter, last_logged
 from infini_jax.runs.workdir import Workdir, open_inputs
+from infini_jax.tasks import train_lanes
 from infini_jax.training.ending import tell_end, tell_rates
 from infini_jax.training.health import check_finite, log_values
 from infini_jax.training.optimizer import make_optimizer, make_schedule

@@ -3,10 +3,10 @@
 import io
 
 import pytest
-from data_fakes import write_corpus
 from rich.console import Console
 
 from infini_jax.data import Store, prepare
+from tests.data.data_fakes import write_corpus
 
 
 @pytest.fixture

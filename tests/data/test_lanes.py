@@ -4,13 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from data_fakes import FakeDocuments
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infini_jax.config import InputError
 from infini_jax.data.lanes import EvalLanes, TrainLanes
 from infini_jax.data.order import Shuffle
+from tests.data.data_fakes import FakeDocuments
 
 BOS, EOS = 7, 9
 

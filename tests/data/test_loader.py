@@ -3,9 +3,9 @@ import sys
 
 import numpy as np
 import pytest
-from data_fakes import FakeDocuments
 
 from infini_jax.data import EvalLanes, TrainLanes, eval_batches, train_batches
+from tests.data.data_fakes import FakeDocuments
 
 SHAPE = {"lanes": 3, "segments": 2, "segment_length": 5}
 

@@ -7,15 +7,16 @@ import shutil
 
 import numpy as np
 import pytest
-from data_fakes import FakeDocuments
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infini_jax.config import InputError
-from infini_jax.data import open_prepared, open_source, prepare, train_lanes
+from infini_jax.data import open_prepared, prepare
 from infini_jax.data.lanes import TrainLanes
 from infini_jax.data.order import Mix, Mixed
 from infini_jax.runs.workdir import Workdir
+from infini_jax.tasks import open_source, train_lanes
+from tests.data.data_fakes import FakeDocuments
 from tests.tiny import changed, config, quiet, write_corpus
 
 STORES = st.lists(

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from tfds_fakes import pg19, write_tfds
 
 from infini_jax.config import SPLITS
 from infini_jax.data import list_documents, read_text
 from infini_jax.evaluation.filing import newest_file
 from tests import tiny
 from tests.compiling import QUICKLY
+from tests.data.tfds_fakes import pg19, write_tfds
 
 ROOT = Path(__file__).parents[2]
 BOOKS = ROOT.parent / "shared" / "corpora" / "books"

@@ -10,13 +10,13 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from data_fakes import write_corpus
 from rich.console import Console
 from sentencepiece import SentencePieceTrainer
 
 from infini_jax.config import InputError
 from infini_jax.data import Store, open_or_prepare, prepare
 from infini_jax.data.sources import base, open_corpus
+from tests.data.data_fakes import write_corpus
 
 
 def files(folder):

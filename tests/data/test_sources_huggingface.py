@@ -8,9 +8,9 @@ import types
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_sources_files import by_split, fails, records, texts
 
 from infini_jax.data.sources import base, huggingface, open_corpus
+from tests.data.test_sources_files import by_split, fails, records, texts
 
 
 class Rows:

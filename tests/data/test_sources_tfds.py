@@ -13,12 +13,12 @@ import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
-from test_sources_files import by_split, fails, records, texts
-from tfds_fakes import pg19, write_tfds
 
 from infini_jax.config import SPLITS
 from infini_jax.data import Store, prepare
 from infini_jax.data.sources import base, open_corpus
+from tests.data.test_sources_files import by_split, fails, records, texts
+from tests.data.tfds_fakes import pg19, write_tfds
 
 BOOKS = Path(__file__).parents[3] / "shared" / "corpora" / "books"
 

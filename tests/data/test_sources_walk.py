@@ -8,9 +8,9 @@ import os
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_sources_files import fails, lines, records
 
 from infini_jax.data.sources import open_corpus, specs
+from tests.data.test_sources_files import fails, lines, records
 
 DOCUMENTS = [{"text": f"document {i}", "id": f"d{i}"} for i in range(60)]
 TEXTS = sorted(row["text"] for row in DOCUMENTS)

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from infini_jax.config import InputError
-from infini_jax.data import Examples, make_task, prepare
+from infini_jax.data import prepare
 from infini_jax.evaluation import retrieval
 from infini_jax.evaluation.kept import Kept
 from infini_jax.evaluation.knock_out import INTACT, Variant
@@ -18,6 +18,7 @@ from infini_jax.evaluation.retrieval import Cell, Recalled, Retrieval, independe
 from infini_jax.evaluation.retrieval_tables import show
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh
+from infini_jax.tasks import Examples, make_task
 from tests.tiny import SYSTEMS, changed, config, fake_params, quiet, systems
 
 N, SAMPLES = 16, 12

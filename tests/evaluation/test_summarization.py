@@ -9,8 +9,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from infini_jax.config import InputError
-from infini_jax.data import Pairs, prepare
-from infini_jax.data.summarization import MARK
+from infini_jax.data import prepare
 from infini_jax.evaluation import summarization_tables
 from infini_jax.evaluation.evaluate import evaluate
 from infini_jax.evaluation.filing import newest_file
@@ -19,6 +18,8 @@ from infini_jax.evaluation.summarization import Summarization, _seed
 from infini_jax.evaluation.validation import Validation
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh
+from infini_jax.tasks import Pairs
+from infini_jax.tasks.summarization import MARK
 from infini_jax.training import loop
 from tests.tiny import changed, config, fake_params, quiet
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from infini_jax.config import Config, original, stage_at, stages, tokens_read
-from infini_jax.data import TrainLanes, make_task, open_source, train_lanes
+from infini_jax.data import TrainLanes
 from infini_jax.runs.metrics import read_metrics
+from infini_jax.tasks import make_task, open_source, train_lanes
 from infini_jax.training import loop
 from infini_jax.training.part import split
 from tests.tiny import changed, config, fake_params, quiet, write_original

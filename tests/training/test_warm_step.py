@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from infini_jax.data import make_task, train_lanes
 from infini_jax.models import bind
+from infini_jax.tasks import make_task, train_lanes
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import make_train_step
 from tests.tiny import config

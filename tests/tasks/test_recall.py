@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infini_jax.config import InputError
-from infini_jax.data.passkey import words
-from infini_jax.data.recall import Recall
 from infini_jax.data.tokenizers import WordTokenizer
+from infini_jax.tasks.passkey import words
+from infini_jax.tasks.recall import Recall
 from tests.tiny import config
 
 

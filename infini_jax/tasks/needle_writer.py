@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 
 from infini_jax.config import Config, InputError
-from infini_jax.data.tasks import Example, Part
 from infini_jax.data.tokenizers import Tokenizer
+from infini_jax.tasks.example import Example, Part
 
 BEFORE = "So it is."  # what a piece of text is thought to stand behind
 

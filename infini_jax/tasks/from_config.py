@@ -9,16 +9,17 @@ from rich.console import Console
 from infini_jax.config import Config, InputError, stages
 from infini_jax.data.evaluated import open_evaluated
 from infini_jax.data.lanes import ALL, Batch, Rows, TrainLanes
-from infini_jax.data.needle_families import IN_FILLER
-from infini_jax.data.needle_filler import open_filler
 from infini_jax.data.order import Mix
 from infini_jax.data.prepare import open_or_prepare
 from infini_jax.data.store import Store
-from infini_jax.data.summarization import PairLanes, Pairs
-from infini_jax.data.task_lanes import TaskLanes
-from infini_jax.data.tasks import Task, make_task
 from infini_jax.data.tokenizers import Tokenizer, train_size
 from infini_jax.data.warm import Companions
+from infini_jax.tasks.example import Task
+from infini_jax.tasks.lanes import TaskLanes
+from infini_jax.tasks.needle_families import IN_FILLER
+from infini_jax.tasks.needle_filler import open_filler
+from infini_jax.tasks.registry import make_task
+from infini_jax.tasks.summarization import PairLanes, Pairs
 
 Source = Store | Pairs | Task
 

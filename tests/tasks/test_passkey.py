@@ -7,10 +7,8 @@ import pytest
 import tokenizers as huggingface
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prompts import ASKED, FILLER, INTRO, PAPER, STATED, key_of
 
 from infini_jax.config import InputError
-from infini_jax.data.passkey import Passkey, words
 from infini_jax.data.tokenizers import (
   ByteTokenizer,
   HuggingFaceTokenizer,
@@ -18,6 +16,8 @@ from infini_jax.data.tokenizers import (
   WordTokenizer,
   train_sentencepiece,
 )
+from infini_jax.tasks.passkey import Passkey, words
+from tests.tasks.prompts import ASKED, FILLER, INTRO, PAPER, STATED, key_of
 from tests.tiny import config
 
 KINDS = ("words", "bytes", "sentencepiece", "huggingface")

@@ -9,8 +9,8 @@ import hashlib
 import numpy as np
 
 from infini_jax.config import Config, InputError
-from infini_jax.data.tasks import Example, Part
 from infini_jax.data.tokenizers import Tokenizer, WordTokenizer
+from infini_jax.tasks.example import Example, Part
 
 
 class Recall:

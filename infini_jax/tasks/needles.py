@@ -10,13 +10,13 @@ import threading
 import numpy as np
 
 from infini_jax.config import Config, InputError
-from infini_jax.data.needle_families import IN_FILLER
-from infini_jax.data.needle_filler import Filler
-from infini_jax.data.needle_writer import Writer
 from infini_jax.data.store import Store
-from infini_jax.data.tasks import Example, Part, early
 from infini_jax.data.tokenizers import Tokenizer
-from infini_jax.data.words import Draw
+from infini_jax.tasks.example import Example, Part, early
+from infini_jax.tasks.needle_families import IN_FILLER
+from infini_jax.tasks.needle_filler import Filler
+from infini_jax.tasks.needle_writer import Writer
+from infini_jax.tasks.words import Draw
 
 TRIALS = 32  # texts drawn to know how long they are, and until one is short enough
 

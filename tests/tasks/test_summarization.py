@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from infini_jax.config import InputError
-from infini_jax.data import PairLanes, Pairs, prepare
-from infini_jax.data.summarization import MARK, Told
+from infini_jax.data import prepare
+from infini_jax.tasks import PairLanes, Pairs
+from infini_jax.tasks.summarization import MARK, Told
 from tests.tiny import config, quiet
 
 WORDS = np.array("one two three four five six seven eight nine ten".split())

@@ -14,16 +14,17 @@ import pytest
 import tokenizers as huggingface
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from needle_solver import solve
 from rich.console import Console
 
 from infini_jax.config import InputError
 from infini_jax.config.schema import FAMILIES
-from infini_jax.data import TaskLanes, make_task, needle_filler, open_source, prepare
-from infini_jax.data.needle_families import IN_FILLER
-from infini_jax.data.needle_filler import Filler
+from infini_jax.data import prepare
 from infini_jax.data.tokenizers import ByteTokenizer, WordTokenizer
-from infini_jax.data.words import ADJECTIVES, NOUNS, PEOPLE, ROOMS, THINGS, Draw
+from infini_jax.tasks import TaskLanes, make_task, needle_filler, open_source
+from infini_jax.tasks.needle_families import IN_FILLER
+from infini_jax.tasks.needle_filler import Filler
+from infini_jax.tasks.words import ADJECTIVES, NOUNS, PEOPLE, ROOMS, THINGS, Draw
+from tests.tasks.needle_solver import solve
 from tests.tiny import config
 
 KINDS = ("bytes", "sentencepiece", "huggingface")

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from infini_jax.config import Config, InputError
-from infini_jax.data.store import Store
+from infini_jax.config import InputError
 from infini_jax.data.tokenizers import Tokenizer
 
 
@@ -119,35 +118,6 @@ class Task(Protocol):
   def continuation(self, rng: np.random.Generator, before: Example, read: int, n: int) -> Example:
     """`n` tokens that go on after the first `read` of `before`, and end in an answer."""
     ...
-
-
-def make_task(
-  config: Config, name: str, tokenizer: Tokenizer | None = None, filler: Store | None = None
-) -> Task:
-  """The task of that name.
-
-  Args:
-    config: of the run.
-    name: passkey, recall or needle.
-    tokenizer: the run's, once it has one; by default that of `config.data.tokenizer`.
-    filler: what needles hide in, unless they stand in lists.
-
-  Raises:
-    InputError: a tokenizer that cannot write the task.
-  """
-  from infini_jax.data.needle_lists import WordLists
-  from infini_jax.data.needles import Needles
-  from infini_jax.data.passkey import Passkey
-  from infini_jax.data.recall import Recall
-
-  if name == "needle" and filler is not None:
-    return Needles(config, filler, tokenizer)
-  kinds: dict[str, Callable[..., Task]] = {
-    "passkey": Passkey,
-    "recall": Recall,
-    "needle": WordLists,
-  }
-  return kinds[name](config, tokenizer)
 
 
 def early(rng: np.random.Generator, length: int) -> float:

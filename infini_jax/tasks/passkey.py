@@ -10,8 +10,8 @@ import re
 import numpy as np
 
 from infini_jax.config import Config, InputError
-from infini_jax.data.tasks import Example, Part, early
 from infini_jax.data.tokenizers import Tokenizer, WordTokenizer, load_tokenizer
+from infini_jax.tasks.example import Example, Part, early
 
 INTRO = (
   "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infini_jax.config import InputError
-from infini_jax.data.tasks import Example, Part, check_length, make_task
+from infini_jax.tasks.example import Example, Part, check_length
+from infini_jax.tasks.registry import make_task
 from tests.tiny import config
 
 PARTS = st.builds(

@@ -7,8 +7,8 @@ import numpy as np
 
 from infini_jax.config import Config
 from infini_jax.data.lanes import ALL, Batch, Rows, empty_batch
-from infini_jax.data.tasks import Example, Task, check_length
 from infini_jax.data.warm import Companions
+from infini_jax.tasks.example import Example, Task, check_length
 
 
 class TaskLanes:

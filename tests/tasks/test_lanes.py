@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prompts import key_of
 
 from infini_jax.config import InputError
-from infini_jax.data import Examples, TaskLanes, make_task
+from infini_jax.tasks import Examples, TaskLanes, make_task
+from tests.tasks.prompts import key_of
 from tests.tiny import config
 
 NAMES = ("passkey", "recall")

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from infini_jax.config import InputError
-from infini_jax.data import TaskLanes, TrainLanes, open_source, train_lanes
+from infini_jax.data import TrainLanes
 from infini_jax.data.store import Store
+from infini_jax.tasks import TaskLanes, open_source, train_lanes
 from tests.tiny import config
 
 WARM = {"share": 0.5, "segments": 3, "min_tokens": 400, "max_tokens": 4000}

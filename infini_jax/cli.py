@@ -178,7 +178,7 @@ def _convert(args: argparse.Namespace, rest: list[str], console: Console) -> Non
 
 
 def _report(args: argparse.Namespace, rest: list[str], console: Console) -> None:
-  from infini_jax.evaluation.page import report
+  from infini_jax.report.page import report
 
   report(args.workdir, args.out, console)
 

@@ -15,6 +15,7 @@ MAY_IMPORT = {
   "config": set(),
   "progress": set(),
   "quiet": set(),
+  "html": set(),
   "paths": {"config"},
   "plan": {"config"},
   "ops": set(),
@@ -24,8 +25,9 @@ MAY_IMPORT = {
   "runs": {"config", "data", "tasks", "paths", "quiet"},
   "models": {"config", "ops", "parallel"},
   "evaluation": {
-    *"config ops models parallel data tasks runs plan progress inference paths quiet".split()
+    *"config ops models parallel data html tasks runs plan progress inference paths quiet".split()
   },
+  "report": {"config", "evaluation", "html", "paths", "runs"},
   "training": {
     *"config ops models parallel data tasks runs plan progress evaluation paths".split()
   },
@@ -33,7 +35,7 @@ MAY_IMPORT = {
   "convert": {*"config inference models data runs progress paths".split()},
   "planner": {*"config ops models parallel data tasks plan training progress paths".split()},
   "cli": {
-    *"config convert data tasks evaluation inference parallel".split(),
+    *"config convert data tasks evaluation inference parallel report".split(),
     *"paths planner progress runs training".split(),
   },
 }
@@ -120,7 +122,7 @@ def test_importing_touches_no_device():
     "import sys, infini_jax, infini_jax.config, infini_jax.data\n"
     "assert 'jax' not in sys.modules, 'the schema and the data need no jax'\n"
     "import infini_jax.ops, infini_jax.models, infini_jax.parallel, infini_jax.training.loop\n"
-    "import infini_jax.evaluation.evaluate, infini_jax.evaluation.page\n"
+    "import infini_jax.evaluation.evaluate, infini_jax.report.page\n"
     "import infini_jax.inference.command, infini_jax.cli\n"
     "from jax._src import xla_bridge\n"
     "assert not xla_bridge.backends_are_initialized(), 'an import started a backend'\n"

@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from infini_jax.evaluation.page_html import document, escape, paragraph, table
 from infini_jax.evaluation.passages import (
   Losses,
   Passage,
@@ -13,6 +12,7 @@ from infini_jax.evaluation.passages import (
   shares_seen,
   words,
 )
+from infini_jax.html import document, escape, paragraph, table
 
 FULL = 4.0  # nats at which a colour is full
 LISTED = 8  # words of a passage whose earlier places are named

@@ -20,12 +20,12 @@ from infini_jax.evaluation import perplexity_tables, retrieval_tables, summariza
 from infini_jax.evaluation.evaluate import evaluate
 from infini_jax.evaluation.filing import newest, newest_file
 from infini_jax.evaluation.gates import gates
-from infini_jax.evaluation.page import report
 from infini_jax.evaluation.perplexity import Scores
 from infini_jax.evaluation.retrieval import Cell, Recalled
 from infini_jax.evaluation.summarization import Summarized, Summary
 from infini_jax.evaluation.tasks import GATED, KINDS, NAMES, jobs_of
 from infini_jax.models import init
+from infini_jax.report.page import report
 from tests.tiny import SYSTEMS, changed, config, model_config, quiet
 
 COMMAND = "infini-jax eval --config=a.py --workdir='a b'"

@@ -14,7 +14,7 @@ from infini_jax.evaluation.filing import (
   newest_file,
   told_apart,
 )
-from infini_jax.evaluation.page import report
+from infini_jax.report.page import report
 from tests.tiny import changed, quiet
 
 

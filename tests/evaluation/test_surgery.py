@@ -8,8 +8,8 @@ import pytest
 from infini_jax.config import InputError
 from infini_jax.evaluation.evaluate import evaluate
 from infini_jax.evaluation.filing import newest
-from infini_jax.evaluation.page import report
 from infini_jax.evaluation.surgery import Cost, originals, verdict
+from infini_jax.report.page import report
 from infini_jax.runs.workdir import Workdir
 from tests.tiny import changed, quiet
 

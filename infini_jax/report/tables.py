@@ -6,12 +6,12 @@ from typing import Any
 
 from infini_jax.config import Config
 from infini_jax.evaluation import retrieval_tables
-from infini_jax.evaluation.page_html import Cell, folded, paragraph, table
-from infini_jax.evaluation.page_runs import Run
 from infini_jax.evaluation.perplexity import change, exp
 from infini_jax.evaluation.perplexity import interval as of_documents
 from infini_jax.evaluation.retrieval import Cell as Recall
 from infini_jax.evaluation.retrieval import wilson
+from infini_jax.html import Cell, folded, paragraph, table
+from infini_jax.report.runs import Run
 
 Row = Sequence[str | Cell]
 TEXT = 1500  # characters of a text that are shown

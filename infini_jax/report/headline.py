@@ -5,9 +5,11 @@ from functools import partial
 from typing import Any
 
 from infini_jax.evaluation.filing import Evaluated, told_apart
-from infini_jax.evaluation.page_html import Cell, table
-from infini_jax.evaluation.page_runs import Run
-from infini_jax.evaluation.page_tables import (
+from infini_jax.evaluation.perplexity import change
+from infini_jax.evaluation.retrieval_tables import measure
+from infini_jax.html import Cell, table
+from infini_jax.report.runs import Run
+from infini_jax.report.tables import (
   Row,
   number,
   opened,
@@ -18,8 +20,6 @@ from infini_jax.evaluation.page_tables import (
   spread,
   variants,
 )
-from infini_jax.evaluation.perplexity import change
-from infini_jax.evaluation.retrieval_tables import measure
 
 Shown = str | Cell | None  # None stays blank
 Results = dict[str, Any]  # what a results.json holds

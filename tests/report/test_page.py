@@ -14,12 +14,12 @@ from rich.console import Console
 from infini_jax import cli
 from infini_jax.config import InputError
 from infini_jax.evaluation import gates as gates_lib
-from infini_jax.evaluation.page import report
-from infini_jax.evaluation.page_html import PNG
-from infini_jax.evaluation.page_runs import read_runs
 from infini_jax.evaluation.perplexity import Scores
 from infini_jax.evaluation.retrieval import Cell, Recalled
 from infini_jax.evaluation.tasks import jobs_of
+from infini_jax.html import PNG
+from infini_jax.report.page import report
+from infini_jax.report.runs import read_runs
 from tests.tiny import config, quiet
 
 VOID = ("meta", "img", "br", "link")

@@ -12,10 +12,8 @@ import numpy as np
 from rich.console import Console
 
 from infini_jax.config import InputError
-from infini_jax.evaluation import page_tables
 from infini_jax.evaluation.filing import Evaluated
-from infini_jax.evaluation.page_headline import headline
-from infini_jax.evaluation.page_html import (
+from infini_jax.html import (
   BEGINS,
   code,
   document,
@@ -24,8 +22,10 @@ from infini_jax.evaluation.page_html import (
   paragraph,
   picture,
 )
-from infini_jax.evaluation.page_runs import Run, read_runs
 from infini_jax.paths import file_to_write
+from infini_jax.report import tables
+from infini_jax.report.headline import headline
+from infini_jax.report.runs import Run, read_runs
 
 LABEL = 40  # characters of a run's name in a picture
 
@@ -99,7 +99,7 @@ def page(runs: list[Run], folder: Path) -> str:
     sections.append(("Every run", f'<div class="runs">{columns}</div>'))
   else:
     sections += [("Training", _losses(runs)), ("Evaluations", _run(runs[0], 3, folder))]
-  sections.append(("Config", page_tables.configs(runs)))
+  sections.append(("Config", tables.configs(runs)))
   if any(run.evaluations for run in runs):
     sections.append(("Commands and environment", _commands(runs)))
   now = datetime.datetime.now(datetime.UTC)
@@ -123,7 +123,7 @@ def _run(run: Run, level: int, folder: Path) -> str:
     results = run.evaluations[name]
     made += heading(level, what, f"step {results['step']:,}")
     made += paragraph(Evaluated.of(results).description) if "protocol" in results else ""
-    made += page_tables.tables_of(results)
+    made += tables.tables_of(results)
     for file in run.pictures(name):
       shows = PICTURES.get(file.stem, f"Picture {file.stem}")
       where = f"{what}; {run.name}, step {results['step']:,}"
@@ -147,7 +147,7 @@ def _commands(runs: list[Run]) -> str:
     heading(3, label) + code(results[0].get("command") or "called from Python")
     for label, results in commands.items()
   )
-  return typed + page_tables.environments(commands)
+  return typed + tables.environments(commands)
 
 
 def _losses(runs: list[Run]) -> str:

@@ -18,7 +18,7 @@ from rich.table import Table
 from infini_jax.cli import load_config
 from infini_jax.evaluation.filing import newest
 from infini_jax.paths import folder_to_write
-from infini_jax.planner.memories import memories
+from infini_jax.plan.memories import memories
 from infini_jax.progress import make_console
 
 ROOT = Path(__file__).parent.parent

@@ -22,8 +22,9 @@ from rich.table import Table
 from infini_jax.cli import load_config
 from infini_jax.config import Config, resolve
 from infini_jax.data.lanes import empty_batch
+from infini_jax.models.costs import flops_per_token
 from infini_jax.parallel import make_mesh, put_batch
-from infini_jax.plan import flops_per_token, peak_flops
+from infini_jax.parallel.chips import peak_flops
 from infini_jax.progress import make_console
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import initial_state, make_train_step

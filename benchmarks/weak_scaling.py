@@ -34,7 +34,7 @@ def compiled_bytes(rule: str, devices: int, segments: int) -> float:
   from infini_jax.config import MeshConfig
   from infini_jax.ops import infini_attention
   from infini_jax.parallel import make_mesh
-  from infini_jax.planner.hlo import communication
+  from infini_jax.plan.hlo import communication
 
   mesh = make_mesh(MeshConfig(data=1, seq=devices), jax.devices()[:devices])
 

@@ -168,7 +168,7 @@ def _prepare(args: argparse.Namespace, rest: list[str], console: Console) -> Non
 
 def _plan(args: argparse.Namespace, rest: list[str], console: Console) -> int:
   config = load_config(rest)
-  from infini_jax.planner.command import plan
+  from infini_jax.plan.command import plan
 
   return 0 if plan(config, args, console) else 1
 

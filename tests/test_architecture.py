@@ -17,7 +17,6 @@ MAY_IMPORT = {
   "quiet": set(),
   "html": set(),
   "paths": {"config"},
-  "plan": {"config"},
   "ops": set(),
   "parallel": {"config", "ops"},
   "data": {"config", "paths", "progress", "quiet"},
@@ -25,18 +24,16 @@ MAY_IMPORT = {
   "runs": {"config", "data", "tasks", "paths", "quiet"},
   "models": {"config", "ops", "parallel"},
   "evaluation": {
-    *"config ops models parallel data html tasks runs plan progress inference paths quiet".split()
+    *"config ops models parallel data html tasks runs progress inference paths quiet".split()
   },
   "report": {"config", "evaluation", "html", "paths", "runs"},
-  "training": {
-    *"config ops models parallel data tasks runs plan progress evaluation paths".split()
-  },
+  "training": {*"config ops models parallel data tasks runs progress evaluation paths".split()},
   "inference": {*"config ops models parallel data tasks runs progress paths".split()},
   "convert": {*"config inference models data runs progress paths".split()},
-  "planner": {*"config ops models parallel data tasks plan training progress paths".split()},
+  "plan": {*"config ops models parallel data tasks training progress paths".split()},
   "cli": {
     *"config convert data tasks evaluation inference parallel report".split(),
-    *"paths planner progress runs training".split(),
+    *"paths plan progress runs training".split(),
   },
 }
 

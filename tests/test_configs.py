@@ -14,7 +14,7 @@ from infini_jax.config import MIXERS
 from infini_jax.data.tokenizers import ByteTokenizer
 from infini_jax.parallel import abstract_batch, check_divisible
 from infini_jax.parallel.mesh import AXES
-from infini_jax.planner.compiled import example_batch
+from infini_jax.plan.compiled import example_batch
 from infini_jax.tasks import check_length, open_source, train_lanes
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import abstract_state, make_train_step

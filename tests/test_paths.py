@@ -167,7 +167,7 @@ def test_every_output_is_checked_before_anything_starts(places, capsys, monkeypa
     "infini_jax.convert.huggingface.convert",
     "infini_jax.convert.gguf.convert",
     "infini_jax.convert.export.export",
-    "infini_jax.planner.command.memories",
+    "infini_jax.plan.command.memories",
     "infini_jax.report.page.read_runs",
     "infini_jax.inference.saved.open_run",
     "infini_jax.training.loop.make_mesh",

@@ -18,7 +18,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from infini_jax import plan
 from infini_jax.config import Config
 from infini_jax.data import Store
 from infini_jax.data.sources.base import digest
@@ -28,7 +27,7 @@ from infini_jax.evaluation.kept import Kept, sums
 from infini_jax.evaluation.knock_out import INTACT
 from infini_jax.evaluation.retrieval import Retrieval
 from infini_jax.evaluation.tasks import KINDS, Job, chosen, jobs_of, open_task
-from infini_jax.models import abstract_params, machine
+from infini_jax.models import abstract_params, costs, machine
 from infini_jax.parallel import check_divisible, distributed, make_mesh
 from infini_jax.parallel.agreement import check_same_inputs
 from infini_jax.paths import folder_to_write
@@ -99,7 +98,7 @@ def evaluate(
     gates_LH = gates_lib.gates(config.model, params)
     about: dict[str, Any] = {
       "step": step,
-      "parameters": plan.parameter_count(params),
+      "parameters": costs.parameter_count(params),
       **training(workdir.path),
     }
     if gates_LH is not None:

@@ -17,14 +17,15 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from infini_jax import plan
 from infini_jax.config import Config, stage_at, tokens_read
 from infini_jax.data import Store
 from infini_jax.data.loader import train_batches
 from infini_jax.evaluation.validation import Validation
+from infini_jax.models import costs
 from infini_jax.models.machine import check_machine
 from infini_jax.parallel import check_divisible, distributed, local_rows, make_mesh, put_batch
 from infini_jax.parallel.agreement import check_same_inputs
+from infini_jax.parallel.chips import peak_flops
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.metrics import MetricWriter, last_logged
@@ -168,7 +169,7 @@ class _Log:
     self._config, self._console = config, console
     self._writer = MetricWriter(workdir.path, config, step) if jax.process_index() == 0 else None
     self._rate = make_schedule(config, config.optimizer.learning_rate)
-    peak = plan.peak_flops(mesh.devices.flat[0].device_kind)
+    peak = peak_flops(mesh.devices.flat[0].device_kind)
     self._peak = peak * mesh.size if peak else None
     self._waiting: tuple[int, Any] | None = None
     self._tokens, self._since = 0.0, time.perf_counter()
@@ -179,7 +180,7 @@ class _Log:
     """Steps of this config follow."""
     self.flush()
     tokens = config.data.segments * config.model.segment_length
-    self._flops = plan.flops_per_token(config.model, tokens, config.train.part)
+    self._flops = costs.flops_per_token(config.model, tokens, config.train.part)
     self._step_bytes = step_bytes
     self._since, self._tokens = time.perf_counter(), 0.0
 
@@ -248,12 +249,12 @@ def _describe(config, state, mesh, source, step, console) -> None:
   """What is trained, on what; `config` is the stage's."""
   devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
   sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-  parameters = plan.parameter_count(state.params)
+  parameters = costs.parameter_count(state.params)
   c = config
   T = c.data.segments * c.model.segment_length
   console.print(
     f"{c.model.mixer}: {parameters:,} parameters on {devices} ({sizes}); "
-    f"{plan.flops_per_token(c.model, T, c.train.part) / 1e6:,.1f} MFLOP a token"
+    f"{costs.flops_per_token(c.model, T, c.train.part) / 1e6:,.1f} MFLOP a token"
   )
   text = f"task {c.task.name}"
   if isinstance(source, Store):
@@ -263,7 +264,7 @@ def _describe(config, state, mesh, source, step, console) -> None:
     f"{T:,} tokens" + (f"; going on from step {step}" if step else "")
   )
   if c.train.part != "all":
-    trained = plan.parameter_count(split(c, state.params)[0])
+    trained = costs.parameter_count(split(c, state.params)[0])
     console.print(f"trained: {c.train.part}, {trained:,} parameters; the others stay as they are")
   others = [f"{name}={there!r} there, {here!r} here" for name, there, here in differences(c)]
   if others:

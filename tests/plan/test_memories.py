@@ -6,7 +6,7 @@ import pytest
 
 from infini_jax import cli
 from infini_jax.cli import load_config
-from infini_jax.planner.memories import memories
+from infini_jax.plan.memories import memories
 from tests.tiny import config
 
 PAPER = "configs/lm_paper.py"

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Mapping
 
-from infini_jax.plan.chips import Chip
+from infini_jax.parallel.chips import Chip
 
 Shape = tuple[int, ...]
 

@@ -15,7 +15,7 @@ import pytest
 from infini_jax import cli
 from infini_jax.cli import load_config
 from infini_jax.config import InputError, MeshConfig
-from infini_jax.planner import compiled
+from infini_jax.plan import compiled
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent.parent
@@ -81,7 +81,7 @@ def test_a_model_that_is_too_large_is_told_what_would_fit(file, tmp_path, capsys
   assert "does not fit" in text
   assert "most of it: optimizer" in text
   assert "would fit" in text
-  monkeypatch.setattr("infini_jax.planner.verdict.MOVES", ())  # they take most of the time
+  monkeypatch.setattr("infini_jax.plan.verdict.MOVES", ())  # they take most of the time
   assert plan(file, "--topology=gpu:a100x1", "--mesh=data=1", *large) == 1
 
 
@@ -173,8 +173,8 @@ def test_a_file_that_cannot_be_written_is_found_before_the_work(
   def never(*_):
     raise AssertionError("it was estimated first")
 
-  monkeypatch.setattr("infini_jax.planner.command.estimate", never)
-  monkeypatch.setattr("infini_jax.planner.command.memories", never)
+  monkeypatch.setattr("infini_jax.plan.command.estimate", never)
+  monkeypatch.setattr("infini_jax.plan.command.memories", never)
   for what in (["--mesh=fsdp=2"], ["--table=memory"]):
     assert remedy in refused(capsys, file, *what, f"--json={path.format(tmp=tmp_path)}")
 
@@ -231,8 +231,8 @@ def test_a_step_that_xla_finds_no_room_for(file, capsys, monkeypatch, tmp_path):
     "(20.00G) exceeds available HBM (15.75G).",
     seconds=1.0,
   )
-  monkeypatch.setattr("infini_jax.planner.command.tpu_devices", lambda *_: [])
-  monkeypatch.setattr("infini_jax.planner.command.compile_step", lambda *_: full)
+  monkeypatch.setattr("infini_jax.plan.command.tpu_devices", lambda *_: [])
+  monkeypatch.setattr("infini_jax.plan.command.compile_step", lambda *_: full)
   assert plan(file, "--topology=v5e:2x2", f"--json={tmp_path / 'plan.json'}") == 1
   assert "does not fit: 20.00 GiB" in " ".join(capsys.readouterr().out.split())
   verdict = json.loads((tmp_path / "plan.json").read_text())["verdict"]

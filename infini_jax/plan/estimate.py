@@ -1,7 +1,7 @@
 """A training step by arithmetic: bytes a chip, collectives, and the roofline, in seconds.
 
 What lies in memory between steps is exact: it is read off the shardings. What lives during a step
-is modelled, for XLA decides it; the compiled program (`planner.compiled`) is the judge.
+is modelled, for XLA decides it; the compiled program (`plan.compiled`) is the judge.
 """
 
 import dataclasses
@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from infini_jax.config import Config, original
+from infini_jax.models.costs import executed_flops_per_token, flops_per_token, forward_flops
 from infini_jax.ops.knn import SCORE_BYTES
-from infini_jax.plan import Chip, executed_flops_per_token, flops_per_token
-from infini_jax.plan.flops import forward_flops
-from infini_jax.planner.shares import (
+from infini_jax.parallel.chips import Chip
+from infini_jax.plan.shares import (
   Shares,
   abstract_mesh,
   chip_bytes,
@@ -22,7 +22,7 @@ from infini_jax.planner.shares import (
   shares,
   spec_text,
 )
-from infini_jax.planner.traffic import Collective, collectives, memory_traffic
+from infini_jax.plan.traffic import Collective, collectives, memory_traffic
 from infini_jax.training.part import split
 from infini_jax.training.step import abstract_teacher
 

@@ -5,9 +5,9 @@ import math
 
 from infini_jax.config import Config
 from infini_jax.ops.shards import GATHERED
+from infini_jax.parallel.chips import Chip
 from infini_jax.parallel.mesh import AXES, COMPUTE, STORAGE, axes_of
-from infini_jax.plan import Chip
-from infini_jax.planner.shares import Shares
+from infini_jax.plan.shares import Shares
 
 
 @dataclasses.dataclass(frozen=True)

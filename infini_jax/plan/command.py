@@ -12,15 +12,16 @@ from rich.console import Console
 
 from infini_jax.config import Config, InputError, MeshConfig
 from infini_jax.parallel import check_divisible
+from infini_jax.parallel.chips import CHIPS, Chip
 from infini_jax.parallel.mesh import AXES, mesh_sizes
+from infini_jax.parallel.slices import is_size, nearest, slices, together
 from infini_jax.paths import file_to_write
-from infini_jax.plan import CHIPS, Chip, is_size, nearest, slices, together
-from infini_jax.planner import report
-from infini_jax.planner.compiled import compile_step, tpu_devices
-from infini_jax.planner.estimate import estimate
-from infini_jax.planner.memories import memories, show
-from infini_jax.planner.shares import abstract_mesh
-from infini_jax.planner.verdict import judge
+from infini_jax.plan import report
+from infini_jax.plan.compiled import compile_step, tpu_devices
+from infini_jax.plan.estimate import estimate
+from infini_jax.plan.memories import memories, show
+from infini_jax.plan.shares import abstract_mesh
+from infini_jax.plan.verdict import judge
 from infini_jax.progress import track
 
 DEFAULT_CHIP = "v5p"

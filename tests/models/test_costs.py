@@ -2,8 +2,8 @@
 
 import pytest
 
-from infini_jax import plan
-from infini_jax.plan.flops import forward_flops
+from infini_jax.models import costs
+from infini_jax.models.costs import forward_flops
 from tests.tiny import changed, model_config
 
 # Llama 3's dimensions, head and embedding apart; the figures are those of the project's survey,
@@ -17,15 +17,15 @@ LLAMA_1B = {**LLAMA_8B, "layers": 16, "width": 2048, "heads": 16, "ffn": 8192}
 
 @pytest.mark.parametrize("sizes, flops", [(LLAMA_1B, 8.06e9), (LLAMA_8B, 4.68e10)])
 def test_model_flops_of_known_models(sizes, flops):
-  assert plan.flops_per_token(model_config(**sizes), 32_768) == pytest.approx(flops, rel=2e-3)
+  assert costs.flops_per_token(model_config(**sizes), 32_768) == pytest.approx(flops, rel=2e-3)
 
 
 def test_strict_flops_by_hand():
   c = model_config(layers=2, width=16, heads=4, kv_heads=2, head_dim=8, ffn=32, vocab_size=32)
   weights = 2 * (16 * 8 * (4 + 2 + 2 + 4) + 3 * 16 * 32) + 32 * 16
   attention, memory = 2 * 4 * (8 + 1) * (8 + 8), 2 * 2 * 8 * 8 * (4 + 2)
-  assert plan.flops_per_token(c, 64) == 3 * (2 * weights + attention + memory)
-  assert plan.flops_per_token(changed(c, rule="delta"), 64) == 3 * (
+  assert costs.flops_per_token(c, 64) == 3 * (2 * weights + attention + memory)
+  assert costs.flops_per_token(changed(c, rule="delta"), 64) == 3 * (
     2 * weights + attention + 2 * 2 * 8 * 8 * (4 + 2 + 2)
   )
 
@@ -33,23 +33,23 @@ def test_strict_flops_by_hand():
 def test_frozen_weights_have_no_gradient_to_compute():
   c = model_config(layers=2, width=16, heads=4, kv_heads=2, head_dim=8, ffn=32, vocab_size=32)
   projections, ffn, head = 2 * 2 * 16 * 8 * (4 + 2 + 2 + 4), 2 * 2 * 3 * 16 * 32, 2 * 32 * 16
-  saved = lambda c, part: plan.flops_per_token(c, 64) - plan.flops_per_token(c, 64, part)
+  saved = lambda c, part: costs.flops_per_token(c, 64) - costs.flops_per_token(c, 64, part)
   assert saved(c, "all") == 0
   assert saved(c, "attention") == ffn + head
   assert saved(c, "gates") == saved(c, "lora") == projections + ffn + head
   adapted = changed(c, lora_rank=3)
   assert saved(adapted, "lora") == saved(c, "lora"), "adapters are trained themselves"
-  added = plan.flops_per_token(adapted, 64) - plan.flops_per_token(c, 64)
+  added = costs.flops_per_token(adapted, 64) - costs.flops_per_token(c, 64)
   assert added == 3 * 2 * 2 * 3 * ((16 + 32) * 2 + (16 + 16) * 2)
-  executed = lambda part: plan.executed_flops_per_token(c, 64, part, block=64, head_again=True)
+  executed = lambda part: costs.executed_flops_per_token(c, 64, part, block=64, head_again=True)
   assert executed("all") - executed("attention") == ffn + head
 
 
 def test_only_full_attention_grows_with_t():
   c = model_config()
-  assert plan.flops_per_token(c, 64) == plan.flops_per_token(c, 6400)
+  assert costs.flops_per_token(c, 64) == costs.flops_per_token(c, 6400)
   full = changed(c, mixer="full")
-  assert plan.flops_per_token(full, 6400) > plan.flops_per_token(full, 64)
+  assert costs.flops_per_token(full, 6400) > costs.flops_per_token(full, 64)
 
 
 def test_a_window_bounds_what_a_layer_attends_to():
@@ -61,7 +61,7 @@ def test_a_window_bounds_what_a_layer_attends_to():
   everywhere = forward_flops(changed(full, global_every=0), 64)["attention"]
   assert everywhere == pytest.approx(one * 4 * seen[1] / 64)
   executed = {"block": 64, "head_again": False}
-  assert plan.executed_flops_per_token(full, 64, **executed) == plan.executed_flops_per_token(
+  assert costs.executed_flops_per_token(full, 64, **executed) == costs.executed_flops_per_token(
     changed(full, window=0, global_every=0), 64, **executed
   ), "what lies outside a window is masked, not skipped"
 
@@ -103,21 +103,12 @@ def test_summaries_go_through_all_layers(mixer, prefix):
 def test_what_is_executed_is_more_and_remat_costs_most():
   c = model_config(**LLAMA_8B)
   executed = {
-    remat: plan.executed_flops_per_token(
+    remat: costs.executed_flops_per_token(
       changed(c, remat=remat), 32_768, block=512, head_again=True
     )
     for remat in ("none", "dots", "full")
   }
-  strict = plan.flops_per_token(c, 32_768)
+  strict = costs.flops_per_token(c, 32_768)
   assert strict < executed["none"] < executed["dots"] < executed["full"]
   parts = forward_flops(c, 32_768)
   assert executed["full"] - executed["dots"] == pytest.approx(parts["weights"])
-
-
-@pytest.mark.parametrize(
-  "kind, peak",
-  [("TPU v5 lite", 197e12), ("TPU v5p", 459e12), ("TPU v5", 459e12), ("TPU v6 lite", 918e12)]
-  + [("TPU v4", 275e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H200", 989e12), ("cpu", None)],
-)
-def test_peaks_by_the_names_that_jax_gives(kind, peak):
-  assert plan.peak_flops(kind) == peak

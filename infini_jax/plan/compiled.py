@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from infini_jax.config import Config, InputError
 from infini_jax.data.lanes import empty_batch
 from infini_jax.parallel import abstract_batch, make_mesh
-from infini_jax.planner.hlo import Communication, communication
+from infini_jax.plan.hlo import Communication, communication
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import abstract_state, abstract_teacher, make_train_step
 

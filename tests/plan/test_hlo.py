@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infini_jax.planner.hlo import communication
+from infini_jax.plan.hlo import communication
 
 ROOT = Path(__file__).parent.parent.parent
 

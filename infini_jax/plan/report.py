@@ -7,10 +7,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from infini_jax.plan.chips import GIB
-from infini_jax.planner.compiled import Compiled
-from infini_jax.planner.estimate import Estimate, Parameter
-from infini_jax.planner.verdict import Verdict
+from infini_jax.parallel.chips import GIB
+from infini_jax.plan.compiled import Compiled
+from infini_jax.plan.estimate import Estimate, Parameter
+from infini_jax.plan.verdict import Verdict
 
 
 def show(made: Estimate, console: Console) -> None:

@@ -7,10 +7,10 @@ import pytest
 
 from infini_jax.config import MeshConfig
 from infini_jax.parallel import make_mesh
+from infini_jax.parallel.chips import CHIPS
 from infini_jax.parallel.mesh import AXES
-from infini_jax.plan import CHIPS
-from infini_jax.planner.estimate import estimate
-from infini_jax.planner.traffic import leaves_island, sent
+from infini_jax.plan.estimate import estimate
+from infini_jax.plan.traffic import leaves_island, sent
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import initial_state
 from tests.tiny import config

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
+from infini_jax.parallel.chips import CHIPS
 from infini_jax.parallel.mesh import AXES
-from infini_jax.plan import CHIPS, is_size, nearest, slices, together
+from infini_jax.parallel.slices import is_size, nearest, slices, together
 
 TPUS = [name for name, chip in CHIPS.items() if chip.platform == "tpu"]
 

@@ -5,7 +5,7 @@ import math
 import re
 from collections import Counter
 
-from infini_jax.planner.traffic import sent
+from infini_jax.plan.traffic import sent
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
 KINDS = "all-gather|reduce-scatter|all-reduce|all-to-all|collective-permute"

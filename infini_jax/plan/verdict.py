@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 
 from infini_jax.config import Config, InputError, check
 from infini_jax.parallel import check_divisible
-from infini_jax.plan import Chip, is_size, together
-from infini_jax.planner.estimate import Estimate, estimate
-from infini_jax.planner.shares import abstract_mesh
+from infini_jax.parallel.chips import Chip
+from infini_jax.parallel.slices import is_size, together
+from infini_jax.plan.estimate import Estimate, estimate
+from infini_jax.plan.shares import abstract_mesh
 
 LEAST_CHUNK = 128  # tokens: smaller blocks of logits gain no more
 

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
+from infini_jax.parallel.chips import CHIPS
 from infini_jax.parallel.mesh import AXES
-from infini_jax.plan import CHIPS
-from infini_jax.planner.estimate import estimate
-from infini_jax.planner.verdict import judge
+from infini_jax.plan.estimate import estimate
+from infini_jax.plan.verdict import judge
 from tests.tiny import config
 
 SIZES = {**dict.fromkeys(AXES, 1), "data": 4}

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from infini_jax.data.warm import counts
+from infini_jax.data.lanes.warm import counts
 from infini_jax.models import abstract_params, bind
 from infini_jax.ops.memory import fast_forward
 from infini_jax.parallel import make_mesh

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from infini_jax.cli import load_config
 from infini_jax.config import Config, resolve
-from infini_jax.data.lanes import empty_batch
+from infini_jax.data.lanes.documents import empty_batch
 from infini_jax.models.costs import flops_per_token
 from infini_jax.parallel import make_mesh, put_batch
 from infini_jax.parallel.chips import peak_flops

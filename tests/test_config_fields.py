@@ -42,7 +42,7 @@ SEEN_ELSEWHERE = {
   "train.wandb": "a package that is not installed here; refused, tests/test_config.py",
   "train.profile_start": "tests/training/test_loop.py: profile",
   "train.profile_steps": "tests/training/test_loop.py: profile",
-  "data.prefetch": "tests/data/test_loader.py: by design it changes no batch",
+  "data.prefetch": "tests/data/lanes/test_loader.py: by design it changes no batch",
   "evaluation.split": "tests/evaluation/test_evaluate.py: an earlier step, validation",
   "evaluation.lanes": "tests/evaluation/test_perplexity.py: by design it changes no total",
   "evaluation.segments": "tests/evaluation/test_perplexity.py: by design it changes no total",

@@ -4,9 +4,8 @@
 where in which batch; `loader.train_batches` reads them ahead. Nothing here knows a model.
 """
 
-from infini_jax.data.lanes import EvalLanes, TrainLanes
-from infini_jax.data.loader import eval_batches, train_batches
-from infini_jax.data.prepare import open_or_prepare, open_prepared, prepare
+from infini_jax.data.lanes.documents import EvalLanes, TrainLanes
+from infini_jax.data.lanes.loader import eval_batches, train_batches
 from infini_jax.data.sources import (
   Corpus,
   Document,
@@ -16,7 +15,8 @@ from infini_jax.data.sources import (
   open_corpus,
   read_text,
 )
-from infini_jax.data.store import Documents, Store
+from infini_jax.data.store.prepare import open_or_prepare, open_prepared, prepare
+from infini_jax.data.store.store import Documents, Store
 from infini_jax.data.tokenizers import (
   HuggingFaceTokenizer,
   SentencePieceTokenizer,

@@ -17,8 +17,8 @@ from typing import Any
 
 from infini_jax.config import Config, InputError
 from infini_jax.data import Store
-from infini_jax.data.evaluated import file_name, short_name
 from infini_jax.data.sources.base import digest
+from infini_jax.data.store.evaluated import file_name, short_name
 from infini_jax.evaluation.tasks import KINDS
 
 FILE = "results.json"

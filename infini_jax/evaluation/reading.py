@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from infini_jax.config import Config
 from infini_jax.data import EvalLanes
-from infini_jax.data.loader import eval_batches
+from infini_jax.data.lanes.loader import eval_batches
 from infini_jax.evaluation.knock_out import Variant
 from infini_jax.models import bind
 from infini_jax.models.mixers import MIXERS

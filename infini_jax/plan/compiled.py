@@ -13,7 +13,7 @@ import numpy as np
 from packaging.requirements import Requirement
 
 from infini_jax.config import Config, InputError
-from infini_jax.data.lanes import empty_batch
+from infini_jax.data.lanes.documents import empty_batch
 from infini_jax.parallel import abstract_batch, make_mesh
 from infini_jax.plan.hlo import Communication, communication
 from infini_jax.training.optimizer import make_optimizer

@@ -7,13 +7,13 @@ import numpy as np
 from rich.console import Console
 
 from infini_jax.config import Config, InputError, stages
-from infini_jax.data.evaluated import open_evaluated
-from infini_jax.data.lanes import ALL, Batch, Rows, TrainLanes
-from infini_jax.data.order import Mix
-from infini_jax.data.prepare import open_or_prepare
-from infini_jax.data.store import Store
+from infini_jax.data.lanes.documents import ALL, Batch, Rows, TrainLanes
+from infini_jax.data.lanes.order import Mix
+from infini_jax.data.lanes.warm import Companions
+from infini_jax.data.store.evaluated import open_evaluated
+from infini_jax.data.store.prepare import open_or_prepare
+from infini_jax.data.store.store import Store
 from infini_jax.data.tokenizers import Tokenizer, train_size
-from infini_jax.data.warm import Companions
 from infini_jax.tasks.example import Task
 from infini_jax.tasks.lanes import TaskLanes
 from infini_jax.tasks.needle_families import IN_FILLER

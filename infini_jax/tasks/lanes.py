@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from infini_jax.config import Config
-from infini_jax.data.lanes import ALL, Batch, Rows, empty_batch
-from infini_jax.data.warm import Companions
+from infini_jax.data.lanes.documents import ALL, Batch, Rows, empty_batch
+from infini_jax.data.lanes.warm import Companions
 from infini_jax.tasks.example import Example, Task, check_length
 
 

@@ -7,9 +7,9 @@ import numpy as np
 from rich.console import Console
 
 from infini_jax.config import Config, InputError
-from infini_jax.data.evaluated import open_evaluated
-from infini_jax.data.prepare import open_or_prepare
-from infini_jax.data.store import Store
+from infini_jax.data.store.evaluated import open_evaluated
+from infini_jax.data.store.prepare import open_or_prepare
+from infini_jax.data.store.store import Store
 from infini_jax.data.tokenizers import SentencePieceTokenizer, Tokenizer, train_size
 
 MOST = 4_000_000  # tokens that are held at a time; longer examples read them in a circle

@@ -10,7 +10,7 @@ import threading
 import numpy as np
 
 from infini_jax.config import Config, InputError
-from infini_jax.data.store import Store
+from infini_jax.data.store.store import Store
 from infini_jax.data.tokenizers import Tokenizer
 from infini_jax.tasks.example import Example, Part, early
 from infini_jax.tasks.needle_families import IN_FILLER

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from infini_jax.config import Config
-from infini_jax.data.store import Store
+from infini_jax.data.store.store import Store
 from infini_jax.data.tokenizers import Tokenizer
 from infini_jax.tasks.example import Task
 from infini_jax.tasks.needle_lists import WordLists

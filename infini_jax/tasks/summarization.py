@@ -6,9 +6,9 @@ A pair is read as [bos, document, mark, summary, eos]; the mark says that the su
 import numpy as np
 
 from infini_jax.config import Config, InputError
-from infini_jax.data.lanes import ALL, Batch, Rows, empty_batch
-from infini_jax.data.order import Shuffle
-from infini_jax.data.store import Documents, Store
+from infini_jax.data.lanes.documents import ALL, Batch, Rows, empty_batch
+from infini_jax.data.lanes.order import Shuffle
+from infini_jax.data.store.store import Documents, Store
 
 MARK = "\n\nSummary:\n"
 

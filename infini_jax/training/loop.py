@@ -19,7 +19,7 @@ from rich.console import Console
 
 from infini_jax.config import Config, stage_at, tokens_read
 from infini_jax.data import Store
-from infini_jax.data.loader import train_batches
+from infini_jax.data.lanes.loader import train_batches
 from infini_jax.evaluation.validation import Validation
 from infini_jax.models import costs
 from infini_jax.models.machine import check_machine

@@ -8,7 +8,7 @@ import pytest
 
 from infini_jax.config import InputError
 from infini_jax.data import Store, load_tokenizer, prepare
-from infini_jax.data.evaluated import short_name
+from infini_jax.data.store.evaluated import short_name
 from infini_jax.evaluation.evaluate import evaluate
 from infini_jax.evaluation.filing import files, newest
 from infini_jax.evaluation.tasks import chosen, open_task

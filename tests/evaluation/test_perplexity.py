@@ -12,7 +12,7 @@ from rich.console import Console
 
 from infini_jax.config import InputError
 from infini_jax.data import prepare
-from infini_jax.data.mixture import open_mixture
+from infini_jax.data.store.mixture import open_mixture
 from infini_jax.evaluation.knock_out import INTACT, Variant
 from infini_jax.evaluation.perplexity import Perplexity, Scores, _floor_power, interval
 from infini_jax.evaluation.perplexity_tables import show

@@ -5,7 +5,7 @@ import pytest
 
 from infini_jax.config import InputError
 from infini_jax.data import TrainLanes
-from infini_jax.data.store import Store
+from infini_jax.data.store.store import Store
 from infini_jax.tasks import TaskLanes, open_source, train_lanes
 from tests.tiny import config
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from infini_jax.config import SPLITS, InputError
-from infini_jax.data.shards import read_records
 from infini_jax.data.sources.base import (
   Corpus,
   Fields,
@@ -32,6 +31,7 @@ from infini_jax.data.sources.base import (
   split_rule,
 )
 from infini_jax.data.sources.parquet import read_rows, row_groups
+from infini_jax.data.store.shards import read_records
 from infini_jax.quiet import quiet
 
 NAME = re.compile(r"(\w+(?:/[\w.\-]+)?)(?::(\d+\.\d+\.\d+))?")

@@ -6,10 +6,10 @@ import numpy as np
 from rich.console import Console
 
 from infini_jax.config import InputError
-from infini_jax.data.shards import Shard
-from infini_jax.data.store import Documents
+from infini_jax.data.store.shards import Shard
+from infini_jax.data.store.store import Documents
+from infini_jax.data.store.workers import Job
 from infini_jax.data.tokenizers import Tokenizer, encode_named
-from infini_jax.data.workers import Job
 
 COMPARED = 16  # parts of which a document is read again
 

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from infini_jax.config import ALL_SPLITS, SPLITS, InputError
-from infini_jax.data.shards import (
+from infini_jax.data.sources.base import digest
+from infini_jax.data.store.shards import (
   BLOCK,
   TOTALS,
   Shard,
@@ -30,7 +31,6 @@ from infini_jax.data.shards import (
   summaries_of,
   temporary_name,
 )
-from infini_jax.data.sources.base import digest
 from infini_jax.data.tokenizers import Tokenizer, load_saved
 
 FORMAT = 2

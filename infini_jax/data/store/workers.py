@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from infini_jax.config import InputError
-from infini_jax.data.shards import Entry, Shard, ShardWriter, summaries_of
 from infini_jax.data.sources import Part
 from infini_jax.data.sources.base import MB
+from infini_jax.data.store.shards import Entry, Shard, ShardWriter, summaries_of
 from infini_jax.data.tokenizers import Tokenizer, encode_named, load_saved
 
 SPAWN_ABOVE = 4 * MB  # a corpus below this is done before other processes have started

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from infini_jax.config import InputError
-from infini_jax.data.shards import BLOCK, Entry, Shard, ShardWriter, shards_of
 from infini_jax.data.sources import list_documents, read_text
-from infini_jax.data.store import Documents, Store
+from infini_jax.data.store.shards import BLOCK, Entry, Shard, ShardWriter, shards_of
+from infini_jax.data.store.store import Documents, Store
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_pickles_small_and_reads_in_threads(tmp_path):
 
 
 def test_no_more_than_a_few_shards_are_held_open(tmp_path, monkeypatch, rng):
-  monkeypatch.setattr("infini_jax.data.store.OPEN", 2)
+  monkeypatch.setattr("infini_jax.data.store.store.OPEN", 2)
   for number in range(7):
     write_shard(tmp_path, number, [Entry("a", np.arange(number + 3), 1, 1, 1)], "<u2")
   documents = documents_of(tmp_path, 7)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from infini_jax.config import InputError
 from infini_jax.data import open_prepared, prepare
-from infini_jax.data.lanes import TrainLanes
-from infini_jax.data.order import Mix, Mixed
+from infini_jax.data.lanes.documents import TrainLanes
+from infini_jax.data.lanes.order import Mix, Mixed
 from infini_jax.runs.workdir import Workdir
 from infini_jax.tasks import open_source, train_lanes
 from tests.data.data_fakes import FakeDocuments
@@ -80,7 +80,7 @@ def test_a_batch_is_a_pure_function_of_seed_and_k(monkeypatch, rng):
   assert not np.array_equal(expected[0], make(1).batch(0)["tokens_BT"])
   rows = pickle.loads(pickle.dumps(make())).batch(90, np.array([0, 2]))["tokens_BT"]
   assert np.array_equal(rows, expected[90][[0, 2]])
-  monkeypatch.setattr("infini_jax.data.order.BLOCK", 5)
+  monkeypatch.setattr("infini_jax.data.lanes.order.BLOCK", 5)
   blocks = make()
   for k in reversed(range(120)):
     assert np.array_equal(blocks.batch(k)["tokens_BT"], expected[k])

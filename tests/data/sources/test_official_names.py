@@ -14,9 +14,9 @@ from infini_jax.data import list_documents, read_text
 from infini_jax.evaluation.filing import newest_file
 from tests import tiny
 from tests.compiling import QUICKLY
-from tests.data.tfds_fakes import pg19, write_tfds
+from tests.data.sources.tfds_fakes import pg19, write_tfds
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BOOKS = ROOT.parent / "shared" / "corpora" / "books"
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infini_jax.data.sources import open_corpus, specs
-from tests.data.test_sources_files import fails, lines, records
+from tests.data.sources.test_files import fails, lines, records
 
 DOCUMENTS = [{"text": f"document {i}", "id": f"d{i}"} for i in range(60)]
 TEXTS = sorted(row["text"] for row in DOCUMENTS)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infini_jax.data.sources import base, huggingface, open_corpus
-from tests.data.test_sources_files import by_split, fails, records, texts
+from tests.data.sources.test_files import by_split, fails, records, texts
 
 
 class Rows:

@@ -9,10 +9,10 @@ import os
 from pathlib import Path
 
 from infini_jax.config import SPLITS, InputError
-from infini_jax.data.shards import TOTALS
 from infini_jax.data.sources.base import digest
 from infini_jax.data.sources.specs import advice, cut, plain
-from infini_jax.data.store import Documents, Store, is_store
+from infini_jax.data.store.shards import TOTALS
+from infini_jax.data.store.store import Documents, Store, is_store
 from infini_jax.paths import expand
 
 PREFIX = "mix:"

@@ -59,7 +59,8 @@ def test_same_corpus_gives_the_same_files_on_any_number_of_processes(tmp_path, q
 SCRIPT = """
 import multiprocessing, os, signal, sys, time
 from pathlib import Path
-from infini_jax.data import prepare, workers
+from infini_jax.data import prepare
+from infini_jax.data.store import workers
 from infini_jax.data.sources import base
 
 entry = workers._entry
@@ -269,7 +270,7 @@ def test_store_is_verified_before_it_is_complete(tmp_path, quiet, monkeypatch):
       write_shards(*args)
       change()
 
-    module = sys.modules["infini_jax.data.prepare"]
+    module = sys.modules["infini_jax.data.store.prepare"]
     write_shards = module.write_shards
     with monkeypatch.context() as patch:
       patch.setattr(module, "write_shards", write)

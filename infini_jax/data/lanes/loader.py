@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from infini_jax.data.lanes import ALL, Batch, EvalLanes, Rows
+from infini_jax.data.lanes.documents import ALL, Batch, EvalLanes, Rows
 from infini_jax.quiet import quiet
 
 

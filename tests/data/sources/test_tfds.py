@@ -17,10 +17,10 @@ from fsspec.implementations.local import LocalFileSystem
 from infini_jax.config import SPLITS
 from infini_jax.data import Store, prepare
 from infini_jax.data.sources import base, open_corpus
-from tests.data.test_sources_files import by_split, fails, records, texts
-from tests.data.tfds_fakes import pg19, write_tfds
+from tests.data.sources.test_files import by_split, fails, records, texts
+from tests.data.sources.tfds_fakes import pg19, write_tfds
 
-BOOKS = Path(__file__).parents[3] / "shared" / "corpora" / "books"
+BOOKS = Path(__file__).parents[4] / "shared" / "corpora" / "books"
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +235,7 @@ def test_real_books_under_official_names_end_in_a_store(tmp_path, quiet):
 
 def test_any_number_of_processes_makes_the_same_store(books, tmp_path, quiet, monkeypatch):
   monkeypatch.setattr(base, "SMALLEST", 20_000)
-  monkeypatch.setattr("infini_jax.data.workers.SPAWN_ABOVE", 0)
+  monkeypatch.setattr("infini_jax.data.store.workers.SPAWN_ABOVE", 0)
   spec = f"tfds:pg19?data_dir={books[0]}"
   for workers in (1, 2):
     prepare(spec, tmp_path / str(workers), "train:300", workers=workers, console=quiet)

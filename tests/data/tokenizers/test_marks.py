@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from infini_jax.config import InputError
-from infini_jax.data import workers
-from infini_jax.data.prepare import prepare
+from infini_jax.data.store import workers
+from infini_jax.data.store.prepare import prepare
 from infini_jax.data.tokenizers import HuggingFaceTokenizer, load_saved, load_tokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz<>/|_ ."

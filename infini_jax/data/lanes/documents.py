@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from infini_jax.config import InputError
-from infini_jax.data.order import Mix, Mixed, Piece, Schedule, Shuffle
+from infini_jax.data.lanes.order import Mix, Mixed, Piece, Schedule, Shuffle
 
 Batch = dict[str, np.ndarray]
 Rows = slice | np.ndarray  # some of the B lanes

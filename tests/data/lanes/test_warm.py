@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infini_jax.config import WarmConfig
-from infini_jax.data.warm import PLANNED, Companions, counts
+from infini_jax.data.lanes.warm import PLANNED, Companions, counts
 
 
 @settings(max_examples=40, deadline=None)

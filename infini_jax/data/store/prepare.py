@@ -12,11 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from infini_jax.config import SPLITS, InputError
-from infini_jax.data.mixture import PREFIX, open_mixture
 from infini_jax.data.sources import Corpus, open_corpus
 from infini_jax.data.sources.base import MB, digest
 from infini_jax.data.sources.specs import folder_of
-from infini_jax.data.store import FORMAT, READABLE, Store, is_store, write_json, write_store
+from infini_jax.data.store.mixture import PREFIX, open_mixture
+from infini_jax.data.store.store import FORMAT, READABLE, Store, is_store, write_json, write_store
+from infini_jax.data.store.verify import verify
+from infini_jax.data.store.workers import Job, write_shards
 from infini_jax.data.tokenizers import (
   OWN,
   SentencePieceTokenizer,
@@ -26,8 +28,6 @@ from infini_jax.data.tokenizers import (
   train_sentencepiece,
   train_size,
 )
-from infini_jax.data.verify import verify
-from infini_jax.data.workers import Job, write_shards
 from infini_jax.paths import expand, local
 from infini_jax.progress import make_console
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infini_jax.config import InputError
-from infini_jax.data.lanes import EvalLanes, TrainLanes
-from infini_jax.data.order import Shuffle
+from infini_jax.data.lanes.documents import EvalLanes, TrainLanes
+from infini_jax.data.lanes.order import Shuffle
 from tests.data.data_fakes import FakeDocuments
 
 BOS, EOS = 7, 9
@@ -42,6 +42,7 @@ def joined(batches):
   return {
     name: np.concatenate([batch[name] for batch in batches], axis=1)
     for name in next(iter([*batches]))
+    if not name.endswith("_B")
   }
 
 
@@ -165,6 +166,29 @@ def test_evaluation_predicts_every_token_of_each_document_once(case, max_tokens,
   assert seen == collections.Counter(sum(ids, []))
 
 
+@settings(max_examples=100, deadline=None)
+@given(case=CASES, data=st.data())
+def test_what_was_read_before_is_skipped_and_the_rest_begins_with_a_chunk(case, data):
+  documents, length = FakeDocuments(case["lengths"]), case["segment_length"]
+  chunk = case["segments"] * length
+  skips = st.integers(0, 3).map(lambda chunks: chunks * chunk)
+  skip_D = np.array([data.draw(skips) % max(1, n - n % chunk) for n in documents.tokens.tolist()])
+  skip_D -= skip_D % chunk
+  _, lanes = eval_lanes(**case, skip_D=skip_D)
+  seen = collections.Counter()
+  for batch in lanes:
+    for b in range(case["lanes"]):
+      first, position = batch["document_BS"][b, 0], batch["position_BS"][b, 0]
+      starts = first >= 0 and position == skip_D[first]
+      assert batch["skip_B"][b] == (skip_D[first] if starts else 0)
+      assert batch["reset_BS"][b, 0] == (first < 0 or position == 0)
+    assert not batch["reset_BS"][batch["position_BS"] > 0].any()
+    seen.update(batch["targets_BT"][batch["mask_BT"]].tolist())
+  wanted = (documents.ids(d)[skip:].tolist() for d, skip in enumerate(skip_D.tolist()))
+  assert seen == collections.Counter(sum(wanted, []))
+  assert lanes.predictions == sum(seen.values())
+
+
 def test_evaluation_keeps_lanes_busy():
   _, lanes = eval_lanes([1, 1, 1, 1, 100, 1, 1, 1], lanes=2, segments=1, segment_length=10)
   assert len(lanes) == 10, "the longest document must start first"
@@ -181,6 +205,7 @@ def test_shapes_and_types():
   }
   assert {k: (v.shape, v.dtype) for k, v in lanes.batch(0).items()} == expected
   expected |= {"document_BS": ((3, 2), np.int32), "position_BS": ((3, 2), np.int64)}
+  expected |= {"skip_B": ((3,), np.int64)}
   assert {k: (v.shape, v.dtype) for k, v in next(iter(evaluation)).items()} == expected
 
 
@@ -210,7 +235,7 @@ def test_order_is_the_same_across_blocks(monkeypatch):
   case = dict(lengths=list(range(1, 30)), lanes=3, segments=4, segment_length=5, seed=1)
   _, whole = train_lanes(**case)
   expected = [whole.batch(k) for k in range(200)]
-  monkeypatch.setattr("infini_jax.data.order.BLOCK", 7)
+  monkeypatch.setattr("infini_jax.data.lanes.order.BLOCK", 7)
   _, blocks = train_lanes(**case)
   assert all(same(blocks.batch(k), expected[k]) for k in reversed(range(200)))
 

@@ -1,0 +1,1 @@
+"""Which tokens stand where in which batch, and batches read ahead."""

@@ -44,6 +44,6 @@ def get_config():
   o.gate_learning_rate = 0.003  # slowly: a gate must not choose before there is a choice
   t.steps, t.log_every, t.checkpoint_every = 4000, 20, 10_000
 
-  e.lengths, e.samples = (512, 65_536), 100
+  e.lengths, e.samples = (512, 66_048), 100  # 66,048: 65,536 of filler behind the pairs
   e.lanes, e.segments = 25, 16
   return config

@@ -45,7 +45,15 @@ def test_docstring_says_how_to_run_it_and_what_to_expect(file):
     assert f"\n{label} " in text, f"{file.name}: the docstring lacks a line '{label} ...'"
 
 
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.stem)
+# The rest in the slow lane: of those alike one, and golden files hold how all of them are laid out.
+TRACED = ("adapt_smollm", "llm_1b", "passkey_tiny")
+
+
+@pytest.mark.parametrize(
+  "file",
+  [pytest.param(f, marks=[pytest.mark.slow] * (f.stem not in TRACED)) for f in CONFIGS],
+  ids=lambda f: f.stem,
+)
 def test_traces_at_full_size_without_devices(file):
   config = load_config([f"--config={file}"])
   mesh = AbstractMesh(MESHES[file.stem], AXES, axis_types=(AxisType.Explicit,) * len(AXES))

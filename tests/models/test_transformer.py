@@ -143,7 +143,7 @@ def test_the_state_alone_is_that_of_the_whole_call(rng, model):
     np.testing.assert_allclose(have, want, **CLOSE)
 
 
-@pytest.mark.parametrize("pieces", [[1] * 12, [3, 5, 1, 7]])
+@pytest.mark.parametrize("pieces", [pytest.param([1] * 12, marks=pytest.mark.slow), [3, 5, 1, 7]])
 def test_streaming_equals_the_whole_call_at_every_position(rng, model, pieces):
   tokens = draw(rng)
   whole = model.logits(tokens)

@@ -9,7 +9,7 @@ otherwise.
 Command: make passkey
 Command: python benchmarks/passkey.py --workdir=runs/passkeys
 Hardware: 2 CPU cores
-Time: TIME
+Time: 30 minutes of training on one core, beside a second run and other work
 Expect: keys recalled at 1,024 to 1,048,576 tokens, at the start, in the middle and at the end:
 0.98 to 1.00
 """

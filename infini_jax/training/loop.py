@@ -231,7 +231,7 @@ class _Log:
       "learning_rate": float(self._rate(step - 1)),
       "tokens_per_second": per_second,
       "model_flops_per_second": per_second * self._flops,
-      "peak_share": per_second * self._flops / self._peak if self._peak else None,
+      "mfu": per_second * self._flops / self._peak if self._peak else None,
       "step_bytes": self._step_bytes,  # a device's, at the most, as XLA laid the step out
     }
     seen = {"tokens_seen": tokens_read(c, step)}

@@ -11,11 +11,11 @@ from tests.tiny import changed, config
 def test_lines_are_appended_and_read_back(tmp_path):
   for step in (1, 2):  # a run that went on
     writer = MetricWriter(tmp_path / "run", config(), step - 1)
-    writer.write(step, {"loss": 1.5, "gates_LH": [0.1, 0.9], "peak_share": None})
+    writer.write(step, {"loss": 1.5, "gates_LH": [0.1, 0.9], "mfu": None})
     writer.write(step, {"perplexity": 3.0}, "validation")
     writer.close()
   train = read_metrics(tmp_path / "run")
-  line = {"step": 1, "kind": "train", "loss": 1.5, "gates_LH": [0.1, 0.9], "peak_share": None}
+  line = {"step": 1, "kind": "train", "loss": 1.5, "gates_LH": [0.1, 0.9], "mfu": None}
   assert train == [line, {**line, "step": 2}]
   assert [line["perplexity"] for line in read_metrics(tmp_path / "run", "validation")] == [3.0] * 2
 
@@ -81,7 +81,7 @@ def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
 def test_tensorboard_gets_scalars_and_histograms(tmp_path):
   writer = MetricWriter(tmp_path, config(train={"tensorboard": True}), 0)
   gates = {"memory_L": [0.1, 0.2], "gates_LH": [[0.1, 0.2], [0.3, 0.4]]}
-  writer.write(1, {"loss": 1.0, "gate_histogram": [[2, 0], [0, 2]], "peak_share": None, **gates})
+  writer.write(1, {"loss": 1.0, "gate_histogram": [[2, 0], [0, 2]], "mfu": None, **gates})
   writer.close()
   content = b"".join(f.read_bytes() for f in (tmp_path / "tensorboard").iterdir())
   assert b"train/loss" in content and b"train/memory_L" in content
@@ -89,4 +89,4 @@ def test_tensorboard_gets_scalars_and_histograms(tmp_path):
   assert all(f"gates/layer_{i}/head_{j}".encode() in content for i in (1, 2) for j in (1, 2))
   assert b"config/text_summary" in content and b'"segment_length": 16,' in content
   assert b"gate_histogram" not in content, "counts are no values to make a histogram of"
-  assert b"peak_share" not in content
+  assert b"mfu" not in content

@@ -1,14 +1,18 @@
-"""Associative recall on a laptop: 32 pairs spread over 16 segments, every value found by its key.
+"""Associative recall on a laptop: 32 pairs, every value found by its key, a million tokens later.
 
 A hundred thousand parameters and a vocabulary of 32 keys and 32 values. Training begins inside one
 segment, where local attention learns which value belongs to which key; the memory reads and writes
 with the same queries and keys, and takes over as examples grow to 16 segments. The delta rule keeps
-32 keys apart in heads of 32; with the linear rule some stay confused (0.93 of the values).
+32 keys apart in heads of 32. Then memories are fast-forwarded (warm.growth), and a write gate
+learns not to write filler.
 
 Command: make recall
+Command: python eval.py --workdir=runs/recall --config.evaluation.lengths="(1049088,)" \\
+  --config.evaluation.samples=10 --config.evaluation.lanes=10
 Hardware: 2 CPU cores
-Time: 13:17 (minutes:seconds) on one core of a busy machine, with the evaluation
-Expect: 0.99 of the values; with the memory knocked out 0.03, which is chance
+Time: 33 minutes of training on one core beside other work
+Expect: 0.97 of the values in 512 tokens, and after 65,536 and 1,048,576 tokens of filler; with the
+memory knocked out 0.03, which is chance
 """
 
 from infini_jax.config import base_config

@@ -11,7 +11,8 @@ def test_a_lane_is_never_read_with_its_own_memory_once_another_has_read_somethin
   for _ in range(chunks):
     document_BS = np.where(rng.random((B, S)) < 0.85, 1, -1)
     reset_BS = (rng.random((B, S)) < 0.2) | (document_BS < 0)
-    from_BS = others.of({"document_BS": document_BS, "reset_BS": reset_BS}, N)
+    chunk = {"document_BS": document_BS, "reset_BS": reset_BS, "skip_B": np.zeros(B, int)}
+    from_BS = others.of(chunk, N)
     for s in range(S):
       own_B = np.where(reset_BS[:, s], 0, read_B)
       for b in range(B):
@@ -28,6 +29,7 @@ def test_a_lane_is_never_read_with_its_own_memory_once_another_has_read_somethin
 
 def test_lanes_in_step_are_read_with_each_others_memories():
   chunk = {"document_BS": np.ones((4, 3), int), "reset_BS": np.zeros((4, 3), bool)}
+  chunk["skip_B"] = np.zeros(4, int)
   from_BS = Others(4).of(chunk, 16)
   assert from_BS[:, 0].tolist() == [0, 1, 2, 3], "nothing was read yet"
   assert from_BS[:, 1].tolist() == from_BS[:, 2].tolist() == [1, 2, 3, 0]

@@ -71,7 +71,7 @@ RESUMED = {name: model for name, model in SYSTEMS.items() if name not in ("infin
 RESUMED |= {"bfloat16": {**SYSTEMS["infini"], "param_dtype": "bfloat16"}}
 
 
-@pytest.mark.parametrize("name", systems("bfloat16", "autocompressor", of=RESUMED))
+@pytest.mark.parametrize("name", systems("bfloat16", of=RESUMED))
 def test_every_system_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(rng, name, tmp_path):
   """Bit by bit: four steps, and two, a checkpoint on disk, and two more."""
   c = config(model={**RESUMED[name], "vocab_size": 32}, mesh={"data": 2}, data={"lanes": 4})

@@ -68,7 +68,7 @@ def plain(x, weights, kernel, reset):
   return jnp.concatenate(outs), sum(losses) / S
 
 
-@pytest.mark.parametrize("compression", ["conv", "mean"])
+@pytest.mark.parametrize("compression", [pytest.param("conv", marks=pytest.mark.slow), "mean"])
 def test_equals_the_loop_forward_and_gradient(rng, compression):
   x, weight = rng.standard_normal((2, T, D)), rng.standard_normal((2, T, H, E))
   weights = [rng.standard_normal((D, heads, E)) / D**0.5 for heads in (H, K, K)]

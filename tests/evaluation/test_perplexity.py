@@ -212,7 +212,7 @@ def test_cut_reads_are_those_of_the_layers_that_are_named(case, scores, cut):
   assert out.by_compressions[0] == pytest.approx(scores.by_compressions[0], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", systems("local", "transformer_xl", "memorizing", "autocompressor"))
+@pytest.mark.parametrize("name", systems("local", "memorizing"))
 def test_every_system_reads_a_document_as_by_one_call(store, documents, name):
   """Chunks of two segments, states carried (of `full`: growing), and knocked out."""
   case = Case(store, documents, **SYSTEMS[name])

@@ -154,7 +154,7 @@ def test_held_empty_what_cannot_reach_an_answer_is_not_run(cases, monkeypatch):
   assert set(ran) == {"score", "read"}
 
 
-@pytest.mark.parametrize("name", systems("full", "rmt"))
+@pytest.mark.parametrize("name", systems("full"))
 def test_every_system_is_asked_alike(name):
   case = Case(**SYSTEMS[name])
   for variant in (INTACT, EMPTY) if name not in ("local", "full") else (INTACT,):

@@ -72,8 +72,8 @@ class Model:
     return self._extend(self.params, tokens, self.reserve(stream, tokens.shape[1]), mask)
 
 
-# The rest of these two is in tests/ops/test_infini.py and tests/models/mixers/test_compressive.py.
-SLOW = ("infini-linear", "pooled")
+# Of each kind of state one is in the fast lane; the rest of these is in the tests of each of them.
+SLOW = ("infini-linear", "pooled", "autocompressor")
 
 
 @pytest.fixture(

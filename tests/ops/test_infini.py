@@ -77,7 +77,8 @@ PLAIN = dict(
 OTHER = dict(rope_theta=None, scale_first_segment=True, gate="hard_sigmoid", readout_norm=True)
 # In the fast lane z-correction stands alone with delta; all are in "everything" with both rules.
 ALONE = ("normalize_keys", "z_correction", "decay")
-SLOW = {(name, label) for name in ("linear", "delta") for label in ALONE} | {("linear", "other")}
+SLOW = {(name, label) for name in ("linear", "delta") for label in ALONE}
+SLOW |= {("linear", "other"), ("linear", "everything")}
 SLOW -= {("delta", "z_correction")}
 CASES = [
   pytest.param(

@@ -26,8 +26,8 @@ def place(values, specs, on):
   return jax.tree.map(put, values, specs)
 
 
-# In the fast lane all sizes are there, and both ways of carrying with the greatest.
-CARRIED = {("seq8", "gathered"), ("seq8", "doubling"), ("seq4", "doubling"), ("seq2", "gathered")}
+# In the fast lane each way of carrying is there, with another size.
+CARRIED = {("seq8", "gathered"), ("seq4", "doubling")}
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,7 @@ def scaling(tmp_path_factory):
   return {(row["rule"], row["chips"]): row["bytes"] for row in json.loads(file.read_text())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["linear", "delta"])
 def test_what_the_memory_sends_does_not_grow_with_t(scaling, rule):
   for chips in (8, 16, 32):
@@ -81,6 +82,7 @@ def test_what_the_memory_sends_does_not_grow_with_t(scaling, rule):
     assert short == long > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["linear", "delta"])
 def test_what_the_memory_sends_grows_at_most_like_the_logarithm_of_the_axis(scaling, rule):
   for few, many in ((8, 16), (16, 32), (8, 32)):

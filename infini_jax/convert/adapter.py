@@ -21,6 +21,7 @@ from infini_jax.convert.building import building, check_free
 from infini_jax.convert.incoming import CONFIG_FILE
 from infini_jax.convert.layout import nested, parameter_shapes
 from infini_jax.inference.saved import checksum, open_run
+from infini_jax.models import init
 from infini_jax.runs import tensors
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import ORIGINAL, Workdir
@@ -111,10 +112,8 @@ def adapt(path: str, adapter: Path, out: Path, console: Console) -> None:
   wrong = [n for n, shape in shapes.items() if n not in params or params[n].shape != shape]
   if wrong or len(params) != len(shapes):
     raise InputError(f"{file}: does not fit its own config ({', '.join(wrong)}); make it again")
-  dtype = jax.numpy.dtype(config.model.param_dtype)
-  keep = ("beta_H", "w_write_DK", "b_write_K")
-  cast = {n: x if n.endswith(keep) else x.astype(dtype) for n, x in params.items()}
-  cast |= {n: x.astype(np.float32) for n, x in cast.items() if n.endswith(keep)}
+  own = flatten_dict(jax.eval_shape(lambda: init(config.model, jax.random.key(0))), sep=".")
+  cast = {name: value.astype(own[name].dtype) for name, value in params.items()}
   source = Workdir(path)
   with building(out) as partial:
     original.tokenizer.save(partial / "tokenizer")

@@ -15,6 +15,7 @@ from infini_jax.evaluation.knock_out import Variant
 from infini_jax.models import bind
 from infini_jax.models.mixers import MIXERS
 from infini_jax.ops.loss import cross_entropy
+from infini_jax.ops.memory import where_lane_stacked
 from infini_jax.parallel import in_mesh, local_rows, put_batch, shard
 
 Chunk = dict[str, np.ndarray]
@@ -37,7 +38,7 @@ class Reader:
     self._score_swapped = jax.jit(self._score_segments, donate_argnums=1)
     self._read = jax.jit(self._read_chunk, donate_argnums=1)
     self._start = jax.jit(lambda p, lanes: bind(config.model, p).state(lanes), static_argnums=1)
-    self._enter = jax.jit(_enter, donate_argnums=0)
+    self._enter = jax.jit(where_lane_stacked, donate_argnums=2)
 
   def read(
     self,
@@ -149,7 +150,7 @@ class Reading:
       batch["reset_BS"] = np.ones_like(batch["reset_BS"])
     else:
       for read in np.unique(chunk["skip_B"][chunk["skip_B"] > 0]).tolist():
-        self.state = reader._enter(self.state, self._forks[read], chunk["skip_B"] == read)
+        self.state = reader._enter(chunk["skip_B"] == read, self._forks[read], self.state)
     if variant.swap:  # where a lane has ended, its memory stays, for the others to read
       batch["reset_BS"] = batch["reset_BS"] & (chunk["document_BS"][rows] >= 0)
       from_BS = self._others.of(chunk, config.model.segment_length)
@@ -165,12 +166,6 @@ class Reading:
       return scores
     self.state = reader._read(params, self.state, placed, cut_L)
     return None
-
-
-def _enter(state, fork, flag_B):
-  """Lanes of a stacked state go on from the one lane of another."""
-  choose = lambda new, old: jnp.where(flag_B.reshape(1, -1, *(1,) * (old.ndim - 2)), new, old)
-  return jax.tree.map(choose, fork, state)
 
 
 class Others:

@@ -107,6 +107,15 @@ def where_lane(flag_B: Bool[Array, " B"], yes, no):
   return jax.tree.map(choose, no, yes)
 
 
+def where_lane_stacked(flag_B: Bool[Array, " B"], yes, no):
+  """As `where_lane`, for states with the layers in front; `yes` may have one lane."""
+
+  def choose(y, n):
+    return jnp.where(flag_B.reshape(1, -1, *(1,) * (n.ndim - 2)), y, n)
+
+  return jax.tree.map(choose, yes, no)
+
+
 def is_empty(z_BKE: Float[Array, "*B K E"]) -> Bool[Array, "*B K"]:
   """True for the heads that nothing was ever written to."""
   return z_BKE.max(-1) == 0

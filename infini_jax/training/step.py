@@ -15,7 +15,7 @@ from infini_jax.models import abstract_params, bind, init
 from infini_jax.models.mixers import MIXERS
 from infini_jax.models.summary import random_borders
 from infini_jax.ops.loss import cross_entropy, divergence
-from infini_jax.ops.memory import fast_forward
+from infini_jax.ops.memory import fast_forward, where_lane_stacked
 from infini_jax.parallel import shard
 from infini_jax.training import optimizer
 from infini_jax.training.health import memory_metrics
@@ -136,7 +136,7 @@ def make_train_step(
       memory = bind(config.model, state.params).state(config.data.lanes)
     warm = state.warm
     if warm is not None:
-      memory = _where_lane(batch["warm_B"], warm, memory)
+      memory = where_lane_stacked(batch["warm_B"], warm, memory)
       warm = _read_along(config, state.params, warm, batch)
     batch = {name: rows for name, rows in batch.items() if not name.startswith("warm")}
     key = jax.random.fold_in(jax.random.key(t.seed), state.step)
@@ -190,12 +190,6 @@ def _weights(batch):
   return weights_BT.astype(jnp.float32)
 
 
-def _where_lane(flag_B, yes, no):
-  """Chooses between two stacked states, lane by lane."""
-  choose = lambda y, n: jnp.where(flag_B.reshape(1, -1, *(1,) * (n.ndim - 2)), y, n)
-  return jax.tree.map(choose, yes, no)
-
-
 def _read_along(config, params, warm, batch):
   """The companions' states after they have read on; no gradient is taken here.
 
@@ -212,7 +206,7 @@ def _read_along(config, params, warm, batch):
     if "warm_times_B" not in batch:
       return after
     anew_B = batch["warm_reset_BS"][:, 0]
-    before = _where_lane(anew_B, jax.tree.map(jnp.zeros_like, warm), warm)
+    before = where_lane_stacked(anew_B, jax.tree.map(jnp.zeros_like, warm), warm)
     return jax.vmap(fast_forward, (0, 0, None))(before, after, batch["warm_times_B"])
 
 

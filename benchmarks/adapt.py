@@ -1,10 +1,10 @@
-"""A pretrained model gets a memory: every stage of configs/adapt_smollm.py, and two tables.
+"""Adds a memory to a pretrained model: every stage of configs/adapt_smollm.py, and two tables.
 
     python benchmarks/adapt.py --model=FILE_OR_FOLDER --books=BOOKS --workdir=runs/adapt
     python benchmarks/adapt.py ... --short        # a few steps of each stage, for 2 CPU cores
 
-FILE_OR_FOLDER is a .gguf file or a Hugging Face folder of SmolLM2-135M. A stage that is trained
-goes on where it stands. Fields given as --config.a.b=value hold for all stages.
+FILE_OR_FOLDER is a .gguf file or a Hugging Face folder of SmolLM2-135M. A stage that was already
+trained resumes from its last state. Fields given as --config.a.b=value apply to all stages.
 """
 
 import argparse

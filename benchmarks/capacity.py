@@ -2,11 +2,11 @@
 
     python benchmarks/capacity.py [--head-sizes=32,64,128,256] [--tokens=0,64,256,1024,8192]
 
-No model is trained. Pairs of a random key and a random value are written, then text of random keys
-and values is read, and every key is asked for once. A value counts as right where the read-out is
-nearer to it than to the value of any other pair. The table has the greatest power of 2 of pairs, of
-whose values nine in ten are right. `written` is how much of each token of the text is written
-(config.model.write_gate). A trained model has several memories, and keys that are apart.
+No model is trained. First, pairs of a random key and a random value are written. Then text of
+random keys and values is read, and every key is asked for once. A value is right if the read-out is
+nearer to it than to the value of any other pair. The table shows the largest power of 2 of pairs
+for which nine in ten values are right. `written` is the fraction of each token of the text that is
+written (config.model.write_gate). A trained model has several memories, and its keys are separate.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python benchmarks/compare.py --workdir=runs/compare [--systems=local,rmt]
                                  [--config=configs/compare.py] [--config.data.path=BOOKS ...]
 
-A system that is trained already is not trained again. Fields given as --config.a.b=value hold for
-all of them.
+A system that is already trained is not trained again. Fields given as --config.a.b=value apply to
+all systems.
 """
 
 import argparse

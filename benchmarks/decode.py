@@ -1,14 +1,14 @@
-"""How fast tokens are written far into a text and near its beginning, and with how much memory.
+"""Speed of generation far into a text and near its beginning, and the memory that it takes.
 
     python benchmarks/decode.py [--workdir=RUN] [--near=4000] [--far=1000000] [--tokens=300] \\
       [--config=configs/passkey_tiny.py] [--config.a.b=value ...]
 
-Without --workdir the weights of the config's model are random: only the clock is read. Three
-sessions take turns, token by token, so that whatever else the machine does meets all of them alike;
-the figures are medians. Two are the same but for the text before them; in the third the layers'
-weights lie stacked, as in training. CPU time is that of all threads of the process: on a busy
-machine it tells more than the clock. Resident memory is that of the process, once the near sessions
-have read and written, and again at the end.
+Without --workdir the weights of the config's model are random, because only the time is measured.
+Three sessions take turns, token by token, so that other work of the machine affects all of them in
+the same way. The figures are medians. Two sessions differ only in the text before them. In the
+third session the weights of the layers are stacked, as in training. CPU time is that of all threads
+of the process; on a busy machine it says more than the clock. Resident memory is that of the
+process, after the near sessions have read and written, and again at the end.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Pass keys after text that was read, and after as much text that was fast-forwarded.
+"""Recall of pass keys after text that was read, and after as much text that was fast-forwarded.
 
     python benchmarks/fast_forward.py --workdir=runs/passkey --lengths=65536,262144 --growth=1.1,1.2
 
-The same parameters answer for the same keys from both states. If the figures agree, a companion
-that fast-forwards (config.warm.growth) trains what a text of that length asks for. The last columns
-say how far the states lie apart: the mean of |log(z / z')|, and of |M/z - M'/z'| relative to M/z,
-each for the first and the last layer.
+The same parameters are evaluated on the same keys from both states. If the figures agree, a
+companion that fast-forwards (config.warm.growth) trains what a text of that length needs. The last
+columns show the difference of the states: the mean of |log(z / z')|, and of |M/z - M'/z'| relative
+to M/z, each for the first and the last layer.
 """
 
 import argparse

@@ -1,12 +1,13 @@
-"""How fast batches of training come from a store, and the memory that reading it takes.
+"""Speed at which a store delivers training batches, and the memory that reading it takes.
 
     python benchmarks/loader.py [--config=configs/demo.py] [--path=STORE] [--seconds=15] \\
       [--config.a.b=value ...]
 
-Nothing is computed with the batches: a training step that takes fewer tokens a second than this is
-never made to wait. Without --path the config's own corpus is read, prepared first into a folder
-that is thrown away where it is no store. Resident memory is that of this process, before the store
-is opened, once it is, after some batches and after the last: it must not grow with the batches.
+Nothing is computed with the batches. A training step that uses fewer tokens per second than this
+never waits for data. Without --path the config's own corpus is read. If it is not a store, it is
+first prepared into a folder that is deleted afterwards. Resident memory is that of this process,
+measured before the store is opened, after it is opened, after some batches and after the last
+batch. It must not grow with the batches.
 """
 
 import argparse

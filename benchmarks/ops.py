@@ -3,7 +3,7 @@
     python benchmarks/ops.py [--tokens=16384] [--segment=1024] [--heads=8] [--kv-heads=4]
                              [--head-dim=64] [--dtype=float32]
 
-Rounds are interleaved; compare rows of one run.
+Rounds are interleaved. Compare only rows of one run.
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""The pass key, both rules, several seeds: trains, evaluates, and prints one table.
+"""The pass key with both rules and several seeds: trains, evaluates, and prints one table.
 
     python benchmarks/passkey.py --workdir=runs/passkeys
     python benchmarks/passkey.py --workdir=runs/passkeys --far-lengths=1048576 --far-samples=4
 
-Lengths are those of the config, and far ones with fewer keys. A run that is there already is not
-trained again, and goes on where it stands; so does an evaluation. With `--jobs=2` two runs share
-the machine, one core each; their training times are then longer than alone.
+Lengths are those of the config, and far lengths with fewer keys. A run that exists already is not
+trained again; it resumes from its last state. An evaluation resumes in the same way. With
+`--jobs=2` two runs share the machine, one core each. Their training times are then longer than
+those of a single run.
 """
 
 import argparse

@@ -1,12 +1,13 @@
-"""Training speed against what the machine can do, and against local attention, whatever the length.
+"""Training speed at several lengths, relative to the machine's ceiling and to local attention.
 
     python benchmarks/train_step.py [--config=configs/demo.py] [--config.a.b=value ...]
     python benchmarks/train_step.py --config=configs/llm_1b.py --lengths=2048,32768,262144 \\
       --tokens=262144 --config.mesh.fsdp=1 --config.mesh.seq=1
 
-Every length gets as many lanes as make the same number of tokens a step. The ceiling is a product
-of two large matrices in the model's own type, timed between the steps. Rounds are interleaved and
-medians shown, for machines are noisy: compare rows, not runs of different days.
+The number of lanes at each length is chosen so that every step has the same number of tokens. The
+ceiling is the speed of a product of two large matrices in the model's own type, timed between the
+steps. Machines are noisy, so rounds are interleaved and medians are shown. Compare rows, not runs
+of different days.
 """
 
 import argparse

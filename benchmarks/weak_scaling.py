@@ -1,11 +1,11 @@
-"""What a chip sends for the memory as the `seq` axis grows, at fixed tokens a chip.
+"""The data that a chip sends for the memory as the `seq` axis grows, at fixed tokens per chip.
 
     python benchmarks/weak_scaling.py [--axes=8,16,32,64,128,256] [--segments=2,8] [--json=FILE]
 
-One layer's Infini-attention, forward and backward, is compiled for a mesh of so many CPU devices
-(nothing is run), and the collectives are counted in XLA's own program. The layer has nothing else
-that crosses the axis, so all of them are the memory's. Two lengths T are compiled for each axis:
-the bytes must not depend on T, and must grow at most like the logarithm of the axis.
+The Infini-attention of one layer, forward and backward, is compiled for a mesh of this number of
+CPU devices (nothing is run). The collectives are counted in XLA's own program. Nothing else in the
+layer crosses the axis, so all of them belong to the memory. Two lengths T are compiled for each
+axis. The bytes must not depend on T, and must grow at most like the logarithm of the axis.
 """
 
 import argparse

@@ -1,12 +1,13 @@
-"""SmolLM2-135M gets a memory, after the paper's recipe for LLMs (arXiv 2404.07143, section 4.3).
+"""Adds a memory to SmolLM2-135M by the paper's recipe for LLMs (arXiv 2404.07143, section 4.3).
 
-`adapt_smollm.py:pretrain` (the default) goes on training the converted model in the folder ORIGINAL
-on the long documents in the folder BOOKS: segments of 256 tokens first, then 512, 1,024 and 2,048,
-always 16 of them under the gradient. `adapt_smollm.py:passkey` fine-tunes what came of it, in the
-folder PRETRAINED, on pass keys in 5K tokens, and is then asked for keys in up to a million.
-`adapt_smollm.py:laptop` is the small proof, for 2 CPU cores: it fine-tunes ORIGINAL itself on pass
-keys in 256 tokens, segments of 64; `adapt_smollm.py:far` goes on from the folder LAPTOP, where most
-examples begin with a memory that has read up to 8,192 tokens. docs/adapt.md explains.
+`adapt_smollm.py:pretrain` (the default) continues the training of the converted model in the folder
+ORIGINAL on the long documents in the folder BOOKS. Segments have 256 tokens first, then 512, 1,024
+and 2,048, always with 16 segments under the gradient. `adapt_smollm.py:passkey` fine-tunes the
+result, in the folder PRETRAINED, on pass keys in 5K tokens. It is then evaluated on keys in up to a
+million tokens. `adapt_smollm.py:laptop` is the small proof, for 2 CPU cores. It fine-tunes ORIGINAL
+itself on pass keys in 256 tokens, with segments of 64. `adapt_smollm.py:far` continues from the
+folder LAPTOP. In this stage most examples start from a memory that has read up to 8,192 tokens.
+docs/adapt.md explains all stages.
 
 Command: infini-jax convert gguf SmolLM2-135M-Instruct.Q4_1.gguf ORIGINAL
 Command: python train.py --config=configs/adapt_smollm.py --workdir=PRETRAINED
@@ -15,11 +16,12 @@ Command: python train.py --config=configs/adapt_smollm.py:passkey --workdir=PASS
 Command: python eval.py --config=configs/adapt_smollm.py:passkey --workdir=PASSKEY
 Command: python train.py --config=configs/adapt_smollm.py:laptop --workdir=LAPTOP
 Command: python train.py --config=configs/adapt_smollm.py:far --workdir=FAR
-Hardware: one GPU with 40 GB or more; `:laptop`, and the rest shortened (docs/adapt.md), 2 CPU cores
+Hardware: one GPU with 40 GB or more; 2 CPU cores for `:laptop`, and for the other stages in a short
+form (docs/adapt.md)
 Time: not measured; `:laptop` 65 minutes on 2 CPU cores with other work, `:far` 45
-Expect: not measured; the paper's 1B model found 94 to 100% of tokens at 1M. `:laptop`: all keys in
-256 tokens, 0.60 of them in 1,024; `:far`: 0.85 to 1.00 in 1,024, 0.65 to 0.95 in 4,096; none
-without the memory
+Expect: not measured; the paper's 1B model found 94 to 100% of tokens at 1M. `:laptop` finds all
+keys in 256 tokens, and 0.60 of them in 1,024. `:far` finds 0.85 to 1.00 in 1,024, and 0.65 to 0.95
+in 4,096. With the memory held empty they find none
 """
 
 from infini_jax.config import base_config

@@ -1,8 +1,9 @@
 """The paper's fine-tuning on BookSum (arXiv 2404.07143, section 4.3): 32K inputs, lr 1e-4.
 
-It starts from the parameters of another run, here one of `llm_1b.py`'s shape in the folder LM (set
-`--config.train.start_from`), learns to write a book's summary behind its first 32,768 tokens, and
-is then given up to 500,000 tokens of a book.
+It starts from the parameters of another run (set `--config.train.start_from`). Here this run has
+the shape of `llm_1b.py` and is in the folder LM. The model learns to write the summary of a book
+after the first 32,768 tokens of the book. The evaluation then gives it up to 500,000 tokens of a
+book.
 
 Command: infini-jax prepare --source=tfds:booksum/book --out=STORE \\
   --tokenizer=huggingface:LM/tokenizer/tokenizer.json

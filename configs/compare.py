@@ -1,13 +1,14 @@
-"""Every memory system at one size, on the same batches: the paper's Table 2, small.
+"""Every memory system at one size, on the same batches: a small form of the paper's Table 2.
 
-`compare.py:SYSTEM` is one of infini-linear, infini-delta, local, full, transformer_xl, compressive,
-memorizing, rmt and autocompressor. All of them read the same documents in the same lanes, with the
-state carried from chunk to chunk, but `full`, whose state would grow: its chunks stand alone.
+SYSTEM in `compare.py:SYSTEM` is infini-linear, infini-delta, local, full, transformer_xl,
+compressive, memorizing, rmt or autocompressor. All systems read the same documents in the same
+lanes, and carry the state from chunk to chunk. The exception is `full`: its state would grow, so
+each of its chunks is read separately.
 
 Command: python benchmarks/compare.py --workdir=runs/compare
 Command: python train.py --config=configs/compare.py:rmt --workdir=RUN
 Hardware: 2 CPU cores
-Time: 10 to 20 minutes a system on one core of a busy machine; `full` 40
+Time: 10 to 20 minutes per system on one core of a busy machine; `full` 40
 Expect: perplexity 38.0 (compressive) to 43.1 (autocompressor), infini-delta 38.8, `full` 58.0;
 docs/results.md
 """

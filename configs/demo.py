@@ -1,13 +1,14 @@
 """A small Infini-Transformer on the source of the Python standard library: `make demo`.
 
-Two million parameters, segments of 128 tokens, 2,048 pieces of vocabulary trained on the text. Each
-lane carries its memory from step to step, so that it has read up to a whole file.
+The model has two million parameters and segments of 128 tokens. The vocabulary has 2,048 pieces and
+is trained on the text. Each lane carries its memory from step to step, so that the memory has read
+up to a whole file.
 
 Command: python train.py --config=configs/demo.py --workdir=runs/demo
 Command: python eval.py --config=configs/demo.py --workdir=runs/demo
 Hardware: 2 CPU cores, 1.1 GiB
 Time: 3:57 (minutes:seconds), generation and evaluation included
-Expect: perplexity per token about 65 on held-out files, about 98 with the memory knocked out
+Expect: perplexity per token about 65 on held-out files, about 98 with the memory held empty
 """
 
 from infini_jax.config import base_config

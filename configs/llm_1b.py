@@ -1,9 +1,10 @@
-"""1.5 billion parameters, Llama-3-like: pretraining at 32K, or going on at 4K.
+"""1.5 billion parameters, Llama-3-like: pretraining at 32K, or continued training at 4K.
 
 16 layers, width 2048, 16 query and 8 key/value heads of 128, feed-forward 8192, 128,256 tokens,
-segments of 2048. `llm_1b.py` pretrains on 32,768 tokens an example; `llm_1b.py:continual` goes on
-as the paper does with its 1B model for the pass key (section 4.2): 30,000 steps on inputs of 4,096
-tokens, gates that begin nearly shut; from which run, `--config.train.start_from` says.
+segments of 2048. `llm_1b.py` pretrains on 32,768 tokens per example. `llm_1b.py:continual`
+continues the training of a run, as the paper does with its 1B model for the pass key (section 4.2):
+30,000 steps on inputs of 4,096 tokens, with gates that are nearly shut at the start.
+`--config.train.start_from` names the run from which it starts.
 
 Command: python train.py --config=configs/llm_1b.py --workdir=RUN --config.data.path=STORE
 Command: infini-jax plan --config=configs/llm_1b.py --topology=v5e:16x16

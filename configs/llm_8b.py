@@ -1,10 +1,11 @@
-"""8 billion parameters, Llama-3-like, on a pod: pretraining at 32K, or going on at 8K.
+"""8 billion parameters, Llama-3-like, on a pod: pretraining at 32K, or continued training at 8K.
 
 32 layers, width 4096, 32 query and 8 key/value heads of 128, feed-forward 14,336, 128,256 tokens,
-segments of 2048. `llm_8b.py` pretrains on 32,768 tokens an example, every fsdp group of chips one
-example, its segments over the `seq` axis. `llm_8b.py:continual` goes on as the paper does with its
-8B model (section 4.2): 30,000 steps on inputs of 8,192 tokens, gates that begin nearly shut; from
-which run, `--config.train.start_from` says.
+segments of 2048. `llm_8b.py` pretrains on 32,768 tokens per example. Every fsdp group of chips has
+one example, and the segments of this example are divided over the `seq` axis.
+`llm_8b.py:continual` continues the training of a run, as the paper does with its 8B model (section
+4.2): 30,000 steps on inputs of 8,192 tokens, with gates that are nearly shut at the start.
+`--config.train.start_from` names the run from which it starts.
 
 Command: python train.py --config=configs/llm_8b.py --workdir=RUN --config.data.path=STORE
 Command: infini-jax plan --config=configs/llm_8b.py --topology=v5p:4x4x4

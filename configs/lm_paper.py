@@ -1,8 +1,9 @@
 """The paper's language model (arXiv 2404.07143, section 4.2), for PG19 or arXiv.
 
-12 layers, width 1024, 8 heads of 128, feed-forward 4096, segments of 2048 tokens, 32,768 tokens an
-example: 16 memory updates under the gradient. Adafactor, peak 0.01, 1,000 steps of warm-up, cosine,
-batch 64. The paper leaves the vocabulary, the number of steps and the gates' start open: here 32k
+12 layers, width 1024, 8 heads of 128, feed-forward 4096, segments of 2048 tokens, 32,768 tokens per
+example: 16 memory updates under the gradient. The optimizer is Adafactor with batch 64. The
+learning-rate schedule has 1,000 steps of warm-up, the peak 0.01, and a cosine. The paper does not
+give the vocabulary, the number of steps and the initial value of the gates. Here they are 32k
 pieces trained on the corpus, 100,000 steps, and gates at 0 with a learning rate of their own.
 
 Command: infini-jax plan --config=configs/lm_paper.py --table=memory

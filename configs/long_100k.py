@@ -1,6 +1,7 @@
-"""Sequences of 131,072 tokens: 1.5 billion parameters over 16 chips for each sequence.
+"""Sequences of 131,072 tokens: 1.5 billion parameters, over 16 chips for each sequence.
 
-64 segments of 2048 tokens, 4 of them on each chip of the `seq` axis; 16 sequences at the same time.
+Each sequence has 64 segments of 2048 tokens, 4 of them on each chip of the `seq` axis. There are 16
+sequences at the same time.
 
 Command: python train.py --config=configs/long_100k.py --workdir=RUN --config.data.path=STORE
 Command: infini-jax plan --config=configs/long_100k.py --topology=v5e:16x16

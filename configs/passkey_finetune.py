@@ -1,8 +1,8 @@
 """The paper's fine-tuning on the pass key (arXiv 2404.07143, section 4.3): 400 steps on 5K inputs.
 
-It starts from the parameters of another run, here one of `lm_paper.py` in the folder LM (set
-`--config.train.start_from`), and is then asked for keys at the start, in the middle and at the end
-of 32K to 1M tokens. Zero-shot: the same evaluation of that run itself.
+It starts from the parameters of another run (set `--config.train.start_from`), here a run of
+`lm_paper.py` in the folder LM. It is then evaluated on keys at the start, in the middle and at the
+end of 32K to 1M tokens. Zero-shot is the same evaluation of the run in LM.
 
 Command: python train.py --config=configs/passkey_finetune.py --workdir=RUN
 Command: python eval.py --config=configs/passkey_finetune.py --workdir=RUN

@@ -1,17 +1,17 @@
-"""A memory that works, on a laptop: the paper's pass key, found again a million tokens later.
+"""A memory that works, on a laptop: the paper's pass key is recalled after a million tokens.
 
-A hundred thousand parameters and the task's own 57 words. Each example is at most 16 segments of 64
-tokens, all under the gradient; from step 1,200 on most chunks start from memories that are as full
-as after up to 16 million tokens, of which a few thousand were read (warm.growth). A write gate
-learns which tokens to keep: filler is not written at all. docs/memory.md says why it is so and not
-otherwise.
+The model has a hundred thousand parameters and the 57 words of the task. Each example has at most
+16 segments of 64 tokens, all under the gradient. From step 1,200 on, most chunks start from
+memories that are as full as after up to 16 million tokens, of which a few thousand were read
+(warm.growth). A write gate learns which tokens to keep: filler is not written at all.
+docs/memory.md gives the reasons for this recipe.
 
 Command: make passkey
 Command: python benchmarks/passkey.py --workdir=runs/passkeys
 Hardware: 2 CPU cores
 Time: 30 minutes of training on one core, beside a second run and other work
-Expect: keys recalled at 1,024 to 1,048,576 tokens, at the start, in the middle and at the end: 1.00
-(seed 0, both rules); 0.95 to 1.00 (linear, seed 1)
+Expect: the fraction of keys recalled at 1,024 to 1,048,576 tokens, at the start, in the middle and
+at the end: 1.00 (seed 0, both rules); 0.95 to 1.00 (linear, seed 1)
 """
 
 from infini_jax.config import base_config

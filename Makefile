@@ -2,7 +2,7 @@
 # make demo      the main job on real text: train, generate, evaluate (4 minutes on 2 cores)
 # make passkey   a memory that works: trains on the pass key task, prints what is recalled
 # make recall    the same for associative recall
-# make test      the fast tests; make test-slow  the rest;  make check  lint and types
+# make test      the fast tests; make test-slow  the rest;  make check  lint, types, links of the pages
 # make test-extras  installs every extra into an environment of its own and runs its command
 # make format    mends what ruff can mend
 # make extra-tpu what an extra adds (tpu, gpu, convert, hf, wandb, tensorboard, reference)
@@ -60,6 +60,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python docs/links.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

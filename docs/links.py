@@ -1,0 +1,148 @@
+"""Finds links to nothing: in the pages of the repository, and in the pages of the API reference.
+
+    python docs/links.py
+
+A page may link to files and to headings, and it names files of the repository in code. Each of them
+must exist: a link from where the page lies, a name from the top, from infini_jax/, configs/ or
+benchmarks/. A word in capitals stands for any name. Other sites are not asked.
+"""
+
+import re
+import sys
+from fnmatch import fnmatch
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("*.md", "docs/*.md", "launch/*.md")
+FOLDERS = (".", "infini_jax", "configs", "benchmarks")  # where a name in code may begin
+EXAMPLES = {"adapted.py", "mine/small.py"}  # a user's own files
+
+BLOCK = re.compile(r"^```(?s:.*?)^```$|(?<=\n\n)(?: {4}.*\n|\n)+", re.MULTILINE)
+SPAN = re.compile(r"`([^`]+)`")
+LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)|^\[[^\]]+\]: (\S+)", re.MULTILINE)
+HEADING = re.compile(r"^#+ +(.+?) *#*$", re.MULTILINE)
+NAME = re.compile(r"(?<![\w./<*-])[\w.-]+(?:/[\w.*-]+)*\.(?:py|md|toml|lock|sh|yaml|sbatch)\b")
+INSIDE = re.compile(
+  r"(?<![\w./-])(?:docs|tests|configs|benchmarks|launch|locks|infini_jax)/[\w./-]*"
+)
+MAKE = re.compile(r"^make ([\w-]+)")
+
+
+def blanked(text: str, pattern: re.Pattern) -> str:
+  """A text with blanks for what a pattern finds; everything else stays where it is."""
+  return pattern.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), text)
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+  """The anchors of a page's headings, as they are made by the sites that show Markdown."""
+  found: set[str] = set()
+  for title in HEADING.findall(blanked(page.read_text(), BLOCK)):
+    shown = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).replace("`", "")
+    slug = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+    names = (slug, *(f"{slug}-{i}" for i in range(1, len(found) + 1)))
+    found.add(next(name for name in names if name not in found))
+  return found
+
+
+@cache
+def targets() -> list[str]:
+  """What `make` can be asked for; % stands for any name."""
+  return re.findall(r"^([\w%-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def wrong_link(page: Path, link: str) -> str:
+  """What is wrong with a link of a page, or nothing."""
+  there = urlsplit(link)
+  if there.scheme or there.netloc:
+    return ""
+  file = page.parent / unquote(there.path) if there.path else page
+  if not file.exists():
+    return f"{link}: no such file"
+  if there.fragment and (file.suffix != ".md" or there.fragment not in anchors(file)):
+    return f"{link}: no such heading"
+  return ""
+
+
+def wrong_name(page: Path, name: str) -> str:
+  """What is wrong with a file's name in code, or nothing."""
+  pattern = re.sub(r"\b[A-Z]{2,}\b", "*", name)
+  for folder in (page.parent, *(ROOT / folder for folder in FOLDERS)):
+    if (folder / name).exists() or (pattern != name and any(folder.glob(pattern))):
+      return ""
+  return "" if name in EXAMPLES else f"{name}: no such file"
+
+
+def broken(page: Path) -> list[str]:
+  """What a page links to or names in vain, each with its line."""
+  text = page.read_text()
+  wrong = []
+
+  def note(offset: int, what: str) -> None:
+    if what:
+      wrong.append(f"{page}:{text.count(chr(10), 0, offset) + 1}: {what}")
+
+  prose = blanked(text, BLOCK)
+  code_parts = [*BLOCK.finditer(text), *SPAN.finditer(prose)]
+  for m in LINK.finditer(blanked(prose, SPAN)):
+    note(m.start(), wrong_link(page, m[1] or m[2]))
+  for start, code in ((m.start(), m[0]) for m in code_parts):
+    found = {m.start(): m[0] for p in (INSIDE, NAME) for m in p.finditer(code)}
+    for offset, name in found.items():
+      note(start + offset, wrong_name(page, name))
+    if (asked := MAKE.match(code.strip("`"))) and not any(
+      fnmatch(asked[1], target.replace("%", "*")) for target in targets()
+    ):
+      note(start, f"make {asked[1]}: no such target")
+  return sorted(wrong)
+
+
+class Page(HTMLParser):
+  """The links and the anchors of a page in HTML."""
+
+  def __init__(self, file: Path):
+    super().__init__()
+    self.links: list[str] = []
+    self.anchors: set[str] = set()
+    self.feed(file.read_text())
+
+  def handle_starttag(self, tag, attrs):
+    """Keeps what a tag links to, and its name."""
+    given = dict(attrs)
+    if tag == "a" and given.get("href"):
+      self.links.append(given["href"])
+    if given.get("id"):
+      self.anchors.add(given["id"])
+
+
+def broken_pages(folder: Path) -> list[str]:
+  """What the pages in HTML below a folder link to in vain."""
+  pages = {file.resolve(): Page(file) for file in folder.rglob("*.html")}
+  wrong = set()
+  for file, page in pages.items():
+    for link in page.links:
+      there = urlsplit(link)
+      if there.scheme or there.netloc:
+        continue
+      target = (file.parent / unquote(there.path)).resolve() if there.path else file
+      if target not in pages:
+        wrong.add(f"{file}: {link}: no such page")
+      elif there.fragment and unquote(there.fragment) not in pages[target].anchors:
+        wrong.add(f"{file}: {link}: no such anchor")
+  return sorted(wrong)
+
+
+def main() -> int:
+  """Prints every broken link; 1 if there is one."""
+  wrong = [
+    line for pattern in PAGES for page in sorted(ROOT.glob(pattern)) for line in broken(page)
+  ]
+  print(*wrong, sep="\n", end="\n" if wrong else "")
+  return int(bool(wrong))
+
+
+if __name__ == "__main__":
+  sys.exit(main())

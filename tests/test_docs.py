@@ -1,0 +1,88 @@
+"""Every link, heading and file that a page names exists."""
+
+import links
+import pytest
+
+PAGES = [page for pattern in links.PAGES for page in sorted(links.ROOT.glob(pattern))]
+
+PAGE = """# A page
+
+## One & two: `three`
+
+## Again
+## Again
+
+[top](#a-page), [here](#one--two-three), [second](#again-1), [other](docs/b.md#there),
+[folder](docs), [far](https://example.org/none#x), `configs/demo.py`, `ops/infini.py:run`,
+`models/mixers/NAME.py`, `make extra-tpu`, `[code](none)`, `runs/none`, `chapter.txt`
+
+    python train.py --config=configs/demo.py   # [code](none)
+
+```
+# no heading
+```
+"""
+
+
+@pytest.fixture
+def page(tmp_path):
+  """Writes a page beside docs/b.md, and says what is wrong with it."""
+  (tmp_path / "docs").mkdir()
+  (tmp_path / "docs" / "b.md").write_text("# There\n")
+
+  def check(text):
+    file = tmp_path / "a.md"
+    file.write_text(text)
+    links.anchors.cache_clear()
+    return [line.removeprefix(f"{file}:") for line in links.broken(file)]
+
+  return check
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: str(file.relative_to(links.ROOT)))
+def test_every_link_and_name_of_a_page_exists(file):
+  assert not links.broken(file)
+
+
+def test_what_exists_is_not_reported(page):
+  assert page(PAGE) == []
+
+
+@pytest.mark.parametrize(
+  "text, found",
+  [
+    ("[x](none.md)", "none.md: no such file"),
+    ("[x](#none)", "#none: no such heading"),
+    ("[x](#no-heading)", "#no-heading: no such heading"),
+    ("[x](docs/b.md#none)", "docs/b.md#none: no such heading"),
+    ("[x\ny](none.md)", "none.md: no such file"),
+    ("[x]: none.md", "none.md: no such file"),
+    ("`ops/none.py`", "ops/none.py: no such file"),
+    ("`none/NAME.py`", "none/NAME.py: no such file"),
+    ("`--config=configs/none.py:wide`", "configs/none.py: no such file"),
+    ("`tests/none/`", "tests/none/: no such file"),
+    ("\n    python benchmarks/none.py\n", "benchmarks/none.py: no such file"),
+    ("```\ncat locks/none.lock\n```", "locks/none.lock: no such file"),
+    ("`make none`", "make none: no such target"),
+  ],
+)
+def test_what_does_not_exist_is_reported_with_its_line(page, text, found):
+  (line,) = page(f"{PAGE}\n{text}\n")
+  number, _, what = line.partition(": ")
+  assert what == found
+  assert found.split(":")[0].split()[-1] in f"{PAGE}\n{text}\n".splitlines()[int(number) - 1]
+
+
+def test_links_between_pages_in_html(tmp_path):
+  (tmp_path / "in").mkdir()
+  (tmp_path / "a.html").write_text(
+    '<p id="x"><a href="#x">1</a><a href="in/b.html#y">2</a><a href="https://example.org">3</a>'
+    '<a href="#none">4</a><a href="in/b.html#x">5</a><a href="none.html">6</a>'
+  )
+  (tmp_path / "in" / "b.html").write_text('<p id="y"><a href="../a.html">1</a>')
+  wrong = links.broken_pages(tmp_path)
+  assert [line.split(": ", 1)[1] for line in wrong] == [
+    "#none: no such anchor",
+    "in/b.html#x: no such anchor",
+    "none.html: no such page",
+  ]

@@ -5,7 +5,8 @@
 # make test      the fast tests; make test-slow  the rest;  make check  lint, types, links of the pages
 # make test-extras  installs every extra into an environment of its own and runs its command
 # make format    mends what ruff can mend
-# make extra-tpu what an extra adds (tpu, gpu, convert, hf, wandb, tensorboard, reference)
+# make extra-tpu what an extra adds (tpu, gpu, convert, hf, wandb, tensorboard, reference, docs)
+# make reference the API reference, from the docstrings, in build/reference/
 # make lock      writes requirements.lock and locks/ anew (needs uv)
 # make clean     removes .venv, runs and what was built
 
@@ -18,7 +19,8 @@ EXTRAS = $(shell $(PYTHON) -c 'import tomllib; print(*(e for e in \
   tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"] if e != "dev"))')
 LOCKED = $(shell sed -nE 's/^([A-Za-z0-9._-]+)(\[.*\])?==.*/--no-emit-package \1/p' requirements.lock)
 
-.PHONY: install demo passkey recall test test-slow test-extras check format lock lock-extras clean
+.PHONY: install demo passkey recall test test-slow test-extras check format reference lock \
+  lock-extras clean
 
 install: $(READY)
 
@@ -65,6 +67,9 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+reference: extra-docs
+	$(BIN)/python docs/reference.py
 
 lock:
 	$(COMPILE) --extra dev --output-file requirements.lock

@@ -1,7 +1,8 @@
-"""Every link, heading and file that a page names exists."""
+"""Every link, heading and file that a page names exists. What the API reference shows."""
 
 import links
 import pytest
+import reference
 
 PAGES = [page for pattern in links.PAGES for page in sorted(links.ROOT.glob(pattern))]
 
@@ -86,3 +87,19 @@ def test_links_between_pages_in_html(tmp_path):
     "in/b.html#x: no such anchor",
     "none.html: no such page",
   ]
+
+
+def test_the_reference_shows_what_packages_export_and_whole_rooms():
+  names = reference.modules()
+  for room in (*reference.WHOLE, *reference.ALSO, "infini_jax.inference", "infini_jax.data"):
+    assert room in names
+  for room in reference.WHOLE:
+    assert any(name.startswith(f"{room}.") for name in names)
+  assert "infini_jax.cli" not in names
+
+
+def test_comments_behind_fields_are_their_descriptions():
+  said = reference.comments("infini_jax.config.schema")
+  assert said["ModelConfig.layers"] == "L"
+  shown = reference.comments("infini_jax.config")
+  assert shown["ALL_SPLITS"] == said["ALL_SPLITS"]

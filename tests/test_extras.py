@@ -188,6 +188,13 @@ def test_reference_is_compared_with(installed):
   assert "passed" in said and "skipped" not in said
 
 
+@pytest.mark.slow
+@only("docs")
+def test_docs_builds_the_reference(installed, tmp_path):
+  run(installed, "docs/reference.py", str(tmp_path / "pages"), cwd=ROOT)
+  assert (tmp_path / "pages" / "infini_jax" / "inference.html").is_file()
+
+
 def test_every_extra_is_tried():
   text = Path(__file__).read_text()
   assert sorted(re.findall(r'@only\("(\w+)"\)', text)) == sorted(EXTRAS)

@@ -117,7 +117,7 @@ class ShardWriter:
 
   Args:
     shard: which.
-    dtype: of the ids on disk, such as "<u2".
+    dtype: of the ids on disk, such as `<u2`.
   """
 
   def __init__(self, shard: Shard, dtype: str):

@@ -61,7 +61,7 @@ class SentencePieceTokenizer:
     return cls(_with_declared(model, file, raw), str(file))
 
   def encode(self, text: str) -> np.ndarray:
-    """The ids of a text; pieces named like <s> in it are ordinary text."""
+    """The ids of a text; pieces named like `<s>` in it are ordinary text."""
     what = f"the tokenizer fails on a text of {len(text):,} characters"
     with one_line(what, "leave the text out, divide it, or choose another tokenizer"):
       ids = self._encode(plain_text(text))

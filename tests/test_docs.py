@@ -1,5 +1,7 @@
 """Every link, heading and file that a page names exists. What the API reference shows."""
 
+import re
+
 import links
 import pytest
 import reference
@@ -87,6 +89,20 @@ def test_links_between_pages_in_html(tmp_path):
     "in/b.html#x: no such anchor",
     "none.html: no such page",
   ]
+
+
+def entries():
+  """The first cells of the glossary's tables."""
+  glossary = (links.ROOT / "docs" / "architecture.md").read_text().split("## Letters and words")[1]
+  rows = [line.split("|")[1].strip() for line in glossary.splitlines() if line.startswith("| ")]
+  return [name.strip("` ") for row in rows for name in row.split(",")]
+
+
+def test_the_glossary_has_one_entry_for_every_letter_of_an_array():
+  assert len(entries()) == len(set(entries())), "a letter or a word has two entries"
+  for file in (links.ROOT / "infini_jax").rglob("*.py"):
+    for name, letters in re.findall(r"\b([a-z]\w*_([A-Z]+))\b", file.read_text()):
+      assert set(letters) <= set(entries()), f"{file.name}: {name} has a letter without an entry"
 
 
 def test_the_reference_shows_what_packages_export_and_whole_rooms():

@@ -69,7 +69,7 @@ def wrong_link(page: Path, link: str) -> str:
 
 def wrong_name(page: Path, name: str) -> str:
   """What is wrong with a file's name in code, or nothing."""
-  pattern = re.sub(r"\b[A-Z]{2,}\b", "*", name)
+  pattern = re.sub(r"(?<![A-Za-z])[A-Z]{2,}(?![A-Za-z])", "*", name)
   for folder in (page.parent, *(ROOT / folder for folder in FOLDERS)):
     if (folder / name).exists() or (pattern != name and any(folder.glob(pattern))):
       return ""

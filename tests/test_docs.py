@@ -17,7 +17,8 @@ PAGE = """# A page
 
 [top](#a-page), [here](#one--two-three), [second](#again-1), [other](docs/b.md#there),
 [folder](docs), [far](https://example.org/none#x), `configs/demo.py`, `ops/infini.py:run`,
-`models/mixers/NAME.py`, `make extra-tpu`, `[code](none)`, `runs/none`, `chapter.txt`
+`models/mixers/NAME.py`, `tests/test_NAME.py`, `make extra-tpu`, `[code](none)`,
+`runs/none`, `chapter.txt`
 
     python train.py --config=configs/demo.py   # [code](none)
 

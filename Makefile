@@ -69,6 +69,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 reference: extra-docs
+	rm -rf build/reference
 	$(BIN)/python docs/reference.py
 
 lock:

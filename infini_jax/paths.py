@@ -12,11 +12,11 @@ import stat
 import tempfile
 from pathlib import Path
 
+from infini_jax import files
 from infini_jax.config import InputError
 
 # A URL, also with the one slash that is left of its two in a path. A folder named so: ./gs:/x.
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:/")
-BESIDE = len(".12345678.tmp")  # bytes: names of what is written first are longer by so much
 INSIDE = 256  # bytes: paths in a folder of ours are longer by so much
 SHOWN = 200  # characters of a path in a message
 WHY = {
@@ -129,7 +129,7 @@ def _fits(file: Path, begins: bytes) -> bool:
 def _check_names(path: str | os.PathLike[str], name: str, place: Path, whole: Path, more: int):
   """Raises InputError if names below a folder, or the whole path, are too long to be made."""
   new = whole.relative_to(place).parts if not whole.exists() else ()
-  most = os.pathconf(place, "PC_NAME_MAX") - BESIDE
+  most = os.pathconf(place, "PC_NAME_MAX") - files.LONGER
   length = len(os.fsencode(whole)) + more
   if any(len(os.fsencode(part)) > most for part in new) or (
     new and length > os.pathconf(place, "PC_PATH_MAX")

@@ -20,6 +20,7 @@ from infini_jax.data import Store
 from infini_jax.data.sources.base import digest
 from infini_jax.data.store.evaluated import file_name, short_name
 from infini_jax.evaluation.tasks import KINDS
+from infini_jax.files import write_json
 
 FILE = "results.json"
 
@@ -190,10 +191,7 @@ def newest(workdir: Path, task: str) -> dict[str, Any]:
 
 def write(folder: Path, results: Mapping[str, Any]) -> None:
   """Writes the results into their folder, all of them or nothing."""
-  folder.mkdir(parents=True, exist_ok=True)
-  file = folder / FILE
-  file.with_suffix(".tmp").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
-  file.with_suffix(".tmp").replace(file)
+  write_json(folder / FILE, results)
 
 
 def settings_of(config: Config) -> dict[str, Any]:

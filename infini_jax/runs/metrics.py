@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from infini_jax.config import Config
+from infini_jax.files import write_text
 
 FILE = "metrics.jsonl"
 WANDB = "wandb-id"  # of the run there
@@ -123,5 +124,4 @@ def _take_out(file: Path, step: int) -> None:
   """Leaves whole lines alone, of steps up to this one."""
   kept = "".join(json.dumps(line) + "\n" for line in _lines(file) if line["step"] <= step)
   if file.exists() and kept != file.read_text():
-    file.with_suffix(".tmp").write_text(kept)
-    file.with_suffix(".tmp").replace(file)
+    write_text(file, kept)

@@ -5,7 +5,6 @@ No pickle is ever read: such a file holds numbers and a header of text, and noth
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from infini_jax.config import InputError
+from infini_jax.files import atomic
 
 DTYPES = {
   "F64": "float64",
@@ -102,28 +102,21 @@ def save(
     InputError: it cannot be written, because the disk is full for one.
   """
   path = Path(path)
-  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
   # The library writes the memory as it lies: what is not contiguous would come out mixed up.
   lying = {name: np.asarray(array, order="C") for name, array in arrays.items()}
   lying |= {CHECKSUM: np.zeros(HASH, np.uint8)} if checksum else {}
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.touch()
-    mode = temporary.stat().st_mode  # a file's usual one; the library lets its owner alone read
-    save_file(lying, temporary, dict(metadata or {}))
-    if checksum:
-      place, found = _checksum(temporary)
-      with temporary.open("r+b") as file:
-        file.seek(place)
-        file.write(found)
-    temporary.chmod(mode)
-    os.replace(temporary, path)
+    with atomic(path) as temporary:
+      save_file(lying, temporary, dict(metadata or {}))
+      if checksum:
+        place, found = _checksum(temporary)
+        with temporary.open("r+b") as file:
+          file.seek(place)
+          file.write(found)
   except (SafetensorError, OSError) as error:
     raise InputError(
       f"{path}: cannot be written ({_text(error)}); make room there, or choose another place"
     ) from None
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def _checksum(path: Path) -> tuple[int, bytes]:

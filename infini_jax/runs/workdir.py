@@ -27,6 +27,7 @@ from rich.console import Console
 from infini_jax import config as config_lib
 from infini_jax.config import Config, InputError
 from infini_jax.data import load_saved
+from infini_jax.files import write_json
 from infini_jax.paths import folder_to_write, local
 from infini_jax.tasks import Source, open_source
 
@@ -116,11 +117,9 @@ class Workdir:
         f"or set config.data.path back"
       )
     self.path.mkdir(parents=True, exist_ok=True)
-    content = {"config": json.loads(config.to_json()), "corpus": corpus}
-    file = self.path / "run.json"
     if jax.process_index() == 0:
-      file.with_suffix(".tmp").write_text(json.dumps(content, indent=2) + "\n")
-      file.with_suffix(".tmp").replace(file)
+      content = {"config": json.loads(config.to_json()), "corpus": corpus}
+      write_json(self.path / "run.json", content)
 
   @contextlib.contextmanager
   def alone(self) -> Iterator[None]:

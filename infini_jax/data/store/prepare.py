@@ -28,6 +28,7 @@ from infini_jax.data.tokenizers import (
   train_sentencepiece,
   train_size,
 )
+from infini_jax.files import is_temporary
 from infini_jax.paths import expand, local
 from infini_jax.progress import make_console
 
@@ -250,7 +251,7 @@ def _claim(out: Path, plan: dict[str, Any], remedy: str) -> None:
       file.unlink()
     return write_json(out / "plan.json", plan)
   # Another host may be about to write the same plan: its temporary file is no one's work.
-  if out.exists() and (not out.is_dir() or any(f.suffix != ".tmp" for f in out.iterdir())):
+  if out.exists() and (not out.is_dir() or not all(map(is_temporary, out.iterdir()))):
     raise InputError(f"{out}: is not empty and is no store; {remedy}")
   out.mkdir(parents=True, exist_ok=True)
   write_json(out / "plan.json", plan)

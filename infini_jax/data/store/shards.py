@@ -4,16 +4,16 @@ The one file that knows array_record.
 """
 
 import array
-import os
-import socket
+import contextlib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from array_record.python import array_record_module
 
+from infini_jax import files
 from infini_jax.config import InputError
 
 BLOCK = 16_384  # tokens of a record: a slice of a book touches only its blocks
@@ -113,7 +113,8 @@ def shards_of(folder: Path, count: int, first: int = 0) -> list[Shard]:
 class ShardWriter:
   """Writes one shard: its records, then its index, whose presence says that it is finished.
 
-  Without documents there are no records: the index says what was left out.
+  Without documents there are no records: the index says what was left out. In a `with` statement
+  whose body fails, what is not closed leaves nothing behind.
 
   Args:
     shard: which.
@@ -121,9 +122,8 @@ class ShardWriter:
   """
 
   def __init__(self, shard: Shard, dtype: str):
-    shard.folder.mkdir(parents=True, exist_ok=True)
     self._shard, self._dtype = shard, dtype
-    self._temporary = temporary_name(shard.record_file)
+    self._unfinished = contextlib.ExitStack()  # the records, until they have their name
     self._writer: Any = None
     self._names = bytearray()
     self._counts = array.array("q")  # three a document
@@ -134,7 +134,8 @@ class ShardWriter:
     """Writes a document."""
     if self._writer is None:
       options = "group_size:1,zstd:3"
-      self._writer = array_record_module.ArrayRecordWriter(str(self._temporary), options)
+      temporary = self._unfinished.enter_context(files.atomic(self._shard.record_file))
+      self._writer = array_record_module.ArrayRecordWriter(str(temporary), options)
     ids = entry.ids.astype(self._dtype)
     for start in range(0, len(ids), BLOCK):
       self._writer.write(ids[start : start + BLOCK].tobytes())
@@ -152,12 +153,13 @@ class ShardWriter:
     """Finishes the shard."""
     if self._writer is not None:
       self._writer.close()
-      publish(self._temporary, self._shard.record_file)
+      with unless_finished(self._shard.record_file):
+        self._unfinished.close()
     counts = np.array(self._counts, np.int64).reshape(-1, 3).T
     totals = [counts.shape[1], *counts.sum(axis=1), self._characters, self._empty, self._short]
     first_empty = self._first_empty.encode("utf-8", "surrogateescape")
-    temporary = temporary_name(self._shard.index_file)
-    with open(temporary, "wb") as file:
+    index = self._shard.index_file
+    with unless_finished(index), files.atomic(index) as temporary, temporary.open("wb") as file:
       np.savez(
         file,
         names=np.frombuffer(bytes(self._names), np.uint8),
@@ -165,7 +167,12 @@ class ShardWriter:
         totals=np.array(totals, np.int64),
         first_empty=np.frombuffer(first_empty, np.uint8),
       )
-    publish(temporary, self._shard.index_file)
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    self._unfinished.__exit__(*error)
 
 
 def read_records(file: Path, start: int, stop: int) -> Iterator[bytes]:
@@ -191,15 +198,14 @@ def damaged(file: Path, why: object) -> InputError:
   return InputError(f"{file}: missing or damaged ({reason}); delete the store, prepare it again")
 
 
-def temporary_name(file: Path) -> Path:
-  """A name of this process's own: two hosts may prepare into one folder at the same time."""
-  return file.with_name(f"{file.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+@contextlib.contextmanager
+def unless_finished(file: Path) -> Iterator[None]:
+  """In here a temporary file may vanish, if `file` is there.
 
-
-def publish(temporary: Path, file: Path) -> None:
-  """Gives a file that is written its name."""
+  Two hosts may prepare into one folder at the same time. The one that finishes first tidies up.
+  """
   try:
-    os.replace(temporary, file)
-  except FileNotFoundError:  # another process finished the same store, and tidied up
+    yield
+  except FileNotFoundError:
     if not file.exists():
       raise

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from infini_jax import files
 from infini_jax.config import ALL_SPLITS, SPLITS, InputError
 from infini_jax.data.sources.base import digest
 from infini_jax.data.store.shards import (
@@ -27,9 +28,8 @@ from infini_jax.data.store.shards import (
   TOTALS,
   Shard,
   damaged,
-  publish,
   summaries_of,
-  temporary_name,
+  unless_finished,
 )
 from infini_jax.data.tokenizers import Tokenizer, load_saved
 
@@ -295,13 +295,12 @@ def write_store(folder: Path, description: dict[str, Any], shards: dict[str, int
   description = {"format": FORMAT} | description | {"splits": splits, "shards": numbers}
   write_json(folder / "store.json", description)
   # What interrupted runs left; one that is still running finds its shards finished.
-  for file in folder.rglob("*.tmp"):
+  for file in files.left_over(folder):
     file.unlink(missing_ok=True)
   return Store(folder, description)
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-  """Writes a JSON file, all of it or nothing."""
-  temporary = temporary_name(file)
-  temporary.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-  publish(temporary, file)
+  """Writes a JSON file of a store, all of it or nothing."""
+  with unless_finished(file):
+    files.write_json(file, content)

@@ -1,5 +1,6 @@
 """Shards tokenized and written by several processes, with progress."""
 
+import contextlib
 import multiprocessing
 import os
 import threading
@@ -99,18 +100,22 @@ def _follow(done: Iterable[int], total: int, console: Console) -> None:
 
 def _write(job: Job, out: Path, tokenizer: Tokenizer, dtype: str, min_tokens: int) -> int:
   """Does a job; returns the size of its part."""
-  writers = {shard.folder.name: ShardWriter(shard, dtype) for shard in job.shards(out)}
-  for split, name, text, summary in job.part.read():
-    ids = encode_named(tokenizer, text, name)
-    if len(ids) < max(1, min_tokens):
-      writers[split].leave_out(name, empty=not len(ids))
-      continue
-    writers[split].add(_entry(name, text, ids))
-    if job.summaries:
-      writer = writers[summaries_of(Path(split)).name]
-      writer.add(_entry(name, summary, encode_named(tokenizer, summary, name)))
-  for writer in writers.values():
-    writer.close()
+  with contextlib.ExitStack() as unfinished:
+    writers = {
+      shard.folder.name: unfinished.enter_context(ShardWriter(shard, dtype))
+      for shard in job.shards(out)
+    }
+    for split, name, text, summary in job.part.read():
+      ids = encode_named(tokenizer, text, name)
+      if len(ids) < max(1, min_tokens):
+        writers[split].leave_out(name, empty=not len(ids))
+        continue
+      writers[split].add(_entry(name, text, ids))
+      if job.summaries:
+        writer = writers[summaries_of(Path(split)).name]
+        writer.add(_entry(name, summary, encode_named(tokenizer, summary, name)))
+    for writer in writers.values():
+      writer.close()
   return job.part.size
 
 

@@ -1,6 +1,5 @@
 """What every tokenizer offers, and what all of them need."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -77,11 +76,3 @@ def within(ids: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
   """Those of any ids that a vocabulary of this size has, int64."""
   array = np.asarray(ids, np.int64).reshape(-1)
   return array[(array >= 0) & (array < size)]
-
-
-def write(file: Path, content: bytes) -> None:
-  """Writes all of the file or nothing: a reader never sees half of it."""
-  temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-  file.parent.mkdir(parents=True, exist_ok=True)
-  temporary.write_bytes(content)
-  os.replace(temporary, file)

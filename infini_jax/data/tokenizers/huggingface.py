@@ -11,10 +11,11 @@ import numpy as np
 import tokenizers
 
 from infini_jax.config import InputError
-from infini_jax.data.tokenizers.base import plain_text, within, without_marks, write
+from infini_jax.data.tokenizers.base import plain_text, within, without_marks
 from infini_jax.data.tokenizers.failing import one_line
 from infini_jax.data.tokenizers.json_file import TokenizerJson
 from infini_jax.data.tokenizers.marks import Declared, declared_marks, find_marks
+from infini_jax.files import write_bytes
 
 BYTE = re.compile("<0x[0-9A-F]{2}>")
 CUT = "\ufffd"  # how a decoder writes bytes that are no whole character
@@ -81,8 +82,8 @@ class HuggingFaceTokenizer:
 
   def save(self, folder: Path) -> None:
     """Writes the tokenizer.json as it was read, and its marks."""
-    write(folder / self.marks_file, json.dumps((self.bos, self.eos)).encode())
-    write(folder / self.file, self._content)
+    write_bytes(folder / self.marks_file, json.dumps((self.bos, self.eos)).encode())
+    write_bytes(folder / self.file, self._content)
 
   @classmethod
   def load(cls, file: Path) -> "HuggingFaceTokenizer":

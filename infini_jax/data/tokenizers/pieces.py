@@ -11,9 +11,10 @@ import numpy as np
 import sentencepiece
 
 from infini_jax.config import InputError
-from infini_jax.data.tokenizers.base import FURTHEST, plain_text, within, without_marks, write
+from infini_jax.data.tokenizers.base import FURTHEST, plain_text, within, without_marks
 from infini_jax.data.tokenizers.failing import one_line
 from infini_jax.data.tokenizers.marks import BESIDE, added_tokens, declared_marks, read_object
+from infini_jax.files import write_bytes
 
 SPACE = "\u2581"  # how SentencePiece writes a space in its pieces
 APART = "\U0010ffff"  # a character that no vocabulary holds: no piece reaches across it
@@ -95,7 +96,7 @@ class SentencePieceTokenizer:
 
   def save(self, folder: Path) -> None:
     """Writes the model."""
-    write(folder / self.file, self._model)
+    write_bytes(folder / self.file, self._model)
 
 
 def train_sentencepiece(texts: Iterable[str], size: int, out_file: Path) -> None:
@@ -138,7 +139,7 @@ def train_sentencepiece(texts: Iterable[str], size: int, out_file: Path) -> None
     raise InputError(
       f"tokenizer train:{size}: this size does not suit the corpus, choose another ({reason})"
     ) from None
-  write(out_file, model.getvalue())
+  write_bytes(out_file, model.getvalue())
 
 
 def sentencepiece_model(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from infini_jax.data.tokenizers.base import within, write
+from infini_jax.data.tokenizers.base import within
+from infini_jax.files import write_bytes
 
 
 class ByteTokenizer:
@@ -34,7 +35,7 @@ class ByteTokenizer:
 
   def save(self, folder: Path) -> None:
     """Writes a file whose name says it all."""
-    write(folder / self.file, b"one id per UTF-8 byte, 256 between documents\n")
+    write_bytes(folder / self.file, b"one id per UTF-8 byte, 256 between documents\n")
 
 
 class WordTokenizer:
@@ -70,4 +71,4 @@ class WordTokenizer:
 
   def save(self, folder: Path) -> None:
     """Writes the pieces."""
-    write(folder / self.file, json.dumps(self._pieces[len(self.special) :]).encode())
+    write_bytes(folder / self.file, json.dumps(self._pieces[len(self.special) :]).encode())

@@ -10,6 +10,7 @@ from infini_jax.config import InputError
 from infini_jax.data.sources import list_documents, read_text
 from infini_jax.data.store.shards import BLOCK, Entry, Shard, ShardWriter, shards_of
 from infini_jax.data.store.store import Documents, Store
+from infini_jax.files import left_over
 
 
 @pytest.fixture
@@ -127,6 +128,30 @@ def test_shard_without_documents(tmp_path):
   assert len(documents_of(tmp_path, 0)) == 0
   none = {"a": shards_of(tmp_path, 1), "b": shards_of(tmp_path, 1)}
   assert len(Documents(none, "<u2")) == 0, "of a mixture, too"
+
+
+def test_a_shard_that_fails_leaves_nothing_behind(tmp_path):
+  with pytest.raises(InputError), ShardWriter(Shard(tmp_path, 0), "<u2") as writer:
+    writer.add(Entry("a", np.arange(5), 5, 1, 5))
+    assert len(list(tmp_path.iterdir())) == 1
+    raise InputError("a document that cannot be encoded")
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_that_another_host_has_finished_meanwhile_is_as_good(tmp_path):
+  entry = Entry("a", np.arange(5), 5, 1, 5)
+  with ShardWriter(Shard(tmp_path, 0), "<u2") as writer:
+    writer.add(entry)
+    write_shard(tmp_path, 0, [entry], "<u2")
+    for file in left_over(tmp_path):  # it tidies up
+      file.unlink()
+    writer.close()
+  assert documents_of(tmp_path, 1).read(0, 0, 5).tolist() == [0, 1, 2, 3, 4]
+  with pytest.raises(FileNotFoundError), ShardWriter(Shard(tmp_path, 1), "<u2") as writer:
+    writer.add(entry)
+    for file in left_over(tmp_path):  # and nobody has finished it
+      file.unlink()
+    writer.close()
 
 
 def test_opened_again_is_equal(store):

@@ -1,0 +1,186 @@
+"""What is written is whole or not there, whoever else writes the same, and however it ends."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from infini_jax import files
+from infini_jax.files import atomic, is_temporary, left_over, write_bytes, write_json, write_text
+
+# Writes one file again and again, all of it one byte.
+WRITER = """
+import sys
+from pathlib import Path
+from infini_jax.files import write_bytes
+print("ready", flush=True)
+sys.stdin.read(1)
+for _ in range(200):
+  write_bytes(Path(sys.argv[1]), sys.argv[2].encode() * 50_000)
+"""
+
+
+def names(folder):
+  return sorted(file.name for file in folder.iterdir())
+
+
+def test_a_file_and_its_folder_are_made(tmp_path):
+  file = tmp_path / "new" / "folder" / "a.json"
+  write_json(file, {"é": [1, 2]})
+  assert file.read_text("utf-8") == '{\n  "\\u00e9": [\n    1,\n    2\n  ]\n}\n'
+  write_text(file, "né")
+  assert file.read_bytes() == "né".encode()
+  write_bytes(file, b"")
+  assert file.read_bytes() == b"" and names(file.parent) == ["a.json"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_a_failure_leaves_the_old_content_and_nothing_else(tmp_path, old, error):
+  file = tmp_path / "a"
+  if old is not None:
+    file.write_bytes(old)
+  with pytest.raises(error), atomic(file) as temporary:
+    temporary.write_bytes(b"half")
+    raise error
+  assert names(tmp_path) == ([] if old is None else ["a"])
+  assert old is None or file.read_bytes() == old
+
+
+def test_where_a_folder_has_the_name_nothing_is_left(tmp_path):
+  (tmp_path / "a").mkdir()
+  with pytest.raises(OSError):
+    write_text(tmp_path / "a", "text")
+  assert names(tmp_path) == ["a"]
+
+
+def test_until_the_end_a_reader_finds_the_old_file(tmp_path):
+  file = tmp_path / "a"
+  write_text(file, "old")
+  with atomic(file) as temporary:
+    assert temporary.parent == file.parent and temporary.read_bytes() == b""
+    temporary.write_text("new")
+    assert file.read_text() == "old" and left_over(tmp_path) == [temporary]
+  assert file.read_text() == "new" and not left_over(tmp_path)
+
+
+def test_what_the_body_puts_in_its_place_gets_the_usual_rights(tmp_path):
+  file, other = tmp_path / "a", tmp_path / "b"
+  other.touch()
+  with atomic(file) as temporary:
+    temporary.unlink()
+    temporary.write_text("new")
+    temporary.chmod(0o600)
+  assert stat.S_IMODE(file.stat().st_mode) == stat.S_IMODE(other.stat().st_mode)
+
+
+def test_the_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
+  file, synced = tmp_path / "a", []
+
+  def fsync(descriptor):
+    assert not file.exists()
+    synced.append(os.fstat(descriptor).st_ino)
+
+  monkeypatch.setattr(os, "fsync", fsync)
+  write_text(file, "text")
+  assert synced == [file.stat().st_ino]
+
+
+@pytest.mark.parametrize("number", files.NEVER_SYNCS)
+def test_a_file_system_that_cannot_sync_is_written_all_the_same(tmp_path, monkeypatch, number):
+  def fsync(_):
+    raise OSError(number, "no")
+
+  monkeypatch.setattr(os, "fsync", fsync)
+  write_text(tmp_path / "a", "text")
+  assert (tmp_path / "a").read_text() == "text"
+
+
+def test_a_disk_that_fills_up_when_it_syncs_is_an_error(tmp_path, monkeypatch):
+  def fsync(_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(os, "fsync", fsync)
+  with pytest.raises(OSError, match="No space"):
+    write_text(tmp_path / "a", "text")
+  assert names(tmp_path) == []
+
+
+def test_processes_that_write_the_same_file_never_mix(tmp_path):
+  file, kinds = tmp_path / "a", "xy"
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-c", WRITER, str(file), kind],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for kind in kinds
+  ]
+  for process in processes:
+    assert process.stdout.readline() == "ready\n"
+  for process in processes:
+    process.stdin.write(".")
+    process.stdin.flush()
+  found = set()
+  while any(process.poll() is None for process in processes):
+    if file.exists():
+      content = file.read_bytes()
+      assert len(content) == 50_000 and len(set(content)) == 1, "half a file, or a mixed one"
+      found.add(content[:1])
+  assert [process.wait() for process in processes] == [0, 0]
+  assert found, "a weak test: nothing was read meanwhile"
+  assert names(tmp_path) == ["a"]
+
+
+def test_threads_that_write_the_same_file_never_mix(tmp_path):
+  file, failed = tmp_path / "a", []
+
+  def write(kind):
+    try:
+      for _ in range(50):
+        write_bytes(file, kind * 50_000)
+    except OSError as error:
+      failed.append(error)
+
+  threads = [threading.Thread(target=write, args=(kind,)) for kind in (b"x", b"y", b"z")]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert not failed and len(set(file.read_bytes())) == 1 and names(tmp_path) == ["a"]
+
+
+def test_what_a_killed_process_leaves_is_found_and_harms_nobody(tmp_path):
+  file = tmp_path / "folder" / "a"
+  code = (
+    "import os, signal, sys\n"
+    "from pathlib import Path\n"
+    "from infini_jax.files import atomic\n"
+    "with atomic(Path(sys.argv[1])) as temporary:\n"
+    "  temporary.write_bytes(b'half')\n"
+    "  os.kill(os.getpid(), signal.SIGKILL)\n"
+  )
+  done = subprocess.run([sys.executable, "-c", code, str(file)])
+  assert done.returncode == -signal.SIGKILL and not file.exists()
+  (left,) = left_over(tmp_path)
+  assert left.parent == file.parent and left.read_bytes() == b"half" and is_temporary(left)
+  write_text(file, "text")
+  assert file.read_text() == "text" and left_over(tmp_path) == [left]
+
+
+def test_names_of_older_programs_are_temporary_too():
+  for name in ("run.tmp", "a.safetensors.4711.tmp", "00009.array_record.host.1.tmp"):
+    assert is_temporary(Path(name))
+  assert not is_temporary(Path("run.json"))
+
+
+def test_a_temporary_name_is_as_much_longer_as_is_said(tmp_path):
+  file = tmp_path / ("é" * 121)  # 242 bytes of 255, and 13 for the rest
+  with atomic(file) as temporary:
+    assert len(os.fsencode(temporary.name)) - len(os.fsencode(file.name)) == files.LONGER

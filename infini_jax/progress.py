@@ -11,6 +11,7 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.progress import (
   BarColumn,
+  DownloadColumn,
   MofNCompleteColumn,
   Progress,
   SpinnerColumn,
@@ -22,6 +23,7 @@ from rich.table import Table
 
 LINE_SECONDS = 10.0  # without a terminal, no more than one line in this time
 ENDLESS = 1_000_000  # columns of a file
+MB = 1_000_000  # bytes
 
 
 def make_console(stderr: bool = False) -> Console:
@@ -56,7 +58,12 @@ def _tables(objects: Any) -> Iterator[Table]:
 
 @contextlib.contextmanager
 def track(
-  console: Console, name: str, total: int | None = None, start: int = 0
+  console: Console,
+  name: str,
+  total: int | None = None,
+  start: int = 0,
+  *,
+  in_bytes: bool = False,
 ) -> Iterator[Callable[..., None]]:
   """Shows a task. Yields `advance(done, text="")`, to be called with what is done so far.
 
@@ -67,15 +74,17 @@ def track(
     name: what is done.
     total: how much there is; None when it is not known: then only the time is shown.
     start: what was done before.
+    in_bytes: whether these are bytes, to be shown in larger units.
   """
   if not console.is_terminal:
-    yield from _lines(console, name, total, start)
+    yield from _lines(console, name, total, start, in_bytes)
     return
   columns = [SpinnerColumn(), *map(_plain, ("{task.description}", "{task.fields[text]}"))]
   if total is None:
     columns = [*columns, TimeElapsedColumn()]
   else:
-    columns[2:2] = [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
+    columns[2:2] = [BarColumn(), amount, TimeRemainingColumn()]
   with Progress(*columns, console=console) as progress:
     task = progress.add_task(name, total=total, completed=start, text="")
     yield lambda done, text="": progress.update(task, completed=done, text=text)
@@ -86,7 +95,7 @@ def _plain(text: str) -> TextColumn:
 
 
 def _lines(
-  console: Console, name: str, total: int | None, start: int
+  console: Console, name: str, total: int | None, start: int, in_bytes: bool
 ) -> Iterator[Callable[..., None]]:
   began = last = time.perf_counter()
   if total is None:
@@ -95,11 +104,15 @@ def _lines(
   def advance(done: int | None, text: str = "") -> None:
     nonlocal last
     now = time.perf_counter()
-    if total is None or done is None or (now - last < LINE_SECONDS and done < total):
+    early = now - last < LINE_SECONDS
+    if total is None or done is None or (early and (in_bytes or done < total)):
       return
     last = now
     left = (now - began) / max(1, done - start) * (total - done)
-    console.print(f"{name} {done}/{total}  {_clock(left)} left  {text}", highlight=False)
+    if in_bytes:
+      console.print(f"{name}: {done / MB:.0f} of {total / MB:.0f} MB, {left:.0f} s to go")
+    else:
+      console.print(f"{name} {done}/{total}  {_clock(left)} left  {text}", highlight=False)
 
   yield advance
   if total is None:

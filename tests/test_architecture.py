@@ -62,6 +62,22 @@ def test_each_library_is_known_to_one_file(library):
   assert len(users) == 1, f"{library} is imported by {users}: keep it behind one file"
 
 
+def test_one_file_makes_consoles_and_progress_bars():
+  for file in FILES:
+    nodes = ast.walk(ast.parse(file.read_text()))
+    made = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+    bars = [name for name in imports(file) if name.startswith("rich.progress")]
+    if file != PACKAGE / "progress.py":
+      assert not bars and "Console" not in made, f"{file}: infini_jax.progress has them"
+
+
+def test_one_file_gives_a_whole_file_its_name():
+  for file in FILES:
+    if file != PACKAGE / "files.py":
+      text = file.read_text()
+      assert "os.replace(" not in text and "os.rename(" not in text, f"{file}: infini_jax.files"
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
 def test_a_file_is_one_room(file):
   lines = len(file.read_text().splitlines())

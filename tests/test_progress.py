@@ -6,6 +6,7 @@ import pytest
 from rich.columns import Columns
 from rich.table import Table
 
+from infini_jax import progress
 from infini_jax.progress import make_console, track
 
 
@@ -39,3 +40,23 @@ def test_a_terminal_keeps_its_width(monkeypatch, capsys):
   monkeypatch.setenv("TERM", "xterm")
   make_console().print("word " * 20, highlight=False)
   assert max(map(len, capsys.readouterr().out.splitlines())) <= 30
+
+
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_bytes_are_lines_at_times_in_a_file(monkeypatch, capsys, seconds):
+  monkeypatch.setattr(progress, "LINE_SECONDS", seconds)
+  with track(make_console(), "tokenizing", 4_000_000, in_bytes=True) as advance:
+    advance(1_000_000)
+    advance(4_000_000)
+  lines = ["tokenizing: 1 of 4 MB, 0 s to go", "tokenizing: 4 of 4 MB, 0 s to go"]
+  assert capsys.readouterr().out.splitlines() == (lines if not seconds else [])
+
+
+def test_bytes_are_a_bar_on_a_terminal(monkeypatch, capsys):
+  monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+  monkeypatch.setenv("COLUMNS", "80")
+  monkeypatch.setenv("TERM", "xterm")
+  with track(make_console(), "tokenizing", 4_000_000, in_bytes=True) as advance:
+    advance(4_000_000)
+  out = capsys.readouterr().out
+  assert "tokenizing" in out and "4.0/4.0 MB" in out

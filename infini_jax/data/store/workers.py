@@ -1,10 +1,10 @@
 """Shards tokenized and written by several processes, with progress."""
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import threading
-import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from infini_jax.config import InputError
 from infini_jax.data.sources import Part
 from infini_jax.data.sources.base import MB
 from infini_jax.data.store.shards import Entry, Shard, ShardWriter, summaries_of
 from infini_jax.data.tokenizers import Tokenizer, encode_named, load_saved
+from infini_jax.progress import track
 
 SPAWN_ABOVE = 4 * MB  # a corpus below this is done before other processes have started
 
@@ -83,19 +83,10 @@ def write_shards(
 
 
 def _follow(done: Iterable[int], total: int, console: Console) -> None:
-  """Shows progress while sizes of finished parts come in; without a terminal, a line at times."""
-  columns = (TextColumn("tokenizing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-  started = said = time.monotonic()
-  finished = 0
-  with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-    task = progress.add_task("", total=total)
-    for size in done:
-      finished += size
-      progress.advance(task, size)
-      now = time.monotonic()
-      if not console.is_terminal and now - said > 10:
-        said, left = now, (now - started) * (total - finished) / max(1, finished)
-        console.print(f"tokenizing: {finished / MB:.0f} of {total / MB:.0f} MB, {left:.0f} s to go")
+  """Shows progress while sizes of finished parts come in."""
+  with track(console, "tokenizing", total, in_bytes=True) as advance:
+    for finished in itertools.accumulate(done):
+      advance(finished)
 
 
 def _write(job: Job, out: Path, tokenizer: Tokenizer, dtype: str, min_tokens: int) -> int:

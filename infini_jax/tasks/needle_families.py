@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from infini_jax.config import TaskConfig
-from infini_jax.tasks.words import Draw
+from infini_jax.tasks.draw import Draw
 
 NUMBER = " The number of the {key} is {value}."
 ANY_NUMBER = " A number of the {key} is {value}."

@@ -10,6 +10,7 @@ import numpy as np
 
 from infini_jax.config import Config, InputError
 from infini_jax.data.tokenizers import Tokenizer, load_tokenizer
+from infini_jax.tasks.draw import Draw
 from infini_jax.tasks.example import Example, Part
 from infini_jax.tasks.needle_families import (
   COMMON_WORDS,
@@ -18,7 +19,6 @@ from infini_jax.tasks.needle_families import (
   ask_frequent,
 )
 from infini_jax.tasks.needle_writer import Writer
-from infini_jax.tasks.words import Draw
 
 OFTENER, RARE = 10, 3  # of common words: a common one occurs 30 times, another 3 times
 ASKED = 3  # of frequent words

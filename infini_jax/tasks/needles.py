@@ -12,11 +12,11 @@ import numpy as np
 from infini_jax.config import Config, InputError
 from infini_jax.data.store.store import Store
 from infini_jax.data.tokenizers import Tokenizer
+from infini_jax.tasks.draw import Draw
 from infini_jax.tasks.example import Example, Part, early
 from infini_jax.tasks.needle_families import IN_FILLER
 from infini_jax.tasks.needle_filler import Filler
 from infini_jax.tasks.needle_writer import Writer
-from infini_jax.tasks.words import Draw
 
 TRIALS = 32  # texts drawn to know how long they are, and until one is short enough
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from infini_jax.config import Config, InputError
 from infini_jax.data.tokenizers import Tokenizer, WordTokenizer, load_tokenizer
+from infini_jax.tasks.draw import Draw
 from infini_jax.tasks.example import Example, Part, early
 
 INTRO = (
@@ -159,24 +160,7 @@ class Passkey:
     )
 
   def _key(self, rng: np.random.Generator, held_out: bool) -> str:
-    while True:
-      digits = rng.integers(0, 10, self._digits)
-      digits[0] = rng.integers(min(1, self._digits - 1), 10)  # no leading zero, but 0 itself
-      key = "".join(map(str, digits))
-      if self._is_held_out(key) == held_out:
-        return key
-
-  def _is_held_out(self, key: str) -> bool:
-    if self._digits > 2:
-      return self._hash(key) < 0.1
-    # So few keys that their hashes may all be on one side: the least tenth of them is held out.
-    keys = map(str, range(10 ** (self._digits - 1) * (self._digits > 1), 10**self._digits))
-    ranked = sorted(keys, key=self._hash)
-    return key in ranked[: len(ranked) // 10]
-
-  def _hash(self, key: str) -> float:
-    digest = hashlib.blake2b(f"{self._seed} {key}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest) / 2**32
+    return Draw(rng, self._seed, held_out).numbers(1, self._digits)[0]
 
   def _encode(self, before: str, text: str) -> np.ndarray:
     """The tokens that `text` adds after `before`."""

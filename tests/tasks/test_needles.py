@@ -21,9 +21,10 @@ from infini_jax.config.schema import FAMILIES
 from infini_jax.data import prepare
 from infini_jax.data.tokenizers import ByteTokenizer, WordTokenizer
 from infini_jax.tasks import TaskLanes, make_task, needle_filler, open_source
+from infini_jax.tasks.draw import Draw
 from infini_jax.tasks.needle_families import IN_FILLER
 from infini_jax.tasks.needle_filler import Filler
-from infini_jax.tasks.words import ADJECTIVES, NOUNS, PEOPLE, ROOMS, THINGS, Draw
+from infini_jax.tasks.words import ADJECTIVES, NOUNS, PEOPLE, ROOMS, THINGS
 from tests.tasks.needle_solver import solve
 from tests.tiny import config
 

@@ -6,7 +6,7 @@ million tokens take no more room than a thousand. Like a document, an example of
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -79,13 +79,45 @@ class Example:
     return same
 
   def _cut(self, start: int, stop: int, dtype: Any, read: Callable[..., np.ndarray]) -> np.ndarray:
-    found, begin = [np.zeros(0, dtype)], 0
-    for i, part in enumerate(self.parts):
-      a, b = max(start - begin, 0), min(stop - begin, part.size)
-      if a < b:
-        found.append(read(i, part, a, b))
-      begin += part.size
-    return np.concatenate(found).astype(dtype)
+    cuts = overlaps(start, stop, (part.size for part in self.parts))
+    found = (read(i, self.parts[i], a, b) for i, a, b in cuts)
+    return np.concatenate([np.zeros(0, dtype), *found]).astype(dtype)
+
+
+def overlaps(start: int, stop: int, sizes: Iterable[int]) -> Iterator[tuple[int, int, int]]:
+  """What of each of some pieces in a row is cut out by `start` to `stop`.
+
+  Yields:
+    The place of a piece, and from where to where in it; only pieces of which there is something.
+  """
+  begin = 0
+  for i, size in enumerate(sizes):
+    a, b = max(start - begin, 0), min(stop - begin, size)
+    if a < b:
+      yield i, a, b
+    begin += size
+
+
+def weighed(
+  parts: Sequence[Part], answers: Collection[int], context_weight: float, own: Collection[int] = ()
+) -> Example:
+  """An example whose answers weigh 1 together, each of them as much as another.
+
+  Args:
+    parts: all of it; their weights are set.
+    answers: the places of the parts that are asked for.
+    context_weight: of all other parts together, each of their tokens as much as another.
+    own: the places of parts that keep their weight.
+  """
+  context = sum(part.size for i, part in enumerate(parts) if i not in answers and i not in own)
+
+  def weight(i: int, part: Part) -> float:
+    if i in own:
+      return part.weight
+    return 1 / (len(answers) * part.size) if i in answers else context_weight / max(1, context)
+
+  found = (part._replace(weight=weight(i, part)) for i, part in enumerate(parts))
+  return Example(tuple(found), frozenset(answers))
 
 
 def _equal(one: np.ndarray, other: np.ndarray) -> bool:

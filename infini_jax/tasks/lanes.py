@@ -11,6 +11,32 @@ from infini_jax.data.lanes.warm import Companions
 from infini_jax.tasks.example import Example, Task, check_length
 
 
+def empty_asking(lanes: int, segments: int, segment_length: int) -> Batch:
+  """As `empty_batch`, with the weight of each target and whether it is asked for: none."""
+  batch = empty_batch(lanes, segments, segment_length)
+  shape = batch["tokens_BT"].shape
+  return batch | {"weights_BT": np.zeros(shape, np.float32), "asked_BT": np.zeros(shape, bool)}
+
+
+def lay(example: Example, row: Batch, start: int, first: int, weight: float = 1.0) -> None:
+  """Writes an example into a row of a batch.
+
+  Args:
+    example: of n tokens, which become the targets.
+    row: arrays of T tokens, as of `empty_asking`; changed.
+    start: where the example begins in it.
+    first: the token that is read before the example.
+    weight: of the whole example.
+  """
+  n = len(example)
+  at = slice(start, start + n)
+  row["tokens_BT"][at] = np.append(np.int32(first), example.read(0, n - 1))
+  row["targets_BT"][at] = example.read(0, n)
+  row["weights_BT"][at] = example.weights(0, n) * weight
+  row["asked_BT"][at] = example.asked(0, n)
+  row["mask_BT"][at] = True
+
+
 class TaskLanes:
   """The endless training of a task: every chunk is packed with whole examples.
 
@@ -58,9 +84,7 @@ class TaskLanes:
       `warm.growth` how often it counts, warm_times_B: float32.
     """
     lanes = np.arange(self.lanes)[rows].tolist()
-    batch = empty_batch(len(lanes), self.segments, self.segment_length)
-    batch["weights_BT"] = np.zeros(batch["tokens_BT"].shape, np.float32)
-    batch["asked_BT"] = np.zeros(batch["tokens_BT"].shape, bool)
+    batch = empty_asking(len(lanes), self.segments, self.segment_length)
     for row, lane in enumerate(lanes):
       self._pack({name: values[row] for name, values in batch.items()}, lane, k)
     if self._companions:
@@ -80,18 +104,13 @@ class TaskLanes:
       tokens = max(tokens, self._task.shortest_training)
       read_before = self._read_before(lane, k) if slot == 0 else None
       if read_before is None:
-        first, weight = self._bos, 1.0
+        first, weight = self._task.tokenizer.bos, 1.0
         example = self._task.example(rng, tokens, held_out=False)
       else:
         before, read = read_before
-        first, weight = before.read(read - 1, read), self._warm_weight
+        first, weight = int(before.read(read - 1, read)[0]), self._warm_weight
         example = self._task.continuation(rng, before, read, tokens)
-      at = slice(slot * N, slot * N + tokens)
-      row["tokens_BT"][at] = np.concatenate([first, example.read(0, tokens - 1)])
-      row["targets_BT"][at] = example.read(0, tokens)
-      row["weights_BT"][at] = example.weights(0, tokens) * weight
-      row["asked_BT"][at] = example.asked(0, tokens)
-      row["mask_BT"][at] = True
+      lay(example, row, slot * N, first, weight)
       row["reset_BS"][slot] = read_before is None
       slot += segments
     row["reset_BS"][slot:] = True

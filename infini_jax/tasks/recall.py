@@ -10,7 +10,7 @@ import numpy as np
 
 from infini_jax.config import Config, InputError
 from infini_jax.data.tokenizers import Tokenizer, WordTokenizer
-from infini_jax.tasks.example import Example, Part
+from infini_jax.tasks.example import Example, Part, weighed
 
 
 class Recall:
@@ -102,7 +102,7 @@ class Recall:
     self, rng: np.random.Generator, parts: list[Part], told: np.ndarray, length: int
   ) -> Example:
     """Filler and questions after what was told: `told` pairs, of which as many as fit are asked."""
-    context_weight, before = self._task.context_weight, sum(part.size for part in parts)
+    before = sum(part.size for part in parts)
     asked = told[rng.permutation(len(told))][: (length - before - 1) // 2]
     left = length - before - 2 * len(asked) - 1
     parts = [*parts, Part(self._filler, left, filler=True), Part(self._question, 1)]
@@ -110,7 +110,4 @@ class Recall:
     for key, value in asked:
       answers.add(len(parts) + 1)
       parts += [Part(np.array([x], np.int32), 1) for x in (key, value)]
-    context = context_weight / (length - len(asked))
-    weight = lambda i: 1 / len(asked) if i in answers else context
-    parts = [part._replace(weight=weight(i)) for i, part in enumerate(parts)]
-    return Example(tuple(parts), frozenset(answers))
+    return weighed(parts, answers, self._task.context_weight)

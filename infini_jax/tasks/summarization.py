@@ -6,9 +6,11 @@ A pair is read as [bos, document, mark, summary, eos]; the mark says that the su
 import numpy as np
 
 from infini_jax.config import Config, InputError
-from infini_jax.data.lanes.documents import ALL, Batch, Rows, empty_batch
+from infini_jax.data.lanes.documents import ALL, Batch, Rows
 from infini_jax.data.lanes.order import Shuffle
 from infini_jax.data.store.store import Documents, Store
+from infini_jax.tasks.example import Part, overlaps, weighed
+from infini_jax.tasks.lanes import empty_asking, lay
 
 MARK = "\n\nSummary:\n"
 
@@ -63,17 +65,15 @@ class Told:
 
   def read(self, document: int, start: int, stop: int) -> np.ndarray:
     """Tokens `start` to `stop` of a pair, (stop - start,) int32."""
-    pair, first = int(self._told[document]), int(self.first_D[document])
-    before = first - len(self._mark)
-    cut = lambda begin, size: (min(max(start - begin, 0), size), min(max(stop - begin, 0), size))
-    a, b = cut(before, len(self._mark))
-    return np.concatenate(
-      [
-        self._documents.read(pair, *cut(0, before)),
-        self._mark[a:b],
-        self._summaries.read(pair, *cut(first, int(self._summaries.tokens[pair]))),
-      ]
-    ).astype(np.int32)
+    pair, mark = int(self._told[document]), len(self._mark)
+    sizes = int(self._documents.tokens[pair]), mark, int(self._summaries.tokens[pair])
+    read = (
+      lambda a, b: self._documents.read(pair, a, b),
+      lambda a, b: self._mark[a:b],
+      lambda a, b: self._summaries.read(pair, a, b),
+    )
+    found = (read[i](a, b) for i, a, b in overlaps(start, stop, sizes))
+    return np.concatenate([np.zeros(0, np.int32), *found]).astype(np.int32)
 
 
 class PairLanes:
@@ -101,27 +101,20 @@ class PairLanes:
   def batch(self, k: int, rows: Rows = ALL) -> Batch:
     """Batch `k`, or some rows of it, as `TaskLanes.batch` says; nothing starts warm."""
     lanes = np.arange(self.lanes)[rows].tolist()
-    batch = empty_batch(len(lanes), self.segments, self._N)
-    batch["weights_BT"] = np.zeros(batch["tokens_BT"].shape, np.float32)
-    batch["asked_BT"] = np.zeros(batch["tokens_BT"].shape, bool)
+    batch = empty_asking(len(lanes), self.segments, self._N)
     for row, lane in enumerate(lanes):
       (piece,) = self._order.pieces(lane, k, k + 1)
       self._fill({name: values[row] for name, values in batch.items()}, self._told[piece.document])
     return batch
 
   def _fill(self, row: Batch, pair: np.integer) -> None:
-    T, mark = len(row["tokens_BT"]), self._pairs.mark
+    T, mark, tokenizer = len(row["tokens_BT"]), self._pairs.mark, self._pairs.tokenizer
     read = lambda documents, room: documents.read(pair, 0, min(room, int(documents.tokens[pair])))
     most = T // 2 + 1  # targets of the summary
-    told = np.append(read(self._summaries, most), self._pairs.tokenizer.eos)[:most]
+    told = np.append(read(self._summaries, most), tokenizer.eos)[:most]
     document = read(self._documents, T - len(mark) - len(told))
-    ids = np.concatenate([self._pairs.prompt(document), told])
-    n, context = len(ids) - 1, len(document) + len(mark)
-    row["tokens_BT"][:n] = ids[:-1]
-    row["targets_BT"][:n] = ids[1:]
-    row["weights_BT"][:context] = self._context / context
-    row["weights_BT"][context:n] = 1 / (n - context)
-    row["asked_BT"][context:n] = True
-    row["mask_BT"][:n] = True
+    parts = [Part(ids, len(ids)) for ids in (document, mark, told)]
+    example = weighed(parts, [2], self._context)
+    lay(example, row, 0, tokenizer.bos)
     row["reset_BS"][0] = True
-    row["reset_BS"][-(-n // self._N) :] = True
+    row["reset_BS"][-(-len(example) // self._N) :] = True

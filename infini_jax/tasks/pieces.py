@@ -1,0 +1,55 @@
+"""From text to tokens: the pieces that a prompt is put together from."""
+
+import functools
+
+import numpy as np
+
+from infini_jax.config import InputError
+from infini_jax.data.tokenizers import Tokenizer
+from infini_jax.tasks.example import Part
+
+
+class Pieces:
+  """Writes pieces of text, each in the tokens that it has behind what stands before it.
+
+  Args:
+    tokenizer: to write with.
+    spec: of the tokenizer, for errors.
+    kind: what is written, for errors.
+    remedy: which tokenizer can write it, for errors.
+  """
+
+  def __init__(self, tokenizer: Tokenizer, spec: str, kind: str, remedy: str):
+    self._tokenizer, self._spec, self._kind, self._remedy = tokenizer, spec, kind, remedy
+    self._begins = functools.lru_cache(lambda before: len(tokenizer.encode(before)))
+
+  def part(self, text: str, before: str) -> Part:
+    """The tokens that `text` adds after `before`.
+
+    Raises:
+      InputError: the tokenizer cannot write it.
+    """
+    ids = self._tokenizer.encode(before + text)
+    ids = ids[self._begins(before) if before else 0 :]
+    found = self._tokenizer.decode(ids)
+    if found.strip() != text.strip():
+      raise InputError(
+        f"config.data.tokenizer={self._spec!r} cannot write {self._kind}: {text.strip()!r} comes "
+        f"back as {found.strip()!r}; choose {self._remedy}, such as bytes"
+      )
+    return Part(ids, len(ids))
+
+  def asked(self, leading: np.ndarray, answer: np.ndarray) -> tuple[Part, Part]:
+    """What leads to an answer, and the answer.
+
+    A space that is a token of its own belongs to what leads to the answer.
+
+    Args:
+      leading: ids, (n,).
+      answer: ids, (m,), of a text that is more than space.
+    """
+    space = 0
+    while not self._tokenizer.decode(answer[: space + 1]).strip():
+      space += 1
+    leading, answer = np.concatenate([leading, answer[:space]]), answer[space:]
+    return Part(leading, len(leading)), Part(answer, len(answer))

@@ -100,26 +100,26 @@ def _all_processes(
   All that can be wrong in one process alone is looked at in here, or the others would wait for it.
   Yields what compares a config, and all else that must be alike, with theirs.
   """
-  from infini_jax.parallel import agreement, distributed, joining
+  from infini_jax import processes
 
-  how = joining.settings(os.environ, args.coordinator, args.processes, args.process)
-  joined = distributed.start(how)
-  check_alike = functools.partial(agreement.check_alike, args)
+  how = processes.settings(os.environ, args.coordinator, args.processes, args.process)
+  joined = processes.start(how)
+  check_alike = functools.partial(processes.check_alike, args)
   if not joined:
     yield check_alike
     return
-  console.quiet = distributed.process_index() > 0
+  console.quiet = processes.process_index() > 0
   try:
-    with distributed.guard():
+    with processes.guard():
       yield check_alike
-      distributed.finish()
-  except distributed.PeerStopped as error:
+      processes.finish()
+  except processes.PeerStopped as error:
     print(f"infini-jax {args.command}: {error}", file=sys.stderr)
-    distributed.give_up(error.status)
+    processes.give_up(error.status)
   except BaseException as error:
     why = " ".join(str(error).split()) or type(error).__name__
     together = not isinstance(error, KeyboardInterrupt)
-    distributed.give_up(_status(args.command, error), together=together, why=why)
+    processes.give_up(_status(args.command, error), together=together, why=why)
 
 
 def _status(command: str, error: BaseException) -> int:

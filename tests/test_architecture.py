@@ -123,8 +123,8 @@ def test_importing_touches_no_device():
   code = (
     "import sys, infini_jax, infini_jax.config, infini_jax.data\n"
     "assert 'jax' not in sys.modules, 'the schema and the data need no jax'\n"
-    "import infini_jax.ops, infini_jax.models, infini_jax.parallel, infini_jax.training.loop\n"
-    "import infini_jax.evaluation.evaluate, infini_jax.report.page\n"
+    "import infini_jax.ops, infini_jax.models, infini_jax.parallel, infini_jax.processes\n"
+    "import infini_jax.training.loop, infini_jax.evaluation.evaluate, infini_jax.report.page\n"
     "import infini_jax.inference.command, infini_jax.cli\n"
     "from jax._src import xla_bridge\n"
     "assert not xla_bridge.backends_are_initialized(), 'an import started a backend'\n"

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from infini_jax import cli, config
-from infini_jax.parallel import joining
+from infini_jax.processes import joining
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"

@@ -18,6 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from infini_jax import processes
 from infini_jax.config import Config
 from infini_jax.data import Store
 from infini_jax.data.sources.base import digest
@@ -28,8 +29,7 @@ from infini_jax.evaluation.knock_out import INTACT
 from infini_jax.evaluation.retrieval import Retrieval
 from infini_jax.evaluation.tasks import KINDS, Job, chosen, jobs_of, open_task
 from infini_jax.models import abstract_params, costs, machine
-from infini_jax.parallel import check_divisible, distributed, make_mesh
-from infini_jax.parallel.agreement import check_same_inputs
+from infini_jax.parallel import check_divisible, make_mesh
 from infini_jax.paths import folder_to_write
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
@@ -83,10 +83,10 @@ def evaluate(
   workdir.check(config, "leave the field out, for an evaluation takes the run's own")
   config = machine.here(config, lambda line: console.print(line, highlight=False, soft_wrap=True))
   jobs = jobs_of(config, tasks)
-  with distributed.first_alone("inputs"):
+  with processes.first_alone("inputs"):
     sources = {job.task: open_task(config, path, console, job.task) for job in jobs if job.task}
     read = {task: chosen(config, source) for task, source in sources.items()}
-  check_same_inputs(workdir.path, workdir.standing(), sources.values())
+  processes.check_same_inputs(workdir.path, workdir.standing(), sources.values())
   mesh = make_mesh(config.mesh)
   check_divisible(config, mesh)
   everything: dict[str, dict[str, Any]] = {}

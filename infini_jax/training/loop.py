@@ -17,14 +17,14 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from infini_jax import processes
 from infini_jax.config import Config, stage_at, tokens_read
 from infini_jax.data import Store
 from infini_jax.data.lanes.loader import train_batches
 from infini_jax.evaluation.validation import Validation
 from infini_jax.models import costs
 from infini_jax.models.machine import check_machine
-from infini_jax.parallel import check_divisible, distributed, local_rows, make_mesh, put_batch
-from infini_jax.parallel.agreement import check_same_inputs
+from infini_jax.parallel import check_divisible, local_rows, make_mesh, put_batch
 from infini_jax.parallel.chips import peak_flops
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
@@ -52,10 +52,10 @@ def train(config: Config, path: str, console: Console) -> TrainState:
   d, t = config.data, config.train
 
   # ---- Inputs: everything that a person can have got wrong.
-  with distributed.first_alone("inputs"):
+  with processes.first_alone("inputs"):
     check_start(config)
     workdir, source = open_inputs(config, path, console)
-  check_same_inputs(workdir.path, workdir.standing(), [source])
+  processes.check_same_inputs(workdir.path, workdir.standing(), [source])
   lanes = train_lanes(config, source)
   mesh = make_mesh(config.mesh)
   check_divisible(config, mesh)
@@ -65,7 +65,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
     workdir.alone(),
     jax.set_mesh(mesh),
     Checkpoints(workdir, t.keep_checkpoints) as saved,
-    distributed.guard(),
+    processes.guard(),
   ):
     validation = Validation(config, mesh, source) if t.eval_every else None
     start = step = saved.latest() or 0
@@ -77,7 +77,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
 
     # ---- State: the newest checkpoint of this run, or a fresh one.
     tx = make_optimizer(config)
-    distributed.check_shared(workdir.path / "run.json")
+    processes.check_shared(workdir.path / "run.json")
     if step:
       state = saved.restore(step, abstract_state(config, tx, mesh))
     else:
@@ -103,7 +103,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
       return step
 
     update = compiled(stage.config, state, first, *teacher)
-    anyone = distributed.Anyone(mesh)
+    anyone = processes.Anyone(mesh)
 
     # ---- The loop.
     batches = train_batches(lanes, step, t.steps, rows, d.prefetch)

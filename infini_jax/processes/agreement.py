@@ -18,7 +18,8 @@ import jax
 
 import infini_jax
 from infini_jax.config import Config
-from infini_jax.parallel import distributed
+from infini_jax.processes.service import joined
+from infini_jax.processes.together import SHARED, agree
 
 REMEDY = "start all processes with the same command, code and environment"
 
@@ -61,9 +62,9 @@ def check_alike(args: argparse.Namespace, config: Config) -> None:
     InputError: they were not; on every process, with the names and the values.
     PeerStopped: another has refused its own inputs.
   """
-  if distributed.joined():
+  if joined():
     facts = _command(args) | _fields(config) | _program(os.environ)
-    distributed.agree({k: v for k, v in facts.items() if k not in MAY_DIFFER}, REMEDY)
+    agree({k: v for k, v in facts.items() if k not in MAY_DIFFER}, REMEDY)
 
 
 def check_same_inputs(folder: Path, standing: str, sources: Iterable[Any]) -> None:
@@ -78,12 +79,12 @@ def check_same_inputs(folder: Path, standing: str, sources: Iterable[Any]) -> No
     InputError: they do not; on every process.
     PeerStopped: another has refused its own inputs.
   """
-  distributed.agree({str(folder): standing}, distributed.SHARED)
+  agree({str(folder): standing}, SHARED)
   facts = {}
   for number, source in enumerate(sources, 1):
     facts[f"the fingerprint of corpus {number}"] = source.fingerprint
     facts[f"the fingerprint of tokenizer {number}"] = source.tokenizer.fingerprint
-  distributed.agree(facts, "let all hosts read the same config.data.path")
+  agree(facts, "let all hosts read the same config.data.path")
 
 
 def _command(args: argparse.Namespace) -> dict[str, Any]:

@@ -8,19 +8,19 @@ import time
 
 import pytest
 
-from infini_jax.parallel import agreement
+from infini_jax.processes import agreement
 from infini_jax.runs.workdir import Workdir
 from tests import tiny
-from tests.parallel.conftest import free_port
+from tests.processes.conftest import free_port
 
 ALIKE = """
 import argparse, dataclasses, json, os, sys, time, types
 from pathlib import Path
+from infini_jax import processes
 from infini_jax.config import Config, InputError
-from infini_jax.parallel import agreement, distributed, joining
-from infini_jax.parallel.agreement import check_same_inputs
+from infini_jax.processes import agreement, check_same_inputs
 number, folder, cases = int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-assert distributed.start(joining.settings(os.environ))
+assert processes.start(processes.settings(os.environ))
 
 def asked(call, *arguments):
   started, line = time.monotonic(), ""
@@ -55,12 +55,12 @@ asked(check_same_inputs, folder, f"run abc at step {3 * number}", [source("a")])
 # One of them refuses its own inputs while the other waits.
 if number == 1:
   time.sleep(1)
-  distributed.give_up(2, why="config.train.steps=0: must be more than 0")
+  processes.give_up(2, why="config.train.steps=0: must be more than 0")
 try:
   agreement.check_alike(args, config)
-except distributed.PeerStopped as error:
+except processes.PeerStopped as error:
   print(json.dumps([str(error), error.status]), flush=True)
-distributed.give_up(2)
+processes.give_up(2)
 """
 # What each of two processes was given, and what is said of it.
 CASES = [
@@ -135,8 +135,8 @@ def test_two_processes_0_do_not_wait_for_the_others(processes):
     other.bind(("", 0))
     other.listen()
     port = other.getsockname()[1]
-    code = "import os; from infini_jax.parallel import distributed, joining\n"
-    code += "distributed.start(joining.settings(os.environ))"
+    code = "import os; from infini_jax import processes\n"
+    code += "processes.start(processes.settings(os.environ))"
     _, err = processes(("-c", code), 0, 2, 2, port).communicate(timeout=60)
   assert f"--coordinator=127.0.0.1:{port}: port {port} cannot be opened" in err
 

@@ -1,0 +1,26 @@
+"""A process that is gone without a farewell has left a line behind."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import os, signal, sys
+from infini_jax.processes import watchdog
+watchdog.seat("it was killed\\n")
+if sys.argv[1] == "farewell":
+  watchdog.farewell()
+if sys.argv[1] != "end":
+  os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(
+  "how,status,said",
+  [("end", 0, ""), ("farewell", -signal.SIGKILL, ""), ("kill", -signal.SIGKILL, "it was killed\n")],
+)
+def test_it_speaks_where_there_was_no_farewell(how, status, said):
+  done = subprocess.run([sys.executable, "-c", CODE, how], capture_output=True, text=True)
+  assert (done.returncode, done.stderr) == (status, said)

@@ -23,8 +23,8 @@ from infini_jax.plan.shares import (
   spec_text,
 )
 from infini_jax.plan.traffic import Collective, collectives, memory_traffic
-from infini_jax.training.part import split
 from infini_jax.training.step import abstract_teacher
+from infini_jax.training.trainable import split
 
 
 @dataclasses.dataclass(frozen=True)

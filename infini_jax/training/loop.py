@@ -34,9 +34,9 @@ from infini_jax.tasks import train_lanes
 from infini_jax.training.ending import tell_end, tell_rates
 from infini_jax.training.health import check_finite, log_values
 from infini_jax.training.optimizer import make_optimizer, make_schedule
-from infini_jax.training.part import split
 from infini_jax.training.start import check_start, differences, original_params, start_state
 from infini_jax.training.step import TrainState, abstract_state, make_train_step
+from infini_jax.training.trainable import split
 
 GATE_TRAVEL = 4.0  # sigmoid(4) = 0.98: what a gate must be able to travel to specialise
 SAMPLED = 100_000  # steps, at most, whose learning rates are summed up

@@ -19,7 +19,7 @@ from infini_jax.ops.memory import fast_forward, where_lane_stacked
 from infini_jax.parallel import shard
 from infini_jax.training import optimizer
 from infini_jax.training.health import memory_metrics
-from infini_jax.training.part import join, split
+from infini_jax.training.trainable import join, split
 
 Batch = dict[str, jax.Array]
 

@@ -11,7 +11,7 @@ from infini_jax.data import TrainLanes
 from infini_jax.runs.metrics import read_metrics
 from infini_jax.tasks import make_task, open_source, train_lanes
 from infini_jax.training import loop
-from infini_jax.training.part import split
+from infini_jax.training.trainable import split
 from tests.tiny import changed, config, fake_params, quiet, write_original
 
 ROLLOUT = {"rollout": (4, 8), "rollout_steps": 3, "steps": 20}

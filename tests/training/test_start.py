@@ -14,8 +14,8 @@ from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir
 from infini_jax.training import loop
 from infini_jax.training.optimizer import make_optimizer
-from infini_jax.training.part import split
 from infini_jax.training.start import check_start, differences, original_params, start_state
+from infini_jax.training.trainable import split
 from tests.tiny import SYSTEMS, changed, config, fake_params, quiet, write_original
 
 

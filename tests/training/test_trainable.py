@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from infini_jax.training.optimizer import make_optimizer
-from infini_jax.training.part import join, split
 from infini_jax.training.step import first_state, make_train_step
+from infini_jax.training.trainable import join, split
 from tests.tiny import changed, config, fake_params
 
 B, S, N = 2, 2, 8

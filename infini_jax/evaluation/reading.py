@@ -1,5 +1,6 @@
 """Chunks through the model with the state carried: what every evaluation has in common."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,8 +15,8 @@ from infini_jax.data.lanes.loader import eval_batches
 from infini_jax.evaluation.knock_out import Variant
 from infini_jax.models import bind
 from infini_jax.models.mixers import MIXERS
+from infini_jax.ops.lanes import where_lane
 from infini_jax.ops.loss import cross_entropy
-from infini_jax.ops.memory import where_lane_stacked
 from infini_jax.parallel import in_mesh, local_rows, put_batch, shard
 
 Chunk = dict[str, np.ndarray]
@@ -38,7 +39,7 @@ class Reader:
     self._score_swapped = jax.jit(self._score_segments, donate_argnums=1)
     self._read = jax.jit(self._read_chunk, donate_argnums=1)
     self._start = jax.jit(lambda p, lanes: bind(config.model, p).state(lanes), static_argnums=1)
-    self._enter = jax.jit(where_lane_stacked, donate_argnums=2)
+    self._enter = jax.jit(functools.partial(where_lane, axis=1), donate_argnums=2)
 
   def read(
     self,

@@ -16,6 +16,7 @@ from infini_jax.inference.sampling import Sampling, sample
 from infini_jax.models import bind
 from infini_jax.models.mixers import MIXERS
 from infini_jax.models.mixers.base import Mixer
+from infini_jax.ops.lanes import where_lane
 from infini_jax.parallel import in_mesh, shard
 
 STEP = 16  # few tokens are read as 1, 16, 256, ... of them: what is missing is padding
@@ -133,8 +134,7 @@ def _renewed(stream: Any, start: Any, which_B: jax.Array) -> Any:
   def one(old, new):
     """(L, B, slots...): where a state grows, a new one has no slots yet."""
     room = [(0, a - b) for a, b in zip(old.shape, new.shape, strict=True)]
-    which = which_B.reshape(1, -1, *(1,) * (old.ndim - 2))
-    return jnp.where(which, jnp.pad(new, room), old)
+    return where_lane(which_B, jnp.pad(new, room), old, axis=1)
 
   return jax.tree.map(one, stream, start)
 

@@ -19,6 +19,7 @@ from infini_jax.config import ModelConfig
 from infini_jax.models.mixers.transformer_xl import XLStream
 from infini_jax.models.transformer import REMAT, Transformer, matrix
 from infini_jax.ops.attention import to_segments
+from infini_jax.ops.lanes import where_lane
 from infini_jax.ops.shards import on_shards
 from infini_jax.parallel import shard, zeros
 from infini_jax.parallel.mesh import COMPUTE, spec
@@ -145,12 +146,9 @@ class SummaryTransformer(Transformer):
     after = self._after(summaries, hidden_BPD)
     before_BAD, seen_BA, _ = self._around(after)
     prefix = self._through(before_BAD, seen_BA)[1]
-    choose = lambda x, y: jnp.where(full_B.reshape(1, -1, *(1,) * (x.ndim - 2)), x, y)
-    fill_LB = jnp.where(full_B[None], 0, layers.cache.fill_B)
-    layers = XLStream(
-      jax.tree.map(choose, prefix, layers.last), layers.cache._replace(fill_B=fill_LB)
-    )
-    return SummaryStream(jax.tree.map(choose, after, summaries), layers)
+    cache = layers.cache._replace(fill_B=where_lane(full_B, 0, layers.cache.fill_B, axis=1))
+    layers = XLStream(where_lane(full_B, prefix, layers.last, axis=1), cache)
+    return SummaryStream(where_lane(full_B, after, summaries, axis=1), layers)
 
   def _around(self, summaries):
     """What stands before a segment, which of it is there, and what stands behind."""

@@ -210,6 +210,29 @@ class SegmentCache(NamedTuple):
   fill_B: Array  # int32
 
 
+def open_positions(cache: SegmentCache, tokens: int) -> Int[Array, "B T"]:
+  """The positions of so many more tokens of each lane in its open segment."""
+  return cache.fill_B[:, None] + jnp.arange(tokens, dtype=jnp.int32)[None]
+
+
+def open_slots(
+  cache: SegmentCache, mask_BT: Bool[Array, "B T"]
+) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
+  """These positions, and the slot that each token goes into; padding goes into none."""
+  position_BT = open_positions(cache, mask_BT.shape[1])
+  N = cache.k_BNKE.shape[1]
+  return position_BT, jnp.where(mask_BT, position_BT, N)  # slot N does not exist: it is dropped
+
+
+def close_full(cache: SegmentCache, length: int) -> tuple[Bool[Array, " B"], SegmentCache]:
+  """Which lanes have a whole segment of so many tokens, and the cache in which theirs begins anew.
+
+  The keys and values stay: what is behind the fill is not seen.
+  """
+  full_B = cache.fill_B == length
+  return full_B, cache._replace(fill_B=jnp.where(full_B, 0, cache.fill_B))
+
+
 def extend_segment(
   q_BTHE: Float[Array, "B T H E"],
   k_BTKE: Float[Array, "B T K E"],
@@ -223,8 +246,7 @@ def extend_segment(
   The tokens of `mask_BT` come first in each row, and never run past the segment's end.
   """
   N = cache.k_BNKE.shape[1]
-  position_BT = cache.fill_B[:, None] + jnp.arange(q_BTHE.shape[1], dtype=jnp.int32)[None]
-  slot_BT = jnp.where(mask_BT, position_BT, N)  # slot N does not exist: padding is dropped
+  position_BT, slot_BT = open_slots(cache, mask_BT)
   k_BNKE = put(cache.k_BNKE, slot_BT, k_BTKE)
   v_BNKU = put(cache.v_BNKU, slot_BT, v_BTKU)
   slots = jnp.arange(N, dtype=jnp.int32)[None]

@@ -13,7 +13,9 @@ from infini_jax.ops.attention import (
   PLAIN,
   Scoring,
   SegmentCache,
+  close_full,
   extend_segment,
+  open_positions,
   segment_attention,
   split_heads,
   to_segments,
@@ -245,7 +247,7 @@ def _extend(
 ):  # fmt: skip
   N = stream.cache.k_BNKE.shape[1]
   theta = theta if computed is None else computed
-  position_BT = stream.cache.fill_B[:, None] + jnp.arange(q_BTHE.shape[1], dtype=jnp.int32)[None]
+  position_BT = open_positions(stream.cache, q_BTHE.shape[1])
   turn = (lambda x: x) if theta is None else (lambda x: rotate(x, position_BT, theta))
   qkv = turn(q_BTHE), turn(k_BTKE), v_BTKU
   local, cache = extend_segment(*qkv, stream.cache, mask_BT, scoring)
@@ -254,12 +256,10 @@ def _extend(
 
   more = mem.summarize(k_BTKE, v_BTKU, memory, mask_BT, rule, write_BTK)
   pending = jax.tree.map(jnp.add, stream.pending, more)
-  full_B = cache.fill_B == N
+  full_B, cache = close_full(cache, N)
   memory = mem.where_lane(full_B, mem.commit(memory, pending, rule), memory)
   pending = mem.where_lane(full_B, 0, pending)
-  return out, InfiniStream(
-    memory, pending, cache._replace(fill_B=jnp.where(full_B, 0, cache.fill_B))
-  )
+  return out, InfiniStream(memory, pending, cache)
 
 
 def _computed(rope: Rope | None) -> Frequencies | None:

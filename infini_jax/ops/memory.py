@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from infini_jax.ops.attention import split_heads
+from infini_jax.ops.lanes import where_lane
 from infini_jax.ops.shards import apply, carry
 
 # Delta stays contractive while a segment adds at most so many times what z holds.
@@ -94,26 +95,6 @@ def empty_memory(k_BTKE: Float[Array, "B T K E"], v_BTKU: Float[Array, "B T K U"
   B, _, K, E = k_BTKE.shape
   zeros = lambda *shape: jnp.zeros(shape, jnp.float32)
   return MemoryState(zeros(B, K, E, v_BTKU.shape[-1]), zeros(B, K, E))
-
-
-def where_lane(flag_B: Bool[Array, " B"], yes, no):
-  """Chooses between two states lane by lane; `yes` may be a scalar."""
-
-  def choose(n, y):
-    return jnp.where(flag_B.reshape(-1, *(1,) * (n.ndim - 1)), y, n)
-
-  if isinstance(yes, (int, float)):
-    return jax.tree.map(lambda n: choose(n, jnp.array(yes, n.dtype)), no)
-  return jax.tree.map(choose, no, yes)
-
-
-def where_lane_stacked(flag_B: Bool[Array, " B"], yes, no):
-  """As `where_lane`, for states with the layers in front; `yes` may have one lane."""
-
-  def choose(y, n):
-    return jnp.where(flag_B.reshape(1, -1, *(1,) * (n.ndim - 2)), y, n)
-
-  return jax.tree.map(choose, yes, no)
 
 
 def is_empty(z_BKE: Float[Array, "*B K E"]) -> Bool[Array, "*B K"]:

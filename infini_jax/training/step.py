@@ -14,8 +14,9 @@ from infini_jax.config import Config, original
 from infini_jax.models import abstract_params, bind, init
 from infini_jax.models.mixers import MIXERS
 from infini_jax.models.summary import random_borders
+from infini_jax.ops.lanes import where_lane
 from infini_jax.ops.loss import cross_entropy, divergence
-from infini_jax.ops.memory import fast_forward, where_lane_stacked
+from infini_jax.ops.memory import fast_forward
 from infini_jax.parallel import shard
 from infini_jax.training import optimizer
 from infini_jax.training.health import memory_metrics
@@ -136,7 +137,7 @@ def make_train_step(
       memory = bind(config.model, state.params).state(config.data.lanes)
     warm = state.warm
     if warm is not None:
-      memory = where_lane_stacked(batch["warm_B"], warm, memory)
+      memory = where_lane(batch["warm_B"], warm, memory, axis=1)
       warm = _read_along(config, state.params, warm, batch)
     batch = {name: rows for name, rows in batch.items() if not name.startswith("warm")}
     key = jax.random.fold_in(jax.random.key(t.seed), state.step)
@@ -206,7 +207,7 @@ def _read_along(config, params, warm, batch):
     if "warm_times_B" not in batch:
       return after
     anew_B = batch["warm_reset_BS"][:, 0]
-    before = where_lane_stacked(anew_B, jax.tree.map(jnp.zeros_like, warm), warm)
+    before = where_lane(anew_B, jax.tree.map(jnp.zeros_like, warm), warm, axis=1)
     return jax.vmap(fast_forward, (0, 0, None))(before, after, batch["warm_times_B"])
 
 

@@ -21,11 +21,14 @@ from infini_jax.ops.attention import (
   UNSEEN,
   SegmentCache,
   attention,
+  close_full,
   each_segment,
+  open_slots,
   put,
   to_segments,
   window_attention,
 )
+from infini_jax.ops.lanes import where_lane
 from infini_jax.ops.rotary import rotate
 from infini_jax.ops.shards import P, axis_names, on_shards, spec_of
 from infini_jax.parallel import product, shard, zeros
@@ -199,9 +202,7 @@ class Compressive(Mixer):
     """A few tokens of the open segment; when it is full, the one before it is compressed."""
     old, x_BNI, cache = stream
     N, C = self.config.segment_length, self.config.compressed_memory
-    slots = jnp.arange(q_BTHE.shape[1], dtype=jnp.int32)[None]
-    position_BT = cache.fill_B[:, None] + slots
-    slot_BT = jnp.where(mask_BT, position_BT, N)  # slot N does not exist: padding is dropped
+    position_BT, slot_BT = open_slots(cache, mask_BT)
     k_old, v_old = project(jnp.concatenate([old.x_BCI, old.x_BNI], 1))
     of_BC = jnp.concatenate([old.document_BC, old.document_BN], 1)
     lanes, _, heads, _ = spec_of(q_BTHE)
@@ -229,7 +230,7 @@ class Compressive(Mixer):
       specs=(token,) * 5 + (lane, lane, places) + (lane,) * 4,
       out_specs=(token, lane, places),
     )
-    fill_B = cache.fill_B + mask_BT.sum(1, dtype=jnp.int32)
+    cache = cache._replace(fill_B=cache.fill_B + mask_BT.sum(1, dtype=jnp.int32))
     short_BCI, of_short_BC = self._compress(old.x_BNI, old.document_BN)
     moved = Old(
       x_BNI,
@@ -239,10 +240,8 @@ class Compressive(Mixer):
       old.current_B,
       old.loss_B,
     )
-    closed_B = fill_B == N
-    choose = lambda x, y: jnp.where(closed_B.reshape(-1, *(1,) * (x.ndim - 1)), x, y)
-    cache = cache._replace(fill_B=jnp.where(closed_B, 0, fill_B))
-    return out_BTHU, OldStream(jax.tree.map(choose, moved, old), x_BNI, cache)
+    closed_B, cache = close_full(cache, N)
+    return out_BTHU, OldStream(where_lane(closed_B, moved, old), x_BNI, cache)
 
   @staticmethod
   def auxiliary(state: Old) -> jax.Array:

@@ -6,7 +6,14 @@ import jax.numpy as jnp
 
 from infini_jax.config import ModelConfig
 from infini_jax.models.mixers.base import Mixer
-from infini_jax.ops.attention import SegmentCache, extend_segment, segment_attention, to_segments
+from infini_jax.ops.attention import (
+  SegmentCache,
+  close_full,
+  extend_segment,
+  open_positions,
+  segment_attention,
+  to_segments,
+)
 from infini_jax.ops.rotary import rotate
 from infini_jax.ops.shards import P, on_shards, spec_of
 from infini_jax.parallel import zeros
@@ -71,13 +78,11 @@ class Local(Mixer):
     )
 
   def _extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT, windowed):
-    rope = self.rope(windowed)
-    position = stream.fill_B[:, None] + jnp.arange(q_BTHE.shape[1], dtype=jnp.int32)[None]
+    rope, position = self.rope(windowed), open_positions(stream, q_BTHE.shape[1])
     turn = lambda x: rotate(x, position, rope)
     qkv = turn(q_BTHE), turn(k_BTKE), v_BTKE
     out, cache = extend_segment(*qkv, stream, mask_BT, self.scoring())
-    closed_B = cache.fill_B == self.config.segment_length
-    return out, cache._replace(fill_B=jnp.where(closed_B, 0, cache.fill_B))
+    return out, close_full(cache, self.config.segment_length)[1]
 
 
 def empty_cache(

@@ -16,6 +16,7 @@ from infini_jax.models.mixers.transformer_xl import LastSegment, TransformerXL, 
 from infini_jax.ops import gate_values
 from infini_jax.ops.attention import SegmentCache, to_segments
 from infini_jax.ops.knn import nearest_attention
+from infini_jax.ops.lanes import where_lane
 from infini_jax.ops.shards import P, on_shards, spec_of
 from infini_jax.parallel import zeros
 
@@ -159,8 +160,7 @@ class Memorizing(TransformerXL):
       jnp.concatenate([store.document_BM, own_BN], 1)[:, N:],
       store.current_B,
     )
-    choose = lambda x, y: jnp.where(closed_B.reshape(-1, *(1,) * (x.ndim - 1)), x, y)
-    return out_BTHU, Remembering(after, jax.tree.map(choose, moved, store))
+    return out_BTHU, Remembering(after, where_lane(closed_B, moved, store))
 
   def _near(self, q_BTHE, k_BMKE, v_BMKU, seen_BM):
     """What the store gives each query, and in which lanes there was anything."""

@@ -16,10 +16,13 @@ from infini_jax.ops.attention import (
   UNSEEN,
   SegmentCache,
   attention,
+  close_full,
+  open_slots,
   put,
   to_segments,
   window_attention,
 )
+from infini_jax.ops.lanes import where_lane
 from infini_jax.ops.rotary import rotate
 from infini_jax.ops.shards import P, on_shards, spec_of
 from infini_jax.parallel import zeros
@@ -107,18 +110,15 @@ class TransformerXL(Mixer):
 
   def _extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
     out_BTHU, (last, cache) = self._append(q_BTHE, k_BTKE, v_BTKE, stream, mask_BT)
-    closed_B = cache.fill_B == self.config.segment_length
+    closed_B, cache = close_full(cache, self.config.segment_length)
     full = LastSegment(cache.k_BNKE, cache.v_BNKU, jnp.ones_like(last.seen_BN))
-    choose = lambda x, y: jnp.where(closed_B.reshape(-1, *(1,) * (x.ndim - 1)), x, y)
-    cache = cache._replace(fill_B=jnp.where(closed_B, 0, cache.fill_B))
-    return out_BTHU, XLStream(jax.tree.map(choose, full, last), cache)
+    return out_BTHU, XLStream(where_lane(closed_B, full, last), cache)
 
   def _append(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
     """What the tokens see, and the stream with them in the open segment."""
     last, cache = stream
     A, C = last.k_BNKE.shape[1], cache.k_BNKE.shape[1]
-    position_BT = cache.fill_B[:, None] + jnp.arange(q_BTHE.shape[1], dtype=jnp.int32)[None]
-    slot_BT = jnp.where(mask_BT, position_BT, C)  # slot C does not exist: padding is dropped
+    position_BT, slot_BT = open_slots(cache, mask_BT)
     k_BCKE, v_BCKU = put(cache.k_BNKE, slot_BT, k_BTKE), put(cache.v_BNKU, slot_BT, v_BTKE)
     place = jnp.arange(A + C, dtype=jnp.int32)[None]
     hidden = jnp.concatenate([~last.seen_BN, jnp.zeros((len(slot_BT), C), bool)], 1)

@@ -29,7 +29,7 @@ PAPER = {
   "the paper's 1B, 400 steps": ("100/100/100", *2 * ("100/100/99",), *2 * ("100/100/100",)),
 }
 SHORT = (
-  "--config.model.compute_dtype=float32",
+  "--config.run.compute_dtype=float32",
   "--config.model.segment_length=256",
   "--config.data.lanes=1",
   "--config.train.loss_chunk=256",

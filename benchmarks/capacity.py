@@ -6,7 +6,7 @@ No model is trained. First, pairs of a random key and a random value are written
 random keys and values is read, and every key is asked for once. A value is right if the read-out is
 nearer to it than to the value of any other pair. The table shows the largest power of 2 of pairs
 for which nine in ten values are right. `written` is the fraction of each token of the text that is
-written (config.model.write_gate). A trained model has several memories, and its keys are separate.
+written (config.infini.write_gate). A trained model has several memories, and its keys are separate.
 """
 
 import argparse

@@ -18,7 +18,7 @@ from rich.table import Table
 from infini_jax.cli import load_config
 from infini_jax.evaluation.filing import newest
 from infini_jax.paths import folder_to_write
-from infini_jax.plan.memories import memories
+from infini_jax.plan.memories import memory
 from infini_jax.progress import make_console
 
 ROOT = Path(__file__).parent.parent
@@ -59,11 +59,10 @@ def measure(args, system: str, fields: list[str], console: Console) -> dict | No
       console.print(f"{system}: {script} failed; see {workdir / script}.log")
       return None
   config = load_config(settings)
-  (memory,) = [m for m in memories(config) if m.mixer == config.model.mixer]
   results = newest(workdir, "perplexity")
   tokens = config.train.steps * config.data.lanes * config.data.segments
   return {
-    "memory": memory,
+    "memory": memory(lambda mixer: config, config.model.mixer),
     "config": config,
     "results": results,
     "tokens": tokens * config.model.segment_length,
@@ -77,10 +76,10 @@ def table(found: dict) -> Table:
     made.add_column(name, justify="left" if name == "system" else "right")
   for name in ("knocked out", "tokens/s", "MiB a step"):
     made.add_column(name, justify="right")
-  most = max(r["memory"].elements for r in found.values() if r["config"].model.mixer != "full")
+  most = max(r["memory"].elements for r in found.values() if not r["config"].model.memory.grows)
   for system, r in found.items():
     memory, scores = r["memory"], r["results"]["memory"]
-    grows = memory.mixer == "full"
+    grows = r["config"].model.memory.grows
     size = f"{memory.elements:,}" + (" a token" if grows else "")
     ratio = "" if grows or not memory.elements else f"{most / memory.elements:,.1f}x"
     cache = f"{r['config'].model.segment_length}" if memory.mixer in CACHED else ""

@@ -75,7 +75,7 @@ def measure(args, rule: str, seed: int, core: int | None, console: Console) -> d
   """Trains and evaluates one run; None if a command failed."""
   workdir = args.workdir / f"{rule}-{seed}"
   settings = [f"--config={args.config}", f"--workdir={workdir}"]
-  settings += [f"--config.model.rule={rule}", f"--config.train.seed={seed}"]
+  settings += [f"--config.infini.rule={rule}", f"--config.train.seed={seed}"]
   commands = {"train": ["train.py", *settings]}
   for name, lengths, samples in (
     ("eval", args.lengths, args.samples),

@@ -11,7 +11,6 @@ of different days.
 """
 
 import argparse
-import dataclasses
 import statistics
 import time
 
@@ -41,11 +40,9 @@ class Step:
   """A compiled update with a state and a batch of its own."""
 
   def __init__(self, base: Config, changes: dict, T: int, tokens: int):
-    values = dataclasses.asdict(base)
-    values["model"] |= changes
-    values["data"] |= {"lanes": tokens // T, "segments": T // base.model.segment_length}
-    values["data"]["carry_state"] = False
-    self.config = config = resolve(values)
+    segments = T // base.model.segment_length
+    data = {"lanes": tokens // T, "segments": segments, "carry_state": False}
+    self.config = config = resolve({**changes, "data": data}, base)
     mesh = make_mesh(config.mesh)
     d, vocabulary = config.data, config.model.vocab_size
     batch = empty_batch(d.lanes, d.segments, config.model.segment_length)
@@ -98,7 +95,7 @@ def main() -> None:
   devices = jax.device_count()
   table = Table(
     title=f"{devices} x {jax.devices()[0].device_kind}, jax {jax.__version__}, {tokens:,} tokens "
-    f"a step, {base.model.compute_dtype}"
+    f"a step, {base.model.run.compute_dtype}"
   )
   for column in (
     *("T", "variant", "ms a step", "tokens/s", "model TFLOP/s", "of the ceiling", "of the peak"),
@@ -111,7 +108,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     ceilings = []
     for round_ in range(args.rounds + 1):
-      ceilings.append(ceiling(base.model.compute_dtype))
+      ceilings.append(ceiling(base.model.run.compute_dtype))
       for name, step in steps.items():
         taken = step()
         if round_:  # the first one warms up

@@ -37,11 +37,12 @@ def get_config(stage="pretrain"):
   e = config.evaluation
 
   m.layers, m.width, m.heads, m.kv_heads, m.head_dim, m.ffn = 30, 576, 9, 3, 64, 1536
-  m.vocab_size, m.rope_theta = 49_152, 100_000.0
-  m.rule = "delta"
-  m.gate_init = -5.0
+  m.vocab_size = 49_152
+  config.family.rope_theta = 100_000.0
+  config.infini.rule = "delta"
+  config.infini.gate_init = -5.0
   m.segment_length = 2048
-  m.compute_dtype = "bfloat16"
+  config.run.compute_dtype = "bfloat16"
 
   o.learning_rate, o.weight_decay = 1e-4, 0.1
   d.path, d.tokenizer = "BOOKS", "run"  # ORIGINAL's
@@ -69,7 +70,8 @@ def get_config(stage="pretrain"):
     config.task.curriculum_steps = 150
     o.learning_rate = 2e-4
     d.path = ""
-    m.segment_length, m.compute_dtype = 64, "float32"
+    m.segment_length = 64
+    config.run.compute_dtype = "float32"
     d.lanes, d.segments = 4, 4
   if stage == "far":
     t.start_from, t.steps = "LAPTOP", 160

@@ -29,12 +29,13 @@ def get_config():
   d.carry_state = False
   d.lanes, d.segments = 16, 16
 
-  m.rule = "delta"
+  config.infini.rule = "delta"
   m.layers, m.width, m.heads, m.kv_heads, m.head_dim, m.ffn = 16, 2048, 16, 8, 128, 8192
   m.vocab_size = 128_256
   m.segment_length = 2048
-  m.tied_embeddings, m.rope_theta = False, 500_000.0
-  m.compute_dtype = "bfloat16"
+  m.tied_embeddings = False
+  config.family.rope_theta = 500_000.0
+  config.run.compute_dtype = "bfloat16"
 
   o.learning_rate, o.warmup_steps = 1e-4, 50
   t.steps, t.log_every, t.checkpoint_every = 1000, 10, 200

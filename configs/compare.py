@@ -16,12 +16,15 @@ docs/results.md
 from infini_jax.config import base_config
 
 SYSTEMS = {
-  "infini-linear": ("infini", "linear"),
-  "infini-delta": ("infini", "delta"),
-  **{
-    name: (name, "linear")
-    for name in "local full transformer_xl compressive memorizing rmt autocompressor".split()
-  },
+  "infini-linear": ("infini", {"rule": "linear"}),
+  "infini-delta": ("infini", {"rule": "delta"}),
+  "local": ("local", {}),
+  "full": ("full", {}),
+  "transformer_xl": ("transformer_xl", {}),
+  "compressive": ("compressive", {"compression_rate": 4, "compressed_memory": 64}),
+  "memorizing": ("memorizing", {"knn_layers": (3,), "knn_memory": 2048, "knn_top": 16}),
+  "rmt": ("rmt", {"summary_tokens": 8}),
+  "autocompressor": ("autocompressor", {"summary_tokens": 8, "summary_steps": 4}),
 }
 
 
@@ -30,7 +33,9 @@ def get_config(system="infini-linear"):
     raise ValueError(f"compare.py:{system}: choose one of {', '.join(SYSTEMS)}")
   config = base_config()
   m, d, o, t = config.model, config.data, config.optimizer, config.train
-  m.mixer, m.rule = SYSTEMS[system]
+  m.mixer, fields = SYSTEMS[system]
+  if fields:
+    config[m.mixer].update(fields)
 
   d.path = "python-stdlib"
   d.tokenizer = "train:2048"
@@ -40,10 +45,7 @@ def get_config(system="infini-linear"):
   m.layers, m.width, m.heads, m.kv_heads, m.head_dim, m.ffn = 4, 128, 4, 4, 32, 384
   m.vocab_size = 2048
   m.segment_length = 64
-  m.remat = "none"
-  m.knn_layers, m.knn_memory, m.knn_top = (3,), 2048, 16
-  m.compression_rate, m.compressed_memory = 4, 64
-  m.summary_tokens, m.summary_steps = 8, 4
+  config.run.remat = "none"
 
   o.learning_rate, o.warmup_steps = 3e-3, 50
   o.gate_learning_rate = 0.015  # the run is short: let the gates travel

@@ -25,7 +25,7 @@ def get_config():
   m.layers, m.width, m.heads, m.kv_heads, m.head_dim, m.ffn = 4, 192, 6, 3, 32, 512
   m.vocab_size = 2048
   m.segment_length = 128
-  m.remat = "none"
+  config.run.remat = "none"
 
   o.learning_rate, o.warmup_steps = 4e-3, 50
   o.gate_learning_rate = 0.021  # the run is short: let the gates travel

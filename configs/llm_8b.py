@@ -32,9 +32,9 @@ def get_config(kind="pretrain"):
   m.layers, m.width, m.heads, m.kv_heads, m.head_dim, m.ffn = 32, 4096, 32, 8, 128, 14_336
   m.vocab_size = 128_256
   m.tied_embeddings = False
-  m.rope_theta = 500_000.0
+  config.family.rope_theta = 500_000.0
   m.segment_length = 2048
-  m.compute_dtype = "bfloat16"
+  config.run.compute_dtype = "bfloat16"
 
   o.learning_rate, o.warmup_steps = 3e-4, 2000
   t.steps = 250_000
@@ -45,7 +45,9 @@ def get_config(kind="pretrain"):
 
   if kind == "continual":
     d.lanes, d.segments = 64, 4
-    m.gate_init = -5.0  # the model begins as the one that was pretrained without a memory
+    config.infini.gate_init = (
+      -5.0
+    )  # the model begins as the one that was pretrained without a memory
     o.learning_rate, o.warmup_steps = 1e-4, 1000
     t.steps = 30_000
     config.mesh.fsdp, config.mesh.seq = 64, 1

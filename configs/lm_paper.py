@@ -29,9 +29,10 @@ def get_config():
   m.layers, m.width, m.heads, m.kv_heads, m.head_dim, m.ffn = 12, 1024, 8, 8, 128, 4096
   m.vocab_size = 32_000
   m.segment_length = 2048
-  m.compute_dtype = "bfloat16"
+  config.run.compute_dtype = "bfloat16"
   # What the systems beside it have in the paper: RMT's best prompt, a store in the ninth layer.
-  m.summary_tokens, m.knn_layers, m.knn_memory = 100, (9,), 65_000
+  config.rmt.summary_tokens = config.autocompressor.summary_tokens = 100
+  config.memorizing.knn_layers, config.memorizing.knn_memory = (9,), 65_000
 
   o.name = "adafactor"
   o.learning_rate, o.warmup_steps = 0.01, 1000

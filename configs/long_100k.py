@@ -25,10 +25,10 @@ def get_config():
   m.layers, m.width, m.heads, m.kv_heads, m.head_dim, m.ffn = 16, 2048, 16, 8, 128, 8192
   m.vocab_size = 128_256
   m.tied_embeddings = False
-  m.rope_theta = 500_000.0
+  config.family.rope_theta = 500_000.0
   m.segment_length = 2048
-  m.rule = "delta"
-  m.compute_dtype = "bfloat16"
+  config.infini.rule = "delta"
+  config.run.compute_dtype = "bfloat16"
 
   o.learning_rate, o.warmup_steps = 2e-4, 1000
   t.steps = 20_000

@@ -26,10 +26,10 @@ def get_config():
   m.layers, m.width, m.heads, m.kv_heads, m.head_dim, m.ffn = 32, 4096, 32, 8, 128, 14_336
   m.vocab_size = 128_256
   m.tied_embeddings = False
-  m.rope_theta = 500_000.0
+  config.family.rope_theta = 500_000.0
   m.segment_length = 2048
-  m.rule = "delta"
-  m.compute_dtype = "bfloat16"
+  config.infini.rule = "delta"
+  config.run.compute_dtype = "bfloat16"
 
   o.learning_rate, o.warmup_steps = 1e-4, 500
   t.steps = 10_000

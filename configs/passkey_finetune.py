@@ -31,7 +31,7 @@ def get_config():
   m.layers, m.width, m.heads, m.kv_heads, m.head_dim, m.ffn = 12, 1024, 8, 8, 128, 4096
   m.vocab_size = 32_000
   m.segment_length = 2048
-  m.compute_dtype = "bfloat16"
+  config.run.compute_dtype = "bfloat16"
 
   o.learning_rate, o.warmup_steps, o.final_fraction = 1e-4, 20, 1.0
   o.weight_decay = 0.0

@@ -38,10 +38,10 @@ def get_config():
   m.layers, m.width, m.heads, m.kv_heads, m.head_dim, m.ffn = 2, 64, 4, 4, 32, 128
   m.vocab_size = 72
   m.segment_length = 32
-  m.rule = "delta"
-  m.write_gate = True
-  m.implementation = "scan"  # the faster form for so small a model on a CPU
-  m.remat = "none"
+  config.infini.rule = "delta"
+  config.infini.write_gate = True
+  config.run.implementation = "scan"  # the faster form for so small a model on a CPU
+  config.run.remat = "none"
 
   o.learning_rate, o.warmup_steps, o.b2, o.weight_decay = 3e-3, 50, 0.98, 0.0
   o.final_fraction = 0.02

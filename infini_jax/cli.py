@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 import infini_jax
-from infini_jax.config import Config, InputError, load_config
+from infini_jax.config import SYSTEMS, Config, InputError, load_config
 from infini_jax.convert import command as conversion
 from infini_jax.paths import folder_to_write
 from infini_jax.progress import make_console
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   with _all_processes(args, console) as check_alike:
-    config = load_config(rest)
+    config = load_config(rest, say=_notice(console))
     check_alike(config)
     from infini_jax.training.loop import train
 
@@ -75,19 +75,24 @@ def _eval(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   with _all_processes(args, console) as check_alike:
     from infini_jax.evaluation.evaluate import evaluate, own_config
 
-    config = load_config(rest, own_config(args.workdir))
+    config = load_config(rest, own_config(args.workdir), _notice(console))
     check_alike(config)
     _remember_programs(config)
     tasks = [name for name in (args.task or "").replace(" ", "").split(",") if name]
     evaluate(config, args.workdir, console, args.step, tasks, args.typed)
 
 
+def _notice(console: Console) -> Callable[[str], None]:
+  """Prints a line as it is."""
+  return lambda line: console.print(line, soft_wrap=True, highlight=False)
+
+
 def _remember_programs(config: Config) -> None:
   """Turns JAX's persistent compilation cache on, where a config names its folder."""
-  if config.train.compilation_cache:
+  if config.model.run.compilation_cache:
     import jax
 
-    folder = folder_to_write(config.train.compilation_cache, "config.train.compilation_cache")
+    folder = folder_to_write(config.model.run.compilation_cache, "config.run.compilation_cache")
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
@@ -144,7 +149,7 @@ def _outside(error: BaseException) -> str:
   if os.strerror(errno.ENOSPC) in text or os.strerror(errno.EDQUOT) in text:
     return f"{text[:300]}; make room there, or choose another place"
   if text.startswith("attention="):  # the operations know no config
-    return f"config.model.{text}"
+    return f"config.run.{text}"
   if text.startswith("RESOURCE_EXHAUSTED"):  # so XLA says that a device's memory is full
     return (
       f"{text[:200]}: too much for a device; infini-jax plan says what a run needs: lower "
@@ -167,10 +172,16 @@ def _prepare(args: argparse.Namespace, rest: list[str], console: Console) -> Non
 
 
 def _plan(args: argparse.Namespace, rest: list[str], console: Console) -> int:
-  config = load_config(rest)
+  # The table of memories reads the sections of all systems.
+  say = (lambda line: None) if args.table == "memory" else _notice(console)
+  config = load_config(rest, say=say)
   from infini_jax.plan.command import plan
 
-  return 0 if plan(config, args, console) else 1
+  def config_of(mixer: str) -> Config:
+    carry = f"--config.data.carry_state={config.data.carry_state and not SYSTEMS[mixer].grows}"
+    return load_config([*rest, f"--config.model.mixer={mixer}", carry])
+
+  return 0 if plan(config, args, console, config_of) else 1
 
 
 def _convert(args: argparse.Namespace, rest: list[str], console: Console) -> None:

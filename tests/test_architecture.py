@@ -84,6 +84,20 @@ def test_a_file_is_one_room(file):
   assert lines <= 450, f"{file} has {lines} lines: divide it by purpose"
 
 
+def test_no_code_compares_the_name_of_a_memory_system():
+  """It asks for a fact (`config.systems.System`), so that a new system needs no other file."""
+  from infini_jax.config import SYSTEMS
+
+  found = []
+  for file in FILES:
+    for node in ast.walk(ast.parse(file.read_text())):
+      if isinstance(node, ast.Compare):
+        words = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant)}
+        if "mixer" in ast.unparse(node) and words & SYSTEMS.keys():
+          found.append(f"{file.relative_to(PACKAGE)}:{node.lineno}: {ast.unparse(node)}")
+  assert not found, "\n".join(found)
+
+
 def test_every_checkpoints_is_closed():
   """It stands in a `with` statement, wherever one is made."""
   for file in FILES:

@@ -95,9 +95,9 @@ def test_wrong_inputs_are_named_in_one_line_with_the_remedy(job, tmp_path, capsy
   )
   assert "recall has its own vocabulary" in train("--config.task.name=recall", own[1])
   assert "choose 1 to 32" in train("--config.task.name=passkey", "--config.task.digits=33", *own)
-  assert "at most 1" in train("--config.warm.share=1.5")
-  assert "must be above 0" in train("--config.model.decay=0.0")
-  assert "gradient" in train("--config.model.gate=hard_sigmoid", "--config.model.gate_init=-5.0")
+  assert "choose 0 to 1" in train("--config.warm.share=1.5")
+  assert "must be above 0" in train("--config.infini.decay=0.0")
+  assert "gradient" in train("--config.infini.gate=hard_sigmoid", "--config.infini.gate_init=-5.0")
   wrong = tmp_path / "wrong.py"
   for text, said in (
     ("get_config = lambda: None", "let get_config() return what base_config() gave it"),
@@ -118,7 +118,9 @@ def test_wrong_inputs_are_named_in_one_line_with_the_remedy(job, tmp_path, capsy
   assert "248 or more" in refused(capsys, *passkey, "--config.evaluation.lengths=(500,99)").replace(
     "tokens or", "or"
   )
-  assert "outside 0 (start)" in refused(capsys, *passkey, "--config.evaluation.depths=(0.5,2.0)")
+  assert "depths: 2.0: choose 0 to 1" in refused(
+    capsys, *passkey, "--config.evaluation.depths=(0.5,2.0)"
+  )
   assert "own vocabulary" in refused(capsys, "eval", config, run, "--config.evaluation.task=recall")
   assert "no such file" in refused(capsys, "generate", run, "--prompt-file=nowhere.txt")
   assert "top_p" in refused(capsys, "generate", run, "--top-p=0")
@@ -133,7 +135,7 @@ def test_what_a_machine_lacks_or_forbids_is_one_line_and_a_fault_of_ours_is_a_tr
       "train: runs/a: Permission denied; choose",
     ),
     (OSError(28, "No space left on device"), "No space left on device; make room there"),
-    (ValueError("attention='splash': it needs a TPU"), "config.model.attention='splash': it needs"),
+    (ValueError("attention='splash': it needs a TPU"), "config.run.attention='splash': it needs"),
     (RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 9"), "infini-jax plan says what"),
   ):
     assert cli._status("train", error) == 2

@@ -22,26 +22,26 @@ from tests.tiny import config
 # Fields that the traced program cannot show, or need not, and the tests that show them.
 SEEN_ELSEWHERE = {
   **dict.fromkeys(
-    ("model.rope_scaling", "model.attention_bias", "model.norm_plus_one", "model.post_norms")
-    + ("model.embed_scale", "model.query_scale", "model.attention_softcap", "model.window")
-    + ("model.global_every", "model.global_nope", "model.window_theta"),
+    ("family.rope_scaling", "family.attention_bias", "family.norm_plus_one", "family.post_norms")
+    + ("family.embed_scale", "family.query_scale", "family.attention_softcap", "family.window")
+    + ("family.global_every", "family.global_nope", "family.window_theta"),
     "tests/models/test_families.py: each alone changes the logits",
   ),
   "data.path": "tests/test_cli.py: each corpus is another path",
   "data.tokenizer": "tests/data: open_or_prepare",
   "train.start_from": "tests/training/test_start.py",
-  "task.filler": "tests/tasks/test_needles.py: a run is asked in any text",
+  "needle.filler": "tests/tasks/test_needles.py: a run is asked in any text",
   "train.log_every": "tests/training/test_loop.py: sparse logging",
   "train.eval_every": "tests/training/test_loop.py: validation during training",
   "train.eval_documents": "tests/training/test_loop.py: validation during training",
   "train.checkpoint_every": "tests/training/test_loop.py: the checkpoints that are kept",
-  "train.compilation_cache": "tests/test_cli.py: a second run finds the first one's programs",
-  "model.attention": "tests/ops/test_kernels.py: what each name chooses, and refuses",
+  "run.compilation_cache": "tests/test_cli.py: a second run finds the first one's programs",
+  "run.attention": "tests/ops/test_kernels.py: what each name chooses, and refuses",
   "train.keep_checkpoints": "tests/training/test_loop.py: the checkpoints that are kept",
-  "train.tensorboard": "tests/training/test_loop.py: validation and sparse logging",
-  "train.wandb": "a package that is not installed here; refused, tests/test_config.py",
-  "train.profile_start": "tests/training/test_loop.py: profile",
-  "train.profile_steps": "tests/training/test_loop.py: profile",
+  "log.tensorboard": "tests/training/test_loop.py: validation and sparse logging",
+  "log.wandb": "a package that is not installed here; refused, tests/test_config.py",
+  "log.profile_start": "tests/training/test_loop.py: profile",
+  "log.profile_steps": "tests/training/test_loop.py: profile",
   "data.prefetch": "tests/data/lanes/test_loader.py: by design it changes no batch",
   "evaluation.split": "tests/evaluation/test_evaluate.py: an earlier step, validation",
   "evaluation.lanes": "tests/evaluation/test_perplexity.py: by design it changes no total",
@@ -62,25 +62,28 @@ SEEN_ELSEWHERE = {
 # Values for fields that cannot simply be doubled.
 ANOTHER = {
   "model.mixer": "local",
-  "model.rule": "delta",
-  "model.gate_init": 1.0,
+  "infini.rule": "delta",
+  "infini.gate_init": 1.0,
   "model.activation": "gelu",
-  "model.logit_softcap": 5.0,
-  "model.lora_rank": 2,
-  "model.remat": "dots",
-  "model.implementation": "scan",
-  "model.compute_dtype": "bfloat16",
-  "model.param_dtype": "bfloat16",
+  "family.logit_softcap": 5.0,
+  "adapters.rank": 2,
+  "run.remat": "dots",
+  "run.implementation": "scan",
+  "run.compute_dtype": "bfloat16",
+  "run.param_dtype": "bfloat16",
   "model.kv_heads": 1,
-  "model.gate": "hard_sigmoid",
-  "model.decay": 0.9,
-  "model.compression": "mean",
-  "model.knn_layers": (2,),
+  "infini.gate": "hard_sigmoid",
+  "infini.decay": 0.9,
+  "compressive.compression": "mean",
+  "memorizing.knn_layers": (2,),
+  "memorizing.gate": "hard_sigmoid",
+  "memorizing.gate_init": 1.0,
+  "infini.adapter_rank": 2,
   "task.name": "recall",
   "task.pairs": 3,
   "task.curriculum_steps": 50,
-  "task.family": "multivalue",
-  "task.facts": 2,
+  "needle.family": "multivalue",
+  "needle.facts": 2,
   "task.min_segments": 2,
   "task.span": 6,
   "task.late": 0.9,
@@ -115,10 +118,11 @@ RECALL = {
   },
 }
 PASSKEY = {**TASK, "task": {"name": "passkey", "min_segments": 5}}
-needle = lambda **task: {
+needle = lambda **fields: {
   "model": {"segment_length": 256},
   "data": {"carry_state": False},
-  "task": {"name": "needle", "needles": 2, **task},
+  "task": {"name": "needle"},
+  "needle": {"needles": 2, **fields},
 }
 MULTIKEY, CHAIN, FACTS = (
   needle(family="multikey"),
@@ -130,29 +134,36 @@ WARM = {
   "warm": {"share": 0.5, "segments": 1, "min_tokens": 20, "max_tokens": 90},
 }
 KNN = {
-  "model": {"mixer": "memorizing", "knn_layers": (1,), "knn_memory": 16, "knn_top": 2},
+  "model": {"mixer": "memorizing"},
+  "memorizing": {"knn_layers": (1,), "knn_memory": 16, "knn_top": 2},
 }
 SUMMARY = {
-  "model": {"mixer": "autocompressor", "summary_tokens": 2, "summary_steps": 2},
+  "model": {"mixer": "autocompressor"},
+  "autocompressor": {"summary_tokens": 2, "summary_steps": 2},
 }
-OLD = {"model": {"mixer": "compressive", "compression_rate": 2, "compressed_memory": 4}}
+RMT = {"model": {"mixer": "rmt"}, "rmt": {"summary_tokens": 2}}
+OLD = {
+  "model": {"mixer": "compressive"},
+  "compressive": {"compression_rate": 2, "compressed_memory": 4},
+}
+of = lambda section: [
+  f"{section}.{f.name}" for f in dataclasses.fields(config_lib.SECTIONS[section])
+]
 LIVE_IN = {
-  **dict.fromkeys(
-    ("model.summary_tokens", "model.summary_steps", "model.segment_jitter"), SUMMARY
-  ),
-  **dict.fromkeys(
-    ("model.compression", "model.compression_rate", "model.compressed_memory"), OLD
-  ),
-  **dict.fromkeys(("model.knn_layers", "model.knn_memory", "model.knn_top"), KNN),
-  "model.z_correction": {"model": {"rule": "delta"}},
-  "model.lora_alpha": {"model": {"lora_rank": 2}},
+  **dict.fromkeys(of("autocompressor"), SUMMARY),
+  **dict.fromkeys(of("rmt"), RMT),
+  **dict.fromkeys(of("compressive"), OLD),
+  **dict.fromkeys(of("memorizing"), KNN),
+  "infini.z_correction": {"infini": {"rule": "delta"}},
+  "adapters.alpha": {"adapters": {"rank": 2}},
   "train.distill_weight": {"train": {"start_from": "RUN"}},
   "train.rollout": {"train": {"rollout_steps": 2}},
   "train.rollout_steps": {"train": {"rollout": (8,), "rollout_steps": 2}},
   **dict.fromkeys(("task.digits", "task.late", "task.repeat_weight"), PASSKEY),
   **{f"task.{name}": RECALL for name in "pairs distinct_keys distinct_values span min_segments"
      " curriculum_steps context_weight".split()},
-  **{"task.family": MULTIKEY, "task.needles": MULTIKEY, "task.hops": CHAIN, "task.facts": FACTS},
+  **dict.fromkeys(("needle.family", "needle.needles", "needle.digits"), MULTIKEY),
+  **{"needle.hops": CHAIN, "needle.facts": FACTS},
   "task.name": PASSKEY,
   **{f"warm.{f.name}": WARM for f in dataclasses.fields(config_lib.WarmConfig)},
   "warm.weight": {**PASSKEY, "warm": WARM["warm"]},
@@ -258,7 +269,7 @@ def test_every_field_is_live(name):
   live_in = LIVE_IN.get(name, {})
   same = next((n for n, sections in LIVE_IN.items() if sections is live_in), "")
   before = plain(same)
-  old = getattr(getattr(before.config, section), field)
+  old = getattr(before.config.sections()[section], field)
   new = ANOTHER.get(name, not old if isinstance(old, bool) else old * 2)
   if name == "mesh.data":
     new, rest = 8, {}

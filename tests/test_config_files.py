@@ -162,9 +162,16 @@ def test_flags_behind_an_equals_sign_or_a_blank_and_one_config(tmp_path):
     "  config.data.segments = config.train.get_ref('steps')\n"
     "  return config\n"
   )
-  fields = ("--config.train.steps", "5", "--config.model.gate_init", "-5", "--config.data.path", "")
+  fields = (
+    "--config.train.steps",
+    "5",
+    "--config.infini.gate_init",
+    "-5",
+    "--config.data.path",
+    "",
+  )
   c = load_config(["--config", str(own), *fields])
-  assert (c.train.steps, c.model.gate_init, c.data.path, c.data.segments) == (5, -5.0, "", 5)
+  assert (c.train.steps, c.model.memory.gate_init, c.data.path, c.data.segments) == (5, -5.0, "", 5)
   steps = lambda *more: load_config([f"--config={own}", *more]).train.steps
   assert steps("--config.train.steps=5", "--config.train.steps=9") == 9, "the last one counts"
   for knocked in ("empty,reads", "(empty,reads)", "('empty','reads')", "['empty', 'reads']"):
@@ -185,9 +192,9 @@ def test_flags_behind_an_equals_sign_or_a_blank_and_one_config(tmp_path):
   ):
     assert f"unknown argument {wrong!r}" in refused(f"--config={own}", wrong)
   for truth, text in ((True, "true"), (True, "1"), (False, "False"), (False, "0")):
-    c = load_config([f"--config={own}", f"--config.train.tensorboard={text}"])
-    assert c.train.tensorboard is truth
-  assert "expected True or False" in refused(f"--config={own}", "--config.train.tensorboard=off")
+    c = load_config([f"--config={own}", f"--config.log.tensorboard={text}"])
+    assert c.log.tensorboard is truth
+  assert "expected True or False" in refused(f"--config={own}", "--config.log.tensorboard=off")
   assert "such as 0.001" in refused(f"--config={own}", "--config.optimizer.eps=1e-3f")
 
 
@@ -234,3 +241,20 @@ def test_the_runs_own_config_is_the_default_and_a_file_changes_what_it_sets(tmp_
   assert base_config().model.width == Config().model.width, "for the file alone"
   with pytest.raises(InputError, match="--config=FILE is missing"):
     load_config([])
+
+
+def test_fields_that_the_chosen_system_does_not_read_are_named(tmp_path):
+  file = tmp_path / "config.py"
+  file.write_text("from infini_jax.config import base_config as get_config\n")
+  said = []
+  flags = [
+    "--config.model.mixer=local",
+    "--config.infini.rule=delta",
+    "--config.rmt.summary_tokens=3",
+  ]
+  load_config([f"--config={file}", *flags], say=said.append)
+  assert said == [
+    "config.infini.rule, config.rmt.summary_tokens have no effect with config.model.mixer='local'"
+  ]
+  load_config([f"--config={file}", "--config.infini.rule=delta"], say=said.append)
+  assert len(said) == 1, "this one is read"

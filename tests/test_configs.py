@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, AxisType
 from rich.console import Console
 
 from infini_jax.cli import load_config
-from infini_jax.config import MIXERS
+from infini_jax.config import SYSTEMS
 from infini_jax.data.tokenizers import ByteTokenizer
 from infini_jax.parallel import abstract_batch, check_divisible
 from infini_jax.parallel.mesh import AXES
@@ -74,7 +74,9 @@ def test_traces_at_full_size_without_devices(file):
 def test_the_other_stages_of_an_adaptation_can_open_their_gates(stage):
   config = load_config([f"--config={ROOT / 'configs/adapt_smollm.py'}:{stage}"])
   travel = config.train.steps * config.optimizer.gate_learning_rate
-  assert travel > 2 * -config.model.gate_init, f"gates at -5 that can travel {travel} stay shut"
+  assert travel > 2 * -config.model.memory.gate_init, (
+    f"gates at -5 that can travel {travel} stay shut"
+  )
 
 
 def test_a_stage_of_an_adaptation_has_the_model_that_it_starts_from():
@@ -93,7 +95,7 @@ def test_every_system_of_the_comparison_traces(comparison=ROOT / "configs/compar
   systems = "infini-linear infini-delta local full transformer_xl compressive memorizing rmt"
   for system in (*systems.split(), "autocompressor"):
     config = load_config([f"--config={comparison}:{system}"])
-    seen.add((config.model.mixer, config.model.rule))
+    seen.add((config.model.mixer, config.infini.rule))
     assert config.data.carry_state == (system != "full")
     with jax.sharding.use_abstract_mesh(mesh):
       tx = make_optimizer(config)
@@ -101,7 +103,7 @@ def test_every_system_of_the_comparison_traces(comparison=ROOT / "configs/compar
       batch = abstract_batch(first_batch(config), mesh)
       after, _ = jax.eval_shape(make_train_step(config, tx), state, batch)
     assert jax.tree.map(jnp.shape, after.memory) == jax.tree.map(jnp.shape, state.memory), system
-  assert {mixer for mixer, _ in seen} == set(MIXERS) and len(seen) == len(MIXERS) + 1
+  assert {mixer for mixer, _ in seen} == set(SYSTEMS) and len(seen) == len(SYSTEMS) + 1
 
 
 def first_batch(config):

@@ -167,7 +167,7 @@ def test_hf_reads_a_data_set(installed, job):
 @pytest.mark.slow
 @only("wandb")
 def test_wandb_writes_a_run(installed, job):
-  train = ("train", "--config=config.py", "--workdir=run", "--config.train.wandb=True")
+  train = ("train", "--config=config.py", "--workdir=run", "--config.log.wandb=True")
   run(installed, *COMMAND, *train, cwd=job, WANDB_MODE="offline")
   assert list(job.rglob("*.wandb"))
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize("rule", ["linear", "delta"])
 def test_a_key_is_recalled_after_many_segments(tmp_path, rule):
   config = ["--config=configs/passkey_tiny.py", f"--workdir={tmp_path}"]
-  config += ["--config.train.steps=1000", "--config.warm.share=0.0", f"--config.model.rule={rule}"]
+  config += ["--config.train.steps=1000", "--config.warm.share=0.0", f"--config.infini.rule={rule}"]
   evaluation = ["--config.evaluation.lengths=(512,)", "--config.evaluation.depths=(0.0,)"]
   env = {"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"}  # none of these tests' eight devices
   for command in (["train.py", *config], ["eval.py", *config, *evaluation]):

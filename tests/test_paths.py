@@ -190,8 +190,8 @@ def test_every_output_is_checked_before_anything_starts(places, capsys, monkeypa
     ("--out", "report", run, f"--out={path}"),
     ("--save-state", "generate", run, "--prompt=x", f"--save-state={path}"),
     *(
-      [("config.train.compilation_cache", "train", config, run,
-        f"--config.train.compilation_cache={path}")] * bool(path)  # empty: none
+      [("config.run.compilation_cache", "train", config, run,
+        f"--config.run.compilation_cache={path}")] * bool(path)  # empty: none
     ),
   ):  # fmt: skip
     assert flag in one_line(capsys, *command), command

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from infini_jax import config as config_lib
-from infini_jax.config import Config, ModelConfig
+from infini_jax.config import Config, ModelConfig, SizesConfig
 from infini_jax.models import init
 
 LETTERS = np.array(list("abcdefghij klmno pqrs tuvw xyz.\n"))
@@ -28,11 +28,17 @@ MODEL = {
   "segment_length": 8,
   "remat": "none",
 }
-RUN = {
-  "model": {**MODEL, "vocab_size": 264, "segment_length": 16},
+RUN: dict[str, dict[str, Any]] = {
+  "model": {
+    **{k: v for k, v in MODEL.items() if k != "remat"},
+    "vocab_size": 264,
+    "segment_length": 16,
+  },
+  "run": {"remat": "none"},
   "data": {"lanes": 8, "segments": 2},
   "optimizer": {"warmup_steps": 2, "learning_rate": 1e-2},
-  "train": {"steps": 6, "log_every": 1, "checkpoint_every": 100, "tensorboard": False},
+  "train": {"steps": 6, "log_every": 1, "checkpoint_every": 100},
+  "log": {"tensorboard": False},
   "evaluation": {"lanes": 8, "segments": 2},
   "mesh": {"data": 8},
 }
@@ -69,14 +75,50 @@ def get_config():
 
 
 def model_config(**fields) -> ModelConfig:
-  return ModelConfig(**{**MODEL, **fields})
+  """`MODEL` with some fields changed, whichever section of the model they are of."""
+  return of_model(ModelConfig(), **{**MODEL, **fields})
+
+
+def of_model(model: ModelConfig, **fields) -> ModelConfig:
+  """A model with some fields of any of its sections changed."""
+  if "mixer" in fields:
+    model = dataclasses.replace(model, mixer=fields.pop("mixer"))
+  parts = {"family": model.family, "memory": model.memory, "adapters": model.adapters}
+  parts["run"] = model.run
+  changes: dict[str, Any] = {}
+  for name, value in fields.items():
+    if name in parts or name in {f.name for f in dataclasses.fields(SizesConfig)}:
+      changes[name] = value
+      continue
+    found = [
+      (part, own)
+      for part, section in parts.items()
+      for own in (name.removeprefix("lora_") if part == "adapters" else name,)
+      if own in {f.name for f in dataclasses.fields(section)}
+    ]
+    if not found:  # of a system that this model has not
+      assert any(hasattr(system, name) for system in config_lib.SYSTEMS.values()), name
+      continue
+    part, own = found[0]
+    changes[part] = dataclasses.replace(changes.get(part, parts[part]), **{own: value})
+  return dataclasses.replace(model, **changes)
 
 
 def config(path: Path | str = "", **sections) -> Config:
-  """`RUN` with some fields of some sections changed, checked as a config file's would be."""
-  merged = {name: {**RUN.get(name, {}), **sections.get(name, {})} for name in config_lib.SECTIONS}
+  """`RUN` with some fields of some sections changed, checked as a config file's would be.
+
+  The fields of a model may stand together in `model`, whichever section they are of.
+  """
+  sections = config_lib.migrated(sections)
+  names = dict.fromkeys((*RUN, "data", *sections))
+  merged = {name: {**RUN.get(name, {}), **sections.get(name, {})} for name in names}
   merged["data"].setdefault("path", str(path))
   return config_lib.resolve(merged)
+
+
+def run_config(model: ModelConfig, **sections) -> Config:
+  """The config of a model, with the usual fields in other sections but for those given."""
+  return config_lib.resolve(sections, Config(model=model))
 
 
 def fake_params(config: ModelConfig, seed: int = 0):
@@ -96,6 +138,9 @@ def fake_params(config: ModelConfig, seed: int = 0):
 
 
 def changed(base, **fields):
+  """A section, a config, or a model with some fields of any of its sections changed."""
+  if isinstance(base, ModelConfig):
+    return of_model(base, **fields)
   return dataclasses.replace(base, **fields)
 
 

@@ -8,37 +8,51 @@ every field with its default, edits it, and returns it. `resolve` turns that int
 from infini_jax.config.adaptation import Stage, original, stage_at, stages, tokens_read
 from infini_jax.config.arguments import load_config
 from infini_jax.config.base import base_config
+from infini_jax.config.bounds import InputError
 from infini_jax.config.checks import check
+from infini_jax.config.migration import migrated, moved_to
 from infini_jax.config.resolve import check_name, difference, from_json, resolve
 from infini_jax.config.schema import (
   ALL_SPLITS,
   HOW_TO_RUN,
   LEAST,
-  MIXERS,
   MOST,
   SECTIONS,
   SPLITS,
+  AdaptersConfig,
   Config,
-  InputError,
+  DataConfig,
+  FamilyConfig,
   MeshConfig,
   ModelConfig,
+  NeedleConfig,
+  RunConfig,
+  SizesConfig,
   TaskConfig,
   WarmConfig,
 )
+from infini_jax.config.systems import SYSTEMS, System
 
 __all__ = [
   "ALL_SPLITS",
   "HOW_TO_RUN",
   "LEAST",
-  "MIXERS",
   "MOST",
   "SECTIONS",
   "SPLITS",
+  "SYSTEMS",
+  "AdaptersConfig",
   "Config",
+  "DataConfig",
+  "FamilyConfig",
   "InputError",
   "MeshConfig",
   "ModelConfig",
+  "NeedleConfig",
+  "RunConfig",
+  "SizesConfig",
   "Stage",
+  "System",
   "TaskConfig",
   "WarmConfig",
   "base_config",
@@ -47,6 +61,8 @@ __all__ = [
   "difference",
   "from_json",
   "load_config",
+  "migrated",
+  "moved_to",
   "original",
   "resolve",
   "stage_at",

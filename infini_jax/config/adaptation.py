@@ -3,7 +3,8 @@
 import dataclasses
 from typing import NamedTuple
 
-from infini_jax.config.schema import Config, InputError, ModelConfig
+from infini_jax.config.bounds import InputError
+from infini_jax.config.schema import Config, ModelConfig
 
 ANOTHER_ORDER = 1_000_003  # added to the seed with every stage
 
@@ -52,7 +53,8 @@ def tokens_read(config: Config, step: int) -> int:
 
 def original(model: ModelConfig) -> ModelConfig:
   """The model before the surgery: attention over all that it reads at a time, and no adapters."""
-  return dataclasses.replace(model, mixer="full", lora_rank=0)
+  none = dataclasses.replace(model.adapters, rank=0)
+  return dataclasses.replace(model, mixer="full", adapters=none)
 
 
 def check_adaptation(config: Config) -> None:
@@ -60,12 +62,12 @@ def check_adaptation(config: Config) -> None:
   m, t = config.model, config.train
   if t.rollout:
     _check_rollout(config)
-  if t.part == "lora" and not m.lora_rank:
+  if t.part == "lora" and not m.adapters.rank:
     raise InputError(
-      "config.train.part='lora' with config.model.lora_rank=0: there are no adapters; set "
-      "config.model.lora_rank to 8, say"
+      "config.train.part='lora' with config.adapters.rank=0: there are no adapters; set "
+      "config.adapters.rank to 8, say"
     )
-  if t.part == "gates" and m.mixer not in ("infini", "memorizing"):
+  if t.part == "gates" and not m.memory.gated:
     raise InputError(
       f"config.train.part='gates' with config.model.mixer={m.mixer!r}: it has no gates; set "
       f"config.train.part='all'"
@@ -85,7 +87,7 @@ def check_adaptation(config: Config) -> None:
 def _check_rollout(config: Config) -> None:
   m, t = config.model, config.train
   lengths = (*t.rollout, m.segment_length)
-  if m.mixer not in ("infini", "local"):
+  if not m.memory.any_length:
     raise InputError(
       f"config.train.rollout={t.rollout} with config.model.mixer={m.mixer!r}: its state depends on "
       f"the segment's length; set config.train.rollout=()"

@@ -10,14 +10,19 @@ import ml_collections
 
 from infini_jax.config import files
 from infini_jax.config.base import base_config, based_on
-from infini_jax.config.resolve import DEFAULTS, LARGEST, check_name, field_value, resolve
-from infini_jax.config.schema import SECTIONS, Config, InputError
+from infini_jax.config.bounds import InputError
+from infini_jax.config.resolve import DEFAULTS, LARGEST, check_name, field_value, resolve, unread
+from infini_jax.config.schema import SECTIONS, Config
 
 EXPECTED = {bool: "True or False", int: "a whole number", float: "a number, such as 0.001 or 1e-3"}
 TRUTHS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
-def load_config(arguments: Sequence[str], own: Config | None = None) -> Config:
+def load_config(
+  arguments: Sequence[str],
+  own: Config | None = None,
+  say: Callable[[str], None] = lambda line: None,
+) -> Config:
   """The config of `--config=FILE --config.a.b=value ...`.
 
   A value may stand behind a blank too. The last one of a field counts.
@@ -26,6 +31,7 @@ def load_config(arguments: Sequence[str], own: Config | None = None) -> Config:
     arguments: of the command.
     own: the config of the run that is asked. The file may be left out then, and changes what it
       sets; all else is as it is here.
+    say: takes a line about fields that have no effect.
 
   Raises:
     InputError: no such file, one that fails, an unknown field or a wrong value.
@@ -51,7 +57,10 @@ def load_config(arguments: Sequence[str], own: Config | None = None) -> Config:
     config = files.run(given[0]) if given else base_config()
   for (section, field), value in fields.items():
     _set(config, section, field, value)
-  return resolve(config, start)
+  resolved = resolve(config, start)
+  if line := unread(config):
+    say(line)
+  return resolved
 
 
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -8,8 +8,10 @@ from typing import Any
 
 import ml_collections
 
+from infini_jax.config.bounds import InputError
+from infini_jax.config.migration import moved_to
 from infini_jax.config.resolve import DEFAULTS, check_name, field_value
-from infini_jax.config.schema import Config, InputError
+from infini_jax.config.schema import SECTIONS, Config
 
 _base = contextvars.ContextVar("base", default=DEFAULTS)
 
@@ -19,7 +21,9 @@ def base_config() -> ml_collections.ConfigDict:
 
   Where a run is evaluated, the run's own config stands in place of the defaults.
   """
-  return _made("", dataclasses.asdict(_base.get())).lock()
+  start = _base.get().sections()
+  sections = {name: start.get(name, section()) for name, section in SECTIONS.items()}
+  return _made("", {name: dataclasses.asdict(one) for name, one in sections.items()}).lock()
 
 
 @contextlib.contextmanager
@@ -36,12 +40,20 @@ class _Fields(ml_collections.ConfigDict):
   """The whole config, or a section of it: what is wrong is refused in the line that sets it."""
 
   _section: str | None = None  # its name; the whole has "". None: ml_collections makes a copy
+  _whole: Any = None  # that it is a section of
 
   def __getitem__(self, key: str) -> Any:
     self._check_name(key)
     return super().__getitem__(key)
 
   def __setitem__(self, key: str, value: Any) -> None:
+    if self._section and self._whole is not None and key not in self._fields:
+      # An older config file, or one that reads an older run.json.
+      if place := moved_to(self._section, key, self._whole["model"]["mixer"]):
+        section, key = place
+        if section in self._whole:
+          self._whole[section][key] = value
+        return
     self._check_name(key)
     if self._section is not None and not isinstance(value, ml_collections.FieldReference):
       try:
@@ -63,6 +75,9 @@ def _made(name: str, values: Any) -> _Fields:
   object.__setattr__(made, "_section", name)
   for key, value in values.items():
     made[key] = value
+  if not name:
+    for section in made.values():
+      object.__setattr__(section, "_whole", made)
   return made
 
 

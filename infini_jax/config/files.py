@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from infini_jax.config.schema import InputError
+from infini_jax.config.bounds import InputError
 
 PACKAGE = Path(__file__).parent.parent
 NAME = "__config__"  # of a config file's module

@@ -9,8 +9,11 @@ from typing import Any
 
 import ml_collections
 
+from infini_jax.config.bounds import InputError, check_bounds
 from infini_jax.config.checks import check
-from infini_jax.config.schema import CHANGEABLE, SECTIONS, Config, InputError
+from infini_jax.config.migration import migrated, moved_to
+from infini_jax.config.schema import CHANGEABLE, SECTIONS, Config, from_sections
+from infini_jax.config.systems import SYSTEMS
 
 DEFAULTS = Config()
 LARGEST = 2**31 - 1  # JAX counts in 32 bits; of a larger seed it would drop the rest in silence
@@ -31,18 +34,37 @@ def resolve(config: ml_collections.ConfigDict | dict[str, Any], base: Config = D
     raise InputError(
       f"config={repr(values):.60}: let get_config() return what base_config() gave it"
     )
-  sections: dict[str, Any] = {}
+  sections = base.sections()
   for name, section in values.items():
+    if name in SYSTEMS and name not in SECTIONS and section == {}:
+      continue  # a system without fields
     check_name(name)
-    sections[name] = _section(name, getattr(base, name), section)
-  resolved = dataclasses.replace(base, **sections)
+    sections[name] = _section(name, sections.get(name, SECTIONS[name]()), section)
+  for name, section in sections.items():  # those that this model does not read, too
+    check_bounds(name, section)
+  resolved = from_sections(sections)
   check(resolved)
   return resolved
 
 
+def unread(config: ml_collections.ConfigDict | dict[str, Any]) -> str | None:
+  """A line about the fields that were set and that the chosen memory system does not read."""
+  values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+  mixer = values.get("model", {}).get("mixer", DEFAULTS.model.mixer)
+  found = [
+    f"config.{name}.{field.name}"
+    for name in SYSTEMS
+    if name != mixer and name in SECTIONS
+    for field in dataclasses.fields(SECTIONS[name])
+    if values.get(name, {}).get(field.name, field.default) != field.default
+  ]
+  verb = "have" if len(found) > 1 else "has"
+  return f"{', '.join(found)} {verb} no effect with config.model.mixer={mixer!r}" if found else None
+
+
 def from_json(text: str) -> Config:
-  """Reads back what `Config.to_json` wrote."""
-  return resolve(json.loads(text))
+  """Reads back what `Config.to_json` wrote, today's or an older one."""
+  return resolve(migrated(json.loads(text)))
 
 
 def check_name(section: str, field: str | None = None) -> None:
@@ -51,6 +73,8 @@ def check_name(section: str, field: str | None = None) -> None:
     raise InputError(f"config.{section}: no such section{_did_you_mean(section, SECTIONS)}")
   fields = [f.name for f in dataclasses.fields(SECTIONS[section])]
   if field is not None and field not in fields:
+    if place := moved_to(section, field):
+      raise InputError(f"config.{section}.{field} is config.{'.'.join(place)} today: set that")
     raise InputError(f"config.{section}.{field}: no such field{_did_you_mean(field, fields)}")
 
 
@@ -80,13 +104,13 @@ def field_value(section: str, name: str, value: Any) -> Any:
 
 def difference(old: Config, new: Config) -> str | None:
   """The first field in which `new` is another experiment than `old`: 'section.field: a -> b'."""
+  were, are = old.sections(), new.sections()
   for section in SECTIONS:
     free = CHANGEABLE.get(section, ())
-    if free is None:
+    if free is None or section not in were or section not in are:
       continue
-    for field in dataclasses.fields(getattr(old, section)):
-      before = getattr(getattr(old, section), field.name)
-      after = getattr(getattr(new, section), field.name)
+    for field in dataclasses.fields(SECTIONS[section]):
+      before, after = getattr(were[section], field.name), getattr(are[section], field.name)
       if field.name not in free and before != after:
         return f"config.{section}.{field.name}: {before!r} there, {after!r} here"
   return None

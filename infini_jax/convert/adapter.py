@@ -4,7 +4,6 @@ A file holds what the original lacks: low-rank adapters, gates, write gates. Its
 config of the model, and a checksum of the parameters that it belongs to.
 """
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from rich.console import Console
 from rich.table import Table
 
-from infini_jax.config import Config, InputError, resolve
+from infini_jax.config import SYSTEMS, Config, InputError, migrated, resolve
 from infini_jax.convert.building import building, check_free
 from infini_jax.convert.incoming import CONFIG_FILE
 from infini_jax.convert.layout import nested, parameter_shapes
@@ -29,6 +28,8 @@ from infini_jax.runs.workdir import ORIGINAL, Workdir
 FILE = "adapter.safetensors"
 HEADER = "infini_jax adapter 1"
 PARTS = ("lora", "gates")  # of a model, that add to it and change nothing
+# Sections of the config that belong to the model, and say how it was evaluated.
+KEPT = ("model", "family", *SYSTEMS, "adapters", "run", "task", "needle", "evaluation")
 
 
 def save(path: str, out: Path, step: int | None, dtype: str, console: Console) -> None:
@@ -53,7 +54,7 @@ def save(path: str, out: Path, step: int | None, dtype: str, console: Console) -
       f"{path}: config.train.part={part!r} of a run that starts from {start or 'nothing'!r}: an "
       f"adapter is what {' or '.join(PARTS)} added to another run; take infini-jax convert export"
     )
-  original = open_run(start)
+  original = open_run(_original(start))
   added = parameter_shapes(config.model).keys() - flatten_dict(original.engine.params, sep=".")
   with Checkpoints(run) as saved:
     found = saved.latest() if step is None else step
@@ -65,7 +66,9 @@ def save(path: str, out: Path, step: int | None, dtype: str, console: Console) -
   header = {
     "original": checksum(original.engine.params),
     "step": found,
-    **{name: dataclasses.asdict(getattr(config, name)) for name in ("model", "task", "evaluation")},
+    "config": {
+      name: section for name, section in json.loads(config.to_json()).items() if name in KEPT
+    },
   }
   with building(out) as partial:
     tensors.save(partial / FILE, arrays, {HEADER: json.dumps(header)}, checksum=True)
@@ -77,6 +80,15 @@ def save(path: str, out: Path, step: int | None, dtype: str, console: Console) -
   table.add_row("of", f"{path}, step {found:,}")
   table.add_row("file", str(out / FILE))
   console.print(table)
+
+
+def _original(start: str) -> str:
+  """The run that training began with: before it, others may have added to it too."""
+  seen: set[str] = set()
+  while start not in seen and (there := Workdir(start).config().train).part in PARTS:
+    seen.add(start)
+    start = there.start_from or start
+  return start
 
 
 def adapt(path: str, adapter: Path, out: Path, console: Console) -> None:
@@ -130,6 +142,7 @@ def adapt(path: str, adapter: Path, out: Path, console: Console) -> None:
 
 def _config(header: dict[str, Any]) -> Config:
   """Of the run that is made: the model, and how it was evaluated."""
-  given = {name: header[name] for name in ("model", "task", "evaluation")}
-  alone = header["task"]["name"] != "text"
+  older = {name: header[name] for name in ("model", "task", "evaluation") if name in header}
+  given = migrated(header.get("config", older))
+  alone = given["task"]["name"] != "text"
   return resolve(given | {"data": {"tokenizer": "run", "carry_state": not alone}})

@@ -14,10 +14,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from infini_jax.config import HOW_TO_RUN, InputError, ModelConfig
+from infini_jax.config import SYSTEMS, InputError, ModelConfig
 from infini_jax.convert.building import building, check_free, check_room, lay_down
-from infini_jax.convert.families import config_of
-from infini_jax.convert.huggingface import INDEX, MEMORY, NOT_OF_MEMORY, WEIGHTS, read_json
+from infini_jax.convert.families import OURS, config_of
+from infini_jax.convert.huggingface import INDEX, MEMORY, WEIGHTS, read_json
 from infini_jax.convert.layout import GATES, Place, nested, parameter_shapes, places
 from infini_jax.data import SentencePieceTokenizer, Tokenizer, load_saved
 from infini_jax.models import merged
@@ -25,8 +25,6 @@ from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.tensors import save
 from infini_jax.runs.workdir import Workdir
-
-MIXERS = ("full", "local", "infini")  # whose parameters are those of a Llama, and gates
 
 
 def export(path: str, out: Path, max_shard_bytes: int, step: int | None, console: Console) -> None:
@@ -45,20 +43,17 @@ def export(path: str, out: Path, max_shard_bytes: int, step: int | None, console
   check_free(out)
   run = Workdir(path)
   model = run.config().model
-  if model.mixer not in MIXERS:
-    raise InputError(
-      f"{path}: config.model.mixer={model.mixer!r} cannot be exported; {', '.join(MIXERS)} can"
-    )
-  if model.mixer == "infini" and model.write_gate:
-    raise InputError(
-      f"{path}: config.model.write_gate=True cannot be exported: no format has a place for it"
-    )
+  if not model.memory.exports:
+    able = ", ".join(name for name, system in SYSTEMS.items() if system.exports)
+    raise InputError(f"{path}: config.model.mixer={model.mixer!r} cannot be exported; {able} can")
+  if setting := model.memory.not_exported():
+    raise InputError(f"{path}: config.{setting} cannot be exported: no format has a place for it")
   original = run.original()
   before = read_json(original / "config.json") if original else None
   raw = config_of(model, before, max(model.segment_length, 8192))
-  raw["torch_dtype"] = model.param_dtype
+  raw["torch_dtype"] = model.run.param_dtype
   if "dtype" in raw:
-    raw["dtype"] = model.param_dtype
+    raw["dtype"] = model.run.param_dtype
   source, tokenizer = _Parameters(run, model, step), load_saved(run.tokenizer)
   with building(out) as partial:
     _copy_small(run, tokenizer, original, raw, partial)
@@ -77,7 +72,7 @@ def export(path: str, out: Path, max_shard_bytes: int, step: int | None, console
     if len(shards) > 1:
       content = {"metadata": {"total_size": size}, "weight_map": index}
       _write_json(partial / INDEX, content)
-    if model.mixer != "full":
+    if not model.memory.grows:
       _write_memory(source, partial / MEMORY)
     del tensors
     shutil.rmtree(pieces)
@@ -101,7 +96,7 @@ class _Parameters:
   def bytes(self) -> int:
     """Of all tensors."""
     count = sum(max(1, p.layers) * math.prod(p.shape) for p in places(self.model))
-    return count * jnp.dtype(self.model.param_dtype).itemsize
+    return count * jnp.dtype(self.model.run.param_dtype).itemsize
 
   def read(self, name: str, layer: int | EllipsisType = ...) -> np.ndarray:
     """A parameter, or a layer of it; with what its adapter adds."""
@@ -123,7 +118,7 @@ class _Parameters:
 
 def _lay_down(source: _Parameters, folder: Path, console: Console) -> dict[str, np.ndarray]:
   """Every tensor, as an array that lies in a file, those of a layer together."""
-  found, dtype = places(source.model), source.model.param_dtype
+  found, dtype = places(source.model), source.model.run.param_dtype
   tensors: dict[str, np.ndarray] = {}
   done = 0
   with track(console, "read", sum(max(1, place.layers) for place in found)) as advance:
@@ -160,8 +155,11 @@ def _shards(tensors: dict[str, np.ndarray], most: int) -> list[list[str]]:
 
 
 def _write_memory(source: _Parameters, file: Path) -> None:
-  left_out = {*NOT_OF_MEMORY, *HOW_TO_RUN}
-  settings = {k: v for k, v in dataclasses.asdict(source.model).items() if k not in left_out}
+  m = source.model
+  settings = {
+    "model": {name: getattr(m, name) for name in OURS},
+    m.mixer: dataclasses.asdict(m.memory),
+  }
   gates = {"gates_LH": source.read(GATES)} if GATES in source.names else {}
   save(file, gates, {"memory": json.dumps(settings)})
 
@@ -212,8 +210,8 @@ def _show(
   table.add_column("value", overflow="fold")
   table.add_row("family", family)
   table.add_row("step", str(step))
-  table.add_row("bytes", f"{size:,} as {model.param_dtype}, in {files} file{'s' * (files > 1)}")
-  memory = f"mixer {model.mixer}, in {MEMORY}" if model.mixer != "full" else "none"
+  table.add_row("bytes", f"{size:,} as {model.run.param_dtype}, in {files} file{'s' * (files > 1)}")
+  memory = f"mixer {model.mixer}, in {MEMORY}" if not model.memory.grows else "none"
   table.add_row("memory", memory)
   table.add_row("folder", str(out))
   console.print(table)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from infini_jax.config import InputError, ModelConfig
+from infini_jax.config import FamilyConfig, InputError, ModelConfig, SizesConfig
 from infini_jax.convert.rope import read_rope, written_scaling
 from infini_jax.convert.settings import check_settings, undecided
 
@@ -81,12 +81,9 @@ NUMBERS_OR_NONE = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_log
 SWITCHES = ("tie_word_embeddings", "use_sliding_window")
 LARGEST = 2**31 - 1  # of a size
 # The fields of a model that a config.json decides. All others are of our own making.
-STRUCTURE = (
-  *("layers", "width", "heads", "kv_heads", "head_dim", "ffn", "vocab_size", "activation"),
-  *("rope_theta", "rope_scaling", "norm_eps", "tied_embeddings", "qk_norm", "attention_bias"),
-  *("norm_plus_one", "post_norms", "embed_scale", "query_scale", "attention_softcap"),
-  *("logit_softcap", "window", "global_every", "global_nope", "window_theta"),
-)
+OURS = ("mixer", "segment_length")
+OF_SIZES = tuple(f.name for f in dataclasses.fields(SizesConfig) if f.name not in OURS)
+OF_FAMILY = tuple(f.name for f in dataclasses.fields(FamilyConfig))
 
 
 def read_config(raw: dict[str, Any], name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -97,7 +94,7 @@ def read_config(raw: dict[str, Any], name: str) -> tuple[dict[str, Any], dict[st
     name: of the file, for errors.
 
   Returns:
-    The fields of `STRUCTURE`, and the config of the language model alone.
+    The fields that `structure` gives of a model, and the config of the language model alone.
 
   Raises:
     InputError: an architecture or a setting that this model cannot have.
@@ -186,17 +183,17 @@ def _written(model: ModelConfig, positions: int, family: str) -> dict[str, Any]:
     "head_dim": model.head_dim,
     "vocab_size": model.vocab_size,
     "max_position_embeddings": positions,
-    "rms_norm_eps": model.norm_eps,
-    "rope_theta": model.rope_theta,
-    "rope_scaling": written_scaling(model.rope_scaling),
+    "rms_norm_eps": model.family.norm_eps,
+    "rope_theta": model.family.rope_theta,
+    "rope_scaling": written_scaling(model.family.rope_scaling),
     "tie_word_embeddings": model.tied_embeddings,
   }
-  windowed = [i for i in range(model.layers) if model.window and not _is_global(model, i)]
+  windowed = [i for i in range(model.layers) if model.family.window and not _is_global(model, i)]
   if family in ("qwen2", "qwen3"):
-    raw |= {"use_sliding_window": bool(model.window), "max_window_layers": 0}
+    raw |= {"use_sliding_window": bool(model.family.window), "max_window_layers": 0}
   if family != "llama":
     unused = DEFAULTS[family]["sliding_window"] if family.startswith("gemma") else None
-    raw["sliding_window"] = model.window or unused  # a Gemma of transformers must have one
+    raw["sliding_window"] = model.family.window or unused  # a Gemma of transformers must have one
   if family not in ("llama", "mistral"):
     kinds = {True: "sliding_attention", False: "full_attention"}
     raw["layer_types"] = [kinds[i in windowed] for i in range(model.layers)]
@@ -204,19 +201,19 @@ def _written(model: ModelConfig, positions: int, family: str) -> dict[str, Any]:
     raw["no_rope_layers"] = [int(not _is_global(model, i)) for i in range(model.layers)]
     raw["pad_token_id"] = None  # else the family's own, which a small vocabulary does not have
   if family.startswith("gemma"):
-    scale = model.query_scale or model.head_dim**-0.5
+    scale = model.family.query_scale or model.head_dim**-0.5
     raw |= {
       "hidden_act": "gelu_pytorch_tanh",
       "hidden_activation": "gelu_pytorch_tanh",
       "query_pre_attn_scalar": round(scale**-2),
-      "attn_logit_softcapping": model.attention_softcap or None,
-      "final_logit_softcapping": model.logit_softcap or None,
+      "attn_logit_softcapping": model.family.attention_softcap or None,
+      "final_logit_softcapping": model.family.logit_softcap or None,
     }
   else:
     raw["hidden_act"] = "silu"
   if family == "gemma3_text":
-    raw["rope_local_base_freq"] = model.window_theta or model.rope_theta
-    raw["sliding_window_pattern"] = model.global_every or model.layers + 1
+    raw["rope_local_base_freq"] = model.family.window_theta or model.family.rope_theta
+    raw["sliding_window_pattern"] = model.family.global_every or model.layers + 1
   return raw
 
 
@@ -227,7 +224,7 @@ def fits(raw: dict[str, Any], model: ModelConfig) -> bool:
 
 def _misfit(raw: dict[str, Any], model: ModelConfig) -> str | None:
   fields, _ = read_config(raw, "config.json")
-  return next((name for name in STRUCTURE if fields[name] != getattr(model, name)), None)
+  return next((name for name, value in structure(model).items() if fields[name] != value), None)
 
 
 def _fields(raw: dict[str, Any], family: str, name: str) -> dict[str, Any]:
@@ -350,24 +347,22 @@ def _every(kept: list[bool], which: str, what: str) -> int:
 
 
 def _family(model: ModelConfig) -> str:
-  if model.global_nope:
+  if model.family.global_nope:
     return "smollm3"
-  if model.norm_plus_one:
-    return "gemma3_text" if model.qk_norm else "gemma2"
-  if model.qk_norm:
+  if model.family.norm_plus_one:
+    return "gemma3_text" if model.family.qk_norm else "gemma2"
+  if model.family.qk_norm:
     return "qwen3"
-  if model.attention_bias:
+  if model.family.attention_bias:
     return "qwen2"
-  return "mistral" if model.window else "llama"
+  return "mistral" if model.family.window else "llama"
 
 
 def _is_global(model: ModelConfig, layer: int) -> bool:
-  return bool(model.global_every) and (layer + 1) % model.global_every == 0
+  return bool(model.family.global_every) and (layer + 1) % model.family.global_every == 0
 
 
 def structure(model: ModelConfig) -> dict[str, Any]:
   """The fields of a model that a `config.json` decides."""
-  return {name: getattr(model, name) for name in STRUCTURE}
-
-
-assert set(STRUCTURE) <= {field.name for field in dataclasses.fields(ModelConfig)}
+  sizes = {name: getattr(model, name) for name in OF_SIZES}
+  return sizes | {name: getattr(model.family, name) for name in OF_FAMILY}

@@ -11,7 +11,7 @@ from rich.console import Console
 from infini_jax.config import InputError, ModelConfig
 from infini_jax.convert.building import check_free
 from infini_jax.convert.byte_level import CONTROL, tokenizer_json
-from infini_jax.convert.families import STRUCTURE
+from infini_jax.convert.families import structure
 from infini_jax.convert.incoming import Incoming, original_model, write_run
 from infini_jax.convert.layout import Place, places
 from infini_jax.convert.pieces import piece_tokenizer
@@ -94,8 +94,7 @@ class _File:
     width, heads = self._size("llama.embedding_length"), self._size("llama.attention.head_count")
     head_dim = self._size("llama.attention.key_length", width // heads)
     self._check_settings(head_dim)
-    fields: dict[str, Any] = {name: getattr(ModelConfig(), name) for name in STRUCTURE}
-    fields |= {
+    fields = structure(ModelConfig()) | {
       "layers": self._size("llama.block_count"),
       "width": width,
       "heads": heads,

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from infini_jax.config import HOW_TO_RUN, InputError, ModelConfig
+from infini_jax.config import SYSTEMS, InputError, ModelConfig, migrated
 from infini_jax.convert.building import check_free
-from infini_jax.convert.families import STRUCTURE, positions_of, read_config
+from infini_jax.convert.families import OURS, positions_of, read_config
 from infini_jax.convert.hub import find_folder
 from infini_jax.convert.incoming import Incoming, original_model, with_memory, write_run
 from infini_jax.convert.layout import GATES, Place, parameter_shapes, places
@@ -31,8 +31,6 @@ OF_PICTURES = (
   *("vision_tower.", "multi_modal_projector."),
   *("model.vision_tower.", "model.multi_modal_projector."),
 )
-# Of a model, what is neither in a config.json nor seen in the weights.
-NOT_OF_MEMORY = {*STRUCTURE, "param_dtype", "lora_rank", "lora_alpha"}
 KEPT = 64 << 20  # bytes of a small file that goes along
 
 
@@ -205,10 +203,16 @@ def _memory(file: Path, model: ModelConfig) -> tuple[ModelConfig, np.ndarray | N
   opened = Tensors(file)
   try:
     settings = json.loads(opened.metadata["memory"])
-    if settings["mixer"] not in ("local", "infini") or NOT_OF_MEMORY & settings.keys():
+    older = "mixer" in settings  # all fields together
+    settings = migrated({"model": settings}) if older else settings
+    settings.pop("run", None)  # that of older exports
+    mixer = settings["model"]["mixer"]
+    system = SYSTEMS[mixer]
+    if not system.exports or system.grows or settings.keys() - {"model", mixer}:
       raise KeyError
-    what = {name: value for name, value in settings.items() if name not in HOW_TO_RUN}
-    model = with_memory(model, what)
+    if settings["model"].keys() - set(OURS):
+      raise KeyError
+    model = with_memory(model, settings)
   except InputError:
     raise
   except (KeyError, TypeError, ValueError, AttributeError):

@@ -1,6 +1,5 @@
 """From weights of any format to a run: the folder that both importers write."""
 
-import dataclasses
 import json
 import math
 import shlex
@@ -14,9 +13,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from infini_jax.config import Config, ModelConfig, resolve
+from infini_jax.config import Config, DataConfig, FamilyConfig, ModelConfig, RunConfig, resolve
 from infini_jax.convert.building import building, check_finite, check_room, lay_down
-from infini_jax.convert.families import write_config
+from infini_jax.convert.families import OF_FAMILY, OF_SIZES, write_config
 from infini_jax.convert.layout import GATES, Place, nested, parameter_shapes, places
 from infini_jax.data import Tokenizer
 from infini_jax.progress import track
@@ -84,7 +83,7 @@ def write_run(incoming: Incoming, out: Path, console: Console) -> None:
     Workdir(partial).claim(config, "converted")
     pieces = partial / "pieces"
     count = sum(math.prod(shape) for shape in parameter_shapes(model).values())
-    size = count * jnp.dtype(model.param_dtype).itemsize
+    size = count * jnp.dtype(model.run.param_dtype).itemsize
     check_room(partial, size)
     params = _lay_down(incoming, pieces, console)
     with track(console, f"write {size / 1e6:,.0f} MB"), Checkpoints(Workdir(partial)) as saved:
@@ -113,7 +112,7 @@ def _lay_down(incoming: Incoming, folder: Path, console: Console) -> dict[str, n
     for place in found:
       shape = shapes[place.parameter]
       file = folder / place.parameter
-      params[place.parameter] = lay_down(file, layers(place), shape, model.param_dtype)
+      params[place.parameter] = lay_down(file, layers(place), shape, model.run.param_dtype)
   if incoming.gates_LH is not None:
     check_finite("gates_LH", incoming.gates_LH, incoming.gates_LH)
     params[GATES] = incoming.gates_LH
@@ -126,31 +125,32 @@ def _config(incoming: Incoming) -> Config:
   segments = max(1, min(CHUNK, incoming.positions) // N)
   whole = max(1, incoming.positions // N) * N
   evaluation: dict[str, Any] = {"lanes": 1, "segments": segments, "input_tokens": whole}
-  if alone := model.mixer == "full":
+  if alone := model.memory.grows:
     evaluation["knock_out"] = ()  # it has no memory
-  return resolve(
-    {
-      "model": dataclasses.asdict(model),
-      "data": {"tokenizer": "run", "carry_state": not alone},
-      "evaluation": evaluation,
-    }
-  )
+  data = {"tokenizer": "run", "carry_state": not alone}
+  start = Config(model, DataConfig(carry_state=False))
+  return resolve({"data": data, "evaluation": evaluation}, start)
 
 
 def original_model(fields: dict[str, Any], positions: int, dtype: str) -> ModelConfig:
   """The model that a `config.json` describes, without a memory."""
   return ModelConfig(
-    **fields,
+    **{name: fields[name] for name in OF_SIZES},
     mixer="full",
     segment_length=min(SEGMENT, positions),
-    param_dtype=dtype,
-    compute_dtype=dtype,
+    family=FamilyConfig(**{name: fields[name] for name in OF_FAMILY}),
+    run=RunConfig(param_dtype=dtype, compute_dtype=dtype),
   )
 
 
 def with_memory(model: ModelConfig, settings: dict[str, Any]) -> ModelConfig:
-  """A model with the settings of a memory that were exported beside its weights."""
-  return resolve({"model": dataclasses.asdict(model) | settings}).model
+  """A model with the settings of a memory that were exported beside its weights.
+
+  Args:
+    model: without a memory.
+    settings: the sections `model` and of the memory system, of what `model` does not say.
+  """
+  return resolve(settings, Config(model, DataConfig(carry_state=False))).model
 
 
 def _show(
@@ -162,7 +162,7 @@ def _show(
   table.add_column("value", overflow="fold")
   table.add_row("family", f"{family}, mixer {model.mixer}")
   table.add_row("parameters", f"{count:,}")
-  table.add_row("bytes", f"{size:,} as {model.param_dtype}")
+  table.add_row("bytes", f"{size:,} as {model.run.param_dtype}")
   tokenizer = incoming.tokenizer
   marks = f"bos {tokenizer.bos}, eos {tokenizer.eos}"
   table.add_row("tokenizer", f"{tokenizer.size:,} ids, {marks}; {model.vocab_size:,} embeddings")

@@ -93,7 +93,7 @@ def places(model: ModelConfig) -> list[Place]:
       continue
     huggingface, gguf = NAMES[parameter]
     layers = model.layers if parameter.startswith("blocks.") else 0
-    if parameter == "blocks.ffn_norm.scale_E" and model.post_norms:
+    if parameter == "blocks.ffn_norm.scale_E" and model.family.post_norms:
       huggingface = PRE_FFN_NORM
     if layers:
       huggingface, gguf, shape = f"model.layers.{{}}.{huggingface}", f"blk.{{}}.{gguf}", shape[1:]

@@ -3,7 +3,6 @@
 What is found lies where `filing` says: `results.json`, and the pictures beside it.
 """
 
-import dataclasses
 import datetime
 import importlib.metadata
 import os
@@ -47,9 +46,9 @@ def own_config(path: str) -> Config:
     InputError: there is no run.
   """
   config = Workdir(path).config()
-  if os.access(config.train.compilation_cache, os.W_OK):
+  if os.access(config.model.run.compilation_cache, os.W_OK):
     return config
-  return dataclasses.replace(config, train=dataclasses.replace(config.train, compilation_cache=""))
+  return config.with_fields(run={"compilation_cache": ""})
 
 
 def evaluate(
@@ -157,7 +156,7 @@ def _about_source(job: Job, config: Config, sources: dict[str, Source]) -> dict[
   about: dict[str, Any] = {"task": task}
   if source is not None:
     store = source if isinstance(source, Store) else getattr(source, "store", None)
-    hides = task == "needle" and config.task.filler
+    hides = task == "needle" and config.needle.filler
     about["corpus"] = filing.about_corpus(store, hides or config.data.path)
     if isinstance(source, Store | Pairs):
       about["split"] = config.evaluation.split

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from infini_jax.config import Config, InputError
+from infini_jax.config import Config, InputError, migrated, moved_to
 from infini_jax.data import Store
 from infini_jax.data.sources.base import digest
 from infini_jax.data.store.evaluated import file_name, short_name
@@ -55,7 +55,7 @@ class Evaluated:
       task,
       results.get("corpus"),
       results.get("split"),
-      protocol(task, results["settings"]) if said is None else said,
+      protocol(task, migrated(results["settings"])) if said is None else _today(said),
       tuple(results.get("knocked_out", ())),
       results["step"],
     )
@@ -63,7 +63,7 @@ class Evaluated:
   @property
   def asked(self) -> str:
     """The task; of needles, also what hides."""
-    family = self.protocol.get("task.family")
+    family = self.protocol.get("needle.family")
     return f"{self.task}, {family}" if self.task == "needle" else self.task
 
   @property
@@ -154,6 +154,15 @@ def protocol(task: str, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, 
   return json.loads(json.dumps(found))  # tuples as lists, as they are read back
 
 
+def _today(said: Mapping[str, Any]) -> dict[str, Any]:
+  """A protocol whose fields have the names of today."""
+  parts = {tuple(name.split(".")): value for name, value in said.items()}
+  digits = (
+    {("needle", "digits"): parts.pop(("task", "digits"))} if ("task", "family") in parts else {}
+  )
+  return {".".join(moved_to(*name) or name): value for name, value in (parts | digits).items()}
+
+
 def about_corpus(store: Store | None, path: str) -> dict[str, str] | None:
   """How results name a corpus."""
   if store is None:
@@ -199,5 +208,6 @@ def settings_of(config: Config) -> dict[str, Any]:
   return {
     "evaluation": dataclasses.asdict(config.evaluation),
     "task": dataclasses.asdict(config.task),
+    "needle": dataclasses.asdict(config.needle),
     "train": {"start_from": config.train.start_from},
   }

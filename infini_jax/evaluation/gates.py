@@ -21,12 +21,10 @@ def gates(config: ModelConfig, params: Any) -> np.ndarray | None:
   mixer = params["blocks"]["attention"].get("mixer", {})
   if "beta_H" not in mixer:
     return None
-  whole = jax.jit(lambda beta_LH: shard(gate_values(beta_LH, config.gate), "__"))  # on every host
-  gates_LH = np.asarray(whole(mixer["beta_H"]))
-  if config.mixer == "memorizing":
-    with_store = np.isin(np.arange(config.layers) + 1, config.knn_layers)
-    gates_LH = np.where(with_store[:, None], gates_LH, 0.0)
-  return gates_LH
+  on_every_host = lambda beta_LH: shard(gate_values(beta_LH, config.memory.gate), "__")
+  gates_LH = np.asarray(jax.jit(on_every_host)(mixer["beta_H"]))
+  with_memory_L = np.array(config.memory.with_memory(config.layers))
+  return np.where(with_memory_L[:, None], gates_LH, 0.0)
 
 
 def summary(gates_LH: np.ndarray) -> dict[str, Any]:

@@ -33,7 +33,7 @@ INTACT, EMPTY = Variant("memory"), Variant("empty", empty=True)
 
 def knock_outs(config: Config) -> list[Variant]:
   """The knock-outs that `config.evaluation.knock_out` asks for; none for a model without memory."""
-  if config.model.mixer == "local":
+  if not config.model.memory.remembers:
     return []
   layers = range(config.model.layers)
   by_name = {

@@ -67,7 +67,7 @@ class Reader:
       model.head(),
       batch["targets_BT"],
       chunk=self._config.train.loss_chunk,
-      softcap=self._config.model.logit_softcap,
+      softcap=self._config.model.family.logit_softcap,
     )
     return state, (shard(nll_BT, "__"), shard(right_BT, "__"))  # every host counts all documents
 

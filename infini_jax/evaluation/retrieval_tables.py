@@ -50,7 +50,7 @@ def show(
   found: dict[str, Recalled], results: dict[str, Any], config: Config, console: Console
 ) -> None:
   """Prints every length and depth with its 95% interval, and the same knocked out."""
-  task, family = results["task"], config.task.family
+  task, family = results["task"], config.needle.family
   title = (
     f"{asked(results)}: {config.evaluation.samples} fresh examples a line, step {results['step']}"
   )

@@ -97,7 +97,7 @@ def originals(config: Config) -> dict[Variant, Config]:
   run = Workdir(path)
   its_own = run.config()
   there, N = its_own.model, m.segment_length
-  if there.mixer != "full" or m.mixer == "full":
+  if not there.memory.grows or m.memory.grows:
     raise InputError(
       f"--task=surgery: the mixer is {there.mixer!r} in config.train.start_from={path!r} and "
       f"{m.mixer!r} here: ask the run that began with one of 'full'"
@@ -106,7 +106,7 @@ def originals(config: Config) -> dict[Variant, Config]:
     if saved.latest() is None:
       raise InputError(f"config.train.start_from={path!r}: no checkpoint there; train it first")
   model = dataclasses.replace(
-    there, segment_length=N, compute_dtype=m.compute_dtype, attention=m.attention
+    there, segment_length=N, run=dataclasses.replace(m.run, param_dtype=there.run.param_dtype)
   )
   windows = {ORIGINAL: 1, WIDE: its_own.evaluation.input_tokens // N}
   found = {}
@@ -137,7 +137,7 @@ def show(costs: dict[str, Cost], results: dict[str, Any], config: Config, consol
   rows = {
     ORIGINAL.name: f"the original, windows of {m.segment_length:,}",
     WIDE.name: "the original, windows as long as its training's",
-    STEP_0.name: f"adapted, step 0, gates at {m.gate_init:g}",
+    STEP_0.name: f"adapted, step 0, gates at {m.memory.gate_init:g}",
     INTACT.name: f"adapted, step {results['step']:,}",
   }
   e = config.evaluation
@@ -162,7 +162,7 @@ def verdict(costs: dict[str, Cost], console: Console) -> None:
     console.print(
       f"At step 0 the perplexity is {more} of the original's: the adapted model is another "
       f"one. Compare config.model with the run.json that it started from (train.py prints what "
-      f"differs), or set config.model.gate_init lower; docs/adapt.md"
+      f"differs), or set gate_init of its memory lower; docs/adapt.md"
     )
 
 

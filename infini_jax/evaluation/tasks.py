@@ -56,7 +56,7 @@ KINDS = {
     "needle",
     Retrieval,
     retrieval_tables,
-    (*ASKED, "evaluation.depths", *_fields("task", "family needles hops facts digits")),
+    (*ASKED, "evaluation.depths", *_fields("needle", "family needles hops facts digits")),
   ),
   "recall": Kind(
     "recall",
@@ -79,8 +79,6 @@ KINDS = {
   ),
 }
 NAMES = (*KINDS, "gates", "knockout")
-GATED = ("infini", "memorizing")  # the mixers with gates
-UNLAYERED = ("rmt", "autocompressor")  # one memory serves all their layers
 
 
 class Job(NamedTuple):
@@ -99,19 +97,19 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
   """
   own = config.evaluation.task or config.task.name
   own = next(name for name, kind in KINDS.items() if kind.source == own)
-  mixer = config.model.mixer
+  mixer, memory = config.model.mixer, config.model.memory
   jobs = []
-  for name in dict.fromkeys(names or (own, *(("gates",) if mixer in GATED else ()))):
+  for name in dict.fromkeys(names or (own, *(("gates",) if memory.gated else ()))):
     if name not in NAMES:
       raise InputError(f"--task={name}: choose some of {','.join(NAMES)}")
     if name == "gates":
-      if mixer not in GATED:
+      if not memory.gated:
         raise InputError(f"--task=gates: config.model.mixer={mixer!r} has no gates; leave it out")
       jobs.append(Job(name))
     elif name == "knockout":
       possible = ["empty"]
       if own != "summarization":  # what is written is read too: nothing but the start can be empty
-        possible += ["reads"] if mixer in UNLAYERED else ["reads", "layers"]
+        possible += ["reads", "layers"] if memory.layered else ["reads"]
         possible += ["swap"] if config.evaluation.lanes > 1 and config.mesh.seq == 1 else []
       all_of_them = dataclasses.replace(config.evaluation, knock_out=tuple(possible))
       variants = knock_outs(dataclasses.replace(config, evaluation=all_of_them))
@@ -123,7 +121,7 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
     elif name == "surgery":
       jobs.append(Job(name, name, (*surgery.originals(config), surgery.STEP_0, INTACT)))
     else:
-      folder = f"needle-{config.task.family}" if name == "needle" else name
+      folder = f"needle-{config.needle.family}" if name == "needle" else name
       jobs.append(Job(folder, name, (INTACT, *knock_outs(config))))
   return jobs
 

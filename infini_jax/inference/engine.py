@@ -105,7 +105,7 @@ class Engine:
 
   def _can_be_apart(self) -> bool:
     """A fixed state, layers that do not go through summaries together, one CPU."""
-    if self._model.mixer in ("rmt", "autocompressor") or self._reserve is not Mixer.reserve:
+    if not self._model.memory.layered or self._reserve is not Mixer.reserve:
       return False
     return not in_mesh() and jax.default_backend() == "cpu"
 

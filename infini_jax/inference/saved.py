@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from infini_jax.config import Config, InputError, difference, resolve
+from infini_jax.config import Config, InputError, difference, migrated, resolve
 from infini_jax.data import Tokenizer, load_saved
 from infini_jax.inference.engine import Engine
 from infini_jax.inference.lane import Lane
@@ -189,7 +189,7 @@ def _lanes(file: tensors.Tensors, header: dict[str, Any]) -> list[Lane]:
 def _check(path: Path, header: dict[str, Any], config: Config, tokenizer: Tokenizer) -> None:
   """Raises InputError if a state is of another model, before any parameter is read."""
   try:
-    made = dataclasses.replace(config, model=resolve(header["config"]).model)
+    made = dataclasses.replace(config, model=resolve(migrated(header["config"])).model)
   except InputError as error:
     raise InputError(f"{path}: {error}") from None
   if other := difference(made, config):

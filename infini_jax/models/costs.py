@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from infini_jax.config import ModelConfig
+from infini_jax.models.mixers import MIXERS
 
 
 def parameter_count(params: Any) -> int:
@@ -21,11 +22,12 @@ def flops_per_token(config: ModelConfig, tokens: int, part: str = "all") -> floa
   """Floating-point operations of training on one token, forward and backward.
 
   The strictest count: products only, attention halved for causality, nothing for rematerialization
-  and nothing for the embedding look-up. It does not grow with T, except for the mixer `full`.
+  and nothing for the embedding look-up. It does not grow with T, except for attention over
+  the whole text.
 
   Args:
     config: the model.
-    tokens: T, the tokens that attend to each other when the mixer is `full`.
+    tokens: T, the tokens that attend to each other where attention goes over the whole text.
     part: which weights are trained, as `config.train.part`: the others have no gradient.
   """
   return 3.0 * sum(forward_flops(config, tokens).values()) - sum(_frozen_flops(config, part))
@@ -37,18 +39,19 @@ def executed_flops_per_token(
   """What a device really computes for one token: with all that is computed again, and whole blocks.
 
   Args:
-    config: the model; its `remat` says what a layer computes again.
+    config: the model; its `run.remat` says what a layer computes again.
     tokens: as in `flops_per_token`.
     part: likewise.
     block: rows of a block of attention scores, which is computed whole on the diagonal.
     head_again: whether the loss is computed in chunks, whose logits are computed again.
   """
   # What lies outside a window is masked, not skipped.
-  parts = forward_flops(dataclasses.replace(config, window=0), tokens)
+  unbounded = dataclasses.replace(config.family, window=0)
+  parts = forward_flops(dataclasses.replace(config, family=unbounded), tokens)
   seen = _seen(config, tokens)
   whole = (seen + min(block, seen)) / (seen + 1)  # of causal squares that are computed in blocks
-  again = {"none": 0.0, "dots": 0.0, "full": 1.0, "offload": 1.0}[config.remat]
-  mixing = 0.0 if config.remat == "none" else 1.0
+  again = {"none": 0.0, "dots": 0.0, "full": 1.0, "offload": 1.0}[config.run.remat]
+  mixing = 0.0 if config.run.remat == "none" else 1.0
   # The backward pass of a fused kernel computes the scores again: five products instead of four.
   return (
     parts["weights"] * (3 + again)
@@ -66,14 +69,14 @@ def forward_flops(config: ModelConfig, tokens: int) -> dict[str, float]:
     "weights": c.layers * _layer_flops(c),
     "head": _head_flops(c),
     "attention": 4.0 * c.heads * c.head_dim * _pairs(c, tokens),
-    "memory": float(_memory_flops(c)),
+    "memory": float(MIXERS[c.mixer].memory_flops(c, _layer_flops(c))),
   }
 
 
 def _layer_flops(c: ModelConfig) -> float:
   """One token through a layer's weights, and the adapters beside them."""
   sizes = (c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim)
-  adapters = c.lora_rank * sum(c.width + size for size in (*sizes, c.heads * c.head_dim))
+  adapters = c.adapters.rank * sum(c.width + size for size in (*sizes, c.heads * c.head_dim))
   return _projection_flops(c) + _ffn_flops(c) + 2.0 * adapters
 
 
@@ -82,7 +85,7 @@ def _projection_flops(c: ModelConfig) -> float:
 
 
 def _ffn_flops(c: ModelConfig) -> float:
-  return 2.0 * c.width * c.ffn * (3 if c.gated else 2)
+  return 2.0 * c.width * c.ffn * (3 if c.gated_ffn else 2)
 
 
 def _head_flops(c: ModelConfig) -> float:
@@ -97,42 +100,17 @@ def _frozen_flops(c: ModelConfig, part: str) -> tuple[float, ...]:
   return frozen if part == "attention" else (*frozen, c.layers * _projection_flops(c))
 
 
-def _memory_flops(c: ModelConfig) -> float:
-  """One token forward, all layers: what a memory costs beside its segment."""
-  reads = 4 * c.heads * c.head_dim  # one query, all heads, of one key and value
-  if c.mixer == "infini":
-    touched = c.heads + c.kv_heads * (2 if c.rule == "delta" else 1)
-    writes = 2 * c.width * c.kv_heads * c.write_gate
-    return c.layers * (2 * c.head_dim**2 * touched + writes)
-  if c.mixer == "transformer_xl":
-    return c.layers * reads * c.segment_length
-  if c.mixer == "memorizing":
-    search = len(c.knn_layers) * (reads // 2 * c.knn_memory + reads * c.knn_top)
-    return c.layers * reads * c.segment_length + search
-  if c.mixer == "compressive":
-    # Old hidden states are projected anew, a compressed one for every few of them.
-    again = 4 * c.width * c.kv_heads * c.head_dim * (1 + c.compression_rate) // c.compression_rate
-    convolution = 2 * c.width**2 if c.compression == "conv" else 0
-    return c.layers * (reads * (c.segment_length + c.compressed_memory) + again + convolution)
-  if c.mixer in ("rmt", "autocompressor"):
-    # Embeddings before and behind a segment go through all layers, and are seen by its tokens.
-    N, whole = c.segment_length, c.segment_length + c.prefix_length + c.summary_tokens
-    pairs = (whole * (whole + 1) - N * (N + 1)) / 2
-    return c.layers * (_layer_flops(c) * (whole - N) + reads * pairs) / N
-  return 0
-
-
 def _pairs(c: ModelConfig, tokens: int) -> float:
   """The keys that a query attends to in all layers: the mean over a causal sequence."""
   all_of_it = (_seen(c, tokens) + 1) / 2
-  if c.mixer != "full" or not c.window:  # a segment is no longer than the window
+  if not c.memory.grows or not c.family.window:  # a segment is no longer than the window
     return c.layers * all_of_it
-  window = min(c.window, tokens)
+  window = min(c.family.window, tokens)
   near = window - window * (window - 1) / (2 * tokens)
-  wide = c.layers // c.global_every if c.global_every else 0
+  wide = c.layers // c.family.global_every if c.family.global_every else 0
   return wide * all_of_it + (c.layers - wide) * near
 
 
 def _seen(config: ModelConfig, tokens: int) -> int:
   """The most keys that a query attends to."""
-  return tokens if config.mixer == "full" else min(tokens, config.segment_length)
+  return tokens if config.memory.grows else min(tokens, config.segment_length)

@@ -25,16 +25,22 @@ class Adapter(nnx.Module):
     rngs: for `down`.
     ins: letters and sizes of what the weight sums over.
     outs: letters and sizes of what it makes.
+    rank: R; by default `config.adapters.rank`.
   """
 
   def __init__(
-    self, config: ModelConfig, rngs: nnx.Rngs, ins: dict[str, int], outs: dict[str, int]
+    self,
+    config: ModelConfig,
+    rngs: nnx.Rngs,
+    ins: dict[str, int],
+    outs: dict[str, int],
+    rank: int = 0,
   ):
-    self.ins, self.outs, R = "".join(ins), "".join(outs), config.lora_rank
-    self.scale = config.lora_alpha / R
+    self.ins, self.outs, R = "".join(ins), "".join(outs), rank or config.adapters.rank
+    self.scale = config.adapters.alpha / R
     down = jax.random.normal(rngs.params(), (*ins.values(), R)) * math.prod(ins.values()) ** -0.5
-    setattr(self, f"down_{self.ins}R", nnx.Param(down.astype(config.param_dtype)))
-    up = jnp.zeros((R, *outs.values()), config.param_dtype)
+    setattr(self, f"down_{self.ins}R", nnx.Param(down.astype(config.run.param_dtype)))
+    up = jnp.zeros((R, *outs.values()), config.run.param_dtype)
     setattr(self, f"up_R{self.outs}", nnx.Param(up))
 
   def __call__(self, x: jax.Array, keep: Callable[[Any], Any] = lambda weight: weight) -> jax.Array:
@@ -49,12 +55,13 @@ def merged(config: ModelConfig, params: dict[str, Any]) -> tuple[ModelConfig, di
 
   Layers are stacked in front, as in a model, or it is one of them.
   """
-  if not config.lora_rank:
+  if not config.adapters.rank:
     return config, params
   attention = params["blocks"]["attention"]
   adapters = {name: value for name, value in attention.items() if name.startswith("lora_")}
   rest = {name: value for name, value in attention.items() if name not in adapters}
-  scale = config.lora_alpha / config.lora_rank
+  scale = config.adapters.alpha / config.adapters.rank
+  none = dataclasses.replace(config.adapters, rank=0)
   for name, adapter in adapters.items():
     (down,) = (key for key in adapter if key.startswith("down_"))
     (up,) = (key for key in adapter if key.startswith("up_"))
@@ -65,4 +72,4 @@ def merged(config: ModelConfig, params: dict[str, Any]) -> tuple[ModelConfig, di
     whole = rest[weight].astype(jnp.float32) + scale * added
     rest[weight] = whole.astype(rest[weight].dtype)
   blocks = {**params["blocks"], "attention": rest}
-  return dataclasses.replace(config, lora_rank=0), {**params, "blocks": blocks}
+  return dataclasses.replace(config, adapters=none), {**params, "blocks": blocks}

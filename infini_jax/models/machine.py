@@ -1,6 +1,6 @@
 """What a recorded config says of the machine that its run was made on, and what another one does.
 
-`config.HOW_TO_RUN` names these fields of the model; the mesh is the other part. None of them
+`config.HOW_TO_RUN` names these fields of `run`; the mesh is the other part. None of them
 changes what is computed, so none travels with a model: it is read, evaluated, exported anywhere.
 """
 
@@ -13,8 +13,6 @@ from infini_jax.config import Config, InputError, MeshConfig, ModelConfig, stage
 from infini_jax.ops import kernels
 from infini_jax.parallel.mesh import mesh_sizes
 
-WITH_KERNELS = ("infini", "local")  # mixers that `model.attention` means something to
-
 
 def here(config: Config, say: Callable[[str], None]) -> Config:
   """A run's config as it can be computed on these devices: what cannot be becomes `auto`.
@@ -25,8 +23,8 @@ def here(config: Config, say: Callable[[str], None]) -> Config:
   """
   changed = []
   if reason := _why_not(config.model):
-    changed.append(f"config.model.attention={config.model.attention!r} cannot be used ({reason})")
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))
+    changed.append(f"config.run.attention={config.model.run.attention!r} cannot be used ({reason})")
+    config = config.with_fields(run={"attention": "auto"})
   try:
     mesh_sizes(config.mesh, jax.device_count())
   except InputError as error:
@@ -46,16 +44,17 @@ def check_machine(config: Config) -> None:
   for stage in stages(config):
     if reason := _why_not(stage.config.model):
       raise InputError(
-        f"config.model.attention={config.model.attention!r}: {reason}; choose 'auto' or 'xla'"
+        f"config.run.attention={stage.config.model.run.attention!r}: {reason}; choose 'auto' or "
+        f"'xla'"
       )
 
 
 def _why_not(model: ModelConfig) -> str | None:
   """Why the model's attention kernel cannot be used here; None if it can."""
-  if model.mixer not in WITH_KERNELS or model.attention not in ("splash", "cudnn"):
+  if not model.memory.kernels or model.run.attention not in ("splash", "cudnn"):
     return None
-  sizes, dtype = (model.segment_length, model.head_dim, model.head_dim), model.compute_dtype
+  sizes, dtype = (model.segment_length, model.head_dim, model.head_dim), model.run.compute_dtype
   platform = kernels.platform()
   return kernels.why_not(
-    model.attention, platform, *sizes, jax.numpy.dtype(dtype), model.attention_softcap
+    model.run.attention, platform, *sizes, jax.numpy.dtype(dtype), model.family.attention_softcap
   )

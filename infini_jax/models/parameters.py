@@ -7,15 +7,20 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from infini_jax.config import ModelConfig
-from infini_jax.models.summary import SummaryTransformer
+from infini_jax.models.mixers.summaries import AutocompressorTransformer, RmtTransformer
 from infini_jax.models.transformer import Transformer
 from infini_jax.parallel import param_shardings
+
+# Systems whose memory goes through all layers together.
+TRANSFORMERS: dict[str, type[Transformer]] = {
+  "rmt": RmtTransformer,
+  "autocompressor": AutocompressorTransformer,
+}
 
 
 def build(config: ModelConfig, rngs: nnx.Rngs) -> Transformer:
   """The module of this config, its parameters fresh."""
-  of_summaries = config.mixer in ("rmt", "autocompressor")
-  return (SummaryTransformer if of_summaries else Transformer)(config, rngs)
+  return TRANSFORMERS.get(config.mixer, Transformer)(config, rngs)
 
 
 def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:

@@ -36,9 +36,9 @@ class RMSNorm(nnx.Module):
   """Root-mean-square normalization with a learned scale, in float32."""
 
   def __init__(self, size: int, config: ModelConfig):
-    self.epsilon, self.plus_one = config.norm_eps, config.norm_plus_one
-    start = jnp.zeros if config.norm_plus_one else jnp.ones
-    self.scale_E = nnx.Param(start((size,), config.param_dtype))
+    self.epsilon, self.plus_one = config.family.norm_eps, config.family.norm_plus_one
+    start = jnp.zeros if config.family.norm_plus_one else jnp.ones
+    self.scale_E = nnx.Param(start((size,), config.run.param_dtype))
 
   def __call__(self, x):
     """Normalizes the last dimension."""
@@ -59,13 +59,13 @@ class Attention(nnx.Module):
     self.w_k_DKE = matrix(rngs, (D, c.kv_heads, E), D, c)
     self.w_v_DKE = matrix(rngs, (D, c.kv_heads, E), D, c)
     self.w_o_HED = matrix(rngs, (c.heads, E, D), c.heads * E * 2 * c.layers, c)
-    if c.attention_bias:
-      self.b_q_HE = nnx.Param(jnp.zeros((c.heads, E), c.param_dtype))
-      self.b_k_KE = nnx.Param(jnp.zeros((c.kv_heads, E), c.param_dtype))
-      self.b_v_KE = nnx.Param(jnp.zeros((c.kv_heads, E), c.param_dtype))
-    if c.qk_norm:
+    if c.family.attention_bias:
+      self.b_q_HE = nnx.Param(jnp.zeros((c.heads, E), c.run.param_dtype))
+      self.b_k_KE = nnx.Param(jnp.zeros((c.kv_heads, E), c.run.param_dtype))
+      self.b_v_KE = nnx.Param(jnp.zeros((c.kv_heads, E), c.run.param_dtype))
+    if c.family.qk_norm:
       self.q_norm, self.k_norm = RMSNorm(E, c), RMSNorm(E, c)
-    if c.lora_rank:
+    if c.adapters.rank:
       into, heads, kv_heads = {"D": D}, {"H": c.heads, "E": E}, {"K": c.kv_heads, "E": E}
       self.lora_q = Adapter(c, rngs, into, heads)
       self.lora_k, self.lora_v = Adapter(c, rngs, into, kv_heads), Adapter(c, rngs, into, kv_heads)
@@ -75,28 +75,28 @@ class Attention(nnx.Module):
   def __call__(self, x_BTD, state, mix):
     """`mix(mixer, q, k, v, state)` is either a chunk or an extension of the open segment."""
     q_BTHE = product("BTD,DHE->BTHE", x_BTD, self.w_q_DHE[...])
-    q_BTHE = q_BTHE + self.lora_q(x_BTD) if self.config.lora_rank else q_BTHE
-    q_BTHE = shifted(q_BTHE, self.b_q_HE[...]) if self.config.attention_bias else q_BTHE
-    q_BTHE = self.q_norm(q_BTHE) if self.config.qk_norm else q_BTHE
+    q_BTHE = q_BTHE + self.lora_q(x_BTD) if self.config.adapters.rank else q_BTHE
+    q_BTHE = shifted(q_BTHE, self.b_q_HE[...]) if self.config.family.attention_bias else q_BTHE
+    q_BTHE = self.q_norm(q_BTHE) if self.config.family.qk_norm else q_BTHE
     k_BTKE, v_BTKE = self._keys_values(x_BTD)
     more = {"x_BTD": x_BTD, "project": self._keys_values} if self.mixer.reads_hidden else {}
     with jax.named_scope(self.config.mixer):
       out_BTHE, state = mix(self.mixer, q_BTHE, k_BTKE, v_BTKE, state, **more)
     out_BTD = product("BTHE,HED->BTD", out_BTHE, self.w_o_HED[...])
-    return out_BTD + self.lora_o(out_BTHE) if self.config.lora_rank else out_BTD, state
+    return out_BTD + self.lora_o(out_BTHE) if self.config.adapters.rank else out_BTD, state
 
   def _keys_values(self, x_BTD, *, frozen: bool = False):
     """Keys and values of hidden states; `frozen`: without gradient to their weights."""
     keep = jax.lax.stop_gradient if frozen else lambda weight: weight
     weights = keep((self.w_k_DKE[...], self.w_v_DKE[...]))
     k_BTKE, v_BTKE = (product("BTD,DKE->BTKE", x_BTD, w) for w in weights)
-    if self.config.lora_rank:
+    if self.config.adapters.rank:
       k_BTKE = k_BTKE + self.lora_k(x_BTD, keep)
       v_BTKE = v_BTKE + self.lora_v(x_BTD, keep)
-    if self.config.attention_bias:
+    if self.config.family.attention_bias:
       b_k_KE, b_v_KE = keep((self.b_k_KE[...], self.b_v_KE[...]))
       k_BTKE, v_BTKE = shifted(k_BTKE, b_k_KE), shifted(v_BTKE, b_v_KE)
-    return (self.k_norm(k_BTKE) if self.config.qk_norm else k_BTKE), v_BTKE
+    return (self.k_norm(k_BTKE) if self.config.family.qk_norm else k_BTKE), v_BTKE
 
 
 class FeedForward(nnx.Module):
@@ -104,7 +104,10 @@ class FeedForward(nnx.Module):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     c, D, F = config, config.width, config.ffn
-    self.gated, self.activate = c.gated, jax.nn.silu if c.activation == "swiglu" else jax.nn.gelu
+    self.gated, self.activate = (
+      c.gated_ffn,
+      jax.nn.silu if c.activation == "swiglu" else jax.nn.gelu,
+    )
     self.w_up_DF = matrix(rngs, (D, F), D, c)
     if self.gated:
       self.w_gate_DF = matrix(rngs, (D, F), D, c)
@@ -129,8 +132,8 @@ class Block(nnx.Module):
     self.attention = Attention(config, rngs)
     self.ffn_norm = RMSNorm(config.width, config)
     self.ffn = FeedForward(config, rngs)
-    self.post_norms = config.post_norms
-    if config.post_norms:
+    self.post_norms = config.family.post_norms
+    if config.family.post_norms:
       self.attention_post_norm = RMSNorm(config.width, config)
       self.ffn_post_norm = RMSNorm(config.width, config)
 
@@ -196,12 +199,12 @@ class Transformer(nnx.Module):
     def mix(mixer, q, k, v, state, cut, **more):
       return mixer(q, k, v, state, reset_BS=reset_BS, mask_BT=mask_BT, cut=cut, **more)
 
-    policy, apart = REMAT[self.config.remat], state_only and len(self._mixer().groups()) == 1
+    policy, apart = REMAT[self.config.run.remat], state_only and len(self._mixer().groups()) == 1
     return self._layers(self.embed(tokens_BT), state, mix, policy, cut_L, last_apart=apart)
 
   def open(self, state: Any, lanes: int) -> Any:
     """From the state after whole segments to that of an open one, for `extend`."""
-    mixer, dtype = self._mixer(), jnp.dtype(self.config.compute_dtype)
+    mixer, dtype = self._mixer(), jnp.dtype(self.config.run.compute_dtype)
     one = lambda state: mixer.open(state, lanes, dtype)
     parts = [
       jax.vmap(one, axis_size=after - first)(part)
@@ -257,12 +260,12 @@ class Transformer(nnx.Module):
     """Float32 logits of a few positions; for many, see `ops.loss.cross_entropy`."""
     float32 = {"preferred_element_type": jnp.float32}
     logits_BTV = product("BTD,VD->BTV", hidden_BTD, self.head(), **float32)
-    return capped(logits_BTV, self.config.logit_softcap)
+    return capped(logits_BTV, self.config.family.logit_softcap)
 
   def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """What the first layer gets, in the compute type."""
-    x_BTD = lookup(self.embed_VD[...], tokens_BT, self.config.compute_dtype)
-    return x_BTD if self.config.embed_scale == 1 else x_BTD * self.config.embed_scale
+    x_BTD = lookup(self.embed_VD[...], tokens_BT, self.config.run.compute_dtype)
+    return x_BTD if self.config.family.embed_scale == 1 else x_BTD * self.config.family.embed_scale
 
   def _mixer(self):
     return MIXERS[self.config.mixer](self.config, nnx.Rngs(0))
@@ -304,7 +307,9 @@ class Transformer(nnx.Module):
   def _windowed(self) -> Bool[Array, " L"] | None:
     """Which layers have the window and turn by positions, where others see all, or do not."""
     c = self.config
-    return (jnp.arange(c.layers) + 1) % c.global_every != 0 if c.global_every else None
+    return (
+      (jnp.arange(c.layers) + 1) % c.family.global_every != 0 if c.family.global_every else None
+    )
 
   def _parts(self, state):
     """A state by the mixer's groups of layers."""
@@ -323,4 +328,4 @@ def shifted(x_BTHE: Float[Array, "B T H E"], b_HE: Float[Array, "H E"]) -> Array
 def matrix(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, config: ModelConfig) -> nnx.Param:
   """Normal, with variance 1/fan_in, cut at two standard deviations."""
   noise = jax.random.truncated_normal(rngs.params(), -2, 2, shape, jnp.float32)
-  return nnx.Param((noise * (fan_in**-0.5 / 0.8796)).astype(config.param_dtype))
+  return nnx.Param((noise * (fan_in**-0.5 / 0.8796)).astype(config.run.param_dtype))

@@ -28,6 +28,7 @@ GATES: dict[str, Callable[[Array], Array]] = {
   "sigmoid": jax.nn.sigmoid,
   "hard_sigmoid": jax.nn.hard_sigmoid,  # relu6(x + 3) / 6
 }
+Own = tuple[Array, Array, Array]  # queries, keys and values of the memory alone
 READOUT_EPSILON = 1e-6  # added to the mean square of a read-out
 
 
@@ -50,6 +51,7 @@ def infini_attention(
   reset_BS: Bool[Array, "B S"] | None = None,
   mask_BT: Bool[Array, "B T"] | None = None,
   write_BTK: Float[Array, "B T K"] | None = None,
+  own: Own | None = None,
   scale_first_segment: bool = False,
   gate: str = "sigmoid",
   readout_norm: bool = False,
@@ -78,6 +80,7 @@ def infini_attention(
     reset_BS: True where a segment starts a new document: the memory is emptied before it.
     mask_BT: False for padding, which is neither seen nor written; its outputs are 0.
     write_BTK: how much of a token is written to the memory of each head, 0 to 1; None: all of it.
+    own: the memory's own queries, keys and values; None: it shares those of the local attention.
     scale_first_segment: True scales the local output by `1 - g` even while the memory is empty, as
       the formula says literally; otherwise a head with an empty memory is all local.
     gate: 'sigmoid', or 'hard_sigmoid', `relu6(beta + 3) / 6`, which reaches 0 and 1.
@@ -125,17 +128,18 @@ def infini_attention(
   token, memory = P(lanes, over, heads), P(lanes, heads)
   return on_shards(
     run,
-    *(q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, write_BTK, cut),
+    *(q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, write_BTK, own, cut),
     _computed(rope_theta),
     specs=(
-      *(token, token, token, P(heads), memory, P(lanes, over), P(lanes, over), token, P(), P()),
+      *(token, token, token, P(heads), memory, P(lanes, over), P(lanes, over), token, token, P()),
+      P(),
     ),
     out_specs=(token, memory),
   )
 
 
 def _segments(
-  q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, write_BTK, cut, computed,
+  q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, write_BTK, own, cut, computed,
   *, segment_length, run, rule, theta, mix, kernel, scoring,
 ):  # fmt: skip
   """One device's share: cut into segments, run, and joined again."""
@@ -146,13 +150,14 @@ def _segments(
     mask_BT = jnp.ones((B, T), bool)
 
   q, k, v = (to_segments(x, N) for x in (q_BTHE, k_BTKE, v_BTKU))
+  own = (q, k, v) if own is None else tuple(to_segments(x, N) for x in own)
   mask, write = (None if x is None else to_segments(x, N) for x in (mask_BT, write_BTK))
   state = mem.empty_memory(k_BTKE, v_BTKU) if state is None else state
   reset_BS = jnp.zeros((B, S), bool) if reset_BS is None else reset_BS
   mix = partial(mix, beta_H=beta_H, cut=cut)
   theta = theta if computed is None else computed
   local = partial(_local, theta=theta, kernel=kernel, scoring=scoring)
-  out_BSNHU, state = run(q, k, v, state, reset_BS, mask, write, rule, local, mix)
+  out_BSNHU, state = run(q, k, v, own, state, reset_BS, mask, write, rule, local, mix)
   out_BTHU = out_BSNHU.reshape(B, S * N, *out_BSNHU.shape[3:])[:, :T]
   if mask_BT is not None:
     out_BTHU = jnp.where(mask_BT[..., None, None], out_BTHU, jnp.zeros((), out_BTHU.dtype))
@@ -167,26 +172,27 @@ def _local(q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN, *, theta, kernel, scoring):
 
 
 def _parallel(
-  q_BSNHE, k_BSNKE, v_BSNKU, state, reset_BS, mask_BSN, write_BSNK, rule, local, mix, *, axis
+  q_BSNHE, k_BSNKE, v_BSNKU, own, state, reset_BS, mask_BSN, write_BSNK, rule, local, mix, *, axis
 ):
   local_BSNHU = local(q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN)
   with jax.named_scope("memory"):
     written = (reset_BS, mask_BSN, rule, axis, write_BSNK)
-    before, after = mem.prefix(k_BSNKE, v_BSNKU, state, *written)
-    recalled = jax.vmap(mem.read, 1, 1)(q_BSNHE, before)
+    own_q, own_k, own_v = own
+    before, after = mem.prefix(own_k, own_v, state, *written)
+    recalled = jax.vmap(mem.read, 1, 1)(own_q, before)
   return jax.vmap(mix, 1, 1)(local_BSNHU, recalled, before.z_BKE), after
 
 
-def _scan(q_BSNHE, k_BSNKE, v_BSNKU, state, reset_BS, mask_BSN, write_BSNK, rule, local, mix):
+def _scan(q_BSNHE, k_BSNKE, v_BSNKU, own, state, reset_BS, mask_BSN, write_BSNK, rule, local, mix):
   @jax.checkpoint
   def segment(memory, xs):
-    q, k, v, reset_B, mask, write = xs
+    q, k, v, (own_q, own_k, own_v), reset_B, mask, write = xs
     memory = mem.where_lane(reset_B, 0, memory)
     alone = jax.tree.map(lambda x: x[:, None], (q, k, v, mask))
-    out = mix(local(*alone)[:, 0], mem.read(q, memory), memory.z_BKE)
-    return mem.commit(memory, mem.summarize(k, v, memory, mask, rule, write), rule), out
+    out = mix(local(*alone)[:, 0], mem.read(own_q, memory), memory.z_BKE)
+    return mem.commit(memory, mem.summarize(own_k, own_v, memory, mask, rule, write), rule), out
 
-  xs = (q_BSNHE, k_BSNKE, v_BSNKU, reset_BS, mask_BSN, write_BSNK)
+  xs = (q_BSNHE, k_BSNKE, v_BSNKU, own, reset_BS, mask_BSN, write_BSNK)
   state, out_SBNHU = jax.lax.scan(segment, state, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), xs))
   return jnp.moveaxis(out_SBNHU, 0, 1), state
 
@@ -218,6 +224,7 @@ def extend_stream(
   rule: str | Rule,
   rope_theta: Rope | None,
   write_BTK: Float[Array, "B T K"] | None = None,
+  own: Own | None = None,
   scoring: Scoring = PLAIN,
   scale_first_segment: bool = False,
   gate: str = "sigmoid",
@@ -235,14 +242,14 @@ def extend_stream(
   open_segment = InfiniStream(memory, memory, SegmentCache(token, token, P(lanes)))
   return on_shards(
     partial(_extend, rule=as_rule(rule), theta=rope_theta, mix=mix, scoring=scoring),
-    *(q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, write_BTK, cut, _computed(rope_theta)),
-    specs=(token, token, token, P(heads), open_segment, P(lanes), token, P(), P()),
+    *(q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, write_BTK, own, cut, _computed(rope_theta)),
+    specs=(token, token, token, P(heads), open_segment, P(lanes), token, token, P(), P()),
     out_specs=(token, open_segment),
   )
 
 
 def _extend(
-  q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, write_BTK, cut, computed,
+  q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, write_BTK, own, cut, computed,
   *, rule, theta, mix, scoring,
 ):  # fmt: skip
   N = stream.cache.k_BNKE.shape[1]
@@ -252,9 +259,10 @@ def _extend(
   qkv = turn(q_BTHE), turn(k_BTKE), v_BTKU
   local, cache = extend_segment(*qkv, stream.cache, mask_BT, scoring)
   memory = stream.memory
-  out = mix(local, mem.read(q_BTHE, memory), memory.z_BKE, beta_H=beta_H, cut=cut)
+  own_q, own_k, own_v = (q_BTHE, k_BTKE, v_BTKU) if own is None else own
+  out = mix(local, mem.read(own_q, memory), memory.z_BKE, beta_H=beta_H, cut=cut)
 
-  more = mem.summarize(k_BTKE, v_BTKU, memory, mask_BT, rule, write_BTK)
+  more = mem.summarize(own_k, own_v, memory, mask_BT, rule, write_BTK)
   pending = jax.tree.map(jnp.add, stream.pending, more)
   full_B, cache = close_full(cache, N)
   memory = mem.where_lane(full_B, mem.commit(memory, pending, rule), memory)

@@ -44,11 +44,11 @@ def why_not(
     if on not in ("gpu", "cuda"):
       return f"it needs an NVIDIA GPU, and this is a {on.upper()}"
     if dtype not in (jnp.bfloat16, jnp.float16):
-      return f"it takes bfloat16 and float16, and this is {dtype}: set model.compute_dtype"
+      return f"it takes bfloat16 and float16, and this is {dtype}: set run.compute_dtype"
     if E % 8 or U != E or E > 256:
       return f"heads of {E} and {U}: it takes equal ones, a multiple of 8 up to 256"
     if softcap:
-      return f"it cannot cap scores, and model.attention_softcap is {softcap}"
+      return f"it cannot cap scores, and family.attention_softcap is {softcap}"
   return None
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from argparse import Namespace
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,13 +29,16 @@ DEFAULT_CHIP = "v5p"
 BEGINS = rb"""\{\s*"chip"|\[\s*\{\s*"mixer\""""  # what --json writes
 
 
-def plan(config: Config, args: Namespace, console: Console) -> bool:
+def plan(
+  config: Config, args: Namespace, console: Console, config_of: Callable[[str], Config]
+) -> bool:
   """Estimates, compiles if asked and possible, and judges.
 
   Args:
     config: the experiment.
     args: `table`, `topology`, `mesh`, `chip`, `compile` and `json`, as the command line gives them.
     console: for tables and progress.
+    config_of: the same experiment with the memory system of that name.
 
   Returns:
     False if it does not fit.
@@ -51,7 +55,7 @@ def plan(config: Config, args: Namespace, console: Console) -> bool:
       file.write_text(json.dumps(content, indent=2) + "\n")
 
   if args.table == "memory":
-    systems = memories(config)
+    systems = memories(config_of)
     show(systems, console)
     write([system._asdict() for system in systems])
     return True

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from infini_jax.config import Config, original
 from infini_jax.models.costs import executed_flops_per_token, flops_per_token, forward_flops
-from infini_jax.ops.knn import SCORE_BYTES
+from infini_jax.models.mixers import MIXERS
 from infini_jax.parallel.chips import Chip
 from infini_jax.plan.shares import (
   Shares,
@@ -182,25 +182,25 @@ def _working(config: Config, s: Shares, params: Any) -> tuple[str, dict[str, flo
   and their gradient twice (its own, and the sum), in the type they are stored in.
   """
   m, t = config.model, config.train
-  D, E, c, stored = m.width, m.head_dim, s.compute, 4 if m.param_dtype == "float32" else 2
-  layer_weights = D * E * 2 * (s.heads + s.kv_heads) + D * s.ffn * (3 if m.gated else 2)
-  rows, keys, more = _memory_work(config, s)
-  products = (2 * s.heads + 2 * s.kv_heads) * E + D + s.ffn * (2 if m.gated else 1)
-  floats = (4 * s.heads + 2 * s.kv_heads) * E * 4 if m.mixer == "infini" else 0  # sigma, read-outs
+  D, E, c, stored = m.width, m.head_dim, s.compute, 4 if m.run.param_dtype == "float32" else 2
+  layer_weights = D * E * 2 * (s.heads + s.kv_heads) + D * s.ffn * (3 if m.gated_ffn else 2)
+  rows, keys, more = MIXERS[m.mixer].work(m, s)
+  products = (2 * s.heads + 2 * s.kv_heads) * E + D + s.ffn * (2 if m.gated_ffn else 1)
+  floats = (4 * s.heads + 2 * s.kv_heads) * E * 4 if m.memory.matrix else 0  # sigma, read-outs
   activations = rows * (c * (products + 2 * D + 2 * s.ffn) + floats)
   scores = 0.0
   if s.kernel in ("xla", "reference"):
-    squares = 1 if m.mixer == "full" or s.kernel == "xla" else s.segments  # one after the other
+    squares = 1 if m.memory.grows or s.kernel == "xla" else s.segments  # one after the other
     scores = s.lanes * squares * s.heads * s.block * keys * (4 + c)
-  state = s.lanes * s.kv_heads * E * (E + 1) * 4 if m.mixer == "infini" else 0
+  state = s.lanes * s.kv_heads * E * (E + 1) * 4 if m.memory.matrix else 0
 
   # Without rematerialization float32 copies are kept too: of the norms, of what the gate mixes.
   copies = rows * (4 * (4 * D + 4 * s.heads * E) + c * s.ffn)
   kept = {"none": activations + copies + rows * D * c, "full": rows * D * c}
   kept["dots"] = kept["full"] + rows * c * products
   kept["offload"] = 0  # in the host's memory
-  saved = m.layers * (kept[m.remat] + state)
-  if m.remat == "none" and s.stored > 1:
+  saved = m.layers * (kept[m.run.remat] + state)
+  if m.run.remat == "none" and s.stored > 1:
     saved += m.layers * layer_weights * c  # gathered weights are kept too
   # A gradient has the type of its parameter; the sum over the microbatches so far is float32.
   trained = float(chip_bytes(params))
@@ -208,7 +208,7 @@ def _working(config: Config, s: Shares, params: Any) -> tuple[str, dict[str, flo
 
   tokens_of_lane = s.tokens // max(s.lanes, 1)
   logits = s.lanes * min(t.loss_chunk, tokens_of_lane) * s.vocab * (4 + 4 + c)
-  states = 4 * s.segments * state * (2 if m.rule == "delta" else 1)
+  states = 4 * s.segments * state * (2 if m.memory.affine else 1)
   head = s.head_rows * D
   phases = {
     "the loss": {
@@ -231,26 +231,3 @@ def _working(config: Config, s: Shares, params: Any) -> tuple[str, dict[str, flo
   }
   phase = max(phases, key=lambda name: sum(phases[name].values()))
   return phase, {name: float(n) for name, n in phases[phase].items() if n}
-
-
-def _memory_work(config: Config, s: Shares) -> tuple[float, float, float]:
-  """What a system's memory makes of a layer's work: the tokens that go through it at a time, the
-  keys that each sees, and bytes that it needs beside them."""
-  m, T = config.model, s.segments * config.model.segment_length
-  N, pair = m.segment_length, 2 * s.kv_heads * m.head_dim * s.compute
-  if m.mixer == "full":
-    return s.tokens, s.seq * T, 0.0
-  if m.mixer in ("rmt", "autocompressor"):
-    longest = N * (1 + m.segment_jitter) if m.mixer == "autocompressor" else N
-    whole = m.prefix_length + longest + m.summary_tokens
-    at_once = s.segments if m.remat == "none" else 1  # else a segment is computed again as a whole
-    return s.lanes * whole * at_once, whole, 0.0
-  if m.mixer == "compressive":
-    old = N + m.compressed_memory
-    return s.tokens, N + old, s.lanes * s.segments * old * pair
-  if m.mixer == "transformer_xl":
-    return s.tokens, 2 * N, 2 * s.tokens * pair
-  if m.mixer == "memorizing":
-    stored, similar = s.lanes * (m.knn_memory + T), 4 * s.lanes * s.heads * N * m.knn_memory
-    return s.tokens, 2 * N, 2 * (s.tokens + stored) * pair + 2 * min(similar, SCORE_BYTES)
-  return s.tokens, N, 0.0

@@ -1,6 +1,7 @@
 """The plan as tables for a person, and as JSON for a program."""
 
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -121,7 +122,7 @@ def as_json(made: Estimate, found: Compiled | None, verdict: Verdict) -> dict[st
     "share_of_peak": {"bound": made.bound, "without_overlap": made.unoverlapped},
     "compiled": None if found is None else dataclasses.asdict(found),
     "verdict": dataclasses.asdict(verdict),
-    "config": dataclasses.asdict(made.config),
+    "config": json.loads(made.config.to_json()),
   }
 
 

@@ -74,7 +74,7 @@ def shares(config: Config, sizes: dict[str, int], platform: str) -> Shares:
     copies=math.prod(sizes[axis] for axis in tokened - {*axes_of(STORAGE, "D")}),
     tensor=tensor,
     seq=seq,
-    compute=2 if m.compute_dtype == "bfloat16" else 4,
+    compute=2 if m.run.compute_dtype == "bfloat16" else 4,
     kernel=kernel,
     block=block,
   )
@@ -111,11 +111,11 @@ def _kernel(config: Config, platform: str) -> tuple[str, int]:
   m = config.model
   sizes = (m.segment_length, m.head_dim, m.head_dim)
   try:
-    dtype = jax.numpy.dtype(m.compute_dtype)
-    kernel = choose(m.attention, platform, *sizes, dtype, m.attention_softcap)
+    dtype = jax.numpy.dtype(m.run.compute_dtype)
+    kernel = choose(m.run.attention, platform, *sizes, dtype, m.family.attention_softcap)
   except ValueError as error:
-    raise InputError(f"config.model.{error}") from None
-  if m.mixer not in ("infini", "local") and kernel != "reference":
+    raise InputError(f"config.run.{error}") from None
+  if not m.memory.kernels and kernel != "reference":
     kernel = "xla"  # it attends to more than a segment, which the kernels of segments do not
   blocks = {"splash": SPLASH_BLOCK, "cudnn": LANE, "xla": BLOCK_ROWS}
   return kernel, min(m.segment_length, blocks.get(kernel, m.segment_length))

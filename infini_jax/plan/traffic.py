@@ -62,13 +62,13 @@ def collectives(config: Config, s: Shares, sizes: dict[str, int], chip: Chip) ->
       network = leaves_island(axes, sizes, chip)
       found.append(Collective(what, kind, "*".join(axes), devices, times, one * times, network))
 
-  gated = 3 if m.gated else 2
+  gated = 3 if m.gated_ffn else 2
   layer = D * m.head_dim * 2 * (s.heads + s.kv_heads) + D * s.ffn * gated
   head, hidden = s.head_rows * D, s.tokens * D * c
   storage = axes_of(STORAGE, "D")
   tokened = (*axes_of(COMPUTE, "B"), *axes_of(COMPUTE, "T"))
   copies = tuple(axis for axis in AXES if axis in tokened and axis not in storage)
-  again = m.remat != "none"
+  again = m.run.remat != "none"
   add("weights of a layer", "all-gather", storage, A * L * (2 if again else 1), layer * c)
   add("gradients of a layer", "reduce-scatter", storage, A * L, layer * c)
   add("embeddings of tokens, back too", "exchange", storage, A * 2, hidden)
@@ -86,10 +86,10 @@ def collectives(config: Config, s: Shares, sizes: dict[str, int], chip: Chip) ->
   add("activations", "all-reduce", tensor, A * (4 + again) * L, hidden)
   add("embedding and loss", "all-reduce", tensor, A * 2, hidden)
 
-  if m.mixer == "infini":
+  if m.memory.matrix:
     E = m.head_dim
     heads = s.lanes * s.kv_heads * 4  # float32, for each lane and head
-    state, left = heads * E * (E + 1), heads * (E * E if m.rule == "delta" else 1) + heads
+    state, left = heads * E * (E + 1), heads * (E * E if m.memory.affine else 1) + heads
     passes = A * L * (3 if again else 2)
     if s.seq <= GATHERED:
       add("memories", "all-gather", seq, passes, (state + left) * s.seq)
@@ -119,15 +119,15 @@ def memory_traffic(config: Config, s: Shares, params: float, optimizer: float) -
   """
   m, t = config.model, config.train
   D, E, c = m.width, m.head_dim, s.compute
-  up = 2 if m.gated else 1
+  up = 2 if m.gated_ffn else 1
   weights = D * E * 2 * (s.heads + s.kv_heads) + D * s.ffn * (up + 1)
   qkv = D + (s.heads + 2 * s.kv_heads) * E
   mixing = (2 * s.heads + 2 * s.kv_heads) * E
-  if m.mixer == "infini":
+  if m.memory.matrix:
     mixing *= 2  # the memory reads and writes them once more
   ffn = 2 * D + s.ffn * (up + 1)
   forward = s.tokens * (qkv + mixing + s.heads * E + D + ffn)
-  passes = 3 + (m.remat in ("full", "offload"))
+  passes = 3 + (m.run.remat in ("full", "offload"))
   layers = m.layers * c * (forward * passes + weights * (passes + 1))
   loss = s.tokens * s.vocab * 4 * 4 + s.vocab * D * 4 * c
   update = 2 * (params + optimizer + params)

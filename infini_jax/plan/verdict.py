@@ -95,7 +95,7 @@ def _fewer_logits(plan: Plan) -> Plan | None:
 
 
 def _rematerialize(plan: Plan) -> Plan | None:
-  return _set(plan, model={"remat": "full"}) if plan[0].model.remat != "full" else None
+  return _set(plan, run={"remat": "full"}) if plan[0].model.run.remat != "full" else None
 
 
 def _accumulate(plan: Plan) -> Plan | None:
@@ -144,8 +144,7 @@ def _more(plan: Plan, axis: str) -> Plan | None:
 
 def _set(plan: Plan, **sections: dict) -> Plan | None:
   config, sizes, chip = plan
-  new = {name: dataclasses.replace(getattr(config, name), **f) for name, f in sections.items()}
-  return _valid((dataclasses.replace(config, **new), sizes, chip))
+  return _valid((config.with_fields(**sections), sizes, chip))
 
 
 def _mesh(plan: Plan, **sizes: int) -> Plan | None:
@@ -166,8 +165,8 @@ def _difference(old: Plan, new: Plan) -> str:
   """The settings that differ, as a person gives them."""
 
   def fields() -> Iterator[str]:
-    for section in ("model", "train", "data"):
-      before, after = getattr(old[0], section), getattr(new[0], section)
+    for section in ("run", "train", "data"):
+      before, after = (plan[0].sections()[section] for plan in (old, new))
       for field in dataclasses.fields(before):
         if (value := getattr(after, field.name)) != (was := getattr(before, field.name)):
           yield f"config.{section}.{field.name}={value} (now {was})"

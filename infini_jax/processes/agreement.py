@@ -5,7 +5,6 @@ differ in the number of steps wait for each other without end.
 """
 
 import argparse
-import dataclasses
 import hashlib
 import importlib.metadata
 import os
@@ -29,7 +28,7 @@ MAY_DIFFER = {
   "--process": "the number of the process itself",
   "--config": "the file may lie elsewhere; its fields are compared, as they are in the end",
   "config.data.prefetch": "batches that a host holds in its memory: the same batches",
-  "config.train.compilation_cache": "a folder of the host: the same programs",
+  "config.run.compilation_cache": "a folder of the host: the same programs",
 }
 NOT_TYPED = ("command", "run", "typed")  # what the parser's result holds beside flags
 # XLA flags that do not change what a step computes: where it is written down, and a host's devices.
@@ -101,8 +100,8 @@ def _fields(config: Config) -> dict[str, Any]:
   """Every field of a config by its whole name."""
   return {
     f"config.{section}.{name}": repr(value)
-    for section, fields in dataclasses.asdict(config).items()
-    for name, value in fields.items()
+    for section, fields in config.sections().items()
+    for name, value in vars(fields).items()
   }
 
 

@@ -43,7 +43,7 @@ class Run:
   def system(self) -> str:
     """The memory system in a few words."""
     m = self.config.model
-    return f"{m.mixer}, {m.rule}" if m.mixer == "infini" else m.mixer
+    return ", ".join(filter(None, (m.mixer, m.memory.label)))
 
   @property
   def names(self) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The tables of a report: of each evaluation, of the configs, of the environments."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,19 +58,21 @@ def gates(found: dict[str, Any]) -> str:
 
 def configs(runs: list[Run]) -> str:
   """In what the runs differ, or what one run sets; and folded, everything."""
-  flat = [_flat(dataclasses.asdict(run.config)) for run in runs]
+  flat = [_flat(json.loads(run.config.to_json())) for run in runs]
   names = [run.name for run in runs]
-  differ = [name for name in flat[0] if len({str(fields[name]) for fields in flat}) > 1]
-  row = lambda name: [name, *(_value(fields[name]) for fields in flat)]
+  every = dict.fromkeys(name for fields in flat for name in fields)
+  differ = [name for name in every if len({str(fields.get(name)) for fields in flat}) > 1]
+  row = lambda name: [name, *(_value(fields.get(name, "")) for fields in flat)]
   whole = table(
     "The whole config",
     ["field", *names],
-    [row(name) for name in flat[0]],
+    [row(name) for name in every],
     words=True,
     marked=differ,
   )
   if len(runs) == 1:
-    default = _flat(dataclasses.asdict(Config()))
+    usual = Config().with_fields(model={"mixer": runs[0].config.model.mixer})
+    default = _flat(json.loads(usual.to_json()))
     given = [[name, _value(flat[0][name]), _value(default[name])] for name in flat[0]]
     rows = [row for row in given if row[1] != row[2]]
     first = table("Fields that are set", ["field", *names, "default"], rows, words=True)

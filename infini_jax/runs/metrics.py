@@ -34,13 +34,13 @@ class MetricWriter:
     self._file = open(folder / FILE, "a", buffering=1)
     self._tensorboard: Any = None
     self._wandb: Any = None
-    if config.train.tensorboard:
+    if config.log.tensorboard:
       from tensorboardX import SummaryWriter
 
       self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
       indented = config.to_json().replace("\n", "\n    ")  # Markdown shows it as it is
       self._tensorboard.add_text("config", f"    {indented}", step + 1)
-    if config.train.wandb:
+    if config.log.wandb:
       import wandb
 
       self._wandb = wandb.init(

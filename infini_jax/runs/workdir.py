@@ -158,7 +158,8 @@ class Workdir:
       return None
     try:
       run = json.loads(file.read_text())
-      return {"config": config_lib.resolve(run["config"]), "corpus": run["corpus"]}
+      sections = config_lib.migrated(run["config"])
+      return {"config": config_lib.resolve(sections), "corpus": run["corpus"]}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise InputError(f"{file}: cannot be read ({error}); choose another --workdir") from None
 

@@ -61,7 +61,7 @@ def open_source(
     store = _text(config, cache, console, tokenizer, others)
     source = store if task == "text" else Pairs(store)
   else:
-    hides = task == "needle" and config.task.family in IN_FILLER
+    hides = task == "needle" and config.needle.family in IN_FILLER
     filler = open_filler(config, cache, console, tokenizer, others) if hides else None
     trained = task != "recall" and train_size(config.data.tokenizer)
     if tokenizer is None and filler is None and trained:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from infini_jax.config import TaskConfig
+from infini_jax.config import NeedleConfig
 from infini_jax.tasks.draw import Draw
 
 NUMBER = " The number of the {key} is {value}."
@@ -35,17 +35,17 @@ class Tale(NamedTuple):
   answers: list[str]
 
 
-def single(draw: Draw, task: TaskConfig, depth: float) -> Tale:
+def single(draw: Draw, task: NeedleConfig, depth: float) -> Tale:
   """One number, and nothing like it."""
   return _one_of(draw, task, depth, others=0)
 
 
-def multikey(draw: Draw, task: TaskConfig, depth: float) -> Tale:
+def multikey(draw: Draw, task: NeedleConfig, depth: float) -> Tale:
   """Numbers of several things; one is asked for."""
   return _one_of(draw, task, depth, others=task.needles - 1)
 
 
-def multivalue(draw: Draw, task: TaskConfig, depth: float) -> Tale:
+def multivalue(draw: Draw, task: NeedleConfig, depth: float) -> Tale:
   """Several numbers of one thing; all are asked for."""
   key, values = draw.keys(1)[0], draw.numbers(task.needles, task.digits)
   places = _behind(draw, depth, task.needles)
@@ -57,7 +57,7 @@ def multivalue(draw: Draw, task: TaskConfig, depth: float) -> Tale:
   return Tale(HIDDEN_NUMBERS, statements, question, values)
 
 
-def multiquery(draw: Draw, task: TaskConfig, depth: float) -> Tale:
+def multiquery(draw: Draw, task: NeedleConfig, depth: float) -> Tale:
   """Numbers of several things; all are asked for, in another order."""
   keys, values = draw.keys(task.needles), draw.numbers(task.needles, task.digits)
   places = _behind(draw, depth, task.needles)
@@ -71,7 +71,7 @@ def multiquery(draw: Draw, task: TaskConfig, depth: float) -> Tale:
   return Tale(HIDDEN_NUMBERS, statements, question, [values[i] for i in order])
 
 
-def variables(draw: Draw, task: TaskConfig, depth: float) -> Tale:
+def variables(draw: Draw, task: NeedleConfig, depth: float) -> Tale:
   """Chains of names, each of which stands for the one before; all of one chain are asked for."""
   length = task.hops + 1
   values, names = draw.numbers(task.needles, task.digits), draw.names(task.needles * length)
@@ -85,7 +85,7 @@ def variables(draw: Draw, task: TaskConfig, depth: float) -> Tale:
   return Tale(HIDDEN_NAMES, _sorted(statements), question, names[:length])
 
 
-def facts(draw: Draw, task: TaskConfig, depth: float) -> Tale:
+def facts(draw: Draw, task: NeedleConfig, depth: float) -> Tale:
   """People go to places and take things; where is somebody, or a thing, in the end?"""
   with_things = task.facts == 2
   where, things = draw.places(2 * task.needles), draw.things(task.needles)
@@ -116,12 +116,12 @@ def ask_frequent(answers: list[str]) -> str:
   return f" Which {len(answers)} words occur most often, the most frequent first? They are"
 
 
-IN_FILLER: dict[str, Callable[[Draw, TaskConfig, float], Tale]] = {
+IN_FILLER: dict[str, Callable[[Draw, NeedleConfig, float], Tale]] = {
   f.__name__: f for f in (single, multikey, multivalue, multiquery, variables, facts)
 }
 
 
-def _one_of(draw: Draw, task: TaskConfig, depth: float, others: int) -> Tale:
+def _one_of(draw: Draw, task: NeedleConfig, depth: float, others: int) -> Tale:
   """The first is asked for, and stands at `depth`; the others stand anywhere."""
   keys, values = draw.keys(others + 1), draw.numbers(others + 1, task.digits)
   places = [depth, *_anywhere(draw, others)]

@@ -72,7 +72,7 @@ def open_filler(
   tokenizer: Tokenizer | None,
   others: Path | None = None,
 ) -> Store:
-  """The corpus of `config.task.filler`, else of `config.data.path`, in the run's own tokens.
+  """The corpus of `config.needle.filler`, else of `config.data.path`, in the run's own tokens.
 
   Args:
     config: of the run.
@@ -86,7 +86,7 @@ def open_filler(
     InputError: no corpus is named, it cannot be read, or it is a store in other tokens; the run
       knows no tokens of text.
   """
-  path, spec = config.task.filler or config.data.path, config.data.tokenizer
+  path, spec = config.needle.filler or config.data.path, config.data.tokenizer
   if spec == "task":
     raise InputError(
       "config.data.tokenizer='task' cannot write needles: ask a run whose tokenizer writes any "
@@ -94,14 +94,14 @@ def open_filler(
     )
   if not path:
     raise InputError(
-      "config.task.filler and config.data.path are empty: needles hide in text; set one of them "
+      "config.needle.filler and config.data.path are empty: needles hide in text; set one of them "
       "to a folder of text or a prepared store"
     )
   if path != config.data.path:
     name = hashlib.blake2b(path.encode(), digest_size=4).hexdigest()
     cache = cache.with_name(f"filler-{name}")
   if tokenizer is not None and others is not None:
-    setting = "config.task.filler" if config.task.filler else "config.data.path"
+    setting = "config.needle.filler" if config.needle.filler else "config.data.path"
     return open_evaluated(path, cache, others, console, tokenizer, setting)
   if path != config.data.path:
     if tokenizer is not None and train_size(spec):
@@ -111,7 +111,7 @@ def open_filler(
   store = open_or_prepare(path, spec, cache, console, tokenizer)
   if tokenizer is not None and store.tokenizer.fingerprint != tokenizer.fingerprint:
     raise InputError(
-      f"config.task.filler: {path!r} is in other tokens than the run knows; prepare it with the "
+      f"config.needle.filler: {path!r} is in other tokens than the run knows; prepare it with the "
       f"vocabulary in the folder tokenizer/ of the run"
     )
   return store

@@ -31,7 +31,7 @@ class WordLists:
   """Lists of words in any order; the words are held out as the values of other needles.
 
   Args:
-    config: of the run; `config.task.family` is common_words or frequent_words.
+    config: of the run; `config.needle.family` is common_words or frequent_words.
     tokenizer: the run's; by default that of `config.data.tokenizer`.
 
   Raises:
@@ -42,8 +42,8 @@ class WordLists:
 
   def __init__(self, config: Config, tokenizer: Tokenizer | None = None):
     self.tokenizer = load_tokenizer(config.data.tokenizer) if tokenizer is None else tokenizer
-    self._task, self._seed = config.task, config.train.seed
-    self._common = config.task.family == "common_words"
+    self._task, self._seed = config.needle, config.train.seed
+    self._common = config.needle.family == "common_words"
     self._writer = Writer(config, self.tokenizer)
     self.fingerprint = self._writer.fingerprint("")
     self._entry = functools.lru_cache(2**14)(lambda word: self._writer.piece(f" {word}").ids)
@@ -68,7 +68,7 @@ class WordLists:
         break
     else:
       raise InputError(
-        f"config.task.family={self._task.family!r}: a list of {length} tokens is too short for "
+        f"config.needle.family={self._task.family!r}: a list of {length} tokens is too short for "
         f"its words; make it {self.shortest} or more"
       )
     left, dots = length - fixed - int(counts @ sizes), self._entry(DOTS)

@@ -19,8 +19,8 @@ class Writer:
   """
 
   def __init__(self, config: Config, tokenizer: Tokenizer):
-    self._task, self._tokenizer = config.task, tokenizer
-    remedy = "a tokenizer of all text"
+    self._task, self._context_weight = config.needle, config.task.context_weight
+    self._tokenizer, remedy = tokenizer, "a tokenizer of all text"
     self._pieces = Pieces(tokenizer, config.data.tokenizer, "the needles", remedy)
 
   def fingerprint(self, corpus: str) -> str:
@@ -53,4 +53,4 @@ class Writer:
   def example(self, front: list[Part], tail: list[Part]) -> Example:
     """All of it, weighed."""
     answers = range(len(front) + 1, len(front) + len(tail), 2)
-    return weighed([*front, *tail], answers, self._task.context_weight)
+    return weighed([*front, *tail], answers, self._context_weight)

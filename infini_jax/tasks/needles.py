@@ -27,7 +27,7 @@ class Needles:
   """Texts that hide something; the values in them are held out as those of a pass key.
 
   Args:
-    config: of the run; `config.task` says what hides in a text.
+    config: of the run; `config.needle` says what hides in a text.
     store: what the filler is read from.
     tokenizer: the run's; by default the store's.
 
@@ -42,10 +42,10 @@ class Needles:
 
   def __init__(self, config: Config, store: Store, tokenizer: Tokenizer | None = None):
     self.tokenizer = store.tokenizer if tokenizer is None else tokenizer
-    self._task, self._seed, self.store = config.task, config.train.seed, store
+    self._task, self._seed, self.store = config.needle, config.train.seed, store
     if not 3 <= self._task.digits <= 32:
       raise InputError(
-        f"config.task.digits={self._task.digits}: numbers in needles have 3 to 32, so that there "
+        f"config.needle.digits={self._task.digits}: numbers in needles have 3 to 32, so that there "
         f"are enough to hold out"
       )
     self._writer = Writer(config, self.tokenizer)
@@ -107,7 +107,7 @@ class Needles:
       if _size(told, tail) <= most:
         return told, tail
     raise InputError(
-      f"config.task.family={self._task.family!r}: an example of {most} tokens is too short, the "
+      f"config.needle.family={self._task.family!r}: an example of {most} tokens is too short, the "
       f"needles and the question have more; make it {self.shortest} or more"
     )
 

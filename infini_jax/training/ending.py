@@ -30,7 +30,7 @@ def tell_rates(config: Config, step: int, logged: dict[str, Any], console: Conso
   if abs(float(share(logged["step"] - 1)) / before - 1) < NOTICEABLE:
     return
   rates = {"the learning rate goes": o.learning_rate}
-  if config.model.mixer in ("infini", "memorizing"):
+  if config.model.memory.gated:
     rates["that of the gates"] = o.gate_learning_rate
   after = float(share(step))
   said = (f"{name} from {peak * before:.3g} to {peak * after:.3g}" for name, peak in rates.items())

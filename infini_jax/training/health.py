@@ -23,7 +23,7 @@ LOGGED = ("grad_norm", "answer_accuracy", "distillation", "memory_L", "z_L", *PL
 
 
 def memory_metrics(config: ModelConfig, params: Any, grads: Any, memory: Any) -> dict[str, Any]:
-  """What a mixer with gates shows of itself after a step; nothing for another.
+  """What a system with a matrix memory and gates shows after a step; nothing for another.
 
   Returns:
     gates_LH, gate_grad_LH: the share of the memory in each head's output, and beta's gradient.
@@ -33,14 +33,14 @@ def memory_metrics(config: ModelConfig, params: Any, grads: Any, memory: Any) ->
       M_e / z_e weighted by sigma(q)_e z_e > 0, so max |M_eu| / z_e bounds it, and is reached.
     empty_LK: True where nothing is written in any lane.
   """
-  if config.mixer != "infini":
+  if not config.memory.matrix:
     return {}
   beta = lambda tree: tree["blocks"]["attention"]["mixer"]["beta_H"]
   M_LBKEU, z_LBKE = memory
   written_LBKE = z_LBKE > 0
   rows_LBKE = jnp.abs(M_LBKEU).max(-1) / jnp.where(written_LBKE, z_LBKE, 1.0)
   return {
-    "gates_LH": gate_values(beta(params), config.gate),
+    "gates_LH": gate_values(beta(params), config.memory.gate),
     "gate_grad_LH": beta(grads),
     "memory_L": jnp.sqrt(jnp.mean(M_LBKEU**2, axis=(1, 2, 3, 4))),
     "z_L": jnp.mean(z_LBKE, axis=(1, 2, 3)),

@@ -268,12 +268,12 @@ def _describe(config, state, mesh, source, step, console) -> None:
     console.print(f"trained: {c.train.part}, {trained:,} parameters; the others stay as they are")
   others = [f"{name}={there!r} there, {here!r} here" for name, there, here in differences(c)]
   if others:
-    console.print(f"config.model in {c.train.start_from}: {'; '.join(others)}")
+    console.print(f"{c.train.start_from} has {'; '.join(others)}")
 
 
 def _warn_of_stuck_gates(config: Config, console: Console) -> None:
   """Adam moves a gate by about its learning rate a step: their sum bounds the way it can go."""
-  if config.model.mixer != "infini":
+  if not config.model.memory.gated:
     return
   rate, steps = make_schedule(config, config.optimizer.gate_learning_rate), config.train.steps
   some = np.linspace(0, steps - 1, min(steps, SAMPLED))  # all of them, unless there are very many
@@ -288,7 +288,7 @@ def _warn_of_stuck_gates(config: Config, console: Console) -> None:
 @contextlib.contextmanager
 def _profiler(config: Config, folder: Path) -> Iterator[Callable[[int], None]]:
   """Yields a function to be told the steps taken; it opens and closes the profiler's window."""
-  first, last = config.train.profile_start, config.train.profile_start + config.train.profile_steps
+  first, last = config.log.profile_start, config.log.profile_start + config.log.profile_steps
   running = False
 
   def at(taken: int) -> None:

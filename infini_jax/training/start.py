@@ -8,18 +8,14 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict
 
-from infini_jax.config import HOW_TO_RUN, Config, InputError, ModelConfig, original
+from infini_jax.config import Config, InputError, ModelConfig, original
 from infini_jax.models import abstract_params, completed, init
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import START_FROM, Workdir
 from infini_jax.training.step import TrainState, first_state, initial_state
 
-# Settings by which a teacher computes, and which no shape shows: it is read with the model's own.
-AS_THE_TEACHER = (
-  *("activation", "rope_theta", "rope_scaling", "norm_eps", "norm_plus_one", "embed_scale"),
-  *("query_scale", "attention_softcap", "logit_softcap"),
-  *("window", "global_every", "global_nope", "window_theta"),
-)
+# A teacher is read with the model's own settings, so these must be equal.
+AS_THE_TEACHER = ("model.activation", "family.")
 
 
 def check_start(config: Config) -> None:
@@ -49,14 +45,16 @@ def check_start(config: Config) -> None:
         f"{there.get(name, 'missing')}, this config's {here.get(name, 'missing')}: "
         f"set config.model as in its run.json"
       )
-  mixer = run.config().model.mixer
-  if config.train.distill_weight and mixer != "full":
+  model = run.config().model
+  if config.train.distill_weight and not model.memory.grows:
     raise InputError(
       f"config.train.distill_weight={config.train.distill_weight}: config.train.start_from="
-      f"{config.train.start_from!r} has the mixer {mixer!r} and is no original to learn from; "
-      f"start from one with 'full', or set the weight 0"
+      f"{config.train.start_from!r} has the mixer {model.mixer!r} and is no original to learn "
+      f"from; start from one with 'full', or set the weight 0"
     )
-  others = {name: there for name, there, _ in differences(config) if name in AS_THE_TEACHER}
+  others = {
+    name: there for name, there, _ in differences(config) if name.startswith(AS_THE_TEACHER)
+  }
   if config.train.distill_weight and others:
     raise InputError(
       f"config.train.distill_weight={config.train.distill_weight}: the original has {others}, and "
@@ -73,9 +71,16 @@ def differences(config: Config) -> list[tuple[str, Any, Any]]:
   """The settings of the model that are others than in the run that it starts from: there, here."""
   if not config.train.start_from:
     return []
-  there, here = vars(Workdir(config.train.start_from).config().model), vars(config.model)
-  what = (name for name in here if name not in HOW_TO_RUN)
-  return [(name, there[name], here[name]) for name in what if there[name] != here[name]]
+  there, here = (_settings(c) for c in (Workdir(config.train.start_from).config(), config))
+  both = (name for name in here if name in there)
+  return [(name, there[name], here[name]) for name in both if there[name] != here[name]]
+
+
+def _settings(config: Config) -> dict[str, Any]:
+  """What the model is, by section and field."""
+  m = config.model
+  sections = {name: config.sections()[name] for name in ("model", "family", m.mixer, "adapters")}
+  return {f"{name}.{k}": v for name, section in sections.items() for k, v in vars(section).items()}
 
 
 def start_state(config: Config, tx: optax.GradientTransformation, mesh: Any) -> TrainState:
@@ -93,7 +98,9 @@ def original_params(config: Config, mesh: Any) -> Any:
     InputError: one of them is not finite.
   """
   run = Workdir(config.train.start_from)
-  model = dataclasses.replace(run.config().model, param_dtype=config.model.param_dtype)
+  there = run.config().model
+  of_run = dataclasses.replace(there.run, param_dtype=config.model.run.param_dtype)
+  model = dataclasses.replace(there, run=of_run)
   with Checkpoints(run) as saved:
     params, _ = saved.restore_params(abstract_params(model, mesh))
   _check_finite(params, config)
@@ -107,7 +114,8 @@ def _check_finite(params: Any, config: Config) -> None:
     if not is_finite:
       raise InputError(
         f"config.train.start_from={config.train.start_from!r}: its parameter {'.'.join(path)} "
-        f"holds values that are not finite as {config.model.param_dtype}; start from another run"
+        f"holds values that are not finite as {config.model.run.param_dtype}; start from another "
+        f"run"
       )
 
 

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from infini_jax.config import Config, original
 from infini_jax.models import abstract_params, bind, init
 from infini_jax.models.mixers import MIXERS
-from infini_jax.models.summary import random_borders
+from infini_jax.models.mixers.summaries import random_borders
 from infini_jax.ops.lanes import where_lane
 from infini_jax.ops.loss import cross_entropy, divergence
 from infini_jax.ops.memory import fast_forward
@@ -93,7 +93,7 @@ def make_train_step(
     how = {name: batch[name] for name in ("reset_BS", "mask_BT", "shift_BS") if name in batch}
     hidden_BTD, memory = model(batch["tokens_BT"], memory, **how)
     scores = (hidden_BTD, model.head(), batch["targets_BT"])
-    options: dict[str, Any] = {"chunk": t.loss_chunk, "softcap": config.model.logit_softcap}
+    options: dict[str, Any] = {"chunk": t.loss_chunk, "softcap": config.model.family.logit_softcap}
     weight_BT = _weights(batch) / total
     if teacher is None:
       nll_BT, log_z_BT, right_BT = cross_entropy(*scores, **options)
@@ -141,7 +141,7 @@ def make_train_step(
       warm = _read_along(config, state.params, warm, batch)
     batch = {name: rows for name, rows in batch.items() if not name.startswith("warm")}
     key = jax.random.fold_in(jax.random.key(t.seed), state.step)
-    if config.model.mixer == "autocompressor":
+    if config.model.memory.moves_borders:
       batch["shift_BS"] = random_borders(config.model, key, batch["reset_BS"], batch["mask_BT"])
     sums, memory, grads = gradients(state.params, teacher, memory, batch)
     with jax.named_scope("optimizer"):

@@ -13,7 +13,7 @@ from infini_jax.runs.workdir import Workdir
 from tests.convert.reading import console, params_of
 from tests.tiny import changed, config, fake_params, write_original
 
-MODEL = {"kv_heads": 1, "gate_init": -5.0, "lora_rank": 3, "write_gate": True}
+MODEL = {"kv_heads": 1, "gate_init": -5.0, "lora_rank": 3, "write_gate": True, "adapter_rank": 2}
 
 
 def make(folder, rng, part="lora"):

@@ -253,8 +253,8 @@ def test_a_sharded_folder_with_what_need_not_be_there(folder, tmp_path, capsys):
   assert f"--workdir='{out}'" in capsys.readouterr().out, "the next command cannot be copied"
   kept = {"config.json", "tokenizer.json", "chat_template.jinja"}
   assert {file.name for file in (out / "hf").iterdir()} == kept
-  model = json.loads((out / "run.json").read_text())["config"]["model"]
-  assert model["param_dtype"] == model["compute_dtype"] == "bfloat16"
+  run = json.loads((out / "run.json").read_text())["config"]["run"]
+  assert run["param_dtype"] == run["compute_dtype"] == "bfloat16"
 
 
 def test_one_whole_file_comes_before_shards_as_in_transformers(folder, tmp_path):
@@ -276,7 +276,7 @@ def test_one_tensor_of_another_type_makes_it_float32_and_a_tied_head_is_left_out
   edit(folder, tie_word_embeddings=True, max_position_embeddings=5000)
   assert cli.main(["convert", "hf", str(folder), str(tmp_path / "out")]) == 0
   made = json.loads((tmp_path / "out" / "run.json").read_text())["config"]
-  assert made["model"]["param_dtype"] == "float32" and made["model"]["tied_embeddings"]
+  assert made["run"]["param_dtype"] == "float32" and made["model"]["tied_embeddings"]
   assert (made["model"]["segment_length"], made["evaluation"]["input_tokens"]) == (2048, 4096)
 
 

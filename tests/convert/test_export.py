@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 
-from infini_jax import config as config_lib
 from infini_jax.config import HOW_TO_RUN, InputError, ModelConfig
 from infini_jax.convert.building import lay_down
 from infini_jax.convert.export import export
@@ -23,7 +22,7 @@ from infini_jax.runs.workdir import Workdir
 from infini_jax.training.step import TrainState
 from tests.convert.golden import HERE
 from tests.convert.reading import console, params_of
-from tests.tiny import config, fake_params
+from tests.tiny import config, fake_params, of_model, run_config
 
 
 def tensors_of(folder):
@@ -37,7 +36,7 @@ def tensors_of(folder):
 
 def same_params(one, other, changes=()):
   (model, a, _), (again, b, _) = params_of(one), params_of(other)
-  assert dataclasses.replace(model, **dict(changes)) == again
+  assert of_model(model, **dict(changes)) == again
   compare = lambda x, y: np.testing.assert_array_equal(jax.device_get(x), y, strict=True)
   jax.tree.map(compare, a, jax.device_get(b))
 
@@ -85,8 +84,7 @@ def test_an_adapted_run_takes_its_memory_along(converted, rng, tmp_path, dtype):
   memory |= {"normalize_keys": True, "z_correction": True, "readout_norm": True}
   how = {"remat": "dots", "implementation": "scan", "attention": "splash"}
   how |= {"compute_dtype": "bfloat16"}
-  model = dataclasses.asdict(start.config().model) | memory | how | {"param_dtype": dtype}
-  c = config_lib.resolve({"model": model})
+  c = run_config(of_model(start.config().model, **memory, **how, param_dtype=dtype))
   run = make_run(tmp_path / "run", c, rng, str(start.path))
   load_saved(start.tokenizer).save(run.tokenizer)
   out = tmp_path / "out"
@@ -96,13 +94,15 @@ def test_an_adapted_run_takes_its_memory_along(converted, rng, tmp_path, dtype):
   assert raw["use_cache"] is True, "the original's config.json is kept where it fits"
   assert Tensors(out / WEIGHTS).metadata == {"format": "pt"}, "transformers asks for it"
   memory = json.loads(Tensors(out / MEMORY).metadata["memory"])
-  assert memory["rule"] == "delta" and not memory.keys() & set(HOW_TO_RUN)
-  for name in HOW_TO_RUN:  # as exports were written before
-    memory[name] = getattr(c.model, name)
+  assert memory["infini"]["rule"] == "delta" and memory.keys() == {"model", "infini"}
+  older = memory["model"] | memory["infini"]  # as exports were written before
+  for name in HOW_TO_RUN:
+    older[name] = getattr(c.model.run, name)
   gates_LH = Tensors(out / MEMORY).read("gates_LH")
-  save(out / MEMORY, {"gates_LH": gates_LH}, {"memory": json.dumps(memory)})
+  save(out / MEMORY, {"gates_LH": gates_LH}, {"memory": json.dumps(older)})
   convert(str(out), tmp_path / "again", None, console())
-  usual = {name: getattr(ModelConfig(), name) for name in HOW_TO_RUN}
+  usual = {name: getattr(ModelConfig().run, name) for name in HOW_TO_RUN}
+  usual["compute_dtype"] = dtype  # that of the weights
   same_params(run.path, tmp_path / "again", usual)
 
 
@@ -126,13 +126,11 @@ def test_a_run_from_scratch_goes_out_too(rng, tmp_path):
     np.testing.assert_array_equal(tensor, embeddings[step], err_msg=f"of step {step}")
   convert(str(tmp_path / "out"), tmp_path / "again", None, console())
   model, params, _ = params_of(tmp_path / "again")
-  assert model == dataclasses.replace(
-    c.model, lora_rank=0, lora_alpha=model.lora_alpha, remat=ModelConfig().remat
-  )
+  assert model == of_model(c.model, adapters=model.adapters, run=model.run)
   before = jax.device_get(params_of(run.path)[1]["blocks"]["attention"])
   adapter = before["lora_o"]
   added = np.einsum("LHER,LRD->LHED", adapter["down_HER"], adapter["up_RD"])
-  wanted = before["w_o_HED"] + c.model.lora_alpha / 2 * added
+  wanted = before["w_o_HED"] + c.model.adapters.alpha / 2 * added
   np.testing.assert_allclose(params["blocks"]["attention"]["w_o_HED"], wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -179,7 +177,7 @@ SAID = {"max_position_embeddings": 131_072, "eos_token_id": [2, 5], "pad_token_i
 )
 def test_what_the_model_does_not_decide_stays_as_the_original_said(name, changes, family):
   raw = json.loads((HERE / name / "config.json").read_text()) | SAID | {"a_note": "mine"}
-  model = dataclasses.replace(ModelConfig(**read_config(raw, name)[0]), **changes)
+  model = of_model(ModelConfig(), **read_config(raw, name)[0] | changes)
   written = config_of(model, raw, 8192)
   assert {key: written[key] for key in SAID} == SAID
   assert written["a_note"] == "mine" and written["use_cache"] is True
@@ -197,10 +195,8 @@ def test_a_run_keeps_its_originals_files_where_that_is_gone(converted, rng, tmp_
   (start / "hf" / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 5]}))
   raw = json.loads((start / "hf" / "config.json").read_text()) | SAID
   (start / "hf" / "config.json").write_text(json.dumps(raw))
-  model = dataclasses.asdict(Workdir(start).config().model) | {"rope_theta": 5e6}
-  run = make_run(
-    tmp_path / "run", config_lib.resolve({"model": model, **NO_STATE}), rng, str(start)
-  )
+  model = of_model(Workdir(start).config().model, rope_theta=5e6)
+  run = make_run(tmp_path / "run", run_config(model, **NO_STATE), rng, str(start))
   load_saved(Workdir(start).tokenizer).save(run.tokenizer)
   run.keep_original()
   run.keep_original()

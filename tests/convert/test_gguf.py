@@ -20,8 +20,12 @@ def test_weights_and_vocabulary_come_in(rng, tmp_path):
   found = write(tmp_path / "a.gguf", rng)
   convert(tmp_path / "a.gguf", tmp_path / "run", None, console())
   model, params, _ = params_of(tmp_path / "run")
-  assert (model.rope_theta, model.norm_eps, model.tied_embeddings) == (1e5, 1e-5, True)
-  assert (model.segment_length, model.param_dtype, model.mixer) == (64, "float32", "full")
+  assert (model.family.rope_theta, model.family.norm_eps, model.tied_embeddings) == (
+    1e5,
+    1e-5,
+    True,
+  )
+  assert (model.segment_length, model.run.param_dtype, model.mixer) == (64, "float32", "full")
   for place in places(model):
     value = params
     for name in place.parameter.split("."):
@@ -46,7 +50,7 @@ def test_llama_3_is_known_by_its_factors(rng, tmp_path):
   write(tmp_path / "a.gguf", rng, factors=llama3_divisors(100_000.0, E, scaling))
   convert(tmp_path / "a.gguf", tmp_path / "run", "bfloat16", console())
   model, *_ = params_of(tmp_path / "run")
-  assert model.rope_scaling == scaling and model.param_dtype == "bfloat16"
+  assert model.family.rope_scaling == scaling and model.run.param_dtype == "bfloat16"
 
 
 ROPE = "llama.rope.scaling"
@@ -68,7 +72,7 @@ def test_rope_scaling_is_what_llama_cpp_reads(rng, tmp_path, fields, expected):
   """A factor without a type is linear there; the older name counts where the newer is missing."""
   write(tmp_path / "a.gguf", rng, fields=fields)
   convert(tmp_path / "a.gguf", tmp_path / "run", None, console())
-  assert Workdir(tmp_path / "run").config().model.rope_scaling == expected
+  assert Workdir(tmp_path / "run").config().model.family.rope_scaling == expected
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Beside transformers itself, where it is installed: every family in, and out again."""
 
-import dataclasses
 import os
 import shutil
 
@@ -8,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from infini_jax import config as config_lib
 from infini_jax.convert.export import export
 from infini_jax.convert.huggingface import convert
 from infini_jax.data import load_saved, load_tokenizer, train_sentencepiece
@@ -16,7 +14,7 @@ from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir
 from tests.convert import golden
 from tests.convert.reading import console, logits_of, params_of
-from tests.tiny import config, write_original
+from tests.tiny import config, of_model, run_config, write_original
 
 pytestmark = pytest.mark.slow
 REMEDY = "pip install -e .[reference]"
@@ -62,7 +60,7 @@ def test_shut_gates_within_a_segment_are_the_original(rng, tmp_path, name):
   convert(str(tmp_path / "model"), tmp_path / "run", None, console())
   model, params, _ = params_of(tmp_path / "run")
   memory = {"mixer": "infini", "segment_length": 24, "gate_init": -30.0}
-  c = config_lib.resolve({"model": dataclasses.asdict(model) | memory})
+  c = run_config(of_model(model, **memory))
   params = jax.device_get(params)
   params["blocks"]["attention"]["mixer"] = {
     "beta_H": np.full((model.layers, model.heads), -30.0, np.float32)

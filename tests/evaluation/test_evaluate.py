@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from infini_jax import config as config_lib
 from infini_jax.config import InputError
 from infini_jax.config.schema import TASKS
 from infini_jax.evaluation import evaluate as module
@@ -23,7 +24,7 @@ from infini_jax.evaluation.gates import gates
 from infini_jax.evaluation.perplexity import Scores
 from infini_jax.evaluation.retrieval import Cell, Recalled
 from infini_jax.evaluation.summarization import Summarized, Summary
-from infini_jax.evaluation.tasks import GATED, KINDS, NAMES, jobs_of
+from infini_jax.evaluation.tasks import KINDS, NAMES, jobs_of
 from infini_jax.models import init
 from infini_jax.report.page import report
 from tests.tiny import SYSTEMS, changed, config, model_config, quiet
@@ -210,7 +211,8 @@ def test_a_mixer_is_asked_only_for_what_it_has():
   for name, fields in SYSTEMS.items():
     shapes = jax.eval_shape(lambda f=fields: init(model_config(**f), jax.random.key(0)))
     has_gates = "beta_H" in shapes["blocks"]["attention"].get("mixer", {})
-    assert (fields["mixer"] in GATED) == has_gates, f"tasks.GATED is wrong about {name}"
+    said = config_lib.SYSTEMS[name].gated
+    assert said == has_gates, f"the fact `gated` is wrong about {name}"
     c = config(model=fields, data={"carry_state": False})
     assert [job.name for job in jobs_of(c, ())] == ["perplexity", "gates"][: 1 + has_gates]
     if not has_gates:

@@ -170,8 +170,8 @@ def test_needles_hide_in_other_text_beside_the_runs_own(run, tmp_path):
   c, workdir = run
   (tmp_path / "filler.txt").write_text("Some words stand here. " * 40)
   c = changed(c, evaluation=changed(c.evaluation, lengths=(900,)))
-  for field in ("data", "task"):
-    name = {"data": "path", "task": "filler"}[field]
+  for field in ("data", "needle"):
+    name = {"data": "path", "needle": "filler"}[field]
     other = changed(
       c, **{field: changed(getattr(c, field), **{name: str(tmp_path / "filler.txt")})}
     )

@@ -13,7 +13,7 @@ from infini_jax.inference.engine import Engine
 from infini_jax.inference.saved import checksum
 from infini_jax.runs import tensors
 from infini_jax.runs.workdir import Workdir
-from tests.tiny import changed, config, fake_params
+from tests.tiny import changed, fake_params
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +116,11 @@ def test_a_state_of_the_first_format_loads_and_what_does_not_fit_is_damage(sessi
 
 def test_a_state_of_another_model_is_refused(session, state, trained):
   run, c = session.run, trained[0]
-  other = config(model={**c.model.__dict__, "rule": "linear"})
+  other = changed(c, model=changed(c.model, rule="linear"))
   with_engine = lambda config, params, tokenizer=run.tokenizer: Session(
     Run(Engine(config, params), tokenizer)
   )
-  refused(state, "another model .config.model.rule", model=with_engine(other, run.engine.params))
+  refused(state, "another model .config.infini.rule", model=with_engine(other, run.engine.params))
   refused(state, "other parameters", model=with_engine(c, fake_params(c.model)))
   words = WordTokenizer(["a"])
   refused(state, "another tokenizer", model=with_engine(c, run.engine.params, words))

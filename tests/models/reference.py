@@ -11,16 +11,16 @@ import numpy as np
 
 def logits(params, tokens_T, c):
   """Logits (T, V) of one document from its first token on."""
-  x = params["embed_VD"][tokens_T] * c.embed_scale
+  x = params["embed_VD"][tokens_T] * c.family.embed_scale
   for i in range(c.layers):
     layer = _part(params["blocks"], i)
-    post = layer if c.post_norms else {}
+    post = layer if c.family.post_norms else {}
     heads = _attention(layer["attention"], _norm(x, layer["attention_norm"], c), i, c)
     x = x + _norm(heads, post.get("attention_post_norm"), c)
     out = _feed_forward(layer["ffn"], _norm(x, layer["ffn_norm"], c), c)
     x = x + _norm(out, post.get("ffn_post_norm"), c)
   head = params["embed_VD"] if c.tied_embeddings else params["head_VD"]
-  return _cap(_norm(x, params["final_norm"], c) @ head.T, c.logit_softcap)
+  return _cap(_norm(x, params["final_norm"], c) @ head.T, c.family.logit_softcap)
 
 
 def loss(params, tokens_T, c):
@@ -32,29 +32,30 @@ def loss(params, tokens_T, c):
 
 def _attention(p, x, layer, c):
   T, E = len(x), c.head_dim
-  is_global = c.global_every > 0 and (layer + 1) % c.global_every == 0
-  windowed = c.window > 0 and not is_global
+  is_global = c.family.global_every > 0 and (layer + 1) % c.family.global_every == 0
+  windowed = c.family.window > 0 and not is_global
   magnitude = 1.0
-  if is_global and c.global_nope:
+  if is_global and c.family.global_nope:
     frequency = np.zeros(E // 2)
-  elif windowed and c.window_theta:
-    frequency = frequencies(E, c.window_theta, ())
+  elif windowed and c.family.window_theta:
+    frequency = frequencies(E, c.family.window_theta, ())
   else:
-    frequency = frequencies(E, c.rope_theta, c.rope_scaling)
-    magnitude = c.rope_scaling[4] if len(c.rope_scaling) == 5 else 1.0
+    frequency = frequencies(E, c.family.rope_theta, c.family.rope_scaling)
+    magnitude = c.family.rope_scaling[4] if len(c.family.rope_scaling) == 5 else 1.0
   out = np.zeros((T, c.width))
   for h in range(c.heads):
     kv = h // (c.heads // c.kv_heads)
     q, k, v = x @ p["w_q_DHE"][:, h], x @ p["w_k_DKE"][:, kv], x @ p["w_v_DKE"][:, kv]
-    if c.attention_bias:
+    if c.family.attention_bias:
       q, k, v = q + p["b_q_HE"][h], k + p["b_k_KE"][kv], v + p["b_v_KE"][kv]
-    if c.qk_norm:
+    if c.family.qk_norm:
       q, k = _norm(q, p["q_norm"], c), _norm(k, p["k_norm"], c)
     q, k = magnitude * _turned(q, frequency), magnitude * _turned(k, frequency)
     for t in range(T):
-      first = max(0, t + 1 - c.window) if windowed else 0
+      first = max(0, t + 1 - c.family.window) if windowed else 0
       score = _cap(
-        k[first : t + 1] @ q[t] * (c.query_scale or 1 / math.sqrt(E)), c.attention_softcap
+        k[first : t + 1] @ q[t] * (c.family.query_scale or 1 / math.sqrt(E)),
+        c.family.attention_softcap,
       )
       weight = np.exp(score - score.max())
       out[t] += (weight / weight.sum()) @ v[first : t + 1] @ p["w_o_HED"][h]
@@ -74,8 +75,8 @@ def _norm(x, p, c):
   """Without parameters: nothing is normalised."""
   if p is None:
     return x
-  scale = 1 + p["scale_E"] if c.norm_plus_one else p["scale_E"]
-  return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_eps) * scale
+  scale = 1 + p["scale_E"] if c.family.norm_plus_one else p["scale_E"]
+  return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.family.norm_eps) * scale
 
 
 def _cap(x, cap):

@@ -82,7 +82,7 @@ def test_each_feature_alone_equals_float64(rng, fields):
   params, tokens = random_params(rng, c), draw(rng, B, T)
   got = call(c, params, tokens, start(c, params))[0]
   np.testing.assert_allclose(got, exact(params, tokens, c), **CLOSE)
-  without = exact(params, tokens, changed(PLAIN, qk_norm=c.qk_norm))
+  without = exact(params, tokens, changed(PLAIN, qk_norm=c.family.qk_norm))
   assert np.abs(got - without).max() > 1e-2, f"{fields} changes nothing"
 
 
@@ -140,7 +140,7 @@ def test_the_gradient_of_all_features_equals_float64(mix):
   def ours(params):
     model = bind(MIX, params)
     hidden, _ = model(tokens[:, :-1], model.state(1))
-    how = {"chunk": 8, "softcap": MIX.logit_softcap}
+    how = {"chunk": 8, "softcap": MIX.family.logit_softcap}
     return cross_entropy(hidden, model.head(), targets, **how)[0].mean()
 
   value, grads = jax.jit(jax.value_and_grad(ours))(params)

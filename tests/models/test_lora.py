@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from infini_jax.models import abstract_params, bind, completed, init, merged
 from infini_jax.parallel import make_mesh
 from infini_jax.parallel.mesh import AXES
-from tests.tiny import config, fake_params, model_config
+from tests.tiny import changed, config, fake_params, model_config
 
 B, N, S = 2, 8, 3
 ADAPTED = model_config(kv_heads=1, lora_rank=3, lora_alpha=5.0, qk_norm=True, attention_bias=True)
@@ -32,7 +32,7 @@ def _logits(model, params, tokens):
 
 @pytest.fixture(scope="module")
 def original():
-  model = dataclasses.replace(ADAPTED, lora_rank=0)
+  model = changed(ADAPTED, lora_rank=0)
   return model, fake_params(model)
 
 

@@ -26,7 +26,7 @@ def test_a_kernel_that_is_not_here_becomes_auto(kernel, mixer):
   said = []
   fitting = here(recorded({"attention": kernel, "mixer": mixer}), said.append)
   assert fitting == recorded({"mixer": mixer}) and len(said) == 1
-  assert f"config.model.attention='{kernel}' cannot be used (it needs a" in said[0]
+  assert f"config.run.attention='{kernel}' cannot be used (it needs a" in said[0]
   assert said[0].endswith("auto instead, which computes the same") and "\n" not in said[0]
 
 
@@ -51,9 +51,9 @@ def from_a_tpu(trained, tmp_path):
   _, workdir, _ = trained
   run = shutil.copytree(workdir, tmp_path / "run")
   record = json.loads((run / "run.json").read_text())
-  record["config"]["model"]["attention"] = "splash"
+  record["config"]["run"]["attention"] = "splash"
   record["config"]["mesh"] |= {"data": 16, "seq": 4}
-  record["config"]["train"]["compilation_cache"] = str(tmp_path / "of_a_tpu" / "programs")
+  record["config"]["run"]["compilation_cache"] = str(tmp_path / "of_a_tpu" / "programs")
   (run / "run.json").write_text(json.dumps(record))
   return run
 
@@ -69,8 +69,8 @@ def test_such_a_run_writes_and_is_evaluated_alike(trained, from_a_tpu, caplog):
     one.read("a text to go on from")
   assert list(session.generate(8, seed=1)) == list(before.generate(8, seed=1))
   c = own_config(str(from_a_tpu))
-  assert c.train.compilation_cache == "", "a folder of that machine"
-  assert c.model.attention == "splash" and c.mesh.seq == 4
+  assert c.model.run.compilation_cache == "", "a folder of that machine"
+  assert c.model.run.attention == "splash" and c.mesh.seq == 4
   said = quiet()
   found = evaluate(c, str(from_a_tpu), said, tasks=("perplexity",))
   assert found["perplexity"]["memory"]["perplexity"] > 1

@@ -18,7 +18,7 @@ CASES = {
     rule="delta", normalize_keys=True, z_correction=True, decay=0.7, gate="hard_sigmoid",
     readout_norm=True,
   ),
-  "infini-written": model_config(rule="delta", kv_heads=1, write_gate=True),
+  "infini-written": model_config(rule="delta", kv_heads=1, write_gate=True, adapter_rank=2),
   "local": model_config(mixer="local"),
   "full": model_config(mixer="full", kv_heads=1),
   "transformer_xl": model_config(mixer="transformer_xl"),

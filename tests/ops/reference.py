@@ -23,10 +23,13 @@ def rotate(x_TE, position_T, theta):
 
 
 def one_head(
-  q, k, v, beta, M, z, reset_S, mask_T, write_T,
+  q, k, v, beta, M, z, reset_S, mask_T, write_T, own_q, own_k, own_v,
   *, segment_length, rule, rope_theta, scale_first_segment, gate, readout_norm, cut,
 ):  # fmt: skip
-  """One lane, one query head and its key/value head: q (T,E), k (T,E), v (T,U), M (E,U), z (E)."""
+  """One lane, one query head and its key/value head: q (T,E), k (T,E), v (T,U), M (E,U), z (E).
+
+  The memory is read with own_q and written with own_k and own_v.
+  """
   T, E = q.shape
   outs = []
   memory, norm, written = M, z, jnp.array(True)
@@ -43,6 +46,7 @@ def one_head(
     seen = np.tri(len(query), dtype=bool) & mask[None, :]
     score = jnp.where(seen, turned[0] @ turned[1].T / E**0.5, -jnp.inf)
     local = jax.nn.softmax(score, axis=-1) @ value
+    query, key, value = own_q[part], own_k[part], own_v[part]
     g = 1 / (1 + jnp.exp(-beta)) if gate == "sigmoid" else jnp.clip(beta / 6 + 0.5, 0.0, 1.0)
     recalled = sigma(query) @ memory / (sigma(query) @ norm)[:, None]
     if readout_norm:
@@ -75,7 +79,7 @@ def one_head(
   return jnp.concatenate(outs), memory, norm
 
 
-def infini_attention(q, k, v, beta, M, z, write=None, *, reset, mask, **options):
+def infini_attention(q, k, v, beta, M, z, write=None, *own, reset, mask, **options):
   """Arguments as the real one's; reset and mask are arrays, M and z the memory to start from.
 
   `rule` is a `Rule`, `cut` True or False.
@@ -86,11 +90,13 @@ def infini_attention(q, k, v, beta, M, z, write=None, *, reset, mask, **options)
   K = k.shape[2]
   head = lambda *arrays: one_head(*arrays, **options)
   write = jnp.ones((B, T, K)) if write is None else write
-  group = jax.vmap(head, (1, None, None, 0, None, None, None, None, None), (1, None, None))
-  heads = jax.vmap(group, (1, 1, 1, 0, 0, 0, None, None, 1), (1, 0, 0))
-  lanes = jax.vmap(heads, (0, 0, 0, None, 0, 0, 0, 0, 0))
-  split = q.reshape(B, T, K, H // K, E), beta.reshape(K, H // K)
+  own_q, own_k, own_v = own or (q, k, v)
+  group = jax.vmap(head, (1, *[None] * 2, 0, *[None] * 5, 1, None, None), (1, None, None))
+  heads = jax.vmap(group, (1, 1, 1, 0, 0, 0, None, None, 1, 1, 1, 1), (1, 0, 0))
+  lanes = jax.vmap(heads, (0, 0, 0, None, *[0] * 8))
+  grouped = lambda q: q.reshape(B, T, K, H // K, E)
+  split = grouped(q), beta.reshape(K, H // K)
   flags = jnp.asarray(reset), jnp.asarray(mask)
-  out, M, z = lanes(split[0], k, v, split[1], M, z, *flags, write)
+  out, M, z = lanes(split[0], k, v, split[1], M, z, *flags, write, grouped(own_q), own_k, own_v)
   # A head's memory is the same for all query heads of the group.
   return out.reshape(B, T, H, -1), M, z

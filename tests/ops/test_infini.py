@@ -43,29 +43,33 @@ def single(*arrays):
   return tuple(jnp.asarray(a, jnp.float32) for a in arrays)
 
 
+def more_of(arrays):
+  """The write gate, and the memory's own queries, keys and values, where there are some."""
+  write, own = arrays[:1], tuple(arrays[1:])
+  return ({"write_BTK": write[0]} if write else {}) | ({"own": own} if own else {})
+
+
 def run(arrays, *, implementation="parallel", **options):
-  q, k, v, beta, M, z, *write = single(*arrays)
-  if write:
-    options["write_BTK"] = write[0]
+  q, k, v, beta, M, z, *more = single(*arrays)
+  options |= more_of(more)
   out, state = attend(q, k, v, beta, MemoryState(M, z), implementation=implementation, **options)
   return out, state.M_BKEU, state.z_BKE
 
 
 def token_by_token(arrays, N, *, rule, **options):
   """The streaming form: outputs, and the memory with the open segment written too."""
-  q, k, v, beta, M, z, *write = arrays
+  q, k, v, beta, M, z, *more = arrays
   empty = SegmentCache(jnp.zeros((B, N, K, E)), jnp.zeros((B, N, K, U)), jnp.zeros(B, jnp.int32))
   stream = infini_module.open_stream(MemoryState(M, z), empty, rule)
 
   def token(stream, xs):
-    q, k, v, *write = (x[:, None] for x in xs)
-    more = {"write_BTK": write[0]} if write else {}
+    q, k, v, *more = (x[:, None] for x in xs)
     out, stream = infini_module.extend_stream(
-      q, k, v, beta, stream, jnp.ones((B, 1), bool), rule=rule, **options, **more
+      q, k, v, beta, stream, jnp.ones((B, 1), bool), rule=rule, **options, **more_of(more)
     )
     return stream, out[:, 0]
 
-  xs = tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v, *write))
+  xs = tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v, *more))
   stream, out = jax.lax.scan(token, stream, xs)
   return jnp.moveaxis(out, 0, 1), *memory_module.commit(stream.memory, stream.pending, rule)
 
@@ -99,11 +103,11 @@ CASES = [
 ] + [
   pytest.param(Rule("delta"), {**PLAIN, "cut": True}, id="cut"),
   pytest.param(Rule("linear"), {**PLAIN, "write": True}, id="linear-write"),
-  pytest.param(Rule("delta"), {**PLAIN, "write": True}, id="delta-write"),
+  pytest.param(Rule("delta"), {**PLAIN, "write": True, "own": True}, id="delta-write-own"),
 ]
 
 
-NAMES = ("q", "k", "v", "beta", "M", "z", "write")
+NAMES = ("q", "k", "v", "beta", "M", "z", "write", "own q", "own k", "own v")
 
 
 @pytest.mark.parametrize("rule,options", CASES)
@@ -116,6 +120,9 @@ def test_equals_float64_loops_forward_and_gradient(rng, rule, options):
     write = np.clip(rng.normal(0.5, 0.6, (B, T, K)), 0, 1)
     write[:, ::N] = rng.uniform(0.1, 1, (B, S, K))  # something of each segment is written
     arrays += (write,)
+  if options.pop("own", False):
+    q, k, v, _ = inputs(rng, T)
+    arrays += (q, k, v)
   reset = rng.random((B, S)) < 0.3
   mask = rng.random((B, T)) < 0.8
   mask[:, ::N] = True  # each query then sees a key

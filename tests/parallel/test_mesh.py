@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from infini_jax.config import MIXERS, InputError, MeshConfig
+from infini_jax.config import SYSTEMS, InputError, MeshConfig
 from infini_jax.models import bind
 from infini_jax.parallel import check_divisible, make_mesh, param_shardings, put_batch
 from infini_jax.parallel.mesh import COMPUTE, STORAGE, spec
@@ -77,6 +77,7 @@ FAMILY = {
   **{"embed_scale": 4.0, "query_scale": 0.5, "attention_softcap": 5.0, "logit_softcap": 5.0},
   **{"rope_scaling": (4.0, 0.1, 2.0, 64.0, 1.2)},
   **{"window": 8, "global_every": 2, "window_theta": 10.0, "write_gate": True},
+  "adapter_rank": 2,
 }
 WARM = {"warm": {"share": 0.5, "segments": 2}}
 
@@ -172,7 +173,7 @@ LAYOUTS = [(2, 1, (4, 2, 1, 1)), (4, 2, (2, 2, 1, 2)), (8, 4, (4, 1, 1, 2))]
   "mixer,heads,kv_heads,sizes",
   [
     pytest.param(mixer, *layout, marks=[pytest.mark.slow] * (mixer != "infini" and (i - j) % 6 > 0))
-    for i, mixer in enumerate(MIXERS)
+    for i, mixer in enumerate(SYSTEMS)
     for j, layout in enumerate(LAYOUTS)
   ],
   ids=str,

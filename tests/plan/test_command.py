@@ -21,7 +21,8 @@ from tests import tiny
 ROOT = Path(__file__).parent.parent.parent
 SECTIONS = {
   **tiny.RUN,
-  "model": {**tiny.RUN["model"], "heads": 4, "kv_heads": 4, "remat": "full"},
+  "model": {**tiny.RUN["model"], "heads": 4, "kv_heads": 4},
+  "run": {"remat": "full"},
   "data": {"path": "nowhere", "lanes": 16, "segments": 4},
   "evaluation": {"lanes": 16, "segments": 4},
   "mesh": {"fsdp": 2, "seq": 2},

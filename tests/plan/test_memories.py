@@ -39,9 +39,14 @@ def test_the_papers_config_prints_the_papers_table_2(capsys, monkeypatch, tmp_pa
 
 
 def test_states_are_what_the_papers_table_1_says():
-  made = load_config([f"--config={PAPER}", "--config.model.summary_steps=1"])
-  found = {memory.mixer: memory.elements for memory in memories(made)}
-  c, m = made.model.compressed_memory, 1
+  one = "--config.autocompressor.summary_steps=1"
+
+  def config_of(mixer):
+    carry = f"--config.data.carry_state={mixer != 'full'}"
+    return load_config([f"--config={PAPER}", f"--config.model.mixer={mixer}", one, carry])
+
+  found = {memory.mixer: memory.elements for memory in memories(config_of)}
+  c, m = config_of("compressive").model.memory.compressed_memory, 1
   assert found["transformer_xl"] == (E + E) * H * N * L
   assert found["compressive"] == D * (c + N) * L
   assert found["memorizing"] == (E + E) * H * (N * L + STORE)  # Table 2: a store in one layer
@@ -53,8 +58,14 @@ def test_states_are_what_the_papers_table_1_says():
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
 def test_states_are_what_the_formulas_say(kv_heads):
-  made = config(model={"kv_heads": kv_heads, "layers": 3, "knn_layers": (1, 3), "knn_memory": 24})
-  for memory in memories(made):
+  def config_of(mixer):
+    return config(
+      model={"kv_heads": kv_heads, "layers": 3, "mixer": mixer},
+      data={"carry_state": mixer != "full"},
+      memorizing={"knn_layers": (1, 3), "knn_memory": 24},
+    )
+
+  for memory in memories(config_of):
     assert memory.elements == memory.closed, memory
 
 
@@ -63,5 +74,5 @@ def test_what_a_config_cannot_have_is_said(capsys, monkeypatch):
   assert cli.main(["plan", "--config=configs/demo.py", "--table=memory"]) == 0
   shown = capsys.readouterr().out
   (row,) = [line for line in shown.splitlines() if "memorizing" in line]
-  assert "config.model.knn_layers=(9,)" in row, "the demo has 4 layers"
+  assert "config.memorizing.knn_layers=(9,)" in row, "the demo has 4 layers"
   assert "transformer_xl" in shown and " a token" in shown

@@ -32,7 +32,7 @@ def test_a_change_that_is_enough_alone_is_named_with_its_bytes():
   assert not verdict.fits
   assert verdict.biggest == max(whole.bytes, key=whole.bytes.get)
   named = {change.settings: change for change in verdict.changes}
-  remat = named["config.model.remat=full (now none)"]
+  remat = named["config.run.remat=full (now none)"]
   again = made(2**40, model={"remat": "full", "layers": 8})
   assert remat.bytes == again.total
   assert all(change.fits and change.bytes <= tight.chip.memory for change in named.values())

@@ -40,8 +40,7 @@ for case in cases:
       os.environ[name] = values[number]
     else:
       section, field = name.split(".")
-      changed = dataclasses.replace(getattr(config, section), **{field: values[number]})
-      config = dataclasses.replace(config, **{section: changed})
+      config = config.with_fields(**{section: {field: values[number]}})
   asked(agreement.check_alike, args, config)
 
 # One path on two file systems, and a corpus that one of them has in other words.
@@ -81,7 +80,7 @@ CASES = [
     "process 1 has 'b'; config.data.lanes: process 0 has 1, process 1 has 2; and 1 more",
   ),
   (
-    {"data.prefetch": [1, 2], "train.compilation_cache": ["", "c"], "--process": ["0", "1"]},
+    {"data.prefetch": [1, 2], "run.compilation_cache": ["", "c"], "--process": ["0", "1"]},
     "",
   ),
   ({"--command": ["train", "eval"]}, "the command: process 0 has train, process 1 has eval"),

@@ -261,16 +261,16 @@ def test_needles_of_different_kinds_are_different_tasks(tmp_path, rng):
 
 def test_the_config_is_whole_and_differences_are_marked(runs):
   page = written(*runs[:2])
-  differ = ["model.layers", "model.rule"]
+  differ = ["model.layers", "infini.rule"]
   assert page.marked("The whole config") == differ
   table = page.table("Fields in which they differ")
   assert list(table)[1:] == differ
-  assert (table["model.rule"], table["model.layers"]) == (["linear", "delta"], ["2", "3"])
+  assert (table["infini.rule"], table["model.layers"]) == (["linear", "delta"], ["2", "3"])
   whole = page.table("The whole config")
   assert whole["data.path"] == ["corpus"] * 2 and whole["evaluation.task"] == ["empty"] * 2
   alone = written(runs[1])
   assert alone.marked("The whole config") == []
-  assert alone.table("Fields that are set")["model.rule"] == ["delta", "linear"]
+  assert alone.table("Fields that are set")["infini.rule"] == ["delta", "linear"]
   assert "model.rope_theta" not in alone.table("Fields that are set"), "it is as by default"
 
 

@@ -47,7 +47,7 @@ def test_wandb_goes_on_in_the_same_run_and_begins_another_at_step_0(tmp_path, mo
   monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
   monkeypatch.delenv("WANDB_RUN_ID", raising=False)
   c = config(train={"tensorboard": False})
-  c = changed(c, train=changed(c.train, wandb=True))
+  c = changed(c, log=changed(c.log, wandb=True))
   for step in (0, 2, 4, 0):
     writer = MetricWriter(tmp_path, c, step)
     writer.write(step + 1, {"loss": 1.0, "gates_LH": [[0.25, 0.75]]})

@@ -88,14 +88,15 @@ def stores(corpus, tmp_path_factory):
   }
 
 
-def make(store, *, seed=0, **task):
+def make(store, *, seed=0, context_weight=0.5, **needle):
   c = config(
     model={"vocab_size": 1024},
     data={"tokenizer": store.spec, "carry_state": False},
-    task={"name": "needle", **task},
+    task={"name": "needle", "context_weight": context_weight},
+    needle=needle,
     train={"seed": seed},
   )
-  family = task.get("family", "single")
+  family = needle.get("family", "single")
   return make_task(c, "needle", store.tokenizer, store if family in IN_FILLER else None)
 
 
@@ -275,7 +276,7 @@ def test_continuations_make_one_text_whatever_was_read_before(rng, tasks, kind, 
     planned = task.shortest + int(rng.integers(200))
     before = task.beginning(rng, planned)
     assert len(before) >= planned and not before.asked(0, planned).any()
-    for read in rng.integers(1, planned + 1, 6).tolist():
+    for read in (*rng.integers(1, planned + 1, 5).tolist(), planned):
       n = task.shortest_training + int(rng.integers(60))
       example = task.continuation(rng, before, read, n)
       ids, asked = example.read(0, n), example.asked(0, n)
@@ -295,7 +296,8 @@ def test_training_packs_whole_texts_and_starts_some_warm(rng, stores):
   c = config(
     model={"vocab_size": 264, "segment_length": 256},
     data={"carry_state": False, "lanes": 3, "segments": 4},
-    task={"name": "needle", "family": "facts", "needles": 2},
+    task={"name": "needle"},
+    needle={"family": "facts", "needles": 2},
     warm={"share": 0.5, "segments": 2, "min_tokens": 512, "max_tokens": 2048},
     train={"seed": int(rng.integers(2**31))},
   )
@@ -350,11 +352,11 @@ def test_where_no_sentence_ends_a_needle_stands_at_its_token(rng, stores):
     assert filler.place(123, 500, share) == nearest
 
 
-def open_needle(store, tmp_path, *, tokenizer=None, path="", vocabulary=1024, **task):
+def open_needle(store, tmp_path, *, tokenizer=None, path="", vocabulary=1024, **needle):
   c = config(
     model={"vocab_size": vocabulary},
     data={"tokenizer": store.spec, "carry_state": False, "path": str(path)},
-    task={"family": "multikey", **task},
+    needle={"family": "multikey", **needle},
   )
   quiet = Console(file=io.StringIO())
   return open_source(c, tmp_path / "run" / "store", quiet, "needle", tokenizer)
@@ -390,7 +392,7 @@ def test_the_fingerprint_tells_tasks_corpora_and_vocabularies_apart(stores):
   assert len({task.fingerprint for task in tasks}) == len(tasks)
   assert make(stores["bytes"]).fingerprint == make(stores["bytes"]).fingerprint
   pass_keys = [
-    make_task(config(task={"family": family}), "passkey", ByteTokenizer()).fingerprint
+    make_task(config(needle={"family": family}), "passkey", ByteTokenizer()).fingerprint
     for family in FAMILIES
   ]
   assert len(set(pass_keys)) == 1, "what needles are says nothing of a run on pass keys"
@@ -416,7 +418,10 @@ def test_bad_input_is_named_with_its_remedy(rng, stores, tasks, corpus, tmp_path
       "corpus 'nowhere': no such folder",
     ),
     (lambda: make_task(config(), "needle", empty, stores["bytes"]), "cannot write the needles"),
-    (lambda: make(stores["bytes"], digits=2), "config.task.digits=2: numbers in needles have 3 to"),
+    (
+      lambda: make(stores["bytes"], digits=2),
+      "config.needle.digits=2: numbers in needles have",
+    ),
     (
       lambda: open_source(pieces, tmp_path, Console(file=io.StringIO()), "needle", empty),
       "config.data.tokenizer='task' cannot write needles: ask a run",

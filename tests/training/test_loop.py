@@ -191,7 +191,8 @@ def test_validation_during_training_and_sparse_logging(trained, tmp_path, monkey
     return run(*args)
 
   monkeypatch.setattr(loop.Validation, "run", spy)
-  fields = {"eval_every": 4, "log_every": 4, "eval_documents": 1, "tensorboard": True}
+  fields = {"eval_every": 4, "log_every": 4, "eval_documents": 1}
+  c = changed(c, log=changed(c.log, tensorboard=True))
   state = retrain(c, tmp_path / "run", **fields)
   same(state.params, straight.params)
   assert [line["step"] for line in read_metrics(tmp_path / "run")] == [4, 6]
@@ -235,7 +236,8 @@ def test_profile_and_the_checkpoints_that_are_kept(trained, tmp_path, monkeypatc
 
   monkeypatch.setattr(loop.Checkpoints, "close", signalled)
   before = signal.signal(signal.SIGTERM, lambda *_: killed.append(True))
-  fields = {"profile_start": 1, "profile_steps": 1, "checkpoint_every": 2, "keep_checkpoints": 1}
+  c = changed(c, log=changed(c.log, profile_start=1, profile_steps=1))
+  fields = {"checkpoint_every": 2, "keep_checkpoints": 1}
   same(retrain(c, tmp_path / "run", **fields).params, straight.params)
   signal.signal(signal.SIGTERM, before)
   assert not killed, "a SIGTERM while the last checkpoint is written would have lost it"

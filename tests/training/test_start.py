@@ -140,7 +140,7 @@ def test_what_cannot_be_adapted_is_refused(original, adapted):
   check_start(other(taught, "model", segment_length=8, compute_dtype="bfloat16"))
   for setting, there in (("rope_theta", "10000.0"), ("norm_eps", "1e-05"), ("embed_scale", "1.0")):
     with pytest.raises(
-      InputError, match=f"the original has {{'{setting}': {there}}}, and would be"
+      InputError, match=f"the original has {{'family.{setting}': {there}}}, and would be"
     ):
       check_start(other(taught, "model", **{setting: 7.0}))
   c, workdir, _ = adapted
@@ -152,9 +152,8 @@ def test_settings_that_differ_from_the_starts_are_named(original):
   c, _ = original
   here = changed(c, model=changed(c.model, rope_theta=5e5))
   assert differences(here) == [
-    ("mixer", "full", "infini"),
-    ("gate_init", 0.0, -5.0),
-    ("rope_theta", 10_000.0, 5e5),
+    ("model.mixer", "full", "infini"),
+    ("family.rope_theta", 10_000.0, 5e5),
   ]
 
 

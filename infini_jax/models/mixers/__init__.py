@@ -6,7 +6,7 @@ from infini_jax.models.mixers.full import Full
 from infini_jax.models.mixers.infini import Infini
 from infini_jax.models.mixers.local import Local
 from infini_jax.models.mixers.memorizing import Memorizing
-from infini_jax.models.mixers.prefixed import Prefixed
+from infini_jax.models.mixers.prefixed import Autocompressor, Rmt
 from infini_jax.models.mixers.transformer_xl import TransformerXL
 
 MIXERS: dict[str, type[Mixer]] = {
@@ -16,8 +16,8 @@ MIXERS: dict[str, type[Mixer]] = {
   "transformer_xl": TransformerXL,
   "compressive": Compressive,
   "memorizing": Memorizing,
-  "rmt": Prefixed,
-  "autocompressor": Prefixed,
+  "rmt": Rmt,
+  "autocompressor": Autocompressor,
 }
 
 __all__ = ["MIXERS", "Mixer"]

@@ -1,7 +1,7 @@
 """What every memory system offers: the one interface between a layer and what it remembers."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,31 @@ from infini_jax.ops.attention import Scoring
 from infini_jax.ops.rotary import Frequencies, Rope, frequencies
 
 
+class Work(NamedTuple):
+  """Of a layer: the tokens that go through it at a time, the keys that each sees, more bytes."""
+
+  rows: float
+  keys: float
+  bytes: float = 0.0
+
+
+def pair_size(c: ModelConfig) -> int:
+  """Numbers of a token's keys and values."""
+  return 2 * c.kv_heads * c.head_dim
+
+
+def read_flops(c: ModelConfig) -> int:
+  """Operations of one query, in all heads, with one key and value."""
+  return 4 * c.heads * c.head_dim
+
+
 class Mixer(nnx.Module):
   """How a layer's tokens see what came before, and what is carried on.
 
   Queries `(B,T,H,E)`, keys and values `(B,T,K,E)` come un-rotated. However the tokens are cut into
   calls, the outputs are the same. Resetting every segment is knocking the memory out.
 
-  Where every so-many-th layer is global (`config.global_every`) and the others have the window,
+  Where every so-many-th layer is global (`family.global_every`) and the others have the window,
   calls have `windowed` too, a bool scalar; mixers that cannot do it are refused by the config.
   """
 
@@ -75,20 +93,48 @@ class Mixer(nnx.Module):
   def rope(self, windowed: jax.Array | None = None) -> Rope:
     """How this layer's queries and keys are turned: `ops.rotary.rotate`."""
     c = self.config
-    if windowed is None and c.window_theta:
-      return c.window_theta
-    if not (c.window_theta or c.rope_scaling or c.global_nope):
-      return c.rope_theta
-    scaled = frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
-    if windowed is None or not (c.window_theta or c.global_nope):
+    if windowed is None and c.family.window_theta:
+      return c.family.window_theta
+    if not (c.family.window_theta or c.family.rope_scaling or c.family.global_nope):
+      return c.family.rope_theta
+    scaled = frequencies(c.head_dim, c.family.rope_theta, c.family.rope_scaling)
+    if windowed is None or not (c.family.window_theta or c.family.global_nope):
       return scaled
-    near = frequencies(c.head_dim, c.window_theta) if c.window_theta else scaled
-    far = Frequencies(jnp.zeros_like(scaled.frequency_E)) if c.global_nope else scaled
+    near = frequencies(c.head_dim, c.family.window_theta) if c.family.window_theta else scaled
+    far = Frequencies(jnp.zeros_like(scaled.frequency_E)) if c.family.global_nope else scaled
     return jax.tree.map(partial(jnp.where, windowed), near, far)
 
   def scoring(self) -> Scoring:
     """The scale and the softcap of this layer's scores."""
-    return Scoring(self.config.query_scale, self.config.attention_softcap)
+    return Scoring(self.config.family.query_scale, self.config.family.attention_softcap)
+
+  @staticmethod
+  def memory_flops(c: ModelConfig, layer: float) -> float:
+    """Floating-point operations of one token forward, all layers, beside those of its segment.
+
+    Args:
+      c: the model.
+      layer: operations of one token through the weights of a layer.
+    """
+    return 0.0
+
+  @staticmethod
+  def table_1(c: ModelConfig) -> tuple[str, int]:
+    """The numbers that one lane carries: Table 1's formula (arXiv 2404.07143), and its value.
+
+    K stands for the paper's H: the heads that have keys and values.
+    """
+    return "0", 0
+
+  @staticmethod
+  def work(c: ModelConfig, s: Any) -> Work:
+    """What the memory makes of a layer's work on one device.
+
+    Args:
+      c: the model.
+      s: a device's share: `plan.shares.Shares`.
+    """
+    return Work(s.tokens, c.segment_length)
 
   @staticmethod
   def auxiliary(state: Any) -> jax.Array | float:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from infini_jax.config import ModelConfig
-from infini_jax.models.mixers.base import Mixer
+from infini_jax.models.mixers.base import Mixer, Work, read_flops
 from infini_jax.models.mixers.local import empty_cache
 from infini_jax.ops.attention import (
   UNSEEN,
@@ -61,16 +61,16 @@ class Compressive(Mixer):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     c = self.config = config
-    if c.compression == "conv":
-      shape = (c.compression_rate, c.width, c.width)
+    if c.memory.compression == "conv":
+      shape = (c.memory.compression_rate, c.width, c.width)
       noise = jax.random.normal(rngs.params(), shape, jnp.float32)
-      scale = (c.compression_rate * c.width) ** -0.5
-      self.w_compress_RDI = nnx.Param((scale * noise).astype(c.param_dtype))
+      scale = (c.memory.compression_rate * c.width) ** -0.5
+      self.w_compress_RDI = nnx.Param((scale * noise).astype(c.run.param_dtype))
 
   def state(self, lanes: int, layer: int = 0) -> Old:
     """Nothing was read before."""
-    c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-    sizes = (c.segment_length, c.compressed_memory)
+    c, dtype = self.config, jnp.dtype(self.config.run.compute_dtype)
+    sizes = (c.segment_length, c.memory.compressed_memory)
     (x_BNI, of_BN), (x_BCI, of_BC) = (
       (zeros((lanes, n, c.width), "BNI", dtype), zeros((lanes, n), "BN", jnp.int32)) for n in sizes
     )
@@ -86,7 +86,7 @@ class Compressive(Mixer):
     `x_BTD` is what queries, keys and values were made of; `project` makes keys and values of more.
     """
     c = self.config
-    (B, T), N, C = q_BTHE.shape[:2], c.segment_length, c.compressed_memory
+    (B, T), N, C = q_BTHE.shape[:2], c.segment_length, c.memory.compressed_memory
     S = -(-T // N)
     pad = lambda x: jnp.pad(x, ((0, 0), (0, S * N - T)) + ((0, 0),) * (x.ndim - 2))
     mask_BT = jnp.ones((B, T), bool) if mask_BT is None else mask_BT
@@ -115,7 +115,7 @@ class Compressive(Mixer):
       out_specs=token,
     )
     loss_B = jnp.zeros_like(state.loss_B)
-    if c.compression == "conv":
+    if c.memory.compression == "conv":
       still = jax.lax.stop_gradient((q_BTHE, *project(before_BTI)))
       loss_B = on_shards(
         lambda *args: jax.lax.pmean(self._reconstruction(*args), axis_names(heads)),
@@ -138,10 +138,10 @@ class Compressive(Mixer):
   def _compress(self, x_BTI, of_BT):
     """Every `compression_rate` hidden states in a row to one, of the first one's document."""
     B, T, D = x_BTI.shape
-    rate = self.config.compression_rate
+    rate = self.config.memory.compression_rate
     x_BTRI = x_BTI.reshape(B, T // rate, rate, D)
     of_BC = of_BT.reshape(B, T // rate, rate)[..., 0]
-    if self.config.compression == "conv":
+    if self.config.memory.compression == "conv":
       short_BTI = product("BTRD,RDI->BTI", x_BTRI, self.w_compress_RDI[...])
       return shard(short_BTI, "B__"), of_BC
     return x_BTRI.mean(2), of_BC
@@ -149,8 +149,8 @@ class Compressive(Mixer):
   def _read(self, q, k, v, k_old, v_old, mask_BT, document_BS, of_before_BT, of_old_BC, cut):
     """One device's share: segment s sees its window of the compressed, the one before, itself."""
     c = self.config
-    N, C, S, T = c.segment_length, c.compressed_memory, document_BS.shape[1], q.shape[1]
-    new = N // c.compression_rate  # each segment moves the window by so many
+    N, C, S, T = c.segment_length, c.memory.compressed_memory, document_BS.shape[1], q.shape[1]
+    new = N // c.memory.compression_rate  # each segment moves the window by so many
     window = lambda x: jnp.stack([x[:, s * new : s * new + C] for s in range(S)], 1)
 
     def join(old, own):
@@ -180,13 +180,34 @@ class Compressive(Mixer):
       known_B = (of_BN == document_B[:, None]).any(1)
       return jnp.where(mask_BN & known_B[:, None], error_BN, 0.0).mean(1)
 
-    n = N // self.config.compression_rate
+    n = N // self.config.memory.compression_rate
     whole = [to_segments(x, N) for x in (q, k, v)]
     short = [to_segments(x, n) for x in (k_short, v_short)]
     places = to_segments(mask_BT, N), document_BS, to_segments(of_BT, N)
     of_short_BSN = to_segments(of_short_BT, n)
     scores = q.shape[0] * S * q.shape[2] * N * N
     return each_segment(one, *whole, *short, *places, of_short_BSN, scores=scores).mean(1)
+
+  @staticmethod
+  def memory_flops(c: ModelConfig, layer: float) -> float:
+    """The segment before and the compressed are seen, and projected anew; the compression."""
+    rate, seen = c.memory.compression_rate, c.segment_length + c.memory.compressed_memory
+    again = 4 * c.width * c.kv_heads * c.head_dim * (1 + rate) // rate
+    convolution = 2 * c.width**2 if c.memory.compression == "conv" else 0
+    return c.layers * (read_flops(c) * seen + again + convolution)
+
+  @staticmethod
+  def table_1(c: ModelConfig) -> tuple[str, int]:
+    """Hidden states of one segment and compressed ones."""
+    old = c.segment_length + c.memory.compressed_memory
+    return "L D (N + C)", c.layers * c.width * old
+
+  @staticmethod
+  def work(c: ModelConfig, s: Any) -> Work:
+    """Keys and values of what is old, for each segment."""
+    N, pair = c.segment_length, 2 * s.kv_heads * c.head_dim * s.compute
+    old = N + c.memory.compressed_memory
+    return Work(s.tokens, N + old, s.lanes * s.segments * old * pair)
 
   def open(self, state: Old, lanes: int, dtype: Any) -> OldStream:
     """An empty segment after the last one."""
@@ -201,7 +222,7 @@ class Compressive(Mixer):
   def extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT, *, x_BTD=None, project=None):
     """A few tokens of the open segment; when it is full, the one before it is compressed."""
     old, x_BNI, cache = stream
-    N, C = self.config.segment_length, self.config.compressed_memory
+    N, C = self.config.segment_length, self.config.memory.compressed_memory
     position_BT, slot_BT = open_slots(cache, mask_BT)
     k_old, v_old = project(jnp.concatenate([old.x_BCI, old.x_BNI], 1))
     of_BC = jnp.concatenate([old.document_BC, old.document_BN], 1)

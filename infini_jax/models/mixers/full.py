@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from infini_jax.models.mixers.base import Mixer
+from infini_jax.config import ModelConfig
+from infini_jax.models.mixers.base import Mixer, Work, pair_size
 from infini_jax.ops.attention import UNSEEN, attention, put
 from infini_jax.ops.rotary import rotate
 from infini_jax.ops.shards import P, on_shards, spec_of
@@ -29,7 +30,7 @@ class Full(Mixer):
     """A cache without slots: enough for a chunk that stands alone, as in training."""
     c = self.config
     shape = (lanes, 0, c.kv_heads, c.head_dim)
-    empty = zeros(shape, "BCKE", jnp.dtype(c.compute_dtype))
+    empty = zeros(shape, "BCKE", jnp.dtype(c.run.compute_dtype))
     number = zeros((lanes,), "B", jnp.int32)
     return KVCache(empty, empty, zeros((lanes, 0), "BC", jnp.int32), number, number + 1)
 
@@ -95,10 +96,20 @@ class Full(Mixer):
 
   def _reach(self, windowed):
     """Tokens of its document that a query sees; None: all."""
-    window = self.config.window
+    window = self.config.family.window
     if windowed is None or not window:
       return window or None
     return jnp.where(windowed, window, UNSEEN)
+
+  @staticmethod
+  def table_1(c: ModelConfig) -> tuple[str, int]:
+    """Of each token."""
+    return "2 L K E", c.layers * pair_size(c)
+
+  @staticmethod
+  def work(c: ModelConfig, s: Any) -> Work:
+    """Every query sees the whole text."""
+    return Work(s.tokens, s.seq * s.segments * c.segment_length)
 
   def open(self, state: KVCache, lanes: int, dtype: Any) -> KVCache:
     """The same cache: there are no segments to open."""

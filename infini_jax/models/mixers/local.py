@@ -52,7 +52,7 @@ class Local(Mixer):
       turn(k_BTKE),
       to_segments(v_BTKE, N),
       mask_BSN,
-      kernel=self.config.attention,
+      kernel=self.config.run.attention,
       scoring=self.scoring(),
     )
     return out_BSNHU.reshape(B, -1, *out_BSNHU.shape[3:])[:, :T]

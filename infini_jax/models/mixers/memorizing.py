@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from infini_jax.config import ModelConfig
+from infini_jax.models.mixers.base import Work, pair_size, read_flops
 from infini_jax.models.mixers.transformer_xl import LastSegment, TransformerXL, XLStream
 from infini_jax.ops import gate_values
 from infini_jax.ops.attention import SegmentCache, to_segments
-from infini_jax.ops.knn import nearest_attention
+from infini_jax.ops.knn import SCORE_BYTES, nearest_attention
 from infini_jax.ops.lanes import where_lane
 from infini_jax.ops.shards import P, on_shards, spec_of
 from infini_jax.parallel import zeros
@@ -38,27 +39,51 @@ class Remembering(NamedTuple):
 
 
 class Memorizing(TransformerXL):
-  """State: Transformer-XL's, and the store in the layers of `config.knn_layers`."""
+  """State: Transformer-XL's, and the store in the layers of `knn_layers`."""
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     super().__init__(config, rngs)
     # Layers are stacked, so all of them have gates; those without a store never use theirs.
-    self.beta_H = nnx.Param(jnp.full((config.heads,), config.gate_init, jnp.float32))
+    self.beta_H = nnx.Param(jnp.full((config.heads,), config.memory.gate_init, jnp.float32))
 
   def groups(self) -> tuple[tuple[int, int], ...]:
     """Each layer with a store by itself, and what is between."""
     edges = {0, self.config.layers}
-    for layer in self.config.knn_layers:
+    for layer in self.config.memory.knn_layers:
       edges |= {layer - 1, layer}
     ordered = sorted(edges)
     return tuple(zip(ordered[:-1], ordered[1:], strict=True))
 
+  @staticmethod
+  def memory_flops(c: ModelConfig, layer: float) -> float:
+    """Transformer-XL's, the scores of all that is stored, and the read of the nearest."""
+    reads, stores = read_flops(c), len(c.memory.knn_layers)
+    search = stores * (reads // 2 * c.memory.knn_memory + reads * c.memory.knn_top)
+    return TransformerXL.memory_flops(c, layer) + search
+
+  @staticmethod
+  def table_1(c: ModelConfig) -> tuple[str, int]:
+    """Transformer-XL's, and the stores."""
+    stores = len(c.memory.knn_layers)
+    formula = f"2 K E (L N + {f'{stores} ' if stores > 1 else ''}M)"
+    return formula, pair_size(c) * (c.layers * c.segment_length + stores * c.memory.knn_memory)
+
+  @staticmethod
+  def work(c: ModelConfig, s: Any) -> Work:
+    """A store and its scores, beside Transformer-XL's."""
+    N, M, pair = c.segment_length, c.memory.knn_memory, 2 * s.kv_heads * c.head_dim * s.compute
+    stored, similar = s.lanes * (M + s.segments * N), 4 * s.lanes * s.heads * N * M
+    return Work(s.tokens, 2 * N, 2 * (s.tokens + stored) * pair + 2 * min(similar, SCORE_BYTES))
+
   def state(self, lanes: int, layer: int = 0) -> Any:
     """Nothing was read before."""
     c, last = self.config, super().state(lanes)
-    if layer + 1 not in c.knn_layers:
+    if layer + 1 not in c.memory.knn_layers:
       return last
-    shape, dtype = (lanes, c.knn_memory, c.kv_heads, c.head_dim), jnp.dtype(c.compute_dtype)
+    shape, dtype = (
+      (lanes, c.memory.knn_memory, c.kv_heads, c.head_dim),
+      jnp.dtype(c.run.compute_dtype),
+    )
     store = Store(
       zeros(shape, "BMKE", dtype),
       zeros(shape, "BMKU", dtype),
@@ -85,7 +110,7 @@ class Memorizing(TransformerXL):
 
   def _read_both(self, q_BTHE, k_BTKE, v_BTKE, gate_H, state, reset_BS, mask_BT, cut):
     B, T = q_BTHE.shape[:2]
-    N, M, store = self.config.segment_length, self.config.knn_memory, state.store
+    N, M, store = self.config.segment_length, self.config.memory.knn_memory, state.store
     S = -(-T // N)
     local_BTHU, last = self._read(q_BTHE, k_BTKE, v_BTKE, state.xl, reset_BS, mask_BT, cut)
     reset_BS = jnp.zeros((B, S), bool) if reset_BS is None else reset_BS
@@ -164,7 +189,7 @@ class Memorizing(TransformerXL):
 
   def _near(self, q_BTHE, k_BMKE, v_BMKU, seen_BM):
     """What the store gives each query, and in which lanes there was anything."""
-    near = nearest_attention(q_BTHE, k_BMKE, v_BMKU, seen_BM, top=self.config.knn_top)
+    near = nearest_attention(q_BTHE, k_BMKE, v_BMKU, seen_BM, top=self.config.memory.knn_top)
     return near, seen_BM.any(1)
 
   def _mix(self, local_BTHU, near_BTHU, found_BT, gate_H, cut):
@@ -176,4 +201,4 @@ class Memorizing(TransformerXL):
     return share * near_BTHU + (1 - share) * local_BTHU
 
   def _gate(self):
-    return gate_values(self.beta_H[...].astype(jnp.float32), self.config.gate)
+    return gate_values(self.beta_H[...].astype(jnp.float32), self.config.memory.gate)

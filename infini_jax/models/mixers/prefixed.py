@@ -1,13 +1,15 @@
 """What a layer does where the memory is summaries: causal attention behind a prefix of them.
 
 The systems themselves, which run all layers over one segment after the other, are in
-`models/summary.py`. Here a chunk is one segment: the prefix, its tokens, what is summed up.
+`summaries.py`. Here a chunk is one segment: the prefix, its tokens, what is summed up.
 """
 
 from typing import Any
 
 import jax.numpy as jnp
 
+from infini_jax.config import ModelConfig
+from infini_jax.models.mixers.base import Work, pair_size, read_flops
 from infini_jax.models.mixers.local import empty_cache
 from infini_jax.models.mixers.transformer_xl import LastSegment, TransformerXL, XLStream
 from infini_jax.ops.attention import segment_attention
@@ -36,7 +38,7 @@ class Prefixed(TransformerXL):
     )
 
   def _whole(self, q_BTHE, k_BTKE, v_BTKE, mask_BT):
-    A = self.config.prefix_length
+    A = self.config.memory.prefix_length
     # Behind the prefix only real tokens count: what is summed up stands right behind the last.
     behind_BN = A - 1 + jnp.cumsum(mask_BT[:, A:], 1, dtype=jnp.int32)
     before_BA = jnp.broadcast_to(jnp.arange(A, dtype=jnp.int32)[None], (len(mask_BT), A))
@@ -47,11 +49,45 @@ class Prefixed(TransformerXL):
     )
     return out[:, 0], LastSegment(k_BTKE[:, :A], v_BTKE[:, :A], mask_BT[:, :A])
 
+  @staticmethod
+  def memory_flops(c: ModelConfig, layer: float) -> float:
+    """Embeddings before and behind a segment go through all layers, and are seen by its tokens."""
+    N = c.segment_length
+    whole = N + c.memory.prefix_length + c.memory.summary_tokens
+    pairs = (whole * (whole + 1) - N * (N + 1)) / 2
+    return c.layers * (layer * (whole - N) + read_flops(c) * pairs) / N
+
+  @staticmethod
+  def work(c: ModelConfig, s: Any) -> Work:
+    """A segment with what stands around it; without rematerialization all of them are kept."""
+    m, at_once = c.memory, s.segments if c.run.remat == "none" else 1
+    longest = c.segment_length * (1 + m.segment_jitter if m.moves_borders else 1)
+    whole = m.prefix_length + longest + m.summary_tokens
+    return Work(s.lanes * whole * at_once, whole)
+
   def open(self, state: LastSegment, lanes: int, dtype: Any) -> XLStream:
     """An empty segment behind the prefix, with room for what is summed up."""
     c = self.config
-    return XLStream(state, empty_cache(c, lanes, dtype, c.segment_length + c.summary_tokens))
+    return XLStream(state, empty_cache(c, lanes, dtype, c.segment_length + c.memory.summary_tokens))
 
   def _extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
     """It is the model that closes the segment."""
     return self._append(q_BTHE, k_BTKE, v_BTKE, stream, mask_BT)
+
+
+class Rmt(Prefixed):
+  """A layer of an RMT."""
+
+  @staticmethod
+  def table_1(c: ModelConfig) -> tuple[str, int]:
+    """What each layer makes of the memory."""
+    return "2 L K E P", c.layers * pair_size(c) * c.memory.summary_tokens
+
+
+class Autocompressor(Prefixed):
+  """A layer of an AutoCompressor."""
+
+  @staticmethod
+  def table_1(c: ModelConfig) -> tuple[str, int]:
+    """What each layer makes of the summaries of m segments."""
+    return "2 L K E P m", c.layers * pair_size(c) * c.memory.prefix_length

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from infini_jax.models.mixers.base import Mixer
+from infini_jax.config import ModelConfig
+from infini_jax.models.mixers.base import Mixer, Work, pair_size, read_flops
 from infini_jax.models.mixers.local import empty_cache
 from infini_jax.ops.attention import (
   UNSEEN,
@@ -50,7 +51,7 @@ class TransformerXL(Mixer):
     """Nothing was read before."""
     c = self.config
     shape = (lanes, c.segment_length, c.kv_heads, c.head_dim)
-    dtype = jnp.dtype(c.compute_dtype)
+    dtype = jnp.dtype(c.run.compute_dtype)
     return LastSegment(
       zeros(shape, "BNKE", dtype), zeros(shape, "BNKU", dtype), zeros(shape[:2], "BN", bool)
     )
@@ -87,6 +88,22 @@ class TransformerXL(Mixer):
     out_BSNHU = window_attention(q_BSNHE, k_BSCKE, v_BSCKU, seen_BSC)
     out_BTHU = out_BSNHU.reshape(B, -1, *out_BSNHU.shape[3:])[:, :T]
     return out_BTHU, jax.lax.stop_gradient(jax.tree.map(lambda x: x[:, -1], own))
+
+  @staticmethod
+  def memory_flops(c: ModelConfig, layer: float) -> float:
+    """The segment before is seen whole."""
+    return c.layers * read_flops(c) * c.segment_length
+
+  @staticmethod
+  def table_1(c: ModelConfig) -> tuple[str, int]:
+    """Keys and values of one segment."""
+    return "2 L K E N", c.layers * pair_size(c) * c.segment_length
+
+  @staticmethod
+  def work(c: ModelConfig, s: Any) -> Work:
+    """Two segments side by side."""
+    pair = 2 * s.kv_heads * c.head_dim * s.compute
+    return Work(s.tokens, 2 * c.segment_length, 2 * s.tokens * pair)
 
   def open(self, state: LastSegment, lanes: int, dtype: Any) -> XLStream:
     """An empty segment after the last one."""

@@ -46,18 +46,20 @@ class SummaryStream(NamedTuple):
 
 
 class SummaryTransformer(Transformer):
-  """RMT and AutoCompressors: one segment after the other, each through all layers."""
+  """One segment after the other, each through all layers."""
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     super().__init__(config, rngs)
     # RMT: the first memory. AutoCompressors: what stands behind every segment.
-    self.summary_PD = matrix(rngs, (config.summary_tokens, config.width), config.width, config)
+    self.summary_PD = matrix(
+      rngs, (config.memory.summary_tokens, config.width), config.width, config
+    )
 
   def state(self, lanes: int) -> Summaries:
     """No summary yet."""
-    A = self.config.prefix_length
+    A = self.config.memory.prefix_length
     shape = (1, lanes, A, self.config.width)
-    dtype = jnp.dtype(self.config.compute_dtype)
+    dtype = jnp.dtype(self.config.run.compute_dtype)
     return Summaries(zeros(shape, "_BAI", dtype), zeros(shape[:3], "_BA", bool))
 
   def __call__(
@@ -96,8 +98,7 @@ class SummaryTransformer(Transformer):
     def segment(summaries, xs):
       x_BND, mask_BN, reset_B, s = xs
       x_1BAI, seen_1BA = summaries
-      if c.mixer == "autocompressor":
-        x_1BAI = jnp.where(s % BACK == 0, jax.lax.stop_gradient(x_1BAI), x_1BAI)
+      x_1BAI = self._carried(x_1BAI, s)
       summaries = Summaries(x_1BAI, seen_1BA & ~reset_B[None, :, None])
       before_BAD, seen_BA, behind_BPD = self._around(summaries)
       whole_BTD = jnp.concatenate([before_BAD, x_BND, behind_BPD], 1)
@@ -107,7 +108,7 @@ class SummaryTransformer(Transformer):
       A = before_BAD.shape[1]
       return self._after(summaries, hidden_BTD[:, A + N :]), hidden_BTD[:, A : A + N]
 
-    if c.remat != "none":
+    if c.run.remat != "none":
       segment = jax.checkpoint(segment, prevent_cse=False)
     xs = (split(x_BTD), split(shard(mask_BT, "B_")), shard(reset_BS, "B_").T, jnp.arange(S))
     state, hidden_SBND = jax.lax.scan(segment, state, xs)
@@ -123,7 +124,7 @@ class SummaryTransformer(Transformer):
     """The summaries go through all layers: their keys and values stand before the open segment."""
     before_BAD, seen_BA, _ = self._around(state)
     prefix = self._through(before_BAD, seen_BA)[1]
-    mixer, dtype = self._mixer(), jnp.dtype(self.config.compute_dtype)
+    mixer, dtype = self._mixer(), jnp.dtype(self.config.run.compute_dtype)
     return SummaryStream(state, jax.vmap(lambda s: mixer.open(s, lanes, dtype))(prefix))
 
   def close(self, stream: SummaryStream) -> Summaries:
@@ -154,12 +155,17 @@ class SummaryTransformer(Transformer):
     """What stands before a segment, which of it is there, and what stands behind."""
     (x_BAI,), (seen_BA,) = summaries
     learned_PD = shard(self.summary_PD[...].astype(x_BAI.dtype), "__")
-    B, P = x_BAI.shape[0], self.config.summary_tokens
+    B, P = x_BAI.shape[0], self.config.memory.summary_tokens
     learned_BPD = zeros((B, P, self.config.width), "BPI", x_BAI.dtype) + learned_PD[None]
-    if self.config.mixer == "rmt":
-      memory_BPD = jnp.where(seen_BA[..., None], x_BAI, learned_BPD)
-      return memory_BPD, jnp.ones_like(seen_BA), memory_BPD
-    return x_BAI, seen_BA, learned_BPD
+    return self._placed(x_BAI, seen_BA, learned_BPD)
+
+  def _placed(self, x_BAI, seen_BA, learned_BPD):
+    """As `_around`, of the summaries and the learned embeddings of each lane."""
+    raise NotImplementedError
+
+  def _carried(self, x_1BAI, s):
+    """The summaries before segment `s` of a chunk, as far as a gradient goes through them."""
+    return x_1BAI
 
   def _after(self, summaries, hidden_BPD):
     """The summaries after a segment: replaced, or the oldest give way."""
@@ -172,7 +178,7 @@ class SummaryTransformer(Transformer):
   def _through(self, x_BTD, real_BT):
     """All layers over prefix and segment; the state is each layer's of the prefix."""
     mix = lambda mixer, q, k, v, state, cut: mixer(q, k, v, state, mask_BT=real_BT)
-    return self._run_layers(x_BTD, (), mix, REMAT[self.config.remat])
+    return self._run_layers(x_BTD, (), mix, REMAT[self.config.run.remat])
 
   def _behind(self, x_BTD, layers, real_BT):
     """All layers over a few tokens behind the prefix."""
@@ -183,6 +189,24 @@ class SummaryTransformer(Transformer):
     """T is never divided here: summaries and tokens are cut apart and joined."""
     hidden_BTD, state = self._layers(shard(x_BTD, "BTD"), state, mix, policy)
     return shard(hidden_BTD, "B__"), state
+
+
+class RmtTransformer(SummaryTransformer):
+  """RMT: the memory stands before and behind its segment."""
+
+  def _placed(self, x_BAI, seen_BA, learned_BPD):
+    memory_BPD = jnp.where(seen_BA[..., None], x_BAI, learned_BPD)
+    return memory_BPD, jnp.ones_like(seen_BA), memory_BPD
+
+
+class AutocompressorTransformer(SummaryTransformer):
+  """AutoCompressors: summaries stand before a segment, learned embeddings behind it."""
+
+  def _placed(self, x_BAI, seen_BA, learned_BPD):
+    return x_BAI, seen_BA, learned_BPD
+
+  def _carried(self, x_1BAI, s):
+    return jnp.where(s % BACK == 0, jax.lax.stop_gradient(x_1BAI), x_1BAI)
 
 
 def random_borders(
@@ -202,7 +226,7 @@ def random_borders(
 
 
 def _reach(config):
-  return int(config.segment_length * config.segment_jitter / 2)
+  return int(config.segment_length * config.memory.segment_jitter / 2)
 
 
 def _cut(tokens_BT, mask_BT, shift_BS, *, N, W):

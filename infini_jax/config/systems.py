@@ -1,0 +1,256 @@
+"""The memory systems as a config sees them: the fields of each, and the facts that others ask for.
+
+A system is one class here (its section of the config), one module of `models/mixers` (parameters,
+computation, costs) and one line in each of the two registries. No other code compares the name of
+a system: it asks for a fact.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from infini_jax.config.bounds import InputError, above, at_least, choice
+
+RULES = ("linear", "delta")
+GATES = ("sigmoid", "hard_sigmoid")
+COMPRESSIONS = ("conv", "mean")
+NO_GRADIENT = 3.0  # |beta| from which a hard sigmoid has none
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+  """The facts of a memory system, as the others ask for them; a subclass has its fields."""
+
+  name: ClassVar[str] = ""  # in `SYSTEMS`
+  remembers: ClassVar[bool] = True  # a segment knows something of the segments before it
+  grows: ClassVar[bool] = False  # attention over the whole text: the state grows with each token
+  gated: ClassVar[bool] = False  # each query head has a gate, `beta_H`
+  layered: ClassVar[bool] = True  # each layer has a state of its own, and can be cut alone
+  windows: ClassVar[bool] = False  # it computes the family's windows, score scales and soft caps
+  kernels: ClassVar[bool] = False  # `run.attention` chooses the kernel of its local attention
+  any_length: ClassVar[bool] = False  # its state does not depend on the length of a segment
+  exports: ClassVar[bool] = False  # its parameters are those of a Llama, and gates
+  matrix: ClassVar[bool] = False  # its state is M, a matrix for each head, and z, its normalizer
+  moves_borders: ClassVar[bool] = False  # in training segments end at random places
+
+  @property
+  def affine(self) -> bool:
+    """Of a matrix memory: whether a segment maps what was there, `T M + U`, and adds no sum."""
+    return False
+
+  @property
+  def label(self) -> str:
+    """What a report writes behind the system's name."""
+    return ""
+
+  def with_memory(self, layers: int) -> tuple[bool, ...]:
+    """Which of the layers have a memory."""
+    return (True,) * layers
+
+  def check(self, model: Any) -> None:
+    """Raises InputError for fields that contradict each other, or the sizes of the model."""
+
+  def not_divided(self, implementation: str) -> tuple[str, str] | None:
+    """Why the segments cannot lie on several devices: the setting, and the remedy; None: they can.
+
+    Args:
+      implementation: `run.implementation`.
+    """
+    return "", "its tokens see those of other segments; set config.mesh.seq=1"
+
+  def not_additive(self) -> str | None:
+    """The setting that keeps the state from being a sum over the text; None: it is one.
+
+    Of a sum a part can count several times: `warm.growth`.
+    """
+    return ""
+
+  def not_exported(self) -> str | None:
+    """The setting for which no published format has a place; None: there is a place for all."""
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Infini(System):
+  """Infini-attention: docs/memory.md."""
+
+  gated = windows = kernels = any_length = exports = matrix = True
+
+  rule: str = choice("linear", RULES)  # how the memory is written
+  gate: str = choice("sigmoid", GATES)  # of beta; hard_sigmoid can reach 0 and 1
+  gate_init: float = 0.0  # beta at the start: 0 from scratch, about -5 to adapt a trained model
+  write_gate: bool = False  # a learned share of each token is written: hard_sigmoid(x w + b)
+  adapter_rank: int = at_least(0, 0)  # R, of adapters of the memory's q, k, v alone; 0: none
+  scale_first_segment: bool = False  # True: the paper's literal (1 - gate) while memory is empty
+  normalize_keys: bool = False  # each stored key weighs 1 in z (Schlag et al., 2021)
+  z_correction: bool = False  # z grows by the new part of a key alone (ARMT)
+  decay: float = 1.0  # what a compression leaves of the memory; below 1 it forgets
+  readout_norm: bool = False  # RMSNorm without scale over each head's read-out
+
+  @property
+  def affine(self) -> bool:
+    """The delta rule takes away what the keys recall."""
+    return self.rule == "delta"
+
+  @property
+  def label(self) -> str:
+    """The rule."""
+    return self.rule
+
+  def check(self, model: Any) -> None:
+    """Gates that can learn, a decay that is one, z where it can be corrected."""
+    name = self.name
+    _check_gate(self)
+    if not 0 < self.decay <= 1:
+      raise InputError(
+        f"config.{name}.decay={self.decay}: must be above 0, and at most 1 (no decay)"
+      )
+    if self.z_correction and self.rule != "delta":
+      raise InputError(
+        f"config.{name}.z_correction=True with config.{name}.rule='linear': its read-outs would "
+        f"grow without end, for z stands still; set config.{name}.rule='delta'"
+      )
+
+  def not_divided(self, implementation: str) -> tuple[str, str] | None:
+    """A scan, and z that each token needs."""
+    if implementation == "scan":
+      what = "run.implementation='scan'"
+      return what, "segments that wait for each other; set config.run.implementation='parallel'"
+    if self.z_correction:
+      return f"{self.name}.z_correction=True", "each token needs z; set config.mesh.seq=1"
+    return None
+
+  def not_additive(self) -> str | None:
+    """Whatever was read before must not change what is added."""
+    if self.decay != 1:
+      return f"{self.name}.decay={self.decay}"
+    return f"{self.name}.z_correction=True" if self.z_correction else None
+
+  def not_exported(self) -> str | None:
+    """Parameters that a Llama has not."""
+    if self.write_gate:
+      return f"{self.name}.write_gate=True"
+    return f"{self.name}.adapter_rank={self.adapter_rank}" if self.adapter_rank else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Local(System):
+  """Attention inside a segment alone."""
+
+  remembers = False
+  windows = kernels = any_length = exports = True
+
+  def not_divided(self, implementation: str) -> tuple[str, str] | None:
+    """No segment knows of another."""
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Full(System):
+  """Attention over the whole document."""
+
+  grows = windows = exports = True
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerXL(System):
+  """Transformer-XL (arXiv 1901.02860): the segment before is seen too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compressive(System):
+  """Compressive Transformers (arXiv 1911.05507)."""
+
+  compression: str = choice("conv", COMPRESSIONS)  # how hidden states are compressed
+  compression_rate: int = above(0, 4)  # of them, how many become one
+  compressed_memory: int = above(0, 512)  # C: compressed hidden states of a lane and layer
+
+  def check(self, model: Any) -> None:
+    """A segment is compressed whole."""
+    if model.segment_length % self.compression_rate:
+      raise InputError(
+        f"config.compressive.compression_rate={self.compression_rate} does not divide "
+        f"config.model.segment_length={model.segment_length}: a segment is compressed whole"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Memorizing(System):
+  """Memorizing Transformers (arXiv 2203.08913)."""
+
+  gated = True
+
+  knn_layers: tuple[int, ...] = (9,)  # the layers with a store, from 1
+  knn_memory: int = above(0, 65_536)  # keys a lane and head that each of them stores
+  knn_top: int = above(0, 32)  # of them, how many a query attends to
+  gate: str = choice("sigmoid", GATES)  # of beta; hard_sigmoid can reach 0 and 1
+  gate_init: float = 0.0  # beta at the start
+
+  def with_memory(self, layers: int) -> tuple[bool, ...]:
+    """Those with a store."""
+    return tuple(layer + 1 in self.knn_layers for layer in range(layers))
+
+  def check(self, model: Any) -> None:
+    """Layers that there are, gates that can learn."""
+    _check_gate(self)
+    for layer in self.knn_layers:
+      if not 1 <= layer <= model.layers:
+        raise InputError(
+          f"config.memorizing.knn_layers={self.knn_layers}: there is no layer {layer}; they are "
+          f"counted from 1 to config.model.layers={model.layers}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rmt(System):
+  """RMT (arXiv 2207.06881)."""
+
+  layered = False
+
+  summary_tokens: int = above(0, 50)  # P: embeddings that a segment is summed up in
+
+  @property
+  def prefix_length(self) -> int:
+    """A, the summaries in front of a segment."""
+    return self.summary_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Autocompressor(System):
+  """AutoCompressors (arXiv 2305.14788)."""
+
+  layered = False
+  moves_borders = True
+
+  summary_tokens: int = above(0, 50)  # P: embeddings that a segment is summed up in
+  summary_steps: int = above(0, 4)  # the summaries of so many segments are kept
+  segment_jitter: float = at_least(
+    0, 1 / 3, most=0.99
+  )  # in training a segment has (1 +- it) N tokens
+
+  @property
+  def prefix_length(self) -> int:
+    """A, the summaries in front of a segment."""
+    return self.summary_tokens * self.summary_steps
+
+
+SYSTEMS: dict[str, type[System]] = {
+  "infini": Infini,
+  "local": Local,
+  "full": Full,
+  "transformer_xl": TransformerXL,
+  "compressive": Compressive,
+  "memorizing": Memorizing,
+  "rmt": Rmt,
+  "autocompressor": Autocompressor,
+}
+for _name, _system in SYSTEMS.items():
+  _system.name = _name
+
+
+def _check_gate(system: Any) -> None:
+  name = system.name
+  if system.gate == "hard_sigmoid" and abs(system.gate_init) >= NO_GRADIENT:
+    raise InputError(
+      f"config.{name}.gate_init={system.gate_init} with config.{name}.gate='hard_sigmoid': it has "
+      f"no gradient from 3 on; set gate_init to -2.9 to adapt a trained model"
+    )

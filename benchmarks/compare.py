@@ -23,7 +23,8 @@ from infini_jax.progress import make_console
 
 ROOT = Path(__file__).parent.parent
 SYSTEMS = (
-  "infini-linear,infini-delta,local,full,transformer_xl,compressive,memorizing,rmt,autocompressor"
+  "infini-linear,infini-delta,gated_delta,local,full,transformer_xl,compressive,memorizing,rmt,"
+  "autocompressor"
 )
 CACHED = ("transformer_xl", "memorizing", "compressive")  # those that keep the segment before
 

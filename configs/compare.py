@@ -18,6 +18,7 @@ from infini_jax.config import base_config
 SYSTEMS = {
   "infini-linear": ("infini", {"rule": "linear"}),
   "infini-delta": ("infini", {"rule": "delta"}),
+  "gated_delta": ("gated_delta", {}),
   "local": ("local", {}),
   "full": ("full", {}),
   "transformer_xl": ("transformer_xl", {}),

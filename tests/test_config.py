@@ -56,7 +56,7 @@ def test_json_and_back():
     ({"family": {"qk_norm": 1}}, "config.family.qk_norm=1: expected bool"),
     ({"data": {"path": None}}, "config.data.path=None: expected str"),
     ({"optimizer": {"b1": "0.9"}}, "config.optimizer.b1='0.9': expected float"),
-    ({"model": {"mixer": "infinite"}}, "choose one of infini, local, full"),
+    ({"model": {"mixer": "infinite"}}, "choose one of infini, gated_delta, local"),
     ({"infini": {"rule": "sum"}}, "choose one of linear, delta"),
     ({"model": {"activation": "relu"}}, "choose one of swiglu, geglu, gelu"),
     ({"optimizer": {"learning_rate": float("nan")}}, "learning_rate=nan: must be a finite number"),
@@ -84,7 +84,7 @@ def test_json_and_back():
     ),
     (
       {"model": {"mixer": "rmt"}, "family": {"window": 512}},
-      "window=512 with config.model.mixer='rmt': only infini, local, full can do it",
+      "window=512 with config.model.mixer='rmt': only infini, gated_delta, local, full can do it",
     ),
     (
       {"run": {"attention": "cudnn"}, "family": {"attention_softcap": 50.0}},

@@ -79,6 +79,11 @@ ANOTHER = {
   "memorizing.gate": "hard_sigmoid",
   "memorizing.gate_init": 1.0,
   "infini.adapter_rank": 2,
+  "gated_delta.rule": "linear",
+  "gated_delta.gate": "hard_sigmoid",
+  "gated_delta.gate_init": 1.0,
+  "gated_delta.decay": 0.9,
+  "gated_delta.adapter_rank": 2,
   "task.name": "recall",
   "task.pairs": 3,
   "task.curriculum_steps": 50,
@@ -141,6 +146,7 @@ SUMMARY = {
   "model": {"mixer": "autocompressor"},
   "autocompressor": {"summary_tokens": 2, "summary_steps": 2},
 }
+GATED_DELTA = {"model": {"mixer": "gated_delta"}}
 RMT = {"model": {"mixer": "rmt"}, "rmt": {"summary_tokens": 2}}
 OLD = {
   "model": {"mixer": "compressive"},
@@ -152,6 +158,7 @@ of = lambda section: [
 LIVE_IN = {
   **dict.fromkeys(of("autocompressor"), SUMMARY),
   **dict.fromkeys(of("rmt"), RMT),
+  **dict.fromkeys(of("gated_delta"), GATED_DELTA),
   **dict.fromkeys(of("compressive"), OLD),
   **dict.fromkeys(of("memorizing"), KNN),
   "infini.z_correction": {"infini": {"rule": "delta"}},

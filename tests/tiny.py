@@ -45,6 +45,7 @@ RUN: dict[str, dict[str, Any]] = {
 # Every memory system, small: the fields of its model.
 SYSTEMS = {
   "infini": {"mixer": "infini", "rule": "delta"},
+  "gated_delta": {"mixer": "gated_delta"},
   "local": {"mixer": "local"},
   "full": {"mixer": "full"},
   "transformer_xl": {"mixer": "transformer_xl"},

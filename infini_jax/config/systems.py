@@ -133,6 +133,20 @@ class Infini(System):
 
 
 @dataclasses.dataclass(frozen=True)
+class GatedDelta(Infini):
+  """Delta whose decay is learned for each head and segment (arXiv 2412.06464, by segments)."""
+
+  exports = False
+
+  rule: str = choice("delta", RULES)
+  decay_init: float = 4.0  # a segment leaves sigmoid(it) of the memory at the start
+
+  def not_additive(self) -> str | None:
+    """What was read before is decayed by what is read."""
+    return ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Local(System):
   """Attention inside a segment alone."""
 
@@ -235,6 +249,7 @@ class Autocompressor(System):
 
 SYSTEMS: dict[str, type[System]] = {
   "infini": Infini,
+  "gated_delta": GatedDelta,
   "local": Local,
   "full": Full,
   "transformer_xl": TransformerXL,

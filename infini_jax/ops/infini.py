@@ -51,6 +51,7 @@ def infini_attention(
   reset_BS: Bool[Array, "B S"] | None = None,
   mask_BT: Bool[Array, "B T"] | None = None,
   write_BTK: Float[Array, "B T K"] | None = None,
+  decay_BTK: Float[Array, "B T K"] | None = None,
   own: Own | None = None,
   scale_first_segment: bool = False,
   gate: str = "sigmoid",
@@ -80,6 +81,8 @@ def infini_attention(
     reset_BS: True where a segment starts a new document: the memory is emptied before it.
     mask_BT: False for padding, which is neither seen nor written; its outputs are 0.
     write_BTK: how much of a token is written to the memory of each head, 0 to 1; None: all of it.
+    decay_BTK: of a segment, the memory leaves `sigmoid` of the mean of its tokens' scores (Gated
+      DeltaNet, arXiv 2412.06464, by segments); None: what the rule says.
     own: the memory's own queries, keys and values; None: it shares those of the local attention.
     scale_first_segment: True scales the local output by `1 - g` even while the memory is empty, as
       the formula says literally; otherwise a head with an empty memory is all local.
@@ -128,10 +131,22 @@ def infini_attention(
   token, memory = P(lanes, over, heads), P(lanes, heads)
   return on_shards(
     run,
-    *(q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, write_BTK, own, cut),
+    *(q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, write_BTK, decay_BTK, own, cut),
     _computed(rope_theta),
     specs=(
-      *(token, token, token, P(heads), memory, P(lanes, over), P(lanes, over), token, token, P()),
+      *(
+        token,
+        token,
+        token,
+        P(heads),
+        memory,
+        P(lanes, over),
+        P(lanes, over),
+        token,
+        token,
+        token,
+        P(),
+      ),
       P(),
     ),
     out_specs=(token, memory),
@@ -139,8 +154,8 @@ def infini_attention(
 
 
 def _segments(
-  q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, write_BTK, own, cut, computed,
-  *, segment_length, run, rule, theta, mix, kernel, scoring,
+  q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, write_BTK, decay_BTK, own,
+  cut, computed, *, segment_length, run, rule, theta, mix, kernel, scoring,
 ):  # fmt: skip
   """One device's share: cut into segments, run, and joined again."""
   B, T = q_BTHE.shape[:2]
@@ -151,13 +166,14 @@ def _segments(
 
   q, k, v = (to_segments(x, N) for x in (q_BTHE, k_BTKE, v_BTKU))
   own = (q, k, v) if own is None else tuple(to_segments(x, N) for x in own)
-  mask, write = (None if x is None else to_segments(x, N) for x in (mask_BT, write_BTK))
+  some = (None if x is None else to_segments(x, N) for x in (mask_BT, write_BTK, decay_BTK))
+  mask, write, decay = some
   state = mem.empty_memory(k_BTKE, v_BTKU) if state is None else state
   reset_BS = jnp.zeros((B, S), bool) if reset_BS is None else reset_BS
   mix = partial(mix, beta_H=beta_H, cut=cut)
   theta = theta if computed is None else computed
   local = partial(_local, theta=theta, kernel=kernel, scoring=scoring)
-  out_BSNHU, state = run(q, k, v, own, state, reset_BS, mask, write, rule, local, mix)
+  out_BSNHU, state = run(q, k, v, own, state, reset_BS, mask, (write, decay), rule, local, mix)
   out_BTHU = out_BSNHU.reshape(B, S * N, *out_BSNHU.shape[3:])[:, :T]
   if mask_BT is not None:
     out_BTHU = jnp.where(mask_BT[..., None, None], out_BTHU, jnp.zeros((), out_BTHU.dtype))
@@ -172,27 +188,27 @@ def _local(q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN, *, theta, kernel, scoring):
 
 
 def _parallel(
-  q_BSNHE, k_BSNKE, v_BSNKU, own, state, reset_BS, mask_BSN, write_BSNK, rule, local, mix, *, axis
+  q_BSNHE, k_BSNKE, v_BSNKU, own, state, reset_BS, mask_BSN, counts, rule, local, mix, *, axis
 ):
   local_BSNHU = local(q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN)
   with jax.named_scope("memory"):
-    written = (reset_BS, mask_BSN, rule, axis, write_BSNK)
+    written = (reset_BS, mask_BSN, rule, axis, *counts)
     own_q, own_k, own_v = own
     before, after = mem.prefix(own_k, own_v, state, *written)
     recalled = jax.vmap(mem.read, 1, 1)(own_q, before)
   return jax.vmap(mix, 1, 1)(local_BSNHU, recalled, before.z_BKE), after
 
 
-def _scan(q_BSNHE, k_BSNKE, v_BSNKU, own, state, reset_BS, mask_BSN, write_BSNK, rule, local, mix):
+def _scan(q_BSNHE, k_BSNKE, v_BSNKU, own, state, reset_BS, mask_BSN, counts, rule, local, mix):
   @jax.checkpoint
   def segment(memory, xs):
-    q, k, v, (own_q, own_k, own_v), reset_B, mask, write = xs
+    q, k, v, (own_q, own_k, own_v), reset_B, mask, counts = xs
     memory = mem.where_lane(reset_B, 0, memory)
     alone = jax.tree.map(lambda x: x[:, None], (q, k, v, mask))
     out = mix(local(*alone)[:, 0], mem.read(own_q, memory), memory.z_BKE)
-    return mem.commit(memory, mem.summarize(own_k, own_v, memory, mask, rule, write), rule), out
+    return mem.commit(memory, mem.summarize(own_k, own_v, memory, mask, rule, *counts), rule), out
 
-  xs = (q_BSNHE, k_BSNKE, v_BSNKU, own, reset_BS, mask_BSN, write_BSNK)
+  xs = (q_BSNHE, k_BSNKE, v_BSNKU, own, reset_BS, mask_BSN, counts)
   state, out_SBNHU = jax.lax.scan(segment, state, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), xs))
   return jnp.moveaxis(out_SBNHU, 0, 1), state
 
@@ -205,12 +221,15 @@ class InfiniStream(NamedTuple):
   cache: SegmentCache  # the open segment's rotated keys and values
 
 
-def open_stream(state: MemoryState, cache: SegmentCache, rule: str | Rule) -> InfiniStream:
-  """Begins a segment after whole ones: nothing pending, `cache` empty."""
+def open_stream(
+  state: MemoryState, cache: SegmentCache, rule: str | Rule, decays: bool = False
+) -> InfiniStream:
+  """Begins a segment after whole ones: nothing pending, `cache` empty; `decays`: by a score."""
   rule = as_rule(rule)
   no_M, no_z = jax.tree.map(jnp.zeros_like, state)
   recalled, new = no_M if rule.name == "delta" else None, no_z if rule.z_correction else None
-  return InfiniStream(state, Update(no_M, recalled, no_z, new), cache)
+  counted = (no_z[..., 0],) * 2 if decays else (None, None)
+  return InfiniStream(state, Update(no_M, recalled, no_z, new, *counted), cache)
 
 
 def extend_stream(
@@ -224,6 +243,7 @@ def extend_stream(
   rule: str | Rule,
   rope_theta: Rope | None,
   write_BTK: Float[Array, "B T K"] | None = None,
+  decay_BTK: Float[Array, "B T K"] | None = None,
   own: Own | None = None,
   scoring: Scoring = PLAIN,
   scale_first_segment: bool = False,
@@ -242,14 +262,26 @@ def extend_stream(
   open_segment = InfiniStream(memory, memory, SegmentCache(token, token, P(lanes)))
   return on_shards(
     partial(_extend, rule=as_rule(rule), theta=rope_theta, mix=mix, scoring=scoring),
-    *(q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, write_BTK, own, cut, _computed(rope_theta)),
-    specs=(token, token, token, P(heads), open_segment, P(lanes), token, token, P(), P()),
+    *(
+      q_BTHE,
+      k_BTKE,
+      v_BTKU,
+      beta_H,
+      stream,
+      mask_BT,
+      write_BTK,
+      decay_BTK,
+      own,
+      cut,
+      _computed(rope_theta),
+    ),
+    specs=(token, token, token, P(heads), open_segment, P(lanes), *(token,) * 3, P(), P()),
     out_specs=(token, open_segment),
   )
 
 
 def _extend(
-  q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, write_BTK, own, cut, computed,
+  q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, write_BTK, decay_BTK, own, cut, computed,
   *, rule, theta, mix, scoring,
 ):  # fmt: skip
   N = stream.cache.k_BNKE.shape[1]
@@ -262,7 +294,7 @@ def _extend(
   own_q, own_k, own_v = (q_BTHE, k_BTKE, v_BTKU) if own is None else own
   out = mix(local, mem.read(own_q, memory), memory.z_BKE, beta_H=beta_H, cut=cut)
 
-  more = mem.summarize(own_k, own_v, memory, mask_BT, rule, write_BTK)
+  more = mem.summarize(own_k, own_v, memory, mask_BT, rule, write_BTK, decay_BTK)
   pending = jax.tree.map(jnp.add, stream.pending, more)
   full_B, cache = close_full(cache, N)
   memory = mem.where_lane(full_B, mem.commit(memory, pending, rule), memory)

@@ -68,6 +68,8 @@ class Update(NamedTuple):
   recalled_BKEU: Array | None  # values recalled under the keys: delta
   keys_BKE: Array
   new_BKE: Array | None  # the part of the keys that z does not hold yet: z-correction
+  scores_BK: Array | None = None  # the sum of the scores of a learned decay,
+  tokens_BK: Array | None = None  # and of how many tokens
 
 
 def as_rule(rule: str | Rule) -> Rule:
@@ -122,10 +124,12 @@ def summarize(
   mask_BN: Bool[Array, "B N"] | None,
   rule: Rule,
   write_BNK: Float[Array, "B N K"] | None = None,
+  decay_BNK: Float[Array, "B N K"] | None = None,
 ) -> Update:
   """What these tokens add to `memory`, equations (8) and (9). Masked tokens add nothing.
 
-  A token counts `write_BNK` times, 0 to 1, in each head; 0 is the same as a masked one.
+  A token counts `write_BNK` times, 0 to 1, in each head; 0 is the same as a masked one. With
+  `decay_BNK` the segment leaves `sigmoid` of the mean of these scores of what was there.
   """
   whole_BNKE = _keys(k_BNKE, rule)
   k_BNKE = _written(whole_BNKE, mask_BN, write_BNK)
@@ -137,12 +141,13 @@ def summarize(
     weight = jnp.einsum("BNKE,BKE->BNK", whole_BNKE, memory.z_BKE)
     recalled = jnp.einsum("BNKE,BNKU->BKEU", k_BNKE, _divide(value, weight[..., None]))
   new = _new_keys(whole_BNKE, k_BNKE, memory.z_BKE) if rule.z_correction else None
-  return Update(written, recalled, k_BNKE.sum(1), new)
+  scored = (None, None) if decay_BNK is None else _scores(decay_BNK, mask_BN)
+  return Update(written, recalled, k_BNKE.sum(1), new, *scored)
 
 
 def commit(memory: MemoryState, update: Update, rule: Rule) -> MemoryState:
   """The memory after a segment is closed."""
-  left_BK = _left(update.keys_BKE, rule)
+  left_BK = _left(update.keys_BKE, rule, update.scores_BK, update.tokens_BK)
   M_BKEU = _fade(memory.M_BKEU, left_BK) + update.written_BKEU
   if update.recalled_BKEU is not None:
     share_BK = _fade(_damping(update.keys_BKE, memory.z_BKE, rule), left_BK)
@@ -180,6 +185,7 @@ def prefix(
   rule: Rule,
   axis: str | None = None,
   write_BSNK: Float[Array, "B S N K"] | None = None,
+  decay_BSNK: Float[Array, "B S N K"] | None = None,
 ) -> tuple[MemoryState, MemoryState]:
   """The memory before each of S segments, and after the last: every product is batched over S.
 
@@ -199,6 +205,7 @@ def prefix(
     rule: how a segment is written.
     axis: the mesh axis over which the segments are divided; z-correction is not affine.
     write_BSNK: how much each token counts, as in `summarize`.
+    decay_BSNK: scores of a learned decay, as in `summarize`.
 
   Returns:
     The memory that each segment reads, with an axis S after B; and the memory after them all.
@@ -207,7 +214,8 @@ def prefix(
   k_BSNKE = _written(whole_BSNKE, mask_BSN, write_BSNK)
   written_BSKEU = jnp.einsum("BSNKE,BSNKU->BSKEU", k_BSNKE, v_BSNKU.astype(jnp.float32))
   keys_BSKE = k_BSNKE.sum(2)
-  left_BSK = _left(keys_BSKE, rule)
+  scored = (None, None) if decay_BSNK is None else _scores(decay_BSNK, mask_BSN)
+  left_BSK = _left(keys_BSKE, rule, *scored)
 
   def over_segments(step, start, *xs):
     xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (reset_BS, *xs))
@@ -288,10 +296,24 @@ def _new_keys(whole_BNKE: Array, k_BNKE: Array, z_BKE: Array) -> Array:
   return jnp.einsum("BNK,BNKE->BKE", jax.lax.stop_gradient(gamma_BNK), k_BNKE)
 
 
-def _left(keys_BKE: Array, rule: Rule) -> Array | None:
+def _left(
+  keys_BKE: Array, rule: Rule, scores_BK: Array | None, tokens_BK: Array | None
+) -> Array | None:
   """The share of each head's memory that a segment with these keys leaves; None: all of it."""
+  if scores_BK is None and rule.decay == 1:
+    return None
+  decay = jnp.float32(rule.decay)
+  if scores_BK is not None and tokens_BK is not None:
+    decay *= jax.nn.sigmoid(scores_BK / jnp.maximum(tokens_BK, 1))
   # A segment of padding is no compression: it must not forget.
-  return None if rule.decay == 1 else jnp.where(is_empty(keys_BKE), 1.0, rule.decay)
+  return jnp.where(is_empty(keys_BKE), 1.0, decay)
+
+
+def _scores(decay: Array, mask: Array | None) -> tuple[Array, Array]:
+  """The sums of scores (..., N, K) over the real tokens of a segment, and how many these are."""
+  mask = jnp.ones_like(decay[..., 0], bool) if mask is None else mask
+  real = jnp.broadcast_to(mask[..., None], decay.shape)
+  return jnp.where(real, decay, 0.0).sum(-2), real.sum(-2, dtype=jnp.float32)
 
 
 def _fade(x: Array, left_BK: Array | None) -> Array:

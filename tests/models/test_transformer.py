@@ -19,6 +19,7 @@ CASES = {
     readout_norm=True,
   ),
   "infini-written": model_config(rule="delta", kv_heads=1, write_gate=True, adapter_rank=2),
+  "gated_delta": model_config(mixer="gated_delta", kv_heads=1),
   "local": model_config(mixer="local"),
   "full": model_config(mixer="full", kv_heads=1),
   "transformer_xl": model_config(mixer="transformer_xl"),

@@ -23,12 +23,13 @@ def rotate(x_TE, position_T, theta):
 
 
 def one_head(
-  q, k, v, beta, M, z, reset_S, mask_T, write_T, own_q, own_k, own_v,
+  q, k, v, beta, M, z, reset_S, mask_T, write_T, own_q, own_k, own_v, decay_T,
   *, segment_length, rule, rope_theta, scale_first_segment, gate, readout_norm, cut,
 ):  # fmt: skip
   """One lane, one query head and its key/value head: q (T,E), k (T,E), v (T,U), M (E,U), z (E).
 
-  The memory is read with own_q and written with own_k and own_v.
+  The memory is read with own_q and written with own_k and own_v. With decay_T a segment leaves
+  sigmoid(its mean) of it.
   """
   T, E = q.shape
   outs = []
@@ -56,6 +57,9 @@ def one_head(
     alone = (1 - g) * local if scale_first_segment else local
     outs.append(jnp.where(written, g * recalled + (1 - g) * local, alone))
 
+    decay = rule.decay
+    if decay_T is not None:
+      decay /= 1 + jnp.exp(-jnp.where(mask, decay_T[part], 0.0).sum() / mask.sum(dtype=float))
     phi = sigma(key)
     if rule.normalize_keys:
       phi = phi / phi.sum(1)[:, None]
@@ -67,19 +71,19 @@ def one_head(
         growth = jax.lax.stop_gradient((added.sum(0) / norm).max())
       damping = jnp.minimum(1.0, DELTA_GROWTH / jnp.maximum(growth, 1.0))
       recalled = (phi @ memory) / (phi @ norm)[:, None]
-      new = value - jnp.where(written, rule.decay * damping * recalled, 0.0)
+      new = value - jnp.where(written, decay * damping * recalled, 0.0)
     new_keys = added
     if rule.z_correction:
       gamma = jnp.clip(1 - (phi @ norm) / (phi**2).sum(1), 0.0, 1.0)
       gamma = jnp.where(written, jax.lax.stop_gradient(gamma), 1.0)
       new_keys = gamma[:, None] * added
-    memory = rule.decay * memory + added.T @ new
-    norm = rule.decay * jnp.where(written, norm, 0.0) + new_keys.sum(0)
+    memory = decay * memory + added.T @ new
+    norm = decay * jnp.where(written, norm, 0.0) + new_keys.sum(0)
     written = jnp.array(True)
   return jnp.concatenate(outs), memory, norm
 
 
-def infini_attention(q, k, v, beta, M, z, write=None, *own, reset, mask, **options):
+def infini_attention(q, k, v, beta, M, z, write=None, *own, decay=None, reset, mask, **options):
   """Arguments as the real one's; reset and mask are arrays, M and z the memory to start from.
 
   `rule` is a `Rule`, `cut` True or False.
@@ -91,12 +95,14 @@ def infini_attention(q, k, v, beta, M, z, write=None, *own, reset, mask, **optio
   head = lambda *arrays: one_head(*arrays, **options)
   write = jnp.ones((B, T, K)) if write is None else write
   own_q, own_k, own_v = own or (q, k, v)
-  group = jax.vmap(head, (1, *[None] * 2, 0, *[None] * 5, 1, None, None), (1, None, None))
-  heads = jax.vmap(group, (1, 1, 1, 0, 0, 0, None, None, 1, 1, 1, 1), (1, 0, 0))
-  lanes = jax.vmap(heads, (0, 0, 0, None, *[0] * 8))
+  group = jax.vmap(head, (1, *[None] * 2, 0, *[None] * 5, 1, *[None] * 3), (1, None, None))
+  heads = jax.vmap(group, (1, 1, 1, 0, 0, 0, None, None, *[1] * 5), (1, 0, 0))
+  lanes = jax.vmap(heads, (0, 0, 0, None, *[0] * 9))
   grouped = lambda q: q.reshape(B, T, K, H // K, E)
   split = grouped(q), beta.reshape(K, H // K)
   flags = jnp.asarray(reset), jnp.asarray(mask)
-  out, M, z = lanes(split[0], k, v, split[1], M, z, *flags, write, grouped(own_q), own_k, own_v)
+  out, M, z = lanes(
+    split[0], k, v, split[1], M, z, *flags, write, grouped(own_q), own_k, own_v, decay
+  )
   # A head's memory is the same for all query heads of the group.
   return out.reshape(B, T, H, -1), M, z

@@ -3,6 +3,7 @@
 from infini_jax.models.mixers.base import Mixer
 from infini_jax.models.mixers.compressive import Compressive
 from infini_jax.models.mixers.full import Full
+from infini_jax.models.mixers.gated_delta import GatedDelta
 from infini_jax.models.mixers.infini import Infini
 from infini_jax.models.mixers.local import Local
 from infini_jax.models.mixers.memorizing import Memorizing
@@ -11,6 +12,7 @@ from infini_jax.models.mixers.transformer_xl import TransformerXL
 
 MIXERS: dict[str, type[Mixer]] = {
   "infini": Infini,
+  "gated_delta": GatedDelta,
   "local": Local,
   "full": Full,
   "transformer_xl": TransformerXL,

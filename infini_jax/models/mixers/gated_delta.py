@@ -1,0 +1,47 @@
+"""Gated delta by segments: what a segment leaves of the memory is learned, and depends on it.
+
+Gated DeltaNet (Yang, Kautz, Hatamizadeh, arXiv 2412.06464) decays its memory at every token. Here
+each head decays it once at the border of a segment, by `a = sigmoid(mean(x w + b))` over the hidden
+states x of the segment:
+
+    M' = a (M - recalled) + written        z' = a z + keys
+
+All else is Infini-attention: reads, local attention and the gates of the heads.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from infini_jax.config import ModelConfig
+from infini_jax.models.mixers.infini import Infini
+from infini_jax.models.mixers.local import empty_cache
+from infini_jax.ops.infini import InfiniStream, open_stream
+from infini_jax.ops.memory import MemoryState
+from infini_jax.parallel import product
+
+
+class GatedDelta(Infini):
+  """State: the float32 memory `(M_BKEU, z_BKE)`."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    super().__init__(config, rngs)
+    c = config
+    self.reads_hidden = True
+    self.w_decay_DK = nnx.Param(jnp.zeros((c.width, c.kv_heads), jnp.float32))
+    self.b_decay_K = nnx.Param(jnp.full((c.kv_heads,), c.memory.decay_init, jnp.float32))
+
+  def open(self, state: MemoryState, lanes: int, dtype: Any) -> InfiniStream:
+    """As Infini-attention, with room for the sums of what decides the decay."""
+    return open_stream(state, empty_cache(self.config, lanes, dtype), self.rule, decays=True)
+
+  @staticmethod
+  def memory_flops(c: ModelConfig, layer: float) -> float:
+    """As Infini-attention, and a score of each token and head."""
+    return Infini.memory_flops(c, layer) + 2.0 * c.layers * c.width * c.kv_heads
+
+  def _of_tokens(self, q_BTHE, k_BTKE, v_BTKE, x_BTD) -> dict[str, Any]:
+    score_BTK = product("BTD,DK->BTK", x_BTD.astype(jnp.float32), self.w_decay_DK[...])
+    score_BTK += self.b_decay_K[...][None, None]
+    return super()._of_tokens(q_BTHE, k_BTKE, v_BTKE, x_BTD) | {"decay_BTK": score_BTK}

@@ -1,7 +1,8 @@
 """Settings that keep tests honest: eight CPU devices, strict types and ranks, checked shapes.
 
 And quick: most of the time would go into XLA's optimizations of programs that run once, so they are
-off, and a program that several tests need is compiled once for all processes of a test run.
+off, and a program that several tests need is compiled once, for all processes and for later runs.
+Programs are kept in the user's cache folder; INFINI_JAX_TEST_PROGRAMS names another one.
 INFINI_JAX_TEST_OPTIMIZE=1 leaves the optimizations on; the tests then check what users run, five
 times as slowly.
 """
@@ -9,6 +10,8 @@ times as slowly.
 import gc
 import os
 import tempfile
+import time
+from pathlib import Path
 
 from tests.compiling import QUICKLY
 
@@ -28,10 +31,25 @@ import pytest
 from absl import flags
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-PROGRAMS = "INFINI_JAX_TEST_PROGRAMS"
-if PROGRAMS not in os.environ:  # the first process of a run makes the folder, and removes it
-  _programs = tempfile.TemporaryDirectory(prefix="infini_jax_programs_")
-  os.environ[PROGRAMS] = _programs.name
+PROGRAMS, KEPT = "INFINI_JAX_TEST_PROGRAMS", 30 * 24 * 3600  # seconds
+
+
+def _programs() -> str:
+  """A folder for compiled programs, without those that are old; JAX names them by all they need."""
+  base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  folder = Path(base).expanduser() / "infini_jax" / "test-programs"
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+      if time.time() - file.stat().st_mtime > KEPT:
+        file.unlink(missing_ok=True)
+  except OSError:
+    return tempfile.mkdtemp(prefix="infini_jax_programs_")
+  return str(folder)
+
+
+if PROGRAMS not in os.environ:  # the first process of a run decides for the others
+  os.environ[PROGRAMS] = _programs()
 jax.config.update("jax_compilation_cache_dir", os.environ[PROGRAMS])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 flags.FLAGS.mark_as_parsed()

@@ -104,7 +104,9 @@ def measure(task: str, cell: Cell) -> float:
 def asked(results: dict[str, Any]) -> str:
   """The task of an evaluation; of needles, also what hides."""
   task = results["task"]
-  return f"{task}, {results['settings']['task']['family']}" if task == "needle" else task
+  settings = results["settings"]
+  hidden = settings.get("needle", settings["task"])  # older results have all of it in `task`
+  return f"{task}, {hidden['family']}" if task == "needle" else task
 
 
 def _interval(recalled: Recalled) -> tuple[float, float]:

@@ -215,8 +215,8 @@ class Memorizing(System):
 
 
 @dataclasses.dataclass(frozen=True)
-class Rmt(System):
-  """RMT (arXiv 2207.06881)."""
+class Summaries(System):
+  """Systems whose memory is summary embeddings, which all layers share."""
 
   layered = False
 
@@ -229,21 +229,22 @@ class Rmt(System):
 
 
 @dataclasses.dataclass(frozen=True)
-class Autocompressor(System):
+class Rmt(Summaries):
+  """RMT (arXiv 2207.06881)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Autocompressor(Summaries):
   """AutoCompressors (arXiv 2305.14788)."""
 
-  layered = False
   moves_borders = True
 
-  summary_tokens: int = above(0, 50)  # P: embeddings that a segment is summed up in
   summary_steps: int = above(0, 4)  # the summaries of so many segments are kept
-  segment_jitter: float = at_least(
-    0, 1 / 3, most=0.99
-  )  # in training a segment has (1 +- it) N tokens
+  segment_jitter: float = at_least(0, 1 / 3, most=0.99)  # in training a segment has (1 +- it) N
 
   @property
   def prefix_length(self) -> int:
-    """A, the summaries in front of a segment."""
+    """A, the summaries of all these segments."""
     return self.summary_tokens * self.summary_steps
 
 

@@ -161,7 +161,7 @@ class SummaryTransformer(Transformer):
 
   def _placed(self, x_BAI, seen_BA, learned_BPD):
     """As `_around`, of the summaries and the learned embeddings of each lane."""
-    raise NotImplementedError
+    return x_BAI, seen_BA, learned_BPD
 
   def _carried(self, x_1BAI, s):
     """The summaries before segment `s` of a chunk, as far as a gradient goes through them."""
@@ -201,9 +201,6 @@ class RmtTransformer(SummaryTransformer):
 
 class AutocompressorTransformer(SummaryTransformer):
   """AutoCompressors: summaries stand before a segment, learned embeddings behind it."""
-
-  def _placed(self, x_BAI, seen_BA, learned_BPD):
-    return x_BAI, seen_BA, learned_BPD
 
   def _carried(self, x_1BAI, s):
     return jnp.where(s % BACK == 0, jax.lax.stop_gradient(x_1BAI), x_1BAI)

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from infini_jax.data import Tokenizer, load_saved
 from infini_jax.inference.engine import Engine
 from infini_jax.inference.lane import Lane
 from infini_jax.models import init, machine
-from infini_jax.ops.attention import SegmentCache
+from infini_jax.ops.attention import Segment
 from infini_jax.runs import tensors
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir
@@ -41,6 +42,16 @@ FIELDS = {  # of the header; the last three have an entry for each lane
   "unread": list,
   "recent": list,
 }
+# How the parts of a stream were called before each system's stream was `mixers.base.Stream`.
+FORMER = (
+  (r"\bstate\.xl\.", "xl.last."),
+  (r"\bstate\.store\.(k|v|document)_BJ", r"store.\1_BM"),
+  (r"\bstate\.store\.", "store."),
+  (r"\bstate\.", "last."),
+  (r"\bstate\.", "old."),
+  (r"\bcache\.x_BNI", "x_BNI"),
+  (r"\bcache\.", "xl.cache."),
+)
 SLOTS = 2  # the axis of a stacked stream that may have another length in the file: (L, B, slots...)
 
 
@@ -201,7 +212,7 @@ def _check(path: Path, header: dict[str, Any], config: Config, tokenizer: Tokeni
 
 
 def _is_cache(x: Any) -> bool:
-  return isinstance(x, SegmentCache)
+  return isinstance(x, Segment)
 
 
 def _filled(x: Any) -> Any:
@@ -212,7 +223,8 @@ def _filled(x: Any) -> Any:
   live_LBN = np.arange(fill_LB.max()) < fill_LB[..., None]
   N, live = live_LBN.shape[SLOTS], live_LBN[..., None, None]
   cut = lambda slots: np.where(live, np.asarray(slots)[:, :, :N], np.zeros((), slots.dtype))
-  return x._replace(k_BNKE=cut(x.k_BNKE), v_BNKU=cut(x.v_BNKU))
+  k_BNKE, v_BNKU = cut(x.k_BNKE), cut(x.v_BNKU)
+  return x._replace(k_BNKE=k_BNKE, v_BNKU=v_BNKU)
 
 
 def _named(stream: Any) -> dict[str, np.ndarray]:
@@ -226,10 +238,13 @@ def _name(path: Any) -> str:
 
 def _stream(file: tensors.Tensors, template: Any) -> Any:
   def one(path, want):
-    array, fixed = file.read(_name(path)), [i for i in range(want.ndim) if i != SLOTS]
+    name = _name(path)
+    names = [name, *(re.sub(now, before, name, count=1) for now, before in FORMER)]
+    name = next((x for x in names if x in file.shapes), name)
+    array, fixed = file.read(name), [i for i in range(want.ndim) if i != SLOTS]
     there, here = ([x.dtype, x.ndim, *(x.shape[i] for i in fixed)] for x in (array, want))
     if there != here:
-      raise ValueError(f"{_name(path)} is {array.dtype}{array.shape}")
+      raise ValueError(f"{name} is {array.dtype}{array.shape}")
     missing = max(0, want.shape[SLOTS] - array.shape[SLOTS]) if array.ndim > SLOTS else 0
     padding = [(0, missing if axis == SLOTS else 0) for axis in range(array.ndim)]
     return jnp.array(np.pad(array, padding))

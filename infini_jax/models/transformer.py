@@ -4,7 +4,6 @@ Parameters are a nested dict of arrays whose names end in their dimensions. The 
 in front (L) and run by one scan.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from infini_jax.config import ModelConfig
 from infini_jax.models.lora import Adapter
 from infini_jax.models.mixers import MIXERS
+from infini_jax.models.mixers.base import Chunk, Tokens
 from infini_jax.ops.attention import capped
 from infini_jax.parallel import lookup, product
 
@@ -72,16 +72,17 @@ class Attention(nnx.Module):
       self.lora_o = Adapter(c, rngs, heads, into)
     self.mixer = MIXERS[c.mixer](c, rngs)
 
-  def __call__(self, x_BTD, state, mix):
-    """`mix(mixer, q, k, v, state)` is either a chunk or an extension of the open segment."""
+  def __call__(self, x_BTD, state, chunk):
+    """The state goes in and comes out: of whole segments, or of the open one (`chunk.extends`)."""
     q_BTHE = product("BTD,DHE->BTHE", x_BTD, self.w_q_DHE[...])
     q_BTHE = q_BTHE + self.lora_q(x_BTD) if self.config.adapters.rank else q_BTHE
     q_BTHE = shifted(q_BTHE, self.b_q_HE[...]) if self.config.family.attention_bias else q_BTHE
     q_BTHE = self.q_norm(q_BTHE) if self.config.family.qk_norm else q_BTHE
     k_BTKE, v_BTKE = self._keys_values(x_BTD)
-    more = {"x_BTD": x_BTD, "project": self._keys_values} if self.mixer.reads_hidden else {}
+    tokens = Tokens(q_BTHE, k_BTKE, v_BTKE, x_BTD, self._keys_values)
     with jax.named_scope(self.config.mixer):
-      out_BTHE, state = mix(self.mixer, q_BTHE, k_BTKE, v_BTKE, state, **more)
+      call = self.mixer.extend if chunk.extends else self.mixer
+      out_BTHE, state = call(tokens, chunk, state)
     out_BTD = product("BTHE,HED->BTD", out_BTHE, self.w_o_HED[...])
     return out_BTD + self.lora_o(out_BTHE) if self.config.adapters.rank else out_BTD, state
 
@@ -137,9 +138,9 @@ class Block(nnx.Module):
       self.attention_post_norm = RMSNorm(config.width, config)
       self.ffn_post_norm = RMSNorm(config.width, config)
 
-  def __call__(self, x_BTD, state, mix):
+  def __call__(self, x_BTD, state, chunk):
     """One layer; its state goes in and comes out."""
-    out_BTD, state = self.attention(self.attention_norm(x_BTD), state, mix)
+    out_BTD, state = self.attention(self.attention_norm(x_BTD), state, chunk)
     x_BTD = x_BTD + (self.attention_post_norm(out_BTD) if self.post_norms else out_BTD)
     with jax.named_scope("ffn"):
       out_BTD = self.ffn(self.ffn_norm(x_BTD))
@@ -195,12 +196,9 @@ class Transformer(nnx.Module):
     Returns:
       The normalised hidden states, to be used with `head`, and the state after the chunk.
     """
-
-    def mix(mixer, q, k, v, state, cut, **more):
-      return mixer(q, k, v, state, reset_BS=reset_BS, mask_BT=mask_BT, cut=cut, **more)
-
+    chunk = Chunk(reset_BS, mask_BT, cut_L)
     policy, apart = REMAT[self.config.run.remat], state_only and len(self._mixer().groups()) == 1
-    return self._layers(self.embed(tokens_BT), state, mix, policy, cut_L, last_apart=apart)
+    return self._layers(self.embed(tokens_BT), state, chunk, policy, last_apart=apart)
 
   def open(self, state: Any, lanes: int) -> Any:
     """From the state after whole segments to that of an open one, for `extend`."""
@@ -246,11 +244,8 @@ class Transformer(nnx.Module):
       layers: the parameters of each layer by itself, to be used instead of the stacked ones: it is
         quicker where slicing these copies them. The stream is then a list, too: see `apart`.
     """
-
-    def mix(mixer, q, k, v, stream, cut, **more):
-      return mixer.extend(q, k, v, stream, mask_BT, **more)
-
-    return self._layers(self.embed(tokens_BT), stream, mix, None, layers=layers)
+    chunk = Chunk(mask_BT=mask_BT, extends=True)
+    return self._layers(self.embed(tokens_BT), stream, chunk, None, layers=layers)
 
   def head(self) -> Float[Array, "V D"]:
     """The output embedding as stored."""
@@ -270,34 +265,36 @@ class Transformer(nnx.Module):
   def _mixer(self):
     return MIXERS[self.config.mixer](self.config, nnx.Rngs(0))
 
-  def _layers(self, x_BTD, state, mix, policy, cut_L=None, layers=None, last_apart=False):
+  def _layers(self, x_BTD, state, chunk, policy, layers=None, last_apart=False):
+    """All layers. `chunk.cut` has one entry for each layer."""
     graph, stacked = nnx.split(self.blocks)
+    cut_L, windowed_L = chunk.cut, self._windowed()
 
     def layer(x_BTD, xs):
       params, state, cut, windowed = xs
       x_BTD = checkpoint_name(x_BTD, "layer_input")
-      differs = {} if windowed is None else {"windowed": windowed}
-      return nnx.merge(graph, params)(x_BTD, state, partial(mix, cut=cut, **differs))
+      own = chunk._replace(cut=cut, windowed=windowed)
+      return nnx.merge(graph, params)(x_BTD, state, own)
 
     if policy is not None:
       layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
     if layers is not None:
-      windowed_L, after = self._windowed(), []
+      after = []
       for i, (params, own) in enumerate(zip(layers, state, strict=True)):
-        windowed = None if windowed_L is None else windowed_L[i]
-        x_BTD, own = layer(x_BTD, (params, own, None, windowed))
+        cut, windowed = (None if x is None else x[i] for x in (cut_L, windowed_L))
+        x_BTD, own = layer(x_BTD, (params, own, cut, windowed))
         after.append(own)
       return self.final_norm(x_BTD), after
     groups, parts = self._mixer().groups(), []
     if last_apart:  # a loop of one round is none: XLA leaves out of it what nothing depends on
-      whole, last = (stacked, state, cut_L, self._windowed()), self.config.layers - 1
+      whole, last = (stacked, state, cut_L, windowed_L), self.config.layers - 1
       for some in (slice(0, last), slice(last, None)):
         own = jax.tree.map(lambda x: x[some], whole)  # noqa: B023
         x_BTD, part = jax.lax.scan(layer, x_BTD, own)
         parts.append(part)
       return self.final_norm(x_BTD), jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
     for (first, after), part in zip(groups, self._parts(state), strict=True):
-      xs = (stacked, cut_L, self._windowed())
+      xs = (stacked, cut_L, windowed_L)
       if len(groups) > 1:
         xs = jax.tree.map(lambda x: x[first:after], xs)  # noqa: B023
       x_BTD, part = jax.lax.scan(layer, x_BTD, (xs[0], part, *xs[1:]))
@@ -305,7 +302,7 @@ class Transformer(nnx.Module):
     return self.final_norm(x_BTD), self._joined(parts)
 
   def _windowed(self) -> Bool[Array, " L"] | None:
-    """Which layers have the window and turn by positions, where others see all, or do not."""
+    """Which layers have the window and rotate by positions, where others see all, or do not."""
     c = self.config
     return (
       (jnp.arange(c.layers) + 1) % c.family.global_every != 0 if c.family.global_every else None

@@ -194,64 +194,88 @@ def window_attention(
 
 def each_segment(one: Callable, *args_BS: Any, scores: int) -> Any:
   """`one(*args_B)` for every segment: side by side where `scores` numbers are few enough, else one
-  segment after the other, and each once more in the backward pass. None is an absent argument."""
-  if args_BS[0].shape[1] == 1 or 4 * scores <= SCORE_BYTES:
+  segment after the other, and each once more in the backward pass. Arguments may be trees."""
+  if jax.tree.leaves(args_BS)[0].shape[1] == 1 or 4 * scores <= SCORE_BYTES:
     return jax.vmap(one, in_axes=1, out_axes=1)(*args_BS)
   xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), args_BS)
   _, out_SB = jax.lax.scan(lambda c, x: (c, jax.checkpoint(one)(*x)), None, xs)
   return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), out_SB)
 
 
-class SegmentCache(NamedTuple):
-  """The open segment while tokens arrive a few at a time: rotated keys, values, how many."""
+class QKV(NamedTuple):
+  """Queries, keys and values of tokens."""
+
+  q_BTHE: Array
+  k_BTKE: Array
+  v_BTKU: Array
+
+
+class Segment(NamedTuple):
+  """One segment of each lane, with room for N tokens: the first `fill_B` of them are there.
+
+  The keys are rotated or not, as its owner wants. `x_BNI` are the hidden states that keys and
+  values were made of, where its owner reads them.
+  """
 
   k_BNKE: Array
   v_BNKU: Array
   fill_B: Array  # int32
+  x_BNI: Array | None = None  # I = D, but never divided
+
+  def mask(self) -> Bool[Array, "B N"]:
+    """True for the slots that hold a token."""
+    return jnp.arange(self.k_BNKE.shape[1], dtype=jnp.int32)[None] < self.fill_B[:, None]
 
 
-def open_positions(cache: SegmentCache, tokens: int) -> Int[Array, "B T"]:
+def open_positions(segment: Segment, tokens: int) -> Int[Array, "B T"]:
   """The positions of so many more tokens of each lane in its open segment."""
-  return cache.fill_B[:, None] + jnp.arange(tokens, dtype=jnp.int32)[None]
+  return segment.fill_B[:, None] + jnp.arange(tokens, dtype=jnp.int32)[None]
 
 
-def open_slots(
-  cache: SegmentCache, mask_BT: Bool[Array, "B T"]
-) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
-  """These positions, and the slot that each token goes into; padding goes into none."""
-  position_BT = open_positions(cache, mask_BT.shape[1])
-  N = cache.k_BNKE.shape[1]
-  return position_BT, jnp.where(mask_BT, position_BT, N)  # slot N does not exist: it is dropped
-
-
-def close_full(cache: SegmentCache, length: int) -> tuple[Bool[Array, " B"], SegmentCache]:
-  """Which lanes have a whole segment of so many tokens, and the cache in which theirs begins anew.
-
-  The keys and values stay: what is behind the fill is not seen.
-  """
-  full_B = cache.fill_B == length
-  return full_B, cache._replace(fill_B=jnp.where(full_B, 0, cache.fill_B))
-
-
-def extend_segment(
-  q_BTHE: Float[Array, "B T H E"],
+def append(
+  segment: Segment,
   k_BTKE: Float[Array, "B T K E"],
   v_BTKU: Float[Array, "B T K U"],
-  cache: SegmentCache,
   mask_BT: Bool[Array, "B T"],
-  scoring: Scoring = PLAIN,
-) -> tuple[Float[Array, "B T H U"], SegmentCache]:
-  """Appends T tokens (already rotated) to each lane's open segment and attends inside it.
+  x_BTI: Float[Array, "B T I"] | None = None,
+) -> tuple[Int[Array, "B T"], Segment]:
+  """Adds T tokens to each lane's open segment.
 
-  The tokens of `mask_BT` come first in each row, and never run past the segment's end.
+  The tokens of `mask_BT` come first in each batch row, and never run past the segment's end.
+
+  Returns:
+    The positions of the tokens in the segment, and the segment with them.
   """
-  N = cache.k_BNKE.shape[1]
-  position_BT, slot_BT = open_slots(cache, mask_BT)
-  k_BNKE = put(cache.k_BNKE, slot_BT, k_BTKE)
-  v_BNKU = put(cache.v_BNKU, slot_BT, v_BTKU)
-  slots = jnp.arange(N, dtype=jnp.int32)[None]
-  out_BTHU = attention(q_BTHE, k_BNKE, v_BNKU, position_BT, slots, scoring=scoring)
-  return out_BTHU, SegmentCache(k_BNKE, v_BNKU, cache.fill_B + mask_BT.sum(1, dtype=jnp.int32))
+  position_BT = open_positions(segment, mask_BT.shape[1])
+  N = segment.k_BNKE.shape[1]
+  slot_BT = jnp.where(mask_BT, position_BT, N)  # slot N does not exist: padding is dropped
+  x_BNI = segment.x_BNI
+  return position_BT, Segment(
+    put(segment.k_BNKE, slot_BT, k_BTKE),
+    put(segment.v_BNKU, slot_BT, v_BTKU),
+    segment.fill_B + mask_BT.sum(1, dtype=jnp.int32),
+    None if x_BNI is None or x_BTI is None else put(x_BNI, slot_BT, x_BTI),
+  )
+
+
+def close_full(segment: Segment, length: int) -> tuple[Bool[Array, " B"], Segment]:
+  """Which lanes have a whole segment of so many tokens, and the segments that follow.
+
+  The keys and values stay: slots from `fill_B` on are not seen.
+  """
+  full_B = segment.fill_B == length
+  return full_B, segment._replace(fill_B=jnp.where(full_B, 0, segment.fill_B))
+
+
+def inside(
+  q_BTHE: Float[Array, "B T H E"],
+  position_BT: Int[Array, "#B T"],
+  segment: Segment,
+  scoring: Scoring = PLAIN,
+) -> Float[Array, "B T H U"]:
+  """Causal attention of tokens of a segment, at these positions in it. All is rotated already."""
+  slots = jnp.arange(segment.k_BNKE.shape[1], dtype=jnp.int32)[None]
+  return attention(q_BTHE, segment.k_BNKE, segment.v_BNKU, position_BT, slots, scoring=scoring)
 
 
 def put(cache_BC: Array, slot_BT: Int[Array, "B T"], x_BT: Array) -> Array:

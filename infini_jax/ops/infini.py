@@ -11,30 +11,45 @@ from jaxtyping import Array, Bool, Float
 from infini_jax.ops import memory as mem
 from infini_jax.ops.attention import (
   PLAIN,
+  QKV,
   Scoring,
-  SegmentCache,
+  Segment,
+  append,
   close_full,
-  extend_segment,
-  open_positions,
+  inside,
   segment_attention,
-  split_heads,
   to_segments,
 )
+from infini_jax.ops.lanes import where_lane
 from infini_jax.ops.memory import MemoryState, Rule, Update, as_rule
 from infini_jax.ops.rotary import Frequencies, Rope, rotate
-from infini_jax.ops.shards import P, axis_size, on_shards, spec_of
+from infini_jax.ops.shards import axis_size, on_shards, token_axes
 
-GATES: dict[str, Callable[[Array], Array]] = {
-  "sigmoid": jax.nn.sigmoid,
-  "hard_sigmoid": jax.nn.hard_sigmoid,  # relu6(x + 3) / 6
-}
-Own = tuple[Array, Array, Array]  # queries, keys and values of the memory alone
-READOUT_EPSILON = 1e-6  # added to the mean square of a read-out
+MEMORY = MemoryState("BKEU", "BKE")  # type: ignore[arg-type]  # the letters of its arrays
 
 
-def gate_values(beta: Float[Array, "..."], kind: str = "sigmoid") -> Float[Array, "..."]:
-  """The share of the memory that `beta` stands for, 0 to 1, in float32."""
-  return GATES[kind](beta.astype(jnp.float32))
+class Inputs(NamedTuple):
+  """What a layer computes of its tokens, in one argument; `infini_attention` describes each."""
+
+  q_BTHE: Array
+  k_BTKE: Array
+  v_BTKU: Array
+  mask_BT: Array | None
+  write_BTK: Array | None
+  decay_BTK: Array | None
+  own: QKV | None
+
+  def memory(self) -> QKV:
+    """The queries, keys and values that the memory takes."""
+    return self.own or QKV(self.q_BTHE, self.k_BTKE, self.v_BTKU)
+
+
+class Form(NamedTuple):
+  """How a chunk is computed."""
+
+  run: Callable  # `_scan` or `_parallel`
+  rule: Rule
+  local: Callable  # attention inside segments
 
 
 def infini_attention(
@@ -52,10 +67,7 @@ def infini_attention(
   mask_BT: Bool[Array, "B T"] | None = None,
   write_BTK: Float[Array, "B T K"] | None = None,
   decay_BTK: Float[Array, "B T K"] | None = None,
-  own: Own | None = None,
-  scale_first_segment: bool = False,
-  gate: str = "sigmoid",
-  readout_norm: bool = False,
+  own: QKV | tuple[Array, Array, Array] | None = None,
   cut: Bool[Array, ""] | None = None,
   implementation: str = "auto",
   attention: str = "auto",
@@ -71,7 +83,7 @@ def infini_attention(
 
   Args:
     q_BTHE, k_BTKE, v_BTKU: un-rotated; H is a multiple of K, head `h` belongs to kv head `h // G`.
-    beta_H: the gate of each query head, before `gate` is applied.
+    beta_H: the gate of each query head, before `rule.gate` is applied.
     state: the memory after earlier calls; None is an empty one.
     segment_length: N, in tokens.
     rule: 'linear' or 'delta', or a `Rule`, which has more choices.
@@ -84,12 +96,8 @@ def infini_attention(
     decay_BTK: of a segment, the memory leaves `sigmoid` of the mean of its tokens' scores (Gated
       DeltaNet, arXiv 2412.06464, by segments); None: what the rule says.
     own: the memory's own queries, keys and values; None: it shares those of the local attention.
-    scale_first_segment: True scales the local output by `1 - g` even while the memory is empty, as
-      the formula says literally; otherwise a head with an empty memory is all local.
-    gate: 'sigmoid', or 'hard_sigmoid', `relu6(beta + 3) / 6`, which reaches 0 and 1.
-    readout_norm: divides each head's A_mem by its root mean square; where empty it stays 0.
-    cut: True reads 0 wherever the memory holds something, `A = (1 - g) A_dot`, and writes as ever:
-      the knock-out of the reads. None: the same as False.
+    cut: True reads 0 wherever the memory holds something, `A = (1 - g) A_dot`, and writes as
+      otherwise: the ablation of the reads. None: the same as False.
     implementation: 'scan' goes through the segments one by one and recomputes them in the backward
       pass (least memory); 'parallel' is the exact prefix form; 'auto' chooses 'parallel'.
     attention: the kernel of the local attention: see `ops.attention.segment_attention`.
@@ -105,7 +113,7 @@ def infini_attention(
       divided T that they cannot work with.
   """
   rule = as_rule(rule)
-  _check(q_BTHE, k_BTKE, v_BTKU, beta_H, segment_length, gate, implementation)
+  _check(q_BTHE, k_BTKE, v_BTKU, beta_H, segment_length, implementation)
   B, T = q_BTHE.shape[:2]
   S = -(-T // segment_length)
   if reset_BS is not None and reset_BS.shape != (B, S):
@@ -113,103 +121,76 @@ def infini_attention(
       f"reset_BS has shape {reset_BS.shape}; {T} tokens in segments of {segment_length} want "
       f"{(B, S)}"
     )
-  lanes, over, heads, _ = spec_of(q_BTHE)
-  axis = over if axis_size(over) > 1 else None
+  axes = token_axes(q_BTHE)
+  axis = axes["T"] if axis_size(axes["T"]) > 1 else None
   if axis is not None:
     _check_divided(T, segment_length, axis, rule, implementation)
-  mix = partial(_mix, gate=gate, readout_norm=readout_norm, literal=scale_first_segment)
-  run = partial(
-    _segments,
-    segment_length=segment_length,
-    run=_scan if implementation == "scan" else partial(_parallel, axis=axis),
-    rule=rule,
-    theta=rope_theta,
-    mix=mix,
-    kernel=attention,
-    scoring=scoring,
-  )
-  token, memory = P(lanes, over, heads), P(lanes, heads)
+  local = partial(_local, theta=rope_theta, kernel=attention, scoring=scoring)
+  run = _scan if implementation == "scan" else partial(_parallel, axis=axis)
   return on_shards(
-    run,
-    *(q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, write_BTK, decay_BTK, own, cut),
-    _computed(rope_theta),
-    specs=(
-      *(
-        token,
-        token,
-        token,
-        P(heads),
-        memory,
-        P(lanes, over),
-        P(lanes, over),
-        token,
-        token,
-        token,
-        P(),
-      ),
-      P(),
-    ),
-    out_specs=(token, memory),
+    partial(_segments, N=segment_length, form=Form(run, rule, local)),
+    axes,
+    ("BTHU", MEMORY),
+    inputs=Inputs(q_BTHE, k_BTKE, v_BTKU, mask_BT, write_BTK, decay_BTK, own and QKV(*own)),
+    beta_H=beta_H,
+    state=state,
+    reset_BS=reset_BS,
+    cut=cut,
+    rope=_computed(rope_theta),
   )
 
 
-def _segments(
-  q_BTHE, k_BTKE, v_BTKU, beta_H, state, reset_BS, mask_BT, write_BTK, decay_BTK, own,
-  cut, computed, *, segment_length, run, rule, theta, mix, kernel, scoring,
-):  # fmt: skip
+def _segments(inputs, beta_H, state, reset_BS, cut, rope, *, N, form):
   """One device's share: cut into segments, run, and joined again."""
-  B, T = q_BTHE.shape[:2]
-  N = segment_length
+  B, T = inputs.q_BTHE.shape[:2]
   S = -(-T // N)
+  mask_BT = inputs.mask_BT
   if T % N and mask_BT is None:
     mask_BT = jnp.ones((B, T), bool)
-
-  q, k, v = (to_segments(x, N) for x in (q_BTHE, k_BTKE, v_BTKU))
-  own = (q, k, v) if own is None else tuple(to_segments(x, N) for x in own)
-  some = (None if x is None else to_segments(x, N) for x in (mask_BT, write_BTK, decay_BTK))
-  mask, write, decay = some
-  state = mem.empty_memory(k_BTKE, v_BTKU) if state is None else state
+  state = mem.empty_memory(inputs.k_BTKE, inputs.v_BTKU) if state is None else state
   reset_BS = jnp.zeros((B, S), bool) if reset_BS is None else reset_BS
-  mix = partial(mix, beta_H=beta_H, cut=cut)
-  theta = theta if computed is None else computed
-  local = partial(_local, theta=theta, kernel=kernel, scoring=scoring)
-  out_BSNHU, state = run(q, k, v, own, state, reset_BS, mask, (write, decay), rule, local, mix)
+  inputs = jax.tree.map(lambda x: to_segments(x, N), inputs._replace(mask_BT=mask_BT))
+  local = partial(form.local, rope=rope)
+  mix = partial(mem.mix, beta_H=beta_H, rule=form.rule, cut=cut)
+  out_BSNHU, state = form.run(inputs, state, reset_BS, form.rule, local, mix)
   out_BTHU = out_BSNHU.reshape(B, S * N, *out_BSNHU.shape[3:])[:, :T]
   if mask_BT is not None:
     out_BTHU = jnp.where(mask_BT[..., None, None], out_BTHU, jnp.zeros((), out_BTHU.dtype))
   return out_BTHU, state
 
 
-def _local(q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN, *, theta, kernel, scoring):
-  turn = jax.vmap(lambda x: _rotate_segment(x, theta), 1, 1)
+def _local(inputs, rope, *, theta, kernel, scoring):
+  """Attention inside each segment, (B,S,N,H,U)."""
+  turn = jax.vmap(_rotation(None, theta, rope), 1, 1)
   with jax.named_scope("local"):
-    qkv = turn(q_BSNHE), turn(k_BSNKE), v_BSNKU
-    return segment_attention(*qkv, mask_BSN, kernel=kernel, scoring=scoring)
+    qkv = turn(inputs.q_BTHE), turn(inputs.k_BTKE), inputs.v_BTKU
+    return segment_attention(*qkv, inputs.mask_BT, kernel=kernel, scoring=scoring)
 
 
-def _parallel(
-  q_BSNHE, k_BSNKE, v_BSNKU, own, state, reset_BS, mask_BSN, counts, rule, local, mix, *, axis
-):
-  local_BSNHU = local(q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN)
+def _parallel(inputs, state, reset_BS, rule, local, mix, *, axis):
+  """All segments side by side. The arrays of `inputs` have S before N = T."""
+  local_BSNHU = local(inputs)
   with jax.named_scope("memory"):
-    written = (reset_BS, mask_BSN, rule, axis, *counts)
-    own_q, own_k, own_v = own
-    before, after = mem.prefix(own_k, own_v, state, *written)
-    recalled = jax.vmap(mem.read, 1, 1)(own_q, before)
+    q_BSNHE, k_BSNKE, v_BSNKU = inputs.memory()
+    how = reset_BS, inputs.mask_BT, rule, axis, inputs.write_BTK, inputs.decay_BTK
+    before, after = mem.prefix(k_BSNKE, v_BSNKU, state, *how)
+    recalled = jax.vmap(mem.read, 1, 1)(q_BSNHE, before)
   return jax.vmap(mix, 1, 1)(local_BSNHU, recalled, before.z_BKE), after
 
 
-def _scan(q_BSNHE, k_BSNKE, v_BSNKU, own, state, reset_BS, mask_BSN, counts, rule, local, mix):
+def _scan(inputs, state, reset_BS, rule, local, mix):
+  """One segment after the other; the same arrays."""
+
   @jax.checkpoint
   def segment(memory, xs):
-    q, k, v, (own_q, own_k, own_v), reset_B, mask, counts = xs
-    memory = mem.where_lane(reset_B, 0, memory)
-    alone = jax.tree.map(lambda x: x[:, None], (q, k, v, mask))
-    out = mix(local(*alone)[:, 0], mem.read(own_q, memory), memory.z_BKE)
-    return mem.commit(memory, mem.summarize(own_k, own_v, memory, mask, rule, *counts), rule), out
+    inputs, reset_B = xs
+    memory = where_lane(reset_B, 0, memory)
+    alone = jax.tree.map(lambda x: x[:, None], inputs)
+    out_BNHU = mix(local(alone)[:, 0], mem.read(inputs.memory().q_BTHE, memory), memory.z_BKE)
+    return mem.commit(memory, _summary(inputs, memory, rule), rule), out_BNHU
 
-  xs = (q_BSNHE, k_BSNKE, v_BSNKU, own, reset_BS, mask_BSN, counts)
-  state, out_SBNHU = jax.lax.scan(segment, state, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), xs))
+  by_segment = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (inputs, reset_BS))
+  state, out_SBNHU = jax.lax.scan(segment, state, by_segment)
   return jnp.moveaxis(out_SBNHU, 0, 1), state
 
 
@@ -218,18 +199,21 @@ class InfiniStream(NamedTuple):
 
   memory: MemoryState  # of the closed segments; this alone is read
   pending: Update  # what the open segment will add when it closes
-  cache: SegmentCache  # the open segment's rotated keys and values
+  cache: Segment  # the open segment; its keys are rotated
 
 
 def open_stream(
-  state: MemoryState, cache: SegmentCache, rule: str | Rule, decays: bool = False
+  state: MemoryState, cache: Segment, rule: str | Rule, scored: bool = False
 ) -> InfiniStream:
-  """Begins a segment after whole ones: nothing pending, `cache` empty; `decays`: by a score."""
-  rule = as_rule(rule)
-  no_M, no_z = jax.tree.map(jnp.zeros_like, state)
-  recalled, new = no_M if rule.name == "delta" else None, no_z if rule.z_correction else None
-  counted = (no_z[..., 0],) * 2 if decays else (None, None)
-  return InfiniStream(state, Update(no_M, recalled, no_z, new, *counted), cache)
+  """Begins a segment after whole ones: nothing pending, `cache` empty.
+
+  Args:
+    state: the memory.
+    cache: a segment without tokens.
+    rule: how it is written.
+    scored: tokens will come with `decay_BTK`.
+  """
+  return InfiniStream(state, mem.no_update(state, as_rule(rule), scored), cache)
 
 
 def extend_stream(
@@ -241,14 +225,11 @@ def extend_stream(
   mask_BT: Bool[Array, "B T"],
   *,
   rule: str | Rule,
-  rope_theta: Rope | None,
+  rope_theta: Rope | None = None,
   write_BTK: Float[Array, "B T K"] | None = None,
   decay_BTK: Float[Array, "B T K"] | None = None,
-  own: Own | None = None,
+  own: QKV | tuple[Array, Array, Array] | None = None,
   scoring: Scoring = PLAIN,
-  scale_first_segment: bool = False,
-  gate: str = "sigmoid",
-  readout_norm: bool = False,
   cut: Bool[Array, ""] | None = None,
 ) -> tuple[Float[Array, "B T H U"], InfiniStream]:
   """T more tokens of each lane's open segment; closes it when it is full.
@@ -256,81 +237,64 @@ def extend_stream(
   Equal to `infini_attention` over the same tokens. Each lane stands at its own place in its
   segment; its tokens come first in its row of `mask_BT` and never run past the segment's end.
   """
-  lanes, _, heads, _ = spec_of(q_BTHE)
-  mix = partial(_mix, gate=gate, readout_norm=readout_norm, literal=scale_first_segment)
-  token, memory = P(lanes, None, heads), P(lanes, heads)
-  open_segment = InfiniStream(memory, memory, SegmentCache(token, token, P(lanes)))
   return on_shards(
-    partial(_extend, rule=as_rule(rule), theta=rope_theta, mix=mix, scoring=scoring),
-    *(
-      q_BTHE,
-      k_BTKE,
-      v_BTKU,
-      beta_H,
-      stream,
-      mask_BT,
-      write_BTK,
-      decay_BTK,
-      own,
-      cut,
-      _computed(rope_theta),
-    ),
-    specs=(token, token, token, P(heads), open_segment, P(lanes), *(token,) * 3, P(), P()),
-    out_specs=(token, open_segment),
+    partial(_extend, rule=as_rule(rule), theta=rope_theta, scoring=scoring),
+    token_axes(q_BTHE, whole=True),
+    ("BTHU", stream),
+    inputs=Inputs(q_BTHE, k_BTKE, v_BTKU, mask_BT, write_BTK, decay_BTK, own and QKV(*own)),
+    beta_H=beta_H,
+    stream=stream,
+    cut=cut,
+    rope=_computed(rope_theta),
   )
 
 
-def _extend(
-  q_BTHE, k_BTKE, v_BTKU, beta_H, stream, mask_BT, write_BTK, decay_BTK, own, cut, computed,
-  *, rule, theta, mix, scoring,
-):  # fmt: skip
-  N = stream.cache.k_BNKE.shape[1]
-  theta = theta if computed is None else computed
-  position_BT = open_positions(stream.cache, q_BTHE.shape[1])
-  turn = (lambda x: x) if theta is None else (lambda x: rotate(x, position_BT, theta))
-  qkv = turn(q_BTHE), turn(k_BTKE), v_BTKU
-  local, cache = extend_segment(*qkv, stream.cache, mask_BT, scoring)
-  memory = stream.memory
-  own_q, own_k, own_v = (q_BTHE, k_BTKE, v_BTKU) if own is None else own
-  out = mix(local, mem.read(own_q, memory), memory.z_BKE, beta_H=beta_H, cut=cut)
+def _extend(inputs, beta_H, stream, cut, rope, *, rule, theta, scoring):
+  memory, pending, cache = stream
+  turn = _rotation(cache.fill_B, theta, rope)
+  q_BTHE, k_BTKE = turn(inputs.q_BTHE), turn(inputs.k_BTKE)
+  position_BT, cache = append(cache, k_BTKE, inputs.v_BTKU, inputs.mask_BT)
+  local_BTHU = inside(q_BTHE, position_BT, cache, scoring)
+  recalled_BTHU = mem.read(inputs.memory().q_BTHE, memory)
+  out_BTHU = mem.mix(local_BTHU, recalled_BTHU, memory.z_BKE, beta_H, rule, cut)
 
-  more = mem.summarize(own_k, own_v, memory, mask_BT, rule, write_BTK, decay_BTK)
-  pending = jax.tree.map(jnp.add, stream.pending, more)
-  full_B, cache = close_full(cache, N)
-  memory = mem.where_lane(full_B, mem.commit(memory, pending, rule), memory)
-  pending = mem.where_lane(full_B, 0, pending)
-  return out, InfiniStream(memory, pending, cache)
+  pending = mem.joined(pending, _summary(inputs, memory, rule))
+  full_B, cache = close_full(cache, cache.k_BNKE.shape[1])
+
+  def close(memory, pending):
+    closed = mem.commit(memory, pending, rule)
+    return where_lane(full_B, closed, memory), where_lane(full_B, 0, pending)
+
+  memory, pending = jax.lax.cond(full_B.any(), close, lambda *x: x, memory, pending)
+  return out_BTHU, InfiniStream(memory, pending, cache)
+
+
+def _summary(inputs: Inputs, memory: MemoryState, rule: Rule) -> Update:
+  """What these tokens add to the memory."""
+  _, k_BTKE, v_BTKU = inputs.memory()
+  counts = inputs.write_BTK, inputs.decay_BTK
+  return mem.summarize(k_BTKE, v_BTKU, memory, inputs.mask_BT, rule, *counts)
 
 
 def _computed(rope: Rope | None) -> Frequencies | None:
-  """Frequencies that are computed are handed to every device; theta is known to all."""
+  """Frequencies that are computed go to every device as an array; theta is a constant."""
   return rope if isinstance(rope, Frequencies) else None
 
 
-def _rotate_segment(x_BNHE: Array, theta: Rope | None) -> Array:
+def _rotation(
+  first_B: Array | None, theta: Rope | None, rope: Frequencies | None
+) -> Callable[[Array], Array]:
+  """Rotates tokens (B,T,heads,E). The first of each lane has the position `first_B`, or 0."""
+  theta = theta if rope is None else rope
   if theta is None:
-    return x_BNHE
-  return rotate(x_BNHE, jnp.arange(x_BNHE.shape[1], dtype=jnp.int32)[None], theta)
+    return lambda x: x
 
+  def rotated(x_BTHE):
+    position_BT = jnp.arange(x_BTHE.shape[1], dtype=jnp.int32)[None]
+    position_BT = position_BT if first_B is None else first_B[:, None] + position_BT
+    return rotate(x_BTHE, position_BT, theta)
 
-def _mix(local_BNHU, recalled_BNHU, z_BKE, *, beta_H, gate, readout_norm, cut, literal):
-  """The gate, equation (10), in float32."""
-  gate_H = gate_values(beta_H, gate)[None, None, :, None]
-  local, recalled = local_BNHU.astype(jnp.float32), recalled_BNHU
-  if readout_norm:
-    square = jnp.mean(recalled * recalled, -1, keepdims=True)
-    recalled = recalled * jax.lax.rsqrt(square + READOUT_EPSILON)
-  if cut is not None:
-    recalled = jnp.where(cut, 0.0, recalled)
-  mixed = gate_H * recalled + (1 - gate_H) * local
-  if not literal:
-    B, N, H, U = local.shape
-    K = z_BKE.shape[1]
-    by_kv_head = lambda x: split_heads(x, K)
-    empty_BK = mem.is_empty(z_BKE)
-    mixed = jnp.where(empty_BK[:, None, :, None, None], by_kv_head(local), by_kv_head(mixed))
-    mixed = mixed.reshape(B, N, H, U)
-  return mixed.astype(local_BNHU.dtype)
+  return rotated
 
 
 def _check_divided(T, segment_length, axis, rule, implementation):
@@ -347,9 +311,7 @@ def _check_divided(T, segment_length, axis, rule, implementation):
     raise ValueError("z_correction reads z before every token: it cannot divide a sequence")
 
 
-def _check(q, k, v, beta, segment_length, gate, implementation):
-  if gate not in GATES:
-    raise ValueError(f"gate={gate!r}: choose 'sigmoid' or 'hard_sigmoid'")
+def _check(q, k, v, beta, segment_length, implementation):
   if implementation not in ("auto", "scan", "parallel"):
     raise ValueError(f"implementation={implementation!r}: choose 'auto', 'scan' or 'parallel'")
   if segment_length < 1:

@@ -15,9 +15,9 @@ SCORE_BYTES = 2**28  # of similarities that exist at the same time
 
 def nearest_attention(
   q_BTHE: Float[Array, "B T H E"],
-  k_BMKE: Float[Array, "B M K E"],
-  v_BMKU: Float[Array, "B M K U"],
-  seen_BM: Bool[Array, "B M"],
+  k_BJKE: Float[Array, "B J K E"],
+  v_BJKU: Float[Array, "B J K U"],
+  seen_BJ: Bool[Array, "B J"],
   *,
   top: int,
 ) -> Float[Array, "B T H U"]:
@@ -25,35 +25,35 @@ def nearest_attention(
 
   Args:
     q_BTHE: queries; head h searches the keys of key/value head h // G.
-    k_BMKE, v_BMKU: the store: M keys and values a lane.
-    seen_BM: False where there is nothing, or another document's. A lane that sees nothing gets 0.
+    k_BJKE, v_BJKU: the store: J keys and values a lane.
+    seen_BJ: False where there is nothing, or another document's. A lane that sees nothing gets 0.
     top: how many; all that are seen, where they are fewer.
   """
   B, T, H, E = q_BTHE.shape
-  M, K = k_BMKE.shape[1:3]
-  top = min(top, M)
-  k_BMKE, v_BMKU = jax.lax.stop_gradient((k_BMKE, v_BMKU))
+  J, K = k_BJKE.shape[1:3]
+  top = min(top, J)
+  k_BJKE, v_BJKU = jax.lax.stop_gradient((k_BJKE, v_BJKU))
   scale = E**-0.5
 
   @jax.checkpoint
   def rows(q_BTKGE):
-    similar_BKGTM = jnp.einsum(
-      "BTKGE,BMKE->BKGTM", q_BTKGE, k_BMKE, preferred_element_type=jnp.float32
+    similar_BKGTJ = jnp.einsum(
+      "BTKGE,BJKE->BKGTJ", q_BTKGE, k_BJKE, preferred_element_type=jnp.float32
     )
-    similar_BKGTM = jnp.where(seen_BM[:, None, None, None], similar_BKGTM, -jnp.inf)
-    best_BKGTR, place_BKGTR = jax.lax.top_k(jax.lax.stop_gradient(similar_BKGTM), top)
+    similar_BKGTJ = jnp.where(seen_BJ[:, None, None, None], similar_BKGTJ, -jnp.inf)
+    best_BKGTR, place_BKGTR = jax.lax.top_k(jax.lax.stop_gradient(similar_BKGTJ), top)
     found_BKGTR = best_BKGTR > -jnp.inf
     take = jax.vmap(jax.vmap(lambda x_ME, place: x_ME[place], (1, 0)))  # by lane, by head
-    near_BKGTRE, value_BKGTRU = take(k_BMKE, place_BKGTR), take(v_BMKU, place_BKGTR)
+    near_BKGTRE, value_BKGTRU = take(k_BJKE, place_BKGTR), take(v_BJKU, place_BKGTR)
     score_BKGTR = scale * jnp.einsum(
       "BTKGE,BKGTRE->BKGTR", q_BTKGE, near_BKGTRE, preferred_element_type=jnp.float32
     )
     score_BKGTR = jnp.where(found_BKGTR, score_BKGTR, -1e30)
     weight_BKGTR = jnp.where(found_BKGTR, jax.nn.softmax(score_BKGTR, axis=-1), 0.0)
-    return jnp.einsum("BKGTR,BKGTRU->BTKGU", weight_BKGTR.astype(v_BMKU.dtype), value_BKGTRU)
+    return jnp.einsum("BKGTR,BKGTRU->BTKGU", weight_BKGTR.astype(v_BJKU.dtype), value_BKGTRU)
 
   q_BTKGE = split_heads(q_BTHE, K)
-  size = max(1, min(T, SCORE_BYTES // (4 * B * H * M)))
+  size = max(1, min(T, SCORE_BYTES // (4 * B * H * J)))
   blocks = -(-T // size)
   if blocks == 1:
     out_BTKGU = rows(q_BTKGE)

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from infini_jax.ops.attention import capped
@@ -94,9 +93,10 @@ def _each_token(hidden_BTD, head_VD, targets_BT, *teacher, chunk, softcap):
     total_BT = together(jax.lax.psum, share_BTV.sum(-1))
     return share_BTV, total_BT, top_BT + jnp.log(total_BT)
 
-  def piece(hidden_BTD, head_VD, targets_BT, *teacher):
+  def piece(hidden_BTI, head_VD, targets_BT, teacher_BTI=None, teacher_VD=None):
     head_VD = gathered(head_VD)
-    teacher_VD = [gathered(head) for head in teacher[1:]]  # there is one, or none
+    told = [] if teacher_BTI is None else [teacher_BTI]
+    teacher_heads = [] if teacher_VD is None else [gathered(teacher_VD)]
     column_V = jnp.arange(head_VD.shape[0], dtype=targets_BT.dtype)
     if sharers:
       column_V += jax.lax.axis_index(sharers) * len(column_V)
@@ -113,7 +113,7 @@ def _each_token(hidden_BTD, head_VD, targets_BT, *teacher, chunk, softcap):
       target_BT = together(jax.lax.psum, jnp.where(hit_BTV, logits_BTV, 0.0).sum(-1))
       other_BT = together(jax.lax.pmax, jnp.where(hit_BTV, -jnp.inf, fixed_BTV).max(-1))
       outs = [log_z_BT - target_BT, log_z_BT, target_BT > other_BT]
-      for told_BTV in map(logits, told, teacher_VD):
+      for told_BTV in map(logits, told, teacher_heads):
         share_BTV, total_BT, told_z_BT = shares(told_BTV)
         above_BT = together(jax.lax.psum, (share_BTV * (told_BTV - logits_BTV)).sum(-1)) / total_BT
         outs.append(above_BT - told_z_BT + log_z_BT)
@@ -125,7 +125,7 @@ def _each_token(hidden_BTD, head_VD, targets_BT, *teacher, chunk, softcap):
     B, T = targets_BT.shape
     blocks = -(-T // chunk)
     size = -(-T // blocks)
-    xs = [hidden_BTD, targets_BT, *teacher[:1]]
+    xs = [hidden_BTI, targets_BT, *told]
     if blocks == 1:
       return block(*xs)
 
@@ -136,14 +136,10 @@ def _each_token(hidden_BTD, head_VD, targets_BT, *teacher, chunk, softcap):
     _, outs = jax.lax.scan(lambda c, x: (c, jax.checkpoint(block)(*x)), None, [*map(split, xs)])
     return tuple(jnp.moveaxis(x, 0, 1).reshape(B, -1)[:, :T] for x in outs)
 
-  token, place = PartitionSpec(lanes, over), spec_of(head_VD)
-  return on_shards(
-    piece,
-    *(hidden_BTD, head_VD, targets_BT, *teacher),
-    specs=(token, place, token, token, place)[: 3 + len(teacher)],
-    out_specs=(token,) * (4 if teacher else 3),
-    follow=True,
-  )
+  arrays = {"hidden_BTI": hidden_BTD, "head_VD": head_VD, "targets_BT": targets_BT}
+  arrays |= dict(zip(("teacher_BTI", "teacher_VD"), teacher, strict=False))
+  axes = {"B": lanes, "T": over, **dict(zip("VD", spec_of(head_VD), strict=True))}  # I = D, whole
+  return on_shards(piece, axes, ("BT",) * (4 if teacher else 3), follow=True, **arrays)
 
 
 def divides_vocabulary(T: int, V: int, over: int, parts: int) -> bool:

@@ -1,13 +1,15 @@
-"""The compressive memory `(M, z)`: read, write, and its exact prefix form over segments.
+"""The compressive memory `(M, z)`: read, mix, write, and its exact prefix form over segments.
 
-Equations (7) to (9) of the paper (arXiv 2404.07143v2), with `sigma(x) = elu(x) + 1` on un-rotated
+Equations (7) to (10) of the paper (arXiv 2404.07143v2), with `sigma(x) = elu(x) + 1` on un-rotated
 queries and keys:
 
     read     A_mem = sigma(Q) M / (sigma(Q) z)                      0 where the memory is empty
     linear   M' = M + sigma(K)^T V                                  z' = z + sum_t sigma(K_t)
     delta    M' = M + sigma(K)^T (V - sigma(K) M / (sigma(K) z))    z' as above
 
-`Rule` holds the choice between the two, and three refinements that are not the paper's.
+    mix      A = g A_mem + (1 - g) A_dot,    g = sigmoid(beta)      A_dot: local attention
+
+`Rule` holds the choice between the two, and refinements that are not the paper's.
 
 A segment's write is a sum over its tokens, so it is kept as an `Update` that can grow token by
 token (decoding), be made at once (a block), or be made for all segments side by side (the prefix
@@ -15,18 +17,25 @@ form, where delta is the affine recurrence `M' = (I - P) M + U` with `z` known f
 Everything is float32 whatever the type of the inputs.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from infini_jax.ops.attention import split_heads
-from infini_jax.ops.lanes import where_lane
-from infini_jax.ops.shards import apply, carry
+from infini_jax.ops.lanes import each_in_turn
+from infini_jax.ops.shards import carried
 
 # Delta stays contractive while a segment adds at most so many times what z holds.
 DELTA_GROWTH = 2.0
+GATES: dict[str, Callable[[Array], Array]] = {
+  "sigmoid": jax.nn.sigmoid,
+  "hard_sigmoid": jax.nn.hard_sigmoid,  # relu6(x + 3) / 6
+}
+READOUT_EPSILON = 1e-6  # added to the mean square of a read-out
 
 
 class MemoryState(NamedTuple):
@@ -37,7 +46,9 @@ class MemoryState(NamedTuple):
 
 
 class Rule(NamedTuple):
-  """How a segment is written to the memory: equation (8) or (9), and refinements, off by default.
+  """How the memory is written, equation (8) or (9), and mixed, equation (10).
+
+  The refinements are off by default.
 
   A padded token writes nothing under any of them, and a segment of padding alone changes nothing.
 
@@ -53,12 +64,19 @@ class Rule(NamedTuple):
     decay: what a segment leaves of the memory before its own part is added, 1 for all:
       `M' = decay * (M - recalled) + written`, `z' = decay * z + keys`. Gated delta with a constant
       gate (arXiv 2412.06464), per segment.
+    gate: 'sigmoid', or 'hard_sigmoid', `relu6(beta + 3) / 6`, which reaches 0 and 1.
+    readout_norm: each head's A_mem is divided by its root mean square; where empty it stays 0.
+    scale_first_segment: True scales the local output by `1 - g` even while the memory is empty, as
+      the formula says literally; otherwise a head with an empty memory is all local.
   """
 
   name: str = "linear"
   normalize_keys: bool = False
   z_correction: bool = False
   decay: float = 1.0
+  gate: str = "sigmoid"
+  readout_norm: bool = False
+  scale_first_segment: bool = False
 
 
 class Update(NamedTuple):
@@ -76,13 +94,15 @@ def as_rule(rule: str | Rule) -> Rule:
   """A rule given by its name alone, or in full.
 
   Raises:
-    ValueError: an unknown name, or a decay that is none.
+    ValueError: an unknown name or gate, or a decay outside its bounds.
   """
   rule = Rule(rule) if isinstance(rule, str) else rule
   if rule.name not in ("linear", "delta"):
     raise ValueError(f"rule={rule.name!r}: choose 'linear' or 'delta'")
   if not 0 < rule.decay <= 1:
     raise ValueError(f"decay={rule.decay}: must be above 0, and at most 1 (no decay)")
+  if rule.gate not in GATES:
+    raise ValueError(f"gate={rule.gate!r}: choose 'sigmoid' or 'hard_sigmoid'")
   return rule
 
 
@@ -95,8 +115,8 @@ def sigma(x: Float[Array, "..."]) -> Float[Array, "..."]:
 def empty_memory(k_BTKE: Float[Array, "B T K E"], v_BTKU: Float[Array, "B T K U"]) -> MemoryState:
   """An empty memory for these keys and values."""
   B, _, K, E = k_BTKE.shape
-  zeros = lambda *shape: jnp.zeros(shape, jnp.float32)
-  return MemoryState(zeros(B, K, E, v_BTKU.shape[-1]), zeros(B, K, E))
+  M_BKEU = jnp.zeros((B, K, E, v_BTKU.shape[-1]), jnp.float32)
+  return MemoryState(M_BKEU, jnp.zeros((B, K, E), jnp.float32))
 
 
 def is_empty(z_BKE: Float[Array, "*B K E"]) -> Bool[Array, "*B K"]:
@@ -115,6 +135,56 @@ def read(q_BNHE: Float[Array, "B N H E"], memory: MemoryState) -> Float[Array, "
   value = jnp.einsum("BNKGE,BKEU->BNKGU", q_BNKGE, memory.M_BKEU)
   weight = jnp.einsum("BNKGE,BKE->BNKG", q_BNKGE, memory.z_BKE)
   return _divide(value, weight[..., None]).reshape(B, N, H, -1)
+
+
+def gate_values(beta: Float[Array, "..."], kind: str = "sigmoid") -> Float[Array, "..."]:
+  """The share of the memory that `beta` stands for, 0 to 1, in float32."""
+  return GATES[kind](beta.astype(jnp.float32))
+
+
+def mix(
+  local_BNHU: Float[Array, "B N H U"],
+  recalled_BNHU: Float[Array, "B N H U"],
+  z_BKE: Float[Array, "B K E"],
+  beta_H: Float[Array, " H"],
+  rule: Rule,
+  cut: Bool[Array, ""] | None = None,
+) -> Float[Array, "B N H U"]:
+  """Local output and read-out by the gate of each head, equation (10), in the type of the former.
+
+  Args:
+    local_BNHU: the output of local attention.
+    recalled_BNHU: the read-out of the memory, float32.
+    z_BKE: of the memory that was read: it says which heads have an empty one.
+    beta_H: the gate of each query head, before `rule.gate` is applied.
+    rule: how they are mixed.
+    cut: True takes 0 for every read-out.
+  """
+  gate_H = gate_values(beta_H, rule.gate)[None, None, :, None]
+  local, recalled = local_BNHU.astype(jnp.float32), recalled_BNHU
+  if rule.readout_norm:
+    square = jnp.mean(recalled * recalled, -1, keepdims=True)
+    recalled = recalled * jax.lax.rsqrt(square + READOUT_EPSILON)
+  if cut is not None:
+    recalled = jnp.where(cut, 0.0, recalled)
+  mixed = gate_H * recalled + (1 - gate_H) * local
+  if not rule.scale_first_segment:
+    by_kv_head = lambda x: split_heads(x, z_BKE.shape[1])
+    empty_BK = is_empty(z_BKE)[:, None, :, None, None]
+    mixed = jnp.where(empty_BK, by_kv_head(local), by_kv_head(mixed)).reshape(local.shape)
+  return mixed.astype(local_BNHU.dtype)
+
+
+def no_update(memory: MemoryState, rule: Rule, scored: bool = False) -> Update:
+  """The update of a segment without tokens; `scored`: its decay is by the scores of its tokens."""
+  no_M, no_z = jax.tree.map(jnp.zeros_like, memory)
+  recalled, new = no_M if rule.name == "delta" else None, no_z if rule.z_correction else None
+  return Update(no_M, recalled, no_z, new, *((no_z[..., 0],) * 2 if scored else (None, None)))
+
+
+def joined(update: Update, more: Update) -> Update:
+  """The update of the tokens of both."""
+  return jax.tree.map(jnp.add, update, more)
 
 
 def summarize(
@@ -217,29 +287,21 @@ def prefix(
   scored = (None, None) if decay_BSNK is None else _scores(decay_BSNK, mask_BSN)
   left_BSK = _left(keys_BSKE, rule, *scored)
 
-  def over_segments(step, start, *xs):
-    xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (reset_BS, *xs))
-
-    def body(state, x):
-      state = where_lane(x[0], 0, state)
-      return step(state, *x[1:]), state
-
-    last, before = jax.lax.scan(body, start, xs)
-    return jnp.moveaxis(before, 0, 1), last
+  over_segments = partial(each_in_turn, reset_BS)
 
   def step_z(z_BKE, left_BK, keys_BKE, keys):
     new_BKE = keys_BKE if keys is None else _new_keys(keys[0], keys[1], z_BKE)
     return _fade(z_BKE, left_BK) + new_BKE
 
   corrected = (whole_BSNKE, k_BSNKE) if rule.z_correction else None
-  kept = None
+  kept: Any = None
   if axis is None:
     z_BSKE, z_BKE = over_segments(step_z, memory.z_BKE, left_BSK, keys_BSKE, corrected)
   else:
     # What is left of a state that comes in: a share of it, before each segment and in the end.
     kept = over_segments(_fade, jnp.ones_like(memory.z_BKE[..., 0]), left_BSK)
     own = over_segments(step_z, jnp.zeros_like(memory.z_BKE), left_BSK, keys_BSKE, None)
-    z_BSKE, z_BKE = _carried(kept, own, memory.z_BKE, axis)
+    z_BSKE, z_BKE = carried(kept, own, memory.z_BKE, axis)
 
   P_BSKEI = None
   if rule.name == "delta":
@@ -262,18 +324,8 @@ def prefix(
       whole = jnp.broadcast_to(jnp.eye(E), (*memory.z_BKE.shape, E))
       kept = over_segments(step_M, whole, left_BSK, P_BSKEI, None)
     own = over_segments(step_M, jnp.zeros_like(memory.M_BKEU), left_BSK, P_BSKEI, written_BSKEU)
-    M_BSKEU, M_BKEU = _carried(kept, own, memory.M_BKEU, axis)
+    M_BSKEU, M_BKEU = carried(kept, own, memory.M_BKEU, axis)
   return MemoryState(M_BSKEU, z_BSKE), MemoryState(M_BKEU, z_BKE)
-
-
-def _carried(kept, own, start, axis):
-  """From every device's own states to those of the whole sequence: before segments, and after.
-
-  `kept` and `own` are each a pair, before every segment and after the last.
-  """
-  mine, last = carry((kept[1], own[1]), start, axis)
-  before = jax.vmap(lambda A, b: apply((A, b), mine), 1, 1)(kept[0], own[0])
-  return before, last
 
 
 def _keys(k: Array, rule: Rule) -> Array:
@@ -341,8 +393,7 @@ def _damping(keys: Array, z: Array, rule: Rule) -> Array:
   # rho(P) <= DELTA_GROWTH = 2 and so |I - P| <= 1, for P is symmetric and positive semidefinite.
   # `keys` are uncorrected in either case: it is they of which P z = keys is true. Like gamma it has
   # no gradient: that of a quotient by a single, maybe tiny element of z would overflow.
+  growth = _divide(keys.sum(-1), z.sum(-1))
   if rule.z_correction:
     growth = jax.lax.stop_gradient(_divide(keys, z).max(-1))
-  else:
-    growth = _divide(keys.sum(-1), z.sum(-1))
   return jnp.minimum(1.0, DELTA_GROWTH / jnp.maximum(growth, 1.0))

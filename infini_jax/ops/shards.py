@@ -16,9 +16,8 @@ from jax.sharding import PartitionSpec
 
 GATHERED = 8  # up to so many devices everyone gets everything at once; beyond, by doubling
 
-P: Any = PartitionSpec  # a spec takes the place of an array, or of a tree of them
-
 Affine = tuple[jax.Array, jax.Array]  # (A, b): the state x becomes A x + b
+Axes = dict[str, Any]  # the mesh axes of each letter; a letter that is missing is not divided
 
 
 def spec_of(x: jax.Array) -> PartitionSpec:
@@ -27,19 +26,57 @@ def spec_of(x: jax.Array) -> PartitionSpec:
   return PartitionSpec(*spec, *(None,) * (x.ndim - len(spec)))
 
 
-def on_shards(f: Callable, *args: Any, specs: Any, out_specs: Any, follow: bool = False) -> Any:
-  """`f(*args)` on every device's share of `args`; outside a mesh simply `f(*args)`.
+def token_axes(q_BTHE: jax.Array, whole: bool = False) -> Axes:
+  """How the tokens of a layer are divided over the mesh, read from its queries.
 
-  `follow` lets JAX follow which values differ from device to device, so that a sum over devices has
-  a gradient that costs nothing. Kernels cannot be followed.
+  Args:
+    q_BTHE: the queries.
+    whole: each device gets all tokens of its lanes.
+  """
+  lanes, over, heads, _ = spec_of(q_BTHE)
+  over = None if whole else over
+  return {"B": lanes, "T": over, "S": over, "H": heads, "K": heads}
+
+
+def on_shards(f: Callable, axes: Axes, out: Any, *, follow: bool = False, **arrays: Any) -> Any:
+  """Calls `f(**arrays)` on every device with its share; outside a mesh simply calls it.
+
+  Args:
+    f: written for one device.
+    axes: the mesh axes of each letter.
+    out: what `f` returns, with the letters of each array in its place ("BTHE"), or a tree of arrays
+      whose names end in their letters.
+    follow: lets JAX follow which values differ from device to device. A sum over devices then has
+      a gradient that costs nothing. Kernels cannot be followed.
+    **arrays: arrays, None, or trees of both. Each array is placed by the letters that end its name:
+      its field in a tree, or else its argument.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.are_all_axes_manual:
-    return f(*args)
-  # A spec may stand for a whole tree of arguments, None (an absent argument) among them.
-  place = lambda spec, tree: jax.tree.map(lambda x: jax.reshard(x, spec), tree)
-  args = jax.tree.map(place, specs, args, is_leaf=lambda x: isinstance(x, PartitionSpec))
-  return jax.shard_map(f, in_specs=specs, out_specs=out_specs, check_vma=follow)(*args)
+    return f(**arrays)
+  specs = _specs(arrays, axes)
+  arrays = jax.tree.map(jax.reshard, arrays, specs)
+  on_one = lambda arrays: f(**arrays)
+  out_specs = _specs(out, axes)
+  return jax.shard_map(on_one, in_specs=(specs,), out_specs=out_specs, check_vma=follow)(arrays)
+
+
+def _specs(tree: Any, axes: Axes) -> Any:
+  """The tree with a spec for each leaf: an array, or a string of letters."""
+
+  def one(path, leaf):
+    letters = leaf if isinstance(leaf, str) else letters_of(path)
+    return PartitionSpec(*map(axes.get, letters))
+
+  return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def letters_of(path: Any) -> str:
+  """The dimensions named by the last key of a tree path: 'DHE' for `.../w_q_DHE`."""
+  key = path[-1]
+  name = str(getattr(key, "key", getattr(key, "name", key)))
+  _, _, suffix = name.rpartition("_")
+  return suffix if suffix.isupper() else ""
 
 
 def axis_names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -86,6 +123,24 @@ def carry(step: Affine, start: jax.Array, axis: str) -> tuple[jax.Array, jax.Arr
   moved = jax.lax.ppermute(after, axis, [(p, p + 1) for p in range(size - 1)])
   last = jax.lax.psum(jnp.where(here == size - 1, after, 0.0), axis)
   return jnp.where(here == 0, start, moved), last
+
+
+def carried(kept: tuple, own: tuple, start: jax.Array, axis: str) -> tuple[jax.Array, jax.Array]:
+  """From states that each device computed alone, from 0, to those of the whole sequence.
+
+  Args:
+    kept: what is left of a state that comes in (a scalar per head or a matrix), before each of the
+      device's segments (axis 1), and after the last.
+    own: the device's own states, in the same places.
+    start: the state before the first device, the same on all.
+    axis: the mesh axis over which the sequence is divided.
+
+  Returns:
+    The states before the device's segments, and the state after the whole sequence.
+  """
+  here, last = carry((kept[1], own[1]), start, axis)
+  before = jax.vmap(lambda A, b: apply((A, b), here), 1, 1)(kept[0], own[0])
+  return before, last
 
 
 def apply(step: Affine, x: jax.Array) -> jax.Array:

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from infini_jax.parallel.mesh import COMPUTE, letters_of, spec
+from infini_jax.ops.shards import letters_of
+from infini_jax.parallel.mesh import COMPUTE, spec
 
 
 def local_rows(mesh: Mesh, lanes: int) -> np.ndarray:

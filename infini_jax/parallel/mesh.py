@@ -15,6 +15,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from infini_jax.config import Config, InputError, MeshConfig
+from infini_jax.ops.shards import letters_of
 
 AXES = ("dcn", "data", "fsdp", "seq", "tensor")
 
@@ -144,13 +145,6 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
     return NamedSharding(mesh, spec(stacked + letters if known else "", STORAGE))
 
   return jax.tree_util.tree_map_with_path(one, params)
-
-
-def letters_of(path: Any) -> str:
-  """The dimensions named by the last key of a tree path: 'DHE' for `.../w_q_DHE`."""
-  name = str(getattr(path[-1], "key", path[-1]))
-  suffix = name.rsplit("_", 1)[-1]
-  return suffix if suffix.isupper() else ""
 
 
 def _island(device: Any) -> int:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from infini_jax.config import Config
-from infini_jax.parallel.mesh import in_mesh, letters_of
+from infini_jax.ops.shards import letters_of
+from infini_jax.parallel.mesh import in_mesh
 
 
 def make_schedule(config: Config, peak: float) -> optax.Schedule:

@@ -1,8 +1,10 @@
 """States are found again, and refused where they are not this model's."""
 
+import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,10 +12,10 @@ from infini_jax.config import InputError
 from infini_jax.data.tokenizers import ByteTokenizer, WordTokenizer
 from infini_jax.inference import Run, Session
 from infini_jax.inference.engine import Engine
-from infini_jax.inference.saved import checksum
+from infini_jax.inference.saved import _named, _stream, checksum
 from infini_jax.runs import tensors
 from infini_jax.runs.workdir import Workdir
-from tests.tiny import changed, fake_params
+from tests.tiny import changed, config, fake_params, model_config
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +158,37 @@ def test_the_checksum_sees_every_bit(rng):
     assert checksum(other) != first
   other = {**params, "a": params["a"][::-1].copy()}
   assert checksum(other) != first == checksum(params)
+
+
+# Names in the files of states, now and before every system's stream had the same form.
+FORMER = {
+  "transformer_xl": {"state.": "last."},
+  "compressive": {"state.": "old.", "cache.x_BNI": "x_BNI"},
+  "rmt": {"layers.state.": "layers.last."},
+  "memorizing": {
+    "0.state.": "0.last.", "1.state.xl.": "1.xl.last.", "1.cache.": "1.xl.cache.",
+    "1.state.store.k_BJKE": "1.store.k_BMKE", "1.state.store.v_BJKU": "1.store.v_BMKU",
+    "1.state.store.document_BJ": "1.store.document_BM", "1.state.store.current": "1.store.current",
+  },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mixer", FORMER)
+def test_a_state_with_the_names_of_before_is_read(rng, mixer):
+  sizes = {"knn_layers": (2,)} if mixer == "memorizing" else {}
+  model = model_config(mixer=mixer, **sizes)
+  engine = Engine(dataclasses.replace(config(), model=model), fake_params(model))
+  draw = lambda x: np.asarray(rng.integers(0, 2, x.shape), x.dtype)
+  stream = jax.tree.map(draw, engine.template(2))
+  arrays = {}
+  for name, array in _named(stream).items():
+    for now, before in FORMER[mixer].items():
+      name = name.replace(f"stream.{now}", f"stream.{before}")
+    arrays[name] = array
+  assert not arrays.keys() <= _named(stream).keys(), "nothing was renamed"
+
+  class File:
+    shapes = {name: array.shape for name, array in arrays.items()}
+    read = staticmethod(arrays.get)
+
+  jax.tree.map(np.testing.assert_array_equal, _stream(File, engine.template(2)), stream)

@@ -24,7 +24,7 @@ def rotate(x_TE, position_T, theta):
 
 def one_head(
   q, k, v, beta, M, z, reset_S, mask_T, write_T, own_q, own_k, own_v, decay_T,
-  *, segment_length, rule, rope_theta, scale_first_segment, gate, readout_norm, cut,
+  *, segment_length, rule, rope_theta, cut,
 ):  # fmt: skip
   """One lane, one query head and its key/value head: q (T,E), k (T,E), v (T,U), M (E,U), z (E).
 
@@ -48,13 +48,13 @@ def one_head(
     score = jnp.where(seen, turned[0] @ turned[1].T / E**0.5, -jnp.inf)
     local = jax.nn.softmax(score, axis=-1) @ value
     query, key, value = own_q[part], own_k[part], own_v[part]
-    g = 1 / (1 + jnp.exp(-beta)) if gate == "sigmoid" else jnp.clip(beta / 6 + 0.5, 0.0, 1.0)
+    g = 1 / (1 + jnp.exp(-beta)) if rule.gate == "sigmoid" else jnp.clip(beta / 6 + 0.5, 0.0, 1.0)
     recalled = sigma(query) @ memory / (sigma(query) @ norm)[:, None]
-    if readout_norm:
+    if rule.readout_norm:
       recalled = recalled / jnp.sqrt((recalled**2).mean(1) + 1e-6)[:, None]
     if cut:
       recalled = jnp.zeros_like(recalled)
-    alone = (1 - g) * local if scale_first_segment else local
+    alone = (1 - g) * local if rule.scale_first_segment else local
     outs.append(jnp.where(written, g * recalled + (1 - g) * local, alone))
 
     decay = rule.decay

@@ -8,7 +8,7 @@ import pytest
 from infini_jax.ops import MemoryState, Rule, gate_values, infini_attention
 from infini_jax.ops import infini as infini_module
 from infini_jax.ops import memory as memory_module
-from infini_jax.ops.attention import SegmentCache
+from infini_jax.ops.attention import Segment
 from tests.ops import reference
 
 B, K, G, E, U = 2, 2, 2, 4, 6
@@ -17,14 +17,9 @@ H = K * G
 # Jitted, for op by op every operation would be compiled alone.
 attend = jax.jit(
   infini_attention,
-  static_argnames=(
-    "segment_length", "rule", "rope_theta", "scale_first_segment", "gate", "readout_norm",
-    "implementation",
-  ),
-)  # fmt: skip
-extend = jax.jit(
-  infini_module.extend_stream, static_argnames=("rule", "rope_theta", "gate", "readout_norm")
+  static_argnames=("segment_length", "rule", "rope_theta", "implementation"),
 )
+extend = jax.jit(infini_module.extend_stream, static_argnames=("rule", "rope_theta"))
 
 
 def inputs(rng, T):
@@ -59,7 +54,7 @@ def run(arrays, *, implementation="parallel", **options):
 def token_by_token(arrays, N, *, rule, **options):
   """The streaming form: outputs, and the memory with the open segment written too."""
   q, k, v, beta, M, z, *more = arrays
-  empty = SegmentCache(jnp.zeros((B, N, K, E)), jnp.zeros((B, N, K, U)), jnp.zeros(B, jnp.int32))
+  empty = Segment(jnp.zeros((B, N, K, E)), jnp.zeros((B, N, K, U)), jnp.zeros(B, jnp.int32))
   stream = infini_module.open_stream(MemoryState(M, z), empty, rule)
 
   def token(stream, xs):
@@ -75,10 +70,8 @@ def token_by_token(arrays, N, *, rule, **options):
 
 
 EVERYTHING = dict(normalize_keys=True, z_correction=True, decay=0.7)
-PLAIN = dict(
-  rope_theta=100.0, scale_first_segment=False, gate="sigmoid", readout_norm=False, cut=False
-)
-OTHER = dict(rope_theta=None, scale_first_segment=True, gate="hard_sigmoid", readout_norm=True)
+PLAIN = dict(rope_theta=100.0, cut=False)
+HARD = dict(gate="hard_sigmoid", readout_norm=True)
 # In the fast lane z-correction stands alone with delta; all are in "everything" with both rules.
 ALONE = ("normalize_keys", "z_correction", "decay")
 SLOW = {(name, label) for name in ("linear", "delta") for label in ALONE}
@@ -94,11 +87,11 @@ CASES = [
   for name in ("linear", "delta")
   for label, fields, options in (
     ("plain", {}, {}),
-    ("other", {}, OTHER),
+    ("other", {"scale_first_segment": True, **HARD}, {"rope_theta": None}),
     ("normalize_keys", {"normalize_keys": True}, {}),
     ("z_correction", {"z_correction": True}, {}),
     ("decay", {"decay": 0.7}, {}),
-    ("everything", EVERYTHING, {"gate": "hard_sigmoid", "readout_norm": True}),
+    ("everything", {**EVERYTHING, **HARD}, {}),
   )
 ] + [
   pytest.param(Rule("delta"), {**PLAIN, "cut": True}, id="cut"),
@@ -187,7 +180,7 @@ def test_token_by_token_equals_whole_segments(rng, rule, pieces):
   N, T = 4, 14
   q, k, v, beta, M, z = single(*inputs(rng, T), *memory(rng))
   whole, _ = attend(q, k, v, beta, MemoryState(M, z), segment_length=N, rule=rule, rope_theta=50.0)
-  empty = SegmentCache(jnp.zeros((B, N, K, E)), jnp.zeros((B, N, K, U)), jnp.zeros(B, jnp.int32))
+  empty = Segment(jnp.zeros((B, N, K, E)), jnp.zeros((B, N, K, U)), jnp.zeros(B, jnp.int32))
   stream = infini_module.open_stream(MemoryState(M, z), empty, rule)
   outs, start = [], 0
   for piece in pieces:
@@ -348,9 +341,8 @@ def test_readout_norm_of_an_empty_memory_is_zero_with_a_gradient(rng):
   state = MemoryState(jnp.zeros((B, K, E, U)), jnp.zeros((B, K, E)))
 
   def loss(q, k, v, beta, state, norm):
-    out, after = attend(
-      q, k, v, beta, state, segment_length=4, scale_first_segment=True, readout_norm=norm
-    )
+    rule = Rule(scale_first_segment=True, readout_norm=norm)
+    out, after = attend(q, k, v, beta, state, segment_length=4, rule=rule)
     return out[:, :4].sum() + after.M_BKEU.sum()
 
   graded = jax.jit(jax.value_and_grad(loss, argnums=range(5)), static_argnums=5)
@@ -378,7 +370,7 @@ def test_masked_tokens_write_nothing_and_return_zero(rng):
   [
     (dict(rule="sum"), "choose 'linear' or 'delta'"),
     (dict(rule=Rule("delta", decay=0.0)), "must be above 0"),
-    (dict(gate="relu"), "choose 'sigmoid' or 'hard_sigmoid'"),
+    (dict(rule=Rule(gate="relu")), "choose 'sigmoid' or 'hard_sigmoid'"),
     (dict(implementation="fast"), "choose 'auto'"),
     (dict(segment_length=0), "at least 1"),
     (dict(reset_BS=jnp.zeros((B, 7), bool)), "reset_BS has shape"),

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infini_jax.ops.attention import SegmentCache, close_full, open_slots
+from infini_jax.ops.attention import Segment, append, close_full
 from infini_jax.ops.lanes import where_lane
 
 FLAG = np.array([True, False, True])
@@ -44,11 +44,14 @@ def test_a_number_becomes_the_type_of_the_state(dtype):
 
 
 def test_tokens_go_behind_what_is_there_and_full_segments_begin_anew():
-  zeros = jnp.zeros((3, 4, 1, 1))
-  cache = SegmentCache(zeros, zeros, jnp.array([0, 2, 3]))
+  zeros, tokens = jnp.zeros((3, 4, 1, 1)), jnp.ones((3, 2, 1, 1))
+  segment = Segment(zeros, zeros, jnp.array([0, 2, 3]))
   mask = jnp.array([[True, True], [True, True], [True, False]])
-  position, slot = open_slots(cache, mask)
+  position, longer = append(segment, tokens, tokens, mask)
   assert position.tolist() == [[0, 1], [2, 3], [3, 4]]
-  assert slot.tolist() == [[0, 1], [2, 3], [3, 4]], "slot 4 does not exist"
-  full, after = close_full(cache._replace(fill_B=cache.fill_B + mask.sum(1)), 4)
+  written = [[1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 1]]
+  assert longer.k_BNKE[..., 0, 0].tolist() == written, "padding goes into no slot"
+  assert longer.v_BNKU[..., 0, 0].tolist() == written
+  assert longer.mask().sum(1).tolist() == [2, 4, 4]
+  full, after = close_full(longer, 4)
   assert full.tolist() == [False, True, True] and after.fill_B.tolist() == [2, 0, 0]

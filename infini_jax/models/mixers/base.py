@@ -1,5 +1,12 @@
-"""What every memory system offers: the one interface between a layer and what it remembers."""
+"""What every memory system offers: the one interface between a layer and what it remembers.
 
+A system is defined by two functions: `read` is what tokens of a segment see, `write` is what the
+state becomes when the segment is closed. `Mixer` makes all calls out of these two: whole chunks,
+one segment after the other, and the extension of an open segment by a few tokens. A system
+overrides a call where it has a faster form of the same computation.
+"""
+
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,8 +15,47 @@ import jax.numpy as jnp
 from flax import nnx
 
 from infini_jax.config import ModelConfig
-from infini_jax.ops.attention import Scoring
+from infini_jax.ops.attention import Scoring, Segment, append, close_full, to_segments
+from infini_jax.ops.lanes import where_lane
 from infini_jax.ops.rotary import Frequencies, Rope, frequencies
+from infini_jax.ops.shards import on_shards, token_axes
+from infini_jax.parallel import zeros
+
+
+class Tokens(NamedTuple):
+  """What a layer computes of its tokens: un-rotated, and the hidden states before projection."""
+
+  q_BTHE: jax.Array
+  k_BTKE: jax.Array
+  v_BTKE: jax.Array
+  x_BTD: jax.Array
+  project: Callable  # keys and values of other hidden states; `frozen`: without gradient to weights
+
+
+class Chunk(NamedTuple):
+  """How tokens lie in their documents. A field that is None changes nothing.
+
+  Attributes:
+    reset_BS: True where a segment starts a document.
+    mask_BT: False for padding.
+    cut: a scalar, True: nothing of the state is read. The ablation of this layer's reads.
+    windowed: a scalar, where every so-many-th layer is global (`family.global_every`): True in the
+      other layers, which have the window. The config refuses systems that cannot do it.
+    extends: the tokens continue the open segment; otherwise they are whole segments.
+  """
+
+  reset_BS: jax.Array | None = None
+  mask_BT: jax.Array | None = None
+  cut: jax.Array | None = None
+  windowed: jax.Array | None = None
+  extends: bool = False
+
+
+class Stream(NamedTuple):
+  """The state after whole segments, and the open segment."""
+
+  state: Any
+  cache: Segment
 
 
 class Work(NamedTuple):
@@ -31,18 +77,13 @@ def read_flops(c: ModelConfig) -> int:
 
 
 class Mixer(nnx.Module):
-  """How a layer's tokens see what came before, and what is carried on.
+  """How a layer's tokens see earlier ones, and which state is carried on.
 
-  Queries `(B,T,H,E)`, keys and values `(B,T,K,E)` come un-rotated. However the tokens are cut into
-  calls, the outputs are the same. Resetting every segment is knocking the memory out.
-
-  Where every so-many-th layer is global (`family.global_every`) and the others have the window,
-  calls have `windowed` too, a bool scalar; mixers that cannot do it are refused by the config.
+  However the tokens are cut into calls, the outputs are the same. Resetting every segment is the
+  ablation that holds the memory empty.
   """
 
-  # Whether `__call__` and `extend` want `x_BTD`, of which q, k, v are made, and `project`, which
-  # makes keys and values of more such (`frozen`: the projections are not trained by it).
-  reads_hidden = False
+  reads_hidden = False  # whether `read` or `write` uses the hidden states of the segment
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
@@ -52,46 +93,90 @@ class Mixer(nnx.Module):
     return ((0, self.config.layers),)
 
   def state(self, lanes: int, layer: int = 0) -> Any:
-    """The state of a layer (from 0) before anything was read; no leaves: nothing is carried."""
+    """The state of a layer (from 0) before any token; no leaves: nothing is carried."""
     raise NotImplementedError
 
-  def __call__(
-    self,
-    q_BTHE: jax.Array,
-    k_BTKE: jax.Array,
-    v_BTKE: jax.Array,
-    state: Any,
-    *,
-    reset_BS: jax.Array | None = None,
-    mask_BT: jax.Array | None = None,
-    cut: jax.Array | None = None,
-  ) -> tuple[jax.Array, Any]:
-    """A chunk of whole segments: the output (B,T,H,E) and the state after it.
+  def read(
+    self, tokens: Tokens, position_BT: jax.Array, segment: Segment, state: Any, chunk: Chunk
+  ) -> jax.Array:
+    """What tokens of a segment see, (B,T,H,E): the segment up to each of them, and the state.
 
-    `reset_BS` is True where a segment starts a document, `mask_BT` False on padding. `cut` is a
-    bool scalar: True reads nothing of the state: the knock-out of this layer's reads.
+    Args:
+      tokens: their queries; their keys and values are in the segment already.
+      position_BT: their positions in the segment.
+      segment: the segment, un-rotated.
+      state: after the segment before.
+      chunk: `cut` and `windowed` are read.
     """
     raise NotImplementedError
+
+  def write(self, segment: Segment, state: Any) -> Any:
+    """The state after a segment, which may be short of tokens, from the state before it."""
+    raise NotImplementedError
+
+  def emptied(self, state: Any) -> Any:
+    """The state of lanes that start a document."""
+    return jax.tree.map(jnp.zeros_like, state)
+
+  def __call__(self, tokens: Tokens, chunk: Chunk, state: Any) -> tuple[jax.Array, Any]:
+    """A chunk of whole segments, one after the other: the output (B,T,H,E), and the state after."""
+    B, T = tokens.q_BTHE.shape[:2]
+    N = self.config.segment_length
+    mask_BT = jnp.ones((B, T), bool) if chunk.mask_BT is None else chunk.mask_BT
+    reset_BS = jnp.zeros((B, -(-T // N)), bool) if chunk.reset_BS is None else chunk.reset_BS
+    position_BN = jnp.broadcast_to(jnp.arange(N, dtype=jnp.int32)[None], (B, N))
+
+    def segment(state, xs):
+      (q, k, v, x), mask_BN, reset_B = xs
+      state = where_lane(reset_B, self.emptied(state), state)
+      own = Segment(k, v, mask_BN.sum(1, dtype=jnp.int32), x if self.reads_hidden else None)
+      out_BNHE = self.read(Tokens(q, k, v, x, tokens.project), position_BN, own, state, chunk)
+      return self.write(own, state), out_BNHE
+
+    split = lambda x: jnp.moveaxis(to_segments(x, N), 1, 0)
+    xs = jax.tree.map(split, (tokens[:4], mask_BT))
+    state, out_SBNHE = jax.lax.scan(segment, state, (*xs, reset_BS.T))
+    out_BSNHE = jnp.moveaxis(out_SBNHE, 0, 1)
+    return out_BSNHE.reshape(B, -1, *out_BSNHE.shape[3:])[:, :T], state
 
   def open(self, state: Any, lanes: int, dtype: Any) -> Any:
     """From the state after whole segments to the stream of a segment that is open."""
-    raise NotImplementedError
+    hidden = self.config.width if self.reads_hidden else 0
+    return Stream(state, empty_segment(self.config, lanes, dtype, hidden=hidden))
 
   def close(self, stream: Any) -> Any:
     """The other way, where no lane has a token in its open segment; layers may be in front."""
-    raise NotImplementedError
+    return stream.state
 
-  def extend(
-    self, q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, stream: Any, mask_BT: jax.Array
-  ) -> tuple[jax.Array, Any]:
-    """A few tokens of the open segment: the output and the stream after them.
+  def extend(self, tokens: Tokens, chunk: Chunk, stream: Any) -> tuple[jax.Array, Any]:
+    """A few tokens of the open segment: the output, and the stream after them.
 
-    The tokens of `mask_BT` come first in each row, and never run past the segment's end.
+    The tokens of `chunk.mask_BT` come first in each batch row, and never run past the segment's
+    end. A segment that is full is closed.
     """
-    raise NotImplementedError
+    out_BTHE, (state, cache) = self.append(tokens, chunk, stream)
+    full_B, after = close_full(cache, self.config.segment_length)
+    closed = lambda state: where_lane(full_B, self.write(cache, state), state)
+    state = jax.lax.cond(full_B.any(), closed, lambda state: state, state)
+    return out_BTHE, Stream(state, after)
+
+  def append(self, tokens: Tokens, chunk: Chunk, stream: Stream) -> tuple[jax.Array, Stream]:
+    """As `extend`, but a segment that is full stays open."""
+    state, cache = stream
+    position_BT, cache = on_shards(
+      append,
+      token_axes(tokens.q_BTHE, whole=True),
+      ("BT", cache),
+      segment=cache,
+      k_BTKE=tokens.k_BTKE,
+      v_BTKU=tokens.v_BTKE,
+      mask_BT=chunk.mask_BT,
+      x_BTI=tokens.x_BTD if self.reads_hidden else None,
+    )
+    return self.read(tokens, position_BT, cache, state, chunk), Stream(state, cache)
 
   def rope(self, windowed: jax.Array | None = None) -> Rope:
-    """How this layer's queries and keys are turned: `ops.rotary.rotate`."""
+    """How this layer's queries and keys are rotated: `ops.rotary.rotate`."""
     c = self.config
     if windowed is None and c.family.window_theta:
       return c.family.window_theta
@@ -145,3 +230,22 @@ class Mixer(nnx.Module):
   def reserve(state: Any, tokens: int) -> Any:
     """Room for `tokens` more, where a state grows. `state` has the layers in front."""
     return state
+
+
+def empty_segment(
+  config: ModelConfig, lanes: int, dtype: Any, tokens: int | None = None, hidden: int = 0
+) -> Segment:
+  """An open segment without tokens.
+
+  Args:
+    config: the model.
+    lanes: B.
+    dtype: of keys and values.
+    tokens: the room in it; by default N.
+    hidden: the width of the hidden states that it keeps; 0: none.
+  """
+  N = tokens or config.segment_length
+  shape = (lanes, N, config.kv_heads, config.head_dim)
+  pairs = zeros(shape, "BNKE", dtype), zeros(shape, "BNKU", dtype)
+  x_BNI = zeros((lanes, N, hidden), "BNI", dtype) if hidden else None
+  return Segment(*pairs, zeros((lanes,), "B", jnp.int32), x_BNI)

@@ -16,21 +16,16 @@ from flax import nnx
 
 from infini_jax.config import ModelConfig
 from infini_jax.models.mixers.base import Mixer, Work, read_flops
-from infini_jax.models.mixers.local import empty_cache
 from infini_jax.ops.attention import (
+  QKV,
   UNSEEN,
-  SegmentCache,
   attention,
-  close_full,
   each_segment,
-  open_slots,
-  put,
   to_segments,
   window_attention,
 )
-from infini_jax.ops.lanes import where_lane
 from infini_jax.ops.rotary import rotate
-from infini_jax.ops.shards import P, axis_names, on_shards, spec_of
+from infini_jax.ops.shards import axis_names, on_shards, token_axes
 from infini_jax.parallel import product, shard, zeros
 
 
@@ -46,12 +41,11 @@ class Old(NamedTuple):
   loss_B: jax.Array
 
 
-class OldStream(NamedTuple):
-  """What is old, and the open segment: hidden states, un-rotated keys and values."""
+class Pairs(NamedTuple):
+  """Keys and values of hidden states."""
 
-  old: Old
-  x_BNI: jax.Array
-  cache: SegmentCache
+  k_BTKE: jax.Array
+  v_BTKU: jax.Array
 
 
 class Compressive(Mixer):
@@ -77,14 +71,60 @@ class Compressive(Mixer):
     number = zeros((lanes,), "B", jnp.int32) + 1
     return Old(x_BNI, of_BN, x_BCI, of_BC, number, zeros((lanes,), "B", jnp.float32))
 
-  def __call__(
-    self, q_BTHE, k_BTKE, v_BTKE, state, *,
-    reset_BS=None, mask_BT=None, cut=None, x_BTD=None, project=None,
-  ):  # fmt: skip
-    """A chunk of whole segments, all at once.
+  def read(self, tokens, position_BT, segment, state, chunk):
+    """What is compressed, the segment before, and the segment."""
+    past = tokens.project(jnp.concatenate([state.x_BCI, state.x_BNI], 1))
 
-    `x_BTD` is what queries, keys and values were made of; `project` makes keys and values of more.
-    """
+    def share(q_BTHE, position_BT, segment, past, document_BA, current_B, cut):
+      (k_BAKE, v_BAKU), A, N = past, document_BA.shape[1], segment.k_BNKE.shape[1]
+      hidden_BA = document_BA != current_B[:, None]
+      hidden_BA = hidden_BA if cut is None else hidden_BA | cut
+      hidden_BC = jnp.concatenate([hidden_BA, jnp.zeros((len(hidden_BA), N), bool)], 1)
+      place = jnp.arange(A + N, dtype=jnp.int32)[None]
+      return attention(
+        rotate(q_BTHE, A + position_BT, self.rope()),
+        self._turn(jnp.concatenate([k_BAKE, segment.k_BNKE], 1)[:, None], 0)[:, 0],
+        jnp.concatenate([v_BAKU, segment.v_BNKU], 1),
+        A + position_BT,
+        jnp.where(hidden_BC, UNSEEN, place),
+      )
+
+    return on_shards(
+      share,
+      token_axes(tokens.q_BTHE, whole=True),
+      "BTHU",
+      q_BTHE=tokens.q_BTHE,
+      position_BT=position_BT,
+      segment=segment,
+      past=Pairs(*past),
+      document_BA=jnp.concatenate([state.document_BC, state.document_BN], 1),
+      current_B=state.current_B,
+      cut=chunk.cut,
+    )
+
+  def write(self, segment, state):
+    """The segment before is compressed, and the segment takes its place."""
+    C, mask_BN = self.config.memory.compressed_memory, segment.mask()
+    short_BCI, of_short_BC = self._compress(state.x_BNI, state.document_BN)
+    x_BNI = jax.lax.stop_gradient(segment.x_BNI) * mask_BN[..., None].astype(segment.x_BNI.dtype)
+    old_BCI = jnp.concatenate([state.x_BCI, jax.lax.stop_gradient(short_BCI)], 1)
+    return Old(
+      x_BNI,
+      jnp.where(mask_BN, state.current_B[:, None], 0),
+      old_BCI[:, -C:],
+      jnp.concatenate([state.document_BC, of_short_BC], 1)[:, -C:],
+      state.current_B,
+      state.loss_B,
+    )
+
+  def emptied(self, state):
+    """Another document: nothing of the one before is seen."""
+    return state._replace(current_B=state.current_B + 1)
+
+  def __call__(self, tokens, chunk, state):
+    """All segments side by side, and the loss of the convolution."""
+    q_BTHE, k_BTKE, v_BTKE, x_BTD, project = tokens
+    mask_BT, reset_BS = chunk.mask_BT, chunk.reset_BS
     c = self.config
     (B, T), N, C = q_BTHE.shape[:2], c.segment_length, c.memory.compressed_memory
     S = -(-T // N)
@@ -104,26 +144,29 @@ class Compressive(Mixer):
     old_BCI = jnp.concatenate([state.x_BCI, jax.lax.stop_gradient(short_BTI)], 1)
     of_old_BC = jnp.concatenate([state.document_BC, of_short_BT], 1)
 
-    lanes, _, heads, _ = spec_of(q_BTHE)
-    token, lane = P(lanes, None, heads), P(lanes)
-    remembered = project(jnp.concatenate([before_BTI, old_BCI], 1))
+    axes = token_axes(q_BTHE, whole=True)
+    places = {"mask_BT": mask_BT, "document_BS": document_BS, "of_before_BT": of_before_BT}
     out_BTHU = on_shards(
       self._read,
-      *(q_BTHE, k_BTKE, v_BTKE, *remembered),
-      *(mask_BT, document_BS, of_before_BT, of_old_BC, cut),
-      specs=(*(token,) * 5, *(lane,) * 4, P()),
-      out_specs=token,
+      axes,
+      "BTHU",
+      own=QKV(q_BTHE, k_BTKE, v_BTKE),
+      past=Pairs(*project(jnp.concatenate([before_BTI, old_BCI], 1))),
+      of_old_BC=of_old_BC,
+      cut=chunk.cut,
+      **places,
     )
     loss_B = jnp.zeros_like(state.loss_B)
     if c.memory.compression == "conv":
-      still = jax.lax.stop_gradient((q_BTHE, *project(before_BTI)))
       loss_B = on_shards(
-        lambda *args: jax.lax.pmean(self._reconstruction(*args), axis_names(heads)),
-        *(*still, *project(short_BTI, frozen=True)),
-        *(mask_BT, document_BS, of_before_BT, of_short_BT),
-        specs=(*(token,) * 5, *(lane,) * 4),
-        out_specs=lane,
+        lambda **arrays: jax.lax.pmean(self._reconstruction(**arrays), axis_names(axes["H"])),
+        axes,
+        "B",
         follow=True,
+        whole=QKV(*jax.lax.stop_gradient((q_BTHE, *project(before_BTI)))),
+        short=Pairs(*project(short_BTI, frozen=True)),
+        of_short_BT=of_short_BT,
+        **places,
       )
     state = Old(
       line_BTI[:, -N:],
@@ -146,9 +189,9 @@ class Compressive(Mixer):
       return shard(short_BTI, "B__"), of_BC
     return x_BTRI.mean(2), of_BC
 
-  def _read(self, q, k, v, k_old, v_old, mask_BT, document_BS, of_before_BT, of_old_BC, cut):
+  def _read(self, own, past, mask_BT, document_BS, of_before_BT, of_old_BC, cut):
     """One device's share: segment s sees its window of the compressed, the one before, itself."""
-    c = self.config
+    c, (q, k, v), (k_old, v_old) = self.config, own, past
     N, C, S, T = c.segment_length, c.memory.compressed_memory, document_BS.shape[1], q.shape[1]
     new = N // c.memory.compression_rate  # each segment moves the window by so many
     window = lambda x: jnp.stack([x[:, s * new : s * new + C] for s in range(S)], 1)
@@ -166,27 +209,28 @@ class Compressive(Mixer):
     out_BSNHU = window_attention(q_BSNHE, k_BSCKE, join(v_old, v), seen_BSC)
     return out_BSNHU.reshape(len(q), S * N, *out_BSNHU.shape[3:])[:, :T]
 
-  def _reconstruction(self, q, k, v, k_short, v_short, mask_BT, document_BS, of_BT, of_short_BT):
+  def _reconstruction(self, whole, short, mask_BT, document_BS, of_before_BT, of_short_BT):
     """One device's share: the mean squared difference between what queries read, by content alone,
     from the segment before and from what becomes of it."""
     N, S = self.config.segment_length, document_BS.shape[1]
 
-    def one(q, k, v, k_short, v_short, mask_BN, document_B, of_BN, of_short_BN):
+    def one(whole, short, mask_BN, document_B, of_BN, of_short_BN):
       at_BN = jnp.zeros((1, N), jnp.int32)
       place = lambda of: jnp.where(of == document_B[:, None], 0, UNSEEN)
+      q, k, v = whole
       read = attention(q, k, v, at_BN, place(of_BN))
-      again = attention(q, k_short, v_short, at_BN, place(of_short_BN))
+      again = attention(q, short.k_BTKE, short.v_BTKU, at_BN, place(of_short_BN))
       error_BN = ((read - again).astype(jnp.float32) ** 2).mean((2, 3))
       known_B = (of_BN == document_B[:, None]).any(1)
       return jnp.where(mask_BN & known_B[:, None], error_BN, 0.0).mean(1)
 
     n = N // self.config.memory.compression_rate
-    whole = [to_segments(x, N) for x in (q, k, v)]
-    short = [to_segments(x, n) for x in (k_short, v_short)]
-    places = to_segments(mask_BT, N), document_BS, to_segments(of_BT, N)
+    scores = whole.q_BTHE.shape[0] * S * whole.q_BTHE.shape[2] * N * N
+    whole = jax.tree.map(lambda x: to_segments(x, N), whole)
+    short = jax.tree.map(lambda x: to_segments(x, n), short)
+    places = to_segments(mask_BT, N), document_BS, to_segments(of_before_BT, N)
     of_short_BSN = to_segments(of_short_BT, n)
-    scores = q.shape[0] * S * q.shape[2] * N * N
-    return each_segment(one, *whole, *short, *places, of_short_BSN, scores=scores).mean(1)
+    return each_segment(one, whole, short, *places, of_short_BSN, scores=scores).mean(1)
 
   @staticmethod
   def memory_flops(c: ModelConfig, layer: float) -> float:
@@ -208,61 +252,6 @@ class Compressive(Mixer):
     N, pair = c.segment_length, 2 * s.kv_heads * c.head_dim * s.compute
     old = N + c.memory.compressed_memory
     return Work(s.tokens, N + old, s.lanes * s.segments * old * pair)
-
-  def open(self, state: Old, lanes: int, dtype: Any) -> OldStream:
-    """An empty segment after the last one."""
-    c = self.config
-    x_BNI = zeros((lanes, c.segment_length, c.width), "BNI", dtype)
-    return OldStream(state, x_BNI, empty_cache(c, lanes, dtype))
-
-  def close(self, stream: OldStream) -> Old:
-    """What is old."""
-    return stream.old
-
-  def extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT, *, x_BTD=None, project=None):
-    """A few tokens of the open segment; when it is full, the one before it is compressed."""
-    old, x_BNI, cache = stream
-    N, C = self.config.segment_length, self.config.memory.compressed_memory
-    position_BT, slot_BT = open_slots(cache, mask_BT)
-    k_old, v_old = project(jnp.concatenate([old.x_BCI, old.x_BNI], 1))
-    of_BC = jnp.concatenate([old.document_BC, old.document_BN], 1)
-    lanes, _, heads, _ = spec_of(q_BTHE)
-    token, lane = P(lanes, None, heads), P(lanes)
-
-    def read(q, k, v, k_old, v_old, x, new_x, cache, of_BC, current_B, position_BT, slot_BT):
-      k_BNKE, v_BNKU = put(cache.k_BNKE, slot_BT, k), put(cache.v_BNKU, slot_BT, v)
-      place_C = jnp.arange(C + 2 * N, dtype=jnp.int32)[None]
-      hidden_BC = of_BC != current_B[:, None]
-      hidden_BC = jnp.concatenate([hidden_BC, jnp.zeros((len(hidden_BC), N), bool)], 1)
-      out = attention(
-        rotate(q, C + N + position_BT, self.rope()),
-        self._turn(jnp.concatenate([k_old, k_BNKE], 1)[:, None], 0)[:, 0],
-        jnp.concatenate([v_old, v_BNKU], 1),
-        C + N + position_BT,
-        jnp.where(hidden_BC, UNSEEN, place_C),
-      )
-      return out, put(x, slot_BT, new_x), SegmentCache(k_BNKE, v_BNKU, cache.fill_B)
-
-    places = SegmentCache(token, token, lane)
-    out_BTHU, x_BNI, cache = on_shards(
-      read,
-      *(q_BTHE, k_BTKE, v_BTKE, k_old, v_old, x_BNI, x_BTD, cache),
-      *(of_BC, old.current_B, position_BT, slot_BT),
-      specs=(token,) * 5 + (lane, lane, places) + (lane,) * 4,
-      out_specs=(token, lane, places),
-    )
-    cache = cache._replace(fill_B=cache.fill_B + mask_BT.sum(1, dtype=jnp.int32))
-    short_BCI, of_short_BC = self._compress(old.x_BNI, old.document_BN)
-    moved = Old(
-      x_BNI,
-      jnp.broadcast_to(old.current_B[:, None], old.document_BN.shape),
-      jnp.concatenate([old.x_BCI, short_BCI], 1)[:, -C:],
-      jnp.concatenate([old.document_BC, of_short_BC], 1)[:, -C:],
-      old.current_B,
-      old.loss_B,
-    )
-    closed_B, cache = close_full(cache, N)
-    return out_BTHU, OldStream(where_lane(closed_B, moved, old), x_BNI, cache)
 
   @staticmethod
   def auxiliary(state: Old) -> jax.Array:

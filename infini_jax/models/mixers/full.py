@@ -9,7 +9,7 @@ from infini_jax.config import ModelConfig
 from infini_jax.models.mixers.base import Mixer, Work, pair_size
 from infini_jax.ops.attention import UNSEEN, attention, put
 from infini_jax.ops.rotary import rotate
-from infini_jax.ops.shards import P, on_shards, spec_of
+from infini_jax.ops.shards import on_shards, token_axes
 from infini_jax.parallel import zeros
 
 
@@ -34,21 +34,23 @@ class Full(Mixer):
     number = zeros((lanes,), "B", jnp.int32)
     return KVCache(empty, empty, zeros((lanes, 0), "BC", jnp.int32), number, number + 1)
 
-  def __call__(
-    self, q_BTHE, k_BTKE, v_BTKE, state, *, reset_BS=None, mask_BT=None, cut=None, windowed=None
-  ):
+  def __call__(self, tokens, chunk, state):
     """A chunk: its tokens see each other and the slots of their own document.
 
     Cut, every segment is a document of its own, for the state after the chunk too.
     """
-    lanes, _, heads, _ = spec_of(q_BTHE)
-    token, lane = P(lanes, None, heads), P(lanes)
-    cache = KVCache(token, token, lane, lane, lane)
     return on_shards(
       self._read,
-      *(q_BTHE, k_BTKE, v_BTKE, state, reset_BS, mask_BT, cut, windowed),
-      specs=(token, token, token, cache, lane, lane, P(), P()),
-      out_specs=(token, cache),
+      token_axes(tokens.q_BTHE, whole=True),
+      ("BTHE", state),
+      q_BTHE=tokens.q_BTHE,
+      k_BTKE=tokens.k_BTKE,
+      v_BTKE=tokens.v_BTKE,
+      state=state,
+      reset_BS=chunk.reset_BS,
+      mask_BT=chunk.mask_BT,
+      cut=chunk.cut,
+      windowed=chunk.windowed,
     )
 
   def _read(self, q_BTHE, k_BTKE, v_BTKE, state, reset_BS, mask_BT, cut, windowed):
@@ -119,9 +121,9 @@ class Full(Mixer):
     """The same cache."""
     return stream
 
-  def extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT, *, windowed=None):
+  def extend(self, tokens, chunk, stream):
     """A few tokens more."""
-    return self(q_BTHE, k_BTKE, v_BTKE, stream, mask_BT=mask_BT, windowed=windowed)
+    return self(tokens, chunk, stream)
 
   @staticmethod
   def reserve(state: KVCache, tokens: int) -> KVCache:

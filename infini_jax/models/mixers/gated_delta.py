@@ -9,21 +9,18 @@ states x of the segment:
 All else is Infini-attention: reads, local attention and the gates of the heads.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 from flax import nnx
 
 from infini_jax.config import ModelConfig
 from infini_jax.models.mixers.infini import Infini
-from infini_jax.models.mixers.local import empty_cache
-from infini_jax.ops.infini import InfiniStream, open_stream
-from infini_jax.ops.memory import MemoryState
 from infini_jax.parallel import product
 
 
 class GatedDelta(Infini):
   """State: the float32 memory `(M_BKEU, z_BKE)`."""
+
+  scored = True
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     super().__init__(config, rngs)
@@ -32,16 +29,11 @@ class GatedDelta(Infini):
     self.w_decay_DK = nnx.Param(jnp.zeros((c.width, c.kv_heads), jnp.float32))
     self.b_decay_K = nnx.Param(jnp.full((c.kv_heads,), c.memory.decay_init, jnp.float32))
 
-  def open(self, state: MemoryState, lanes: int, dtype: Any) -> InfiniStream:
-    """As Infini-attention, with room for the sums of what decides the decay."""
-    return open_stream(state, empty_cache(self.config, lanes, dtype), self.rule, decays=True)
-
   @staticmethod
   def memory_flops(c: ModelConfig, layer: float) -> float:
     """As Infini-attention, and a score of each token and head."""
     return Infini.memory_flops(c, layer) + 2.0 * c.layers * c.width * c.kv_heads
 
-  def _of_tokens(self, q_BTHE, k_BTKE, v_BTKE, x_BTD) -> dict[str, Any]:
+  def _decay(self, x_BTD):
     score_BTK = product("BTD,DK->BTK", x_BTD.astype(jnp.float32), self.w_decay_DK[...])
-    score_BTK += self.b_decay_K[...][None, None]
-    return super()._of_tokens(q_BTHE, k_BTKE, v_BTKE, x_BTD) | {"decay_BTK": score_BTK}
+    return score_BTK + self.b_decay_K[...][None, None]

@@ -9,21 +9,25 @@ from flax import nnx
 
 from infini_jax.config import ModelConfig
 from infini_jax.models.lora import Adapter
-from infini_jax.models.mixers.base import Mixer
-from infini_jax.models.mixers.local import empty_cache
+from infini_jax.models.mixers.base import empty_segment
+from infini_jax.models.mixers.local import Local
+from infini_jax.ops import memory as mem
 from infini_jax.ops.infini import InfiniStream, extend_stream, infini_attention, open_stream
 from infini_jax.ops.memory import MemoryState, Rule
+from infini_jax.ops.shards import on_shards, token_axes
 from infini_jax.parallel import product, zeros
 
 WRITE_INIT = 2.0  # of 3, from which on a write gate is open, and has no gradient
 
 
-class Infini(Mixer):
+class Infini(Local):
   """State: the float32 memory `(M_BKEU, z_BKE)`."""
+
+  scored = False  # whether a segment's decay is by the scores of its tokens
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     c = self.config = config
-    self.rule = Rule(c.memory.rule, c.memory.normalize_keys, c.memory.z_correction, c.memory.decay)
+    self.rule = Rule(c.memory.rule, *(getattr(c.memory, name) for name in Rule._fields[1:]))
     self.beta_H = nnx.Param(jnp.full((c.heads,), c.memory.gate_init, jnp.float32))
     self.reads_hidden = c.memory.write_gate or c.memory.adapter_rank > 0
     if c.memory.adapter_rank:
@@ -42,26 +46,52 @@ class Infini(Mixer):
       zeros((*shape, c.head_dim), "BKEU", jnp.float32), zeros(shape, "BKE", jnp.float32)
     )
 
-  def __call__(
-    self, q_BTHE, k_BTKE, v_BTKE, state,
-    *, reset_BS=None, mask_BT=None, cut=None, windowed=None, x_BTD=None, project=None,
-  ):  # fmt: skip
+  def read(self, tokens, position_BT, segment, state, chunk):
+    """The segment, and the memory, mixed by the gate of each head."""
+    local_BTHU = super().read(tokens, position_BT, segment, state, chunk)
+
+    def share(local_BTHU, q_BTHE, state, beta_H, cut):
+      return mem.mix(local_BTHU, mem.read(q_BTHE, state), state.z_BKE, beta_H, self.rule, cut)
+
+    return on_shards(
+      share,
+      token_axes(tokens.q_BTHE, whole=True),
+      "BTHU",
+      local_BTHU=local_BTHU,
+      q_BTHE=self._queries(tokens.q_BTHE, tokens.x_BTD),
+      state=state,
+      beta_H=self._beta(),
+      cut=chunk.cut,
+    )
+
+  def write(self, segment, state):
+    """The rule's update of the memory."""
+    k_BNKE, v_BNKU = self._pairs(segment.k_BNKE, segment.v_BNKU, segment.x_BNI)
+    counts = {"write_BNK": self._write(segment.x_BNI), "decay_BNK": self._decay(segment.x_BNI)}
+
+    def share(state, k_BNKE, v_BNKU, mask_BN, **counts):
+      update = mem.summarize(k_BNKE, v_BNKU, state, mask_BN, self.rule, **counts)
+      return mem.commit(state, update, self.rule)
+
+    pairs = {"k_BNKE": k_BNKE, "v_BNKU": v_BNKU}
+    axes = token_axes(k_BNKE, whole=True)
+    return on_shards(share, axes, state, state=state, mask_BN=segment.mask(), **pairs, **counts)
+
+  def __call__(self, tokens, chunk, state):
     """A chunk of whole segments."""
     c = self.config
     return infini_attention(
-      q_BTHE,
-      k_BTKE,
-      v_BTKE,
+      tokens.q_BTHE,
+      tokens.k_BTKE,
+      tokens.v_BTKE,
       self._beta(),
       state,
       segment_length=c.segment_length,
-      reset_BS=reset_BS,
-      mask_BT=mask_BT,
-      cut=cut,
+      reset_BS=chunk.reset_BS,
+      mask_BT=chunk.mask_BT,
       implementation=c.run.implementation,
       attention=c.run.attention,
-      **self._of_tokens(q_BTHE, k_BTKE, v_BTKE, x_BTD),
-      **self._how(windowed),
+      **self._options(tokens, chunk),
     )
 
   @staticmethod
@@ -79,35 +109,43 @@ class Infini(Mixer):
 
   def open(self, state: MemoryState, lanes: int, dtype: Any) -> InfiniStream:
     """The state of the segment that begins after whole ones."""
-    return open_stream(state, empty_cache(self.config, lanes, dtype), self.rule)
+    return open_stream(state, empty_segment(self.config, lanes, dtype), self.rule, self.scored)
 
   def close(self, stream: InfiniStream) -> MemoryState:
     """The memory."""
     return stream.memory
 
-  def extend(
-    self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT, *, windowed=None, x_BTD=None, project=None
-  ):
-    """A few tokens of the open segment."""
-    how = self._how(windowed) | self._of_tokens(q_BTHE, k_BTKE, v_BTKE, x_BTD)
-    return extend_stream(q_BTHE, k_BTKE, v_BTKE, self._beta(), stream, mask_BT, **how)
+  def extend(self, tokens, chunk, stream):
+    """A few tokens of the open segment: what they will write is summed up as they come."""
+    q_BTHE, k_BTKE, v_BTKE = tokens.q_BTHE, tokens.k_BTKE, tokens.v_BTKE
+    options = self._options(tokens, chunk)
+    return extend_stream(q_BTHE, k_BTKE, v_BTKE, self._beta(), stream, chunk.mask_BT, **options)
 
-  def _of_tokens(self, q_BTHE, k_BTKE, v_BTKE, x_BTD) -> dict[str, Any]:
-    """What the memory is told of each token beside its query, key and value."""
-    own = self._own(q_BTHE, k_BTKE, v_BTKE, x_BTD)
-    return {"write_BTK": self._write(x_BTD), "own": own}
-
-  def _how(self, windowed) -> dict[str, Any]:
+  def _options(self, tokens, chunk) -> dict[str, Any]:
     """What a chunk and an extension have in common."""
-    c = self.config
+    q_BTHE, k_BTKE, v_BTKE, x_BTD, _ = tokens
+    own = None
+    if self.config.memory.adapter_rank:
+      own = (self._queries(q_BTHE, x_BTD), *self._pairs(k_BTKE, v_BTKE, x_BTD))
     return {
       "rule": self.rule,
-      "rope_theta": self.rope(windowed),
+      "rope_theta": self.rope(chunk.windowed),
       "scoring": self.scoring(),
-      "scale_first_segment": c.memory.scale_first_segment,
-      "gate": c.memory.gate,
-      "readout_norm": c.memory.readout_norm,
+      "cut": chunk.cut,
+      "own": own,
+      "write_BTK": self._write(x_BTD),
+      "decay_BTK": self._decay(x_BTD),
     }
+
+  def _queries(self, q_BTHE, x_BTD):
+    """The memory's queries."""
+    return q_BTHE + self.lora_q(x_BTD) if self.config.memory.adapter_rank else q_BTHE
+
+  def _pairs(self, k_BTKE, v_BTKE, x_BTD):
+    """The memory's keys and values."""
+    if not self.config.memory.adapter_rank:
+      return k_BTKE, v_BTKE
+    return k_BTKE + self.lora_k(x_BTD), v_BTKE + self.lora_v(x_BTD)
 
   def _write(self, x_BTD):
     """How much of each token is written, from its hidden state; None: all of every token."""
@@ -117,11 +155,9 @@ class Infini(Mixer):
     score_BTK = product("BTD,DK->BTK", x_BTD, self.w_write_DK[...])
     return jax.nn.hard_sigmoid(score_BTK + self.b_write_K[...][None, None])
 
-  def _own(self, q_BTHE, k_BTKE, v_BTKE, x_BTD):
-    """The memory's own queries, keys and values; None: those of the local attention."""
-    if not self.config.memory.adapter_rank:
-      return None
-    return q_BTHE + self.lora_q(x_BTD), k_BTKE + self.lora_k(x_BTD), v_BTKE + self.lora_v(x_BTD)
+  def _decay(self, x_BTD):
+    """The scores of the tokens for a learned decay; None: the decay is the rule's."""
+    return None
 
   def _beta(self):
     return self.beta_H[...].astype(jnp.float32)

@@ -4,39 +4,59 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from infini_jax.config import ModelConfig
-from infini_jax.models.mixers.base import Mixer
+from infini_jax.models.mixers.base import Mixer, empty_segment
 from infini_jax.ops.attention import (
-  SegmentCache,
+  append,
   close_full,
-  extend_segment,
+  inside,
   open_positions,
   segment_attention,
   to_segments,
 )
 from infini_jax.ops.rotary import rotate
-from infini_jax.ops.shards import P, on_shards, spec_of
-from infini_jax.parallel import zeros
+from infini_jax.ops.shards import on_shards, token_axes
 
 
 class Local(Mixer):
   """State: nothing; while a segment is open, its keys and values."""
 
-  def state(self, lanes: int, layer: int = 0) -> tuple:
+  def state(self, lanes: int, layer: int = 0) -> Any:
     """Nothing is carried from segment to segment."""
     return ()
 
-  def __call__(
-    self, q_BTHE, k_BTKE, v_BTKE, state, *, reset_BS=None, mask_BT=None, cut=None, windowed=None
-  ):
-    """A chunk of whole segments. There is nothing to cut."""
-    lanes, over, heads, _ = spec_of(q_BTHE)
-    token = P(lanes, over, heads)
+  def read(self, tokens, position_BT, segment, state, chunk):
+    """The segment."""
+
+    def share(q_BTHE, position_BT, segment, windowed):
+      rope, slots = self.rope(windowed), jnp.arange(segment.k_BNKE.shape[1], dtype=jnp.int32)[None]
+      rotated = segment._replace(k_BNKE=rotate(segment.k_BNKE, slots, rope))
+      return inside(rotate(q_BTHE, position_BT, rope), position_BT, rotated, self.scoring())
+
+    return on_shards(
+      share,
+      token_axes(tokens.q_BTHE, whole=True),
+      "BTHE",
+      q_BTHE=tokens.q_BTHE,
+      position_BT=position_BT,
+      segment=segment,
+      windowed=chunk.windowed,
+    )
+
+  def write(self, segment, state):
+    """Nothing."""
+    return state
+
+  def __call__(self, tokens, chunk, state):
+    """All segments side by side. There is no state that `cut` could hide."""
     out_BTHE = on_shards(
       self._segments,
-      *(q_BTHE, k_BTKE, v_BTKE, mask_BT, windowed),
-      specs=(token, token, token, P(lanes, over), P()),
-      out_specs=token,
+      token_axes(tokens.q_BTHE),
+      "BTHE",
+      q_BTHE=tokens.q_BTHE,
+      k_BTKE=tokens.k_BTKE,
+      v_BTKE=tokens.v_BTKE,
+      mask_BT=chunk.mask_BT,
+      windowed=chunk.windowed,
     )
     return out_BTHE, state
 
@@ -57,39 +77,31 @@ class Local(Mixer):
     )
     return out_BSNHU.reshape(B, -1, *out_BSNHU.shape[3:])[:, :T]
 
-  def open(self, state: tuple, lanes: int, dtype: Any) -> SegmentCache:
-    """An empty cache for the segment that begins."""
-    return empty_cache(self.config, lanes, dtype)
+  def open(self, state: Any, lanes: int, dtype: Any) -> Any:
+    """A segment without tokens. Its keys are rotated when they come, and not at every read."""
+    return empty_segment(self.config, lanes, dtype)
 
-  def close(self, stream: SegmentCache) -> tuple:
+  def close(self, stream: Any) -> Any:
     """Nothing."""
     return ()
 
-  def extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT, *, windowed=None):
+  def extend(self, tokens, chunk, stream):
     """A few tokens of the open segment."""
-    lanes, _, heads, _ = spec_of(q_BTHE)
-    token = P(lanes, None, heads)
-    cache = SegmentCache(token, token, P(lanes))
     return on_shards(
       self._extend,
-      *(q_BTHE, k_BTKE, v_BTKE, stream, mask_BT, windowed),
-      specs=(token, token, token, cache, P(lanes), P()),
-      out_specs=(token, cache),
+      token_axes(tokens.q_BTHE, whole=True),
+      ("BTHE", stream),
+      q_BTHE=tokens.q_BTHE,
+      k_BTKE=tokens.k_BTKE,
+      v_BTKE=tokens.v_BTKE,
+      stream=stream,
+      mask_BT=chunk.mask_BT,
+      windowed=chunk.windowed,
     )
 
   def _extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT, windowed):
-    rope, position = self.rope(windowed), open_positions(stream, q_BTHE.shape[1])
-    turn = lambda x: rotate(x, position, rope)
-    qkv = turn(q_BTHE), turn(k_BTKE), v_BTKE
-    out, cache = extend_segment(*qkv, stream, mask_BT, self.scoring())
-    return out, close_full(cache, self.config.segment_length)[1]
-
-
-def empty_cache(
-  config: ModelConfig, lanes: int, dtype: Any, tokens: int | None = None
-) -> SegmentCache:
-  """An open segment that holds no token yet, with room for N, or for so many."""
-  shape = (lanes, tokens or config.segment_length, config.kv_heads, config.head_dim)
-  return SegmentCache(
-    zeros(shape, "BNKE", dtype), zeros(shape, "BNKU", dtype), zeros((lanes,), "B", jnp.int32)
-  )
+    rope, position_BT = self.rope(windowed), open_positions(stream, q_BTHE.shape[1])
+    turn = lambda x: rotate(x, position_BT, rope)
+    _, stream = append(stream, turn(k_BTKE), v_BTKE, mask_BT)
+    out_BTHE = inside(turn(q_BTHE), position_BT, stream, self.scoring())
+    return out_BTHE, close_full(stream, self.config.segment_length)[1]

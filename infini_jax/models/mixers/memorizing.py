@@ -1,6 +1,6 @@
 """Memorizing Transformers (Wu et al., arXiv 2203.08913): a store of keys, and the nearest of them.
 
-All layers are Transformer-XL's. Chosen ones also keep the newest M keys and values of the document,
+All layers are Transformer-XL's. Chosen ones also keep the newest J keys and values of the document,
 un-rotated and without gradient; every query attends to the few that are most like it, and a
 gate per head mixes that with the local output: `g near + (1 - g) local`, g = sigmoid(beta).
 """
@@ -13,28 +13,27 @@ from flax import nnx
 
 from infini_jax.config import ModelConfig
 from infini_jax.models.mixers.base import Work, pair_size, read_flops
-from infini_jax.models.mixers.transformer_xl import LastSegment, TransformerXL, XLStream
+from infini_jax.models.mixers.transformer_xl import LastSegment, TransformerXL
 from infini_jax.ops import gate_values
-from infini_jax.ops.attention import SegmentCache, to_segments
+from infini_jax.ops.attention import to_segments
 from infini_jax.ops.knn import SCORE_BYTES, nearest_attention
-from infini_jax.ops.lanes import where_lane
-from infini_jax.ops.shards import P, on_shards, spec_of
+from infini_jax.ops.shards import on_shards, token_axes
 from infini_jax.parallel import zeros
 
 
 class Store(NamedTuple):
   """The newest keys and values, the newest last; of which document, or 0 where there is nothing."""
 
-  k_BMKE: jax.Array
-  v_BMKU: jax.Array
-  document_BM: jax.Array  # int32
+  k_BJKE: jax.Array
+  v_BJKU: jax.Array
+  document_BJ: jax.Array  # int32
   current_B: jax.Array  # the number of the lane's document, from 1
 
 
 class Remembering(NamedTuple):
-  """The state, or the stream, of a layer with a store."""
+  """The state of a layer with a store."""
 
-  xl: Any  # LastSegment, or XLStream
+  xl: LastSegment
   store: Store
 
 
@@ -65,14 +64,14 @@ class Memorizing(TransformerXL):
   def table_1(c: ModelConfig) -> tuple[str, int]:
     """Transformer-XL's, and the stores."""
     stores = len(c.memory.knn_layers)
-    formula = f"2 K E (L N + {f'{stores} ' if stores > 1 else ''}M)"
+    formula = f"2 K E (L N + {f'{stores} ' if stores > 1 else ''}J)"
     return formula, pair_size(c) * (c.layers * c.segment_length + stores * c.memory.knn_memory)
 
   @staticmethod
   def work(c: ModelConfig, s: Any) -> Work:
     """A store and its scores, beside Transformer-XL's."""
-    N, M, pair = c.segment_length, c.memory.knn_memory, 2 * s.kv_heads * c.head_dim * s.compute
-    stored, similar = s.lanes * (M + s.segments * N), 4 * s.lanes * s.heads * N * M
+    N, J, pair = c.segment_length, c.memory.knn_memory, 2 * s.kv_heads * c.head_dim * s.compute
+    stored, similar = s.lanes * (J + s.segments * N), 4 * s.lanes * s.heads * N * J
     return Work(s.tokens, 2 * N, 2 * (s.tokens + stored) * pair + 2 * min(similar, SCORE_BYTES))
 
   def state(self, lanes: int, layer: int = 0) -> Any:
@@ -85,32 +84,81 @@ class Memorizing(TransformerXL):
       jnp.dtype(c.run.compute_dtype),
     )
     store = Store(
-      zeros(shape, "BMKE", dtype),
-      zeros(shape, "BMKU", dtype),
-      zeros(shape[:2], "BM", jnp.int32),
+      zeros(shape, "BJKE", dtype),
+      zeros(shape, "BJKU", dtype),
+      zeros(shape[:2], "BJ", jnp.int32),
       zeros((lanes,), "B", jnp.int32) + 1,
     )
     return Remembering(last, store)
 
-  def __call__(self, q_BTHE, k_BTKE, v_BTKE, state, *, reset_BS=None, mask_BT=None, cut=None):
+  def read(self, tokens, position_BT, segment, state, chunk):
+    """As Transformer-XL, and the nearest keys of the store, by the gate of each head."""
+    if not isinstance(state, Remembering):
+      return super().read(tokens, position_BT, segment, state, chunk)
+    local_BTHU = super().read(tokens, position_BT, segment, state.xl, chunk)
+
+    def share(local_BTHU, q_BTHE, gate_H, store, cut):
+      seen_BJ = store.document_BJ == store.current_B[:, None]
+      near_BTHU, found_B = self._near(q_BTHE, store.k_BJKE, store.v_BJKU, seen_BJ)
+      found_BT = jnp.broadcast_to(found_B[:, None], q_BTHE.shape[:2])
+      return self._mix(local_BTHU, near_BTHU, found_BT, gate_H, cut)
+
+    return on_shards(
+      share,
+      token_axes(tokens.q_BTHE, whole=True),
+      "BTHU",
+      local_BTHU=local_BTHU,
+      q_BTHE=tokens.q_BTHE,
+      gate_H=self._gate(),
+      store=state.store,
+      cut=chunk.cut,
+    )
+
+  def write(self, segment, state):
+    """As Transformer-XL; the store takes the segment, and loses the oldest."""
+    if not isinstance(state, Remembering):
+      return super().write(segment, state)
+    store, mask_BN = state.store, segment.mask()
+    N = mask_BN.shape[1]
+    kept = lambda x: jnp.where(mask_BN[..., None, None], jax.lax.stop_gradient(x), 0)
+    pushed = lambda old, new: jnp.concatenate([old, new.astype(old.dtype)], 1)[:, N:]
+    own_BN = jnp.where(mask_BN, store.current_B[:, None], 0)
+    store = Store(
+      pushed(store.k_BJKE, kept(segment.k_BNKE)),
+      pushed(store.v_BJKU, kept(segment.v_BNKU)),
+      pushed(store.document_BJ, own_BN),
+      store.current_B,
+    )
+    return Remembering(super().write(segment, state.xl), store)
+
+  def emptied(self, state):
+    """Another document: nothing of the one before is seen."""
+    if not isinstance(state, Remembering):
+      return super().emptied(state)
+    store = state.store._replace(current_B=state.store.current_B + 1)
+    return Remembering(super().emptied(state.xl), store)
+
+  def __call__(self, tokens, chunk, state):
     """A chunk: every segment searches what was stored before it began."""
     if not isinstance(state, Remembering):
-      return super().__call__(
-        q_BTHE, k_BTKE, v_BTKE, state, reset_BS=reset_BS, mask_BT=mask_BT, cut=cut
-      )
-    lanes, _, heads, _ = spec_of(q_BTHE)
-    token, lane = P(lanes, None, heads), P(lanes)
-    places = Remembering(LastSegment(token, token, lane), Store(token, token, lane, lane))
+      return super().__call__(tokens, chunk, state)
     return on_shards(
       self._read_both,
-      *(q_BTHE, k_BTKE, v_BTKE, self._gate(), state, reset_BS, mask_BT, cut),
-      specs=(token, token, token, P(heads), places, lane, lane, P()),
-      out_specs=(token, places),
+      token_axes(tokens.q_BTHE, whole=True),
+      ("BTHU", state),
+      q_BTHE=tokens.q_BTHE,
+      k_BTKE=tokens.k_BTKE,
+      v_BTKE=tokens.v_BTKE,
+      gate_H=self._gate(),
+      state=state,
+      reset_BS=chunk.reset_BS,
+      mask_BT=chunk.mask_BT,
+      cut=chunk.cut,
     )
 
   def _read_both(self, q_BTHE, k_BTKE, v_BTKE, gate_H, state, reset_BS, mask_BT, cut):
     B, T = q_BTHE.shape[:2]
-    N, M, store = self.config.segment_length, self.config.memory.knn_memory, state.store
+    N, J, store = self.config.segment_length, self.config.memory.knn_memory, state.store
     S = -(-T // N)
     local_BTHU, last = self._read(q_BTHE, k_BTKE, v_BTKE, state.xl, reset_BS, mask_BT, cut)
     reset_BS = jnp.zeros((B, S), bool) if reset_BS is None else reset_BS
@@ -124,14 +172,14 @@ class Memorizing(TransformerXL):
     if mask_BT is not None:
       real = lambda x: jnp.where(mask_BT.reshape(B, T, *(1,) * (x.ndim - 2)), x, 0)
       new = jax.tree.map(lambda x: real(x) if x.ndim > 1 else x, new)
-    # All that was ever stored, in order: before segment s begins, the store is M of it from s N on.
+    # All that was ever stored, in order: before segment s begins, the store is J of it from s N on.
     line = jax.tree.map(lambda x, y: jnp.concatenate([x, y], 1) if y.ndim > 1 else y, store, new)
 
     def segment(_, x):
       s, q_BNHE, own_B = x
-      window = lambda x: jax.lax.dynamic_slice_in_dim(x, s * N, M, 1)
-      seen_BM = window(line.document_BM) == own_B[:, None]
-      return None, self._near(q_BNHE, window(line.k_BMKE), window(line.v_BMKU), seen_BM)
+      window = lambda x: jax.lax.dynamic_slice_in_dim(x, s * N, J, 1)
+      seen_BJ = window(line.document_BJ) == own_B[:, None]
+      return None, self._near(q_BNHE, window(line.k_BJKE), window(line.v_BJKU), seen_BJ)
 
     q_SBNHE = jnp.moveaxis(to_segments(q_BTHE, N), 1, 0)
     xs = (jnp.arange(S), q_SBNHE, document_BS.T)
@@ -142,55 +190,10 @@ class Memorizing(TransformerXL):
     newest = jax.tree.map(lambda x: x if x.ndim == 1 else x[:, T:], line)
     return out_BTHU, Remembering(last, newest)
 
-  def open(self, state: Any, lanes: int, dtype: Any) -> Any:
-    """An empty segment after the last one."""
-    if not isinstance(state, Remembering):
-      return super().open(state, lanes, dtype)
-    return Remembering(super().open(state.xl, lanes, dtype), state.store)
-
-  def close(self, stream: Any) -> Any:
-    """The last segment and the store."""
-    if not isinstance(stream, Remembering):
-      return super().close(stream)
-    return Remembering(super().close(stream.xl), stream.store)
-
-  def extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
-    """A few tokens of the open segment; when it is full, it is stored."""
-    if not isinstance(stream, Remembering):
-      return super().extend(q_BTHE, k_BTKE, v_BTKE, stream, mask_BT)
-    lanes, _, heads, _ = spec_of(q_BTHE)
-    token, lane = P(lanes, None, heads), P(lanes)
-    xl = XLStream(LastSegment(token, token, lane), SegmentCache(token, token, lane))
-    places = Remembering(xl, Store(token, token, lane, lane))
-    return on_shards(
-      self._extend_both,
-      *(q_BTHE, k_BTKE, v_BTKE, self._gate(), stream, mask_BT),
-      specs=(token, token, token, P(heads), places, lane),
-      out_specs=(token, places),
-    )
-
-  def _extend_both(self, q_BTHE, k_BTKE, v_BTKE, gate_H, stream, mask_BT):
-    xl, store = stream
-    local_BTHU, after = self._extend(q_BTHE, k_BTKE, v_BTKE, xl, mask_BT)
-    seen_BM = store.document_BM == store.current_B[:, None]
-    near_BTHU, found_B = self._near(q_BTHE, store.k_BMKE, store.v_BMKU, seen_BM)
-    found_BT = jnp.broadcast_to(found_B[:, None], mask_BT.shape)
-    out_BTHU = self._mix(local_BTHU, near_BTHU, found_BT, gate_H, None)
-    closed_B = (after.cache.fill_B == 0) & ((xl.cache.fill_B > 0) | mask_BT.any(1))
-    N = self.config.segment_length
-    own_BN = jnp.broadcast_to(store.current_B[:, None], (len(closed_B), N))
-    moved = Store(
-      jnp.concatenate([store.k_BMKE, after.cache.k_BNKE], 1)[:, N:],
-      jnp.concatenate([store.v_BMKU, after.cache.v_BNKU], 1)[:, N:],
-      jnp.concatenate([store.document_BM, own_BN], 1)[:, N:],
-      store.current_B,
-    )
-    return out_BTHU, Remembering(after, where_lane(closed_B, moved, store))
-
-  def _near(self, q_BTHE, k_BMKE, v_BMKU, seen_BM):
+  def _near(self, q_BTHE, k_BJKE, v_BJKU, seen_BJ):
     """What the store gives each query, and in which lanes there was anything."""
-    near = nearest_attention(q_BTHE, k_BMKE, v_BMKU, seen_BM, top=self.config.memory.knn_top)
-    return near, seen_BM.any(1)
+    near = nearest_attention(q_BTHE, k_BJKE, v_BJKU, seen_BJ, top=self.config.memory.knn_top)
+    return near, seen_BJ.any(1)
 
   def _mix(self, local_BTHU, near_BTHU, found_BT, gate_H, cut):
     """The local output is whole while the store is empty, or cut away."""

@@ -9,12 +9,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from infini_jax.config import ModelConfig
-from infini_jax.models.mixers.base import Work, pair_size, read_flops
-from infini_jax.models.mixers.local import empty_cache
-from infini_jax.models.mixers.transformer_xl import LastSegment, TransformerXL, XLStream
+from infini_jax.models.mixers.base import Stream, Work, empty_segment, pair_size, read_flops
+from infini_jax.models.mixers.transformer_xl import LastSegment, TransformerXL
 from infini_jax.ops.attention import segment_attention
 from infini_jax.ops.rotary import rotate
-from infini_jax.ops.shards import P, on_shards, spec_of
+from infini_jax.ops.shards import on_shards, token_axes
 
 
 class Prefixed(TransformerXL):
@@ -25,16 +24,16 @@ class Prefixed(TransformerXL):
     """Nothing: the state is the model's, not a layer's."""
     return ()
 
-  def __call__(self, q_BTHE, k_BTKE, v_BTKE, state, *, reset_BS=None, mask_BT=None, cut=None):
+  def __call__(self, tokens, chunk, state):
     """One segment, prefix and all; the state is that of its prefix."""
-    lanes, _, heads, _ = spec_of(q_BTHE)
-    token, lane = P(lanes, None, heads), P(lanes)
-    prefix = LastSegment(token, token, lane)
     return on_shards(
       self._whole,
-      *(q_BTHE, k_BTKE, v_BTKE, mask_BT),
-      specs=(token, token, token, lane),
-      out_specs=(token, prefix),
+      token_axes(tokens.q_BTHE, whole=True),
+      ("BTHU", LastSegment("BNKE", "BNKU", "BN")),  # type: ignore[arg-type]
+      q_BTHE=tokens.q_BTHE,
+      k_BTKE=tokens.k_BTKE,
+      v_BTKE=tokens.v_BTKE,
+      mask_BT=chunk.mask_BT,
     )
 
   def _whole(self, q_BTHE, k_BTKE, v_BTKE, mask_BT):
@@ -65,14 +64,14 @@ class Prefixed(TransformerXL):
     whole = m.prefix_length + longest + m.summary_tokens
     return Work(s.lanes * whole * at_once, whole)
 
-  def open(self, state: LastSegment, lanes: int, dtype: Any) -> XLStream:
+  def open(self, state: LastSegment, lanes: int, dtype: Any) -> Stream:
     """An empty segment behind the prefix, with room for what is summed up."""
     c = self.config
-    return XLStream(state, empty_cache(c, lanes, dtype, c.segment_length + c.memory.summary_tokens))
+    return Stream(state, empty_segment(c, lanes, dtype, c.segment_length + c.memory.summary_tokens))
 
-  def _extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
-    """It is the model that closes the segment."""
-    return self._append(q_BTHE, k_BTKE, v_BTKE, stream, mask_BT)
+  def extend(self, tokens, chunk, stream):
+    """The model closes the segment, and not the layer."""
+    return self.append(tokens, chunk, stream)
 
 
 class Rmt(Prefixed):

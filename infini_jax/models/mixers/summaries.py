@@ -16,18 +16,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from infini_jax.config import ModelConfig
-from infini_jax.models.mixers.transformer_xl import XLStream
+from infini_jax.models.mixers.base import Chunk, Stream
 from infini_jax.models.transformer import REMAT, Transformer, matrix
 from infini_jax.ops.attention import to_segments
 from infini_jax.ops.lanes import where_lane
 from infini_jax.ops.shards import on_shards
 from infini_jax.parallel import shard, zeros
-from infini_jax.parallel.mesh import COMPUTE, spec
+from infini_jax.parallel.mesh import COMPUTE
 
 BACK = 2  # segments that the gradient of an AutoCompressor goes through
 
-
-BY_LANE = spec("B", COMPUTE)
+BY_LANE = {"B": COMPUTE["B"]}
 
 
 class Summaries(NamedTuple):
@@ -42,7 +41,7 @@ class SummaryStream(NamedTuple):
   """The summaries before the open segment, and each layer's keys and values of it."""
 
   summaries: Summaries
-  layers: XLStream
+  layers: Stream
 
 
 class SummaryTransformer(Transformer):
@@ -89,9 +88,8 @@ class SummaryTransformer(Transformer):
     if shift_BS is not None:
       N += 2 * _reach(c)  # room for the longest
       cut = partial(_cut, N=c.segment_length, W=N)
-      tokens_BT, mask_BT, place_BT = on_shards(
-        cut, tokens_BT, mask_BT, shift_BS, specs=(BY_LANE,) * 3, out_specs=(BY_LANE,) * 3
-      )
+      rows = {"tokens_BT": tokens_BT, "mask_BT": mask_BT, "shift_BS": shift_BS}
+      tokens_BT, mask_BT, place_BT = on_shards(cut, BY_LANE, ("BT", "BT", "BT"), **rows)
     x_BTD = shard(self.embed(tokens_BT), "B__")
     split = lambda x_BT: jnp.moveaxis(to_segments(x_BT, N), 1, 0)
 
@@ -115,9 +113,8 @@ class SummaryTransformer(Transformer):
     hidden_BTD = jnp.moveaxis(hidden_SBND, 0, 1).reshape(B, S * N, -1)
     if shift_BS is not None:
       pick = lambda x_BTD, place_BT: jnp.take_along_axis(x_BTD, place_BT[..., None], 1)
-      hidden_BTD = on_shards(
-        pick, hidden_BTD, place_BT, specs=(BY_LANE, BY_LANE), out_specs=BY_LANE
-      )
+      rows = {"x_BTD": hidden_BTD, "place_BT": place_BT}
+      hidden_BTD = on_shards(pick, BY_LANE, "BTD", **rows)
     return shard(hidden_BTD[:, :T], "BTD"), state
 
   def open(self, state: Summaries, lanes: int) -> SummaryStream:
@@ -148,7 +145,7 @@ class SummaryTransformer(Transformer):
     before_BAD, seen_BA, _ = self._around(after)
     prefix = self._through(before_BAD, seen_BA)[1]
     cache = layers.cache._replace(fill_B=where_lane(full_B, 0, layers.cache.fill_B, axis=1))
-    layers = XLStream(where_lane(full_B, prefix, layers.last, axis=1), cache)
+    layers = Stream(where_lane(full_B, prefix, layers.state, axis=1), cache)
     return SummaryStream(where_lane(full_B, after, summaries, axis=1), layers)
 
   def _around(self, summaries):
@@ -177,17 +174,16 @@ class SummaryTransformer(Transformer):
 
   def _through(self, x_BTD, real_BT):
     """All layers over prefix and segment; the state is each layer's of the prefix."""
-    mix = lambda mixer, q, k, v, state, cut: mixer(q, k, v, state, mask_BT=real_BT)
-    return self._run_layers(x_BTD, (), mix, REMAT[self.config.run.remat])
+    chunk = Chunk(mask_BT=real_BT)
+    return self._run_layers(x_BTD, (), chunk, REMAT[self.config.run.remat])
 
   def _behind(self, x_BTD, layers, real_BT):
     """All layers over a few tokens behind the prefix."""
-    mix = lambda mixer, q, k, v, stream, cut: mixer.extend(q, k, v, stream, real_BT)
-    return self._run_layers(x_BTD, layers, mix, None)
+    return self._run_layers(x_BTD, layers, Chunk(mask_BT=real_BT, extends=True), None)
 
-  def _run_layers(self, x_BTD, state, mix, policy):
+  def _run_layers(self, x_BTD, state, chunk, policy):
     """T is never divided here: summaries and tokens are cut apart and joined."""
-    hidden_BTD, state = self._layers(shard(x_BTD, "BTD"), state, mix, policy)
+    hidden_BTD, state = self._layers(shard(x_BTD, "BTD"), state, chunk, policy)
     return shard(hidden_BTD, "B__"), state
 
 

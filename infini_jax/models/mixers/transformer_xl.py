@@ -1,7 +1,7 @@
 """Transformer-XL (Dai et al., arXiv 1901.02860): a segment sees the one before it, too.
 
 The keys and values of the last segment are kept, without gradient. They are kept un-rotated, and
-turned anew where they are read: what a query sees depends on the distance alone, which is what the
+rotated anew where they are read: what a query sees depends on the distance alone, which is what the
 relative encoding of the paper is for. Rotary positions take its place here.
 """
 
@@ -12,20 +12,9 @@ import jax.numpy as jnp
 
 from infini_jax.config import ModelConfig
 from infini_jax.models.mixers.base import Mixer, Work, pair_size, read_flops
-from infini_jax.models.mixers.local import empty_cache
-from infini_jax.ops.attention import (
-  UNSEEN,
-  SegmentCache,
-  attention,
-  close_full,
-  open_slots,
-  put,
-  to_segments,
-  window_attention,
-)
-from infini_jax.ops.lanes import where_lane
+from infini_jax.ops.attention import UNSEEN, attention, to_segments, window_attention
 from infini_jax.ops.rotary import rotate
-from infini_jax.ops.shards import P, on_shards, spec_of
+from infini_jax.ops.shards import on_shards, token_axes
 from infini_jax.parallel import zeros
 
 
@@ -35,13 +24,6 @@ class LastSegment(NamedTuple):
   k_BNKE: jax.Array
   v_BNKU: jax.Array
   seen_BN: jax.Array  # bool
-
-
-class XLStream(NamedTuple):
-  """The segment before, and the open one (un-rotated, too)."""
-
-  last: LastSegment
-  cache: SegmentCache
 
 
 class TransformerXL(Mixer):
@@ -56,16 +38,51 @@ class TransformerXL(Mixer):
       zeros(shape, "BNKE", dtype), zeros(shape, "BNKU", dtype), zeros(shape[:2], "BN", bool)
     )
 
-  def __call__(self, q_BTHE, k_BTKE, v_BTKE, state, *, reset_BS=None, mask_BT=None, cut=None):
-    """A chunk of whole segments, all at once: each sees itself and the one before."""
-    lanes, _, heads, _ = spec_of(q_BTHE)
-    token, lane = P(lanes, None, heads), P(lanes)
-    last = LastSegment(token, token, lane)
+  def read(self, tokens, position_BT, segment, state, chunk):
+    """The segment before, and the segment."""
+    return on_shards(
+      self._see,
+      token_axes(tokens.q_BTHE, whole=True),
+      "BTHU",
+      q_BTHE=tokens.q_BTHE,
+      position_BT=position_BT,
+      segment=segment,
+      last=state,
+      cut=chunk.cut,
+    )
+
+  def write(self, segment, state):
+    """The segment, without gradient."""
+    return jax.lax.stop_gradient(LastSegment(segment.k_BNKE, segment.v_BNKU, segment.mask()))
+
+  def _see(self, q_BTHE, position_BT, segment, last, cut):
+    """One device's share of `read`."""
+    B, A = last.seen_BN.shape
+    C = segment.k_BNKE.shape[1]
+    place = jnp.arange(A + C, dtype=jnp.int32)[None]
+    hidden_BA = ~last.seen_BN if cut is None else ~last.seen_BN | cut
+    hidden_BC = jnp.concatenate([hidden_BA, jnp.zeros((B, C), bool)], 1)
+    return attention(
+      rotate(q_BTHE, A + position_BT, self.rope()),
+      self._turn(jnp.concatenate([last.k_BNKE, segment.k_BNKE], 1), 0),
+      jnp.concatenate([last.v_BNKU, segment.v_BNKU], 1),
+      A + position_BT,
+      jnp.where(hidden_BC, UNSEEN, place),
+    )
+
+  def __call__(self, tokens, chunk, state):
+    """All segments side by side: each sees itself and the one before."""
     return on_shards(
       self._read,
-      *(q_BTHE, k_BTKE, v_BTKE, state, reset_BS, mask_BT, cut),
-      specs=(token, token, token, last, lane, lane, P()),
-      out_specs=(token, last),
+      token_axes(tokens.q_BTHE, whole=True),
+      ("BTHU", state),
+      q_BTHE=tokens.q_BTHE,
+      k_BTKE=tokens.k_BTKE,
+      v_BTKE=tokens.v_BTKE,
+      state=state,
+      reset_BS=chunk.reset_BS,
+      mask_BT=chunk.mask_BT,
+      cut=chunk.cut,
     )
 
   def _read(self, q_BTHE, k_BTKE, v_BTKE, state, reset_BS, mask_BT, cut):
@@ -104,50 +121,6 @@ class TransformerXL(Mixer):
     """Two segments side by side."""
     pair = 2 * s.kv_heads * c.head_dim * s.compute
     return Work(s.tokens, 2 * c.segment_length, 2 * s.tokens * pair)
-
-  def open(self, state: LastSegment, lanes: int, dtype: Any) -> XLStream:
-    """An empty segment after the last one."""
-    return XLStream(state, empty_cache(self.config, lanes, dtype))
-
-  def close(self, stream: XLStream) -> LastSegment:
-    """The last segment."""
-    return stream.last
-
-  def extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
-    """A few tokens of the open segment; when it is full, it becomes the last."""
-    lanes, _, heads, _ = spec_of(q_BTHE)
-    token, lane = P(lanes, None, heads), P(lanes)
-    places = XLStream(LastSegment(token, token, lane), SegmentCache(token, token, lane))
-    return on_shards(
-      self._extend,
-      *(q_BTHE, k_BTKE, v_BTKE, stream, mask_BT),
-      specs=(token, token, token, places, lane),
-      out_specs=(token, places),
-    )
-
-  def _extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
-    out_BTHU, (last, cache) = self._append(q_BTHE, k_BTKE, v_BTKE, stream, mask_BT)
-    closed_B, cache = close_full(cache, self.config.segment_length)
-    full = LastSegment(cache.k_BNKE, cache.v_BNKU, jnp.ones_like(last.seen_BN))
-    return out_BTHU, XLStream(where_lane(closed_B, full, last), cache)
-
-  def _append(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT):
-    """What the tokens see, and the stream with them in the open segment."""
-    last, cache = stream
-    A, C = last.k_BNKE.shape[1], cache.k_BNKE.shape[1]
-    position_BT, slot_BT = open_slots(cache, mask_BT)
-    k_BCKE, v_BCKU = put(cache.k_BNKE, slot_BT, k_BTKE), put(cache.v_BNKU, slot_BT, v_BTKE)
-    place = jnp.arange(A + C, dtype=jnp.int32)[None]
-    hidden = jnp.concatenate([~last.seen_BN, jnp.zeros((len(slot_BT), C), bool)], 1)
-    out_BTHU = attention(
-      rotate(q_BTHE, A + position_BT, self.rope()),
-      self._turn(jnp.concatenate([last.k_BNKE, k_BCKE], 1), 0),
-      jnp.concatenate([last.v_BNKU, v_BCKU], 1),
-      A + position_BT,
-      jnp.where(hidden, UNSEEN, place),
-    )
-    fill_B = cache.fill_B + mask_BT.sum(1, dtype=jnp.int32)
-    return out_BTHU, XLStream(last, SegmentCache(k_BCKE, v_BCKU, fill_B))
 
   def _turn(self, x_BCHE, first: int):
     """Rotated, the first of them at this position."""

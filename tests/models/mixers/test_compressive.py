@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from infini_jax.models.mixers.base import Chunk, Tokens
 from infini_jax.models.mixers.compressive import Compressive
 from tests.ops.reference import rotate
 from tests.tiny import model_config
@@ -90,9 +91,8 @@ def test_equals_the_loop_forward_and_gradient(rng, compression):
       return tuple(jnp.einsum("btd,dke->btke", x, w) for w in ws[1:])
 
     q = jnp.einsum("btd,dhe->bthe", x, weights[0])
-    out, state = mixer(
-      q, *project(x), mixer.state(2), reset_BS=jnp.asarray(reset), x_BTD=x, project=project
-    )
+    tokens = Tokens(q, *project(x), x, project)
+    out, state = mixer(tokens, Chunk(jnp.asarray(reset)), mixer.state(2))
     loss = Compressive.auxiliary(state)
     return (out * weight).sum() + 3.0 * loss, (out, loss)
 

@@ -9,14 +9,14 @@ from infini_jax.models import bind
 from infini_jax.ops import MemoryState, Rule, infini_attention
 from infini_jax.ops import infini as infini_module
 from infini_jax.ops import memory as memory_module
-from infini_jax.ops.attention import SegmentCache
+from infini_jax.ops.attention import Segment
 from tests.ops import reference
 from tests.tiny import fake_params, model_config
 
 B, K, G, E, U, N, T = 2, 2, 2, 4, 6, 4, 10  # two whole segments and a short one
 H, S = K * G, 3
 RULE = Rule("delta")
-PLAIN = dict(rope_theta=100.0, scale_first_segment=False, gate="sigmoid", readout_norm=False)
+PLAIN = dict(rope_theta=100.0)
 
 
 def inputs(rng):
@@ -38,8 +38,8 @@ def whole(implementation):
 
 
 def token_by_token(q, k, v, beta, M, z, decay, reset, mask):
-  empty = SegmentCache(jnp.zeros((B, N, K, E)), jnp.zeros((B, N, K, U)), jnp.zeros(B, jnp.int32))
-  stream = infini_module.open_stream(MemoryState(M, z), empty, RULE, decays=True)
+  empty = Segment(jnp.zeros((B, N, K, E)), jnp.zeros((B, N, K, U)), jnp.zeros(B, jnp.int32))
+  stream = infini_module.open_stream(MemoryState(M, z), empty, RULE, scored=True)
 
   def token(stream, xs):
     q, k, v, decay = (x[:, None] for x in xs)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from infini_jax.models.mixers.base import Chunk, Tokens
 from infini_jax.models.mixers.memorizing import Memorizing
 from infini_jax.models.mixers.transformer_xl import TransformerXL
 from tests.tiny import model_config
@@ -56,10 +57,10 @@ def test_is_transformer_xl_mixed_with_the_nearest_of_the_store(rng, pieces):
   outs, locals_, begin = [], [], 0
   for piece in pieces:
     part = slice(begin * N, (begin + piece) * N)
-    arrays = [jnp.float32(x[:, part]) for x in (q, k, v)]
-    how = {"reset_BS": reset[:, begin : begin + piece], "mask_BT": mask[:, part]}
-    out, state = ours(*arrays, state, **how)
-    local, local_state = xl(*arrays, local_state, **how)
+    tokens = Tokens(*(jnp.float32(x[:, part]) for x in (q, k, v)), x_BTD=None, project=None)
+    chunk = Chunk(reset[:, begin : begin + piece], mask[:, part])
+    out, state = ours(tokens, chunk, state)
+    local, local_state = xl(tokens, chunk, local_state)
     outs.append(out)
     locals_.append(local)
     begin += piece
@@ -80,7 +81,7 @@ def test_the_store_and_the_cache_have_no_gradient_and_the_gate_has(rng):
   def later(kv, gate):
     made = mixer(0.0)
     made.beta_H[...] = gate
-    return made(q, kv, kv, made.state(B, layer=1))[0][:, 3 * N :].sum()
+    return made(Tokens(q, kv, kv, None, None), Chunk(), made.state(B, layer=1))[0][:, 3 * N :].sum()
 
   kv = jnp.float32(rng.standard_normal((B, T, K, E)))
   grad, gate = jax.grad(later, (0, 1))(kv, jnp.zeros(H))

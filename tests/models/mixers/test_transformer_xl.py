@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from infini_jax.models.mixers.base import Chunk, Tokens
 from infini_jax.models.mixers.transformer_xl import LastSegment, TransformerXL
 from tests.ops.reference import rotate
 from tests.tiny import model_config
@@ -71,7 +72,8 @@ def test_equals_the_score_matrix_forward_and_gradient(rng, short):
     state = LastSegment(jnp.float32(before_k), jnp.float32(before_v), jnp.asarray(seen))
     cut = lambda x: x[:, :end]
     mixer = TransformerXL(CONFIG, nnx.Rngs(0))
-    out, _ = mixer(*map(cut, (q, k, v)), state, reset_BS=reset, mask_BT=cut(mask))
+    tokens = Tokens(*map(cut, (q, k, v)), x_BTD=None, project=None)
+    out, _ = mixer(tokens, Chunk(reset, cut(mask)), state)
     return out
 
   def graded(f):
@@ -95,7 +97,7 @@ def test_nothing_flows_back_into_the_segment_before(rng):
   mixer = TransformerXL(CONFIG, nnx.Rngs(0))
 
   def later(kv):
-    return mixer(q, kv, kv, mixer.state(B))[0][:, 2 * N :].sum()
+    return mixer(Tokens(q, kv, kv, None, None), Chunk(), mixer.state(B))[0][:, 2 * N :].sum()
 
   grad = jax.grad(later)(jnp.float32(rng.standard_normal((B, T, K, E))))
   assert np.abs(grad[:, 2 * N :]).max() > 0

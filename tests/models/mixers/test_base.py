@@ -1,0 +1,142 @@
+"""`read` and `write` define a memory system; its faster forms compute the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from infini_jax.models.mixers import MIXERS
+from infini_jax.models.mixers.base import Chunk, Mixer, Segment, Stream, Tokens, empty_segment
+from tests.tiny import model_config
+
+B, S, N, H, K, E, D = 2, 4, 4, 4, 2, 8, 6
+T = S * N
+SIZES = dict(width=D, segment_length=N, heads=H, kv_heads=K, head_dim=E, rope_theta=100.0)
+CASES = {
+  "infini-linear": dict(write_gate=True, adapter_rank=2),
+  "infini-delta": dict(rule="delta", normalize_keys=True, z_correction=True, decay=0.7,
+                       gate="hard_sigmoid", readout_norm=True, scale_first_segment=True),
+  "gated_delta": dict(mixer="gated_delta"),
+  "local": dict(mixer="local"),
+  "transformer_xl": dict(mixer="transformer_xl"),
+  "compressive": dict(mixer="compressive", compression_rate=2, compressed_memory=4),
+  "memorizing": dict(mixer="memorizing", knn_layers=(1,), knn_memory=10, knn_top=10),
+}  # fmt: skip
+CLOSE = dict(rtol=1e-4, atol=1e-5)
+
+
+class System:
+  """A memory system in one layer, with random parameters."""
+
+  def __init__(self, rng, options):
+    self.config = model_config(**SIZES, **options)
+    self.mixer = MIXERS[self.config.mixer](self.config, nnx.Rngs(0))
+    draw = lambda x: jnp.float32(rng.standard_normal(x.shape))
+    nnx.update(self.mixer, jax.tree.map(draw, nnx.state(self.mixer)))
+    self.weights = [jnp.float32(rng.standard_normal((D, n, E)) / D**0.5) for n in (H, K, K)]
+    # Where the definition is called and not a faster form, Mixer's own functions are.
+    self.plain = lambda *args: Mixer.__call__(self.mixer, *args)
+
+  def tokens(self, x):
+    def project(x, *, frozen=False):
+      return tuple(jnp.einsum("btd,dke->btke", x, w) for w in self.weights[1:])
+
+    return Tokens(jnp.einsum("btd,dhe->bthe", x, self.weights[0]), *project(x), x, project)
+
+
+@pytest.fixture(params=CASES)
+def system(rng, request):
+  return System(rng, CASES[request.param])
+
+
+def flags(rng):
+  """Resets, and documents that end inside a segment."""
+  reset = np.array([[True, False, False, True], [False, False, True, False]])
+  mask = np.ones((B, T), bool)
+  mask[0, 3 * N - 1], mask[1, T - 2 :] = False, False
+  return jnp.asarray(reset), jnp.asarray(mask)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_the_form_of_a_chunk_is_read_and_write_in_turn(rng, system, cut):
+  x = jnp.float32(rng.standard_normal((B, T, D)))
+  reset, mask = flags(rng)
+  chunk = Chunk(reset, mask, jnp.array(cut))
+  real = jnp.float32(mask)[..., None, None]
+  weight = jnp.float32(rng.standard_normal((B, T, H, E))) * real
+
+  def graded(call):
+    def loss(x):
+      out, state = call(system.tokens(x), chunk, system.mixer.state(B))
+      return (out * weight).sum(), (out * real, state)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(x)
+
+  (_, (want, want_state)), want_grad = graded(system.plain)
+  (_, (got, state)), grad = graded(system.mixer)
+  np.testing.assert_allclose(got, want, **CLOSE, err_msg="the output differs from read()")
+  np.testing.assert_allclose(grad, want_grad, rtol=1e-3, atol=1e-4, err_msg="gradient of x")
+  if hasattr(state, "loss_B"):  # a chunk alone measures how well the last segment was compressed
+    state, want_state = (s._replace(loss_B=jnp.zeros(B)) for s in (state, want_state))
+  same = lambda a, b: np.testing.assert_allclose(
+    np.float32(a), np.float32(b), **CLOSE, err_msg="the state differs from write()"
+  )
+  jax.tree.map(same, state, want_state)
+
+
+@pytest.mark.parametrize("pieces", [[1] * T, [3, 1, 2, 2, 4, 1, 3]], ids=["tokens", "pieces"])
+def test_the_extension_is_read_and_write_in_turn(rng, system, pieces):
+  mixer = system.mixer
+  tokens = system.tokens(jnp.float32(rng.standard_normal((B, T, D))))
+  want, state = system.plain(tokens, Chunk(), mixer.state(B))
+  extend = jax.jit(mixer.extend)
+  stream, outs, start = mixer.open(mixer.state(B), B, jnp.float32), [], 0
+  with_mask = lambda size: Chunk(mask_BT=jnp.ones((B, size), bool), extends=True)
+  extend = jax.jit(
+    lambda arrays, stream, size: mixer.extend(
+      Tokens(*arrays, tokens.project), with_mask(size), stream
+    ),
+    static_argnums=2,
+  )
+  for size in pieces:
+    part = [x[:, start : start + size] for x in tokens[:4]]
+    out, stream = extend(part, stream, size)
+    outs.append(out)
+    start += size
+  np.testing.assert_allclose(np.concatenate(outs, 1), want, **CLOSE)
+  same = lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **CLOSE)
+  jax.tree.map(same, mixer.close(stream), state)
+
+
+def test_a_segment_is_written_once_and_only_when_it_is_full(rng):
+  """The compression of a segment costs nothing at the tokens between."""
+  written = []
+
+  class Counted(Mixer):
+    def state(self, lanes, layer=0):
+      return jnp.zeros((lanes,))
+
+    def read(self, tokens, position_BT, segment, state, chunk):
+      return tokens.q_BTHE
+
+    def write(self, segment, state):
+      jax.debug.callback(lambda fill: written.append(fill.tolist()), segment.fill_B)
+      return state + 1
+
+  config = model_config(**SIZES)
+  mixer = Counted(config, nnx.Rngs(0))
+  stream = Stream(jnp.zeros((B,)), empty_segment(config, B, jnp.float32))
+  one = jnp.zeros((B, 1, H, E)), *(jnp.zeros((B, 1, K, E)),) * 2, jnp.zeros((B, 1, D))
+  lanes = jnp.array([True, True]), jnp.array([True, False])
+  extend = jax.jit(
+    lambda stream, lane_B: mixer.extend(
+      Tokens(*one, None), Chunk(mask_BT=lane_B[:, None], extends=True), stream
+    )[1]
+  )
+  for both in [0, 0, 1, 0, 0, 0]:  # the first lane is full after 4, the second after 5 tokens
+    stream = extend(stream, lanes[both])
+  jax.effects_barrier()
+  assert written == [[N, N - 1], [2, N]] or written == [[N, N - 1], [1, N]], written
+  assert stream.state.tolist() == [1, 1]
+  assert isinstance(stream.cache, Segment) and stream.cache.fill_B.tolist() == [2, 1]

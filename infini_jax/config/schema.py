@@ -255,6 +255,7 @@ class EvalConfig:
   temperature: float = at_least(0, 0.5)  # of generated summaries; 0: greedy
   top_p: float = above(0, 0.95, most=1)  # of generated summaries
 
+
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
   """Devices along each axis of the mesh; `data` -1: all devices that the other axes do not use."""

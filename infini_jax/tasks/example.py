@@ -144,7 +144,7 @@ class Task(Protocol):
     ...
 
   def beginning(self, rng: np.random.Generator, length: int) -> Example:
-    """Earlier text for a warm memory: `length` tokens or more; the first `length` have no answer."""
+    """Earlier text for a warm memory: `length` tokens or more, with no answer in the first ones."""
     ...
 
   def continuation(self, rng: np.random.Generator, before: Example, read: int, n: int) -> Example:

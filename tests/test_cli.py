@@ -189,7 +189,13 @@ def test_train_evaluate_and_generate(job):
   place = newest_file(run, "perplexity").parent
   for picture in (run / "evaluation" / "gates" / "gates.png", place / "positions.png"):
     assert picture.read_bytes().startswith(b"\x89PNG")
-  for figure in ("perplexity per token", "bits per byte", "memory held empty", "parameters", "gates.png"):
+  for figure in (
+    "perplexity per token",
+    "bits per byte",
+    "memory held empty",
+    "parameters",
+    "gates.png",
+  ):
     assert figure in done.stdout, f"the table lacks {figure!r}"
   typed = results["command"]
   assert typed == f"infini-jax eval --workdir={run}"

@@ -189,7 +189,7 @@ def _lanes(file: tensors.Tensors, header: dict[str, Any]) -> list[Lane]:
 
 
 def _check(path: Path, header: dict[str, Any], config: Config, tokenizer: Tokenizer) -> None:
-  """Raises InputError if a state is of another model; no parameter is read for it."""
+  """Raises InputError if a state is of another model, without reading a parameter."""
   try:
     made = dataclasses.replace(config, model=resolve(migrated(header["config"])).model)
   except InputError as error:

@@ -1,4 +1,4 @@
-"""The metrics of a run: always as JSON lines; to TensorBoard and wandb if the config says so."""
+"""The metrics of a run: always as JSON lines; also to TensorBoard and wandb if the config sets them."""
 
 import contextlib
 import json

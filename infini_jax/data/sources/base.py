@@ -16,7 +16,7 @@ HELD_OUT = 0.04  # the share of documents in validation, and in test, if a hash 
 CALLED = {split: split for split in SPLITS} | dict.fromkeys(("valid", "val", "dev"), "validation")
 # Whole words of a name only: `c4-validation.00001.json.gz`, but not `contest.jsonl`.
 NAMED = re.compile(rf"(?<![a-z])({'|'.join(CALLED)})(?![a-z])")
-SAMPLED = 32  # the fewest parts that a sample is taken from, if there are so many
+SAMPLED = 32  # a sample is taken from at least this many parts, if there are as many
 
 
 class Record(NamedTuple):

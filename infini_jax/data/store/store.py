@@ -1,6 +1,6 @@
 """The token store on disk: documents as token ids; any slice of a document can be read directly.
 
-store.json                 written last: its presence says that the store is complete
+store.json                 written last: if it exists, the store is complete
 plan.json                  what the store is made from
 tokenizer.*                the tokenizer that made it
 train/00000.array_record   blocks of up to 16,384 tokens, each of one document

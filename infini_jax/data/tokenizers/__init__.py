@@ -1,4 +1,4 @@
-"""Tokenizers behind one small interface: bytes, SentencePiece, Hugging Face."""
+"""Tokenizers with one small interface: bytes, SentencePiece, Hugging Face."""
 
 import json
 from pathlib import Path

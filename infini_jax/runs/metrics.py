@@ -1,4 +1,4 @@
-"""The metrics of a run: always as JSON lines; also to TensorBoard and wandb if the config sets them."""
+"""The metrics of a run: as JSON lines, and also to TensorBoard and wandb if the config says so."""
 
 import contextlib
 import json

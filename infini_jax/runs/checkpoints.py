@@ -36,8 +36,8 @@ class Checkpoints:
 
   Args:
     workdir: the folder of the run.
-    keep: how many checkpoints to keep; None for reading only. If it is set, the files of a save
-      that was killed are removed.
+    keep: how many checkpoints to keep; None: all. If it is set, as in training, the files of a
+      save that was killed are removed.
   """
 
   def __init__(self, workdir: Workdir, keep: int | None = None):

@@ -100,7 +100,7 @@ def test_wrong_inputs_are_named_in_one_line_with_the_remedy(job, tmp_path, capsy
   assert "gradient" in train("--config.infini.gate=hard_sigmoid", "--config.infini.gate_init=-5.0")
   wrong = tmp_path / "wrong.py"
   for text, said in (
-    ("get_config = lambda: None", "let get_config() return what base_config() gave it"),
+    ("get_config = lambda: None", "get_config() must return the config of base_config()"),
     ("def get_config():\n  raise ValueError('mine')", f'File "{wrong}", line 2, in get_config'),
   ):
     wrong.write_text(text)
@@ -189,7 +189,13 @@ def test_train_evaluate_and_generate(job):
   place = newest_file(run, "perplexity").parent
   for picture in (run / "evaluation" / "gates" / "gates.png", place / "positions.png"):
     assert picture.read_bytes().startswith(b"\x89PNG")
-  for figure in ("perplexity per token", "bits per byte", "knocked out", "parameters", "gates.png"):
+  for figure in (
+    "perplexity per token",
+    "bits per byte",
+    "memory held empty",
+    "parameters",
+    "gates.png",
+  ):
     assert figure in done.stdout, f"the table lacks {figure!r}"
   typed = results["command"]
   assert typed == f"infini-jax eval --workdir={run}"

@@ -124,7 +124,7 @@ def test_a_file_that_is_no_config_is_named(tmp_path):
     ("x = (\n", f'File "{own}", line 1: SyntaxError'),
     ("x = 1\n", "has no function get_config()"),
     ("def get_config(kind): pass\n", "needs a variant: --config=FILE:VARIANT"),
-    ("def get_config(): return 5\n", "let get_config() return what base_config() gave it"),
+    ("def get_config(): return 5\n", "get_config() must return the config of base_config()"),
     ("import own_broken\n", f'File "{tmp_path / "own_broken.py"}", line 2: SyntaxError'),
   ):
     (tmp_path / "own_broken.py").write_text("y = 1\nx = = 2\n")

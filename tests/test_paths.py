@@ -234,7 +234,7 @@ def test_a_config_a_corpus_and_a_vocabulary_at_home(texts, tmp_path, capsys, mon
     capsys, "prepare", f"--source={texts}", "--out=~/new", "--tokenizer=huggingface:~/t.json"
   )
   os.mkfifo(tmp_path / "pipe")
-  for path, why in (("gs://b/t.json", "is a URL"), ("~", "is no file"), ("pipe", "is no file")):
+  for path, why in (("gs://b/t.json", "is a URL"), ("~", "not a file"), ("pipe", "not a file")):
     vocabulary = f"--tokenizer=huggingface:{path}"
     assert why in one_line(capsys, "prepare", f"--source={texts}", "--out=~/new", vocabulary)
   assert not (tmp_path / "~").exists()

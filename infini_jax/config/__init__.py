@@ -1,8 +1,9 @@
-"""An experiment's config: `schema` says what there is, `checks` what is wrong.
+"""The config of an experiment: `schema` declares the fields, `checks` finds errors in the values.
 
-A config file is Python: it takes `base_config()`, a locked `ml_collections.ConfigDict` that holds
-every field with its default, edits it, and returns it. `resolve` turns that into the frozen
-`Config` that the rest of the package reads. Nothing here touches a device or imports the package.
+A config file is Python: it calls `base_config()`, edits the result, and returns it. The result is a
+locked `ml_collections.ConfigDict` that holds every field with its default. `resolve` converts it to
+the frozen `Config` that the rest of the package reads. No module here uses a device or imports the
+rest of the package.
 """
 
 from infini_jax.config.adaptation import Stage, original, stage_at, stages, tokens_read

@@ -1,4 +1,4 @@
-"""How a trained model is adapted: which steps have which segments, and what excludes what."""
+"""The adaptation of a trained model: the segment length of each step, and checks of settings."""
 
 import dataclasses
 from typing import NamedTuple
@@ -6,11 +6,11 @@ from typing import NamedTuple
 from infini_jax.config.bounds import InputError
 from infini_jax.config.schema import Config, ModelConfig
 
-ANOTHER_ORDER = 1_000_003  # added to the seed with every stage
+ANOTHER_ORDER = 1_000_003  # added to the seed at every stage
 
 
 class Stage(NamedTuple):
-  """The steps from `first` on, until the next stage begins; `config` has their segment length."""
+  """The steps from `first` to the start of the next stage; `config` has their segment length."""
 
   first: int
   config: Config
@@ -19,8 +19,8 @@ class Stage(NamedTuple):
 def stages(config: Config) -> tuple[Stage, ...]:
   """The stages of a run: one, or those of its rollout curriculum.
 
-  A chunk keeps its number of segments, so that it grows with them. A stage deals its documents or
-  examples out anew, from its own seed and from batch 0: all lanes begin something there.
+  A chunk keeps its number of segments, so that it grows with the segment length. Each stage has its
+  own seed and begins with batch 0, so every lane begins a document or an example there.
   """
   t, warm = config.train, config.warm
   made = []
@@ -52,20 +52,20 @@ def tokens_read(config: Config, step: int) -> int:
 
 
 def original(model: ModelConfig) -> ModelConfig:
-  """The model before the surgery: attention over all that it reads at a time, and no adapters."""
+  """The config of the original model: full attention over its input, and no adapters."""
   none = dataclasses.replace(model.adapters, rank=0)
   return dataclasses.replace(model, mixer="full", adapters=none)
 
 
 def check_adaptation(config: Config) -> None:
-  """Raises InputError, with the remedy, for settings that contradict each other."""
+  """Raises InputError, with the remedy, if settings of an adaptation contradict each other."""
   m, t = config.model, config.train
   if t.rollout:
     _check_rollout(config)
   if t.part == "lora" and not m.adapters.rank:
     raise InputError(
       "config.train.part='lora' with config.adapters.rank=0: there are no adapters; set "
-      "config.adapters.rank to 8, say"
+      "config.adapters.rank, for example to 8"
     )
   if t.part == "gates" and not m.memory.gated:
     raise InputError(

@@ -1,4 +1,4 @@
-"""From a command line to a `Config`: the config file, and the fields that are set behind it."""
+"""From a command line to a `Config`: the config file, and the fields that flags set."""
 
 import ast
 import dataclasses
@@ -25,16 +25,16 @@ def load_config(
 ) -> Config:
   """The config of `--config=FILE --config.a.b=value ...`.
 
-  A value may stand behind a blank too. The last one of a field counts.
+  A space may replace the = between a flag and its value. The last value of a field is used.
 
   Args:
-    arguments: of the command.
-    own: the config of the run that is asked. The file may be left out then, and changes what it
-      sets; all else is as it is here.
-    say: takes a line about fields that have no effect.
+    arguments: the arguments of the command.
+    own: the config of an existing run. With it, the file is optional and changes only the fields
+      that it sets; all other fields are as in `own`.
+    say: called with a line about fields that have no effect.
 
   Raises:
-    InputError: no such file, one that fails, an unknown field or a wrong value.
+    InputError: no such file, a file that fails, an unknown field or a wrong value.
   """
   given: list[str] = []
   fields: dict[tuple[str, str], Any] = {}
@@ -46,7 +46,7 @@ def load_config(
       check_name(section, field)
       fields[section, field] = _value(section, field, text)
   if not given and own is None:
-    raise InputError("--config=FILE is missing; configs/ holds some, such as configs/demo.py")
+    raise InputError("--config=FILE is missing; choose one in configs/, such as configs/demo.py")
   if len(given) > 1:
     raise InputError(
       f"--config is given {len(given)} times ({', '.join(given)}): name one file, and set what "
@@ -64,7 +64,7 @@ def load_config(
 
 
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-  """Every flag with its text, which stands behind = or in the next argument."""
+  """Every flag with its text, which is after the = or in the next argument."""
   rest = iter(arguments)
   for argument in rest:
     name, equals, text = argument.partition("=")
@@ -80,9 +80,9 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _set(config: Any, section: str, field: str, value: Any) -> None:
-  """Sets a field of what a config file returned; what is no config is left for `resolve`."""
+  """Sets a field of the config that a file returned. If it is no config, `resolve` reports it."""
   if isinstance(config, ml_collections.ConfigDict):
-    with config.unlocked(), config.ignore_type():  # the text was read as the schema says
+    with config.unlocked(), config.ignore_type():  # the text has its type
       if section not in config:
         config[section] = ml_collections.ConfigDict()
       if isinstance(config[section], ml_collections.ConfigDict):
@@ -92,10 +92,10 @@ def _set(config: Any, section: str, field: str, value: Any) -> None:
 
 
 def _value(section: str, field: str, text: str) -> Any:
-  """What a text means for a field.
+  """The value of a text for a field.
 
   Raises:
-    InputError: nothing of the field's type.
+    InputError: the text is not a value of the field's type.
   """
   (found,) = [f for f in dataclasses.fields(SECTIONS[section]) if f.name == field]
   want = type(found.default)
@@ -119,7 +119,7 @@ def _truth(text: str) -> bool:
 
 
 def _written_otherwise(text: str) -> str:
-  """The whole number that a text such as 1e3 is; else empty."""
+  """The digits of a whole number that is written as a float, such as 1e3; else empty."""
   try:
     number = float(text)
   except ValueError:
@@ -128,7 +128,7 @@ def _written_otherwise(text: str) -> str:
 
 
 def _whole(text: str) -> int:
-  """As Python writes whole numbers; zeros in front are no octal."""
+  """A whole number as Python writes it; leading zeros are allowed and do not mean octal."""
   return int(text, 16 if text.strip().lower().lstrip("+-").startswith("0x") else 10)
 
 
@@ -136,7 +136,7 @@ READ: dict[type, Callable[[str], Any]] = {str: str, bool: _truth, int: _whole, f
 
 
 def _several(text: str, want: type) -> Any:
-  """A tuple or list, as Python writes it, or one value; words need no quotes."""
+  """A tuple or list as Python writes it, or one value; words need no quotes."""
   try:
     return ast.literal_eval(text.strip())
   except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):

@@ -1,4 +1,4 @@
-"""What a config file edits: every field with its default, locked."""
+"""The config that a config file edits: every field with its default, locked."""
 
 import contextlib
 import contextvars
@@ -17,9 +17,9 @@ _base = contextvars.ContextVar("base", default=DEFAULTS)
 
 
 def base_config() -> ml_collections.ConfigDict:
-  """Every field with its default, locked: a config file edits what it changes.
+  """Every field with its default, in a locked ConfigDict for a config file to edit.
 
-  Where a run is evaluated, the run's own config stands in place of the defaults.
+  When a run is evaluated, the fields have the values of the run's config in place of the defaults.
   """
   start = _base.get().sections()
   sections = {name: start.get(name, section()) for name, section in SECTIONS.items()}
@@ -28,7 +28,7 @@ def base_config() -> ml_collections.ConfigDict:
 
 @contextlib.contextmanager
 def based_on(config: Config) -> Iterator[None]:
-  """Lets `base_config()` give another config than the defaults."""
+  """In the body, `base_config()` returns the values of this config in place of the defaults."""
   token = _base.set(config)
   try:
     yield
@@ -37,10 +37,10 @@ def based_on(config: Config) -> Iterator[None]:
 
 
 class _Fields(ml_collections.ConfigDict):
-  """The whole config, or a section of it: what is wrong is refused in the line that sets it."""
+  """The whole config or a section of it. A wrong value is refused in the line that sets it."""
 
-  _section: str | None = None  # its name; the whole has "". None: ml_collections makes a copy
-  _whole: Any = None  # that it is a section of
+  _section: str | None = None  # its name; "" for the whole config. None: a copy of ml_collections
+  _whole: Any = None  # the config that it is a section of
 
   def __getitem__(self, key: str) -> Any:
     self._check_name(key)
@@ -48,7 +48,7 @@ class _Fields(ml_collections.ConfigDict):
 
   def __setitem__(self, key: str, value: Any) -> None:
     if self._section and self._whole is not None and key not in self._fields:
-      # An older config file, or one that reads an older run.json.
+      # The name is from an older config file, or from an older run.json that the file reads.
       if place := moved_to(self._section, key, self._whole["model"]["mixer"]):
         section, key = place
         if section in self._whole:

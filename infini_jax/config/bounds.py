@@ -1,4 +1,4 @@
-"""Fields with bounds: what a value must be stands where the field is declared."""
+"""Fields with bounds: the declaration of a field contains the bounds of its values."""
 
 import dataclasses
 import functools
@@ -7,31 +7,31 @@ from typing import Any
 
 
 class InputError(ValueError):
-  """A wrong input. Its text is one line: the thing, the value, the remedy. Exit status 2."""
+  """A wrong input. Its text is one line: the thing, the value, the remedy. The exit status is 2."""
 
   def __init__(self, text: str):
-    # A name may hold new lines, or what a terminal obeys.
+    # A name may contain newlines or control characters.
     shown = (c if c.isprintable() else repr(c)[1:-1] for c in text)
     super().__init__("".join(shown))
 
 
 def choice(default: str, choices: tuple[str, ...]) -> Any:
-  """A field that is one of these words."""
+  """A field whose value is one of these words."""
   return dataclasses.field(default=default, metadata={"choices": choices})
 
 
 def choices(default: tuple[str, ...], words: tuple[str, ...]) -> Any:
-  """A field that holds some of these words."""
+  """A field whose value is a tuple of some of these words."""
   return dataclasses.field(default=default, metadata={"choices": words})
 
 
 def above(bound: float, default: Any, most: float = math.inf) -> Any:
-  """A field of numbers larger than the bound, up to `most`."""
+  """A field whose number, or numbers, must be larger than the bound and at most `most`."""
   return dataclasses.field(default=default, metadata={"above": bound, "most": most})
 
 
 def at_least(bound: float, default: Any, most: float = math.inf) -> Any:
-  """A field of numbers from the bound on, to `most`."""
+  """A field whose number, or numbers, must be at least the bound and at most `most`."""
   return dataclasses.field(default=default, metadata={"least": bound, "most": most})
 
 
@@ -39,8 +39,8 @@ def check_bounds(name: str, section: Any) -> None:
   """Raises InputError for the first field of a section that is out of its bounds.
 
   Args:
-    name: of the section.
-    section: the frozen dataclass.
+    name: the name of the section.
+    section: the section, a frozen dataclass.
   """
   kind: Any = type(section)
   for field in _bounded(kind):

@@ -1,4 +1,4 @@
-"""Every error that the values of a config can make, each with its remedy."""
+"""The checks of values that depend on each other; each error has its remedy."""
 
 import importlib.util
 
@@ -9,14 +9,14 @@ from infini_jax.config.systems import SYSTEMS
 
 
 def check(config: Config) -> None:
-  """Raises InputError, with the remedy, for the first wrong field of a config."""
+  """Raises InputError, with the remedy, for the first wrong combination of fields of a config."""
   for name, section in config.sections().items():
     check_bounds(name, section)
   m, d, o, t = config.model, config.data, config.optimizer, config.train
   for name in ("b1", "b2"):
     if (value := getattr(o, name)) >= 1:
       raise InputError(
-        f"config.optimizer.{name}={value}: must be below 1, or no mean is ever taken"
+        f"config.optimizer.{name}={value}: must be below 1, because at 1 the mean never changes"
       )
   if m.heads % m.kv_heads:
     raise InputError(
@@ -74,7 +74,7 @@ def _check_window(m: ModelConfig) -> None:
   if f.global_nope and not f.global_every:
     raise InputError(
       "config.family.global_nope=True with config.family.global_every=0: no layer is global; set "
-      "config.family.global_every, or it to False"
+      "config.family.global_every, or config.family.global_nope=False"
     )
   for name in ("global_every", "window_theta"):
     if (value := getattr(f, name)) and not (f.window or (name == "global_every" and f.global_nope)):
@@ -113,8 +113,8 @@ def _check_task(config: Config) -> None:
   if task.name != "text":
     if d.carry_state:
       raise InputError(
-        f"config.data.carry_state=True with config.task.name={task.name!r}: its examples do not go "
-        f"on from step to step; set config.data.carry_state=False (and see config.warm)"
+        f"config.data.carry_state=True with config.task.name={task.name!r}: its examples end "
+        f"within a step; set config.data.carry_state=False (and see config.warm)"
       )
     if task.min_segments > d.segments:
       raise InputError(

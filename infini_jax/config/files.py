@@ -1,4 +1,4 @@
-"""Runs a person's config file: its neighbours can be imported, and a fault in it has its line."""
+"""Runs a config file. It can import modules of its folder, and an error names the line."""
 
 import contextlib
 import importlib
@@ -16,18 +16,18 @@ from typing import Any
 from infini_jax.config.bounds import InputError
 
 PACKAGE = Path(__file__).parent.parent
-NAME = "__config__"  # of a config file's module
-LONGEST = 600  # characters of what a config file raises
+NAME = "__config__"  # the name of a config file's module
+LONGEST = 600  # the most characters of an error that a config file raises
 
 
 def run(spec: str) -> Any:
-  """What the `get_config` of a file returns.
+  """Returns the result of the function `get_config` of a file.
 
   Args:
-    spec: FILE, or FILE:VARIANT, where get_config("VARIANT") is called.
+    spec: FILE, or FILE:VARIANT to call get_config("VARIANT").
 
   Raises:
-    InputError: no such file, or one that fails; the line is named.
+    InputError: there is no such file, or it fails; the error names the line.
   """
   name, variant = _divide(os.path.expanduser(spec))
   file = Path(name).absolute()
@@ -48,7 +48,7 @@ def run(spec: str) -> Any:
 
 
 def _divide(spec: str) -> tuple[str, tuple[str, ...]]:
-  """The file, and the variant behind its last colon, if there is one."""
+  """The file, and the variant after its last colon, if there is one."""
   if os.path.isfile(spec):
     return spec, ()
   name, colon, variant = spec.rpartition(":")
@@ -59,21 +59,21 @@ def _divide(spec: str) -> tuple[str, tuple[str, ...]]:
 
 
 class _Plain(Exception):
-  """What is wrong with a file as a whole."""
+  """An error of a file as a whole, without a line."""
 
 
 @contextlib.contextmanager
 def _located(spec: str, name: str, folder: Path) -> Iterator[None]:
-  """Says in one line where a file, or a neighbour of it, fails.
+  """Converts an error in the body to one line with its place in the file or a neighbour of it.
 
   Raises:
-    InputError: what is done in here failed.
+    InputError: the body failed.
   """
   try:
     yield
   except (Exception, SystemExit) as error:
     if isinstance(error, AttributeError) and error.args and isinstance(error.args[0], KeyError):
-      error = error.args[0].with_traceback(error.__traceback__)  # so ml_collections wraps them
+      error = error.args[0].with_traceback(error.__traceback__)  # ml_collections wraps it
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     where = ""
@@ -91,7 +91,7 @@ def _located(spec: str, name: str, folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _known(module: types.ModuleType) -> Iterator[None]:
-  """Makes a module known by its name, where dataclasses look their own up."""
+  """Adds a module to `sys.modules`, where dataclasses look up their module, during the body."""
   sys.modules[module.__name__] = module
   try:
     yield
@@ -100,7 +100,7 @@ def _known(module: types.ModuleType) -> Iterator[None]:
 
 
 def _is_in(folder: Path, filename: str) -> bool:
-  """Whether a file is a person's own: what is installed may lie in the same folder."""
+  """Whether a file is the user's own, and not of a package installed below the same folder."""
   file = Path(filename)
   others = [str(PACKAGE), *_installed()]
   return file.is_relative_to(folder) and not any(file.is_relative_to(other) for other in others)
@@ -112,10 +112,10 @@ def _installed() -> list[str]:
 
 @contextlib.contextmanager
 def _neighbours(folder: Path) -> Iterator[None]:
-  """Makes the modules of a folder importable, for as long as this lasts.
+  """Makes the modules of a folder importable during the body.
 
-  They come behind the standard library and all that is installed, and before everything else. They
-  are forgotten afterwards, for another config may have neighbours of the same names.
+  The standard library and installed packages are searched first. Afterwards the modules are removed
+  from `sys.modules`, because another config may have neighbours of the same names.
   """
   finder = _Finder(folder)
   importlib.invalidate_caches()
@@ -138,7 +138,7 @@ class _Finder:
     self._folder = str(folder)
 
   def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-    """As `importlib` asks."""
+    """The finder interface of `importlib`."""
     if path is not None or name in sys.stdlib_module_names or name == PACKAGE.name:
       return None
     find = importlib.machinery.PathFinder.find_spec
@@ -146,7 +146,7 @@ class _Finder:
     return None if spec is None or find(name, _installed()) else spec
 
   def take_out(self) -> dict[str, types.ModuleType]:
-    """Takes all modules whose names are of the folder's out of those that are imported."""
+    """Removes all modules with names of this folder's modules from `sys.modules`; returns them."""
     tops = {name.partition(".")[0] for name in sys.modules} - {"__main__"}
     own = {top for top in tops if self.find_spec(top)}
     return {name: sys.modules.pop(name) for name in [*sys.modules] if name.partition(".")[0] in own}

@@ -1,7 +1,7 @@
-"""Where fields of older configs stand today: `run.json`, adapters, exports and states still load.
+"""The new places of fields of older configs, so that older run.json files, exports and states load.
 
-Until November 2026 `model` held the fields of every memory system, of the family, of adapters and
-of the machine, `task` those of needles, and `train` those of logging.
+Until November 2026 the section `model` held the fields of all memory systems, of the family, of
+adapters and of the machine, `task` held those of needles, and `train` those of logging.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from infini_jax.config.systems import SYSTEMS
 
 _names = lambda section: [field.name for field in dataclasses.fields(section)]
 
-# From (section, field) to where it stands today. What several systems have goes to the chosen one.
+# (section, field) to its new place. A field that several systems have goes to the chosen system.
 MOVED: dict[tuple[str, str], tuple[str, str]] = {
   **{("model", name): (system, name) for system in SYSTEMS for name in _names(SYSTEMS[system])},
   **{("model", name): ("family", name) for name in _names(FamilyConfig)},
@@ -31,10 +31,10 @@ MOVED: dict[tuple[str, str], tuple[str, str]] = {
 
 
 def migrated(sections: dict[str, Any]) -> dict[str, Any]:
-  """The sections of a config as they are today; today's own stay as they are.
+  """The sections of a config with all fields at their new places.
 
   Args:
-    sections: as read from JSON.
+    sections: the sections as read from JSON, in the older or the new form.
   """
   made: dict[str, Any] = {}
   own = lambda section: sections[section] if isinstance(sections.get(section), dict) else {}
@@ -43,7 +43,7 @@ def migrated(sections: dict[str, Any]) -> dict[str, Any]:
   mixer = own("model").get("mixer", "infini")
   for section, fields in sections.items():
     if not isinstance(fields, dict):
-      made[section] = fields  # which is refused
+      made[section] = fields  # `resolve` refuses it
       continue
     made.setdefault(section, {})
     for name, value in fields.items():
@@ -56,7 +56,7 @@ def migrated(sections: dict[str, Any]) -> dict[str, Any]:
 
 
 def moved_to(section: str, name: str, mixer: str = "infini") -> tuple[str, str] | None:
-  """Where an older field stands today; None: where it stood."""
+  """The new place of an older field; None if its place did not change."""
   if section == "model" and mixer in SYSTEMS and name in _names(SYSTEMS[mixer]):
     return mixer, name
   return MOVED.get((section, name))

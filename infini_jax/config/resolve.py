@@ -1,4 +1,4 @@
-"""From what a person writes to the frozen `Config`, and from one config to another."""
+"""From the sections that a user writes to the frozen `Config`; the difference of two configs."""
 
 import dataclasses
 import difflib
@@ -16,7 +16,7 @@ from infini_jax.config.schema import CHANGEABLE, SECTIONS, Config, from_sections
 from infini_jax.config.systems import SYSTEMS
 
 DEFAULTS = Config()
-LARGEST = 2**31 - 1  # JAX counts in 32 bits; of a larger seed it would drop the rest in silence
+LARGEST = 2**31 - 1  # JAX uses 32 bits, and drops the higher bits of a larger seed without an error
 
 
 def resolve(config: ml_collections.ConfigDict | dict[str, Any], base: Config = DEFAULTS) -> Config:
@@ -24,7 +24,7 @@ def resolve(config: ml_collections.ConfigDict | dict[str, Any], base: Config = D
 
   Args:
     config: sections of fields.
-    base: has the fields that are not among them.
+    base: gives the fields that `config` does not set.
 
   Raises:
     InputError: an unknown field, a value of the wrong type, or fields that contradict each other.
@@ -32,7 +32,7 @@ def resolve(config: ml_collections.ConfigDict | dict[str, Any], base: Config = D
   values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
   if not isinstance(values, dict):
     raise InputError(
-      f"config={repr(values):.60}: let get_config() return what base_config() gave it"
+      f"config={repr(values):.60}: get_config() must return the config of base_config()"
     )
   sections = base.sections()
   for name, section in values.items():
@@ -40,7 +40,7 @@ def resolve(config: ml_collections.ConfigDict | dict[str, Any], base: Config = D
       continue  # a system without fields
     check_name(name)
     sections[name] = _section(name, sections.get(name, SECTIONS[name]()), section)
-  for name, section in sections.items():  # those that this model does not read, too
+  for name, section in sections.items():  # also the sections that this model does not read
     check_bounds(name, section)
   resolved = from_sections(sections)
   check(resolved)
@@ -48,7 +48,7 @@ def resolve(config: ml_collections.ConfigDict | dict[str, Any], base: Config = D
 
 
 def unread(config: ml_collections.ConfigDict | dict[str, Any]) -> str | None:
-  """A line about the fields that were set and that the chosen memory system does not read."""
+  """A line about fields that are set but not read by the chosen memory system; None if none."""
   values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
   mixer = values.get("model", {}).get("mixer", DEFAULTS.model.mixer)
   found = [
@@ -63,26 +63,26 @@ def unread(config: ml_collections.ConfigDict | dict[str, Any]) -> str | None:
 
 
 def from_json(text: str) -> Config:
-  """Reads back what `Config.to_json` wrote, today's or an older one."""
+  """The config of a text that `Config.to_json` wrote, also in an older version."""
   return resolve(migrated(json.loads(text)))
 
 
 def check_name(section: str, field: str | None = None) -> None:
-  """Raises InputError, with the nearest name, if there is no such section or field."""
+  """Raises InputError, with the most similar name, if there is no such section or field."""
   if section not in SECTIONS:
     raise InputError(f"config.{section}: no such section{_did_you_mean(section, SECTIONS)}")
   fields = [f.name for f in dataclasses.fields(SECTIONS[section])]
   if field is not None and field not in fields:
     if place := moved_to(section, field):
-      raise InputError(f"config.{section}.{field} is config.{'.'.join(place)} today: set that")
+      raise InputError(f"config.{section}.{field} is now config.{'.'.join(place)}: set that")
     raise InputError(f"config.{section}.{field}: no such field{_did_you_mean(field, fields)}")
 
 
 def field_value(section: str, name: str, value: Any) -> Any:
-  """A value of the type that the field has; a whole number will do for a float.
+  """The value, in the type of the field; a whole number is accepted for a float.
 
   Raises:
-    InputError: no such field, another type, or a number that is out of all bounds.
+    InputError: no such field, a value of another type, or a number that is too large or not finite.
   """
   check_name(section, name)
   (field,) = [f for f in dataclasses.fields(SECTIONS[section]) if f.name == name]
@@ -103,7 +103,7 @@ def field_value(section: str, name: str, value: Any) -> Any:
 
 
 def difference(old: Config, new: Config) -> str | None:
-  """The first field in which `new` is another experiment than `old`: 'section.field: a -> b'."""
+  """A line about the first field that makes `new` another experiment than `old`; None if none."""
   were, are = old.sections(), new.sections()
   for section in SECTIONS:
     free = CHANGEABLE.get(section, ())
@@ -124,7 +124,7 @@ def _section(section: str, base: Any, values: Any) -> Any:
 
 
 def _float(number: int) -> float:
-  """An integer as a float; one that is too large for it is infinite."""
+  """An integer as a float; infinite if it is too large for a float."""
   try:
     return float(number)
   except OverflowError:
@@ -136,7 +136,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _tuple(name: str, want: type, values: Any) -> tuple:
-  """Several values of a type; a list, as JSON writes it, is taken too."""
+  """A tuple of values of a type; a list, as JSON writes it, is accepted too."""
   values = tuple(values) if isinstance(values, list | tuple) else (values,)
   if want is float:
     values = tuple(_float(v) if type(v) is int else v for v in values)

@@ -1,4 +1,4 @@
-"""The fields of an experiment, as frozen dataclasses: what each means, its default, its bounds.
+"""The fields of an experiment, as frozen dataclasses: the meaning, default and bounds of each.
 
 Letters are those of the glossary: B lanes, T = S*N tokens of a chunk, S segments of a chunk,
 N tokens of a segment, D width, H query heads, K key/value heads, E head size, F feed-forward,
@@ -32,13 +32,13 @@ PARTS = ("all", "gates", "attention", "lora")
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("adamw", "adafactor")
 SPLITS = ("train", "validation", "test")
-ALL_SPLITS = "all"  # of them, where an evaluation reads
-LEAST, MOST = 1e-15, 1e15  # of what logits are divided by: float32 must hold what comes out
+ALL_SPLITS = "all"  # all three splits; only for evaluations
+LEAST, MOST = 1e-15, 1e15  # bounds of a divisor of logits, so that the result is finite in float32
 
 
 @dataclasses.dataclass(frozen=True)
 class SizesConfig:
-  """A decoder like Llama's: its sizes, and the memory system of its attention layers."""
+  """The sizes of a decoder like Llama, and the memory system of its attention layers."""
 
   mixer: str = choice("infini", tuple(SYSTEMS))  # the memory system: docs/mixers.md
   layers: int = above(0, 4)  # L
@@ -49,12 +49,12 @@ class SizesConfig:
   ffn: int = above(0, 1024)  # F
   vocab_size: int = above(0, 257)  # V; at least the tokenizer's size
   segment_length: int = above(0, 256)  # N
-  activation: str = choice("swiglu", ACTIVATIONS)  # of the feed-forward
+  activation: str = choice("swiglu", ACTIVATIONS)  # of the feed-forward layers
   tied_embeddings: bool = True
 
   @property
   def gated_ffn(self) -> bool:
-    """Whether the feed-forward has a gate: a third matrix."""
+    """Whether the feed-forward layers have a gate, which is a third matrix."""
     return self.activation != "gelu"
 
 
@@ -63,20 +63,20 @@ class FamilyConfig:
   """How a pretrained family differs from Llama."""
 
   rope_theta: float = above(0, 10_000.0)
-  rope_scaling: tuple[float, ...] = ()  # (factor,); Llama 3's and YaRN's: see ops/rotary.py
+  rope_scaling: tuple[float, ...] = ()  # (factor,), or that of Llama 3 or YaRN: see ops/rotary.py
   norm_eps: float = above(0, 1e-5)
-  norm_plus_one: bool = False  # norms scale by 1 + their parameter (Gemma)
-  qk_norm: bool = False  # RMSNorm over each query's and key's head
-  attention_bias: bool = False  # of queries, keys and values (Qwen 2)
-  post_norms: bool = False  # norms behind attention and feed-forward too (Gemma)
+  norm_plus_one: bool = False  # norms multiply by 1 + their parameter (Gemma)
+  qk_norm: bool = False  # RMSNorm over each head of queries and keys
+  attention_bias: bool = False  # biases of queries, keys and values (Qwen 2)
+  post_norms: bool = False  # norms also after attention and feed-forward (Gemma)
   embed_scale: float = above(0, 1.0)  # embeddings are multiplied by it (Gemma: sqrt(D))
   query_scale: float = at_least(0, 0.0)  # scores are multiplied by it; 0: 1/sqrt(E)
   attention_softcap: float = at_least(0, 0.0)  # scores s: cap * tanh(s / cap) (Gemma 2); 0: off
-  logit_softcap: float = at_least(0, 0.0)  # the same of logits
-  window: int = at_least(0, 0)  # tokens that a query of a windowed layer sees; 0: all
-  global_every: int = at_least(0, 0)  # every such layer sees all; 0: every layer has the window
-  global_nope: bool = False  # those layers rotate nothing by its position (SmolLM3)
-  window_theta: float = at_least(0, 0.0)  # of windowed layers (Gemma 3); 0: rope_theta
+  logit_softcap: float = at_least(0, 0.0)  # the same for logits
+  window: int = at_least(0, 0)  # tokens that a query of a windowed layer attends to; 0: all
+  global_every: int = at_least(0, 0)  # every n-th layer attends to all; 0: no such layer
+  global_nope: bool = False  # those layers use no rotary positions (SmolLM3)
+  window_theta: float = at_least(0, 0.0)  # rope_theta of windowed layers (Gemma 3); 0: rope_theta
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,26 +84,26 @@ class AdaptersConfig:
   """Low-rank adapters beside the projections of attention."""
 
   rank: int = at_least(0, 0)  # R; 0: none
-  alpha: float = above(0, 16.0)  # what an adapter adds is scaled by alpha / rank
+  alpha: float = above(0, 16.0)  # the output of an adapter is multiplied by alpha / rank
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
   """How a model is computed on a machine."""
 
-  remat: str = choice("full", REMAT_POLICIES)  # recomputed for the gradient
-  implementation: str = choice("auto", IMPLEMENTATIONS)  # how the segments are run
+  remat: str = choice("full", REMAT_POLICIES)  # what is recomputed for the gradient
+  implementation: str = choice("auto", IMPLEMENTATIONS)  # how the segments are computed
   attention: str = choice("auto", KERNELS)  # kernel inside segments; splash: TPU
   compute_dtype: str = choice("float32", DTYPES)
-  param_dtype: str = choice("float32", DTYPES)  # in which parameters are kept: docs/scale.md
-  compilation_cache: str = ""  # a folder, to compile a program once for all runs; empty: none
+  param_dtype: str = choice("float32", DTYPES)  # the type of stored parameters: docs/scale.md
+  compilation_cache: str = ""  # a folder for compiled programs, shared by runs; empty: none
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(SizesConfig):
   """A whole model: sizes, family, its memory system, adapters, and how it is computed.
 
-  `memory` is of the class that `mixer` names: one of another class is replaced by its defaults.
+  `memory` has the class that `mixer` names. A value of another class is replaced by the defaults.
   """
 
   family: FamilyConfig = FamilyConfig()
@@ -121,149 +121,150 @@ class ModelConfig(SizesConfig):
 class DataConfig:
   """Documents in lanes: a lane follows one document until it ends.
 
-  The tokenizer `run` is that of the run, at first of `train.start_from`; `task` is the task's own.
+  The tokenizer `run` is the tokenizer of the run, or of `train.start_from` before training starts;
+  `task` is the task's own vocabulary.
   """
 
   path: str = ""  # a prepared store, a corpus, or mix:STORE=WEIGHT,...: docs/data.md
   tokenizer: str = "bytes"  # or train:SIZE, sentencepiece:FILE, huggingface:FILE, run, task
   lanes: int = above(0, 8)  # B, over all hosts
   segments: int = above(0, 4)  # S; a training chunk holds T = S*N tokens of each lane
-  carry_state: bool = True  # carry each lane's state from step to step, without gradient through it
+  carry_state: bool = True  # carry each lane's state from step to step, without gradient
   prefetch: int = above(0, 4)  # batches read ahead
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
-  """What is learned: documents of `data.path`, or examples made on the spot, each with an answer.
+  """What a model learns: documents of `data.path`, or generated examples, each with an answer.
 
-  A task's example is whole in one chunk: the gradient goes from the answer back to its first token.
-  The loss weighs an answer 1, whatever its length.
+  One chunk holds a whole example of a task, so the gradient flows from the answer to the first
+  token. The loss weight of an answer is 1 in total, whatever its length.
   """
 
   name: str = choice("text", TASKS)  # text, summarization, passkey, recall or needle
-  digits: int = above(0, 4)  # passkey: of the key
-  late: float = at_least(0, 0.0, most=1)  # passkey: share of training's keys near the end
-  pairs: int = above(0, 32)  # recall: keys with their values in an example
+  digits: int = above(0, 4)  # passkey: digits of the key
+  late: float = at_least(0, 0.0, most=1)  # passkey: share of training keys near the end
+  pairs: int = above(0, 32)  # recall: pairs of key and value in an example
   distinct_keys: int = above(0, 64)  # recall: different keys
   distinct_values: int = above(0, 64)  # recall: different values
-  span: int = at_least(0, 0)  # recall: all pairs stand in the first so many tokens; 0: anywhere
-  min_segments: int = above(0, 2)  # of the shortest example; the longest has data.segments
-  curriculum_steps: int = at_least(0, 0)  # in which the longest grows from the shortest
-  repeat_weight: float = at_least(0, 0.3)  # passkey: loss weight of the key's second copy
-  context_weight: float = at_least(0, 0.5)  # loss weight of all the rest of an example
+  span: int = at_least(0, 0)  # recall: all pairs are in this many first tokens; 0: anywhere
+  min_segments: int = above(0, 2)  # segments of the shortest example; the longest has data.segments
+  curriculum_steps: int = at_least(0, 0)  # steps in which the longest grows from the shortest
+  repeat_weight: float = at_least(0, 0.3)  # passkey: loss weight of the second copy of the key
+  context_weight: float = at_least(0, 0.5)  # loss weight of the rest of an example, in total
 
 
 @dataclasses.dataclass(frozen=True)
 class NeedleConfig:
-  """The task `needle`: what hides in a text, and what is asked. docs/needles.md."""
+  """The task `needle`: the facts in a text, and the question. docs/needles.md."""
 
-  family: str = choice("single", FAMILIES)  # what hides in a text, and what is asked
+  family: str = choice("single", FAMILIES)  # the kind of the facts and the question
   needles: int = at_least(1, 4, most=32)  # keys, values, chains, people or common words
-  hops: int = at_least(1, 4, most=32)  # variables: names of a chain behind its first
-  facts: int = at_least(1, 1, most=2)  # facts: 1 asks where somebody is, 2 where a thing is
-  digits: int = above(0, 4)  # of each number
-  filler: str = ""  # the corpus that hides them; empty: data.path
+  hops: int = at_least(1, 4, most=32)  # variables: names in a chain after the first
+  facts: int = at_least(1, 1, most=2)  # facts: 1: where is a person? 2: where is a thing?
+  digits: int = above(0, 4)  # digits of each number
+  filler: str = ""  # the corpus of the text around them; empty: data.path
 
 
 @dataclasses.dataclass(frozen=True)
 class WarmConfig:
-  """Warm memory: examples start from states that have read earlier text, without gradient.
+  """Warm memory: an example starts from a state that holds earlier text, read without gradient.
 
-  Every lane has a companion that reads `segments` more of earlier text at every step, until it has
-  read a planned length, and starts anew. Whatever begins at the start of a chunk takes over the
-  companion's state with the probability `share`. (With `data.carry_state` a long document's own
-  state is warm already.)
+  Every lane has a companion, a second state. It reads `segments` segments of earlier text at every
+  step. After a planned length it starts again, empty. A document or example that begins at the
+  start of a chunk takes over the companion's state with the probability `share`. (With
+  `data.carry_state` the state of a long document is warm already.)
 
-  With a `growth` above 1 a companion fast-forwards: what a step adds to its state counts several
-  times, so that the text, as counted, grows by this factor at every step.
+  With a `growth` above 1 a companion fast-forwards: the text of one step counts several times, so
+  that the counted text grows by this factor at every step.
   """
 
   share: float = at_least(0, 0.0, most=1)  # 0: off
-  weight: float = above(0, 1.0)  # of a task's example that starts from there; of others 1
-  start_step: int = at_least(0, 0)  # before it all start empty: short texts teach a memory sooner
-  segments: int = above(0, 4)  # that a companion reads at every step
-  min_tokens: int = above(0, 1024)  # planned lengths: log-uniform from here
-  max_tokens: int = 65_536  # to here, as counted
-  growth: float = at_least(1, 1.0)  # of the text as counted, at every step; 1: none
+  weight: float = above(0, 1.0)  # loss weight of a task's example that starts warm; of others 1
+  start_step: int = at_least(0, 0)  # before this step all examples start empty
+  segments: int = above(0, 4)  # segments that a companion reads at every step
+  min_tokens: int = above(0, 1024)  # planned lengths are log-uniform, from this
+  max_tokens: int = 65_536  # to this, in counted tokens
+  growth: float = at_least(1, 1.0)  # factor of the counted text at every step; 1: none
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """AdamW, or Adafactor as the paper's; the gates are a group of their own."""
+  """AdamW, or Adafactor as in the paper; the gates are a group of their own."""
 
   name: str = choice("adamw", OPTIMIZERS)
-  learning_rate: float = above(0, 1e-3)  # the peak, after the warm-up
+  learning_rate: float = above(0, 1e-3)  # the peak, after warm-up
   warmup_steps: int = at_least(0, 100)
   final_fraction: float = at_least(0, 0.1)  # the cosine ends at this share of the peak
   b1: float = at_least(0, 0.9)
   b2: float = at_least(0, 0.95)
   eps: float = above(0, 1e-8)
-  weight_decay: float = at_least(0, 0.1)  # of matrices; norms and gates have none
-  clip_norm: float = at_least(0, 1.0)  # of the whole gradient; 0 turns clipping off
-  gate_learning_rate: float = above(0, 0.01)  # the gates' own peak, on the same schedule
+  weight_decay: float = at_least(0, 0.1)  # for matrices only; norms and gates have none
+  clip_norm: float = at_least(0, 1.0)  # for the norm of the whole gradient; 0: no clipping
+  gate_learning_rate: float = above(0, 0.01)  # the peak for gates, with the same schedule
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-  """How long, how seeded, how often written down."""
+  """The length, start, seed and intervals of training."""
 
   steps: int = above(0, 1000)
-  start_from: str = ""  # a run whose newest parameters and vocabulary training begins with
-  part: str = choice("all", PARTS)  # what is trained; gates are trained in every part
-  rollout: tuple[int, ...] = ()  # N that training begins with, one after the other, growing
-  rollout_steps: int = at_least(0, 0)  # of each of them; model.segment_length follows
-  distill_weight: float = at_least(0, 0.0)  # of KL(original || model), the run of start_from
+  start_from: str = ""  # a run; training starts from its newest parameters and vocabulary
+  part: str = choice("all", PARTS)  # the trained parameters; gates are in every part
+  rollout: tuple[int, ...] = ()  # values of N before model.segment_length, growing
+  rollout_steps: int = at_least(0, 0)  # steps with each value of rollout
+  distill_weight: float = at_least(0, 0.0)  # of KL(original || model); original: start_from
   seed: int = at_least(0, 0)
   accumulate: int = above(0, 1)  # microbatches per update; the lanes are divided among them
   z_loss: float = at_least(0, 0.0)  # weight of log(Z)^2
-  loss_chunk: int = above(0, 1024)  # tokens of each lane whose logits exist at the same time
+  loss_chunk: int = above(0, 1024)  # tokens of each lane whose logits are computed at a time
   log_every: int = above(0, 10)
-  eval_every: int = at_least(0, 0)  # 0: only by eval.py
-  eval_documents: int = above(0, 8)  # validation documents of an evaluation during training
+  eval_every: int = at_least(0, 0)  # 0: never during training
+  eval_documents: int = above(0, 8)  # documents or examples of a validation during training
   checkpoint_every: int = above(0, 500)  # and always at the end
   keep_checkpoints: int = above(0, 2)
 
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-  """What is written beside `metrics.jsonl`."""
+  """Logs beside `metrics.jsonl`."""
 
   tensorboard: bool = True
   wandb: bool = False
-  profile_start: int = at_least(0, 0)  # steps of this process after which the profiler starts
-  profile_steps: int = at_least(0, 0)  # steps it records; 0 turns it off
+  profile_start: int = at_least(0, 0)  # the profiler starts after this many steps of the process
+  profile_steps: int = at_least(0, 0)  # steps that the profiler records; 0: off
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-  """Whole documents or a task's examples, chunk after chunk, the state carried."""
+  """Evaluation: whole documents or a task's examples, chunk after chunk, with carried state."""
 
-  task: str = choice("", ("", *TASKS))  # one of task.name's; empty: what the run was trained on
-  split: str = choice("test", (*SPLITS, ALL_SPLITS))  # a corpus of one document is read whole
-  document: str = ""  # the one document of that name alone, of whichever split it is in
-  lanes: int = above(0, 8)  # documents read side by side
+  task: str = choice("", ("", *TASKS))  # a value of task.name; empty: the task of the run
+  split: str = choice("test", (*SPLITS, ALL_SPLITS))  # a corpus of one document is read as a whole
+  document: str = ""  # read only the document of this name, in any split
+  lanes: int = above(0, 8)  # documents read in parallel
   segments: int = above(0, 8)  # segments of a chunk
-  max_documents: int = at_least(0, 0)  # the first so many of the split; 0: all
-  max_tokens: int = at_least(0, 0)  # read no further into a document; 0: to its end
-  input_tokens: int = at_least(0, 0)  # of a document, until the memory is emptied; 0: never
+  max_documents: int = at_least(0, 0)  # read this many documents of the split; 0: all
+  max_tokens: int = at_least(0, 0)  # read at most this many tokens of a document; 0: all
+  input_tokens: int = at_least(0, 0)  # tokens until the memory is emptied; 0: never
   knock_out: tuple[str, ...] = choices(("empty",), KNOCK_OUTS)  # ablations: evaluation/knock_out.py
   lengths: tuple[int, ...] = at_least(1, (1024, 4096))  # tokens of a task's examples
   depths: tuple[float, ...] = at_least(0, (0.0, 0.5, 1.0), most=1)  # of the key: 0 start, 1 end
-  samples: int = above(0, 100)  # fresh examples of each length and depth
-  summary_length: int = above(0, 1024)  # tokens of a summary that is written, at most
-  temperature: float = at_least(0, 0.5)  # of its writing; 0 is greedy
-  top_p: float = above(0, 0.95, most=1)  # of its writing
+  samples: int = above(0, 100)  # new examples of each length and depth
+  summary_length: int = above(0, 1024)  # the most tokens of a generated summary
+  temperature: float = at_least(0, 0.5)  # of generated summaries; 0: greedy
+  top_p: float = above(0, 0.95, most=1)  # of generated summaries
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices along each axis of the mesh; -1 in `data` takes those that the others leave."""
+  """Devices along each axis of the mesh; `data` -1: all devices that the other axes do not use."""
 
   data: int = -1  # lanes
-  fsdp: int = at_least(1, 1)  # lanes too; parameters and moments lie divided, and are gathered
-  seq: int = at_least(1, 1)  # the segments of a chunk; only memories cross it
+  fsdp: int = at_least(1, 1)  # lanes too; parameters and moments are divided, and gathered for use
+  seq: int = at_least(1, 1)  # the segments of a chunk; devices exchange only memories
   tensor: int = at_least(1, 1)  # heads, the feed-forward, the vocabulary
-  dcn: int = at_least(1, 1)  # lanes, over slices or hosts that only a data-center network joins
+  dcn: int = at_least(1, 1)  # lanes, over slices or hosts that a data-center network connects
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,10 +283,10 @@ class Config:
   mesh: MeshConfig = MeshConfig()
 
   def sections(self) -> dict[str, Any]:
-    """The sections as a person writes them, each a frozen dataclass.
+    """The sections as a user writes them, each a frozen dataclass.
 
-    The fields of `model` are spread: its sizes, `family`, the section of its memory system,
-    `adapters` and `run` stand beside each other.
+    The parts of `model` are sections of their own: its sizes (`model`), `family`, the section of
+    its memory system, `adapters` and `run`.
     """
     m = self.model
     sizes = SizesConfig(**{f.name: getattr(m, f.name) for f in dataclasses.fields(SizesConfig)})
@@ -295,9 +296,9 @@ class Config:
     return of_model | {name: getattr(self, name) for name in others}
 
   def with_fields(self, **sections: dict[str, Any]) -> "Config":
-    """The same with some fields of some sections changed; nothing is checked.
+    """A copy with some fields of some sections changed; nothing is checked.
 
-    A section of a memory system that the model does not have is left out.
+    A section of a memory system that the model does not have is ignored.
     """
     return from_sections(
       self.sections()
@@ -308,13 +309,13 @@ class Config:
     )
 
   def to_json(self) -> str:
-    """The config as indented JSON, for a person and for `from_json`."""
+    """The config as indented JSON, which `from_json` reads."""
     sections = {name: dataclasses.asdict(section) for name, section in self.sections().items()}
     return json.dumps({name: fields for name, fields in sections.items() if fields}, indent=2)
 
 
 def from_sections(sections: dict[str, Any]) -> Config:
-  """A config of whole sections, as `Config.sections` gives them; what is missing has defaults."""
+  """A config of sections, as `Config.sections` gives them; missing sections have defaults."""
   sizes = sections.get("model", SizesConfig())
   model = ModelConfig(
     **vars(sizes),
@@ -327,7 +328,7 @@ def from_sections(sections: dict[str, Any]) -> Config:
   return Config(model=model, **{name: sections[name] for name in others if name in sections})
 
 
-# The sections that a person writes, and their classes.
+# The sections that a user writes, and their classes.
 SECTIONS: dict[str, Any] = {
   "model": SizesConfig,
   "family": FamilyConfig,
@@ -337,15 +338,15 @@ SECTIONS: dict[str, Any] = {
   **{f.name: type(f.default) for f in dataclasses.fields(Config) if f.name != "model"},
 }
 
-# How a model is computed on a machine, and not what: these fields of `run` never travel with it.
+# Fields of `run` that depend on the machine only: they are not copied with a model.
 HOW_TO_RUN = ("remat", "implementation", "attention")
 
-# What a run may change when it goes on in the same workdir; everything else makes another run.
+# Fields that may change when a run continues in its workdir; any other change is another run.
 CHANGEABLE = {
   "evaluation": None,
   "mesh": None,
-  "data": ("path", "prefetch"),  # a path may move; the store's own fingerprint is compared instead
-  # a run that learns needles compares its task's fingerprint
+  "data": ("path", "prefetch"),  # the fingerprint of the store is compared, not its path
+  # a run that learns needles compares the fingerprint of its task
   "needle": None,
   "train": tuple(
     f.name

@@ -1,8 +1,8 @@
-"""The memory systems as a config sees them: the fields of each, and the facts that others ask for.
+"""The memory systems in a config: the fields of each, and the facts that other modules read.
 
 A system is one class here (its section of the config), one module of `models/mixers` (parameters,
-computation, costs) and one line in each of the two registries. No other code compares the name of
-a system: it asks for a fact.
+computation, costs) and one line in each of the two registries. Other code never compares the name
+of a system; it reads a fact.
 """
 
 import dataclasses
@@ -13,33 +13,33 @@ from infini_jax.config.bounds import InputError, above, at_least, choice
 RULES = ("linear", "delta")
 GATES = ("sigmoid", "hard_sigmoid")
 COMPRESSIONS = ("conv", "mean")
-NO_GRADIENT = 3.0  # |beta| from which a hard sigmoid has none
+NO_GRADIENT = 3.0  # a hard sigmoid has no gradient for |beta| from here on
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
-  """The facts of a memory system, as the others ask for them; a subclass has its fields."""
+  """The facts of a memory system that other modules read; a subclass adds the fields."""
 
-  name: ClassVar[str] = ""  # in `SYSTEMS`
-  remembers: ClassVar[bool] = True  # a segment knows something of the segments before it
+  name: ClassVar[str] = ""  # its key in `SYSTEMS`
+  remembers: ClassVar[bool] = True  # a segment can use the segments before it
   grows: ClassVar[bool] = False  # attention over the whole text: the state grows with each token
   gated: ClassVar[bool] = False  # each query head has a gate, `beta_H`
-  layered: ClassVar[bool] = True  # each layer has a state of its own, and can be cut alone
-  windows: ClassVar[bool] = False  # it computes the family's windows, score scales and soft caps
+  layered: ClassVar[bool] = True  # each layer has its own state, and its reads can be cut alone
+  windows: ClassVar[bool] = False  # it supports the family's windows, score scales and soft caps
   kernels: ClassVar[bool] = False  # `run.attention` chooses the kernel of its local attention
   any_length: ClassVar[bool] = False  # its state does not depend on the length of a segment
-  exports: ClassVar[bool] = False  # its parameters are those of a Llama, and gates
-  matrix: ClassVar[bool] = False  # its state is M, a matrix for each head, and z, its normalizer
-  moves_borders: ClassVar[bool] = False  # in training segments end at random places
+  exports: ClassVar[bool] = False  # its parameters are those of Llama, and gates
+  matrix: ClassVar[bool] = False  # its state is M, a matrix for each head, and z, the normaliser
+  moves_borders: ClassVar[bool] = False  # in training, segments end at random places
 
   @property
   def affine(self) -> bool:
-    """Of a matrix memory: whether a segment maps what was there, `T M + U`, and adds no sum."""
+    """Whether a segment changes a matrix memory by an affine map, `T M + U`, and not by a sum."""
     return False
 
   @property
   def label(self) -> str:
-    """What a report writes behind the system's name."""
+    """The text that a report writes after the name of the system."""
     return ""
 
   def with_memory(self, layers: int) -> tuple[bool, ...]:
@@ -47,10 +47,10 @@ class System:
     return (True,) * layers
 
   def check(self, model: Any) -> None:
-    """Raises InputError for fields that contradict each other, or the sizes of the model."""
+    """Raises InputError if fields contradict each other, or the sizes of the model."""
 
   def not_divided(self, implementation: str) -> tuple[str, str] | None:
-    """Why the segments cannot lie on several devices: the setting, and the remedy; None: they can.
+    """Why segments cannot be divided among devices: the setting, and the remedy; None: they can.
 
     Args:
       implementation: `run.implementation`.
@@ -58,14 +58,14 @@ class System:
     return "", "its tokens see those of other segments; set config.mesh.seq=1"
 
   def not_additive(self) -> str | None:
-    """The setting that keeps the state from being a sum over the text; None: it is one.
+    """The setting for which the state is not a sum over the text; None: it is a sum.
 
-    Of a sum a part can count several times: `warm.growth`.
+    In a sum, a piece of text can count several times, as `warm.growth` needs.
     """
     return ""
 
   def not_exported(self) -> str | None:
-    """The setting for which no published format has a place; None: there is a place for all."""
+    """The setting that no published format supports; None: all settings are supported."""
     return None
 
 
@@ -79,16 +79,16 @@ class Infini(System):
   gate: str = choice("sigmoid", GATES)  # of beta; hard_sigmoid can reach 0 and 1
   gate_init: float = 0.0  # beta at the start: 0 from scratch, about -5 to adapt a trained model
   write_gate: bool = False  # a learned share of each token is written: hard_sigmoid(x w + b)
-  adapter_rank: int = at_least(0, 0)  # R, of adapters of the memory's q, k, v alone; 0: none
-  scale_first_segment: bool = False  # True: the paper's literal (1 - gate) while memory is empty
+  adapter_rank: int = at_least(0, 0)  # R of adapters for the memory's q, k, v only; 0: none
+  scale_first_segment: bool = False  # True: (1 - gate) while memory is empty, as in the paper
   normalize_keys: bool = False  # each stored key weighs 1 in z (Schlag et al., 2021)
-  z_correction: bool = False  # z grows by the new part of a key alone (ARMT)
-  decay: float = 1.0  # what a compression leaves of the memory; below 1 it forgets
-  readout_norm: bool = False  # RMSNorm without scale over each head's read-out
+  z_correction: bool = False  # z grows only by the new part of a key (ARMT)
+  decay: float = 1.0  # the factor of the memory at each compression; below 1 it forgets
+  readout_norm: bool = False  # RMSNorm without scale over the read-out of each head
 
   @property
   def affine(self) -> bool:
-    """The delta rule takes away what the keys recall."""
+    """True for the delta rule, which subtracts the values that the keys recall."""
     return self.rule == "delta"
 
   @property
@@ -97,7 +97,7 @@ class Infini(System):
     return self.rule
 
   def check(self, model: Any) -> None:
-    """Gates that can learn, a decay that is one, z where it can be corrected."""
+    """Checks the gate, the decay, and that z is corrected with the delta rule only."""
     name = self.name
     _check_gate(self)
     if not 0 < self.decay <= 1:
@@ -111,7 +111,7 @@ class Infini(System):
       )
 
   def not_divided(self, implementation: str) -> tuple[str, str] | None:
-    """A scan, and z that each token needs."""
+    """A scan over segments, and z_correction, where every token needs z."""
     if implementation == "scan":
       what = "run.implementation='scan'"
       return what, "segments that wait for each other; set config.run.implementation='parallel'"
@@ -120,13 +120,13 @@ class Infini(System):
     return None
 
   def not_additive(self) -> str | None:
-    """Whatever was read before must not change what is added."""
+    """Settings with which earlier text changes what later text adds."""
     if self.decay != 1:
       return f"{self.name}.decay={self.decay}"
     return f"{self.name}.z_correction=True" if self.z_correction else None
 
   def not_exported(self) -> str | None:
-    """Parameters that a Llama has not."""
+    """Settings that add parameters that Llama does not have."""
     if self.write_gate:
       return f"{self.name}.write_gate=True"
     return f"{self.name}.adapter_rank={self.adapter_rank}" if self.adapter_rank else None
@@ -134,27 +134,27 @@ class Infini(System):
 
 @dataclasses.dataclass(frozen=True)
 class GatedDelta(Infini):
-  """Delta whose decay is learned for each head and segment (arXiv 2412.06464, by segments)."""
+  """The delta rule with a learned decay for each head and segment (arXiv 2412.06464, adapted)."""
 
   exports = False
 
   rule: str = choice("delta", RULES)
-  decay_init: float = 4.0  # a segment leaves sigmoid(it) of the memory at the start
+  decay_init: float = 4.0  # at the start, a segment keeps sigmoid(decay_init) of the memory
 
   def not_additive(self) -> str | None:
-    """What was read before is decayed by what is read."""
+    """Always: later text sets the decay of earlier text."""
     return ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Local(System):
-  """Attention inside a segment alone."""
+  """Attention inside each segment only."""
 
   remembers = False
   windows = kernels = any_length = exports = True
 
   def not_divided(self, implementation: str) -> tuple[str, str] | None:
-    """No segment knows of another."""
+    """Always possible: segments are independent."""
     return None
 
 
@@ -167,7 +167,7 @@ class Full(System):
 
 @dataclasses.dataclass(frozen=True)
 class TransformerXL(System):
-  """Transformer-XL (arXiv 1901.02860): the segment before is seen too."""
+  """Transformer-XL (arXiv 1901.02860): attention to this segment and the one before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,11 +175,11 @@ class Compressive(System):
   """Compressive Transformers (arXiv 1911.05507)."""
 
   compression: str = choice("conv", COMPRESSIONS)  # how hidden states are compressed
-  compression_rate: int = above(0, 4)  # of them, how many become one
+  compression_rate: int = above(0, 4)  # how many hidden states become one
   compressed_memory: int = above(0, 512)  # C: compressed hidden states of a lane and layer
 
   def check(self, model: Any) -> None:
-    """A segment is compressed whole."""
+    """Checks that the rate divides the segment length."""
     if model.segment_length % self.compression_rate:
       raise InputError(
         f"config.compressive.compression_rate={self.compression_rate} does not divide "
@@ -194,17 +194,17 @@ class Memorizing(System):
   gated = True
 
   knn_layers: tuple[int, ...] = (9,)  # the layers with a store, from 1
-  knn_memory: int = above(0, 65_536)  # keys a lane and head that each of them stores
-  knn_top: int = above(0, 32)  # of them, how many a query attends to
+  knn_memory: int = above(0, 65_536)  # keys for each lane and head in each store
+  knn_top: int = above(0, 32)  # how many of the stored keys a query attends to
   gate: str = choice("sigmoid", GATES)  # of beta; hard_sigmoid can reach 0 and 1
   gate_init: float = 0.0  # beta at the start
 
   def with_memory(self, layers: int) -> tuple[bool, ...]:
-    """Those with a store."""
+    """True for the layers with a store."""
     return tuple(layer + 1 in self.knn_layers for layer in range(layers))
 
   def check(self, model: Any) -> None:
-    """Layers that there are, gates that can learn."""
+    """Checks the layers with a store, and the gate."""
     _check_gate(self)
     for layer in self.knn_layers:
       if not 1 <= layer <= model.layers:
@@ -216,11 +216,11 @@ class Memorizing(System):
 
 @dataclasses.dataclass(frozen=True)
 class Summaries(System):
-  """Systems whose memory is summary embeddings, which all layers share."""
+  """The systems whose memory is summary embeddings, which all layers share."""
 
   layered = False
 
-  summary_tokens: int = above(0, 50)  # P: embeddings that a segment is summed up in
+  summary_tokens: int = above(0, 50)  # P: summary embeddings of a segment
 
   @property
   def prefix_length(self) -> int:
@@ -239,12 +239,12 @@ class Autocompressor(Summaries):
 
   moves_borders = True
 
-  summary_steps: int = above(0, 4)  # the summaries of so many segments are kept
-  segment_jitter: float = at_least(0, 1 / 3, most=0.99)  # in training a segment has (1 +- it) N
+  summary_steps: int = above(0, 4)  # the summaries of this many segments are kept
+  segment_jitter: float = at_least(0, 1 / 3, most=0.99)  # training segments have (1 +- it) N tokens
 
   @property
   def prefix_length(self) -> int:
-    """A, the summaries of all these segments."""
+    """A, the summaries of all kept segments."""
     return self.summary_tokens * self.summary_steps
 
 

@@ -1,7 +1,7 @@
 """From files of text to batches: sources, tokenizers, the token store, lanes, the loader.
 
-`prepare` turns a corpus into a `Store` once; `TrainLanes` and `EvalLanes` say which tokens stand
-where in which batch; `loader.train_batches` reads them ahead. Nothing here knows a model.
+`prepare` converts a corpus to a `Store` once. `TrainLanes` and `EvalLanes` define which tokens are
+where in which batch. `loader.train_batches` reads batches ahead. No module here depends on a model.
 """
 
 from infini_jax.data.lanes.documents import EvalLanes, TrainLanes

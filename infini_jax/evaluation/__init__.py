@@ -1,1 +1,1 @@
-"""Evaluation: perplexity of whole documents, knock-out, gates; tables and pictures."""
+"""Evaluation: perplexity, retrieval, summaries, ablations, gates; tables and pictures."""

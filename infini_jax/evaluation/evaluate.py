@@ -1,6 +1,6 @@
-"""Evaluates a run: the figures of each task, knocked out too, and the gates.
+"""Evaluates a run: the figures of each task, with the memory and in ablations, and the gates.
 
-What is found lies where `filing` says: `results.json`, and the pictures beside it.
+`filing` defines the folder of the results: `results.json`, and the pictures beside it.
 """
 
 import datetime
@@ -38,9 +38,9 @@ from infini_jax.tasks import Pairs, Source
 
 
 def own_config(path: str) -> Config:
-  """The config of a run, which an evaluation goes by where nothing else is said.
+  """The config of a run, the default of its evaluation.
 
-  A folder of compiled programs that the run's machine had is left out where this one has it not.
+  A folder of compiled programs from another machine is removed if this machine does not have it.
 
   Raises:
     InputError: there is no run.
@@ -59,26 +59,26 @@ def evaluate(
   tasks: Sequence[str] = (),
   command: str | None = None,
 ) -> dict[str, dict[str, Any]]:
-  """Evaluates a checkpoint and files its results in `WORKDIR/evaluation/`.
+  """Evaluates a checkpoint and writes its results into `WORKDIR/evaluation/`.
 
   Args:
-    config: the run's; `config.evaluation` and `config.mesh` may differ from training.
+    config: the config of the run; `config.evaluation` and `config.mesh` may differ from training.
     path: the workdir.
-    console: where progress and the tables go.
-    step: which checkpoint; the newest by default.
-    tasks: of `NAMES`; by default `config.evaluation.task`, else what the run is trained on, and
-      the gates.
-    command: what was typed, to be written down.
+    console: for progress and the tables.
+    step: the step of the checkpoint; by default the newest.
+    tasks: some of `NAMES`; by default `config.evaluation.task`, else the task of the run, and the
+      gates.
+    command: the command that was typed, for the results.
 
   Returns:
-    What the `results.json` of each task holds.
+    The content of the `results.json` of each task.
 
   Raises:
-    InputError: no run or checkpoint there, or another config's; a task that there is not, or that
-      the run cannot be asked; an empty split; lengths too short.
+    InputError: there is no run or checkpoint, or the run has another config; a task does not exist
+      or does not fit the run; a split is empty; lengths are too short.
   """
   workdir = Workdir(folder_to_write(path, "--workdir"))
-  workdir.config()  # there must be a run
+  workdir.config()  # raises if there is no run
   workdir.check(config, "leave the field out, for an evaluation takes the run's own")
   config = machine.here(config, lambda line: console.print(line, highlight=False, soft_wrap=True))
   jobs = jobs_of(config, tasks)
@@ -120,7 +120,7 @@ def evaluate(
 
 
 def training(folder: Path) -> dict[str, Any]:
-  """What training took: the median speed, and the most bytes of a device."""
+  """The cost of training: the median tokens per second, and the most bytes of any device."""
   lines = read_metrics(folder)
   speeds = sorted(line["tokens_per_second"] for line in lines)
   return {
@@ -137,7 +137,7 @@ def _run(
   path: Path,
   console: Console,
 ) -> dict[str, Any]:
-  """What every variant of a job finds. What is `known` from another job is not read again."""
+  """The result of every variant of a job. Results in `known`, from other jobs, are reused."""
   for variant in job.variants:
     if (job.task, variant.name) not in known:
       how: dict[str, Any] = {}
@@ -151,7 +151,7 @@ def _run(
 
 
 def _about_source(job: Job, config: Config, sources: dict[str, Source]) -> dict[str, Any]:
-  """What was read, and how: what tells an evaluation from another one of the same task."""
+  """What was read, and how: the facts that distinguish evaluations of the same task."""
   task, source = job.task or job.name, sources.get(job.task)
   about: dict[str, Any] = {"task": task}
   if source is not None:
@@ -175,7 +175,7 @@ def _results(
   about: dict[str, Any],
   found: dict[str, Any],
 ) -> dict[str, Any]:
-  """What `results.json` holds."""
+  """The content of `results.json`."""
   figures = {name: one.to_dict() for name, one in found.items()}
   results = source | about
   if figures:
@@ -184,7 +184,7 @@ def _results(
 
 
 def _environment() -> dict[str, Any]:
-  """What computed the figures."""
+  """The versions and devices that computed the figures."""
   versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy")}
   return {
     "python": platform.python_version(),
@@ -220,7 +220,7 @@ def _show(
 
 
 def _about(results: dict[str, Any], path: Path, folder: Path, pictures: dict[str, Path]) -> Table:
-  """What was evaluated, how fast, and where everything lies."""
+  """A table of what was evaluated, the speed, and the paths of the files."""
   table = _table(f"the run, step {results['step']}")
   speed = results["training_tokens_per_second"]
   table.add_row("tokens/s in training", f"{speed:,.0f}" if speed else "")
@@ -239,7 +239,7 @@ def _about(results: dict[str, Any], path: Path, folder: Path, pictures: dict[str
 
 
 def _gates(results: dict[str, Any], picture: str) -> Table:
-  """What the gates learned."""
+  """A table of the gates."""
   g, table = results["gates"], _table(f"gates, step {results['step']}")
   heads = f"{g['local_heads']}, {g['mixer_heads']}, {g['memory_heads']}"
   table.add_row("heads: local, mixers, memory", heads)

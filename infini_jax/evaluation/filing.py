@@ -1,12 +1,12 @@
-"""What was evaluated, and where its results lie: filed by task, corpus and protocol.
+"""The identity of an evaluation, and the folder of its results by task, corpus and protocol.
 
     WORKDIR/evaluation/perplexity/books-test-1f3a9c/results.json
     WORKDIR/evaluation/passkey/4096-tokens-72b01d/results.json
     WORKDIR/evaluation/gates/results.json
 
-The end of a name is a digest of everything that changes the figures: the same evaluation again
-replaces its own results, another one stands beside them. An older program wrote no corpus and no
-protocol, into `evaluation/TASK/` itself.
+The end of a name is a digest of everything that changes the figures. So the same evaluation
+replaces its own results, and another evaluation gets its own folder. Older versions wrote into
+`evaluation/TASK/` itself, without corpus and protocol.
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ class Evaluated:
   """What one evaluation read, and how.
 
   Attributes:
-    task: what was asked: one of `tasks.KINDS`, or any other.
-    corpus: its `name`, `path` as it was given, `text` and `fingerprint`, short hashes of its
-      documents and of their tokens; None where none was read, or an older program did not say.
-    split: of the corpus.
+    task: the task: one of `tasks.KINDS`, or any other.
+    corpus: its `name`, its `path` as given, and `text` and `fingerprint`, short hashes of its
+      documents and of their tokens; None if no corpus was read, or in results of older versions.
+    split: the split of the corpus.
     protocol: the fields that change the figures, by name, such as "evaluation.max_tokens".
-    knock_out: the variants beside the whole memory.
-    step: of the checkpoint.
+    knock_out: the ablations that were computed too.
+    step: the step of the checkpoint.
   """
 
   task: str
@@ -48,7 +48,7 @@ class Evaluated:
 
   @classmethod
   def of(cls, results: Mapping[str, Any]) -> "Evaluated":
-    """What a `results.json` says of itself; an older program's settings say less."""
+    """The identity from a `results.json`; older results contain less of it."""
     task = results["task"]
     said = results.get("protocol")
     return cls(
@@ -62,38 +62,38 @@ class Evaluated:
 
   @property
   def asked(self) -> str:
-    """The task; of needles, also what hides."""
+    """The task; for needles, also the family."""
     family = self.protocol.get("needle.family")
     return f"{self.task}, {family}" if self.task == "needle" else self.task
 
   @property
   def read(self) -> str:
-    """The corpus and its split, where they are known."""
+    """The corpus and its split, if they are known."""
     return ", ".join(filter(None, [self.corpus["name"] if self.corpus else "", self.split]))
 
   @property
   def description(self) -> str:
-    """All of it in words, less what is off."""
+    """The whole identity in words, without fields that are off."""
     corpus = "corpus {path} (text {text:.8})".format(**self.corpus) if self.corpus else ""
     fields = (f"{k.partition('.')[2]} {_words(v)}" for k, v in self.protocol.items() if _on(v))
     return "; ".join(filter(None, [corpus, self.split, *fields]))
 
   @property
   def key(self) -> str:
-    """The same where figures may stand in one row: the same text, read and asked in the same way.
+    """A key that is equal for comparable figures: the same task, text and protocol.
 
-    Which knock-outs were run beside it, and at which step, does not matter.
+    It does not depend on the ablations or the step.
     """
     text = self.corpus and self.corpus["text"]
     on = {name: value for name, value in self.protocol.items() if value}
     return json.dumps([self.task, text, self.split, on], sort_keys=True)
 
   def folder(self, job: str, newest: int) -> Path:
-    """Where the results go, below `WORKDIR/evaluation/`.
+    """The folder of the results, below `WORKDIR/evaluation/`.
 
     Args:
       job: the name of the task's folder.
-      newest: the newest checkpoint; of an earlier one, results stand apart.
+      newest: the step of the newest checkpoint; results of earlier steps get their own folders.
     """
     document = self.protocol.get("evaluation.document", "")
     of = [self.corpus["name"] if self.corpus else "", document.rpartition("/")[2]]
@@ -108,7 +108,7 @@ class Evaluated:
 
 
 def told_apart(some: Mapping[str, Evaluated]) -> dict[str, str]:
-  """What tells evaluations of one task from each other, in words; nothing of one alone."""
+  """The differences between evaluations of one task, in words; empty for a single evaluation."""
   texts: dict[str, set[str]] = {}
   for one in some.values():
     if one.corpus:
@@ -123,7 +123,7 @@ def told_apart(some: Mapping[str, Evaluated]) -> dict[str, str]:
 
 
 def _on(value: Any) -> bool:
-  """Whether a field of a protocol changes anything; a temperature of 0 does."""
+  """Whether a field of a protocol is on; a temperature of 0 is."""
   return bool(value) or isinstance(value, float)
 
 
@@ -132,7 +132,7 @@ def _words(value: Any) -> str:
 
 
 def _flat(one: Evaluated, texts: Mapping[str, set[str]]) -> dict[str, str]:
-  """What it is, field by field; a corpus whose name is another's too has its place and a hash."""
+  """The identity, field by field; a corpus gets its path and a hash if its name is not unique."""
   if not one.corpus:
     corpus = "corpus not named"
   elif len(texts[one.corpus["name"]]) == 1:
@@ -144,18 +144,18 @@ def _flat(one: Evaluated, texts: Mapping[str, set[str]]) -> dict[str, str]:
 
 
 def protocol(task: str, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-  """The fields of some settings that change the figures of a task; those that there are."""
+  """The fields of the settings that change the figures of a task, if they are in the settings."""
   fields = (name.split(".") for name in (KINDS[task].protocol if task in KINDS else ()))
   found = {
     f"{section}.{field}": settings[section][field]
     for section, field in fields
     if field in settings.get(section, {})
   }
-  return json.loads(json.dumps(found))  # tuples as lists, as they are read back
+  return json.loads(json.dumps(found))  # tuples become lists, as in a file
 
 
 def _today(said: Mapping[str, Any]) -> dict[str, Any]:
-  """A protocol whose fields have the names of today."""
+  """The protocol with the current names of older fields."""
   parts = {tuple(name.split(".")): value for name, value in said.items()}
   digits = (
     {("needle", "digits"): parts.pop(("task", "digits"))} if ("task", "family") in parts else {}
@@ -164,7 +164,7 @@ def _today(said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def about_corpus(store: Store | None, path: str) -> dict[str, str] | None:
-  """How results name a corpus."""
+  """The entry of a corpus in results; None without a store."""
   if store is None:
     return None
   return {
@@ -181,7 +181,7 @@ def files(folder: Path) -> Iterator[Path]:
 
 
 def newest_file(workdir: Path, task: str) -> Path:
-  """The `results.json` of a task that was written last; of needles, of any family.
+  """The newest `results.json` of a task; for needles, of any family.
 
   Raises:
     InputError: there is none.
@@ -194,17 +194,21 @@ def newest_file(workdir: Path, task: str) -> Path:
 
 
 def newest(workdir: Path, task: str) -> dict[str, Any]:
-  """What that file holds."""
+  """The content of the newest `results.json` of a task.
+
+  Raises:
+    InputError: there is none.
+  """
   return json.loads(newest_file(workdir, task).read_text("utf-8"))
 
 
 def write(folder: Path, results: Mapping[str, Any]) -> None:
-  """Writes the results into their folder, all of them or nothing."""
+  """Writes the results into their folder, completely or not at all."""
   write_json(folder / FILE, results)
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-  """The sections of a config that say how it is evaluated."""
+  """The sections of a config that an evaluation depends on."""
   return {
     "evaluation": dataclasses.asdict(config.evaluation),
     "task": dataclasses.asdict(config.task),

@@ -1,4 +1,4 @@
-"""What the gates learned: how many heads read their memory, and the picture of it."""
+"""The gates: how many heads use their memory, and a heat map."""
 
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,13 @@ from infini_jax.config import ModelConfig
 from infini_jax.ops import gate_values
 from infini_jax.parallel import shard
 
-SHUT, OPEN = 0.1, 0.9  # below and above, a head has specialised; between, it mixes
+SHUT, OPEN = 0.1, 0.9  # a head is local below SHUT, a memory head above OPEN, else a mixer
 
 
 def gates(config: ModelConfig, params: Any) -> np.ndarray | None:
-  """The memory's share in every layer and head, (L, H); None for a model without gates.
+  """The share of the memory in every layer and head, (L, H); None for a model without gates.
 
-  0 in a layer that has no memory.
+  It is 0 in layers without a memory.
   """
   mixer = params["blocks"]["attention"].get("mixer", {})
   if "beta_H" not in mixer:
@@ -28,7 +28,7 @@ def gates(config: ModelConfig, params: Any) -> np.ndarray | None:
 
 
 def summary(gates_LH: np.ndarray) -> dict[str, Any]:
-  """How many heads are local, memory and mixers, and the range of their gates."""
+  """The numbers of local heads, memory heads and mixers, and the range of the gates."""
   return {
     "opened_heads": int((gates_LH > 0.5).sum()),
     "local_heads": int((gates_LH < SHUT).sum()),
@@ -40,7 +40,7 @@ def summary(gates_LH: np.ndarray) -> dict[str, Any]:
 
 
 def draw(gates_LH: np.ndarray, file: Path) -> None:
-  """Writes the heat map of gates by layer and head, as the paper's figure 3."""
+  """Writes the heat map of gates by layer and head, as in figure 3 of the paper."""
   from matplotlib.figure import Figure
 
   L, H = gates_LH.shape

@@ -1,4 +1,4 @@
-"""How far a long evaluation has come, on disk, so that it can be stopped and goes on."""
+"""The progress of a long evaluation on disk, so that it can continue after a stop."""
 
 import json
 import time
@@ -13,23 +13,23 @@ import numpy as np
 from infini_jax.config import InputError
 from infini_jax.runs import tensors
 
-SECONDS = 60.0  # between two writings: what a stop may cost
+SECONDS = 60.0  # between two saves: the most time that a stop loses
 
 
 class Found(NamedTuple):
-  """What was kept."""
+  """The saved progress."""
 
   arrays: dict[str, np.ndarray]
-  facts: dict[str, Any]  # among them `done`, the chunks read
+  facts: dict[str, Any]  # with `done`, the number of chunks read
 
 
 class Kept:
-  """One file, which is there only while an evaluation is not done.
+  """A file with the progress of an evaluation, removed when the evaluation is done.
 
   Args:
-    file: where; None keeps nothing.
-    of: of what, a short hash; what was kept of anything else is not found.
-    seconds: between two writings.
+    file: the path of the file; None saves nothing.
+    of: a short hash of the evaluation; the progress of another evaluation is ignored.
+    seconds: the time between two saves.
   """
 
   def __init__(self, file: Path | None = None, of: str = "", seconds: float = SECONDS):
@@ -37,7 +37,7 @@ class Kept:
     self._last = time.monotonic()
 
   def load(self) -> Found | None:
-    """What the same evaluation kept; None if it kept nothing, or not wholly."""
+    """The saved progress of this evaluation; None if there is none, or the file is damaged."""
     if self._file is None or not self._file.is_file():
       return None
     try:
@@ -52,7 +52,7 @@ class Kept:
 
   @property
   def done(self) -> int:
-    """Chunks that need not be read again."""
+    """The number of chunks that need not be read again."""
     found = self.load()
     return found.facts["done"] if found else 0
 
@@ -62,7 +62,7 @@ class Kept:
     return self._file is not None and time.monotonic() - self._last >= self._seconds
 
   def save(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-    """Replaces what was kept."""
+    """Replaces the saved progress."""
     assert self._file is not None
     about = {"of": self._of, "facts": json.dumps(facts)}
     tensors.save(self._file, arrays, about, checksum=True)
@@ -75,7 +75,7 @@ class Kept:
 
 
 def sums(params: Any) -> str:
-  """What tells parameters from others, however they are laid out on one mesh."""
+  """A hash of the parameters, independent of their layout on one mesh."""
   return " ".join(float(x).hex() for x in jax.tree.leaves(_each(params)))
 
 

@@ -1,11 +1,11 @@
-"""Knock-outs: the same evaluation with less of the memory, so that the difference is what it gives.
+"""Ablations: the same evaluation with less of the memory. The difference is the memory's effect.
 
 empty    the memory is held empty: every segment is read as if a document began there
 reads    the memory is written, and its read-outs are 0
-layers   as `reads`, for one layer after the other
-swap     every segment is read with the memory of another document, which writes its own as ever
+layers   as `reads`, for each layer separately
+swap     every segment is read with the memory of another document; each lane writes its own memory
 
-`empty` asks whether the memory is worth anything, `swap` whether it says what this document is.
+`empty` shows whether the memory helps at all, `swap` whether it depends on this document.
 """
 
 from typing import NamedTuple
@@ -32,7 +32,7 @@ INTACT, EMPTY = Variant("memory"), Variant("empty", empty=True)
 
 
 def knock_outs(config: Config) -> list[Variant]:
-  """The knock-outs that `config.evaluation.knock_out` asks for; none for a model without memory."""
+  """The ablations of `config.evaluation.knock_out`; none for a model without memory."""
   if not config.model.memory.remembers:
     return []
   layers = range(config.model.layers)
@@ -46,10 +46,10 @@ def knock_outs(config: Config) -> list[Variant]:
 
 
 def label_of(name: str) -> str:
-  """What a table calls the figures of a variant."""
+  """The name of a variant in tables and pictures."""
   known = {
     INTACT.name: "with the memory",
-    EMPTY.name: "memory knocked out",
-    "memory of another": "with another's memory",
+    EMPTY.name: "memory held empty",
+    "memory of another": "memory of another document",
   }
-  return known.get(name, f"memory knocked out, {name}")
+  return known.get(name, f"memory with {name}")

@@ -1,6 +1,7 @@
-"""Where in a text the memory helped: passages and words, by the loss of each token.
+"""The places in a text where the memory helped: passages and words, by the loss of each token.
 
-What a token saved is its loss with the memory held empty, minus its loss with the memory, in nats.
+The saving of a token is its loss with the memory held empty, minus its loss with the memory, in
+nats.
 """
 
 from collections.abc import Iterator
@@ -10,16 +11,16 @@ import numpy as np
 
 from infini_jax.data import Tokenizer
 
-KEPT = 2_000_000  # tokens of an evaluation, at most, whose losses are kept one by one
+KEPT = 2_000_000  # the most tokens of an evaluation whose losses are kept one by one
 WIDTH = 96  # tokens of a passage
-SHOWN = 24  # passages that were helped most
-HARMED = 6  # passages that were harmed most
-OF_ONE = 4  # passages of one document, at most, of each kind
-CONTEXT = 8  # tokens before a piece of text: it may be written differently after others
+SHOWN = 24  # the most passages that were helped
+HARMED = 6  # the most passages that were harmed
+OF_ONE = 4  # the most passages of one document, of each kind
+CONTEXT = 8  # tokens decoded before a piece, because its text can depend on them
 
 
 class Losses(NamedTuple):
-  """What some documents were read as: by their numbers, names, ids and nats of each token."""
+  """The losses of some documents: by document number, the name, and ids and nats of the tokens."""
 
   names: dict[int, str]
   ids: dict[int, np.ndarray]
@@ -28,14 +29,14 @@ class Losses(NamedTuple):
 
 
 class Word(NamedTuple):
-  """A word of a passage, with what stands between it and the next.
+  """A word of a passage.
 
   Attributes:
-    text: with the white space before it.
-    start, stop: its tokens in the document.
-    memory, empty: nats of the word, with the memory and with it held empty.
-    before: how often it stands in the segments before its own.
-    distance: tokens since the last of those; 0: there is none.
+    text: the word, with the white space before it.
+    start, stop: the range of its tokens in the document.
+    memory, empty: nats of the word, with the memory and with the memory held empty.
+    before: how many times the word occurs in the segments before its own.
+    distance: tokens since the last of these occurrences; 0 if there is none.
   """
 
   text: str
@@ -48,7 +49,7 @@ class Word(NamedTuple):
 
   @property
   def saved(self) -> float:
-    """In nats."""
+    """The saving of the word in nats."""
     return self.empty - self.memory
 
 
@@ -62,7 +63,7 @@ class Passage(NamedTuple):
 
 
 def passages(memory: Losses, empty: Losses) -> tuple[list[Passage], list[Passage]]:
-  """Those that the memory helped most, and those that it harmed most; none overlap."""
+  """The passages that the memory helped most, and those that it harmed most, without overlaps."""
   found = []
   for document, nats in memory.nats.items():
     saved = empty.nats[document].astype(np.float64) - nats
@@ -90,8 +91,11 @@ def words(passage: Passage, memory: Losses, empty: Losses, segment_length: int) 
 
 
 def shares_seen(memory: Losses, empty: Losses, segment_length: int) -> tuple[float, float]:
-  """Of the tokens that saved over 1 nat, and of all behind a first segment, the share whose like
-  stands in an earlier segment of the document; NaN of none."""
+  """The share of tokens whose id also occurs in an earlier segment of the document.
+
+  Two shares: of the tokens that saved more than 1 nat, and of all tokens after a first segment. NaN
+  if there are no such tokens.
+  """
   seen, helped = [], []
   for document, ids in memory.ids.items():
     _, first, place = np.unique(ids, return_index=True, return_inverse=True)
@@ -105,7 +109,7 @@ def shares_seen(memory: Losses, empty: Losses, segment_length: int) -> tuple[flo
 
 
 def _apart(some: Iterator[Passage], most: int) -> list[Passage]:
-  """The first of them that do not overlap, and few of each document."""
+  """The first passages that do not overlap, with at most `OF_ONE` of each document."""
   chosen: list[Passage] = []
   for one in some:
     same = [p for p in chosen if p.document == one.document]
@@ -119,7 +123,7 @@ def _apart(some: Iterator[Passage], most: int) -> list[Passage]:
 def _words(
   tokenizer: Tokenizer, ids: np.ndarray, start: int, stop: int
 ) -> Iterator[tuple[str, int, int]]:
-  """Text and tokens of each word: pieces of whole characters, joined up to the next white space."""
+  """The text and token range of each word: pieces of whole characters, up to white space."""
   text, begin = "", start
   for piece, first, after in _pieces(tokenizer, ids, start, stop):
     if text.strip() and piece[:1].isspace():
@@ -139,13 +143,13 @@ def _pieces(
   for i in range(start, stop):
     text = tokenizer.decode(ids[begin : i + 1])
     if text.endswith("\ufffd") and i + 1 < stop:
-      continue  # inside of a character
+      continue  # inside a character
     yield text[len(before) :], first, i + 1
     before, first = text, i + 1
 
 
 def _occurrences(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-  """Where some tokens stand in others, one after the other."""
+  """The places where the sequence `wanted` occurs in `ids`."""
   n = len(wanted)
   if len(ids) < n:
     return np.zeros(0, int)

@@ -1,9 +1,9 @@
 """Perplexity of whole documents, read chunk after chunk with the state carried.
 
-Every token of a document is predicted once: the first from the document mark, the rest from what
-stands before them. The totals do not depend on the chunk's length or on the number of lanes. With
-`config.evaluation.input_tokens` the memory is emptied after every so many tokens: the paper's
-protocols (inputs of 32K or 100K tokens, one segment, or a whole book) are in docs/evaluation.md.
+Every token of a document is predicted once: the first from bos, the others from the tokens before
+them. The totals do not depend on the length of a chunk or on the number of lanes. With
+`config.evaluation.input_tokens` the memory is emptied after this many tokens. docs/evaluation.md
+has the paper's protocols (inputs of 32K or 100K tokens, one segment, or a whole book).
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ from infini_jax.evaluation.knock_out import EMPTY, INTACT, Variant
 from infini_jax.evaluation.passages import KEPT, Losses
 from infini_jax.evaluation.reading import Reader
 
-Advance = Callable[[int, str], None]  # told the chunks done, and the perplexity so far
+Advance = Callable[[int, str], None]  # called with the chunks done, and the perplexity so far
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-  """Totals over documents, from which every figure follows. `nats` is minus the log-likelihood."""
+  """Totals over documents, for all figures. `nats` is minus the log-likelihood."""
 
   documents: int
   tokens: int
@@ -36,10 +36,10 @@ class Scores:
   bytes: int
   nats: float
   seconds: float
-  by_position: dict[int, tuple[int, float]]  # from this token of a document on: tokens, nats
-  by_compressions: dict[int, tuple[int, float]]  # after so many memory updates: tokens, nats
+  by_position: dict[int, tuple[int, float]]  # by the first token of a bucket: tokens, nats
+  by_compressions: dict[int, tuple[int, float]]  # by the memory updates before: tokens, nats
   per_document: list[tuple[str, int, float]]  # name, tokens, nats
-  # Of every store of a mixture: documents, tokens, nats.
+  # For every store of a mixture: documents, tokens, nats.
   by_source: dict[str, tuple[int, int, float]] = dataclasses.field(default_factory=dict)
   cut: int = 0  # documents that were not read to their end
   losses: Losses | None = dataclasses.field(default=None, compare=False, repr=False)  # of tokens
@@ -56,26 +56,26 @@ class Scores:
 
   @property
   def bits_per_byte(self) -> float:
-    """Of the UTF-8 text: nats / ln 2 / bytes. Comparable between tokenizers."""
+    """Bits per byte of UTF-8 text: nats / ln 2 / bytes. Comparable between tokenizers."""
     return self.nats / math.log(2) / max(1, self.bytes)
 
   @property
   def interval(self) -> tuple[float, float] | None:
-    """95% of the perplexity over documents like these; None for a single document."""
+    """The 95% interval of the perplexity over documents; None for a single document."""
     return interval(self.per_document)
 
   @property
   def single(self) -> bool:
-    """Whether no token had a segment before it to remember: the memory was never read."""
+    """Whether no token had an earlier segment, so that the memory was never read."""
     return set(self.by_compressions) == {0}
 
   @property
   def summary(self) -> str:
-    """One line."""
+    """The figures in one line."""
     return f"perplexity {self.perplexity:.3f}, {self.bits_per_byte:.4f} bits per byte"
 
   def to_dict(self) -> dict[str, Any]:
-    """For JSON: the totals and what follows from them."""
+    """The totals and the figures, for JSON."""
     figures = {
       "perplexity": self.perplexity,
       "interval": self.interval,
@@ -89,14 +89,14 @@ class Scores:
 
 
 def interval(per_document: Sequence[tuple[str, int, float]]) -> tuple[float, float] | None:
-  """95% of the perplexity over documents like these; None for a single one.
+  """The 95% interval of the perplexity over documents; None for a single document.
 
-  Nats per token are a ratio of two sums: by how far documents lie from it (Cochran, Sampling
-  Techniques, section 6.4), and Student's t for how few they are. They are never below 0, so the
-  interval is of their logarithm: it is never below a perplexity of 1, and longer upwards.
+  Nats per token are a ratio of two sums. The standard error is that of a ratio (Cochran, Sampling
+  Techniques, section 6.4), with Student's t for few documents. Nats per token are never below 0, so
+  the interval is computed for their logarithm: it stays above a perplexity of 1.
 
   Args:
-    per_document: name, tokens and nats of each.
+    per_document: name, tokens and nats of each document.
   """
   if (k := len(per_document)) < 2:
     return None
@@ -109,18 +109,18 @@ def interval(per_document: Sequence[tuple[str, int, float]]) -> tuple[float, flo
 
 
 def change(after: float, before: float) -> str:
-  """By how much a figure is another; nothing where either is no finite number."""
+  """The relative change of a figure as text; empty if a figure is not finite."""
   return f"{after / before - 1:+.2%}" if math.isfinite(after) and 0 < before < math.inf else ""
 
 
 def exp(x: float) -> float:
-  """As `math.exp`, but infinite where that gives up; what is no number stays none."""
+  """As `math.exp`, but infinite where that overflows; NaN stays NaN."""
   with np.errstate(over="ignore"):
     return float(np.exp(x))
 
 
 class Perplexity:
-  """Evaluates documents of one store; compiles once, whatever is evaluated and however often."""
+  """Evaluates documents of one store; compiles once for all variants and runs."""
 
   def __init__(
     self,
@@ -130,7 +130,7 @@ class Perplexity:
     tokenizer: Tokenizer,
     max_documents: int | None = None,
   ):
-    """Lays the documents out in lanes.
+    """Arranges the documents in lanes.
 
     Raises:
       InputError: the split is empty.
@@ -151,17 +151,17 @@ class Perplexity:
 
   @property
   def chunks(self) -> int:
-    """Chunks of one run: what `advance` counts to."""
+    """The chunks of one run, the last value of `advance`."""
     return len(self._lanes)
 
   def run(
     self, params: Any, variant: Variant = INTACT, *, advance: Advance | None = None
   ) -> Scores:
-    """Reads every document to its end.
+    """Reads every document, and returns the totals.
 
     Args:
-      params: the model's parameters, on this evaluator's mesh.
-      variant: the whole memory, or a knock-out.
+      params: the parameters of the model, on the mesh of this evaluator.
+      variant: the whole memory, or an ablation.
       advance: called after each chunk with the chunks counted and their perplexity.
     """
     keep = KEPT if variant in (INTACT, EMPTY) else 0
@@ -169,7 +169,7 @@ class Perplexity:
     started, pending = time.perf_counter(), None
     for done, (chunk, scores) in enumerate(self._reader.read(params, self._lanes, variant)):
       if pending is not None:
-        tally.add(*pending)  # while the device works on this chunk
+        tally.add(*pending)  # while the device computes this chunk
         if advance is not None:
           advance(done, tally.text())
       assert scores is not None  # all chunks are wanted
@@ -206,7 +206,7 @@ class Perplexity:
     return Losses(names, ids, nats, self._tokenizer)
 
   def _by_source(self, found: dict[int, tuple[int, float]]) -> dict[str, tuple[int, int, float]]:
-    """Documents, tokens and nats of every store of a mixture that has any."""
+    """Documents, tokens and nats of every store of a mixture that was read."""
     sources, own = self._documents.sources, {}
     for i, source in enumerate(sources if len(sources) > 1 else ()):
       mine = [found[d] for d in sorted(found) if self._documents.source_D[d] == i]
@@ -215,9 +215,9 @@ class Perplexity:
     return own
 
   def _size(self, document: int, tokens: int) -> tuple[int, int]:
-    """Words and bytes of the part that was read.
+    """The words and bytes of the part of a document that was read.
 
-    Bytes are the source's own, of which a tokenizer that drops some keeps an even share.
+    Bytes are those of the source. If a tokenizer drops some, the part has a proportional share.
     """
     d = self._documents
     if tokens == d.tokens[document]:
@@ -229,11 +229,11 @@ class Perplexity:
 
 
 class _Tally:
-  """Sums in float64, by document, by position and by number of compressions."""
+  """Sums in float64, by document, by position and by the number of compressions."""
 
   def __init__(self, segment_length: int, input_tokens: int = 0, keep: int = 0):
     self._N, self._input, self._room = segment_length, input_tokens, keep
-    self.nats: dict[int, list[np.ndarray]] = {}  # of single tokens, while there is room
+    self.nats: dict[int, list[np.ndarray]] = {}  # of single tokens, up to the limit
     self.documents: dict[int, tuple[int, float]] = {}
     self.position: dict[int, tuple[int, float]] = {}
     self.compressions: dict[int, tuple[int, float]] = {}
@@ -258,7 +258,7 @@ class _Tally:
     self._keep(chunk["document_BS"], seen.reshape(B, S, -1), nll.reshape(B, S, -1))
 
   def _keep(self, document_BS: np.ndarray, seen_BSN: np.ndarray, nll_BSN: np.ndarray) -> None:
-    """Keeps the losses of single tokens, until there is no room: then no document goes on."""
+    """Keeps the losses of single tokens, up to the limit; after it, nothing more is kept."""
     for b, s in np.argwhere(document_BS >= 0):
       nats = nll_BSN[b, s][seen_BSN[b, s]].astype(np.float32)
       if self._room < len(nats):

@@ -1,4 +1,4 @@
-"""Perplexity for a person: tables, the picture by position, and what a knock-out says."""
+"""Tables and the picture of perplexity, and what an ablation shows."""
 
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from infini_jax.evaluation.knock_out import label_of
 from infini_jax.evaluation.perplexity import Scores, change, exp
 from infini_jax.evaluation.reading import documents_read
 
-NOTICEABLE = 1.001  # a knock-out that costs less than this factor shows no use of the memory
+NOTICEABLE = 1.001  # below this factor of perplexity, an ablation shows no use of the memory
 
 
 def draw(scores: dict[str, Scores], results: dict[str, Any], folder: Path) -> dict[str, Path]:
-  """Draws perplexity by position in the document, and writes what the memory saved by words."""
+  """Draws perplexity by position in the document, and writes the savings of words to text.html."""
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(6.5, 4), layout="constrained")
@@ -29,7 +29,7 @@ def draw(scores: dict[str, Scores], results: dict[str, Any], folder: Path) -> di
   axes.set_xticks(range(len(starts)), labels=[f"{s:,}" for s in starts], rotation=30)
   axes.set(xlabel="position in the document, from this token on", ylabel="perplexity per token")
   axes.grid(alpha=0.3)
-  if len(scores) > 1:  # a model without a memory has one line, and nothing to compare it with
+  if len(scores) > 1:  # a model without a memory has only one line
     axes.legend()
   figure.savefig(folder / "positions.png", dpi=120)
   files = {"positions": folder / "positions.png"}
@@ -43,7 +43,7 @@ def draw(scores: dict[str, Scores], results: dict[str, Any], folder: Path) -> di
 def show(
   scores: dict[str, Scores], results: dict[str, Any], config: Config, console: Console
 ) -> None:
-  """Prints perplexity, by position and by memory updates too, with the memory and without."""
+  """Prints perplexity, also by position and by memory updates, with the memory and in ablations."""
   by_position = _profile(scores, "by_position", "by position, tokens")
   by_updates = _profile(scores, "by_compressions", "by memory updates before")
   console.print(Columns([by_position, by_updates]))
@@ -67,20 +67,20 @@ def show(
       table.add_row(f"  {label_of(name)}: bits per byte", f"{out.bits_per_byte:.4f}")
   for source in memory.by_source:
     own, *less = (f"{_perplexity(*score.by_source[source][1:]):.3f}" for score in scores.values())
-    knocked_out = f" (knocked out {', '.join(less)})" if less else ""
+    knocked_out = f" (ablations: {', '.join(less)})" if less else ""
     table.add_row(f"  {source}: per token", own + knocked_out)
   table.add_row("tokens, bytes", f"{memory.tokens:,}, {memory.bytes:,}")
   console.print(table)
 
 
 def verdict(scores: dict[str, Scores], console: Console) -> None:
-  """Says so when the memory carries nothing, or could not."""
+  """Prints a line if the memory does not help, or if it was never read."""
   if "empty" not in scores:
     return
   memory, empty = scores["memory"].perplexity, scores["empty"].perplexity
   if scores["memory"].single:
     console.print(
-      "Nothing was ever read behind a first segment, so the figures say nothing of the memory: "
+      "No segment was read after another, so the figures say nothing of the memory: "
       "evaluate longer documents, or raise config.evaluation.input_tokens or max_tokens."
     )
   elif (more := change(empty, memory)) and empty / memory < NOTICEABLE:
@@ -92,7 +92,7 @@ def verdict(scores: dict[str, Scores], console: Console) -> None:
 
 
 def _profile(scores: dict[str, Scores], field: str, title: str) -> Table:
-  """Perplexity in buckets that double, with the memory and without."""
+  """A table of perplexity in buckets that double, with the memory and in ablations."""
   table = Table(title=title)
   for name in ("from", "tokens", *scores):
     table.add_column(name, justify="right")

@@ -1,4 +1,4 @@
-"""Chunks through the model with the state carried: what every evaluation has in common."""
+"""Reads chunks with the model and a carried state: the common part of all evaluations."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +23,7 @@ Chunk = dict[str, np.ndarray]
 
 
 def documents_read(documents: int, cut: int, most: int) -> str:
-  """How many documents were read, and how many of them only to their first `most` tokens."""
+  """A text: how many documents were read, and how many only up to `most` tokens."""
   several = "s" if documents > 1 else ""
   if not cut:
     return f"{documents:,} whole document{several}"
@@ -31,7 +31,7 @@ def documents_read(documents: int, cut: int, most: int) -> str:
 
 
 class Reader:
-  """Reads lanes of documents; compiled once, whatever is read and however often."""
+  """Reads lanes of documents; compiles once for all lanes and passes."""
 
   def __init__(self, config: Config, mesh: Mesh):
     self._config, self._mesh = config, mesh
@@ -49,14 +49,15 @@ class Reader:
     wanted: Callable[[Chunk], bool] = lambda chunk: True,
     forks: Mapping[int, Any] | None = None,
   ) -> "Reading":
-    """A pass over some lanes, to be iterated.
+    """A pass over some lanes, as an iterator.
 
     Args:
-      params: the model's parameters.
-      lanes: what is read.
-      variant: the whole memory, or a knock-out.
-      wanted: whether the targets of a chunk are to be scored.
-      forks: states of one lane by the tokens that they have read, for documents that go on there.
+      params: the parameters of the model.
+      lanes: the lanes to read.
+      variant: the whole memory, or an ablation.
+      wanted: whether to score the targets of a chunk.
+      forks: states of one lane, by the number of tokens that they hold, for documents that start
+        after these tokens.
     """
     return Reading(self, params, lanes, variant, wanted, {} if forks is None else forks)
 
@@ -72,7 +73,7 @@ class Reader:
     return state, (shard(nll_BT, "__"), shard(right_BT, "__"))  # every host counts all documents
 
   def _score_segments(self, params, state, batch, from_BS):
-    """As `_score_chunk`; a segment of lane b is read with the memory of lane `from_BS[b, s]`."""
+    """As `_score_chunk`; segment s of lane b is read with the memory of lane `from_BS[b, s]`."""
     B, S = from_BS.shape
     of_segment = lambda x, s: x.reshape(B, S, -1)[:, s]
     scores = []
@@ -101,14 +102,14 @@ class Reader:
 
 
 class Reading:
-  """A pass over lanes of documents: yields each chunk with its `(nll_BT, right_BT)`.
+  """A pass over lanes of documents; yields each chunk with its scores `(nll_BT, right_BT)`.
 
-  Scores are still on their way from the device; None where they are not wanted. What `kept` gives
-  between two chunks makes another pass over the same lanes go on there.
+  Scores are arrays on the device that may not be computed yet; None where they are not wanted. With
+  the result of `kept`, between two chunks, another pass over the same lanes can continue there.
 
   Attributes:
-    done: chunks read.
-    state: of the lanes, after them.
+    done: the number of chunks read.
+    state: the state of the lanes after these chunks.
   """
 
   def __init__(self, reader: Reader, params, lanes, variant, wanted, forks):
@@ -119,20 +120,20 @@ class Reading:
     self.state = reader._start(params, lanes.lanes)
 
   def kept(self) -> dict[str, np.ndarray]:
-    """All that the rest of the pass depends on, by name."""
+    """All arrays that the rest of the pass depends on, by name."""
     leaves = jax.tree.leaves(jax.device_get(self.state))
     named = {f"state.{i}": leaf for i, leaf in enumerate(leaves)}
     return {"done": np.array(self.done), "others": self._others.read_B, **named}
 
   def go_on(self, kept: Mapping[str, np.ndarray]) -> None:
-    """Takes up where a pass was that gave `kept`."""
+    """Continues from the place of the pass that gave `kept`."""
     self.done, self._others.read_B = int(kept["done"]), kept["others"]
     leaves, structure = jax.tree.flatten(self.state)
     found = [jax.device_put(kept[f"state.{i}"], x.sharding) for i, x in enumerate(leaves)]
     self.state = jax.tree.unflatten(structure, found)
 
   def __iter__(self) -> Iterator[tuple[Chunk, tuple[jax.Array, jax.Array] | None]]:
-    """Reads on from `done`."""
+    """Reads the chunks from `done` on."""
     config, B = self._reader._config, self._lanes.lanes
     rows = local_rows(self._reader._mesh, B)
     for chunk in eval_batches(self._lanes, rows, config.data.prefetch, self.done):
@@ -145,14 +146,14 @@ class Reading:
     config = reader._config
     scored = self._wanted(chunk)
     if variant.empty and not scored:
-      return None  # nothing of it would reach a later chunk
+      return None  # a chunk without scores has no effect here
     batch = {k: chunk[k][rows] for k in ("tokens_BT", "targets_BT", "mask_BT", "reset_BS")}
     if variant.empty:
       batch["reset_BS"] = np.ones_like(batch["reset_BS"])
     else:
       for read in np.unique(chunk["skip_B"][chunk["skip_B"] > 0]).tolist():
         self.state = reader._enter(chunk["skip_B"] == read, self._forks[read], self.state)
-    if variant.swap:  # where a lane has ended, its memory stays, for the others to read
+    if variant.swap:  # the memory of a lane that has ended stays readable
       batch["reset_BS"] = batch["reset_BS"] & (chunk["document_BS"][rows] >= 0)
       from_BS = self._others.of(chunk, config.model.segment_length)
     reserve = MIXERS[config.model.mixer].reserve
@@ -170,19 +171,19 @@ class Reading:
 
 
 class Others:
-  """Which lane's memory stands for another document's: that which has read about as much.
+  """Chooses, for `swap`, the lane with another document that has read about as many tokens.
 
   Args:
-    lanes: side by side.
+    lanes: B.
   """
 
   def __init__(self, lanes: int):
     self.read_B = np.zeros(lanes, np.int64)  # tokens that each lane's memory holds
 
   def of(self, chunk: Chunk, segment_length: int) -> np.ndarray:
-    """For each segment of a chunk the lane whose memory it is read with, (B, S) int32.
+    """For each segment of a chunk, the lane whose memory it reads, (B, S) int32.
 
-    A lane has its own where no other has read anything: at the very start.
+    It is the segment's own lane if no other lane has read anything, which is at the start.
     """
     document_BS, reset_BS = chunk["document_BS"], chunk["reset_BS"]
     lanes, segments = document_BS.shape
@@ -192,7 +193,7 @@ class Others:
       own_B = np.where(reset_BS[:, s], 0, self.read_B)
       apart_BB = np.abs(own_B[:, None] - self.read_B[None]).astype(float)
       apart_BB[:, self.read_B == 0] = np.inf
-      # Of lanes that have read as much, the next one: else the first would serve all.
+      # Of lanes that have read equally much, the next one; otherwise all would choose the first.
       apart_BB += (np.arange(lanes)[None] - np.arange(lanes)[:, None]) % lanes / (2 * lanes)
       np.fill_diagonal(apart_BB, np.inf)
       found_B = apart_BB.argmin(1)
@@ -204,7 +205,7 @@ class Others:
 
 
 def _of_lanes(x: jax.Array, from_B: jax.Array) -> jax.Array:
-  """A stacked state's lanes (its second dimension) in another order."""
+  """The lanes of a stacked state (its second dimension) in another order."""
   if not in_mesh():
     return x[:, from_B]
   whole = shard(x, "_" * x.ndim)[:, shard(from_B, "_")]

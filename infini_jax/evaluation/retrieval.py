@@ -1,9 +1,9 @@
-"""Retrieval: what was read once is asked for at the end, however much stood between.
+"""Retrieval: the answer at the end of a text depends on a fact that was read once, far before.
 
-Examples are streamed chunk after chunk with the state carried, so that a million tokens need no
-more memory than a thousand. What long examples begin with in common is read once, and the state is
-forked: one reading of the filler serves every key at its end. An answer is right where every token
-of it is likelier than any other, given those before: so greedy decoding would write it.
+Examples are read chunk after chunk with the state carried, so a million tokens need no more memory
+than a thousand. The common beginning of long examples is read once, and its state is forked. An
+answer is right if each of its tokens is the likeliest, given the tokens before it; then greedy
+decoding would generate it.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ from infini_jax.models.mixers import MIXERS
 from infini_jax.models.mixers.base import Mixer
 from infini_jax.tasks import Examples, Task, check_length
 
-Advance = Callable[[int, str], None]  # told the chunks done, and the accuracy so far
-FORKS_FROM = 65_536  # tokens not read twice: for fewer, another compiled program is no gain
+Advance = Callable[[int, str], None]  # called with the chunks done, and the accuracy so far
+FORKS_FROM = 65_536  # shared tokens; for fewer, compiling another program takes longer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,29 +39,29 @@ class Cell:
   depth: float
   samples: int
   exact: int  # examples whose whole answer is right
-  tokens: int  # of all answers
-  right: int  # tokens of them that are right
-  # Tokens, each right or wrong by itself, that would tell as much; None: these are.
+  tokens: int  # tokens of all answers
+  right: int  # tokens of answers that are right
+  # The number of independent tokens with the same information; None: all tokens are independent.
   independent: float | None = dataclasses.field(default=None, compare=False)
 
   @property
   def exact_match(self) -> float:
-    """Share of examples whose whole answer is right."""
+    """The share of examples whose whole answer is right."""
     return self.exact / self.samples
 
   @property
   def token_accuracy(self) -> float:
-    """Share of the answers' tokens that are right."""
+    """The share of answer tokens that are right."""
     return self.right / self.tokens
 
   @property
   def token_interval(self) -> tuple[float, float]:
-    """95% of that share over examples like these."""
+    """The 95% interval of `token_accuracy` over examples."""
     count = self.tokens if self.independent is None else self.independent
     return wilson(self.token_accuracy * count, count)
 
   def to_dict(self) -> dict[str, Any]:
-    """For JSON, with 95% confidence intervals."""
+    """The figures for JSON, with 95% confidence intervals."""
     return dataclasses.asdict(self) | {
       "exact_match": self.exact_match,
       "exact_match_interval": wilson(self.exact, self.samples),
@@ -72,29 +72,29 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Recalled:
-  """What one run of an evaluation found."""
+  """The result of one run of an evaluation."""
 
   cells: tuple[Cell, ...]
-  tokens: int  # read
+  tokens: int  # tokens read
   seconds: float
 
   @property
   def exact_match(self) -> float:
-    """Over all examples."""
+    """The exact match over all examples."""
     return sum(c.exact for c in self.cells) / sum(c.samples for c in self.cells)
 
   @property
   def token_accuracy(self) -> float:
-    """Over all tokens of answers."""
+    """The token accuracy over all answer tokens."""
     return sum(c.right for c in self.cells) / sum(c.tokens for c in self.cells)
 
   @property
   def summary(self) -> str:
-    """One line."""
+    """The figures in one line."""
     return f"exact match {self.exact_match:.1%}, answer tokens {self.token_accuracy:.1%}"
 
   def to_dict(self) -> dict[str, Any]:
-    """For JSON."""
+    """The figures for JSON."""
     cells = [cell.to_dict() for cell in self.cells]
     return {
       "exact_match": self.exact_match,
@@ -115,10 +115,14 @@ def wilson(right: float, total: float) -> tuple[float, float]:
 
 
 def independent(asked_D: np.ndarray, right_D: np.ndarray) -> float:
-  """As how many tokens by themselves those of some examples count (Kish, 1965).
+  """The effective sample size of answer tokens: the number of independent tokens (Kish, 1965).
 
-  The tokens of an answer are mostly right together or wrong together. By how far the examples lie
-  apart it is told how much; where nothing tells, an example counts as one token.
+  The tokens of one answer are usually all right or all wrong. The variance between examples shows
+  how strongly; without such a variance, each example counts as one token.
+
+  Args:
+    asked_D: (examples,) the answer tokens of each example.
+    right_D: (examples,) those that are right.
   """
   k, total = len(asked_D), int(asked_D.sum())
   share = right_D.sum() / total
@@ -129,20 +133,20 @@ def independent(asked_D: np.ndarray, right_D: np.ndarray) -> float:
 
 
 class Retrieval:
-  """Evaluates a task on fresh, held-out examples of given lengths and depths; compiles once.
+  """Evaluates a task on new, held-out examples of given lengths and depths; compiles once.
 
   Args:
-    config: of the run.
-    mesh: where the parameters lie.
-    task: what is asked.
-    lengths: tokens of the examples; by default `config.evaluation.lengths`.
-    samples: of each length and depth; by default `config.evaluation.samples`.
+    config: the config of the run.
+    mesh: the mesh of the parameters.
+    task: the kind of example.
+    lengths: the tokens of the examples; by default `config.evaluation.lengths`.
+    samples: the examples of each length and depth; by default `config.evaluation.samples`.
 
   Attributes:
-    fingerprint: a short hash of all that is read, and how.
+    fingerprint: a short hash of all that is read, and of how it is read.
 
   Raises:
-    InputError: a length too short for the task.
+    InputError: a length is too short for the task.
   """
 
   def __init__(
@@ -169,7 +173,7 @@ class Retrieval:
 
   @property
   def chunks(self) -> int:
-    """Chunks of one run: what `advance` counts to."""
+    """The chunks of one run, the last value of `advance`."""
     return sum(group.chunks for group in self._groups)
 
   def run(
@@ -179,13 +183,13 @@ class Retrieval:
     advance: Advance | None = None,
     kept: Kept | None = None,
   ) -> Recalled:
-    """Reads every example and counts what is right.
+    """Reads every example and counts the right answers.
 
     Args:
-      params: the model's parameters, on this evaluator's mesh.
-      variant: the whole memory, or a knock-out.
+      params: the parameters of the model, on the mesh of this evaluator.
+      variant: the whole memory, or an ablation.
       advance: called after each chunk.
-      kept: where to go on, and to keep how far it has come; not for several processes.
+      kept: the file of the progress, to continue from and to save to; for one process only.
     """
     kept = kept or Kept()
     found = kept.load()
@@ -214,7 +218,7 @@ class Retrieval:
 
 
 class _Group:
-  """All examples of one length, side by side in the lanes."""
+  """All examples of one length, in lanes."""
 
   def __init__(
     self,
@@ -247,16 +251,16 @@ class _Group:
 
   @property
   def chunks(self) -> int:
-    """Chunks of one run."""
+    """The chunks of one run."""
     return len(self.lanes) + (len(self.trunk) if self.trunk else 0)
 
   @property
   def tokens(self) -> int:
-    """Tokens that are read in one run."""
+    """The tokens that are read in one run."""
     return self.lanes.predictions + (self.trunk.predictions if self.trunk else 0)
 
   def asks(self, chunk: dict[str, np.ndarray]) -> bool:
-    """Whether anything is asked in a chunk."""
+    """Whether a chunk has answer tokens."""
     return bool(self.asked(chunk).any())
 
   def asked(self, chunk: dict[str, np.ndarray]) -> np.ndarray:
@@ -273,29 +277,29 @@ class _Group:
 
 
 class _Beginning:
-  """The beginning of one example, as the one document that is read."""
+  """The beginning of one example, as a single document."""
 
   def __init__(self, examples: Examples, example: int, tokens: int):
     self._examples, self._example = examples, example
     self.tokens = np.array([tokens])
 
   def read(self, document: int, start: int, stop: int) -> np.ndarray:
-    """Tokens `start` to `stop`."""
+    """Tokens `start` to `stop`, (stop - start,) int32."""
     assert document == 0
     return self._examples.read(self._example, start, stop)
 
 
 class _GroupReading:
-  """A pass over a group: first what is shared, then each example's own; yields after each chunk.
+  """A pass over a group: first the shared beginning, then each example; yields after each chunk.
 
   Attributes:
-    done: chunks read.
-    tally: what was found.
+    done: the number of chunks read.
+    tally: the counts so far.
   """
 
   def __init__(self, reader: Reader, params: Any, variant: Variant, group: _Group):
     self._group, self.tally = group, _Tally(group)
-    self._forks: dict[int, Any] = {}  # states by the tokens that they have read
+    self._forks: dict[int, Any] = {}  # states by the number of tokens read
     self._trunk = (
       reader.read(params, group.trunk, variant, lambda chunk: False) if group.trunk else None
     )
@@ -320,7 +324,7 @@ class _GroupReading:
       yield
 
   def kept(self) -> dict[str, np.ndarray]:
-    """All that the rest of the pass depends on, by name."""
+    """All arrays that the rest of the pass depends on, by name."""
     readings = {"lanes": self._lanes} | ({"trunk": self._trunk} if self._trunk else {})
     arrays = {f"{name}.{k}": v for name, r in readings.items() for k, v in r.kept().items()}
     for read, state in self._forks.items():
@@ -328,7 +332,7 @@ class _GroupReading:
     return arrays | {"asked": self.tally.asked_D, "right": self.tally.right_D}
 
   def go_on(self, kept: Mapping[str, np.ndarray]) -> None:
-    """Takes up where a pass was that gave `kept`."""
+    """Continues from the place of the pass that gave `kept`."""
     below = lambda start: {
       name.removeprefix(start): x for name, x in kept.items() if name.startswith(start)
     }
@@ -344,7 +348,7 @@ class _GroupReading:
 
 
 class _Tally:
-  """Counts of every example of a group."""
+  """The counts of every example of a group."""
 
   def __init__(self, group: _Group):
     self._group = group
@@ -364,7 +368,7 @@ class _Tally:
     return f"{self.right_D.sum() / asked:.0%} of answer tokens right" if asked else ""
 
   def cells(self) -> list[Cell]:
-    """One for each depth."""
+    """One cell for each depth."""
     samples = self._group.samples
     found = []
     for i, depth in enumerate(self._group.depths):

@@ -1,4 +1,4 @@
-"""Retrieval for a person: the table of lengths and depths, its heat map, what a knock-out says."""
+"""The table and heat map of retrieval by length and depth, and what an ablation shows."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from infini_jax.tasks.needle_families import IN_FILLER
 
 
 def draw(found: dict[str, Recalled], results: dict[str, Any], folder: Path) -> dict[str, Path]:
-  """Draws what was recalled by length and depth: one panel with the memory, one per knock-out."""
+  """Draws the recalled share by length and depth: panels with the memory and for each ablation."""
   from matplotlib.figure import Figure
 
   task = results["task"]
@@ -49,10 +49,10 @@ def draw(found: dict[str, Recalled], results: dict[str, Any], folder: Path) -> d
 def show(
   found: dict[str, Recalled], results: dict[str, Any], config: Config, console: Console
 ) -> None:
-  """Prints every length and depth with its 95% interval, and the same knocked out."""
+  """Prints every length and depth with its 95% interval, with the memory and in ablations."""
   task, family = results["task"], config.needle.family
   title = (
-    f"{asked(results)}: {config.evaluation.samples} fresh examples a line, step {results['step']}"
+    f"{asked(results)}: {config.evaluation.samples} new examples a line, step {results['step']}"
   )
   table = Table(title=title)
   table.add_column("tokens", justify="right")
@@ -64,7 +64,7 @@ def show(
   table.add_column("answer tokens right (95% interval)", justify="right")
   for name in found:
     if name != "memory":
-      table.add_column(f"knocked out: {name}", justify="right")
+      table.add_column(f"ablation: {name}", justify="right")
   for i, cell in enumerate(found["memory"].cells):
     row = [f"{cell.length:,}"]
     exact = _share(cell.exact_match, wilson(cell.exact, cell.samples))
@@ -76,7 +76,7 @@ def show(
 
 
 def verdict(found: dict[str, Recalled], console: Console) -> None:
-  """Says so when the memory carries nothing, or when the figures do not tell."""
+  """Prints a line if the memory does not help, or if the figures cannot show it."""
   if "empty" not in found:
     return
   memory, empty = found["memory"], found["empty"]
@@ -97,20 +97,20 @@ def verdict(found: dict[str, Recalled], console: Console) -> None:
 
 
 def measure(task: str, cell: Cell) -> float:
-  """What counts: the whole answer, or each value by itself."""
+  """The figure of a task: the exact match, or for recall the token accuracy."""
   return cell.token_accuracy if task == "recall" else cell.exact_match
 
 
 def asked(results: dict[str, Any]) -> str:
-  """The task of an evaluation; of needles, also what hides."""
+  """The task of an evaluation; for needles, also the family."""
   task = results["task"]
   settings = results["settings"]
-  hidden = settings.get("needle", settings["task"])  # older results have all of it in `task`
+  hidden = settings.get("needle", settings["task"])  # older results have these fields in `task`
   return f"{task}, {hidden['family']}" if task == "needle" else task
 
 
 def _interval(recalled: Recalled) -> tuple[float, float]:
-  """95% of the share of answer tokens that are right, over all lengths and depths."""
+  """The 95% interval of the share of right answer tokens, over all lengths and depths."""
   count = sum(c.tokens if c.independent is None else c.independent for c in recalled.cells)
   return wilson(recalled.token_accuracy * count, count)
 

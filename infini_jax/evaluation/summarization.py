@@ -1,7 +1,8 @@
-"""Summaries of whole documents: each is read by streaming, the summary written, and compared.
+"""Summaries of whole documents: each document is read, a summary is generated, and it is scored.
 
-ROUGE (Lin, 2004) by the library `rouge-score`: F of ROUGE-1, -2 and -L, with stemming. `overall` is
-their geometric mean: what arXiv 2404.07143 calls so in its Table 4, by its figures.
+The scores are ROUGE (Lin, 2004) of the library `rouge-score`: F of ROUGE-1, -2 and -L, with
+stemming. `overall` is their geometric mean; the figures of Table 4 of arXiv 2404.07143 show that
+its "overall" is the same.
 """
 
 import dataclasses
@@ -23,14 +24,14 @@ from infini_jax.quiet import quiet
 from infini_jax.tasks import Pairs
 
 ROUGES = ("rouge1", "rouge2", "rougeL")
-Advance = Callable[[int, str], None]  # told the documents done, and the score so far
+Advance = Callable[[int, str], None]  # called with the documents done, and the score so far
 
 
 class Summary(NamedTuple):
-  """What was written of a document, beside the reference; shares from 0 to 1."""
+  """The generated summary of a document, and the reference; scores from 0 to 1."""
 
   name: str
-  tokens: int  # of the document that were read
+  tokens: int  # tokens of the document that were read
   written: str
   reference: str
   rouge1: float
@@ -40,30 +41,30 @@ class Summary(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Summarized:
-  """What one run of the evaluation found."""
+  """The result of one run of the evaluation."""
 
   summaries: tuple[Summary, ...]
-  tokens: int  # read
+  tokens: int  # tokens read
   seconds: float
   cut: int = 0  # documents that were not read to their end
 
   def mean(self, rouge: str) -> float:
-    """Of all documents, 0 to 100."""
+    """The mean score over all documents, 0 to 100."""
     return 100 * sum(getattr(s, rouge) for s in self.summaries) / len(self.summaries)
 
   @property
   def overall(self) -> float:
-    """The geometric mean of the three."""
+    """The geometric mean of the three mean scores, 0 to 100."""
     return math.prod(self.mean(rouge) for rouge in ROUGES) ** (1 / len(ROUGES))
 
   @property
   def summary(self) -> str:
-    """One line."""
+    """The scores in one line."""
     scores = ", ".join(f"{self.mean(rouge):.1f}" for rouge in ROUGES)
     return f"ROUGE-1, -2, -L {scores}; overall {self.overall:.2f}"
 
   def to_dict(self) -> dict[str, Any]:
-    """For JSON; the texts are in `predictions.jsonl`."""
+    """The scores for JSON; the texts are in `predictions.jsonl`."""
     return {rouge: self.mean(rouge) for rouge in ROUGES} | {
       "overall": self.overall,
       "documents": len(self.summaries),
@@ -74,12 +75,12 @@ class Summarized:
 
 
 class Summarization:
-  """Writes summaries of a split, `evaluation.lanes` documents side by side.
+  """Generates summaries of a split, with `evaluation.lanes` documents in parallel.
 
-  Knocked out ("empty"), a document's last open segment is all that is read of it.
+  In the ablation "empty", only the last, open segment of a document is read.
 
   Raises:
-    InputError: a split without summaries, or another knock-out.
+    InputError: the split has no summaries, or the ablation is not "empty".
   """
 
   def __init__(self, config: Config, mesh: Mesh, pairs: Pairs):
@@ -95,23 +96,23 @@ class Summarization:
     told = np.flatnonzero(self._references.tokens)[: e.max_documents or None]
     if not len(told):
       raise InputError(f"config.evaluation.split={e.split!r} has no summaries; choose another")
-    # Of like length side by side: a lane that has ended waits for the others.
+    # Documents of similar length together, because a lane that has ended waits for the others.
     self._order = told[np.argsort(-self._documents.tokens[told], kind="stable")].tolist()
 
   @property
   def chunks(self) -> int:
-    """Documents: what `advance` counts to."""
+    """The number of documents, the last value of `advance`."""
     return len(self._order)
 
   def run(
     self, params: Any, variant: Variant = INTACT, advance: Advance | None = None
   ) -> Summarized:
-    """Reads every document, writes its summary, scores it.
+    """Reads every document, generates its summary, and scores it.
 
     Args:
-      params: the model's parameters.
-      variant: the whole memory, or held empty.
-      advance: called with the documents done.
+      params: the parameters of the model.
+      variant: the whole memory, or the memory held empty.
+      advance: called with the number of documents done.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -139,7 +140,7 @@ class Summarization:
       yield self._order[start : start + lanes]
 
   def _write(self, run: Run, batch: list[int], variant: Variant) -> Iterator[tuple[int, int, str]]:
-    """The document, the tokens that were read of it, and the summary of each lane."""
+    """For each lane: the document, the number of tokens read of it, and the summary."""
     e, tokenizer = self._config.evaluation, self._pairs.tokenizer
     N = self._config.model.segment_length
     prompts, read, seeds = [], [], []
@@ -147,12 +148,12 @@ class Summarization:
       size = int(self._documents.tokens[document])
       ids = self._documents.read(document, 0, min(size, e.max_tokens or size))
       prompt = self._pairs.prompt(ids)
-      closed = (len(prompt) - 1) // N * N  # tokens of segments that are only in the memory
+      closed = (len(prompt) - 1) // N * N  # tokens of closed segments, only in the memory
       prompts.append(prompt[closed * variant.empty :])
       read.append(len(ids))
       seeds.append(_seed(self._config.train.seed, ids))
     seeds += seeds[-1:] * (e.lanes - len(batch))
-    prompts += prompts[-1:] * (e.lanes - len(batch))  # all batches are as wide: a mesh divides them
+    prompts += prompts[-1:] * (e.lanes - len(batch))  # the same lanes in all batches, for the mesh
     session = Session(run, e.lanes, begin=False)
     texts = [[ids] for ids in prompts]
     session.read(texts if e.lanes > 1 else texts[0])
@@ -177,6 +178,6 @@ class Summarization:
 
 
 def _seed(run: int, ids: np.ndarray) -> int:
-  """Of the draws for a document: the run's and the document's alone, wherever that stands."""
+  """The seed of a document's draws, from the run and the document only, not from its place."""
   named = f"{run} ".encode() + ids.astype("<i4").tobytes()
   return int.from_bytes(hashlib.blake2b(named, digest_size=4).digest())

@@ -1,4 +1,4 @@
-"""Summaries for a person: the scores, a picture by length, and the texts beside the references."""
+"""The table and picture of summary scores, and a file of the summaries and references."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from infini_jax.evaluation.summarization import ROUGES, Summarized
 
 
 def draw(found: dict[str, Summarized], results: dict[str, Any], folder: Path) -> dict[str, Path]:
-  """Writes what was written, `predictions.jsonl`, and draws ROUGE-1 against the length read."""
+  """Writes the summaries to `predictions.jsonl`, and draws ROUGE-1 by the tokens read."""
   from matplotlib.figure import Figure
 
   with open(folder / "predictions.jsonl", "w", encoding="utf-8") as file:
@@ -46,7 +46,7 @@ def show(
   for name in ("ROUGE-1", "ROUGE-2", "ROUGE-L", "overall"):
     table.add_column(name, justify="right")
   for name, summarized in found.items():
-    label = "with the memory" if name == "memory" else f"knocked out: {name}"
+    label = "with the memory" if name == "memory" else f"ablation: {name}"
     scores = [f"{summarized.mean(rouge):.1f}" for rouge in ROUGES]
     table.add_row(label, *scores, f"{summarized.overall:.2f}")
   console.print(table)
@@ -56,11 +56,11 @@ def show(
 
 
 def verdict(found: dict[str, Summarized], console: Console) -> None:
-  """Says so when the rest of the document does not help, or could not."""
+  """Prints a line if the memory does not help, or if the scores cannot show it."""
   if "empty" not in found:
     return
   memory, empty = found["memory"], found["empty"]
-  score = lambda summarized: (summarized.overall, summarized.mean("rouge1"))  # the former may be 0
+  score = lambda summarized: (summarized.overall, summarized.mean("rouge1"))  # the first may be 0
   if not any(score(memory) + score(empty)):
     console.print(
       "No summary shares a word of Latin letters with its reference, with the memory or without: "

@@ -1,9 +1,10 @@
-"""What it cost to give a trained model a memory: perplexity before, right after, and now.
+"""The cost of adding a memory to a trained model: perplexity of the original, at step 0, and now.
 
-All read the same documents. The original reads them in windows of one segment, each alone, by full
-attention, and, where it was made for more, in windows that long; the adapted model reads on from
-segment to segment. At step 0 it has the original's parameters and gates as they begin: the
-difference is what the gates let through.
+All models read the same documents. The original reads them with full attention in windows of one
+segment, and, if it was trained on longer texts, also in windows of that length. Windows are
+independent. The adapted model carries its state from segment to segment. At step 0 it has the
+parameters of the original and gates at their start values, so the difference is the effect of these
+gates.
 """
 
 import dataclasses
@@ -27,27 +28,27 @@ from infini_jax.runs.workdir import Workdir
 
 ORIGINAL, STEP_0 = Variant("original"), Variant("step 0")
 WIDE = Variant("original, its window")
-TOLERATED = 0.01  # a change of perplexity at step 0 that shut gates explain
+TOLERATED = 0.01  # the largest change of perplexity at step 0 that shut gates explain
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """What one of them found."""
+  """The result of one model."""
 
   perplexity: float
   bits_per_byte: float
   documents: int
-  cut: int  # of them, not read to their end
+  cut: int  # documents that were not read to their end
   tokens: int
   tokens_per_second: float
 
   def to_dict(self) -> dict[str, Any]:
-    """For JSON."""
+    """The figures for JSON."""
     return dataclasses.asdict(self)
 
 
 class Surgery:
-  """Evaluates the original, the model at step 0 and the trained one on the same documents."""
+  """Evaluates the original, the model at step 0 and the trained model on the same documents."""
 
   def __init__(self, config: Config, mesh: Mesh, store: Store):
     self._config, self._mesh = config, mesh
@@ -60,7 +61,7 @@ class Surgery:
 
   @property
   def chunks(self) -> int:
-    """Chunks of one run: what `advance` counts to."""
+    """The chunks of one run, the last value of `advance`."""
     return self._adapted.chunks
 
   def run(self, params: Any, variant: Variant = INTACT, *, advance: Advance | None = None) -> Cost:
@@ -75,18 +76,18 @@ class Surgery:
 
   @functools.cached_property
   def _start(self) -> Any:
-    """The original's parameters."""
+    """The parameters of the original."""
     with Checkpoints(Workdir(self._config.train.start_from)) as saved:
       return saved.restore_params(abstract_params(self._before, self._mesh))[0]
 
 
 def originals(config: Config) -> dict[Variant, Config]:
-  """How the original reads: windows of one segment, and of as many as it was made for, if more.
+  """The configs of the original: windows of one segment, and of its training length, if longer.
 
-  A converted run says in its config how long the texts were that the original was trained on.
+  The config of a converted run contains the training length of the original.
 
   Raises:
-    InputError: the run was not started from an original, or that is not there.
+    InputError: the run was not started from an original, or the original has no checkpoint.
   """
   m, path = config.model, config.train.start_from
   if not path:
@@ -100,7 +101,7 @@ def originals(config: Config) -> dict[Variant, Config]:
   if not there.memory.grows or m.memory.grows:
     raise InputError(
       f"--task=surgery: the mixer is {there.mixer!r} in config.train.start_from={path!r} and "
-      f"{m.mixer!r} here: ask the run that began with one of 'full'"
+      f"{m.mixer!r} here: evaluate the run that started from one with 'full'"
     )
   with Checkpoints(run) as saved:
     if saved.latest() is None:
@@ -127,7 +128,7 @@ def originals(config: Config) -> dict[Variant, Config]:
 
 
 def draw(costs: dict[str, Cost], results: dict[str, Any], folder: Path) -> dict[str, Path]:
-  """Nothing: a few figures are a table."""
+  """Draws nothing: the table has all figures."""
   return {}
 
 
@@ -156,7 +157,7 @@ def show(costs: dict[str, Cost], results: dict[str, Any], config: Config, consol
 
 
 def verdict(costs: dict[str, Cost], console: Console) -> None:
-  """Says so when the adapted model did not begin as the original."""
+  """Prints a line if the adapted model at step 0 differs from the original."""
   before, after = costs[ORIGINAL.name].perplexity, costs[STEP_0.name].perplexity
   if (more := change(after, before)) and abs(after / before - 1) > TOLERATED:
     console.print(

@@ -1,4 +1,4 @@
-"""Which tasks a run can be evaluated on, and what each needs: the names of `--task`."""
+"""The tasks of an evaluation (the names of `--task`), and the needs of each."""
 
 import dataclasses
 import difflib
@@ -28,11 +28,11 @@ from infini_jax.tasks import Pairs, Source, check_length, open_source
 class Kind(NamedTuple):
   """How a task is evaluated and shown."""
 
-  source: str  # what `open_source` knows it by
+  source: str  # its name for `open_source`
   evaluator: Callable[[Config, Mesh, Any], Any]  # has `chunks`, and `run(params, variant, advance)`
   tables: ModuleType  # has `draw`, `show` and `verdict`
-  protocol: tuple[str, ...]  # fields that change the figures, beside corpus, split and knock-outs
-  others: str = "knocked_out"  # what the variants but the first are called in `results.json`
+  protocol: tuple[str, ...]  # fields that change the figures, beside corpus, split and ablations
+  others: str = "knocked_out"  # the key of all variants but the first in `results.json`
 
 
 def _perplexity(config: Config, mesh: Mesh, store: Store) -> Perplexity:
@@ -82,18 +82,18 @@ NAMES = (*KINDS, "gates", "knockout")
 
 
 class Job(NamedTuple):
-  """What goes into one folder of `WORKDIR/evaluation/`."""
+  """The evaluation for one folder of `WORKDIR/evaluation/`."""
 
-  name: str  # of the folder
-  task: str = ""  # of `KINDS`; empty: nothing is read
+  name: str  # the name of the folder
+  task: str = ""  # a key of `KINDS`; empty: nothing is read
   variants: tuple[Variant, ...] = ()
 
 
 def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
-  """What is to be done, one job for each of the names.
+  """The jobs of an evaluation, one for each of the names.
 
   Raises:
-    InputError: there is no such task, or the model has nothing for it.
+    InputError: there is no such task, or it does not fit the model.
   """
   own = config.evaluation.task or config.task.name
   own = next(name for name, kind in KINDS.items() if kind.source == own)
@@ -108,7 +108,7 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
       jobs.append(Job(name))
     elif name == "knockout":
       possible = ["empty"]
-      if own != "summarization":  # what is written is read too: nothing but the start can be empty
+      if own != "summarization":  # else only "empty": generated tokens are read too
         possible += ["reads", "layers"] if memory.layered else ["reads"]
         possible += ["swap"] if config.evaluation.lanes > 1 and config.mesh.seq == 1 else []
       all_of_them = dataclasses.replace(config.evaluation, knock_out=tuple(possible))
@@ -127,10 +127,10 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
 
 
 def chosen(config: Config, source: Source) -> Config:
-  """The config with the split that is read of a source, and the whole name of the document.
+  """The config with the split to read of a source, and the whole name of the document.
 
-  A corpus of one document is read whole. A document is found in whichever split it is in, by its
-  name or the end of it.
+  A corpus of one document is read as a whole. A document is found in any split, by its name or by
+  the end of its name.
 
   Raises:
     InputError: there is no such document, or the split is empty.
@@ -162,7 +162,7 @@ def chosen(config: Config, source: Source) -> Config:
 
 
 def _find(store: Store, document: str) -> tuple[str, str]:
-  """The split and the name of the one document that is called so, or ends so."""
+  """The split and the name of the only document whose name is, or ends with, `document`."""
   names = [(split, name) for split in SPLITS for name in store.split(split).names]
   same = [found for found in names if found[1] == document]
   ends = [found for found in names if found[1].endswith((f"/{document}", f" {document}"))]
@@ -172,23 +172,22 @@ def _find(store: Store, document: str) -> tuple[str, str]:
   if found:
     some = ", ".join(name for _, name in found[:3])
     raise InputError(
-      f"config.evaluation.document={document!r}: {len(found)} documents are called so, such as "
+      f"config.evaluation.document={document!r}: {len(found)} documents have this name, such as "
       f"{some}; give the whole name of one"
     )
   known = [name for _, name in names]
   close = difflib.get_close_matches(document, known[:10_000], 1) or known[:1]
   raise InputError(
-    f"config.evaluation.document={document!r}: no document is called so; names are such as "
+    f"config.evaluation.document={document!r}: no document has this name; names are such as "
     f"{', '.join(close)}"
   )
 
 
 def open_task(config: Config, path: str, console: Console, task: str) -> Source:
-  """What a task reads.
+  """The source of a task.
 
   Raises:
-    InputError: the run cannot be asked it: by its vocabulary, for want of a corpus, or at lengths
-      too short for it.
+    InputError: the task does not fit the run's vocabulary, has no corpus, or needs longer lengths.
   """
   if task in ("perplexity", "surgery") and config.data.tokenizer == "task":
     raise InputError(

@@ -1,4 +1,4 @@
-"""`text.html`: passages of the text, every word coloured by what the memory saved or cost."""
+"""`text.html`: passages of the text; the colour of a word shows what the memory saved or cost."""
 
 import math
 from pathlib import Path
@@ -14,19 +14,19 @@ from infini_jax.evaluation.passages import (
 )
 from infini_jax.html import document, escape, paragraph, table
 
-FULL = 4.0  # nats at which a colour is full
-LISTED = 8  # words of a passage whose earlier places are named
-NAMED = 0.5  # nats that such a word has saved, at least
+FULL = 4.0  # nats of the strongest colour
+LISTED = 8  # the most words of a passage that are listed with their earlier places
+NAMED = 0.5  # the least nats that such a word has saved
 
 
 def write(memory: Losses, empty: Losses, results: dict[str, Any], file: Path) -> None:
   """Writes the page.
 
   Args:
-    memory: what every token cost with the memory.
-    empty: with the memory held empty.
-    results: what `results.json` holds.
-    file: the page.
+    memory: the loss of every token with the memory.
+    empty: the loss of every token with the memory held empty.
+    results: the content of `results.json`.
+    file: the path of the page.
   """
   N = results["segment_length"]
   helped, harmed = passages(memory, empty)
@@ -43,15 +43,15 @@ def _legend(memory: Losses, empty: Losses, segment_length: int) -> str:
   tokens = sum(map(len, memory.nats.values()))
   samples = "".join(_colored(f" {x:+g} ", x, f"{x:+g} nats saved") for x in (4, 2, 1, -1, -2, -4))
   text = (
-    f"A word's colour is its loss with the memory held empty, minus its loss with the memory: "
-    f"green was saved, red was cost. Segments have {segment_length:,} tokens; what stands in the "
+    f"The colour of a word is its loss with the memory held empty, minus its loss with the memory: "
+    f"green is saved, red is lost. Segments have {segment_length:,} tokens; what stands in the "
     f"same segment is seen without the memory. Over {tokens:,} tokens the memory saved "
     f"{sum(nats) / max(1, tokens):.4f} nats each."
   )
   of_helped, of_all = shares_seen(memory, empty, segment_length)
   seen = (
-    f"Of the tokens that it saved over 1 nat on, {of_helped:.0%} stand in an earlier segment of "
-    f"the document too; of all tokens behind a first segment it is {of_all:.0%}."
+    f"Of the tokens with more than 1 nat saved, {of_helped:.0%} are also in an earlier segment of "
+    f"the document; of all tokens after a first segment, {of_all:.0%} are."
   )
   known = paragraph(seen) if math.isfinite(of_helped) else ""
   return f"{paragraph(text)}{known}<p>Nats saved: {samples}</p>"

@@ -1,4 +1,4 @@
-"""A small evaluation during training: of documents, of summaries, or of examples of the task."""
+"""A small evaluation during training: documents, summaries, or examples of the task."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from infini_jax.tasks.summarization import Told
 
 
 class Validation:
-  """Compiled once; run every `config.train.eval_every` steps on `eval_documents` of them."""
+  """Compiles once; runs every `config.train.eval_every` steps on `eval_documents` of them."""
 
   def __init__(self, config: Config, mesh: Mesh, source: Source):
     count = config.train.eval_documents
@@ -30,30 +30,30 @@ class Validation:
       self._run = Retrieval(config, mesh, source, (length,), count)
 
   def run(self, params: Any, advance: Any = None) -> tuple[str, dict[str, float]]:
-    """A line for a person, and the figures for the metrics."""
+    """Evaluates; returns a line of text, and the figures for the metrics."""
     found = self._run.run(params, advance=advance)
     figures = {k: v for k, v in found.to_dict().items() if isinstance(v, int | float)}
     return found.summary, figures
 
 
 class Expectation(NamedTuple):
-  """How well the references were expected."""
+  """The loss of the reference summaries."""
 
-  tokens: int  # of the summaries
+  tokens: int  # tokens of the summaries
   nats: float
 
   @property
   def summary(self) -> str:
-    """One line."""
+    """The perplexity in one line."""
     return f"perplexity of summaries {exp(self.nats / self.tokens):.3f}"
 
   def to_dict(self) -> dict[str, Any]:
-    """For the metrics."""
+    """The figures for the metrics."""
     return {"summary_perplexity": exp(self.nats / self.tokens), **self._asdict()}
 
 
 class Expected:
-  """The perplexity of reference summaries, each read behind its whole document.
+  """The perplexity of reference summaries, each read after its whole document.
 
   Raises:
     InputError: no validation document has a summary.
@@ -73,7 +73,7 @@ class Expected:
     self._reader = Reader(config, mesh)
 
   def run(self, params: Any, advance: Any = None) -> Expectation:
-    """Reads every pair to its end."""
+    """Reads every pair, and returns the loss of the summaries."""
     tokens, nats = 0, 0.0
     asks = lambda chunk: bool(self._asked(chunk).any())
     read = self._reader.read(params, self._lanes, INTACT, asks)

@@ -1,4 +1,4 @@
-"""Inference: `Session`, a state that streams, and text from it."""
+"""Inference: `Session`, a model with a state that reads text and generates text."""
 
 from infini_jax.inference.saved import Run, open_run
 from infini_jax.inference.session import Session

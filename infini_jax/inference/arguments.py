@@ -1,7 +1,7 @@
-"""What a caller may pass: numbers of the right kind, in Python's own types.
+"""Checks of a caller's arguments, which convert numbers to Python's own types.
 
-NumPy's scalars are taken; a bool, a text, an array and a fraction where whole numbers are counted
-are not: something else was meant.
+NumPy scalars are accepted. A bool, a text or an array is never accepted as a number, and a fraction
+is not accepted as a whole number.
 """
 
 import numbers
@@ -13,15 +13,15 @@ import numpy as np
 
 from infini_jax.config import InputError
 
-LARGEST = 2**31 - 1  # of what is counted: more is a slip
+LARGEST = 2**31 - 1  # of counts; a larger number is a mistake
 LARGEST_SEED = 2**32 - 1
 
 
 def whole(name: str, value: Any, least: int = 0, most: int = LARGEST, low: str = "") -> int:
-  """A whole number from `least` to `most`.
+  """The value as a whole number from `least` to `most`.
 
   Raises:
-    InputError: anything else. `low` says in other words what the least is.
+    InputError: any other value. `low` replaces the text about the least value.
   """
   low = low or f"at least {least}"
   if isinstance(value, bool) or not isinstance(value, numbers.Integral):
@@ -32,24 +32,24 @@ def whole(name: str, value: Any, least: int = 0, most: int = LARGEST, low: str =
 
 
 def number(name: str, value: Any) -> float:
-  """A real number; infinite ones and NaN are left to whoever knows the bounds.
+  """The value as a real number; the caller checks its bounds, infinity and NaN.
 
   Raises:
-    InputError: anything else.
+    InputError: any other value.
   """
   if isinstance(value, bool) or not isinstance(value, numbers.Real):
     raise InputError(f"{name}={short(value)}: must be a number")
   try:
     return float(value)
-  except OverflowError:  # a whole number of hundreds of digits
+  except OverflowError:  # a whole number with hundreds of digits
     return float("inf")
 
 
 def seeds(value: Any, lanes: int) -> np.ndarray:
-  """One seed for each lane, (B,) uint32: those given, or from one seed on.
+  """One seed for each lane, (B,) uint32: the given seeds, or seed + i for lane i.
 
   Raises:
-    InputError: no whole numbers from 0 to 2^32 - 1, or not one for each lane.
+    InputError: not whole numbers from 0 to 2^32 - 1, or not one for each lane.
   """
   several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
   if not (several or (isinstance(value, np.ndarray) and value.ndim)):
@@ -61,10 +61,10 @@ def seeds(value: Any, lanes: int) -> np.ndarray:
 
 
 def stops(value: Any) -> tuple[str, ...]:
-  """Stop strings: one, or several.
+  """One or several stop strings, as a tuple.
 
   Raises:
-    InputError: what is no text, or is empty.
+    InputError: one of them is not a text, or is empty.
   """
   several = value if isinstance(value, list | tuple | set | frozenset) else [value]
   for one in several:
@@ -76,5 +76,5 @@ def stops(value: Any) -> tuple[str, ...]:
 
 
 def short(value: Any) -> str:
-  """In one line."""
+  """The value in one line, for errors."""
   return " ".join(reprlib.repr(value).split())

@@ -1,4 +1,4 @@
-"""`infini-jax generate`: read a prompt, a file or a stream, write what follows, keep it."""
+"""`infini-jax generate`: reads a prompt, a file or a stream, continues it, and saves the state."""
 
 import argparse
 import contextlib
@@ -27,15 +27,15 @@ from infini_jax.paths import file_to_write, local
 from infini_jax.progress import make_console, track
 from infini_jax.runs.workdir import Workdir
 
-ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}  # behind a backslash, in --stop
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}  # after a backslash, in --stop
 
 
 def generate(args: argparse.Namespace, console: Console) -> None:
-  """Opens a run or a state, reads, continues on standard output, and keeps the state if asked to.
+  """Opens a run or a state, reads, writes to standard output, and saves the state if asked.
 
   Raises:
-    InputError: no run, checkpoint or prompt; a flag out of its range; a state that is not this
-      model's, or cannot be kept.
+    InputError: no run, checkpoint or prompt; a flag out of its range; a state of another model, or
+      one that cannot be saved.
   """
   _check(args)
   stop = [_stop(text) for text in args.stop]
@@ -45,7 +45,7 @@ def generate(args: argparse.Namespace, console: Console) -> None:
   how: dict[str, Any] = {"model": args.workdir} if args.load_state else {}
   session = Session.load(args.load_state or args.workdir, step=args.step, **how)
   if session.lanes > 1:
-    raise InputError(f"{args.load_state}: {session.lanes} texts side by side; use Session.load")
+    raise InputError(f"{args.load_state}: a state of {session.lanes} lanes; use Session.load")
   if session.ended[0]:
     raise InputError(
       f"{args.load_state}: the model has ended its document, so nothing follows it; give a state "
@@ -78,7 +78,7 @@ def generate(args: argparse.Namespace, console: Console) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-  """Raises InputError for what cannot work, before a model is opened."""
+  """Raises InputError for flags that cannot work, before a model is opened."""
   Sampling(args.temperature, args.top_p, args.top_k, args.repetition_penalty)
   whole("--tokens", args.tokens)
   whole("--seed", args.seed, most=LARGEST_SEED)
@@ -99,10 +99,10 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _stop(text: str) -> str:
-  r"""What the text of a flag means: newlines and tabs cannot be typed, so \n and \t stand for them.
+  r"""The stop string of a flag; \n and \t in it mean a newline and a tab, which cannot be typed.
 
   Raises:
-    InputError: nothing at all, or a backslash that stands for nothing.
+    InputError: the text is empty, or an escape is unknown.
   """
   if not text:
     raise InputError("--stop is empty: a stop string has at least one character")
@@ -111,7 +111,7 @@ def _stop(text: str) -> str:
   def one(found: re.Match[str]) -> str:
     if found[1] not in ESCAPES:
       raise InputError(
-        f"--stop={text}: {found[0]} stands for nothing; there are \\n, \\t, \\r, and \\\\ for "
+        f"--stop={text}: {found[0]} has no meaning; there are \\n, \\t, \\r, and \\\\ for "
         f"a backslash"
       )
     return ESCAPES[found[1]]
@@ -122,8 +122,10 @@ def _stop(text: str) -> str:
 def _read(
   session: Session, name: str, source: Any, limit: int | None, errors: Console
 ) -> InputError | None:
-  """Returns what is wrong with standard input, which cannot be read again: what came before it was
-  read. What is wrong with a file is raised."""
+  """Reads the source. It raises an error of a file, and returns an error of standard input.
+
+  Standard input cannot be read again, and the text before the error has been read.
+  """
   started, failed = time.perf_counter(), None
 
   def tokens() -> Iterator[int]:
@@ -142,16 +144,16 @@ def _read(
   if not read:
     empty = f"{name} is empty: give some text, or no prompt to begin a new document"
     raise failed or InputError(empty)
-  done = read - session.waiting[0]  # the others go through the model when something is written
+  done = read - session.waiting[0]  # the model reads the others when it generates
   speed = f" at {_rate(done / (time.perf_counter() - started))}" if done > 0 else ""
   _say(errors, f"{name}: {read:,} tokens read{speed}; {_size(session)}")
   return failed
 
 
 def _write(session: Session, args: argparse.Namespace, stop: list[str], errors: Console) -> bool:
-  """Prints text as it is written, until a Ctrl-C at most: then it returns True.
+  """Prints text while it is generated. Returns whether Ctrl-C stopped it.
 
-  The speed is by the median, which leaves compiling out.
+  The speed is from the median time of a token, so that compiling does not count.
   """
   times, interrupted, before = [], False, session.positions[0]
   pieces = session.generate(
@@ -178,19 +180,20 @@ def _write(session: Session, args: argparse.Namespace, stop: list[str], errors: 
 
 @contextlib.contextmanager
 def _printing() -> Iterator[None]:
-  """What reads standard output may end it (`| head -1`), and need not know every character."""
+  """Lets the reader of standard output end early (`| head -1`), and replaces characters that the
+  encoding of standard output lacks."""
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors="replace")
   try:
     yield
   except OSError as error:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discards the rest
     if not isinstance(error, BrokenPipeError):
       raise InputError(f"standard output: cannot be written ({error}); make room there") from None
 
 
 def _say(errors: Console, text: str, style: str | None = None) -> None:
-  """One line, as it is: no word of it is a mark-up."""
+  """Prints one line; nothing in it is read as markup."""
   errors.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -205,7 +208,7 @@ def _size(session: Session) -> str:
 
 
 def _source(args: argparse.Namespace) -> tuple[str, Any]:
-  """What is read, and its name: empty where there is nothing to read."""
+  """The name and the text, file or tokens to read; an empty name if there is nothing to read."""
   if args.prompt_document is not None:
     return _document(args)
   if args.prompt_file == "-":
@@ -222,13 +225,13 @@ def _source(args: argparse.Namespace) -> tuple[str, Any]:
   if args.prompt and names_file(args.prompt):
     raise InputError(
       f"--prompt={args.prompt}: a file of this name exists; --prompt-file reads it (and "
-      f"--prompt-file=- a text, from standard input, that is this name itself)"
+      f"--prompt-file=- reads a text from standard input, if the name is the text)"
     )
   return ("prompt", args.prompt) if args.prompt else ("", None)
 
 
 def _file(flag: str, name: str) -> Path:
-  """Raises InputError unless something can be read there that is no folder; it may be a pipe."""
+  """The path of a file or pipe; raises InputError if there is none, or if it is a folder."""
   file = local(name, flag)
   if file.is_dir():
     raise InputError(f"{flag}={name}: is a folder; name a file (--workdir names a run's folder)")
@@ -251,7 +254,7 @@ def _document(args: argparse.Namespace) -> tuple[str, Any]:
   documents = open_prepared(workdir.config().data.path, workdir.store).split(split)
   if not number.isdecimal() or int(number) >= len(documents):
     raise InputError(
-      f"--prompt-document={args.prompt_document}: want SPLIT:NUMBER with a number below "
+      f"--prompt-document={args.prompt_document}: expected SPLIT:NUMBER with a number below "
       f"{len(documents)}"
     )
   size = int(documents.tokens[int(number)])
@@ -260,14 +263,14 @@ def _document(args: argparse.Namespace) -> tuple[str, Any]:
 
 
 class Stdin(io.TextIOWrapper):
-  """Standard input, which may be endless."""
+  """Standard input as text; it may be endless."""
 
   def __init__(self) -> None:
     super().__init__(sys.stdin.buffer, encoding="utf-8-sig", errors="surrogateescape")
     self._waiting = self._ended = False
 
   def readline(self, size: int | None = -1) -> str:  # type: ignore[override]
-    """The next line, or a part of it; empty at the end."""
+    """The next line, or a part of it; empty at the end of the input."""
     try:
       self._waiting = True
       return "" if self._ended else super().readline(-1 if size is None else size)
@@ -278,7 +281,7 @@ class Stdin(io.TextIOWrapper):
 
   @contextlib.contextmanager
   def ended_by_interrupt(self) -> Iterator[None]:
-    """In here the first Ctrl-C is the end of the input; no call of the model is torn."""
+    """In the body, the first Ctrl-C ends the input; it does not interrupt a call of the model."""
 
     def end(*_: Any) -> None:
       signal.signal(signal.SIGINT, usual)

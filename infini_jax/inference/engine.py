@@ -1,7 +1,7 @@
-"""A model's programs for reading and writing: arrays in, arrays out, each compiled once.
+"""The compiled programs of a model for reading and generation: arrays in, arrays out.
 
-What is carried is a stream: the memory of the closed segments and the keys and values of the open
-one, for every lane. It is constant in size, however much was read, where the mixer's state is.
+The carried state is a stream: for every lane, the memory of the closed segments and the keys and
+values of the open one. If the state of the mixer has a fixed size, the stream has too.
 """
 
 from collections.abc import Sequence
@@ -19,18 +19,18 @@ from infini_jax.models.mixers.base import Mixer
 from infini_jax.ops.lanes import where_lane
 from infini_jax.parallel import in_mesh, shard
 
-STEP = 16  # few tokens are read as 1, 16, 256, ... of them: what is missing is padding
+STEP = 16  # a few tokens are padded to 1, 16, 256, ... tokens
 
 
 class Engine:
-  """The parameters of a model, and what is done with them.
+  """The parameters of a model, and the programs that use them.
 
-  On one CPU, single tokens go through layers that lie one by one ("apart"): slicing stacked weights
-  would copy all of them at every step. There they are views of the same memory.
+  On one CPU, single tokens go through separate layers ("apart"), because slicing stacked weights
+  copies all of them at every step. The separate layers are views of the same memory.
   """
 
   def __init__(self, config: Config, params: Any, apart: bool | None = None):
-    """`apart` is for comparisons; None decides by itself."""
+    """`apart` is for comparisons; None chooses automatically."""
     self.config, self._model, self.params = config, config.model, params
     self.segment = config.model.segment_length  # N
     self.chunk = config.evaluation.segments * self.segment  # T
@@ -46,34 +46,34 @@ class Engine:
     self._draw = jax.jit(self._draw_tokens, static_argnums=4)
 
   def start(self, lanes: int) -> Any:
-    """The stream before anything was read."""
+    """A new stream, in which no lane has read anything."""
     return self._start(self.params, lanes)
 
   def renew(self, stream: Any, which_B: np.ndarray) -> Any:
-    """The stream in which some lanes have read nothing. It is used up."""
+    """The stream with the lanes of `which_B` (bool) reset. The old stream is donated."""
     return self._renew(self.together(stream), self.start(len(which_B)), which_B)
 
   def template(self, lanes: int) -> Any:
-    """Shapes and types of that stream."""
+    """The shapes and types of a new stream."""
     return jax.eval_shape(lambda: self._start_stream(self.params, lanes))
 
   def together(self, stream: Any) -> Any:
-    """The stream with its layers stacked, as it is kept; nothing is used up."""
+    """The stream with its layers stacked, as it is saved; the old stream stays valid."""
     return self._stack(self.params, stream) if isinstance(stream, list) else stream
 
   def read(self, stream: Any, tokens_BT: np.ndarray) -> Any:
-    """A whole chunk, where all lanes stand between two segments. The stream is used up."""
+    """Reads a whole chunk in all lanes; no lane may have an open segment. The stream is donated."""
     stream = self._reserve(self.together(stream), tokens_BT.shape[1])
     return self._read(self.params, stream, tokens_BT)
 
   def extend(self, stream: Any, pieces: Sequence[Sequence[int]]) -> tuple[jax.Array, Any]:
-    """Some tokens of each lane, or none, up to the end of its open segment.
+    """Reads some tokens of each lane, or none, at most up to the end of its open segment.
 
-    The stream is used up.
+    The stream is donated.
 
     Returns:
-      The logits (B, V) after each lane's last token, without meaning where there is none; and the
-      stream after them.
+      The logits (B, V) after the last token of each lane, undefined for lanes without tokens; and
+      the new stream.
     """
     lengths_B = np.array([len(piece) for piece in pieces])
     tokens_BT = np.zeros((len(pieces), self._padded(lengths_B.max())), np.int32)
@@ -94,7 +94,7 @@ class Engine:
     recent_BW: np.ndarray,
     sampling: Sampling,
   ) -> np.ndarray:
-    """The next token of each lane; it depends on nothing but these."""
+    """Draws the next token of each lane, (B,); it depends only on the arguments."""
     return np.asarray(self._draw(logits_BV, seeds_B, positions_B, recent_BW, sampling))
 
   def _padded(self, size: int) -> int:
@@ -104,7 +104,7 @@ class Engine:
     return min(length, self.segment)
 
   def _can_be_apart(self) -> bool:
-    """A fixed state, layers that do not go through summaries together, one CPU."""
+    """Whether the state has a fixed size, layers do not share summaries, and there is one CPU."""
     if not self._model.memory.layered or self._reserve is not Mixer.reserve:
       return False
     return not in_mesh() and jax.default_backend() == "cpu"
@@ -132,7 +132,7 @@ class Engine:
 
 def _renewed(stream: Any, start: Any, which_B: jax.Array) -> Any:
   def one(old, new):
-    """(L, B, slots...): where a state grows, a new one has no slots yet."""
+    """Arrays (L, B, slots...); a new state that grows has no slots yet."""
     room = [(0, a - b) for a, b in zip(old.shape, new.shape, strict=True)]
     return where_lane(which_B, jnp.pad(new, room), old, axis=1)
 
@@ -140,7 +140,7 @@ def _renewed(stream: Any, start: Any, which_B: jax.Array) -> Any:
 
 
 def _one_by_one(stacked: Any) -> list[Any]:
-  """Stacked arrays as one tree for each layer: views of the same memory, on a CPU."""
+  """Stacked arrays as one tree for each layer; on a CPU they are views of the same memory."""
   leaves, tree = jax.tree.flatten(jax.tree.map(np.asarray, stacked))
   each = zip(*leaves, strict=True)
   return [jax.tree.unflatten(tree, map(jax.device_put, layer)) for layer in each]

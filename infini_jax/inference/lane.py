@@ -1,4 +1,4 @@
-"""One text of a session, in numbers."""
+"""The counts and tokens of one lane of a session."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -7,35 +7,35 @@ from infini_jax.inference.sampling import RECENT
 
 
 class Lane:
-  """How much of a text the model has read, what waits, and the last tokens of all."""
+  """How much of a text the model has read, its unread tokens, and its last tokens."""
 
   def __init__(self) -> None:
-    self.read = 0  # tokens that the stream holds
+    self.read = 0  # tokens that the model has read
     self.unread: list[int] = []
     self.recent: deque[int] = deque(maxlen=RECENT)
 
   @property
   def position(self) -> int:
-    """Tokens of the text so far."""
+    """The number of tokens of the text so far."""
     return self.read + len(self.unread)
 
   def ended(self, eos: int) -> bool:
-    """Whether the model has ended this text: `eos` was written behind something, and never read."""
+    """Whether the model has ended this text: the last token is a generated `eos`."""
     return self.position > 1 and self.unread[-1:] == [eos]
 
   def take(self, tokens: Sequence[int]) -> None:
-    """More text, at first unread."""
+    """Adds tokens, unread at first."""
     self.unread.extend(tokens)
     self.recent.extend(tokens)
 
   def give(self, size: int) -> list[int]:
-    """The next tokens for the model, at most so many; they count as read."""
+    """The next tokens for the model, at most `size`; they count as read."""
     given, self.unread = self.unread[:size], self.unread[size:]
     self.read += len(given)
     return given
 
   def copy(self) -> "Lane":
-    """Another that is as far."""
+    """An independent copy."""
     other = Lane()
     other.read, other.unread, other.recent = self.read, self.unread.copy(), self.recent.copy()
     return other

@@ -9,17 +9,17 @@ from jaxtyping import Array, Float, Int
 from infini_jax.config import LEAST, MOST, InputError
 from infini_jax.inference.arguments import number, whole
 
-RECENT = 256  # tokens, the last of what was read and written, that the penalty looks at
-NOTHING = -1  # stands for no token where fewer are known
+RECENT = 256  # the number of last tokens, read or generated, for the repetition penalty
+NOTHING = -1  # fills the places of missing tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How tokens are chosen. Temperature 0 is greedy; `top_p`, then, and `top_k` change nothing."""
+  """How tokens are chosen. Temperature 0 is greedy; then `top_p` and `top_k` have no effect."""
 
   temperature: float = 0.8
   top_p: float = 0.95
-  top_k: int = 0  # draw from the so many likeliest; 0: all
+  top_k: int = 0  # draw from this many likeliest tokens; 0: all
   repetition_penalty: float = 1.0  # above 1, tokens among the last 256 are less likely; 1: off
 
   def __post_init__(self):
@@ -45,12 +45,13 @@ def sample(
   sampling: Sampling,
   recent_BW: Int[Array, "B W"] | None = None,
 ) -> Int[Array, " B"]:
-  """One token per lane, each drawn by its own key.
+  """One token for each lane, drawn with the key of the lane.
 
-  First the repetition penalty: logits of tokens in `recent_BW` are divided by it where they are
-  above 0 and multiplied below (Keskar et al., arXiv 1909.05858). Then the temperature, and of what
-  is left the `top_k` likeliest; of these the likeliest whose probabilities reach `top_p` (Holtzman
-  et al., arXiv 1904.09751), with the one that crosses the line.
+  First, the repetition penalty: logits of tokens in `recent_BW` are divided by it if they are above
+  0, and multiplied if they are below (Keskar et al., arXiv 1909.05858). Then the logits are divided
+  by the temperature, and the `top_k` likeliest tokens are kept. Of these, the likeliest tokens are
+  kept until the sum of their probabilities reaches `top_p` (Holtzman et al., arXiv 1904.09751); the
+  token that reaches it is kept too.
   """
   logits_BV = logits_BV.astype(jnp.float32)
   if sampling.repetition_penalty != 1 and recent_BW is not None:
@@ -63,7 +64,7 @@ def sample(
   if sampling.top_p < 1 or k < V:
     ordered_BV = jax.lax.top_k(logits_BV, k)[0]
     share_BV = jax.nn.softmax(ordered_BV, axis=-1)
-    above_BV = jnp.cumsum(share_BV, axis=-1) - share_BV  # what stands before each of them
+    above_BV = jnp.cumsum(share_BV, axis=-1) - share_BV  # the sum of all likelier tokens
     kept_BV = jnp.where(above_BV < max(sampling.top_p, LEAST), ordered_BV, jnp.inf)
     logits_BV = jnp.where(logits_BV >= kept_BV.min(-1, keepdims=True), logits_BV, -jnp.inf)
   return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)

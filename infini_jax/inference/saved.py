@@ -1,9 +1,9 @@
-"""Runs opened for inference, and the files that states are kept in.
+"""Runs opened for inference, and the files of saved states.
 
-A state's file is of safetensors: the stream, the tokens still unread, the last tokens; and a header
-that says which model and vocabulary it is of. Slots of the open segment that hold no token are left
-out, so that it is small wherever a segment has just begun. A checksum over the whole file tells
-whether it is as it was written; files of format 1 have none.
+The file of a state is a safetensors file. It holds the stream, the unread tokens, the last tokens,
+and a header with the model and the vocabulary. Slots of the open segment without a token are left
+out, so that the file is small if a segment has just begun. A checksum of the whole file shows
+whether it is damaged; files of format 1 have no checksum.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ from infini_jax.runs import tensors
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir
 
-KIND, FORMAT = "infini_jax state ", 2  # what the header is called: the kind and the format
-BEGINS = rb'.{8}\{"__metadata__":\{"' + KIND.encode()  # a pattern: how such a file begins
-FIELDS = {  # of the header; the last three have an entry for each lane
+KIND, FORMAT = "infini_jax state ", 2  # the name of the header: the kind and the format
+BEGINS = rb'.{8}\{"__metadata__":\{"' + KIND.encode()  # a pattern: the file's first bytes
+FIELDS = {  # fields of the header; the last three have an entry for each lane
   "config": dict,
   "parameters": str,
   "tokenizer": str,
@@ -52,11 +52,11 @@ FORMER = (
   (r"\bcache\.x_BNI", "x_BNI"),
   (r"\bcache\.", "xl.cache."),
 )
-SLOTS = 2  # the axis of a stacked stream that may have another length in the file: (L, B, slots...)
+SLOTS = 2  # the axis of a stacked stream that may be shorter in the file: (L, B, slots...)
 
 
 class Run(NamedTuple):
-  """A model opened for inference; `workdir` is empty where it is of no run."""
+  """A model opened for inference; `workdir` is empty if it does not come from a run."""
 
   engine: Engine
   tokenizer: Tokenizer
@@ -65,10 +65,10 @@ class Run(NamedTuple):
 
 
 def open_run(path: str | Path, step: int | None = None) -> Run:
-  """The model of a workdir, on one device. A setting of another machine is logged as a warning.
+  """The model of a workdir, on one device. It warns of settings that this machine lacks.
 
   Raises:
-    InputError: no run, or no such checkpoint.
+    InputError: there is no run, or no such checkpoint.
   """
   workdir = Workdir(path)
   tokenizer = load_saved(workdir.tokenizer)
@@ -82,7 +82,7 @@ def open_run(path: str | Path, step: int | None = None) -> Run:
 
 
 def save(path: Path, run: Run, stream: Any, lanes: Sequence[Lane]) -> None:
-  """Writes all of a state or nothing.
+  """Writes the file of a state, completely or not at all.
 
   Raises:
     InputError: the file cannot be written.
@@ -100,15 +100,17 @@ def save(path: Path, run: Run, stream: Any, lanes: Sequence[Lane]) -> None:
     "unread": [len(lane.unread) for lane in lanes],
     "recent": [len(lane.recent) for lane in lanes],
   }
-  text = json.dumps(header)  # one, so that bytes repeat
+  text = json.dumps(header)  # one entry, so that equal states give equal bytes
   tensors.save(path, arrays, {f"{KIND}{FORMAT}": text}, checksum=True)
 
 
 def load(path: Path, model: Run | str | Path | None, step: int | None) -> tuple[Run, Any, list]:
-  """A state, and the run that it belongs to: its header's, or the one given, or opened already.
+  """Loads a state. Returns its run, its stream, and its lanes.
+
+  The run is that of `model` (an open run or a path), else that of the header.
 
   Raises:
-    InputError: no state, a damaged one, or one of another model or vocabulary.
+    InputError: the file is not a state, is damaged, or is of another model or vocabulary.
   """
   file = tensors.Tensors(path)
   header = _header(file)
@@ -118,7 +120,7 @@ def load(path: Path, model: Run | str | Path | None, step: int | None) -> tuple[
   else:
     at = header["workdir"]
     if model is None and not (at and Path(at).is_dir()):
-      raise InputError(f"{path}: its run is not at {at!r}; say where it is (--workdir, model=)")
+      raise InputError(f"{path}: its run is not at {at!r}; give its place (--workdir, model=)")
     workdir = Workdir(model or at)
     _check(path, header, workdir.config(), load_saved(workdir.tokenizer))
     try:
@@ -136,14 +138,14 @@ def load(path: Path, model: Run | str | Path | None, step: int | None) -> tuple[
 
 
 def checksum(params: Any) -> str:
-  """Of all bits of all parameters: of one that differs anywhere it is another, all but surely."""
+  """A hash of all bits of all parameters; it almost surely differs for different parameters."""
   sums = np.asarray(_sums(jax.tree.leaves(params))).tolist()
   return "".join(f"{value:08x}" for value in sums)
 
 
 @jax.jit
 def _sums(leaves):
-  """Each array's bits as numbers, weighted by their odd places, modulo 2^32."""
+  """For each array, the sum of its bits as numbers with odd weights by place, modulo 2^32."""
 
   def one(x):
     kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
@@ -154,7 +156,7 @@ def _sums(leaves):
 
 
 def _header(file: tensors.Tensors) -> dict[str, Any]:
-  """Raises InputError for what is no state, a damaged one, or one of a format not known yet."""
+  """The header of a state; raises InputError if there is none, or it is damaged or too new."""
   if tensors.CHECKSUM in file.shapes:
     file.check()
   made = [name.removeprefix(KIND) for name in file.metadata if name.startswith(KIND)]
@@ -176,7 +178,7 @@ def _header(file: tensors.Tensors) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[None]:
-  """In here what does not fit together is damage: a file of format 1 has no checksum to tell."""
+  """Converts errors in the body to an error of a damaged file; format 1 has no checksum."""
   try:
     yield
   except InputError:
@@ -198,7 +200,7 @@ def _lanes(file: tensors.Tensors, header: dict[str, Any]) -> list[Lane]:
 
 
 def _check(path: Path, header: dict[str, Any], config: Config, tokenizer: Tokenizer) -> None:
-  """Raises InputError if a state is of another model, before any parameter is read."""
+  """Raises InputError if a state is of another model, without reading a parameter."""
   try:
     made = dataclasses.replace(config, model=resolve(migrated(header["config"])).model)
   except InputError as error:
@@ -216,7 +218,7 @@ def _is_cache(x: Any) -> bool:
 
 
 def _filled(x: Any) -> Any:
-  """Of an open segment the slots that hold a token in some lane; 0 in those where it has none."""
+  """The slots of an open segment that hold a token in any lane; 0 in lanes without a token."""
   if not _is_cache(x):
     return x
   fill_LB = np.asarray(x.fill_B)

@@ -1,4 +1,4 @@
-"""`Session`: a model that has read something, can read more, write, be copied and be kept."""
+"""`Session`: a model with a state. It can read text, generate text, be copied and be saved."""
 
 import contextlib
 import os
@@ -25,18 +25,18 @@ from infini_jax.paths import local
 
 
 class Session:
-  """Some texts side by side (`lanes`, one by default), each opened by the document mark.
+  """One or several texts in parallel (`lanes`, by default one); each begins with bos.
 
-  Tokens go through the model in whole chunks; the last of them wait until there are more, or until
-  something is written. So the pieces in which one text is read never matter, to the last bit (in
-  several lanes, but for rounding). What is written belongs to the text.
+  The model reads tokens in whole chunks. The last tokens wait until there are more, or until text
+  is generated. So the result does not depend on the pieces in which a text is read: it is equal to
+  the last bit (with several lanes, up to rounding). Generated tokens are part of the text.
 
-  A lane holds one document. Where the model has written the mark that ends it, nothing can follow,
-  as nothing does in training: `reset` begins another, and a `fork` made before goes on from there.
+  A lane holds one document. After the model has generated eos, nothing can follow, because nothing
+  follows it in training. `reset` begins a new document; a `fork` from before eos can continue.
   """
 
   def __init__(self, run: saved.Run, lanes: int = 1, begin: bool = True):
-    """A new session of an opened model: see `load`. `begin=False` leaves the mark out."""
+    """A new session of an open model: see `load`. With `begin=False` the texts have no bos."""
     self.run = run
     self._lanes = [Lane() for _ in range(whole("lanes", lanes, least=1))]
     self._stream = run.engine.start(self.lanes)
@@ -55,14 +55,14 @@ class Session:
     """Opens a run, or a state that `save` wrote.
 
     Args:
-      path: the workdir of a run (a converted model is one, too), or the file of a state.
-      lanes: of a new session; a state has its own, and another number is refused.
-      step: which checkpoint; by default a run's newest, and for a state the one it was made with.
-      model: of a state: the run that it belongs to, where that has moved; or a session, to share
-        its parameters.
+      path: the workdir of a run (a converted model is one too), or the file of a state.
+      lanes: the number of lanes of a new session. For a state it must be that of the state, or 1.
+      step: the step of the checkpoint; by default the newest, or for a state its own.
+      model: for a state: the path of its run, if it has moved; or a session that shares its
+        parameters.
 
     Raises:
-      InputError: no such run or checkpoint; a state that is damaged, or of another model.
+      InputError: there is no such run or checkpoint; a state is damaged, or of another model.
     """
     path = _path("path", path)
     lanes = whole("lanes", lanes, least=1)
@@ -88,7 +88,7 @@ class Session:
     return session
 
   def save(self, path: str | Path) -> None:
-    """Keeps the state in one file, whole or not at all; it goes on from there to the same tokens.
+    """Saves the state in one file, completely or not at all; after `load` it gives the same tokens.
 
     Raises:
       InputError: the file cannot be written.
@@ -96,12 +96,12 @@ class Session:
     saved.save(_path("path", path), self.run, self.run.engine.together(self._stream), self._lanes)
 
   def fork(self) -> "Session":
-    """A copy that goes its own way; the parameters are shared."""
+    """An independent copy; the parameters are shared."""
     stream = jax.tree.map(jnp.copy, self._stream)
     return self._of(self.run, stream, [lane.copy() for lane in self._lanes])
 
   def reset(self, lanes: int | Sequence[int] | None = None) -> None:
-    """Begins a new document, as a new session does: in all lanes, or in those of these numbers.
+    """Begins a new document, as in a new session: in all lanes, or in the lanes of these numbers.
 
     Raises:
       InputError: there is no such lane.
@@ -120,60 +120,60 @@ class Session:
 
   @property
   def lanes(self) -> int:
-    """Texts side by side."""
+    """The number of lanes."""
     return len(self._lanes)
 
   @property
   def tokenizer(self) -> Tokenizer:
-    """The model's own."""
+    """The tokenizer of the model."""
     return self.run.tokenizer
 
   @property
   def positions(self) -> list[int]:
-    """Tokens of each lane's text so far: the mark, what was read, what was written."""
+    """The number of tokens of each lane's text so far: bos, read and generated tokens."""
     return [lane.position for lane in self._lanes]
 
   @property
   def waiting(self) -> list[int]:
-    """Tokens of each lane that wait for a whole chunk, or for something to be written."""
+    """The number of tokens of each lane that the model has not read yet."""
     return [len(lane.unread) for lane in self._lanes]
 
   @property
   def ended(self) -> list[bool]:
-    """Of each lane, whether the model has ended its document: it reads and writes nothing more."""
+    """For each lane, whether the model has ended its document; it then reads and writes no more."""
     return [lane.ended(self.tokenizer.eos) for lane in self._lanes]
 
   @property
   def recent(self) -> list[list[int]]:
-    """The last tokens of each lane's text, 256 at most."""
+    """The last tokens of each lane's text, at most 256."""
     return [list(lane.recent) for lane in self._lanes]
 
   @property
   def state_bytes(self) -> int:
-    """Of the state on the device."""
+    """The bytes of the state on the device."""
     return sum(x.nbytes for x in jax.tree.leaves(self._stream))
 
   def wait(self) -> None:
-    """Until the device has done what was asked of it: before a clock is read."""
+    """Waits until the device has finished all computation, for time measurements."""
     jax.block_until_ready(self._stream)
 
   def read(
     self, source: Source | Sequence[Source], advance: Callable[[int], None] | None = None
   ) -> int:
-    """Reads more text, which may be endless: never more than a chunk of it is held.
+    """Reads more text, which may be endless; at most one chunk of it is in memory.
 
     Args:
-      source: a text, the Path of a file of text, an opened file or stream of text, or tokens (any
-        iterable of numbers or of arrays). With several lanes, a list of one such for each.
-      advance: called with the tokens taken so far in this call, of all lanes.
+      source: a text, the Path of a text file, an open file or stream of text, or tokens (any
+        iterable of numbers or of arrays). With several lanes, a list with one of these for each.
+      advance: called with the number of tokens read so far in this call, of all lanes.
 
     Returns:
-      The number of tokens, of all lanes.
+      The number of tokens that were read, of all lanes.
 
     Raises:
-      InputError: a document that the model has ended; what cannot be read; the name of a file as a
-        text; numbers that are no tokens, or the mark of a document. A chunk before may be lost
-        then, as after a Ctrl-C; what the session has read stands.
+      InputError: the model has ended the document; a source cannot be read; a text is the name of a
+        file; numbers are not tokens, or are bos or eos. Then, as after Ctrl-C, up to one chunk
+        before the error may be lost; all that the session has read before is kept.
     """
     sources: Any = [source] if self.lanes == 1 else source
     if not isinstance(sources, list | tuple) or len(sources) != self.lanes:
@@ -212,28 +212,29 @@ class Session:
     stop: str | Sequence[str] = (),
     seed: int | Sequence[int] = 0,
   ) -> Iterator[Piece]:
-    """Writes on, in every lane until it ends: one `Piece` for each token, as it is written.
+    """Generates text in every lane until it ends; yields one `Piece` for each token.
 
-    What is drawn depends on the text, the seed and the position alone. The iterator may be left at
-    any time: the text ends with the last token drawn. A lane that has ended writes nothing.
+    A draw depends only on the text, the seed and the position. You may stop the iteration at any
+    time; the text ends with the last token drawn. A lane that has ended generates nothing.
 
     Args:
-      tokens: to be written in each lane, at most.
+      tokens: the most tokens to generate in each lane.
       temperature: 0 is greedy.
-      top_p: only the likeliest tokens that together reach this share are drawn from.
-      top_k: only so many; 0: all.
-      repetition_penalty: above 1, tokens that stand among the last 256 become less likely.
-      stop: texts of which each ends the lane; they are not shown, but are part of the text.
-      seed: of the draws, from 0 to 2^32 - 1: one for each lane, or one, and lane i has `seed + i`.
+      top_p: draw only from the likeliest tokens that together reach this probability.
+      top_k: draw only from this many likeliest tokens; 0: all.
+      repetition_penalty: above 1, tokens among the last 256 become less likely.
+      stop: texts that end a lane; they are not shown, but are part of the text.
+      seed: the seed of the draws, 0 to 2^32 - 1: one for each lane, or one; lane i then has
+        `seed + i`.
 
     Raises:
-      InputError: a choice of the wrong kind or out of its range, nothing to go on from, or nothing
-        but documents that the model has ended.
+      InputError: an argument is of the wrong type or out of its range, a lane has no token to
+        continue from, or the model has ended all documents.
     """
     sampling = Sampling(temperature, top_p, top_k, repetition_penalty)
     tokens, seeds_B, stop = whole("tokens", tokens), seeds(seed, self.lanes), stops(stop)
     if not all(self.positions):
-      raise InputError("nothing to go on from: read at least one token in every lane")
+      raise InputError("nothing to continue from: read at least one token in every lane")
     if all(self.ended):
       raise InputError(self._over(0))
     writers = [Writer(self.tokenizer, lane.recent, stop) for lane in self._lanes]
@@ -270,7 +271,7 @@ class Session:
     return self.run.engine.draw(last_BV, seeds_B, positions_B, recent_BW, sampling)
 
   def _feed(self, lanes: list[int]) -> jax.Array:
-    """These lanes' next tokens, to the end of their open segments; the logits after them."""
+    """Reads the next tokens of these lanes, up to the end of a segment; returns the logits."""
     N = self.run.engine.segment
     pieces: list[list[int]] = [[] for _ in self._lanes]
     for i in lanes:
@@ -279,7 +280,7 @@ class Session:
     return logits_BV
 
   def _known(self, tokens: Iterator[int], begins: bool) -> list[int]:
-    """Raises InputError unless all are tokens of this model, inside of one document."""
+    """The tokens as a list; raises InputError if one is not of this model, or is bos or eos."""
     ids, V = list(tokens), self.run.engine.config.model.vocab_size
     for token in (min(ids, default=0), max(ids, default=0)):
       if not 0 <= token < V:
@@ -287,8 +288,8 @@ class Session:
     bos, eos = self.tokenizer.bos, self.tokenizer.eos
     if {bos, eos} & set(ids[1:] if begins and ids[:1] == [bos] else ids):
       raise InputError(
-        f"a document's mark among tokens ({bos} begins one, {eos} ends it): a session reads the "
-        f"first itself; leave it out, and begin another document by reset()"
+        f"a document's mark among tokens ({bos} begins one, {eos} ends it): a session adds the "
+        f"first itself; leave it out, and begin another document with reset()"
       )
     return ids
 
@@ -296,7 +297,7 @@ class Session:
     which = f" of lane {lane}" if self.lanes > 1 else ""
     return (
       f"the model has ended the document{which}, so nothing follows it: reset() begins another, "
-      f"and a fork() made before goes on from there"
+      f"and a fork() made before continues from there"
     )
 
 
@@ -308,7 +309,7 @@ def _path(name: str, value: Any) -> Path:
 
 @contextlib.contextmanager
 def _whole() -> Iterator[None]:
-  """In here a Ctrl-C waits for the end: the model has read what the lanes count, and no less."""
+  """Delays Ctrl-C to the end of the body, so that the lanes count exactly what the model read."""
   usual = signal.getsignal(signal.SIGINT)
   if not callable(usual) or threading.current_thread() is not threading.main_thread():
     yield

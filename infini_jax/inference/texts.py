@@ -1,8 +1,8 @@
 """From texts, files and endless streams to tokens, with constant memory.
 
-Text is tokenized piece by piece, as it arrives. It is cut where no token reaches across: in front
-of a line that begins with no space; in very long passages without such a line, in front of a single
-space. Where the cuts are depends on the text alone, so a stream gives the tokens of a file.
+Text is tokenized piece by piece, as it arrives. It is cut where no token crosses the cut: before a
+line that does not begin with a space, and in very long passages without such a line, before a
+single space. The cuts depend only on the text, so a stream and a file give the same tokens.
 """
 
 import contextlib
@@ -22,18 +22,18 @@ from infini_jax.config import InputError
 from infini_jax.data import Tokenizer, encode_named
 from infini_jax.inference.arguments import short
 
-LONG = 16_384  # characters, at most, of a piece
-WRONG = re.compile("[\0\ud800-\udfff]")  # no text; and bytes that are not UTF-8, as decoded here
+LONG = 16_384  # the most characters of a piece
+WRONG = re.compile("[\0\ud800-\udfff]")  # NUL, and bytes that are not UTF-8 as decoded here
 
 Source = str | os.PathLike[str] | IO[Any] | Iterable[int] | Iterable[np.ndarray]
 
 
 def tokens_of(source: Source, tokenizer: Tokenizer) -> Iterator[int]:
-  """The tokens of a text, of a file of text (a path, or opened), or tokens as they are.
+  """The tokens of a text or of a text file (a path, or an open file); tokens pass unchanged.
 
   Raises:
-    InputError: what is none of these, or the name of a file as a text; and, while the tokens are
-      drawn, a file that cannot be read or is not text.
+    InputError: the source is none of these, or a text that is the name of a file. While the tokens
+      are read: a file cannot be read or is not text.
   """
   if isinstance(source, str):
     if names_file(source):
@@ -55,7 +55,7 @@ def tokens_of(source: Source, tokenizer: Tokenizer) -> Iterator[int]:
 
 
 def names_file(text: str) -> bool:
-  """Whether this, which was given as a text, is the name of a file that exists."""
+  """Whether this text is the name of a file that exists."""
   name = text.strip()
   return os.path.isfile(name) or os.path.isfile(os.path.expanduser(name))
 
@@ -72,8 +72,8 @@ def _numbers(x: Any) -> list[int]:
 
 
 def _encoded(lines: Iterable[str], tokenizer: Tokenizer, name: str = "") -> Iterator[int]:
-  """All pieces but the first are encoded as what follows a newline: some tokenizers write the
-  beginning of a text differently."""
+  """The tokens of all pieces. Pieces after the first are encoded as text after a newline, because
+  some tokenizers encode the beginning of a text differently."""
   newline: list[int] | None = None
   for piece in pieces_of(lines):
     ids = encode_named(tokenizer, piece if newline is None else "\n" + piece, name).tolist()
@@ -87,9 +87,9 @@ def _encoded(lines: Iterable[str], tokenizer: Tokenizer, name: str = "") -> Iter
 
 
 def pieces_of(lines: Iterable[str]) -> Iterator[str]:
-  """Lines with their ends (or parts of long ones) as the pieces that are tokenized.
+  """The pieces to tokenize, from lines with their ends (or parts of long lines).
 
-  What stands before a line that cannot be read is yielded before that error is raised.
+  If a line cannot be read, the text before it is yielded before the error is raised.
   """
   held = ""
   try:
@@ -111,7 +111,7 @@ def pieces_of(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _cut(text: str) -> int:
-  """In front of the last single space that comes early enough; or just there."""
+  """The place of a cut: before the last single space in the first `LONG` characters, else there."""
   at = LONG
   while (at := text.rfind(" ", 1, at)) > 0:
     if not text[at - 1].isspace() and not text[at + 1].isspace():
@@ -120,7 +120,7 @@ def _cut(text: str) -> int:
 
 
 def _lines(source: Any, name: str = "") -> Iterator[str]:
-  r"""Lines as they arrive, a newline always as "\n"; those that are very long in parts."""
+  r"""Lines as they arrive, with "\n" for every kind of newline; very long lines come in parts."""
   name, read = name or _name(source), 0
   if getattr(source, "closed", False):
     raise InputError(f"{name}: is closed; open it again")

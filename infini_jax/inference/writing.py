@@ -1,26 +1,26 @@
-"""From tokens to text that can be shown: whole characters, and nothing of a stop string."""
+"""From tokens to text that can be shown: whole characters, without stop strings."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from infini_jax.data import Tokenizer
 
-CONTEXT = 8  # tokens before a new one: a piece may be written differently after another
-UNFINISHED = 3  # replacement characters at the end that may still become one character
-LONGEST = 64  # tokens that are looked at again, at most, where no character comes out whole
+CONTEXT = 8  # tokens decoded before a new one, because its text can depend on them
+UNFINISHED = 3  # the most replacement characters at the end that may become one character
+LONGEST = 64  # the most tokens that are decoded again if no character is complete
 
 
 class Piece(NamedTuple):
-  """One token that was written, and the text that can be shown now."""
+  """One generated token, and the text that can be shown now."""
 
   lane: int
   token: int
-  text: str  # may be empty: half a character, or what may be the beginning of a stop string
-  end: str = ""  # why the lane has ended: "document" (its mark was written), "stop" or "length"
+  text: str  # empty for half a character, or for the possible beginning of a stop string
+  end: str = ""  # why the lane has ended: "document" (eos was generated), "stop" or "length"
 
 
 class Writer:
-  """The text of one lane, token by token; no stop string is empty."""
+  """The text of one lane, token by token; stop strings must not be empty."""
 
   def __init__(self, tokenizer: Tokenizer, before: Sequence[int], stop: Sequence[str] = ()):
     self._tokenizer, self._stop = tokenizer, tuple(stop)
@@ -29,7 +29,7 @@ class Writer:
     self._held = ""  # whole characters that may be the beginning of a stop string
 
   def push(self, token: int, last: bool) -> tuple[str, str]:
-    """The text that can be shown now, and why this is the end ("": it is not)."""
+    """The text that can be shown now, and why the lane has ended ("" if it has not)."""
     if token == self._tokenizer.eos:
       return self._held, "document"
     self._held += self._new(token)
@@ -55,10 +55,10 @@ class Writer:
 
   @staticmethod
   def _whole(text: str) -> int:
-    """The length without a character at the end that may be unfinished."""
+    """The length of the text without an incomplete character at its end."""
     return max(len(text.rstrip("\ufffd")), len(text) - UNFINISHED)
 
   def _begun(self, stop: str) -> int:
-    """How many characters at the end of what is held may be the beginning of this."""
+    """The number of characters at the end of the held text that may begin this stop string."""
     sizes = range(min(len(stop) - 1, len(self._held)), 0, -1)
     return next((n for n in sizes if self._held.endswith(stop[:n])), 0)

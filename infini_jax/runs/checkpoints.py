@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax: the one file that knows it."""
+"""Checkpoints with Orbax; the only file that imports it."""
 
 import contextlib
 import dataclasses
@@ -21,8 +21,8 @@ from infini_jax.runs.workdir import Workdir
 with quiet():
   import orbax.checkpoint as ocp
 
-PIECE_BYTES = 8 << 20  # of a parameter, at most, in one piece: what is read of it at least
-READING = {  # by tensors: one after another, as each thread would keep what it read into
+PIECE_BYTES = 8 << 20  # the most bytes of one stored piece of a parameter; reads load whole pieces
+READING = {  # one tensor at a time, because each thread would keep its own buffer
   "data_copy_concurrency": {"limit": 1},
   "file_io_concurrency": {"limit": 1},
   "cache_pool#ocdbt": {"total_bytes_limit": PIECE_BYTES},
@@ -30,13 +30,14 @@ READING = {  # by tensors: one after another, as each thread would keep what it 
 
 
 class Checkpoints:
-  """Saves in the background, keeps the last few, restores onto any mesh.
+  """Saves checkpoints in the background, keeps the last few, and restores them onto any mesh.
 
-  Use it in a `with` statement, or `close` it: that waits for the last save.
+  Use it in a `with` statement, or call `close`; both wait for the last save.
 
   Args:
-    workdir: of the run.
-    keep: how many. Who saves says so, and clears away what a save that was killed has left.
+    workdir: the folder of the run.
+    keep: how many checkpoints to keep; None: all. If it is set, as in training, the files of a
+      save that was killed are removed.
   """
 
   def __init__(self, workdir: Workdir, keep: int | None = None):
@@ -47,7 +48,7 @@ class Checkpoints:
     self._manager = None
     self._options = options
     self._context = tensorstore.Context(READING)
-    self._background = contextlib.ExitStack()  # holds what lasts from the first save to the close
+    self._background = contextlib.ExitStack()  # contexts from the first save until `close`
     self._saved = False
 
   def __enter__(self) -> "Checkpoints":
@@ -58,15 +59,15 @@ class Checkpoints:
       self.close()
 
   def latest(self) -> int | None:
-    """The newest step that was saved whole, or None."""
+    """The newest step that was saved completely, or None."""
     with quiet():
       return self._open().latest_step() if self._folder.exists() else None
 
   def save(self, step: int, state: Any) -> None:
-    """Starts to save; returns before the files are written. A step is saved once.
+    """Starts a save, and returns before the files are written. Each step is saved only once.
 
     Raises:
-      InputError: the disk is full, here or of the save before.
+      InputError: the disk is full, in this save or in the one before.
     """
     with self._writing():
       self._folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,11 @@ class Checkpoints:
       self._open().save(step, args=ocp.args.Composite(params=params, rest=rest))
 
   def restore(self, step: int, abstract: Any) -> Any:
-    """The whole state of a step, laid out as `abstract` says."""
+    """The whole state of a step, with the shapes, types and shardings of `abstract`.
+
+    Raises:
+      InputError: the checkpoint is damaged, removed, or of another model.
+    """
     args = ocp.args.Composite(
       params=ocp.args.StandardRestore(abstract.params),
       rest=ocp.args.StandardRestore(_rest(abstract)),
@@ -91,10 +96,10 @@ class Checkpoints:
     return type(abstract)(params=saved.params, **saved.rest)
 
   def restore_params(self, abstract: Any, step: int | None = None) -> tuple[Any, int]:
-    """The parameters alone, for evaluation and generation, and the step they are of.
+    """The parameters only, for evaluation and generation, and their step.
 
     Raises:
-      InputError: there is no checkpoint, or not of that step.
+      InputError: there is no checkpoint, none of this step, or it is damaged.
     """
     newest = self.latest()
     if newest is None:
@@ -109,10 +114,10 @@ class Checkpoints:
       return self._open().restore(step, args=args).params, step
 
   def save_params(self, params: Any) -> None:
-    """Saves parameters alone, as those of step 0, and waits until they are written.
+    """Saves only parameters, as step 0, and waits until they are written.
 
-    They may be numpy arrays that lie in files, larger than the memory: Orbax would copy them, and
-    hold what it has encoded, so they are written in place and in pieces, each to a file of its own.
+    They may be memory-mapped numpy arrays that are larger than the memory of the host. Therefore
+    they are written without a copy and in pieces, each piece to its own file.
 
     Raises:
       InputError: the disk is full.
@@ -130,7 +135,7 @@ class Checkpoints:
         manager.save(0, args=ocp.args.Composite(params=saved))
 
   def stored(self, path: str, step: int) -> tensorstore.TensorStore:
-    """One parameter of a step, by its path with points: what is sliced and read of it is read."""
+    """One parameter of a step, by its path with dots. Only the slices that you read are loaded."""
     folder = self._folder / str(step) / "params"
     together = ocp.type_handlers.is_ocdbt_checkpoint(folder)
     info = ocp.type_handlers.ParamInfo(name=path, parent_dir=folder)
@@ -139,16 +144,16 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def reading(self, step: int) -> Iterator[None]:
-    """Says so where a file is missing or cut short: a training removes what newer ones follow.
+    """Converts an error of reading in the body to one line; training removes old checkpoints.
 
     Raises:
-      InputError: what is done in here met one.
+      InputError: a file of the checkpoint is missing, damaged or of another model.
     """
     try:
       with quiet(), _held_back():
         yield
     except Exception as error:
-      if type(error) not in (Exception, KeyError, ValueError):  # which Orbax and TensorStore raise
+      if type(error) not in (Exception, KeyError, ValueError):  # those of Orbax and TensorStore
         raise
       reason = " ".join(str(error.__cause__ or error).split()).partition(" [")[0]
       error.__cause__ = error.__context__ = error.__traceback__ = None
@@ -171,7 +176,7 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
-    """Says so in one line where what is done in here, or still behind it, meets a full disk."""
+    """Converts an error of writing, in the body or in an unfinished save, to an InputError."""
     try:
       with quiet(), _held_back():
         yield
@@ -186,12 +191,12 @@ class Checkpoints:
       ) from None
 
   def _check_room(self, size: int) -> None:
-    """Else the run would hear of it at the next save, and all steps until then be lost."""
+    """Raises InputError now; Orbax reports a full disk at the next save only, many steps later."""
     free = shutil.disk_usage(self._folder).free
     if free < size:
       raise InputError(
         f"{self._folder}: a checkpoint needs {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are "
-        f"free; make room there, and the same command goes on from the one before"
+        f"free; make room there, and the same command continues from the one before"
       )
 
   def _open(self) -> ocp.CheckpointManager:
@@ -201,15 +206,15 @@ class Checkpoints:
 
 
 def _rest(state: Any) -> dict[str, Any]:
-  """All of a train state but the parameters, which evaluation and generation restore alone."""
+  """All fields of a train state but the parameters, which can be restored without the others."""
   fields = dataclasses.fields(state)
   return {field.name: getattr(state, field.name) for field in fields if field.name != "params"}
 
 
 @contextlib.contextmanager
 def _held_back() -> Iterator[None]:
-  """Where something fails, TensorStore's threads print their stacks: standard error is passed on
-  only once nothing has."""
+  """Writes the body's standard error only if it succeeds: after a failure, the threads of
+  TensorStore print their stacks."""
   said = io.StringIO()
   with contextlib.redirect_stderr(said):
     yield
@@ -217,14 +222,14 @@ def _held_back() -> Iterator[None]:
 
 
 def _settle() -> None:
-  """Lets the other threads meet what failed: each of them would print its stack in the end."""
+  """Waits until the other threads have failed too, and drops the stacks that they print."""
   with quiet(), contextlib.redirect_stderr(io.StringIO()):
     time.sleep(1)
     gc.collect()
 
 
 def _in_pieces(params: Any) -> Any:
-  """How parameters are divided in a checkpoint: large ones that are stacked, into layers first."""
+  """How parameters are divided in a checkpoint; large stacked ones are divided by layers first."""
 
   def pieces(path, x):
     stacked = path[0].key == "blocks" and x.nbytes > PIECE_BYTES

@@ -1,4 +1,4 @@
-"""Where numbers go: JSON lines always, TensorBoard and wandb when asked for."""
+"""The metrics of a run: as JSON lines, and also to TensorBoard and wandb if the config says so."""
 
 import contextlib
 import json
@@ -13,19 +13,19 @@ from infini_jax.config import Config
 from infini_jax.files import write_text
 
 FILE = "metrics.jsonl"
-WANDB = "wandb-id"  # of the run there
-COUNTS = ("gate_histogram",)  # histograms by themselves: for the JSON lines alone
-GATES = 512  # of a model, at most, each of which is a curve of its own
+WANDB = "wandb-id"  # the file with the run's id at wandb
+COUNTS = ("gate_histogram",)  # these are histograms already: for the JSON lines only
+GATES = 512  # the most gates of a model for which each gate has its own curve
 
 
 class MetricWriter:
-  """Writes scalars, vectors and histograms of a step to every open sink.
+  """Writes scalars, vectors and histograms of a step to every output.
 
   Args:
-    folder: of the run.
-    config: of the run.
-    step: that the run goes on from. What a killed process wrote of later ones, they write again:
-      it is taken out.
+    folder: the folder of the run.
+    config: the config of the run.
+    step: the step from which the run continues. Lines of later steps, from a killed process, are
+      removed, because these steps are computed again.
   """
 
   def __init__(self, folder: Path, config: Config, step: int):
@@ -38,7 +38,7 @@ class MetricWriter:
       from tensorboardX import SummaryWriter
 
       self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-      indented = config.to_json().replace("\n", "\n    ")  # Markdown shows it as it is
+      indented = config.to_json().replace("\n", "\n    ")  # an indented block of Markdown
       self._tensorboard.add_text("config", f"    {indented}", step + 1)
     if config.log.wandb:
       import wandb
@@ -49,12 +49,14 @@ class MetricWriter:
         id=_wandb_id(folder / WANDB, step),
         resume="allow",
         config=json.loads(config.to_json()),
-        allow_val_change=True,  # a run may go on with more steps
+        allow_val_change=True,  # a run may continue with more steps
       )
 
   def write(self, step: int, values: dict[str, Any], prefix: str = "train") -> None:
-    """Writes one step: numbers as they are; where a sink has histograms, lists become one, and
-    lists of lists one for each layer. Each gate is a number too, unless there are very many.
+    """Writes the values of one step: numbers, lists, and lists of lists by layer.
+
+    TensorBoard and wandb get a list as a histogram, TensorBoard one for each layer. They also get
+    each gate as a number, if there are at most `GATES`.
     """
     self._file.write(json.dumps({"step": step, "kind": prefix, **values}) + "\n")
     gates = _gates(values.get("gates_LH"))
@@ -75,7 +77,7 @@ class MetricWriter:
       self._wandb.log({f"{prefix}/{k}": v for k, v in values.items()} | gates, step=step)
 
   def close(self) -> None:
-    """Flushes and closes every sink."""
+    """Flushes and closes every output."""
     self._file.close()
     if self._tensorboard is not None:
       self._tensorboard.close()
@@ -94,7 +96,7 @@ def _gates(gates_LH: Any) -> dict[str, float]:
 
 
 def _wandb_id(file: Path, step: int) -> str:
-  """What names the run there: kept, so that it goes on as the same one, unless it begins anew."""
+  """The run's id at wandb. A run that continues keeps its id; a run at step 0 gets a new one."""
   given = os.environ.get("WANDB_RUN_ID")
   if given or step == 0 or not file.exists():
     file.write_text((given or secrets.token_hex(4)) + "\n")
@@ -102,12 +104,12 @@ def _wandb_id(file: Path, step: int) -> str:
 
 
 def read_metrics(folder: Path, kind: str = "train") -> list[dict[str, Any]]:
-  """The lines of one kind that a run has written so far; a torn last line is left out."""
+  """The lines of one kind that a run has written so far, without an incomplete last line."""
   return [line for line in _lines(folder / FILE) if line["kind"] == kind]
 
 
 def last_logged(folder: Path, step: int) -> dict[str, Any]:
-  """What a run has written of training last, up to a step; nothing where there is nothing."""
+  """The last training line of a run up to a step; empty if there is none."""
   lines = [line for line in read_metrics(folder) if line["step"] <= step]
   return lines[-1] if lines else {}
 
@@ -121,7 +123,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _take_out(file: Path, step: int) -> None:
-  """Leaves whole lines alone, of steps up to this one."""
+  """Removes the lines of later steps, and incomplete lines."""
   kept = "".join(json.dumps(line) + "\n" for line in _lines(file) if line["step"] <= step)
   if file.exists() and kept != file.read_text():
     write_text(file, kept)

@@ -1,6 +1,6 @@
-"""Named arrays in files of safetensors: the one file that knows the library.
+"""Named arrays in safetensors files; the only file that imports the library.
 
-No pickle is ever read: such a file holds numbers and a header of text, and nothing that runs.
+No pickle is ever read. A safetensors file holds numbers and a text header, and no code.
 """
 
 import hashlib
@@ -33,21 +33,21 @@ DTYPES = {
 }
 
 
-CHECKSUM = "checksum"  # an array: the hash of the whole file, in which it is 0 itself
-HASH = 32  # bytes of it
+CHECKSUM = "checksum"  # an array: the hash of the whole file with this array as zeros
+HASH = 32  # bytes of the hash
 
 
 class Tensors:
-  """A file whose header is read at once, and each array when it is asked for.
+  """A safetensors file. The header is read immediately, an array only when `read` is called.
 
   Attributes:
-    path: the file.
-    metadata: text by name, as it was saved.
-    shapes: of each array.
-    dtypes: the name of each array's type, such as bfloat16.
+    path: the path of the file.
+    metadata: the text of the header, by name.
+    shapes: the shape of each array, by name.
+    dtypes: the type of each array, such as bfloat16, by name.
 
   Raises:
-    InputError: no such file, or not a whole one.
+    InputError: there is no such file, or it is not complete.
   """
 
   def __init__(self, path: str | Path):
@@ -67,20 +67,20 @@ class Tensors:
     self.dtypes = {name: DTYPES.get(kind, kind) for name, kind in kinds.items()}
 
   def check(self) -> None:
-    """Reads all of a file that was saved with a checksum.
+    """Compares the whole file with its checksum.
 
     Raises:
-      InputError: any bit of it is another than `save` wrote, or it has no checksum.
+      InputError: the file differs from what `save` wrote, or has no checksum.
     """
     if CHECKSUM not in self.shapes or self.read(CHECKSUM).tobytes() != _checksum(self.path)[1]:
       raise InputError(f"{self.path}: damaged, its checksum is wrong; copy or make it again")
 
   def read(self, name: str) -> np.ndarray:
-    """One array; nothing else of the file is read.
+    """Reads one array, and nothing else of the file.
 
     Raises:
-      KeyError: there is none of this name.
-      InputError: of a type that numpy does not have.
+      KeyError: there is no array of this name.
+      InputError: numpy does not have its type.
     """
     if self.dtypes[name] not in DTYPES.values():
       raise InputError(f"{self.path}: {name} is of type {self.dtypes[name]}, which cannot be read")
@@ -94,15 +94,15 @@ def save(
   *,
   checksum: bool = False,
 ) -> None:
-  """Writes all of the file or nothing: a reader never sees half of it.
+  """Writes the file completely or not at all; a reader never sees a part of it.
 
-  With `checksum` an array of that name is added, for `Tensors.check`.
+  With `checksum`, an array of that name is added, for `Tensors.check`.
 
   Raises:
-    InputError: it cannot be written, because the disk is full for one.
+    InputError: the file cannot be written, for example because the disk is full.
   """
   path = Path(path)
-  # The library writes the memory as it lies: what is not contiguous would come out mixed up.
+  # The library writes the memory in its order, so the arrays must be contiguous.
   lying = {name: np.asarray(array, order="C") for name, array in arrays.items()}
   lying |= {CHECKSUM: np.zeros(HASH, np.uint8)} if checksum else {}
   try:
@@ -120,9 +120,9 @@ def save(
 
 
 def _checksum(path: Path) -> tuple[int, bytes]:
-  """Where the checksum of a file stands, and what it should be."""
+  """The place of the checksum in a file, in bytes, and the value that it should have."""
   data = np.memmap(path, np.uint8, "r").data
-  start = 8 + int.from_bytes(data[:8], "little")  # of the arrays, behind the header
+  start = 8 + int.from_bytes(data[:8], "little")  # of the arrays, after the header
   header = json.loads(bytes(data[8:start]))
   place = start + header[CHECKSUM]["data_offsets"][0]
   made = hashlib.blake2b(data[:place], digest_size=HASH)

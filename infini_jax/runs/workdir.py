@@ -1,14 +1,14 @@
 """The folder of a run, and the corpus that it reads.
 
-A workdir is whole by itself:
+A workdir is complete without other files:
 
   run.json         the config of the run and the fingerprint of its corpus
   tokenizer/       the vocabulary
-  hf/              the small files of the pretrained model, where it began with one
+  hf/              the small files of the pretrained model, if the run started from one
   checkpoints/N/   the state after N updates: `params`, and `rest` (optimizer, memory, step)
-  store/, stores/  the corpus in tokens, and others that were evaluated
+  store/, stores/  the corpus in tokens, and other corpora that were evaluated
   metrics.jsonl    one line per log, beside tensorboard/
-  evaluation/T/    of each task T, by corpus and protocol: results.json and pictures
+  evaluation/T/    results.json and pictures of each task T, by corpus and protocol
 """
 
 import contextlib
@@ -33,18 +33,18 @@ from infini_jax.tasks import Source, open_source
 
 START_FROM = "config.train.start_from"
 
-ORIGINAL = "hf"  # the folder of a run that keeps the small files of a Hugging Face folder
+ORIGINAL = "hf"  # the subfolder with the small files of a Hugging Face folder
 
 
 class Workdir:
   """The folder of one run.
 
   Args:
-    path: of the folder.
-    name: of the flag or field that names it, for errors.
+    path: the path of the folder.
+    name: the flag or field that names it, for errors.
 
   Raises:
-    InputError: no local path.
+    InputError: the path is not local.
   """
 
   def __init__(self, path: str | Path, name: str = "--workdir"):
@@ -52,11 +52,12 @@ class Workdir:
 
   @property
   def tokenizer(self) -> Path:
-    """Where the run keeps its vocabulary."""
+    """The folder with the vocabulary of the run."""
     return self.path / "tokenizer"
 
   def original(self) -> Path | None:
-    """The small files of the Hugging Face folder that the run, or a start of it, was made of."""
+    """The folder with the small files of the Hugging Face model that the run, or the run that it
+    started from, was converted from; None if there is none."""
     run, seen = self, set[Path]()
     while run.path not in seen and (run.path / "run.json").exists():
       if (run.path / ORIGINAL / "config.json").exists():
@@ -67,7 +68,7 @@ class Workdir:
     return None
 
   def keep_original(self) -> None:
-    """Copies these files here, if they are elsewhere: that run may move, or be removed."""
+    """Copies these files into this workdir, because the other run may be moved or removed."""
     files, here = self.original(), self.path / ORIGINAL
     if files is not None and files != here:
       half = here.with_suffix(".tmp")
@@ -77,25 +78,25 @@ class Workdir:
 
   @property
   def store(self) -> Path:
-    """Where a corpus is prepared that was not prepared beforehand."""
+    """The folder for the store of a corpus that was not prepared before."""
     return self.path / "store"
 
   @property
   def stores(self) -> Path:
-    """Where other corpora are prepared, to be evaluated."""
+    """The folder for the stores of other corpora that are evaluated."""
     return self.path / "stores"
 
   def check(
     self, config: Config, remedy: str = "choose another --workdir, or set the field back"
   ) -> None:
-    """Makes sure that the folder is free, or holds a run of this config.
+    """Checks that the folder is free, or holds a run of this config.
 
     Args:
-      config: a run's.
-      remedy: for another config's.
+      config: the config of a run.
+      remedy: the end of the error about another config.
 
     Raises:
-      InputError: it holds another config's run.
+      InputError: the folder holds a run of another config, or checkpoints without run.json.
     """
     run = self._run()
     if run is None and (self.path / "checkpoints").exists():
@@ -104,10 +105,10 @@ class Workdir:
       raise InputError(f"{self.path} holds the run of another config ({difference}): {remedy}")
 
   def claim(self, config: Config, corpus: str) -> None:
-    """Writes down whose folder this is.
+    """Writes run.json: the config, and the fingerprint of the corpus.
 
     Raises:
-      InputError: it holds another config's run, or one on another corpus.
+      InputError: the folder holds a run of another config, or on another corpus.
     """
     self.check(config)
     run = self._run()
@@ -123,20 +124,20 @@ class Workdir:
 
   @contextlib.contextmanager
   def alone(self) -> Iterator[None]:
-    """Makes the folder, and holds it for this run: two would tear each other's checkpoints.
+    """Makes the folder, and locks it, because two runs would damage each other's checkpoints.
 
     Raises:
-      InputError: another process holds it.
+      InputError: another process has locked it.
     """
     self.path.mkdir(parents=True, exist_ok=True)
     with alone(self.path, self.path) if jax.process_index() == 0 else contextlib.nullcontext():
       yield
 
   def config(self) -> Config:
-    """The config that the run was last started with.
+    """The config of the run's last start.
 
     Raises:
-      InputError: there is no run here.
+      InputError: there is no run in this folder.
     """
     run = self._run()
     if run is None:
@@ -144,7 +145,7 @@ class Workdir:
     return run["config"]
 
   def standing(self) -> str:
-    """What another process must see here too: whose run it is, and its newest checkpoint."""
+    """A text that must be equal in all processes: a hash of run.json, and the newest checkpoint."""
     file, folder = self.path / "run.json", self.path / "checkpoints"
     if not file.exists():
       return "no run"
@@ -166,10 +167,10 @@ class Workdir:
 
 @contextlib.contextmanager
 def alone(folder: Path, out: Path) -> Iterator[None]:
-  """Holds a folder, which another process that writes the same `out` is told.
+  """Locks a folder during the body, so that only one process writes `out`.
 
   Raises:
-    InputError: another process holds it.
+    InputError: another process has locked it.
   """
   held = os.open(folder, os.O_RDONLY)
   try:
@@ -188,19 +189,19 @@ def alone(folder: Path, out: Path) -> Iterator[None]:
 
 
 def open_inputs(config: Config, path: str, console: Console) -> tuple[Workdir, Source]:
-  """The workdir at `path` and what the config trains on, before any device is touched.
+  """The workdir at `path`, and the data that the config trains on; no device is used.
+
+  The vocabulary is that of the run, if it has one already; else that of the run whose parameters it
+  starts from; else that of the config.
 
   Args:
-    config: of the run.
+    config: the config of the run.
     path: the workdir.
     console: for progress.
 
-  The vocabulary is the run's own, once it has one; at first that of the run whose parameters it
-  starts from, or else the config's.
-
   Raises:
-    InputError: a workdir that cannot be written, or of another config; a corpus that is missing,
-      cannot be read, or does not fit the model.
+    InputError: the workdir cannot be written, or has another config; the corpus is missing, cannot
+      be read, or does not fit the model.
   """
   workdir = Workdir(folder_to_write(path, "--workdir"))
   workdir.check(config)

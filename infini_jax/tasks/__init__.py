@@ -1,7 +1,7 @@
-"""What a model is asked: examples made on the spot, documents with summaries, and their lanes.
+"""The tasks of a model: generated examples, documents with summaries, and their lanes.
 
-`open_source` opens what a config reads; `train_lanes` lays it out as batches; `make_task` makes the
-examples of a task. Nothing here knows a model.
+`open_source` opens the data of a config; `train_lanes` arranges it in batches; `make_task` makes
+the task that generates examples. No module here depends on a model.
 """
 
 from infini_jax.tasks.example import Task, check_length

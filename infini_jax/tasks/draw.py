@@ -1,8 +1,8 @@
-"""Draws what one text says: keys, numbers, names and words, with values held out for evaluation.
+"""Draws the content of a text: keys, numbers, names and words, with values held out for evaluation.
 
-Numbers, names, places and words of lists are values: about a tenth of each, fixed by the seed, is
-held out. Pass keys are such numbers. (The pairs of recall are fresh in every example: there is
-nothing to hold out.)
+Numbers, names, places and words of lists are values. About a tenth of each kind, fixed by the seed,
+is held out. Pass keys are such numbers. (Recall draws new pairs in every example, and holds out
+none.)
 """
 
 import functools
@@ -13,36 +13,36 @@ import numpy as np
 
 from infini_jax.tasks.words import ADJECTIVES, CONSONANTS, NOUNS, PEOPLE, ROOMS, THINGS, VOWELS
 
-HELD_OUT = 0.1  # of the values of each kind
-FEW = 2  # digits of numbers that are so few that a tenth of them is counted out
+HELD_OUT = 0.1  # the share of the values of each kind
+FEW = 2  # numbers of up to this many digits are so few that exactly a tenth is held out
 
 
 class Draw:
-  """Draws what one text says.
+  """Draws the content of one text.
 
   Args:
-    rng: where everything comes from.
-    seed: of the run, which fixes what is held out.
-    held_out: whether values are drawn among those that training never sees, or among the others.
+    rng: the generator of all draws.
+    seed: the seed of the run, which fixes the held-out values.
+    held_out: whether to draw only held-out values, which training never uses, or only the others.
   """
 
   def __init__(self, rng: np.random.Generator, seed: int, held_out: bool):
     self.rng, self._seed, self._held_out = rng, seed, held_out
 
   def keys(self, count: int) -> list[str]:
-    """Different ones, such as `quiet harbor`; they are no values, and none is held out."""
+    """Different keys, such as `quiet harbor`; no key is held out."""
     return self._several(count, lambda: self._pair(ADJECTIVES, " ", NOUNS), values=False)
 
   def people(self, count: int) -> list[str]:
-    """Different first names, none held out."""
+    """Different first names; none is held out."""
     return self.rng.permutation(PEOPLE)[:count].tolist()
 
   def things(self, count: int) -> list[str]:
-    """Different things to carry, none held out."""
+    """Different things that people carry; none is held out."""
     return self.rng.permutation(THINGS)[:count].tolist()
 
   def numbers(self, count: int, digits: int) -> list[str]:
-    """Different numbers of so many digits, the first of which is no 0; but 0 itself is one."""
+    """Different numbers with this many digits and no leading 0; with one digit, 0 is possible."""
 
     def one() -> str:
       figures = self.rng.integers(0, 10, digits)
@@ -61,7 +61,7 @@ class Draw:
     return self._several(count, lambda: self._pair(ADJECTIVES, " ", ROOMS))
 
   def words(self, count: int) -> list[str]:
-    """Different words for a list, such as `quiet-harbor`; fewer where there are not so many."""
+    """Different words for a list, such as `quiet-harbor`; fewer if there are not enough."""
     found: list[str] = []
     for i in self.rng.permutation(len(ADJECTIVES) * len(NOUNS)).tolist():
       if len(found) == count:
@@ -72,7 +72,7 @@ class Draw:
     return found
 
   def invented(self, count: int) -> list[str]:
-    """Different words that nobody knows, such as `tomiku`."""
+    """Different invented words, such as `tomiku`."""
     syllable = lambda: self._pair(CONSONANTS, "", VOWELS)
     return self._several(count, lambda: syllable() + syllable() + syllable())
 
@@ -95,14 +95,14 @@ class Draw:
 
 
 def _place(seed: int, value: str) -> float:
-  """Where a value stands among all others of its kind, 0 to 1: a hash."""
+  """A hash of a value, 0 to 1, that orders the values of a kind."""
   digest = hashlib.blake2b(f"{seed} {value}".encode(), digest_size=4).digest()
   return int.from_bytes(digest) / 2**32
 
 
 @functools.lru_cache
 def _least(seed: int, digits: int) -> frozenset[str]:
-  """The numbers of so few digits that are held out: all their hashes may be on one side."""
+  """The held-out numbers with few digits: an exact tenth, because the hashes may be unbalanced."""
   numbers = map(str, range(10 ** (digits - 1) * (digits > 1), 10**digits))
   ranked = sorted(numbers, key=lambda number: _place(seed, number))
   return frozenset(ranked[: round(len(ranked) * HELD_OUT)])

@@ -1,8 +1,8 @@
-"""Examples made on the spot: texts of any length that end in an answer.
+"""Generated examples: texts of any length that end in an answer.
 
-An example is a few parts, one after the other; the filler is a part that repeats itself, so a
-million tokens take no more room than a thousand. Like a document, an example of n tokens is read as
-[bos, t_0 .. t_{n-2}] to predict t_0 .. t_{n-1}; the answer is its end.
+An example is a sequence of a few parts. The filler is a part that repeats its tokens, so a million
+tokens need no more memory than a thousand. Like a document, an example of n tokens has the inputs
+[bos, t_0 .. t_{n-2}] and the targets t_0 .. t_{n-1}. Its last tokens are the answer.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from infini_jax.data.tokenizers import Tokenizer
 
 
 class Part(NamedTuple):
-  """`size` tokens: the ids over and over from `first` on.
+  """`size` tokens: the ids, repeated without end, from place `first` on.
 
   Attributes:
     weight: the loss weight of each token.
-    filler: whether nothing in it is ever asked for, so that more of it is like it.
+    filler: whether no answer depends on its tokens.
   """
 
   ids: np.ndarray
@@ -30,13 +30,13 @@ class Part(NamedTuple):
   filler: bool = False
 
   def read(self, start: int, stop: int) -> np.ndarray:
-    """Tokens `start` to `stop` of the part."""
+    """Tokens `start` to `stop` of the part, (stop - start,) int."""
     return self.ids[(self.first + np.arange(start, stop)) % len(self.ids)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """A text in parts. `answers` are the places of those parts that are asked for."""
+  """A text in parts. `answers` are the indices of the parts that are answers."""
 
   parts: tuple[Part, ...]
   answers: frozenset[int]
@@ -63,12 +63,12 @@ class Example:
     return self._cut(start, stop, bool, lambda i, _, a, b: np.full(b - a, i in self.answers))
 
   def is_filler(self, start: int, stop: int) -> bool:
-    """Whether all of those tokens are."""
+    """Whether all of those tokens are filler."""
     fill = lambda _, part, a, b: np.full(b - a, part.filler)
     return bool(self._cut(start, stop, bool, fill).all())
 
   def shared(self, other: "Example") -> int:
-    """Tokens that both begin with; at least so many."""
+    """A lower bound of the number of tokens that both examples begin with."""
     same = 0
     for mine, its in zip(self.parts, other.parts, strict=False):
       if mine.first != its.first or not _equal(mine.ids, its.ids):
@@ -85,10 +85,10 @@ class Example:
 
 
 def overlaps(start: int, stop: int, sizes: Iterable[int]) -> Iterator[tuple[int, int, int]]:
-  """What of each of some pieces in a row is cut out by `start` to `stop`.
+  """The ranges of consecutive pieces that `start` to `stop` covers.
 
   Yields:
-    The place of a piece, and from where to where in it; only pieces of which there is something.
+    The index of a piece, and the start and stop inside it; only for pieces with such a range.
   """
   begin = 0
   for i, size in enumerate(sizes):
@@ -101,13 +101,13 @@ def overlaps(start: int, stop: int, sizes: Iterable[int]) -> Iterator[tuple[int,
 def weighed(
   parts: Sequence[Part], answers: Collection[int], context_weight: float, own: Collection[int] = ()
 ) -> Example:
-  """An example whose answers weigh 1 together, each of them as much as another.
+  """An example whose answers have the loss weight 1 together, each answer the same.
 
   Args:
-    parts: all of it; their weights are set.
-    answers: the places of the parts that are asked for.
-    context_weight: of all other parts together, each of their tokens as much as another.
-    own: the places of parts that keep their weight.
+    parts: all parts of the example; their weights are replaced.
+    answers: the indices of the parts that are answers.
+    context_weight: the weight of all other parts together, each of their tokens the same.
+    own: the indices of parts that keep their weight.
   """
   context = sum(part.size for i, part in enumerate(parts) if i not in answers and i not in own)
 
@@ -125,42 +125,44 @@ def _equal(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 class Task(Protocol):
-  """A kind of example. Everything drawn comes from the generator that is given."""
+  """A kind of example. All random draws come from the generator in the arguments."""
 
   tokenizer: Tokenizer
-  fingerprint: str  # a short hash of what is asked and in which tokens
+  fingerprint: str  # a short hash of the task's settings and its tokenizer
   shortest: int  # tokens of the shortest held-out example
-  shortest_training: int  # tokens of the shortest example of training
-  has_depth: bool  # whether an example is different with another depth
+  shortest_training: int  # tokens of the shortest training example
+  has_depth: bool  # whether the depth changes an example
 
   def example(
     self, rng: np.random.Generator, length: int, depth: float | None = None, *, held_out: bool
   ) -> Example:
-    """An example of exactly `length` tokens; without `depth` it is drawn too.
+    """An example of exactly `length` tokens. Without `depth`, the depth is drawn too.
 
     Raises:
-      InputError: it does not fit into so few.
+      InputError: `length` is too short for an example.
     """
     ...
 
   def beginning(self, rng: np.random.Generator, length: int) -> Example:
-    """Earlier text, for a warm memory: an example that is not over after `length` tokens."""
+    """Earlier text for a warm memory: `length` tokens or more, with no answer in the first ones."""
     ...
 
   def continuation(self, rng: np.random.Generator, before: Example, read: int, n: int) -> Example:
-    """`n` tokens that go on after the first `read` of `before`, and end in an answer."""
+    """`n` tokens that continue `before` after its first `read` tokens, and end in an answer."""
     ...
 
 
 def early(rng: np.random.Generator, length: int) -> float:
-  """A depth with log-uniformly much before it, and one in four at the very start: of ten thousand
-  tokens' keys, over half stand in the first hundred. A key in the first segment is written by a
-  model that has no memory yet: rare where keys are spread evenly, and it too must last."""
+  """An early depth: 0 in one case of four, else with a log-uniform number of tokens before it.
+
+  With 10,000 tokens, over half of the keys are in the first 100. A key in the first segment is
+  written to an empty memory. Uniform depths rarely train this case, but the model must learn it.
+  """
   return 0.0 if rng.random() < 0.25 else length ** (rng.random() - 1)
 
 
 def check_length(length: int, shortest: int, setting: str) -> None:
-  """Raises InputError if no example is that short."""
+  """Raises InputError if `length` is below `shortest`; both are in tokens."""
   if length < shortest:
     raise InputError(
       f"{setting}: {length} tokens are too short for the task's shortest example, which has "

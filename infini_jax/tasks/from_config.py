@@ -1,4 +1,4 @@
-"""From a config to what a run learns from: documents, or a task; and to its lanes."""
+"""From a config to the data of a run (documents or a task), and to its lanes."""
 
 from pathlib import Path
 from typing import Protocol
@@ -43,15 +43,15 @@ def open_source(
   """The documents or the task of a config, with a tokenizer that fits the model.
 
   Args:
-    config: of the run.
-    cache: where a corpus is prepared that is no store yet.
+    config: the config of the run.
+    cache: the folder for the store of a corpus that is not a store yet.
     console: for progress.
-    task: text, summarization, passkey, recall or needle; by default what the run is trained on.
-    tokenizer: that of the parameters, once there are some.
-    others: of an evaluation: where other corpora than that in the `cache` are prepared.
+    task: text, summarization, passkey, recall or needle; by default the task of the run.
+    tokenizer: the tokenizer of the run's parameters, if there are any.
+    others: for an evaluation, the folder for the stores of corpora other than that in `cache`.
 
   Raises:
-    InputError: a corpus that is missing or cannot be read, a tokenizer that does not fit.
+    InputError: a corpus is missing or cannot be read, or the tokenizer does not fit.
   """
   task = config.task.name if task is None else task
   source: Source
@@ -85,17 +85,17 @@ def _text(
   store = open_or_prepare(path, config.data.tokenizer, cache, console, tokenizer)
   if tokenizer is not None and store.tokenizer.fingerprint != tokenizer.fingerprint:
     raise InputError(
-      f"config.data.path={path!r} is in other tokens than the parameters know: "
+      f"config.data.path={path!r} has other tokens than the parameters: "
       f"prepare it with the vocabulary in the folder tokenizer/ of their run"
     )
   return store
 
 
 def _trained(config: Config, cache: Path, console: Console, task: str) -> Tokenizer:
-  """The vocabulary of a task without text, where it is to be trained: that of the config's corpus.
+  """The vocabulary of a task without text, if it must be trained first: on the config's corpus.
 
   Raises:
-    InputError: there is no corpus.
+    InputError: the config names no corpus.
   """
   spec = config.data.tokenizer
   if not config.data.path:
@@ -107,10 +107,10 @@ def _trained(config: Config, cache: Path, console: Console, task: str) -> Tokeni
 
 
 def train_lanes(config: Config, source: Source) -> Lanes:
-  """The batches of training.
+  """The lanes of training, which give its batches.
 
   Raises:
-    InputError: too little text for a segment, or segments too few for an example.
+    InputError: there is too little text for a segment, or a chunk is too short for an example.
   """
   if config.train.rollout:
     return _Stages(config, source)
@@ -123,13 +123,13 @@ def train_lanes(config: Config, source: Source) -> Lanes:
 
 
 class _Stages:
-  """A rollout curriculum: the lanes of one stage after those of the other."""
+  """The lanes of a rollout curriculum: those of one stage after those of the stage before."""
 
   def __init__(self, config: Config, source: Source):
     self._lanes = [(stage.first, train_lanes(stage.config, source)) for stage in stages(config)]
 
   def batch(self, k: int, rows: Rows = ALL) -> Batch:
-    """Batch `k`, with segments as long as its stage has them."""
+    """Batch `k`, with the segment length of its stage."""
     first, lanes = [one for one in self._lanes if one[0] <= k][-1]
     return lanes.batch(k - first, rows)
 
@@ -150,9 +150,9 @@ def _text_lanes(config: Config, store: Store, seed: int, segments: int = 0) -> T
 
 
 class _WarmText:
-  """Documents whose memory may start warm: the companions read the same corpus in another order.
+  """Documents whose memory may start warm. The companions read the same corpus in another order.
 
-  A companion reads on over the ends of documents, until its planned length is over.
+  A companion reads its planned length, across the ends of documents.
   """
 
   def __init__(self, config: Config, store: Store, lanes: TrainLanes):
@@ -162,7 +162,7 @@ class _WarmText:
     self._grows = config.warm.growth > 1
 
   def batch(self, k: int, rows: Rows = ALL) -> Batch:
-    """As `TaskLanes.batch` says of warm memory; a document that goes on keeps its own state."""
+    """The warm arrays of `TaskLanes.batch` too; a document that continues keeps its own state."""
     batch, earlier = self._lanes.batch(k, rows), self._earlier.batch(k, rows)
     lanes = np.arange(self._lanes.lanes)[rows].tolist()
     readings = {lane: self._companions.reading(lane, k) for lane in lanes}

@@ -1,4 +1,4 @@
-"""Tasks in lanes: whole examples packed into training chunks, or streamed to be evaluated."""
+"""Tasks in lanes: whole examples packed into training chunks, or streamed for an evaluation."""
 
 import functools
 from collections.abc import Sequence
@@ -12,21 +12,21 @@ from infini_jax.tasks.example import Example, Task, check_length
 
 
 def empty_asking(lanes: int, segments: int, segment_length: int) -> Batch:
-  """As `empty_batch`, with the weight of each target and whether it is asked for: none."""
+  """As `empty_batch`, with two more arrays: weights_BT, float32 zeros, and asked_BT, all False."""
   batch = empty_batch(lanes, segments, segment_length)
   shape = batch["tokens_BT"].shape
   return batch | {"weights_BT": np.zeros(shape, np.float32), "asked_BT": np.zeros(shape, bool)}
 
 
 def lay(example: Example, row: Batch, start: int, first: int, weight: float = 1.0) -> None:
-  """Writes an example into a row of a batch.
+  """Writes an example into a batch row.
 
   Args:
-    example: of n tokens, which become the targets.
-    row: arrays of T tokens, as of `empty_asking`; changed.
-    start: where the example begins in it.
-    first: the token that is read before the example.
-    weight: of the whole example.
+    example: its n tokens become the targets.
+    row: arrays of T tokens, one row of `empty_asking`; changed in place.
+    start: the place in the row where the example begins.
+    first: the input token before the example.
+    weight: a factor of all its loss weights.
   """
   n = len(example)
   at = slice(start, start + n)
@@ -40,13 +40,13 @@ def lay(example: Example, row: Batch, start: int, first: int, weight: float = 1.
 class TaskLanes:
   """The endless training of a task: every chunk is packed with whole examples.
 
-  An example starts on a segment, with a reset. How many segments it has is log-uniform, so that
-  there are always many short ones, from which a memory learns to begin with. With warm memory the
-  first example of a chunk may instead go on where the lane's companion stands.
+  An example starts at a segment border, with a reset. Its number of segments is log-uniform, so
+  there are always many short examples, from which a memory learns first. With warm memory, the
+  first example of a chunk may instead continue the text of the lane's companion.
 
   Args:
-    task: what is asked.
-    config: of the run.
+    task: the kind of example.
+    config: the config of the run.
 
   Raises:
     InputError: the shortest examples are too short for the task.
@@ -67,7 +67,7 @@ class TaskLanes:
     check_length(shortest, task.shortest_training, setting)
 
   def longest(self, k: int) -> int:
-    """Segments of the longest example at step k."""
+    """The segments of the longest example at step k."""
     least, steps = self._config.min_segments, self._config.curriculum_steps
     grown = min(1.0, k / steps) if steps else 1.0
     return round(least * (self.segments / least) ** grown)
@@ -76,12 +76,12 @@ class TaskLanes:
     """Batch `k`, or some rows of it.
 
     Returns:
-      As `TrainLanes.batch`, and
+      The arrays of `TrainLanes.batch`, and
       weights_BT: float32, the loss weight of each target.
-      asked_BT: bool, True where the target is of an answer.
-      With warm memory, W tokens for each companion to read, and who takes its state over:
-      warm_tokens_BT: int32, warm_mask_BT: bool, warm_reset_BS: bool, warm_B: bool; with
-      `warm.growth` how often it counts, warm_times_B: float32.
+      asked_BT: bool, True where the target is part of an answer.
+      With warm memory, W tokens for each companion: warm_tokens_BT: int32, warm_mask_BT: bool,
+      warm_reset_BS: bool; and warm_B: bool, the lanes that take over the companion's state.
+      With `warm.growth`, warm_times_B: float32, how many times the companion's tokens count.
     """
     lanes = np.arange(self.lanes)[rows].tolist()
     batch = empty_asking(len(lanes), self.segments, self.segment_length)
@@ -99,7 +99,7 @@ class TaskLanes:
     while (most := min(longest, self.segments - slot)) >= least:
       segments = int(least * ((most + 1) / least) ** rng.random())
       if self.segments - slot - segments < least and most == self.segments - slot:
-        segments = most  # nothing would fit behind it
+        segments = most  # no example would fit after it
       tokens = (segments - 1) * N + 1 + int(rng.integers(N))
       tokens = max(tokens, self._task.shortest_training)
       read_before = self._read_before(lane, k) if slot == 0 else None
@@ -116,7 +116,7 @@ class TaskLanes:
     row["reset_BS"][slot:] = True
 
   def _read_before(self, lane: int, k: int) -> tuple[Example, int] | None:
-    """What the lane's first example goes on after: a text, and how much of it was read."""
+    """The text that the lane's first example continues, and the number of tokens read of it."""
     if self._companions is None or (last := self._companions.warm(lane, k)) is None:
       return None
     return self._earlier(lane, last.stream), (last.chunk + 1) * self._companions.tokens
@@ -129,7 +129,7 @@ class TaskLanes:
     reset = np.zeros(W // self.segment_length, bool)
     reset[0] = reading.chunk == 0
     times = {}
-    if self._grows:  # what will be asked for counts once
+    if self._grows:  # text on which an answer depends counts once
       often = companions.times(lane, reading) if stream.is_filler(*span) else 1.0
       times["warm_times_B"] = np.array(often, np.float32)
     return times | {
@@ -146,21 +146,21 @@ class TaskLanes:
 
 
 class Examples:
-  """Fresh held-out examples as documents, for `EvalLanes`: `samples` of each depth, depth by depth.
+  """New held-out examples as documents, for `EvalLanes`: `samples` of each depth, depth by depth.
 
   Args:
-    task: what is asked.
-    length: tokens of each.
-    depths: where the key stands, 0 to 1.
-    samples: how many of each depth.
-    seed: of the examples.
+    task: the kind of example.
+    length: the tokens of each example.
+    depths: the places of the key, 0 to 1.
+    samples: the number of examples of each depth.
+    seed: the seed of the examples.
 
   Attributes:
-    first_asked: the place of the first token that any of them asks for.
+    first_asked: the place of the first answer token of all examples.
   """
 
   def __init__(self, task: Task, length: int, depths: Sequence[float], samples: int, seed: int):
-    # By what an example is, and not by its place in a list: it is the same whatever else is asked.
+    # Seeded by length, depth and number: an example does not depend on the other examples.
     draws = lambda depth, i: np.random.default_rng((seed, 4, length, round(depth * 2**32), i))
     self._examples = [
       task.example(draws(depth, i), length, depth, held_out=True)
@@ -172,27 +172,27 @@ class Examples:
     self.first_asked = min(example.first_asked for example in self._examples)
 
   def read(self, document: int, start: int, stop: int) -> np.ndarray:
-    """Tokens `start` to `stop` of an example."""
+    """Tokens `start` to `stop` of an example, (stop - start,) int32."""
     return self._examples[document].read(start, stop)
 
   def trunk(self, chunk: int) -> tuple[int, np.ndarray]:
-    """An example that begins as others do, and how much of it each begins with.
+    """The example whose beginning the others share most, and how much of it each example shares.
 
     Args:
-      chunk: tokens; only whole chunks count.
+      chunk: the tokens of a chunk; only whole chunks count.
 
     Returns:
-      Its place among the examples, and tokens for each, (examples,) int64: where a text that is
-      read once can be forked.
+      The index of this example, and the shared tokens of each example, (examples,) int64. The
+      state after these tokens can be forked.
     """
     tried = range(0, len(self._examples), max(1, self._samples))  # the first of each depth
     shared_TD = np.array([[self._examples[t].shared(e) for e in self._examples] for t in tried])
     for row, t in zip(shared_TD, tried, strict=True):
-      row[t] = max(np.delete(row, t), default=0)  # of itself it has all, which helps nobody
+      row[t] = max(np.delete(row, t), default=0)  # not all of itself, which saves no reading
     shared_TD = np.minimum(shared_TD, self.first_asked) // chunk * chunk
     best = int((shared_TD.sum(1) - shared_TD.max(1)).argmax())
     return tried[best], shared_TD[best]
 
   def asked(self, document: int, start: int, stop: int) -> np.ndarray:
-    """Which of those tokens are asked for, bool; fewer at the example's end."""
+    """Which of those tokens belong to an answer, bool; fewer at the end of the example."""
     return self._examples[document].asked(start, stop)

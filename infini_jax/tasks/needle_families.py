@@ -1,8 +1,8 @@
-"""What hides in a text and what is asked for at its end, family by family.
+"""The statements in a text and the question at its end, for each family of needles.
 
 The families are those of RULER (Hsieh et al., arXiv 2404.06654), and facts as in BABILong
 (Kuratov et al., arXiv 2406.10149), after their published definitions; the sentences and the words
-are our own. Everything here is text: `needles` turns it into tokens and puts it into filler.
+are our own. This module makes text only: `needles` converts it to tokens and puts it into filler.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ FREQUENT_WORDS = "This is a list of invented words, between dots. Remember how o
 
 
 class Tale(NamedTuple):
-  """What one text says beside its filler."""
+  """The content of one text, without its filler."""
 
   intro: str
   statements: list[tuple[float, str]]  # each with its place in the filler, 0 to 1, in that order
@@ -36,17 +36,17 @@ class Tale(NamedTuple):
 
 
 def single(draw: Draw, task: NeedleConfig, depth: float) -> Tale:
-  """One number, and nothing like it."""
+  """One number, and no other numbers."""
   return _one_of(draw, task, depth, others=0)
 
 
 def multikey(draw: Draw, task: NeedleConfig, depth: float) -> Tale:
-  """Numbers of several things; one is asked for."""
+  """Numbers of several things; the answer is one of them."""
   return _one_of(draw, task, depth, others=task.needles - 1)
 
 
 def multivalue(draw: Draw, task: NeedleConfig, depth: float) -> Tale:
-  """Several numbers of one thing; all are asked for."""
+  """Several numbers of one thing; the answers are all of them."""
   key, values = draw.keys(1)[0], draw.numbers(task.needles, task.digits)
   places = _behind(draw, depth, task.needles)
   statements = [
@@ -58,7 +58,7 @@ def multivalue(draw: Draw, task: NeedleConfig, depth: float) -> Tale:
 
 
 def multiquery(draw: Draw, task: NeedleConfig, depth: float) -> Tale:
-  """Numbers of several things; all are asked for, in another order."""
+  """Numbers of several things; the answers are all of them, in another order."""
   keys, values = draw.keys(task.needles), draw.numbers(task.needles, task.digits)
   places = _behind(draw, depth, task.needles)
   statements = [
@@ -72,7 +72,7 @@ def multiquery(draw: Draw, task: NeedleConfig, depth: float) -> Tale:
 
 
 def variables(draw: Draw, task: NeedleConfig, depth: float) -> Tale:
-  """Chains of names, each of which stands for the one before; all of one chain are asked for."""
+  """Chains of names, where each name has the value of the one before; the answers are one chain."""
   length = task.hops + 1
   values, names = draw.numbers(task.needles, task.digits), draw.names(task.needles * length)
   statements = []
@@ -86,7 +86,7 @@ def variables(draw: Draw, task: NeedleConfig, depth: float) -> Tale:
 
 
 def facts(draw: Draw, task: NeedleConfig, depth: float) -> Tale:
-  """People go to places and take things; where is somebody, or a thing, in the end?"""
+  """People go to places and take things; the answer is where a person or a thing is at the end."""
   with_things = task.facts == 2
   where, things = draw.places(2 * task.needles), draw.things(task.needles)
   people = draw.people(task.needles)
@@ -98,7 +98,7 @@ def facts(draw: Draw, task: NeedleConfig, depth: float) -> Tale:
       told.insert(1, said(TAKES).format(who=who, what=what))
     if i:
       places = _anywhere(draw, len(told))
-    else:  # what comes before the facts that matter, and those
+    else:  # an earlier fact, and the facts that the answer depends on
       places = [depth * draw.rng.random(), *_behind(draw, depth, task.facts)]
     statements += zip(places, told, strict=True)
   asked = f"the {things[0]}" if with_things else people[0]
@@ -122,7 +122,7 @@ IN_FILLER: dict[str, Callable[[Draw, NeedleConfig, float], Tale]] = {
 
 
 def _one_of(draw: Draw, task: NeedleConfig, depth: float, others: int) -> Tale:
-  """The first is asked for, and stands at `depth`; the others stand anywhere."""
+  """The answer is the first number, at `depth`; the others are at random places."""
   keys, values = draw.keys(others + 1), draw.numbers(others + 1, task.digits)
   places = [depth, *_anywhere(draw, others)]
   statements = [
@@ -138,7 +138,7 @@ def _anywhere(draw: Draw, count: int) -> list[float]:
 
 
 def _behind(draw: Draw, depth: float, count: int) -> list[float]:
-  """The first at `depth`, the others anywhere behind it."""
+  """Places: the first is `depth`, the others are random and after it."""
   return [depth, *np.sort(draw.rng.uniform(depth, 1, count - 1)).tolist()]
 
 

@@ -1,4 +1,4 @@
-"""Text of the user's own corpus, for needles to hide in."""
+"""Filler: text of the user's own corpus around the needles."""
 
 import hashlib
 from pathlib import Path
@@ -12,20 +12,20 @@ from infini_jax.data.store.prepare import open_or_prepare
 from infini_jax.data.store.store import Store
 from infini_jax.data.tokenizers import SentencePieceTokenizer, Tokenizer, train_size
 
-MOST = 4_000_000  # tokens that are held at a time; longer examples read them in a circle
-ENOUGH = 65_536  # tokens of held-out documents; where there are fewer, others join them
+MOST = 4_000_000  # the most tokens in memory; longer examples read them in a circle
+ENOUGH = 65_536  # tokens of held-out documents; if there are fewer, other documents are added
 
 
 class Filler:
-  """Tokens of real text in a circle, and where sentences end in it.
+  """Tokens of real text, read in a circle, and the places where sentences end.
 
   Args:
     store: the corpus.
-    held_out: text of validation documents (where those have fewer tokens than `ENOUGH`, of test
-      documents too, and of training documents last), or of training documents.
+    held_out: True reads validation documents (if they have fewer tokens than `ENOUGH`, also test
+      documents, and then training documents); False reads training documents.
 
   Attributes:
-    ids: the tokens, int32. All examples share them.
+    ids: the tokens, (n,) int32. All examples share them.
   """
 
   def __init__(self, store: Store, held_out: bool):
@@ -43,23 +43,23 @@ class Filler:
     self._ends = _sentence_ends(self.ids, store.tokenizer)
 
   def beginning(self, rng: np.random.Generator) -> int:
-    """Where a sentence begins; any token, if none does."""
+    """A random place where a sentence begins; any place, if there are no sentences."""
     if len(self._ends):
       return int(rng.choice(self._ends))
     return int(rng.integers(len(self.ids)))
 
   def place(self, first: int, room: int, share: float) -> int:
-    """Where to put what is said at that share of `room` tokens that are read from `first` on.
+    """The place for a statement in `room` tokens of filler that are read from `first` on.
 
-    It is the end of the nearest sentence; or that very token, where no sentence ends within a
-    twentieth of the room.
+    It is the end of the sentence that is nearest to `share * room`. If no sentence ends within
+    `room / 20` of it, it is `share * room`.
     """
     wanted = round(share * room)
     ends = [0, room]
     if n := len(self._ends):
       at = (first + wanted) % len(self.ids)
       after = int(np.searchsorted(self._ends, at))
-      for i in (after - 1, after):  # one of which may be a round before, or ahead
+      for i in (after - 1, after):  # one of them may be in the circle's round before or after
         ends.append(wanted + int(self._ends[i % n]) - at + i // n * len(self.ids))
     nearest = min((end for end in ends if 0 <= end <= room), key=lambda end: abs(end - wanted))
     return nearest if abs(nearest - wanted) <= room / 20 else wanted
@@ -72,24 +72,24 @@ def open_filler(
   tokenizer: Tokenizer | None,
   others: Path | None = None,
 ) -> Store:
-  """The corpus of `config.needle.filler`, else of `config.data.path`, in the run's own tokens.
+  """The corpus of `config.needle.filler`, else of `config.data.path`, in the tokens of the run.
 
   Args:
-    config: of the run.
-    cache: where the corpus of `config.data.path` is prepared, if it is no store yet; another is
-      prepared beside it.
+    config: the config of the run.
+    cache: the folder for the store of `config.data.path`, if this is not a store yet; the store of
+      another corpus is beside it.
     console: for progress.
-    tokenizer: the run's, once it has one.
-    others: of an evaluation: where other corpora than those in the `cache` are prepared.
+    tokenizer: the tokenizer of the run, if it has one already.
+    others: for an evaluation, the folder for the stores of corpora other than that in `cache`.
 
   Raises:
-    InputError: no corpus is named, it cannot be read, or it is a store in other tokens; the run
-      knows no tokens of text.
+    InputError: no corpus is named, it cannot be read, or its store has other tokens; the run's
+      tokenizer cannot encode text.
   """
   path, spec = config.needle.filler or config.data.path, config.data.tokenizer
   if spec == "task":
     raise InputError(
-      "config.data.tokenizer='task' cannot write needles: ask a run whose tokenizer writes any "
+      "config.data.tokenizer='task' cannot write needles: use a run whose tokenizer writes any "
       "text, such as bytes"
     )
   if not path:
@@ -105,20 +105,20 @@ def open_filler(
     return open_evaluated(path, cache, others, console, tokenizer, setting)
   if path != config.data.path:
     if tokenizer is not None and train_size(spec):
-      folder = cache.with_name("filler-tokenizer")  # trained on the run's own text
+      folder = cache.with_name("filler-tokenizer")  # it was trained on the corpus of the run
       tokenizer.save(folder)
       spec = f"sentencepiece:{folder / SentencePieceTokenizer.file}"
   store = open_or_prepare(path, spec, cache, console, tokenizer)
   if tokenizer is not None and store.tokenizer.fingerprint != tokenizer.fingerprint:
     raise InputError(
-      f"config.needle.filler: {path!r} is in other tokens than the run knows; prepare it with the "
+      f"config.needle.filler: {path!r} has other tokens than the run; prepare it with the "
       f"vocabulary in the folder tokenizer/ of the run"
     )
   return store
 
 
 def _sentence_ends(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-  """Sorted places right behind a full stop, a question mark or the like, and before a space."""
+  """The sorted places directly after a full stop, `!` or `?` and before a space."""
   vocabulary, kind = np.unique(ids, return_inverse=True)
   stop = tokenizer.encode("So it is.")
   text = tokenizer.decode(stop)

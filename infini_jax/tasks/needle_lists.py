@@ -1,4 +1,4 @@
-"""Long lists of words, of which the most frequent are asked for: nothing in them is filler.
+"""Long lists of words; the answers are the most frequent words. Nothing in them is filler.
 
 After RULER's common and frequent words (Hsieh et al., arXiv 2404.06654), with our own words.
 """
@@ -20,19 +20,19 @@ from infini_jax.tasks.needle_families import (
 )
 from infini_jax.tasks.needle_writer import Writer
 
-OFTENER, RARE = 10, 3  # of common words: a common one occurs 30 times, another 3 times
-ASKED = 3  # of frequent words
-SHORTEST = 32  # words in the shortest list of frequent words
-DOTS = "..."  # between frequent words; and what no word has room for, of all lists
-TRIALS = 32  # lists drawn to know how long they are, and until one is short enough
+OFTENER, RARE = 10, 3  # common_words: a common word occurs 30 times, another word 3 times
+ASKED = 3  # frequent_words: words in the answer
+SHORTEST = 32  # frequent_words: words in the shortest list
+DOTS = "..."  # between frequent words; in all lists it fills what no word fits into
+TRIALS = 32  # lists drawn to measure their length; the most draws until one is short enough
 
 
 class WordLists:
-  """Lists of words in any order; the words are held out as the values of other needles.
+  """Lists of words in random order; words are held out like the values of other needles.
 
   Args:
-    config: of the run; `config.needle.family` is common_words or frequent_words.
-    tokenizer: the run's; by default that of `config.data.tokenizer`.
+    config: the config of the run; `config.needle.family` is common_words or frequent_words.
+    tokenizer: the tokenizer of the run; by default that of `config.data.tokenizer`.
 
   Raises:
     InputError: the tokenizer cannot write the words.
@@ -55,7 +55,7 @@ class WordLists:
   def example(
     self, rng: np.random.Generator, length: int, depth: float | None = None, *, held_out: bool
   ) -> Example:
-    """A list and its question, `length` tokens; depth says nothing."""
+    """A list and its question, `length` tokens; the depth has no effect."""
     for _ in range(TRIALS):
       words, tail, fixed = self._asked(Draw(rng, self._seed, held_out), length)
       sizes = np.array([len(self._entry(word)) for word in words])
@@ -80,15 +80,15 @@ class WordLists:
     return self._writer.example([self._intro, Part(ids, len(ids)), Part(dots, left)], tail)
 
   def beginning(self, rng: np.random.Generator, length: int) -> Example:
-    """Dots alone: words that stood there would count."""
+    """Dots only, because words in it would change the counts."""
     return Example((Part(self._entry(DOTS), length, filler=True),), frozenset())
 
   def continuation(self, rng: np.random.Generator, before: Example, read: int, n: int) -> Example:
-    """An example of its own."""
+    """An independent example of `n` tokens."""
     return self.example(rng, n, held_out=False)
 
   def _asked(self, draw: Draw, length: int) -> tuple[list[str], list[Part], int]:
-    """Words of which the first are asked for, the question, the tokens of all but the list."""
+    """Words (the first are the answers), the question, and the tokens of all but the list."""
     if self._common:
       words = draw.words(self._task.needles + length // 8)
       answers = sorted(words[: self._task.needles])
@@ -100,18 +100,19 @@ class WordLists:
     return words, tail, self._intro.size + sum(part.size for part in tail)
 
   def _least(self, draw: Draw) -> int:
-    """Tokens of a shortest list with some words."""
+    """The tokens of the shortest list of some drawn words."""
     words, _, fixed = self._asked(draw, 0)
     sizes = [len(self._entry(word)) for word in words]
-    if self._common:  # one half of a shortest list is of common words
+    if self._common:  # half of the shortest list is common words
       return fixed + 2 * OFTENER * sum(sizes)
     return fixed + SHORTEST * max(sizes)
 
 
 def common_counts(sizes: np.ndarray, room: int, common: int) -> np.ndarray | None:
-  """How often each word occurs in `room` tokens; the first are common. None: there is no room.
+  """The count of each word in `room` tokens; the first `common` are common. None: too few tokens.
 
-  The longer the list, the more words it has. Where all have been used, they are used again.
+  `sizes` are the tokens of each word. A longer list has more words. If all words are used, they are
+  used again.
   """
   counts = np.zeros(len(sizes), np.int64)
   once = OFTENER * int(sizes[:common].sum())
@@ -125,27 +126,28 @@ def common_counts(sizes: np.ndarray, room: int, common: int) -> np.ndarray | Non
     whole = int(np.searchsorted(ends, room, side="right"))
     counts[common : common + whole] += times
     room -= int(ends[whole - 1]) if whole else 0
-  if (last := common + whole) < len(sizes):  # it may have room for fewer copies
+  if (last := common + whole) < len(sizes):  # fewer copies of it may fit
     counts[last] += room // int(sizes[last])
   return counts
 
 
 def frequent_counts(sizes: np.ndarray, room: int, dots: int) -> np.ndarray | None:
-  """How often each word occurs in `room` tokens, the most frequent first. None: there is no room.
+  """The count of each word in `room` tokens, the most frequent first. None: too few tokens.
 
-  The k-th most frequent is 1 / (zeta(2) k^2) of the list; the first is dots, of `dots` tokens.
+  `sizes` are the tokens of each word. The k-th most frequent entry is 1 / (zeta(2) k^2) of the
+  list; entry 1 is the dots, of `dots` tokens.
   """
   shares = 1 / (np.pi**2 / 6 * np.arange(1, len(sizes) + 2) ** 2)
 
   def counts(entries: int) -> np.ndarray:
     found = (entries * shares[1:]).astype(np.int64)
-    for k in reversed(range(ASKED)):  # in a short list too, each is more frequent than the next
+    for k in reversed(range(ASKED)):  # also in a short list, each is more frequent than the next
       found[k] = max(found[k], found[k + 1] + 1)
     return found
 
   fits = lambda n: counts(n) @ sizes + int(n * shares[0]) * dots <= room
   least, most = -1, room
-  while least < most:  # the longest list that there is room for
+  while least < most:  # the longest list that fits
     middle = (least + most + 1) // 2
     least, most = (middle, most) if fits(middle) else (least, middle - 1)
   return counts(least) if least >= 0 else None

@@ -1,4 +1,4 @@
-"""From the needles' text to tokens: the parts of an example."""
+"""From the text of needles to tokens: the parts of an example."""
 
 import hashlib
 
@@ -7,15 +7,15 @@ from infini_jax.data.tokenizers import Tokenizer
 from infini_jax.tasks.example import Example, Part, weighed
 from infini_jax.tasks.pieces import Pieces
 
-BEFORE = "So it is."  # what a piece of text is thought to stand behind
+BEFORE = "So it is."  # the text before a piece, for the tokenizer
 
 
 class Writer:
-  """Writes a run's needles in its tokens.
+  """Converts the needles of a run to tokens.
 
   Args:
-    config: of the run.
-    tokenizer: to write with.
+    config: the config of the run.
+    tokenizer: the tokenizer.
   """
 
   def __init__(self, config: Config, tokenizer: Tokenizer):
@@ -24,7 +24,7 @@ class Writer:
     self._pieces = Pieces(tokenizer, config.data.tokenizer, "the needles", remedy)
 
   def fingerprint(self, corpus: str) -> str:
-    """A short hash of what is asked, in which tokens, hidden in which corpus."""
+    """A short hash of the needles' settings, the tokenizer, and the corpus of the filler."""
     t = self._task
     asked = f"{t.family} {t.needles} {t.hops} {t.facts} {t.digits}"
     name = f"needle {asked} {self._tokenizer.fingerprint} {corpus}"
@@ -39,7 +39,7 @@ class Writer:
     return self._pieces.part(text, before)
 
   def tail(self, question: str, answers: list[str]) -> list[Part]:
-    """The question, and each answer behind a part that leads to it."""
+    """The parts of the question and the answers; before each answer is a part that leads to it."""
     parts: list[Part] = []
     text = question
     leading = self.piece(question).ids
@@ -51,6 +51,6 @@ class Writer:
     return parts
 
   def example(self, front: list[Part], tail: list[Part]) -> Example:
-    """All of it, weighed."""
+    """The whole example, with its loss weights."""
     answers = range(len(front) + 1, len(front) + len(tail), 2)
     return weighed([*front, *tail], answers, self._context_weight)

@@ -1,7 +1,7 @@
 """Needles in text of a real corpus: one of the families `IN_FILLER`, in any number of tokens.
 
-What is hidden and asked for is never cut. The filler is a view of tokens that all examples share,
-so a million tokens take no more room than a thousand.
+The statements and the question are never cut. The filler is a view of tokens that all examples
+share, so a million tokens need no more memory than a thousand.
 """
 
 import math
@@ -18,24 +18,24 @@ from infini_jax.tasks.needle_families import IN_FILLER
 from infini_jax.tasks.needle_filler import Filler
 from infini_jax.tasks.needle_writer import Writer
 
-TRIALS = 32  # texts drawn to know how long they are, and until one is short enough
+TRIALS = 32  # texts drawn to measure their length; the most draws until one is short enough
 
-Told = list[tuple[float, Part]]  # what is said, each with its place in the filler, 0 to 1
+Told = list[tuple[float, Part]]  # statements, each with its place in the filler, 0 to 1
 
 
 class Needles:
-  """Texts that hide something; the values in them are held out as those of a pass key.
+  """Texts with needles in filler; values are held out like pass keys.
 
   Args:
-    config: of the run; `config.needle` says what hides in a text.
-    store: what the filler is read from.
-    tokenizer: the run's; by default the store's.
+    config: the config of the run; `config.needle` sets the kind of needles.
+    store: the corpus of the filler.
+    tokenizer: the tokenizer of the run; by default that of the store.
 
   Raises:
-    InputError: the tokenizer cannot write what hides; too few digits.
+    InputError: the tokenizer cannot write the needles, or there are too few digits.
 
   Attributes:
-    store: what the filler is read from.
+    store: the corpus of the filler.
   """
 
   has_depth = True
@@ -59,20 +59,20 @@ class Needles:
   def example(
     self, rng: np.random.Generator, length: int, depth: float | None = None, *, held_out: bool
   ) -> Example:
-    """A text of `length` tokens; of what is asked for, the first stands at `depth`."""
+    """A text of `length` tokens; the first statement of the answer is at `depth`."""
     depth = self._depth(rng, length) if depth is None else depth
     told, tail = self._drawn(rng, depth, held_out, length)
     filler = self._filler(held_out)
     return self._fill(told, tail, length, filler, filler.beginning(rng))
 
   def beginning(self, rng: np.random.Generator, length: int) -> Example:
-    """The beginning of a text; what it has not yet told stands further on."""
+    """The beginning of a longer text; some statements come after `length` tokens."""
     told, tail = self._drawn(rng, self._depth(rng, length), False, self.shortest)
     filler = self._filler(held_out=False)
     return self._fill(told, tail, length + self.shortest, filler, filler.beginning(rng))
 
   def continuation(self, rng: np.random.Generator, before: Example, read: int, n: int) -> Example:
-    """What `before` has not told so far, anywhere in more of the filler, and its question."""
+    """The statements of `before` that were not read, anywhere in more filler, and its question."""
     filler, question = self._filler(held_out=False), min(before.answers) - 1
     first = next(part.first for part in before.parts if part.ids is filler.ids)
     rest, begun = [], False
@@ -85,19 +85,19 @@ class Needles:
         rest.append(Part(part.ids[seen:], part.size - seen))
         begun |= seen > 0
     places = np.sort(rng.random(len(rest)))
-    places[:begun] = 0  # its beginning stands across the border
+    places[:begun] = 0  # its beginning was read already
     told = list(zip(places.tolist(), rest, strict=True))
     return self._fill(told, list(before.parts[question:]), n, filler, first)
 
   @staticmethod
   def _depth(rng: np.random.Generator, length: int) -> float:
-    """Anywhere, or as often early, as in the passkey task."""
+    """A uniform depth or an early one, with equal probability, as in the passkey task."""
     return rng.random() if rng.random() < 0.5 else early(rng, length)
 
   def _drawn(
     self, rng: np.random.Generator, depth: float, held_out: bool, most: float = math.inf
   ) -> tuple[Told, list[Part]]:
-    """What a text tells and asks, in at most so many tokens."""
+    """The statements and the question of a text, in at most `most` tokens together."""
     for _ in range(TRIALS):
       draw = Draw(rng, self._seed, held_out)
       tale = IN_FILLER[self._task.family](draw, self._task, depth)
@@ -112,7 +112,7 @@ class Needles:
     )
 
   def _fill(self, told: Told, tail: list[Part], length: int, filler: Filler, first: int) -> Example:
-    """Everything in its place, between filler that is read from `first` on."""
+    """All statements at their places, with filler between them that is read from `first` on."""
     room, front, done = length - _size(told, tail), [], 0
     for share, part in told:
       place = filler.place(first, room, share)
@@ -122,7 +122,7 @@ class Needles:
     return self._writer.example(front, tail)
 
   def _filler(self, held_out: bool) -> Filler:
-    """Read when it is first needed: an evaluation reads no training text."""
+    """The filler, read at its first use, so that an evaluation reads no training text."""
     with self._lock:
       if held_out not in self._fillers:
         self._fillers[held_out] = Filler(self.store, held_out)

@@ -1,7 +1,8 @@
-"""The passkey task, word for word that of the paper (arXiv 2404.07143v2, appendix B).
+"""The passkey task, with exactly the text of the paper (arXiv 2404.07143v2, appendix B).
 
-A key hides in a text that says nothing, and is asked for at the end. The text has exactly the
-wanted number of tokens: filler before and after the key is cut, the key and the question never.
+A key is in a text of repeated filler, and the question for it is at the end. The text has exactly
+the given number of tokens: filler before and after the key is cut; the key and the question are
+not.
 """
 
 import hashlib
@@ -26,12 +27,12 @@ KEY = " The pass key is {key}. Remember it."
 REPEAT = " {key} is the pass key."
 QUESTION = " What is the pass key? The pass key is"
 ANSWER = " {key}"
-REPEATED = 3  # the place of the part that repeats the key, which has a weight of its own
+REPEATED = 3  # the index of the part that repeats the key, which has its own weight
 WORDS = re.compile(r" ?[A-Za-z]+| |[^A-Za-z ]")
 
 
 def words() -> list[str]:
-  """The vocabulary of the task alone: its words, its punctuation, a space, the ten digits."""
+  """The vocabulary of only this task: its words, its punctuation, a space, the ten digits."""
   text = INTRO + FILLER + KEY + REPEAT + QUESTION + ANSWER
   return [*map(str, range(10)), *sorted(set(WORDS.findall(text.replace("{key}", ""))))]
 
@@ -61,7 +62,7 @@ class Passkey:
     size = lambda key: sum(part.size for part in self._told(key))
     keys = ["".join(str((d + i) % 10) for i in range(self._digits)) for d in range(10)]
     one = max(size(str(d)) for d in range(10))
-    # These keys' digits may be joined into few tokens, and another's not: three times one by one.
+    # The tokenizer may join digits of these keys, but not of others: count digits three times.
     longest = max(one + 3 * (self._digits - 1), *map(size, keys))  # every digit in every place
     self.shortest = self.shortest_training = self._intro.size + longest + len(self._question)
     name = f"passkey {config.task.digits} {tokenizer.fingerprint}"
@@ -72,8 +73,8 @@ class Passkey:
   ) -> Example:
     """A prompt and its answer: `length` tokens, the key at `depth` of the filler (0 to 1).
 
-    In training the key stands anywhere, or as often early: see `early`; a share `task.late` of them
-    stands near the end instead, in the same way.
+    In training the depth is uniform or early (see `early`), with equal probability. A share
+    `task.late` of the keys is near the end instead: the depth is 1 - early.
     """
     if depth is None:
       depth = self._late(rng, length)
@@ -83,32 +84,32 @@ class Passkey:
     return self._assemble(self._intro, key, length, depth, self._cycle(0))
 
   def beginning(self, rng: np.random.Generator, length: int) -> Example:
-    """The beginning of a prompt; two in three have their key in it, early; the others come to it
-    later."""
+    """The beginning of a prompt. Two of three have the key in it, at an early depth; in the others,
+    the key comes later."""
     key = self._key(rng, held_out=False)
     depth = early(rng, length) if rng.random() < 2 / 3 else 1.0
     cycle = self._cycle(0)
     return self._assemble(self._intro, key, length + self.shortest, depth, cycle)
 
   def continuation(self, rng: np.random.Generator, before: Example, read: int, n: int) -> Example:
-    """More filler and the question; with a key of its own where `before` has had none so far."""
-    key = 2  # the place of the key's statement among the parts
+    """More filler and the question; with a new key if no key of `before` was read."""
+    key = 2  # the index of the part that states the key
     ahead = sum(part.size for part in before.parts[:key])
     if read <= ahead:
       intro = before.parts[0].size
-      rest = before.read(read, max(read, intro))  # of the intro, if it stands across the border
+      rest = before.read(read, max(read, intro))  # the part of the intro that was not read
       cycle = self._cycle(max(0, read - intro))
       head = Part(rest, len(rest))
       depth = self._late(rng, n)
       depth = rng.random() if depth is None else depth
       return self._assemble(head, self._key(rng, False), n, depth, cycle)
     end = ahead + sum(part.size for part in before.parts[key : key + 2])
-    rest = before.read(read, max(read, end))  # of the key, if it stands across the border
+    rest = before.read(read, max(read, end))  # the part of the key that was not read
     cycle = self._cycle(max(0, read - end))
     return self._finish([Part(rest, len(rest)), cycle], before.parts[-2:], n)
 
   def _late(self, rng: np.random.Generator, length: int) -> float | None:
-    """A depth near the end, as often as `task.late` says; else None."""
+    """A depth near the end, with the probability `task.late`; else None."""
     if not self._task.late or rng.random() >= self._task.late:
       return None
     return 1 - early(rng, length)
@@ -123,13 +124,13 @@ class Passkey:
     return self._finish(front, tail, length, own=(REPEATED,))
 
   def _cycle(self, first: int) -> Part:
-    """Filler from its token `first` on, of a size to be set."""
+    """Filler from its token `first` on; the caller sets the size."""
     return Part(self._filler, 0, first=first, filler=True)
 
   def _finish(
     self, front: list[Part], tail: tuple[Part, ...], length: int, own: tuple[int, ...] = ()
   ) -> Example:
-    """Fills the last part of `front` up, and spreads the weights."""
+    """Extends the last part of `front` to the length, and sets the loss weights."""
     room = length - sum(part.size for part in (*front[:-1], *tail))
     if room < 0:
       raise InputError(

@@ -1,4 +1,4 @@
-"""From text to tokens: the pieces that a prompt is put together from."""
+"""From text to tokens: the pieces of a prompt."""
 
 import functools
 
@@ -10,13 +10,13 @@ from infini_jax.tasks.example import Part
 
 
 class Pieces:
-  """Writes pieces of text, each in the tokens that it has behind what stands before it.
+  """Encodes pieces of text; the tokens of a piece depend on the text before it.
 
   Args:
-    tokenizer: to write with.
-    spec: of the tokenizer, for errors.
-    kind: what is written, for errors.
-    remedy: which tokenizer can write it, for errors.
+    tokenizer: the tokenizer.
+    spec: the spec of the tokenizer, for errors.
+    kind: the kind of text, for errors.
+    remedy: a tokenizer that can write the text, for errors.
   """
 
   def __init__(self, tokenizer: Tokenizer, spec: str, kind: str, remedy: str):
@@ -40,9 +40,10 @@ class Pieces:
     return Part(ids, len(ids))
 
   def asked(self, leading: np.ndarray, answer: np.ndarray) -> tuple[Part, Part]:
-    """What leads to an answer, and the answer.
+    """The part that leads to an answer, and the answer.
 
-    A space that is a token of its own belongs to what leads to the answer.
+    If the answer begins with a space that is a token of its own, this token moves to the first
+    part.
 
     Args:
       leading: ids, (n,).

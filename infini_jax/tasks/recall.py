@@ -1,7 +1,7 @@
 """Associative recall of many pairs, as in the MQAR benchmark (Arora et al., arXiv 2312.04927).
 
-Keys with their values stand spread over a text of filler; at its end every key is asked for once
-more, in another order, and its value is the answer.
+Pairs of a key and a value are spread over a text of filler. At the end all keys come again, in
+another order, and the answer after each key is its value.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ class Recall:
   """Pairs of `distinct_keys` keys and `distinct_values` values, in the task's own vocabulary.
 
   Raises:
-    InputError: another tokenizer than `task`.
+    InputError: the tokenizer is not `task`, or is the vocabulary of another task.
   """
 
   has_depth = False
@@ -52,13 +52,13 @@ class Recall:
   def example(
     self, rng: np.random.Generator, length: int, depth: float | None = None, *, held_out: bool
   ) -> Example:
-    """Pairs at random even places of all but the end of `length` tokens; then every question.
+    """Pairs at random even places, then the questions at the end of `length` tokens.
 
-    Even places, counted from the document mark, so that no segment's border parts a pair; with
-    `task.span` they are among the first so many tokens, and filler follows.
-    The pairs and their order are fresh in every example, so none is held out; depth says nothing.
-    A training example that is too short for all pairs has as many as fit: with few of them, a
-    guess among the values that stand there is too good for binding to be learned.
+    The places are even, counted from bos, so that no segment border divides a pair. With
+    `task.span`, the pairs are in this many first tokens, and filler follows. The pairs and their
+    order are new in every example, so none is held out; the depth has no effect. A training example
+    that is too short for all pairs has as many as fit. (With very few pairs, guessing one of the
+    values in the text gives such a low loss that the model does not learn to bind them to keys.)
     """
     t = self._task
     pairs = t.pairs if held_out else min(t.pairs, (length - 2) // 4)
@@ -78,14 +78,16 @@ class Recall:
     return self._ask(rng, parts, told, length)
 
   def beginning(self, rng: np.random.Generator, length: int) -> Example:
-    """Filler; with `task.span` two in three have pairs in it."""
+    """Filler; with `task.span`, two of three also have pairs."""
     if self._task.span and rng.random() < 2 / 3:
       return self.example(rng, length + self.shortest, held_out=True)
     return Example((Part(self._filler, length, filler=True),), frozenset())
 
   def continuation(self, rng: np.random.Generator, before: Example, read: int, n: int) -> Example:
-    """Filler and questions, as many as fit, for the pairs that `before` has told so far; an example
-    of its own, where it has told none. A key never has two values."""
+    """Filler, and as many questions as fit, for the pairs of `before` that were read.
+
+    If no pair was read, it is an independent example. A key never has two values.
+    """
     starts = np.cumsum([0, *(part.size for part in before.parts)])
     pairs = [
       (part.ids, int(at))
@@ -95,13 +97,13 @@ class Recall:
     told = [ids for ids, at in pairs if at < read]
     if not told:
       return self.example(rng, n, held_out=False)
-    begun = [ids[1:] for ids, at in pairs if at == read - 1]  # its value stands behind the border
+    begun = [ids[1:] for ids, at in pairs if at == read - 1]  # its value was not read yet
     return self._ask(rng, [Part(ids, 1) for ids in begun], np.stack(told), n)
 
   def _ask(
     self, rng: np.random.Generator, parts: list[Part], told: np.ndarray, length: int
   ) -> Example:
-    """Filler and questions after what was told: `told` pairs, of which as many as fit are asked."""
+    """Filler after `parts`, and questions for as many of the `told` pairs as fit."""
     before = sum(part.size for part in parts)
     asked = told[rng.permutation(len(told))][: (length - before - 1) // 2]
     left = length - before - 2 * len(asked) - 1

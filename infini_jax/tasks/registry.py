@@ -1,4 +1,4 @@
-"""Which tasks there are: a new one is one line here."""
+"""The registry of tasks: a new task is one line here."""
 
 from collections.abc import Callable
 
@@ -18,13 +18,13 @@ def make_task(
   """The task of that name.
 
   Args:
-    config: of the run.
+    config: the config of the run.
     name: passkey, recall or needle.
-    tokenizer: the run's, once it has one; by default that of `config.data.tokenizer`.
-    filler: what needles hide in, unless they stand in lists.
+    tokenizer: the tokenizer of the run, if it has one; by default that of `config.data.tokenizer`.
+    filler: the corpus of the text around needles; word lists do not need it.
 
   Raises:
-    InputError: a tokenizer that cannot write the task.
+    InputError: the tokenizer cannot write the task.
   """
   if name == "needle" and filler is not None:
     return Needles(config, filler, tokenizer)

@@ -1,6 +1,6 @@
-"""Summaries: documents with a text of each that sums it up, as in BookSum (arXiv 2105.08209).
+"""Summaries: pairs of a document and its summary, as in BookSum (arXiv 2105.08209).
 
-A pair is read as [bos, document, mark, summary, eos]; the mark says that the summary begins.
+A pair is read as [bos, document, mark, summary, eos]; the mark is a text before the summary.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ class Pairs:
   """A store whose documents have summaries.
 
   Raises:
-    InputError: they have none.
+    InputError: the documents have no summaries.
   """
 
   def __init__(self, store: Store):
@@ -33,11 +33,11 @@ class Pairs:
     self.mark = self.tokenizer.encode(MARK)
 
   def split(self, name: str, document: str = "") -> tuple[Documents, Documents]:
-    """The documents of a split, or one of them, and the summary of each."""
+    """The documents of a split, or one of them, and their summaries, in the same order."""
     return self.store.split(name, document), self.store.summaries(name, document)
 
   def prompt(self, ids: np.ndarray) -> np.ndarray:
-    """What is read before the first token of a summary."""
+    """The input before the first token of a summary: bos, document, mark; (n,) int32."""
     return np.concatenate([[self.tokenizer.bos], ids, self.mark]).astype(np.int32)
 
 
@@ -45,11 +45,11 @@ class Told:
   """The pairs of a split as documents, for `EvalLanes`: document, mark, summary.
 
   Attributes:
-    tokens: (pairs,) of each.
-    first_D: (pairs,) the place of the first token of its summary.
+    tokens: (pairs,) the tokens of each pair.
+    first_D: (pairs,) the place of the first token of each summary.
 
   Raises:
-    InputError: there is no pair.
+    InputError: no document of the split has a summary.
   """
 
   def __init__(self, pairs: Pairs, split: str):
@@ -77,11 +77,14 @@ class Told:
 
 
 class PairLanes:
-  """The endless training on pairs: one a lane and chunk, each epoch in an order of its own.
+  """The endless training on pairs: one pair for each lane and chunk, each epoch in a new order.
 
-  A document too long for the chunk keeps its beginning; a summary over half the chunk, its own, and
-  nothing says that it ends there.
-  The loss weighs a summary 1, whatever its length, and the document `task.context_weight`.
+  A document that is too long for the chunk is cut at its end. A summary is cut after half a chunk,
+  and then has no eos. The loss weight of a summary is 1 in total, whatever its length; that of the
+  document is `task.context_weight`.
+
+  Raises:
+    InputError: a chunk is too short, or no training document has a summary.
   """
 
   def __init__(self, pairs: Pairs, config: Config):
@@ -99,7 +102,7 @@ class PairLanes:
     self._order = Shuffle(np.ones_like(self._told), self.lanes, config.train.seed)
 
   def batch(self, k: int, rows: Rows = ALL) -> Batch:
-    """Batch `k`, or some rows of it, as `TaskLanes.batch` says; nothing starts warm."""
+    """Batch `k`, or some rows of it, with the arrays of `TaskLanes.batch` without warm memory."""
     lanes = np.arange(self.lanes)[rows].tolist()
     batch = empty_asking(len(lanes), self.segments, self._N)
     for row, lane in enumerate(lanes):

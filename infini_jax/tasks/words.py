@@ -1,7 +1,7 @@
-"""The everyday words that needles are made of, and the letters of invented ones.
+"""The words of needles, and the letters of invented words.
 
-No word of a list is the beginning of another, so that an answer that is written is over with its
-last letter.
+No word of a list is the beginning of another word, so that an answer is complete at its last
+letter.
 """
 
 ADJECTIVES = """

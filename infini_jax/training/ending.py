@@ -1,4 +1,4 @@
-"""What a person is told where a training goes on, and where it ends."""
+"""The messages when a training continues, and when it ends."""
 
 import shlex
 from pathlib import Path
@@ -11,17 +11,17 @@ from infini_jax.data import Store
 from infini_jax.tasks import Source
 from infini_jax.training.optimizer import make_schedule
 
-NOTICEABLE = 1e-3  # a change of the rate, as a share
+NOTICEABLE = 1e-3  # the smallest relative change of the rate that is reported
 
 
 def tell_rates(config: Config, step: int, logged: dict[str, Any], console: Console) -> None:
-  """Says so where other `steps` move the end of the cosine, so that the rates jump.
+  """Prints a line if a new value of `train.steps` changes the learning rates at this step.
 
   Args:
-    config: of the run.
-    step: that it goes on from.
-    logged: what was written last, of that step or one before.
-    console: where to say it.
+    config: the config of the run.
+    step: the step from which the run continues.
+    logged: the last training line of the metrics, of that step or an earlier one.
+    console: for the line.
   """
   o, share = config.optimizer, make_schedule(config, 1.0)
   before = logged.get("learning_rate", 0.0) / o.learning_rate
@@ -44,15 +44,15 @@ def tell_rates(config: Config, step: int, logged: dict[str, Any], console: Conso
 def tell_end(
   config: Config, path: str, source: Source, step: int, loss: float | None, console: Console
 ) -> None:
-  """Says in one line where a training has ended, and which command comes next.
+  """Prints a line with the step at which a training ended, and the next command.
 
   Args:
-    config: of the run.
+    config: the config of the run.
     path: the workdir, as it was typed.
-    source: what was trained on.
-    step: that was saved last.
-    loss: of that step, where it is known.
-    console: where to say it.
+    source: the training data.
+    step: the step that was saved last.
+    loss: the loss of that step, if it is known.
+    console: for the line.
   """
   steps, where = config.train.steps, f"saved in {Path(path) / 'checkpoints' / str(step)}"
   saved = f"step {step}, {where}" if step else f"step {step}"
@@ -69,7 +69,7 @@ def tell_end(
 
 
 def _next(path: str, source: Source, config: Config) -> str:
-  """Evaluation, or a text where no documents were held out."""
+  """The next command: an evaluation, or text generation if no documents are held out."""
   run = shlex.quote(f"--workdir={path}")
   if isinstance(source, Store) and not len(source.split(config.evaluation.split).tokens):
     return f'infini-jax generate {run} --prompt="Once"'

@@ -1,4 +1,4 @@
-"""Is the memory alive, and are its numbers sound? What is watched at every step."""
+"""Metrics of the memory at every step, and the check that all numbers are finite."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ import numpy as np
 from infini_jax.config import ModelConfig
 from infini_jax.ops import gate_values
 
-DEAD = 0.01  # a gate below this share lets nothing of the memory through
+DEAD = 0.01  # a gate below this value counts as shut
 
-# In the order in which a first cause shows itself: the gate is that after the update.
+# In the order from cause to effect. The gate is the one after the update.
 PLACES = {
   "z_max_LK": "the normalizer z",
   "memory_max_LK": "the memory M",
@@ -23,15 +23,15 @@ LOGGED = ("grad_norm", "answer_accuracy", "distillation", "memory_L", "z_L", *PL
 
 
 def memory_metrics(config: ModelConfig, params: Any, grads: Any, memory: Any) -> dict[str, Any]:
-  """What a system with a matrix memory and gates shows after a step; nothing for another.
+  """The metrics of a matrix memory and its gates after a step; empty for other systems.
 
   Returns:
-    gates_LH, gate_grad_LH: the share of the memory in each head's output, and beta's gradient.
-    memory_L, z_L: root mean square of M, mean of z.
-    memory_max_LK, z_max_LK: the largest magnitudes.
-    readout_max_LK: the largest read-out that any query could get. A read-out is a mean of the rows
-      M_e / z_e weighted by sigma(q)_e z_e > 0, so max |M_eu| / z_e bounds it, and is reached.
-    empty_LK: True where nothing is written in any lane.
+    gates_LH, gate_grad_LH: the share of the memory in each head's output; the gradient of beta.
+    memory_L, z_L: the root mean square of M; the mean of z.
+    memory_max_LK, z_max_LK: the largest magnitudes of M and z.
+    readout_max_LK: the largest possible read-out of any query. A read-out is a mean of the rows
+      M_e / z_e with the weights sigma(q)_e z_e > 0, so max |M_eu| / z_e is its least upper bound.
+    empty_LK: True where the memory of every lane is empty.
   """
   if not config.memory.matrix:
     return {}
@@ -52,7 +52,7 @@ def memory_metrics(config: ModelConfig, params: Any, grads: Any, memory: Any) ->
 
 
 def check_finite(step: int, metrics: dict[str, Any]) -> None:
-  """Raises FloatingPointError for a step whose numbers are not finite; names the layer and head."""
+  """Raises FloatingPointError if numbers of a step are not finite; it names the layer and head."""
   values = {k: np.asarray(metrics[k]) for k in WATCHED if k in metrics}
   if all(np.isfinite(value).all() for value in values.values()):
     return
@@ -72,9 +72,9 @@ def check_finite(step: int, metrics: dict[str, Any]) -> None:
 
 
 def log_values(metrics: dict[str, Any]) -> dict[str, Any]:
-  """What of these metrics is written down: numbers, lists by layer, lists of lists by head.
+  """The values of these metrics to log: numbers, lists by layer, lists of lists by layer and head.
 
-  `dead_heads` is the share of query heads whose gate is shut, or whose memory holds nothing.
+  `dead_heads` is the share of query heads whose gate is shut or whose memory is empty.
   """
   short = np.vectorize(lambda x: float(f"{x:.6g}"), otypes=[float])
   values = {k: short(np.asarray(v)).tolist() for k, v in metrics.items() if k in LOGGED}

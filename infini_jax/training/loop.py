@@ -1,8 +1,8 @@
 """The training loop, read from top to bottom.
 
 `step` is the number of updates taken: batch k makes step k + 1. The order of the loop is fixed:
-stop? -> evaluate -> save -> next batch -> step -> log the previous step. A log line therefore never
-makes the device wait, and a checkpoint is never of a half-taken step.
+stop? -> evaluate -> save -> next batch -> step -> log the previous step. So the device never waits
+for a log line, and a checkpoint always holds complete steps.
 """
 
 import contextlib
@@ -38,20 +38,20 @@ from infini_jax.training.start import check_start, differences, original_params,
 from infini_jax.training.step import TrainState, abstract_state, make_train_step
 from infini_jax.training.trainable import split
 
-GATE_TRAVEL = 4.0  # sigmoid(4) = 0.98: what a gate must be able to travel to specialise
-SAMPLED = 100_000  # steps, at most, whose learning rates are summed up
+GATE_TRAVEL = 4.0  # sigmoid(4) = 0.98: the distance that beta needs to open or shut a gate
+SAMPLED = 100_000  # the most steps whose learning rates are computed for a mean
 
 
 def train(config: Config, path: str, console: Console) -> TrainState:
-  """Trains until `config.train.steps`, going on from the newest checkpoint in the workdir.
+  """Trains until `config.train.steps`, from the newest checkpoint in the workdir, if there is one.
 
   Raises:
-    InputError: a wrong input; nothing has been written then but the prepared corpus.
-    FloatingPointError: the loss is not finite; the checkpoints are as they were before.
+    InputError: a wrong input; only the prepared corpus has been written.
+    FloatingPointError: the loss is not finite; the checkpoints are unchanged.
   """
   d, t = config.data, config.train
 
-  # ---- Inputs: everything that a person can have got wrong.
+  # ---- Inputs: everything that the user may have set wrong.
   with processes.first_alone("inputs"):
     check_start(config)
     workdir, source = open_inputs(config, path, console)
@@ -75,7 +75,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
         source.tokenizer.save(workdir.tokenizer)
         workdir.keep_original()
 
-    # ---- State: the newest checkpoint of this run, or a fresh one.
+    # ---- State: that of the newest checkpoint of this run, or a new one.
     tx = make_optimizer(config)
     processes.check_shared(workdir.path / "run.json")
     if step:
@@ -92,7 +92,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
       tell_end(config, path, source, step, logged["loss"] if logged else None, console)
       return state
 
-    # ---- Compile once, or once a stage, before its first batch.
+    # ---- Compile once, or once for each stage, before its first batch.
     rows = local_rows(mesh, d.lanes)
     first = put_batch(lanes.batch(step, rows), mesh, d.lanes)
 
@@ -124,19 +124,19 @@ def train(config: Config, path: str, console: Console) -> TrainState:
         last = step >= t.steps
         stop = anyone(stopped.is_set()) or last
         if validation and step > start and (last or step % t.eval_every == 0):
-          log.flush(stop)  # the time of a validation is not the step's
+          log.flush(stop)  # the time of a validation is not part of the step
           try:
             log.evaluation(step, *validation.run(state.params, show))
           except _Stopped:
             stop = True
             console.print(f"step {step}: told to stop, so its validation is left out")
         if step > start and (stop or step % t.checkpoint_every == 0):
-          log.flush(stop)  # a loss that is not finite must not become a checkpoint
+          log.flush(stop)  # raises if the loss is not finite, before it is saved
           saved.save(step, state)
         if last:
           bar(step, log.text)
         if stop:
-          saved.close()  # while a signal still only asks
+          saved.close()  # wait for the save while a first signal does not end the process
           break
         batch = put_batch(next(batches), mesh, d.lanes)
         stage = stage_at(config, step)
@@ -154,15 +154,15 @@ def train(config: Config, path: str, console: Console) -> TrainState:
 
 
 class _Stopped(Exception):
-  """A signal came while a validation ran, which may take hours: the step is saved without it."""
+  """A signal came during a validation, which may take hours; the step is saved without it."""
 
 
 class _Log:
-  """Writes each logged step once the next one is under way.
+  """Logs each step after the next one has started.
 
   Attributes:
-    text: of the last step that was logged, for the progress bar.
-    loss: of it.
+    text: the text of the progress bar, from the last step that was logged.
+    loss: the loss of that step.
   """
 
   def __init__(self, config: Config, workdir: Workdir, mesh: Any, console: Console, step: int):
@@ -177,7 +177,7 @@ class _Log:
     self.loss: float | None = None
 
   def stage(self, config: Config, step_bytes: int) -> None:
-    """Steps of this config follow."""
+    """Sets the config and the device memory, in bytes, of the steps that follow."""
     self.flush()
     tokens = config.data.segments * config.model.segment_length
     self._flops = costs.flops_per_token(config.model, tokens, config.train.part)
@@ -185,16 +185,16 @@ class _Log:
     self._since, self._tokens = time.perf_counter(), 0.0
 
   def previous(self, step: int, metrics: Any) -> None:
-    """Hands in a step just dispatched; logs the one before, if it is to be logged."""
+    """Takes a step that was just dispatched, and logs the one before, if it is due."""
     self._write()
     self._waiting = (step, metrics)
 
   def flush(self, always: bool = False) -> None:
-    """Waits for the last step, and logs it if it is to be logged, or `always`."""
+    """Waits for the last step, and logs it if it is due, or `always`."""
     self._write(always)
 
   def evaluation(self, step: int, text: str, figures: dict[str, float]) -> None:
-    """Logs a validation, which took its time since the last step was logged."""
+    """Logs a validation, and restarts the clock of the steps."""
     if self._writer:
       self._writer.write(step, figures, "validation")
     self._console.print(f"step {step}: validation {text}")
@@ -232,21 +232,21 @@ class _Log:
       "tokens_per_second": per_second,
       "model_flops_per_second": per_second * self._flops,
       "mfu": per_second * self._flops / self._peak if self._peak else None,
-      "step_bytes": self._step_bytes,  # a device's, at the most, as XLA laid the step out
+      "step_bytes": self._step_bytes,  # the most of any device, from XLA
     }
     seen = {"tokens_seen": tokens_read(c, step)}
     self._writer.write(step, {"loss": loss} | seen | speed | log_values(metrics))
 
 
 def _step_bytes(update: Any) -> int:
-  """What XLA sets aside on a device for a step: what goes in, comes out, and is in between."""
+  """The bytes that XLA needs on a device for a step: arguments, results and temporary buffers."""
   m = update.memory_analysis()
   kept = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
   return kept + m.temp_size_in_bytes
 
 
 def _describe(config, state, mesh, source, step, console) -> None:
-  """What is trained, on what; `config` is the stage's."""
+  """Prints lines about the model, the devices and the data; `config` is that of the stage."""
   devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
   sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
   parameters = costs.parameter_count(state.params)
@@ -272,11 +272,11 @@ def _describe(config, state, mesh, source, step, console) -> None:
 
 
 def _warn_of_stuck_gates(config: Config, console: Console) -> None:
-  """Adam moves a gate by about its learning rate a step: their sum bounds the way it can go."""
+  """Warns if gates cannot move enough: Adam moves beta by about the learning rate at each step."""
   if not config.model.memory.gated:
     return
   rate, steps = make_schedule(config, config.optimizer.gate_learning_rate), config.train.steps
-  some = np.linspace(0, steps - 1, min(steps, SAMPLED))  # all of them, unless there are very many
+  some = np.linspace(0, steps - 1, min(steps, SAMPLED))  # all steps, unless there are very many
   way = float(rate(some).mean()) * steps
   if way < GATE_TRAVEL:
     console.print(
@@ -287,7 +287,7 @@ def _warn_of_stuck_gates(config: Config, console: Console) -> None:
 
 @contextlib.contextmanager
 def _profiler(config: Config, folder: Path) -> Iterator[Callable[[int], None]]:
-  """Yields a function to be told the steps taken; it opens and closes the profiler's window."""
+  """Yields a function of the steps taken, which starts and stops the profiler at the right step."""
   first, last = config.log.profile_start, config.log.profile_start + config.log.profile_steps
   running = False
 
@@ -305,7 +305,10 @@ def _profiler(config: Config, folder: Path) -> Iterator[Callable[[int], None]]:
 
 @contextlib.contextmanager
 def _stop_signal() -> Iterator[threading.Event]:
-  """SIGINT and SIGTERM ask the loop to save and stop; a second one is final."""
+  """Yields an event that SIGINT or SIGTERM sets, for the loop to save and stop.
+
+  A second signal ends the process.
+  """
   stopped = threading.Event()
   if threading.current_thread() is not threading.main_thread():
     yield stopped

@@ -1,7 +1,7 @@
-"""AdamW, or Adafactor as the paper's, with the gates in a group of their own.
+"""AdamW, or Adafactor as in the paper, with the gates in a group of their own.
 
-All of it is computed and kept in float32. Parameters may be stored in bfloat16: then the new ones
-are rounded at random (`apply`), because the nearest value is mostly the old one.
+All computation and all statistics are in float32. If parameters are stored in bfloat16, the new
+values are rounded at random (`apply`), because the nearest value is usually the old one.
 """
 
 import zlib
@@ -33,8 +33,8 @@ def make_schedule(config: Config, peak: float) -> optax.Schedule:
 def make_optimizer(config: Config) -> optax.GradientTransformation:
   """The whole update: clipping over all parameters, then one rule per group.
 
-  Gates have their own learning rate, no decay and no scaling by their size (they start at 0, where
-  such scaling would hold them). Vectors (norms, biases) have no decay.
+  Gates have their own learning rate, no decay, and no scaling by their size, because such scaling
+  would keep them at their start of 0. Vectors (norms, biases) have no decay.
   """
   o = config.optimizer
   rate = make_schedule(config, o.learning_rate)
@@ -56,14 +56,14 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
 def apply(params: Any, updates: Any, key: jax.Array) -> Any:
   """The parameters after an update, in their own types.
 
-  A bfloat16 parameter is rounded up or down at random, to each neighbour with the probability that
-  makes the mean exact. The random bits depend on the key and on the parameter's place in the tree
-  alone, so that every mesh, and a run that goes on from a checkpoint, rounds alike.
+  A bfloat16 parameter is rounded up or down at random; the probabilities make the mean exact. The
+  random bits depend only on the key and on the parameter's place in the tree. So the result is the
+  same on every mesh, and in a run that continues from a checkpoint.
 
   Args:
     params: the parameters.
-    updates: float32, of the same tree.
-    key: of this run and step.
+    updates: the updates, a tree of the same structure in float32.
+    key: a random key for this run and step.
   """
 
   def one(path, param, update):
@@ -76,7 +76,7 @@ def apply(params: Any, updates: Any, key: jax.Array) -> Any:
 
 
 def _round_at_random(x: jax.Array, key: jax.Array) -> jax.Array:
-  """float32 as bfloat16: random bits are added to those that are cut off."""
+  """Converts float32 to bfloat16: it adds random bits to the low bits, and cuts these off."""
   where = jax.typeof(x).sharding.spec if in_mesh() else None
   noise = jax.random.bits(key, x.shape, jnp.uint16, out_sharding=where).astype(jnp.uint32)
   bits = (jax.lax.bitcast_convert_type(x, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
@@ -85,12 +85,12 @@ def _round_at_random(x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def in_float32(tree: Any) -> Any:
-  """Parameters or gradients in the type that the optimizer computes in."""
+  """Parameters or gradients in float32, the type of the optimizer's computation."""
   return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-  """The same on float32 copies: its statistics and updates are float32 for every parameter."""
+  """The same transformation on float32 copies, so that statistics and updates are float32."""
   return optax.GradientTransformation(
     lambda params: tx.init(in_float32(params)),
     lambda updates, state, params=None: tx.update(in_float32(updates), state, in_float32(params)),
@@ -111,7 +111,7 @@ def _label(params: Any, name: str) -> Any:
 def _adafactor(
   rate: optax.Schedule, momentum: float, weight_decay: float
 ) -> optax.GradientTransformation:
-  """Adafactor whose decay is scaled by the learning rate, as AdamW's (Optax's own is not)."""
+  """Adafactor with a decay scaled by the learning rate, as in AdamW (unlike Adafactor of Optax)."""
   factored = optax.adafactor(
     None, momentum=momentum, decay_rate=0.8, weight_decay_rate=weight_decay or None
   )
@@ -119,9 +119,9 @@ def _adafactor(
 
 
 def _layer_by_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Treats stacked layers as the L tensors that they are: Adafactor measures whole tensors."""
+  """Applies a transformation to each of L stacked layers: Adafactor's statistics are per tensor."""
 
-  def each(f, *trees):  # there is nothing to map over where the whole group is frozen
+  def each(f, *trees):  # vmap fails without leaves, when the whole group is frozen
     return (jax.vmap(f) if jax.tree.leaves(trees[0]) else f)(*trees)
 
   return optax.GradientTransformation(

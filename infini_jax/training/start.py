@@ -1,4 +1,4 @@
-"""Where training starts: fresh parameters, or those of another run."""
+"""The start of training: new parameters, or those of another run."""
 
 import dataclasses
 from typing import Any
@@ -14,19 +14,19 @@ from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import START_FROM, Workdir
 from infini_jax.training.step import TrainState, first_state, initial_state
 
-# A teacher is read with the model's own settings, so these must be equal.
+# The teacher is computed with the settings of this model, so these must be equal.
 AS_THE_TEACHER = ("model.activation", "family.")
 
 
 def check_start(config: Config) -> None:
-  """Makes sure that the parameters of `config.train.start_from`, if any, are those of this model.
+  """Checks that the parameters of `config.train.start_from`, if it is set, fit this model.
 
-  What they may lack is what the original of this model lacks too, the mixer's own (gates, summary
-  embeddings) and adapters: these begin fresh.
+  They may lack the parameters of the mixer (gates, summary embeddings) and of adapters; these get
+  new values.
 
   Raises:
-    InputError: no run or no checkpoint there, parameters of other shapes, or a run whose original
-      it cannot be.
+    InputError: there is no run or no checkpoint, parameters have other shapes, or the run cannot be
+      the original for distillation.
   """
   if not config.train.start_from:
     return
@@ -34,7 +34,7 @@ def check_start(config: Config) -> None:
   if not (run.path / "run.json").is_file():
     raise InputError(
       f"config.train.start_from={config.train.start_from!r}: no run there; train one, or make "
-      f"one of pretrained weights with infini-jax convert"
+      f"one from pretrained weights with infini-jax convert"
     )
   there, here = _shapes(run.config().model), _shapes(config.model)
   fresh = here.keys() - _shapes(original(config.model)).keys() - there.keys()
@@ -50,7 +50,7 @@ def check_start(config: Config) -> None:
     raise InputError(
       f"config.train.distill_weight={config.train.distill_weight}: config.train.start_from="
       f"{config.train.start_from!r} has the mixer {model.mixer!r} and is no original to learn "
-      f"from; start from one with 'full', or set the weight 0"
+      f"from; start from one with 'full', or set the weight to 0"
     )
   others = {
     name: there for name, there, _ in differences(config) if name.startswith(AS_THE_TEACHER)
@@ -58,7 +58,7 @@ def check_start(config: Config) -> None:
   if config.train.distill_weight and others:
     raise InputError(
       f"config.train.distill_weight={config.train.distill_weight}: the original has {others}, and "
-      f"would be read by this config's; set config.model as in its run.json, or the weight 0"
+      f"would be read by this config's; set config.model as in its run.json, or the weight to 0"
     )
   with Checkpoints(run) as saved:
     if saved.latest() is None:
@@ -68,7 +68,7 @@ def check_start(config: Config) -> None:
 
 
 def differences(config: Config) -> list[tuple[str, Any, Any]]:
-  """The settings of the model that are others than in the run that it starts from: there, here."""
+  """The settings of the model that differ from the run that it starts from: name, there, here."""
   if not config.train.start_from:
     return []
   there, here = (_settings(c) for c in (Workdir(config.train.start_from).config(), config))
@@ -77,7 +77,7 @@ def differences(config: Config) -> list[tuple[str, Any, Any]]:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-  """What the model is, by section and field."""
+  """The settings of the model, by "section.field"."""
   m = config.model
   sections = {name: config.sections()[name] for name in ("model", "family", m.mixer, "adapters")}
   return {f"{name}.{k}": v for name, section in sections.items() for k, v in vars(section).items()}
@@ -92,10 +92,10 @@ def start_state(config: Config, tx: optax.GradientTransformation, mesh: Any) -> 
 
 
 def original_params(config: Config, mesh: Any) -> Any:
-  """The parameters of the run that this one starts from, in this run's type, each in its place.
+  """The parameters of the run that this one starts from, in this run's type, on the mesh.
 
   Raises:
-    InputError: one of them is not finite.
+    InputError: a parameter is not finite.
   """
   run = Workdir(config.train.start_from)
   there = run.config().model
@@ -108,7 +108,7 @@ def original_params(config: Config, mesh: Any) -> Any:
 
 
 def _check_finite(params: Any, config: Config) -> None:
-  """Raises InputError for the first parameter that has a value which is not finite."""
+  """Raises InputError for the first parameter with a value that is not finite."""
   finite = jax.jit(lambda params: jax.tree.map(lambda x: jnp.isfinite(x).all(), params))(params)
   for path, is_finite in flatten_dict(jax.device_get(finite)).items():
     if not is_finite:

@@ -28,7 +28,7 @@ Batch = dict[str, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """All that a run carries from step to step, and all that a checkpoint holds.
+  """Everything that a run carries from step to step, which is the content of a checkpoint.
 
   `step` is the number of updates taken: batch k makes step k + 1.
   """
@@ -36,16 +36,16 @@ class TrainState:
   step: jax.Array
   params: Any
   opt_state: Any
-  memory: Any  # the lanes' states, when they are carried; else None
-  warm: Any  # the companions' states, when memories start warm; else None
+  memory: Any  # the states of the lanes, if they are carried; else None
+  warm: Any  # the states of the companions, if memories start warm; else None
 
 
 def abstract_state(config: Config, tx: optax.GradientTransformation, mesh: Any) -> TrainState:
-  """Shapes, types and shardings of the state, without making it."""
+  """The shapes, types and shardings of the state, without allocating it."""
   params = abstract_params(config.model, mesh)
   state = jax.eval_shape(lambda p: _assemble(config, tx, p), params)
 
-  def place(x):  # it was traced on the abstract mesh and is wanted on this one
+  def place(x):  # traced on the abstract mesh, needed on this mesh
     spec = PartitionSpec() if x.sharding is None else x.sharding.spec
     return x.update(sharding=NamedSharding(mesh, spec))
 
@@ -53,23 +53,23 @@ def abstract_state(config: Config, tx: optax.GradientTransformation, mesh: Any) 
 
 
 def abstract_teacher(config: Config, mesh: Any) -> tuple[Any, ...]:
-  """Shapes, types and shardings of the original's parameters, if the update takes them."""
+  """The shapes, types and shardings of the original's parameters; () if the update has none."""
   return (abstract_params(original(config.model), mesh),) if config.train.distill_weight else ()
 
 
 def initial_state(config: Config, tx: optax.GradientTransformation, mesh: Any) -> TrainState:
-  """A fresh state, every array made in its place."""
+  """A new state; every array is made directly with its sharding."""
   key = jax.random.key(config.train.seed)
   shardings = jax.tree.map(lambda x: x.sharding, abstract_params(config.model, mesh))
   make = jax.jit(lambda k: init(config.model, k), out_shardings=shardings)
-  # It runs once: on a CPU, optimizing the code of so many random numbers takes far longer than it.
+  # It runs once, so on a CPU optimizing this code takes longer than running it unoptimized.
   on_cpu = mesh.devices.flat[0].platform == "cpu"
   options: dict[str, str | bool] = {"xla_backend_optimization_level": "0"} if on_cpu else {}
   return first_state(config, tx, make.lower(key).compile(options)(key))
 
 
 def first_state(config: Config, tx: optax.GradientTransformation, params: Any) -> TrainState:
-  """The state of step 0 with these parameters, which are not copied."""
+  """The state at step 0 with these parameters, which are not copied."""
   rest = jax.jit(lambda p: dataclasses.replace(_assemble(config, tx, p), params=None))(params)
   return dataclasses.replace(rest, params=params)
 
@@ -77,11 +77,11 @@ def first_state(config: Config, tx: optax.GradientTransformation, params: Any) -
 def make_train_step(
   config: Config, tx: optax.GradientTransformation
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-  """The update for this config, to be compiled once.
+  """The update for this config, a pure function to compile once.
 
-  The loss is the mean over all real tokens of the batch, however the lanes are divided into
-  microbatches; a task's targets have weights. Metrics: `loss` in nats per token, `tokens`,
-  `grad_norm`, for a task `answer_accuracy`, and what `health.memory_metrics` adds.
+  The loss is the mean over all real tokens of the batch, independent of the microbatches; targets
+  of a task have weights. Metrics: `loss` in nats per token, `tokens`, `grad_norm`, for a task
+  `answer_accuracy`, and those of `health.memory_metrics`.
 
   With `config.train.distill_weight` the update takes a third argument, the parameters of the
   original; `distillation` is the mean divergence from it, in nats per token.
@@ -159,7 +159,7 @@ def make_train_step(
     if "distillation" in sums:
       metrics["distillation"] = sums["distillation"]
     metrics |= memory_metrics(config.model, params, grads, memory)
-    metrics = jax.tree.map(lambda x: shard(x, "_" * x.ndim), metrics)  # every host can read them
+    metrics = jax.tree.map(lambda x: shard(x, "_" * x.ndim), metrics)  # every host can read these
     kept = None if state.memory is None else memory
     return TrainState(state.step + 1, params, opt_state, kept, warm), metrics
 
@@ -172,12 +172,12 @@ def _assemble(config, tx, params):
     return state if wanted and jax.tree.leaves(state) else None
 
   memory, warm = empty(config.data.carry_state), empty(config.warm.share)
-  opt_state = tx.init(split(config, params)[0])  # what is frozen has no moments
+  opt_state = tx.init(split(config, params)[0])  # frozen parameters have no moments
   return TrainState(jnp.zeros((), jnp.int32), params, opt_state, memory, warm)
 
 
 def _as_the_original(config, teacher, batch):
-  """The original's last hidden states, and its head: each chunk is read whole, from its start."""
+  """The last hidden states of the original, and its head; each chunk starts from an empty state."""
   with jax.named_scope("original"):
     model = bind(original(config.model), teacher)
     state = model.state(len(batch["tokens_BT"]))
@@ -186,15 +186,15 @@ def _as_the_original(config, teacher, batch):
 
 
 def _weights(batch):
-  """The loss weight of each target: 1 for every real token, but where a task says otherwise."""
+  """The loss weight of each target: that of the task, or 1 for every real token."""
   weights_BT = batch.get("weights_BT", batch["mask_BT"])
   return weights_BT.astype(jnp.float32)
 
 
 def _read_along(config, params, warm, batch):
-  """The companions' states after they have read on; no gradient is taken here.
+  """The states of the companions after they have read their next text, without gradient.
 
-  What was read counts `warm_times_B` times, where the batch has it.
+  The text counts `warm_times_B` times, if the batch has this array.
   """
   with jax.named_scope("warm"):
     _, after = bind(config.model, params)(
@@ -212,8 +212,8 @@ def _read_along(config, params, warm, batch):
 
 
 def _split(tree: Any, axis: int, parts: int) -> Any:
-  """Lanes into microbatches, in front: lane i goes to microbatch i % parts, so that each of them
-  stays spread over all devices."""
+  """Divides lanes into microbatches, a new first axis. Lane i goes to microbatch i % parts, so that
+  the lanes of each microbatch are on all devices."""
 
   def one(x):
     shape = (*x.shape[:axis], x.shape[axis] // parts, parts, *x.shape[axis + 1 :])
@@ -238,7 +238,7 @@ def _join(tree: Any, axis: int) -> Any:
 
 
 def _reshape(x: jax.Array, shape: tuple[int, ...], *where: Any) -> jax.Array:
-  """Reshapes, telling where the lanes lie: with as many lanes as devices JAX would guess wrong."""
+  """Reshapes with an explicit sharding of the lanes, which JAX cannot always infer."""
   in_mesh = not jax.sharding.get_abstract_mesh().empty
   spec = PartitionSpec(*itertools.chain(*where)) if in_mesh else None
   return jnp.reshape(x, shape, out_sharding=spec)

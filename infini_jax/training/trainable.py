@@ -1,4 +1,4 @@
-"""The part of a model that is trained; what is frozen has no gradient and no moments."""
+"""The trained part of a model; frozen parameters have no gradient and no moments."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from infini_jax.config import Config
 def is_trained(config: Config, path: Any) -> bool:
   """Whether `config.train.part` holds the parameter at a tree path.
 
-  What is the memory's own is in every part: gates, and what no original has.
+  The memory's own parameters are in every part: gates, and all that an original does not have.
   """
   names = [key.key for key in path]
   if config.train.part == "all" or "mixer" in names or names[-1] == "summary_PD":
@@ -21,7 +21,7 @@ def is_trained(config: Config, path: Any) -> bool:
 
 
 def split(config: Config, params: Any) -> tuple[Any, Any]:
-  """The trained parameters and the frozen: the same tree twice, each with None for the rest."""
+  """The trained and the frozen parameters: two trees of the same structure, with None elsewhere."""
   pick = lambda trained: jax.tree_util.tree_map_with_path(
     lambda path, x: x if is_trained(config, path) == trained else None, params
   )

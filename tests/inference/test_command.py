@@ -110,7 +110,7 @@ def test_wrong_inputs_are_named_with_the_remedy(run, tmp_path, capsys, monkeypat
   assert "--load-state is empty" in refused(capsys, run, "--load-state=")
   assert "--prompt-file is empty" in refused(capsys, run, "--prompt-file=")
   assert "choose one of train" in refused(capsys, run, "--prompt-document=")
-  assert "want SPLIT:NUMBER" in refused(capsys, run, "--prompt-document=test:²")
+  assert "expected SPLIT:NUMBER" in refused(capsys, run, "--prompt-document=test:²")
   assert "not a whole" in refused(capsys, f"--load-state={latin}")
   assert "--prompt-document needs" in refused(
     capsys, f"--load-state={latin}", "--prompt-document=test:0"
@@ -137,8 +137,8 @@ def test_what_a_flag_cannot_mean_is_refused_before_a_model_is_opened(
     ("--stop=\udcff", r"--stop='\udcff': not UTF-8 text"),
     ("--prompt-file=/", "--prompt-file=/: is a folder; name a file (--workdir names a run's"),
     ("--load-state=/", "--load-state=/: is a folder; name a file (--workdir names a run's"),
-    (r"--stop=\d", r"--stop=\d: \d stands for nothing; there are \n, \t, \r"),
-    ("--stop=end\\", "stands for nothing"),
+    (r"--stop=\d", r"--stop=\d: \d has no meaning; there are \n, \t, \r"),
+    ("--stop=end\\", "has no meaning"),
   ):
     status, out, error = command(capsys, run, wrong)
     assert (status, out, error.count("\n")) == (2, "", 1) and message in error, error

@@ -476,7 +476,7 @@ def test_wrong_inputs_are_one_line(infini):
     (lambda: Session.load(7), "path=7: must be the path of a run or of a state"),
     (lambda: Session.load(__file__, model=7), "model=7: must be the path"),
     (lambda: Session.load(".", step="newest"), "step='newest': must be a whole number"),
-    (lambda: Session(infini.run, begin=False).generate(1), "nothing to go on from"),
+    (lambda: Session(infini.run, begin=False).generate(1), "nothing to continue from"),
   ):
     with pytest.raises(InputError, match=message) as error:
       run()

@@ -411,7 +411,7 @@ def test_bad_input_is_named_with_its_remedy(rng, stores, tasks, corpus, tmp_path
     ),
     (
       lambda: open_needle(trained, tmp_path, filler=str(trained.folder), tokenizer=ByteTokenizer()),
-      "is in other tokens than the run knows; prepare it with the vocabulary in the folder tokeniz",
+      "has other tokens than the run; prepare it with the vocabulary in the folder tokeniz",
     ),
     (
       lambda: open_needle(trained, tmp_path, filler="nowhere", tokenizer=trained.tokenizer),
@@ -424,7 +424,7 @@ def test_bad_input_is_named_with_its_remedy(rng, stores, tasks, corpus, tmp_path
     ),
     (
       lambda: open_source(pieces, tmp_path, Console(file=io.StringIO()), "needle", empty),
-      "config.data.tokenizer='task' cannot write needles: ask a run",
+      "config.data.tokenizer='task' cannot write needles: use a run",
     ),
     (lambda: short(1), "family='multikey': an example of 150 tokens is too short.*make it"),
     (lambda: short(6), "family='common_words': a list of 150 tokens is too short.*make it"),

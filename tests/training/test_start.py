@@ -165,8 +165,8 @@ def test_other_shapes_other_tokens_and_no_run_are_refused(trained, tmp_path):
     begin(c, tmp_path / "run", workdir, model={"width": 32})
   with pytest.raises(InputError, match="blocks.attention.mixer.beta_H is .* config's missing"):
     begin(c, tmp_path / "run", workdir, model={"mixer": "local"})
-  with pytest.raises(InputError, match="no run there; train one, or make one of pretrained"):
+  with pytest.raises(InputError, match="no run there; train one, or make one from pretrained"):
     begin(c, tmp_path / "run", tmp_path / "nothing")
-  with pytest.raises(InputError, match="in other tokens than the parameters know: prepare it"):
+  with pytest.raises(InputError, match="has other tokens than the parameters: prepare it"):
     begin(c, tmp_path / "run", workdir, data={"tokenizer": "train:320"})
   assert not (tmp_path / "run" / "run.json").exists()

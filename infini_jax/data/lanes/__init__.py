@@ -1,1 +1,1 @@
-"""Which tokens stand where in which batch, and batches read ahead."""
+"""The tokens of each batch in lanes, and batches read ahead."""

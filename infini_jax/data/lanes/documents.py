@@ -1,9 +1,9 @@
-"""Document lanes: which tokens of which document stand where in which batch.
+"""Document lanes: which tokens of which document are at which place of which batch.
 
-A lane is a row of the batch. It follows one document, segment after segment, until the document
-ends; the next one starts on the next segment, with a reset. Only a document's last segment may be
-short: the rest of it is padding, masked. Batch `k` is a pure function of (documents, seed, k), so
-a run goes on from its step alone, and any host can read its own rows.
+A lane is one batch row. It follows one document, segment after segment, to the document's end. The
+next document starts at the next segment, with a reset. Only the last segment of a document may be
+short: the rest of it is padding, and masked. Batch `k` is a pure function of (documents, seed, k).
+Therefore a run needs only its step to continue, and every host can read its own rows.
 
 Shapes: B lanes, S segments of a chunk, N tokens of a segment, T = S*N.
 """
@@ -17,14 +17,14 @@ from infini_jax.config import InputError
 from infini_jax.data.lanes.order import Mix, Mixed, Piece, Schedule, Shuffle
 
 Batch = dict[str, np.ndarray]
-Rows = slice | np.ndarray  # some of the B lanes
+Rows = slice | np.ndarray  # a choice of the B lanes
 ALL = slice(None)
 
 
 class Readable(Protocol):
-  """What lanes ask of documents; `store.Documents` is one."""
+  """The documents that lanes can read, such as `store.Documents`."""
 
-  tokens: np.ndarray  # (documents,) the tokens of each
+  tokens: np.ndarray  # (documents,) the number of tokens of each document
 
   def read(self, document: int, start: int, stop: int) -> np.ndarray:
     """Tokens `start` to `stop` of a document: (stop - start,) int32."""
@@ -34,24 +34,24 @@ class Readable(Protocol):
 class TrainLanes:
   """The endless order of training.
 
-  Every epoch is a fresh permutation of the documents. The sequence of all epochs is dealt out:
-  lane b gets the documents at places b, b+B, b+2B, ... (of several stores as `order.Mixed` says).
-  A document of n tokens t is n+1 predictions: inputs [bos, t_0 .. t_{n-1}], targets
+  Every epoch is a new permutation of the documents. Lane b gets the documents at places b, b+B,
+  b+2B, ... of the sequence of all epochs (`order.Mixed` defines the order of several stores). A
+  document of n tokens t has n+1 predictions: inputs [bos, t_0 .. t_{n-1}], targets
   [t_0 .. t_{n-1}, eos].
 
   Args:
-    documents: of the train split.
-    bos: the id before a document's first token.
-    eos: the id to be predicted after its last.
+    documents: the documents of the train split.
+    bos: the id before the first token of a document.
+    eos: the target after the last token of a document.
     lanes: B, over all hosts.
     segments: S.
     segment_length: N.
-    seed: of the order.
-    carry_state: False also sets the reset of every chunk's first segment.
-    mix: by which several stores are mixed; None for one store.
+    seed: the seed of the order.
+    carry_state: False also sets the reset of the first segment of every chunk.
+    mix: how several stores are mixed; None for one store.
 
   Raises:
-    InputError: the documents together are shorter than one segment.
+    InputError: all documents together are shorter than one segment.
   """
 
   def __init__(
@@ -85,11 +85,11 @@ class TrainLanes:
     )
 
   def batch(self, k: int, rows: Rows = ALL) -> Batch:
-    """Batch `k`, or some rows of it: only their tokens are read.
+    """Batch `k`, or some rows of it; only the tokens of these rows are read.
 
     Args:
-      k: from 0 on, without end.
-      rows: of the B lanes.
+      k: 0 or more, without an upper limit.
+      rows: which of the B lanes.
 
     Returns:
       tokens_BT: int32, the inputs; 0 on padding.
@@ -109,29 +109,30 @@ class TrainLanes:
 
 
 class EvalLanes:
-  """Whole documents side by side, each once, every token of each predicted once.
+  """Whole documents in parallel lanes, each read once; every token is predicted once.
 
-  A document of n tokens t is n predictions: inputs [bos, t_0 .. t_{n-2}], targets t. Documents
-  are taken longest first, each by the lane that is free first: lanes end at about the same time.
+  A document of n tokens t has n predictions: inputs [bos, t_0 .. t_{n-2}], targets t. The longest
+  document comes first, and each goes to the lane that is free first. So all lanes end at about the
+  same time.
 
   Args:
-    documents: of any split.
-    bos: the id before a document's first token.
+    documents: the documents of any split.
+    bos: the id before the first token of a document.
     lanes: B, over all hosts.
     segments: S.
     segment_length: N.
-    max_documents: the first so many; 0 takes all.
-    max_tokens: no more than so many of each document; 0 takes all.
-    input_tokens: a document is read in inputs of so many tokens, whole segments, each with a reset;
-      0 reads it as one.
-    skip_D: tokens of each document, whole chunks, that are not read here: another state has read
-      them, and goes on at the beginning of a chunk.
+    max_documents: read only this many documents, from the first on; 0: all.
+    max_tokens: read at most this many tokens of each document; 0: all.
+    input_tokens: tokens between two resets in a document, whole segments; 0: one reset, at the
+      start.
+    skip_D: tokens at the start of each document, whole chunks, that are not read here, because
+      another state has read them; the document continues at the start of a chunk.
 
   Attributes:
     predictions: int, the sum of all masks.
 
   Raises:
-    InputError: there is no document.
+    InputError: there are no documents.
   """
 
   def __init__(
@@ -169,7 +170,7 @@ class EvalLanes:
     self._chunks = -(-len(self._order) // segments)
 
   def __len__(self) -> int:
-    """Chunks until every lane has ended."""
+    """The number of chunks until every lane has ended."""
     return self._chunks
 
   def __iter__(self) -> Iterator[Batch]:
@@ -179,20 +180,20 @@ class EvalLanes:
     """Chunk `i` of the evaluation, or some rows of it.
 
     Args:
-      i: below `len(self)`.
-      rows: of the B lanes.
-      read: those of them whose tokens are read; the others' tokens and targets are 0.
+      i: 0 to `len(self) - 1`.
+      rows: which of the B lanes.
+      read: the lanes whose tokens are read; the tokens and targets of the other lanes are 0.
 
     Returns:
-      As `TrainLanes.batch`, and
-      document_BS: int32, which document the segment is of; -1 where the lane is empty.
-      position_BS: int64, the place in its document of the segment's first target; 0 where empty.
-      skip_B: int64, the tokens that were skipped of a document that begins here.
+      The arrays of `TrainLanes.batch`, and
+      document_BS: int32, the document of each segment; -1 where the lane is empty.
+      position_BS: int64, the place of the segment's first target in its document; 0 where empty.
+      skip_B: int64, the skipped tokens of a document that begins in this chunk.
     """
     lanes = np.arange(self.lanes)[rows].tolist()
     held = set(np.arange(self.lanes)[read].tolist())
     chunk = empty_batch(len(lanes), self.segments, self.segment_length)
-    chunk["reset_BS"][:] = True  # an empty segment carries nothing
+    chunk["reset_BS"][:] = True  # an empty segment carries no state
     chunk["document_BS"] = np.full((len(lanes), self.segments), -1, np.int32)
     chunk["position_BS"] = np.zeros((len(lanes), self.segments), np.int64)
     chunk["skip_B"] = np.zeros(len(lanes), np.int64)
@@ -215,7 +216,7 @@ class EvalLanes:
 
 
 def empty_batch(lanes: int, segments: int, segment_length: int) -> Batch:
-  """Padding alone."""
+  """A batch that is all padding, with the shapes and types of `TrainLanes.batch`."""
   shape = (lanes, segments * segment_length)
   return {
     "tokens_BT": np.zeros(shape, np.int32),
@@ -235,9 +236,9 @@ def _fill(
   eos: int | None,
   read: bool = True,
 ) -> None:
-  """Writes one piece of a document of `n` tokens into a row; with `eos`, that is predicted too.
+  """Writes one piece of a document of `n` tokens into a row. `eos`, if given, is the last target.
 
-  Without `read` it only says where the piece stands.
+  Without `read` it sets the mask and the resets only.
   """
   length = batch["tokens_BT"].shape[1] // batch["reset_BS"].shape[1]
   start = piece.first * length

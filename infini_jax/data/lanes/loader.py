@@ -1,4 +1,4 @@
-"""Batches read ahead in threads, by Grain: the one file that knows it."""
+"""Batches that Grain reads ahead in threads; the only file that imports Grain."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,14 +10,14 @@ from infini_jax.quiet import quiet
 def train_batches(
   lanes: Any, start: int, stop: int, rows: Rows = ALL, prefetch: int = 4
 ) -> Iterator[Batch]:
-  """Batches `start` to `stop` of training; none before `start` is read.
+  """Batches `start` to `stop` of training; no batch before `start` is read.
 
   Args:
-    lanes: the order.
-    start: the step to start from: batch k makes step k + 1.
+    lanes: an object with the method `batch`, such as `TrainLanes`.
+    start: the number of the first batch; batch k makes step k + 1.
     stop: one past the last batch.
     rows: the lanes of this host.
-    prefetch: batches read ahead.
+    prefetch: how many batches are read ahead.
 
   Returns:
     An iterator of what `TrainLanes.batch` gives.
@@ -28,15 +28,16 @@ def train_batches(
 def eval_batches(
   lanes: EvalLanes, read: Rows = ALL, prefetch: int = 4, start: int = 0
 ) -> Iterator[Batch]:
-  """The chunks of an evaluation from `start` on, read ahead: what `EvalLanes.chunk` gives.
+  """The chunks of an evaluation from `start` on, as `EvalLanes.chunk` gives them, read ahead.
 
-  All rows come, so that every host can count every document; the tokens only of those to `read`.
+  A chunk has all rows, so that every host can count every document. Only the rows of `read` have
+  tokens.
   """
   return _read_ahead(_Batches(lambda i: lanes.chunk(i, read=read), start, len(lanes)), prefetch)
 
 
 class _Batches:
-  """Batches as a source that Grain can index."""
+  """Batches as a source that Grain can index: item i is batch `start + i`."""
 
   def __init__(self, batch: Callable[[int], Batch], start: int, stop: int):
     self._batch, self._start, self._size = batch, start, max(0, stop - start)
@@ -52,13 +53,13 @@ def _read_ahead(source: _Batches, prefetch: int) -> Iterator[Batch]:
   from absl import flags
 
   with quiet():
-    import grain  # here, for it brings JAX along, which `prepare` and its workers never need
+    import grain  # here, because it imports JAX, which `prepare` and its workers do not need
 
   if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()  # Grain reads flags, which a notebook or a test never parses
+    flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which notebooks and tests do not parse
   if not len(source):
     return
-  # Few threads: a batch is mostly memory copies, and the interpreter runs one at a time.
+  # Few threads: making a batch is mostly Python code, and one thread runs it at a time.
   options = grain.ReadOptions(num_threads=min(prefetch, 4), prefetch_buffer_size=prefetch)
   with quiet():
     yield from grain.MapDataset.source(source).to_iter_dataset(options)

@@ -1,6 +1,7 @@
-"""Where documents stand in the lanes: shuffled without end, stores mixed or not; or each once.
+"""The order of documents in the lanes: endless and shuffled, of one store or several; or each once.
 
-Lanes are counted in segments here, from 0 on; `segments_D` is the length of each document.
+Places in a lane are counted in segments here, from 0. `segments_D` is the length of each document
+in segments.
 """
 
 import bisect
@@ -12,32 +13,33 @@ from typing import NamedTuple
 
 import numpy as np
 
-BLOCK = 65_536  # places of documents in the training order that are laid out at a time
+BLOCK = 65_536  # the most documents of one block; the training order is computed block by block
 
 
 class Piece(NamedTuple):
-  """Some segments of a document, side by side in one lane of one chunk."""
+  """Consecutive segments of a document, in one lane of one chunk."""
 
   document: int
-  first: int  # segment of the document where the piece starts
-  slot: int  # segment of the chunk where it stands
-  segments: int
+  first: int  # the segment of the document where the piece starts
+  slot: int  # the segment of the chunk where the piece starts
+  segments: int  # how many
 
 
-_Laid = tuple[np.ndarray, np.ndarray, np.ndarray]  # documents of a lane, where each begins, ends
+_Laid = tuple[np.ndarray, np.ndarray, np.ndarray]  # a lane's documents, begins, ends
 
 
 class Mix(NamedTuple):
-  """Which documents are whose, where several stores are mixed."""
+  """How several stores are mixed."""
 
-  source_D: np.ndarray  # the store of each document, from 0
-  weights: tuple[float, ...]  # of the tokens of each store
+  source_D: np.ndarray  # the number of the store of each document, from 0
+  weights: tuple[float, ...]  # the share of each store in the tokens
 
 
 class _Endless:
-  """An order of training, laid out block by block; the last few blocks are kept.
+  """An endless order of training, computed block by block.
 
-  Of all blocks only that is kept where they start, so that a long run needs little memory.
+  It keeps the last few blocks, and of all others only where they start. So a long run needs little
+  memory.
   """
 
   def __init__(self, first: tuple, stores: int = 1):
@@ -46,7 +48,7 @@ class _Endless:
     self._reset()
 
   def pieces(self, lane: int, start: int, stop: int) -> Iterator[Piece]:
-    """What stands at segments `start` to `stop` of a lane."""
+    """The pieces at segments `start` to `stop` of a lane."""
     at = start
     while at < stop:
       documents, begins, ends = self._block_at(lane, at)
@@ -57,11 +59,11 @@ class _Endless:
         at, place = at + count, place + 1
 
   def _lay_out(self, block: int) -> tuple[Sequence[_Laid], tuple]:
-    """A block, lane by lane, and where the next one starts."""
+    """The documents of a block, lane by lane, and where the next block starts."""
     raise NotImplementedError
 
   def _permute(self, *key: int) -> np.ndarray:
-    """The documents of an epoch, in its order."""
+    """The documents of an epoch, in the order of that epoch."""
     raise NotImplementedError
 
   def _block_at(self, lane: int, segment: int) -> _Laid:
@@ -87,9 +89,9 @@ class _Endless:
 
 
 class Shuffle(_Endless):
-  """Epoch after epoch, each a fresh permutation of the documents.
+  """One store: epoch after epoch, each a new permutation of the documents.
 
-  The document at place e of that sequence goes to lane e % B. A block is R rounds; a round gives
+  The document at place e of this sequence goes to lane e % B. A block is R rounds; a round gives
   one document to each lane.
   """
 
@@ -120,17 +122,17 @@ class Shuffle(_Endless):
 
 
 class Mixed(_Endless):
-  """Several stores, each shuffled anew for each of its own epochs, by their shares of the tokens.
+  """Several stores, mixed by their shares of the tokens. Each store has epochs of its own.
 
-  A lane that is free takes the next document of the store that is furthest behind its weight. So
-  what each was given follows the weights as closely as whole documents can.
+  A free lane takes the next document of the store that is furthest behind its weight. So the tokens
+  of each store follow the weights as closely as whole documents allow.
 
   Args:
-    segments_D: of each document.
-    tokens_D: of each document.
-    mix: whose they are, and the weights.
+    segments_D: the segments of each document.
+    tokens_D: the tokens of each document.
+    mix: the store of each document, and the weights.
     lanes: B.
-    seed: of the epochs' orders.
+    seed: the seed of the orders of all epochs.
   """
 
   def __init__(self, segments_D: np.ndarray, tokens_D: np.ndarray, mix: Mix, lanes: int, seed: int):
@@ -142,7 +144,7 @@ class Mixed(_Endless):
     super().__init__(([0] * lanes, nothing, nothing), len(mix.weights))
 
   def _lay_out(self, block: int) -> tuple[Sequence[_Laid], tuple]:
-    segment_B, taken, given = self._starts[block]  # of each store, documents and tokens
+    segment_B, taken, given = self._starts[block]  # the last two: documents, tokens of each store
     taken, given, stores = [*taken], [*given], range(len(taken))
     free = [(segment, lane) for lane, segment in enumerate(segment_B)]
     heapq.heapify(free)
@@ -168,13 +170,13 @@ class Mixed(_Endless):
 
 
 def _permutation(seed: tuple[int, ...], size: int) -> np.ndarray:
-  # Raw bits sorted, not Generator.permutation: NumPy promises that these never change.
+  # Sorted raw bits, not Generator.permutation: NumPy guarantees that raw bits never change.
   bits = np.random.PCG64(np.random.SeedSequence(seed))
   return np.argsort(bits.random_raw(size), kind="stable")
 
 
 class Schedule:
-  """Every document once, longest first, each in the lane that is free first."""
+  """Each document once: the longest first, each in the lane that is free first."""
 
   def __init__(self, segments_D: np.ndarray, lanes: int):
     self._documents: list[list[int]] = [[] for _ in range(lanes)]
@@ -189,11 +191,11 @@ class Schedule:
     self._length = max(end for end, _ in free)
 
   def __len__(self) -> int:
-    """Segments of the longest lane."""
+    """The segments of the longest lane."""
     return self._length
 
   def pieces(self, lane: int, start: int, stop: int) -> Iterator[Piece]:
-    """What stands at segments `start` to `stop` of a lane; nothing where the lane has ended."""
+    """The pieces at segments `start` to `stop` of a lane; none where the lane has ended."""
     documents, ends = self._documents[lane], self._ends[lane]
     at = start
     for place in range(bisect.bisect_right(ends, start), len(ends)):

@@ -1,10 +1,11 @@
-"""Companions: what each lane's second, gradient-free state reads, so that memories start warm.
+"""Companions: the second state of each lane, which reads without gradient, for warm memories.
 
-A companion reads W tokens of earlier text at every step, until it has read its planned length, and
-then starts anew. All is a pure function of (seed, k), as everything in a batch is.
+A companion reads W tokens of earlier text at every step. After its planned length it starts again
+with an empty state and another text. The plan is a pure function of (seed, k), as a batch is.
 
-With growth it fast-forwards: after the first W tokens each piece counts so often that the text, as
-counted, grows by a factor at every step. A million tokens then take log(1M / W) steps.
+With `growth` a companion fast-forwards: after the first W tokens, each piece counts several times,
+so that the counted text grows by this factor at every step. A million tokens then take about
+log(1M / W) / log(growth) steps.
 """
 
 import functools
@@ -14,11 +15,11 @@ import numpy as np
 
 from infini_jax.config import WarmConfig
 
-PLANNED = 256  # streams of a lane that are planned at a time
+PLANNED = 256  # the streams (texts) of a lane that are planned together
 
 
 class Reading(NamedTuple):
-  """What a companion does at a step: the `chunk`-th piece of its `stream`-th text."""
+  """What a companion reads at a step: piece `chunk` of its text `stream`, both from 0."""
 
   stream: int
   chunk: int
@@ -28,12 +29,12 @@ class Companions:
   """The plan of all companions.
 
   Args:
-    config: how often, how much, how long.
+    config: how often examples start warm, and how much a companion reads.
     segment_length: N.
-    seed: of the plan.
+    seed: the seed of the plan.
 
   Attributes:
-    tokens: W, what a companion reads at every step.
+    tokens: W, the tokens that a companion reads at every step.
   """
 
   def __init__(self, config: WarmConfig, segment_length: int, seed: int):
@@ -52,39 +53,39 @@ class Companions:
     return Reading(block * PLANNED + place, k - begin - start)
 
   def warm(self, lane: int, k: int) -> Reading | None:
-    """What the companion read last before step k, if the lane takes its state over then."""
+    """The companion's last reading before step k, if the lane takes over its state at step k."""
     lucky = np.random.default_rng((self._seed, 0, lane, k)).random() < self._config.share
     return self.reading(lane, k - 1) if lucky and k >= max(1, self._config.start_step) else None
 
   def planned(self, lane: int, stream: int) -> int:
-    """Tokens of a stream that are read, whole pieces."""
+    """The tokens that are read of a stream; whole pieces."""
     ends = self._ends(lane, stream // PLANNED)
     place = stream % PLANNED
     return int(ends[place] - (ends[place - 1] if place else 0)) * self.tokens
 
   def times(self, lane: int, reading: Reading) -> float:
-    """How often what is read then counts, where none of it will be asked for."""
+    """How many times a reading counts, if it is filler."""
     length = float(self._lengths(lane, reading.stream // PLANNED)[reading.stream % PLANNED])
     return counts(length / self.tokens, self._config.growth)[reading.chunk]
 
   def _draw_lengths(self, lane: int, block: int) -> np.ndarray:
-    """The planned tokens of the streams of a block."""
+    """The planned tokens of each stream of a block, (PLANNED,) float64."""
     rng = np.random.default_rng((self._seed, 1, lane, block))
     low, high = np.log(self._config.min_tokens), np.log(self._config.max_tokens)
     return np.exp(rng.uniform(low, high, PLANNED))
 
   def _plan(self, lane: int, block: int) -> np.ndarray:
-    """Where the streams of a block end, in steps."""
+    """The steps at which the streams of a block end, counted from its start."""
     pieces = (self._lengths(lane, block) / self.tokens).tolist()
     return np.cumsum([len(counts(length, self._config.growth)) for length in pieces])
 
 
 @functools.lru_cache(4096)
 def counts(length: float, growth: float) -> tuple[float, ...]:
-  """How often each piece of a text counts, 1 or more, so that it counts as `length` pieces.
+  """How many times each piece of a text counts, 1 or more, so that all count as `length` pieces.
 
-  All but the first and the last make what was counted before them `growth` times as much, where
-  that is more than the piece itself.
+  Each piece but the first and the last multiplies the sum of the counts by `growth`, or counts 1 if
+  that is more.
   """
   if growth == 1:
     return (1.0,) * max(1, round(length))

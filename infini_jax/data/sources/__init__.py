@@ -1,7 +1,7 @@
-"""Corpora by one spec: a folder, JSON lines, Parquet, TensorFlow Datasets, Hugging Face datasets.
+"""Corpora of several kinds: a folder, JSON lines, Parquet, TensorFlow and Hugging Face data sets.
 
-`open_corpus` finds out what there is and cuts it into parts; a part reads its documents one at a
-time, so that nothing grows with the corpus but the list of parts.
+`open_corpus` finds the files of a corpus and divides them into parts. A part reads its documents
+one at a time. So only the list of parts grows with the corpus.
 """
 
 import difflib
@@ -34,23 +34,23 @@ KINDS = {
 
 
 def open_corpus(spec: str, train: bool = True) -> Corpus:
-  """Finds a corpus; the same corpus always gives the same parts.
+  """Finds the corpus of a spec; the same corpus always gives the same parts.
 
   Args:
     spec: a folder, `python-stdlib`, text:DIR, jsonl:FILES, parquet:FILES, tfds:NAME or hf:NAME,
-      as docs/data.md says; all but folders take options, such as `jsonl:FILES?text=content`.
-    train: whether it must have text to train on. An evaluation can do without: a single file, a
-      folder of one or two, or files that are all named for a test will do.
+      as docs/data.md says. All kinds but folders take options, such as `jsonl:FILES?text=content`.
+    train: whether there must be text to train on. False also accepts a single file, a folder of
+      one or two files, and files that are all named for a test.
 
   Raises:
-    InputError: another kind, or what the kind's own file says.
+    InputError: an unknown kind, or an error of that kind of corpus.
   """
   kind, colon, _ = spec.partition(":")
   if colon and kind in KINDS:
     return KINDS[kind](spec, train)
   if kind == "mix":
     raise InputError(
-      f"corpus {spec!r}: a mixture is of stores that were prepared; give it to config.data.path"
+      f"corpus {spec!r}: a mixture is of prepared stores; set config.data.path to it"
     )
   if colon and kind.isalpha() and not Path(spec).exists():
     close = difflib.get_close_matches(kind, KINDS, 1, 0.5)

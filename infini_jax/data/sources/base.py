@@ -1,4 +1,4 @@
-"""What every kind of corpus has in common: parts, the records in them, fields, splits, options."""
+"""The common base of all kinds of corpora: parts, records, fields, splits, options."""
 
 import abc
 import dataclasses
@@ -11,16 +11,16 @@ from infini_jax.config import SPLITS, InputError
 from infini_jax.data.sources.specs import advice, cut, plain
 
 MB = 1_000_000
-SMALLEST, LARGEST = 2 * MB, 64 * MB  # bytes of text in a part, where the kind allows
-HELD_OUT = 0.04  # the share of documents in validation, and again in test, where a hash decides
+SMALLEST, LARGEST = 2 * MB, 64 * MB  # bytes of text in a part, if the kind of corpus allows it
+HELD_OUT = 0.04  # the share of documents in validation, and in test, if a hash decides
 CALLED = {split: split for split in SPLITS} | dict.fromkeys(("valid", "val", "dev"), "validation")
-# Whole words of a name: `c4-validation.00001.json.gz`, but not `contest.jsonl`.
+# Whole words of a name only: `c4-validation.00001.json.gz`, but not `contest.jsonl`.
 NAMED = re.compile(rf"(?<![a-z])({'|'.join(CALLED)})(?![a-z])")
-SAMPLED = 32  # parts, at least, that a sample is taken from where there are more
+SAMPLED = 32  # a sample is taken from at least this many parts, if there are as many
 
 
 class Record(NamedTuple):
-  """One document; `name` is its own in the corpus, and the same on every machine."""
+  """One document. Its `name` is unique in the corpus, and the same on every machine."""
 
   split: str
   name: str
@@ -30,12 +30,12 @@ class Record(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Part(abc.ABC):
-  """A piece of a corpus that one worker reads. It pickles small.
+  """A piece of a corpus that one worker reads. Its pickle is small.
 
   Attributes:
-    splits: that its documents belong to; where there are several, a hash of the name decides, and
-      the first one gets what the others do not take.
-    size: about the bytes of its text.
+    splits: the splits of its documents. If there are several, a hash of the document's name
+      decides, and most documents go to the first split.
+    size: approximately the bytes of its text.
   """
 
   splits: tuple[str, ...]
@@ -46,7 +46,7 @@ class Part(abc.ABC):
     """Its documents, one at a time, always in the same order.
 
     Raises:
-      InputError: a file that cannot be read, a document without text in the field asked for.
+      InputError: a file cannot be read, or a document has no text in the chosen field.
     """
 
 
@@ -55,12 +55,12 @@ class Corpus:
   """All documents of a corpus, in parts.
 
   Attributes:
-    spec: how it was asked for.
-    parts: the same cuts every time, whoever reads them.
-    fingerprint: a short hash of what there is; the same where the corpus has moved.
-    note: what a person should know about its splits; may be empty.
-    summaries: whether documents come with one.
-    left_out: what stands among its files and is no part of it; empty if all is.
+    spec: the spec that it was opened with.
+    parts: its parts, the same at every opening.
+    fingerprint: a short hash of its content; it does not change when the corpus is moved.
+    note: a line about its splits for the user; may be empty.
+    summaries: whether each document comes with a summary.
+    left_out: a line about files that are not part of it; empty if there are none.
   """
 
   spec: str
@@ -71,7 +71,7 @@ class Corpus:
   left_out: str = ""
 
   def sample(self, characters: int) -> Iterator[str]:
-    """About as many characters of training text, of parts taken evenly over the corpus."""
+    """About this many characters of training text, from parts spread evenly over the corpus."""
     parts = [part for part in self.parts if "train" in part.splits]
     chosen = parts[:: max(1, len(parts) // SAMPLED)]
     share = max(1, characters // max(1, len(chosen)))
@@ -88,14 +88,14 @@ class Corpus:
 
 
 class Options(dict[str, str]):
-  """What follows the question mark of a spec: `?text=content&name=id`."""
+  """The options after the question mark of a spec: `?text=content&name=id`."""
 
   @classmethod
   def split(cls, spec: str, allowed: Collection[str]) -> tuple[str, "Options"]:
-    """The part of a spec between its kind and the question mark, as written, and its options.
+    """The text of a spec between its kind and the question mark, as written, and its options.
 
     Raises:
-      InputError: an option of another name, or one without a value.
+      InputError: an option is not in `allowed`, or has no value.
     """
     place, *query = cut(spec.partition(":")[2], "?", 1)
     options = cls()
@@ -112,7 +112,7 @@ class Options(dict[str, str]):
 
 
 class Fields(NamedTuple):
-  """Where in a row of a data set text, summary and name stand; "" for none."""
+  """The fields of a data set's rows that hold text, summary and name; "" for none."""
 
   text: str
   summary: str = ""
@@ -122,7 +122,7 @@ class Fields(NamedTuple):
   def choose(
     cls, spec: str, options: Options, there_are: Collection[str], usual: "Fields | None" = None
   ) -> "Fields":
-    """The fields that the options ask for, else the usual ones of this data set.
+    """The fields that the options name, else the usual ones of this data set.
 
     Raises:
       InputError: the data set has no such field.
@@ -143,9 +143,9 @@ class Fields(NamedTuple):
     """The document in a row.
 
     Args:
-      splits: of its part.
-      place: where the row stands; no other row of the corpus stands there.
-      row: its fields.
+      splits: the splits of its part.
+      place: the place of the row in the corpus, which is unique.
+      row: the fields of the row.
 
     Raises:
       InputError: a field is missing, or is not text.
@@ -163,10 +163,11 @@ class Fields(NamedTuple):
 def choose_splits(
   spec: str, options: Options, there_are: Collection[str], train: bool = True
 ) -> dict[str, str]:
-  """Which of a data set's own splits stand for which of ours; `?train=NAME` chooses another.
+  """From each split that a data set has to train, validation or test; `?train=NAME` changes this.
 
   Raises:
-    InputError: it has no split of the name asked for, or none for train, where that must be.
+    InputError: the data set has no split of a given name, or none for train although `train` is
+      True.
   """
   chosen = {name: CALLED[name] for name in there_are if name in CALLED}
   for split in (split for split in SPLITS if split in options):
@@ -185,15 +186,15 @@ def choose_splits(
 
 
 def named_split(name: str) -> str:
-  """The split that a name, or the last part of a path that does, speaks of; "" if none does."""
+  """The split that a name or path contains as a word; the last, if there are several; else ""."""
   words = NAMED.findall(name.lower())
   return CALLED[words[-1]] if words else ""
 
 
 def split_rule(found: Collection[str]) -> tuple[dict[str, tuple[str, ...]], str]:
-  """From the splits that a corpus has, `Part.splits` of each, and a note.
+  """`Part.splits` for each split that a corpus has, and a note about the missing splits.
 
-  A split that is missing is cut out of train: 4 % of it, by a hash of each document's place.
+  A missing split is taken from train: 4 % of it, chosen by a hash of each document's place.
   """
   missing = tuple(split for split in SPLITS if split not in found)
   rule = {split: (split, *missing) if split == "train" else (split,) for split in found}
@@ -203,13 +204,13 @@ def split_rule(found: Collection[str]) -> tuple[dict[str, tuple[str, ...]], str]
 
 
 def part_size(total: int) -> int:
-  """Bytes of a part, for a corpus of so many."""
+  """The bytes of a part, for a corpus of `total` bytes."""
   return max(SMALLEST, min(LARGEST, total // 64))
 
 
 @dataclasses.dataclass(frozen=True)
 class Group(Part):
-  """Small parts that are read as one, for many small files would be many small shards."""
+  """Small parts that are read as one part, because each part becomes one shard."""
 
   parts: list[Part]
 
@@ -220,7 +221,7 @@ class Group(Part):
 
 
 def gather(parts: Sequence[Part]) -> list[Part]:
-  """The same documents in parts of about `part_size`; those of a split keep their order."""
+  """Joins small parts to parts of about `part_size`; the documents of a split keep their order."""
   target = part_size(sum(part.size for part in parts))
   groups: list[list[Part]] = []
   filling: dict[tuple[str, ...], tuple[list[Part], int]] = {}
@@ -240,7 +241,7 @@ def gather(parts: Sequence[Part]) -> list[Part]:
 
 
 def glance(parts: Sequence[Part]) -> Iterator[str]:
-  """The first documents of a few parts, for the fingerprint; a field without text fails here."""
+  """The first document of a few parts, for the fingerprint; it fails if a field is not text."""
   for part in parts[:: max(1, len(parts) // 16)]:
     yield from next(part.read(), ())
 
@@ -254,13 +255,13 @@ def digest(parts: Iterable[str]) -> str:
 
 
 def middle(text: str, characters: int) -> str:
-  """So many characters out of the middle of a text."""
+  """This many characters from the middle of a text."""
   start = max(0, (len(text) - characters) // 2)
   return text[start : start + characters]
 
 
 def _text(place: str, field: str, row: Mapping[str, Any]) -> str:
-  """A field as text, with "" for null."""
+  """The text of a field; "" for null."""
   if field not in row:
     raise InputError(
       f"{place}: has no field {field!r}; name one of {', '.join(row) or 'none'}, or repair the row"
@@ -276,13 +277,13 @@ def _text(place: str, field: str, row: Mapping[str, Any]) -> str:
       ) from None
   if value is not None and not isinstance(value, str):
     raise InputError(
-      f"{place}: field {field!r} holds {type(value).__name__}, no text; name another field"
+      f"{place}: field {field!r} holds {type(value).__name__}, not text; name another field"
     )
   return _encodable(value or "")
 
 
 def _encodable(text: str) -> str:
-  """A text in which "?" stands for what no encoding allows, such as half a surrogate pair."""
+  """The text with "?" for characters that UTF-8 cannot encode, such as half a surrogate pair."""
   return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 

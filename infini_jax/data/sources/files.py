@@ -1,4 +1,4 @@
-"""Files of a corpus: which are taken, in which split, under which name; and which are left out."""
+"""The files of a corpus: their splits and names, and the files that are left out."""
 
 import collections
 import os
@@ -12,8 +12,8 @@ from infini_jax.data.sources.base import named_split, split_rule
 from infini_jax.data.sources.specs import advice, cut, glob_of, plain
 from infini_jax.data.sources.walk import ABOVE, Way, expand, once, one_split, unreadable, walk
 
-PACKED = (".gz", ".zst")  # ends that stand behind another
-ENDINGS = 5  # of files that are left out, named one by one
+PACKED = (".gz", ".zst")  # suffixes after another suffix
+ENDINGS = 5  # the most suffixes of left-out files that are named one by one
 
 
 class File(NamedTuple):
@@ -21,12 +21,12 @@ class File(NamedTuple):
 
   path: Path
   name: str
-  splits: tuple[str, ...]  # as of a Part
+  splits: tuple[str, ...]  # as in `Part`
   size: int  # bytes
 
 
 class Listing(NamedTuple):
-  """What was found in folders: the files of a corpus, and all the rest."""
+  """What was found in folders: the files of a corpus, and everything else."""
 
   taken: list[Way]
   rest: list[Way]
@@ -35,19 +35,20 @@ class Listing(NamedTuple):
 def find_files(
   spec: str, patterns: str, suffixes: tuple[str, ...], train: bool = True
 ) -> tuple[list[File], str, str]:
-  """The files of a corpus in the order of their names, a note on splits, and what is left out.
+  """The files of a corpus in the order of their names, a note on splits, a line on left-out files.
 
-  A file belongs to the split that its name speaks of, or else its folder's; to train if neither.
-  It is read once, however many patterns, links and paths lead to it, and is held out if any is.
+  A file belongs to the split that its name contains, else to the split that its folder's name
+  contains, else to train. A file is read once, even if several patterns, links or paths lead to it;
+  if one of them contains validation or test, the file is held out.
 
   Args:
-    spec: of the corpus, for errors.
-    patterns: files, folders or patterns such as data/*.jsonl, with commas between.
-    suffixes: of the files of a folder, in lower case.
-    train: whether one must be for train.
+    spec: the spec of the corpus, for errors.
+    patterns: files, folders or patterns such as data/*.jsonl, separated by commas.
+    suffixes: the suffixes of files that are taken from a folder, in lower case.
+    train: whether there must be a file for train.
 
   Raises:
-    InputError: a pattern that nothing matches, no file for train, or one that cannot be read.
+    InputError: a pattern matches nothing, there is no file for train, or a file cannot be read.
   """
   taken: list[Way] = []
   rest: list[Way] = []
@@ -81,12 +82,12 @@ def find_files(
 def files_below(
   folders: Iterable[Way], suffixes: tuple[str, ...], skip: Collection[str] = ()
 ) -> Listing:
-  """The files below folders whose names end so, in upper or lower case; and the rest.
+  """The files below folders that have one of the suffixes, in upper or lower case; and the rest.
 
-  A file that is named for several splits comes once for each.
+  A file whose paths name several splits comes once for each split.
 
   Raises:
-    InputError: a folder that cannot be read.
+    InputError: a folder cannot be read.
   """
   taken: list[Way] = []
   rest: list[Way] = []
@@ -98,7 +99,7 @@ def files_below(
 
 
 def left_out(ways: Iterable[Way]) -> str:
-  """A line on what was found and is no part of the corpus; "" if all is."""
+  """A line about what was found but is not part of the corpus; "" if there is nothing."""
   ways = once(ways)
   hidden = sum(way.is_hidden() for way in ways)
   seen = [way.path for way in ways if not way.is_hidden()]
@@ -115,14 +116,14 @@ def left_out(ways: Iterable[Way]) -> str:
 
 
 def file_size(file: Path) -> int:
-  """The bytes of a file.
+  """The size of a file in bytes.
 
   Raises:
-    InputError: it is none, or was packed and has nothing in it.
+    InputError: it is not a file, or it is a compressed file of 0 bytes.
   """
   try:
     if not file.is_file():
-      raise unreadable(file, "a link to nothing, or no file of text")
+      raise unreadable(file, "a link to nothing, or not a text file")
     size = file.stat().st_size
   except OSError as error:
     raise unreadable(file, error.strerror) from None
@@ -132,13 +133,13 @@ def file_size(file: Path) -> int:
 
 
 def packing(file: Path) -> str:
-  """How a file is packed: ".gz", ".zst" or "" if it is not."""
+  """How a file is compressed: ".gz", ".zst", or "" if it is not."""
   suffix = file.suffix.lower()
   return suffix if suffix in PACKED else ""
 
 
 def name_below(root: Path, file: Path) -> str:
-  """The path of a file inside its corpus: text that can be printed, whatever the bytes are."""
+  """The path of a file inside its corpus, as text that can be printed, whatever its bytes are."""
   return name_of(file.relative_to(root))
 
 
@@ -148,9 +149,9 @@ def name_of(path: Path) -> str:
 
 
 def _match(pattern: str, suffixes: tuple[str, ...]) -> Listing:
-  """What a pattern matches: files of any ending, and what is in folders of the right one."""
+  """What a pattern matches: files of any suffix, and in folders, files of these suffixes."""
   place = os.path.expanduser(plain(pattern))
-  if os.path.lexists(place):  # a name may hold brackets: what is there is no pattern
+  if os.path.lexists(place):  # a path that exists is not a pattern, even if its name has brackets
     found, others = [Way.to(Path(place))], []
   else:
     place = os.path.expanduser(glob_of(pattern))
@@ -174,13 +175,13 @@ def _folder_of(paths: Iterable[Path]) -> Path:
 
 
 def _holding(rest: list[Way]) -> str:
-  """What there is where no file was found, for an error."""
+  """The part of an error about what exists where no file was found."""
   line = left_out(rest).partition(": ")[2]
   return f" (there: {line})" if line else ""
 
 
 def _ending(path: Path) -> str:
-  """The end of a name that says what a file holds, such as `.jsonl.gz`."""
+  """The suffix of a name that gives the kind of the file, such as `.jsonl.gz`."""
   match = re.search(r"(\.\w{1,9})?(\.\w{1,9})$", path.name)
   if not match:
     return "without an ending"

@@ -1,4 +1,4 @@
-"""Folders of text, one document a file: what there is, and which split it belongs to."""
+"""Folders of text files, one document for each file, and the splits of the documents."""
 
 import dataclasses
 import gzip
@@ -34,11 +34,11 @@ from infini_jax.data.sources.walk import Way, once, one_split, unreadable
 from infini_jax.paths import expand
 
 PYTHON_STDLIB = "python-stdlib"
-SUFFIXES = (".txt", ".md", ".tex", ".py")  # in upper or lower case; with .gz behind, packed
+SUFFIXES = (".txt", ".md", ".tex", ".py")  # in upper or lower case; .gz may follow
 
 
 class Document(NamedTuple):
-  """One file of a corpus: `name` is its path inside the corpus, the same on every machine."""
+  """One file of a corpus. `name` is its path inside the corpus, the same on every machine."""
 
   name: str
   path: Path
@@ -51,19 +51,19 @@ class FolderPart(Part):
   documents: list[Document]
 
   def read(self) -> Iterator[Record]:
-    """Their texts."""
+    """The documents, one at a time."""
     for document in self.documents:
       yield Record(self.splits[0], document.name, read_text(document))
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder(Corpus):
-  """A folder, whose documents are all known from the start."""
+  """A folder; the list of all its documents is known when it is opened."""
 
   train: list[Document] = dataclasses.field(default_factory=list)
 
   def sample(self, characters: int) -> Iterator[str]:
-    """About as many characters, from the middles of documents taken evenly over the list."""
+    """About this many characters, from the middles of documents spread evenly over the list."""
     chosen = self.train[:: max(1, len(self.train) // 2048)]
     share = max(1, characters // max(1, len(chosen)))
     for document in chosen:
@@ -80,10 +80,10 @@ def open_text(spec: str, train: bool = True) -> Folder:
 
 
 def open_folder(spec: str, path: str, train: bool = True) -> Folder:
-  """The corpus in a folder, or `python-stdlib`; of an evaluation, also a single file.
+  """The corpus in a folder, or `python-stdlib`; for an evaluation also a single file.
 
-  Names and sizes of all documents are in the fingerprint, and the content of a few: to read all of
-  a large corpus again would take as long as to tokenize it.
+  The fingerprint covers the names and sizes of all documents, and the content of a few. Reading all
+  of a large corpus again would take as long as tokenizing it.
 
   Raises:
     InputError: as `list_documents`.
@@ -114,23 +114,23 @@ def list_documents(path: str) -> dict[str, list[Document]]:
   """Finds the documents of a corpus and their splits; the same corpus always gives the same.
 
   Args:
-    path: a folder, searched recursively for .txt .md .tex .py files, each plain or .gz, hidden
-      ones skipped, links followed, each file taken once; its sub-folders train, validation and
-      test, where it has all three, are the splits, else documents are split by a hash of their
-      names. Or the word `python-stdlib`.
+    path: a folder, or the word `python-stdlib`. The folder is searched recursively for .txt .md
+      .tex .py files, each plain or .gz. Hidden files are skipped, links are followed, and each file
+      is taken once. If the folder has the sub-folders train, validation and test, these are the
+      splits. Otherwise a hash of each document's name decides.
 
   Returns:
     The documents of "train", "validation" and "test", each in the order of their names.
 
   Raises:
-    InputError: no such folder, no documents in it, or too few of them to split; a folder in it
-      that cannot be read.
+    InputError: there is no such folder, it has no documents or too few to split, or a folder in it
+      cannot be read.
   """
   return _find(path)[0]
 
 
 def read_text(document: Document) -> str:
-  r"""A document's text: UTF-8, without a byte order mark, every newline as "\n".
+  r"""The text of a document: UTF-8, without a byte order mark, every newline as "\n".
 
   Raises:
     InputError: the file cannot be read, or is not text.
@@ -184,17 +184,17 @@ def _find(path: str, train: bool = True) -> tuple[dict[str, list[Document]], str
 def _given_splits(
   root: Way, found: Listing, path: str, train: bool
 ) -> tuple[dict[str, list[Document]], str]:
-  """The documents of a folder's own splits, and what is left out, in them and beside them."""
+  """The documents of the folders train, validation and test, and a line about what is left out."""
   top = lambda way: way.path.relative_to(root.path).parts[0]
   documents = _documents(root.path, one_split(found.taken, top))
   splits = {split: [d for d in documents if d.name.split("/")[0] == split] for split in SPLITS}
   for split, members in splits.items():
     if not members and train:
       raise InputError(
-        f"corpus {path!r}: its folder {split}/ has no documents that are in no other split; put "
-        f"some there"
+        f"corpus {path!r}: its folder {split}/ has no documents that are in no other split; add "
+        f"some to it"
       )
-  known = {way.real for way in found.taken}  # a split may link to what is beside it
+  known = {way.real for way in found.taken}  # a split may link to files beside it
   beside = [way for ways in _below([root], SUFFIXES) for way in ways if way.real not in known]
   return splits, left_out([*found.rest, *beside])
 
@@ -210,7 +210,7 @@ def _documents(root: Path, ways: Iterable[Way]) -> list[Document]:
 
 
 def _python_stdlib() -> list[Document]:
-  """The standard library's source, less the few files that are not text (tests of encodings)."""
+  """The source of the standard library, without the few files that are not text."""
   root = Path(sysconfig.get_path("stdlib"))
   start = Way(0, root, os.path.realpath(root))
   found, _ = _below([start], (".py",), skip=("site-packages", "dist-packages", "__pycache__"))
@@ -226,10 +226,10 @@ def _is_text(document: Document) -> bool:
 
 
 def _single(file: Path, train: bool) -> dict[str, list[Document]]:
-  """A file by itself, whatever its name ends in.
+  """A single file of text, with any suffix.
 
   Raises:
-    InputError: it is to be trained on, or holds the rows of another kind of corpus.
+    InputError: it is for training, or its suffix is that of another kind of corpus.
   """
   if train:
     raise InputError(f"corpus '{file}' is a file: give the folder that holds it")
@@ -241,9 +241,9 @@ def _single(file: Path, train: bool) -> dict[str, list[Document]]:
 
 
 def _split(documents: list[Document], path: str, train: bool) -> dict[str, list[Document]]:
-  """Splits by a hash of the names: a document stays where it is when the corpus moves.
+  """Splits by a hash of the names, so that a document keeps its split when the corpus is moved.
 
-  One or two that are not to be trained on are for a test.
+  One or two documents that are not for training are all in test.
   """
   if len(documents) < 3 and not train:
     return {split: documents * (split == "test") for split in SPLITS}

@@ -1,4 +1,4 @@
-"""Data sets of the `datasets` package, where it is installed: one document a row."""
+"""Data sets of the package `datasets`, if it is installed: one document for each row."""
 
 import dataclasses
 import functools
@@ -28,8 +28,8 @@ from infini_jax.data.sources.specs import plain
 from infini_jax.data.sources.walk import Way, one_split, walk
 from infini_jax.paths import expand
 
-ROWS = 16  # read at a time
-UNKNOWN = 4000  # bytes of a row, where the data set does not tell
+ROWS = 16  # rows read at a time
+UNKNOWN = 4000  # bytes for each row, if the data set does not give its size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +44,14 @@ class HuggingFacePart(Part):
   fields: Fields
 
   def read(self) -> Iterator[Record]:
-    """A document for each row; `SPLIT:ROW` says where it stands."""
-    # As Arrow has them, and only what was asked for: no picture or sound is decoded.
+    """A document for each row, at the place `SPLIT:ROW`."""
+    # Only the chosen columns, in Arrow's types: no picture or sound is decoded.
     asked = list(dict.fromkeys(filter(None, self.fields)))
     rows = _load(self.name, self.config)[self.split].select_columns(asked).with_format("arrow")
     for first in range(self.start, self.stop, ROWS):
       try:
         found = rows[first : min(first + ROWS, self.stop)].to_pylist()
-      except (ValueError, OSError) as error:  # Arrow's own are among them
+      except (ValueError, OSError) as error:  # Arrow's errors are subclasses of these
         reason = " ".join(str(error).split())
         raise InputError(
           f"hf:{self.name}: {self.split}:{first}, or one of the next {ROWS}, cannot be read "
@@ -65,7 +65,7 @@ def open_huggingface(spec: str, train: bool = True) -> Corpus:
   """The corpus `hf:NAME?config=CONFIG&text=FIELD&train=SPLIT` and so on; NAME may be a folder.
 
   Raises:
-    InputError: the package is missing, or what it says of such a data set; no such field.
+    InputError: the package is missing, it cannot load the data set, or there is no such field.
   """
   place, options = Options.split(spec, ("config", *SPLITS, *Fields._fields))
   name = expand(plain(place))
@@ -76,7 +76,7 @@ def open_huggingface(spec: str, train: bool = True) -> Corpus:
     raise InputError(
       f"corpus {spec!r}: needs the package datasets: pip install -e '.[hf]'"
     ) from None
-  except Exception as error:  # of many kinds: no network, no such name, a config to choose
+  except Exception as error:  # any class: no network, no such name, a config to choose
     said = ": ".join(" ".join(str(e).split()) for e in (error, error.__cause__) if e)[:300]
     ours = f"; or read its files by jsonl:{place} or parquet:{place}" if os.path.isdir(name) else ""
     raise InputError(f"corpus {spec!r}: datasets says: {said}{ours}") from None
@@ -108,7 +108,7 @@ def open_huggingface(spec: str, train: bool = True) -> Corpus:
 
 @functools.lru_cache(1)
 def _load(name: str, config: str) -> Any:
-  """All splits; the rows stay on disk."""
+  """All splits of a data set; the rows stay on disk."""
   import datasets
 
   datasets.disable_progress_bars()
@@ -126,7 +126,7 @@ def _load(name: str, config: str) -> Any:
 
 
 def _files(name: str, config: str) -> dict[str, list[Way]]:
-  """The files that the package takes of a folder, by its names for splits; {} of no folder."""
+  """The files that the package reads in a folder, by its names of splits; {} if not a folder."""
   if not os.path.isdir(name):
     return {}
   import datasets
@@ -137,7 +137,7 @@ def _files(name: str, config: str) -> dict[str, list[Way]]:
 
 
 def _left_out(name: str, config: str) -> str:
-  """What else stands in a folder."""
+  """A line about the other files of a folder."""
   taken = {way.real for ways in _files(name, config).values() for way in ways}
   found = walk([Way.to(Path(name))]) if os.path.isdir(name) else ()
   return left_out(way for _, rest in found for way in rest if way.real not in taken)

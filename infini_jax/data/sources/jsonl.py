@@ -1,4 +1,4 @@
-"""JSON lines, plain, .gz or .zst: one document a line."""
+"""JSON lines, plain, .gz or .zst: one document for each line."""
 
 import dataclasses
 import gzip
@@ -25,9 +25,9 @@ from infini_jax.data.sources.base import (
 from infini_jax.data.sources.files import File, find_files, packing
 from infini_jax.data.sources.walk import unreadable
 
-# A .json file of a folder is rarely lines: it must be named.
+# Most .json files are not JSON lines, so a folder's are not read; a spec can name them.
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
-PACKED = 3  # bytes of text in a byte of a compressed file, about
+PACKED = 3  # about the bytes of text for each byte of a compressed file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class LinesPart(Part):
   fields: Fields
 
   def read(self) -> Iterator[Record]:
-    """A document for each line; `FILE:BYTE` says where its line starts, unpacked."""
+    """A document for each line, at the place `FILE:BYTE`: the line's first byte, decompressed."""
     for place, line in _lines(self.path, self.start, self.stop):
       row = _parse(f"{self.name}:{place}", line)
       if row is not None:
@@ -52,7 +52,7 @@ def open_jsonl(spec: str, train: bool = True) -> Corpus:
   """The corpus `jsonl:FILES?text=FIELD&summary=FIELD&name=FIELD`.
 
   Raises:
-    InputError: no such files, one that is not JSON lines, or no such field.
+    InputError: there are no such files, a file is not JSON lines, or there is no such field.
   """
   patterns, options = Options.split(spec, Fields._fields)
   files, note, others = find_files(spec, patterns, SUFFIXES, train)
@@ -64,7 +64,7 @@ def open_jsonl(spec: str, train: bool = True) -> Corpus:
   sizes = [file.size * (PACKED if packing(file.path) else 1) for file in files]
   target = part_size(sum(sizes))
   for file, size in zip(files, sizes, strict=True):
-    # A compressed file can be read from its beginning only.
+    # A compressed file can only be read from its start.
     step = max(1, size) if packing(file.path) else target
     for start in range(0, size, step):
       stop = start + step if start + step < size else None
@@ -96,11 +96,11 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _lines(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
-  """Lines that start at bytes from `start` on and before `stop`, with these bytes."""
+  """The lines that start at byte `start` or later and before `stop`, each with its start."""
   try:
     with _open(path) as file:
       place = start
-      if start:  # the line that reaches over the cut belongs to the part before
+      if start:  # a line that crosses `start` belongs to the part before
         file.seek(start - 1)
         place += len(file.readline()) - 1
       while stop is None or place < stop:
@@ -114,12 +114,12 @@ def _lines(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, byte
 
 
 def _parse(place: str, line: bytes) -> dict[str, Any] | None:
-  """The object in a line, None for an empty one."""
+  """The object in a line; None for an empty line."""
   if not line.strip():
     return None
   try:
     row = json.loads(line)
-  except (ValueError, RecursionError) as error:  # also where it is not UTF-8
+  except (ValueError, RecursionError) as error:  # includes invalid UTF-8
     reason = " ".join(str(error).split())
     raise InputError(
       f"{place}: the line at this byte is not JSON ({reason}); a file of JSON lines has one object "

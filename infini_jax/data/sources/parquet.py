@@ -1,4 +1,4 @@
-"""Parquet files: one document a row."""
+"""Parquet files: one document for each row."""
 
 import dataclasses
 import os
@@ -20,12 +20,12 @@ from infini_jax.data.sources.base import (
 )
 from infini_jax.data.sources.files import find_files
 
-ROWS = 16  # read at a time; a row may be a book
+ROWS = 16  # rows read at a time; a row may be a book
 
 
 @dataclasses.dataclass(frozen=True)
 class RowsPart(Part):
-  """Some rows of a file, whole row groups."""
+  """Some rows of a file; always whole row groups."""
 
   path: Path
   name: str
@@ -34,7 +34,7 @@ class RowsPart(Part):
   fields: Fields
 
   def read(self) -> Iterator[Record]:
-    """A document for each row; `FILE:ROW` says where it stands."""
+    """A document for each row, at the place `FILE:ROW`."""
     columns = [field for field in self.fields if field]
     rows = read_rows(self.path, columns, self.start, self.stop)
     for number, row in enumerate(rows, self.start):
@@ -45,7 +45,7 @@ def open_parquet(spec: str, train: bool = True) -> Corpus:
   """The corpus `parquet:FILES?text=FIELD&summary=FIELD&name=FIELD`.
 
   Raises:
-    InputError: no such files, one that is not Parquet, or no such field.
+    InputError: there are no such files, a file is not Parquet, or there is no such field.
   """
   patterns, options = Options.split(spec, Fields._fields)
   files, note, others = find_files(spec, patterns, (".parquet",), train)
@@ -75,10 +75,10 @@ def open_parquet(spec: str, train: bool = True) -> Corpus:
 
 
 def read_rows(path: Path, columns: list[str], start: int, stop: int) -> Iterator[dict[str, Any]]:
-  """Rows `start` to `stop` of a file, few of them in memory at a time.
+  """Rows `start` to `stop` of a file; only a few are in memory at a time.
 
   Raises:
-    InputError: the file is no Parquet file, is damaged, has no such columns, or text that is none.
+    InputError: the file is not Parquet, is damaged, lacks a column, or has text that is not UTF-8.
   """
   import pyarrow
 
@@ -110,10 +110,10 @@ def read_rows(path: Path, columns: list[str], start: int, stop: int) -> Iterator
 
 
 def row_groups(path: Path) -> list[tuple[int, int]]:
-  """Rows and bytes, unpacked, of each row group.
+  """The number of rows and of decompressed bytes of each row group.
 
   Raises:
-    InputError: the file is no Parquet file.
+    InputError: the file is not a Parquet file.
   """
   metadata = _open(path).metadata
   groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))

@@ -1,20 +1,20 @@
-r"""How names stand in a spec: commas, `?`, `&` and `=` divide it, but after a backslash."""
+r"""The syntax of specs: commas, `?`, `&` and `=` divide a spec, unless after a backslash."""
 
 import os
 import re
 from pathlib import Path
 
-MARKS = r"\\,?&=:*\[\] "  # inside the brackets of a regular expression
+MARKS = r"\\,?&=:*\[\] "  # for the inside of [...] in a regular expression
 ESCAPED = re.compile(rf"\\([{MARKS}])")
 
 
 def cut(text: str, at: str, most: int = -1) -> list[str]:
-  r"""The pieces of a spec between marks; each still holds its backslashes.
+  r"""The pieces of a spec between separators; each piece keeps its backslashes.
 
   Args:
     text: the spec, or a piece of it.
-    at: the mark that divides it; not where a backslash stands in front of it.
-    most: how often it is cut; -1 for everywhere.
+    at: the separator; with a backslash before it, it does not separate.
+    most: the most cuts; -1 for no limit.
   """
   pieces: list[str] = []
   start = 0
@@ -31,17 +31,17 @@ def plain(text: str) -> str:
 
 
 def folder_of(spec: str) -> Path:
-  """The folder or store of a spec without a kind, which needs no backslash and may have some."""
+  """The folder or store of a spec without a kind. Backslashes in it are allowed, but not needed."""
   return Path(spec if os.path.lexists(spec) else plain(spec))
 
 
 def glob_of(text: str) -> str:
-  r"""The pattern that a piece of a spec writes, as `fnmatch` reads it: `\*` matches a star."""
+  r"""The pattern for `fnmatch` that a piece of a spec writes: `\*` matches a star."""
   return ESCAPED.sub(lambda match: f"[{match[1]}]" if match[1] in "*?[" else match[1], text)
 
 
 def advice(text: str) -> str:
-  """What to say of a spec that may be divided where its author meant a name; "" if it is not."""
+  """The end of an error about a spec: how to write separators in a name; "" if it has none."""
   if not re.search(rf"[{MARKS}]", text):
     return ""
   return r"; in a name, put a backslash before , ? & = : * [ ] and spaces, such as a\,b"

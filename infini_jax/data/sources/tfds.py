@@ -1,7 +1,7 @@
-"""TensorFlow Datasets that are prepared: as array_record or Parquet, read without TensorFlow.
+"""Prepared data sets of TensorFlow Datasets (array_record or Parquet), read without TensorFlow.
 
-Nothing is downloaded or generated here. A prepared data set describes itself, so data sets of one's
-own are read as well, and none needs to be registered.
+Nothing is downloaded or generated here. A prepared data set contains its own description, so your
+own data sets can be read too, and they need not be registered.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from infini_jax.quiet import quiet
 NAME = re.compile(r"(\w+(?:/[\w.\-]+)?)(?::(\d+\.\d+\.\d+))?")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 FORMATS = ("array_record", "parquet")
-FIELDS = {  # where the text stands in data sets that everybody uses
+FIELDS = {  # the fields of well-known data sets
   "pg19": Fields("book_text", "", "book_title"),
   "scientific_papers": Fields("article", "abstract"),
   "booksum": Fields("document", "summary"),
@@ -49,16 +49,16 @@ FIELDS = {  # where the text stands in data sets that everybody uses
 class ExamplesPart(Part):
   """Some examples of a file."""
 
-  folder: str  # of the data set
+  folder: str  # the folder of the data set
   file: str
   split: str
-  first: int  # of the file's examples in its split
+  first: int  # the number of the file's first example in its split
   start: int
   stop: int
   fields: Fields
 
   def read(self) -> Iterator[Record]:
-    """A document for each example; `SPLIT:NUMBER` says where it stands."""
+    """A document for each example, at the place `SPLIT:NUMBER`."""
     import tensorflow_datasets
 
     every = _builder(self.folder).info.features
@@ -79,8 +79,8 @@ def open_tfds(spec: str, train: bool = True) -> Corpus:
   """The corpus `tfds:NAME[/CONFIG][:VERSION]?data_dir=DIR&text=FIELD&train=SPLIT` and so on.
 
   Raises:
-    InputError: no such data set, or not prepared in a format that TensorFlow is not needed for; no
-      such field; a file is missing.
+    InputError: there is no such data set, its format needs TensorFlow, there is no such field, or a
+      file is missing.
   """
   place, options = Options.split(spec, ("data_dir", *SPLITS, *Fields._fields))
   data_dir = options.get("data_dir") or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
@@ -92,7 +92,7 @@ def open_tfds(spec: str, train: bool = True) -> Corpus:
     return _corpus(spec, builder, options, train)
   except InputError:
     raise
-  except Exception as error:  # of many kinds: no gcsfs, no network, no right to read
+  except Exception as error:  # any class: no gcsfs, no network, no right to read
     if not _is_remote(data_dir):
       raise
     reason = " ".join(str(error).split())[:200]
@@ -112,7 +112,7 @@ def _corpus(spec: str, builder: Any, options: Options, train: bool) -> Corpus:
     if not there_are[field]:
       texts = ", ".join(name for name, text in there_are.items() if text)
       raise InputError(
-        f"corpus {spec!r}: field {field!r} is no text; name one of {texts or 'none'}"
+        f"corpus {spec!r}: field {field!r} is not text; name one of {texts or 'none'}"
       )
   if fields.name and info.features[fields.name].shape != ():
     raise InputError(f"corpus {spec!r}: field {fields.name!r} is no name; take one text or number")
@@ -123,7 +123,7 @@ def _corpus(spec: str, builder: Any, options: Options, train: bool) -> Corpus:
   listing = [info.full_name]
   for name, ours in splits.items():
     split = info.splits[name]
-    each = max(1, split.num_bytes // max(1, split.num_examples))  # bytes of an example
+    each = max(1, split.num_bytes // max(1, split.num_examples))  # bytes for each example
     first = 0
     for file, examples in zip(split.filepaths, split.shard_lengths, strict=True):
       _check_file(spec, file, examples)
@@ -147,15 +147,15 @@ def _check_file(spec: str, file: Any, examples: int) -> None:
   if ".parquet" in file.name and not _is_remote(str(file)):
     rows = sum(rows for rows, _ in row_groups(Path(file)))
     if rows != examples:
-      # tensorflow-datasets 4.9.10 writes the first 100 rows of a file, and loses some that follow.
+      # tensorflow-datasets 4.9.10 loses some rows after the first 100 of a file.
       raise InputError(
         f"corpus {spec!r}: {file} holds {rows} of {examples} examples; prepare it again with "
-        f"--file_format=array_record, for the writer of Parquet files loses rows"
+        f"--file_format=array_record, because the writer of Parquet files loses rows"
       )
 
 
 def _is_text(feature: Any) -> bool:
-  """Whether examples have one string there."""
+  """Whether a feature is one string for each example."""
   import numpy as np
 
   return feature.shape == () and feature.np_dtype == np.object_
@@ -204,17 +204,18 @@ def _known() -> set[str]:
   with quiet():
     import tensorflow_datasets
     import tensorflow_datasets.summarization
-    import tensorflow_datasets.text  # these two register data sets that only tell when imported
+    import tensorflow_datasets.text  # these two register more data sets when imported
 
     return set(tensorflow_datasets.list_builders(with_community_datasets=False))
 
 
 @functools.lru_cache(4)
 def _builder(folder: str) -> Any:
-  """What a prepared data set says of itself.
+  """The builder of a prepared data set, from its own description.
 
   Raises:
-    InputError: it is prepared as TFRecord, or its description cannot be read.
+    InputError: the data set is in another format, such as TFRecord, or its description cannot be
+      read.
   """
   try:
     with quiet():
@@ -245,7 +246,7 @@ def _is_remote(file: str) -> bool:
 
 @contextlib.contextmanager
 def _local(file: str) -> Iterator[Path]:
-  """A file, or a copy of a remote one for as long as it is read."""
+  """The path of a file; for a remote file, of a temporary copy."""
   if not _is_remote(file):
     yield Path(file)
     return

@@ -1,4 +1,4 @@
-"""Files below folders, and of patterns: each once, however many links and paths lead to it."""
+"""The files below folders and of patterns: each once, even if several links or paths lead to it."""
 
 import fnmatch
 import glob
@@ -13,17 +13,17 @@ from typing import NamedTuple
 from infini_jax.config import SPLITS, InputError
 from infini_jax.data.sources.base import named_split
 
-ABOVE = "/"  # no name: a way that leads back to a folder above speaks of no split
+ABOVE = "/"  # not a possible name: the split of a path that leads back to a folder above
 
 
 class Way(NamedTuple):
-  """A path to a file or folder. Ways sort by the links that they lead through.
+  """A path to a file or folder. Ways are sorted by the number of links in them.
 
   Attributes:
     links: how many of its names are symbolic links.
-    path: as it is written.
-    real: where it leads, without links.
-    split: the split that its names speak of, from where the search began; "" if none, ABOVE if
+    path: the path as it is written.
+    real: the path without links.
+    split: the split that its names contain, from the start of the search on; "" if none; ABOVE if
       none after a link to a folder above.
   """
 
@@ -34,7 +34,7 @@ class Way(NamedTuple):
 
   @classmethod
   def to(cls, path: Path) -> "Way":
-    """A path from the root or the current folder; `..` is resolved."""
+    """The way of a path from the root or the current folder; `..` is resolved."""
     way = cls(0, Path("/") if path.is_absolute() else Path.cwd(), "/")
     way = way._replace(real=os.path.realpath(way.path))
     for name in path.parts[path.is_absolute() :]:
@@ -42,21 +42,21 @@ class Way(NamedTuple):
     return way.start()
 
   def start(self) -> "Way":
-    """The same, as the beginning of a search."""
+    """The same way as the start of a search."""
     return self._replace(split="")
 
   def enter(self, name: str) -> "Way":
-    """The way to what has this name in this folder."""
+    """The way to the entry of this name in this folder."""
     if name == "..":
       parent = os.path.dirname(self.real)
       return Way(self.links, Path(parent), parent, self.split)
     return self._enter(name, os.path.islink(self.path / name))
 
   def entries(self) -> "list[Way]":
-    """The ways to all that stands in this folder.
+    """The ways to all entries of this folder.
 
     Raises:
-      InputError: it cannot be read.
+      InputError: the folder cannot be read.
     """
     try:
       with os.scandir(self.path) as found:
@@ -75,14 +75,14 @@ class Way(NamedTuple):
 
 
 def walk(starts: Iterable[Way], skip: Collection[str] = ()) -> Iterator[tuple[Way, list[Way]]]:
-  """Folders and all folders below them, with what else stands in each.
+  """Folders and all folders below them, each with its other entries.
 
-  Links are followed, the fewest first: what can be reached without one is, and nothing goes round.
-  A folder comes once for each split that the ways to it speak of. A link to a folder above speaks
-  of none. Hidden folders, and those to skip, stand among the rest and are not entered.
+  Links are followed; ways with fewer links come first, and there are no endless loops. A folder
+  comes once for each split that the ways to it name. A link to a folder above names no split.
+  Hidden folders and the folders of `skip` are not entered; they are among the other entries.
 
   Raises:
-    InputError: a folder that cannot be read.
+    InputError: a folder cannot be read.
   """
   queue = list(starts)
   heapq.heapify(queue)
@@ -104,10 +104,10 @@ def walk(starts: Iterable[Way], skip: Collection[str] = ()) -> Iterator[tuple[Wa
 
 
 def expand(pattern: str, ignore_case: bool = False) -> list[Way]:
-  """What a pattern matches, as a shell with `**` would; each as often as `walk` finds a folder.
+  """What a pattern matches, as in a shell with `**`; once for each split, as in `walk`.
 
   Raises:
-    InputError: a folder that cannot be read.
+    InputError: a folder cannot be read.
   """
   path = Path(pattern)
   ways = [Way.to(Path("/") if path.is_absolute() else Path())]
@@ -135,11 +135,11 @@ def expand(pattern: str, ignore_case: bool = False) -> list[Way]:
 
 
 def once(ways: Iterable[Way], apart: Callable[[Way], object] = lambda way: None) -> list[Way]:
-  """Of the ways to one file or folder the first, by links and path. Hard links are one file.
+  """The first way, by links and path, to each file or folder. Hard links are one file.
 
   Args:
-    ways: in any order.
-    apart: ways for which this differs are of different files.
+    ways: ways in any order.
+    apart: ways with different values of this function count as different files.
   """
   found: dict[object, Way] = {}
   for way in sorted(ways):
@@ -148,11 +148,11 @@ def once(ways: Iterable[Way], apart: Callable[[Way], object] = lambda way: None)
 
 
 def one_split(ways: Iterable[Way], split_of: Callable[[Way], str]) -> list[Way]:
-  """Each file once, and held out if any way to it is: test before validation before train.
+  """Each file once. Of several ways, one with test is chosen, else validation, else train.
 
   Args:
-    ways: in any order.
-    split_of: the split that the name of a way speaks of, "" if it speaks of none.
+    ways: ways in any order.
+    split_of: the split that the name of a way contains; "" if none.
   """
   held_out_first = [*reversed(SPLITS), ""]
   found: dict[object, Way] = {}
@@ -162,15 +162,15 @@ def one_split(ways: Iterable[Way], split_of: Callable[[Way], str]) -> list[Way]:
 
 
 def unreadable(path: Path, why: object) -> InputError:
-  """The error of a file or folder of a corpus."""
+  """The error for a file or folder of a corpus that cannot be read."""
   return InputError(f"{path}: cannot be read ({why}); repair or remove it")
 
 
 def _identity(way: Way) -> object:
   try:
     status = os.stat(way.path)
-  except OSError:  # of a link to nothing, which the reader will name
+  except OSError:  # a link to nothing: the reader reports it
     return way.real
-  # Not the numbers of every file: some network file systems make them up.
+  # Inode numbers only for hard links: some network file systems invent them.
   linked = status.st_nlink > 1 and not os.path.isdir(way.path)
   return (status.st_dev, status.st_ino) if linked else way.real

@@ -1,1 +1,1 @@
-"""A corpus in tokens: made once by many workers, verified, mixed, read by documents."""
+"""A corpus in tokens: written once by several processes, verified, mixed, read by documents."""

@@ -1,4 +1,4 @@
-"""The text that an evaluation reads: the run's own or any other, in the tokens of the run."""
+"""The corpus that an evaluation reads: that of the run or any other, in the tokens of the run."""
 
 import dataclasses
 import re
@@ -16,8 +16,8 @@ from infini_jax.data.store.store import Store, is_store
 from infini_jax.data.tokenizers import OWN, Tokenizer
 from infini_jax.paths import expand
 
-READ = 256 * MB  # of text, at most, of which every letter is looked at for changes
-NAME = 40  # characters of a corpus' name in that of a folder
+READ = 256 * MB  # the most bytes of a corpus whose whole text is hashed to find changes
+NAME = 40  # the most characters of a corpus' name in the name of its folder
 
 
 def open_evaluated(
@@ -25,19 +25,20 @@ def open_evaluated(
 ) -> Store:
   """Opens the store or mixture at `path`, or encodes the corpus at `path`.
 
-  A corpus that is not the run's own gets a store of its own, named after it and its text: a text
-  that has changed is encoded anew, and nothing that a run was trained on is written over.
+  Another corpus than that of the run gets a store of its own. The name of this store depends on the
+  corpus and on its text. So a changed text is encoded again, and the store that a run was trained
+  on is never replaced.
 
   Args:
     path: as `config.data.path`, or a single file of text.
-    own: the store of the run, where that prepared its corpus itself.
-    others: the folder of such stores of other corpora.
+    own: the store in the run's folder, if the run prepared its corpus itself.
+    others: the folder for the stores of other corpora.
     console: for progress.
-    tokenizer: the run's.
-    setting: what names the corpus, for errors.
+    tokenizer: the tokenizer of the run.
+    setting: the setting that names the corpus, for errors.
 
   Raises:
-    InputError: there is no such text, it cannot be read, or a store is in other tokens.
+    InputError: there is no such text, it cannot be read, or a store has other tokens.
   """
   path = expand(path)
   if not path.startswith(PREFIX) and not (path and is_store(folder_of(path))):
@@ -45,15 +46,15 @@ def open_evaluated(
   store = open_mixture(path) if path.startswith(PREFIX) else Store.open(folder_of(path))
   if store.tokenizer.fingerprint != tokenizer.fingerprint:
     raise InputError(
-      f"{setting}={path!r} is in other tokens than the run knows: name the text itself, which is "
-      f"then encoded as the run does ({store.source!r}, say), or prepare it with "
+      f"{setting}={path!r} has other tokens than the run: name the text itself (such as "
+      f"{store.source!r}), which is then encoded in the run's tokens, or prepare it with "
       f"--tokenizer={tokenizer_spec(own.with_name('tokenizer'))}"
     )
   return store
 
 
 def short_name(path: str) -> str:
-  """The name of a corpus without its place: that of the file, the folder or the data set."""
+  """The name of a corpus without its path: the name of the file, the folder or the data set."""
   if path.startswith(PREFIX):
     stores = cut(path.removeprefix(PREFIX), ",")
     return "+".join(short_name(store.rpartition("=")[0]) for store in stores)
@@ -66,7 +67,7 @@ def short_name(path: str) -> str:
 
 
 def file_name(name: str) -> str:
-  """A corpus' name as a part of that of a folder."""
+  """A corpus' name in a form that can be part of a folder's name."""
   return re.sub(r"[^\w.+-]+", "_", name)[:NAME].strip("._")
 
 
@@ -76,7 +77,7 @@ def _encoded(path: str, own: Path, others: Path, console: Console, tokenizer: To
   except InputError as error:
     if not _is_complete(own) or (kept := Store.open(own)).source != path:
       raise
-    why = str(error).partition(";")[0]  # its remedy is for those who have no store of it
+    why = str(error).partition(";")[0]  # without its remedy: there is a store of this corpus
     console.print(f"{why}; the run's own store of it is read", markup=False, soft_wrap=True)
     return kept
   if _holds(own, corpus, tokenizer):
@@ -91,7 +92,7 @@ def _encoded(path: str, own: Path, others: Path, console: Console, tokenizer: To
 
 
 def _looked_at(corpus: Corpus) -> Corpus:
-  """The corpus with a fingerprint of all its text, unless that would take long to read."""
+  """The corpus with a fingerprint of all its text, unless it has more than `READ` bytes."""
   if sum(part.size for part in corpus.parts) > READ:
     return corpus
   records = (record for part in corpus.parts for record in part.read())
@@ -100,7 +101,7 @@ def _looked_at(corpus: Corpus) -> Corpus:
 
 
 def _holds(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> bool:
-  """Whether a store is of that text, all of it, in those tokens."""
+  """Whether a store holds all documents of this corpus, in the tokens of this tokenizer."""
   if not _is_complete(folder):
     return False
   plan = read_plan(folder)

@@ -1,7 +1,7 @@
-"""Several prepared stores as one corpus, each with its share of the tokens that are trained on.
+"""Several prepared stores as one corpus, each with a share of the training tokens.
 
-A mixture is named `mix:STORE=WEIGHT,STORE=WEIGHT`, such as `mix:stores/books=2,stores/code=1`: two
-tokens of books for one of code, whatever the stores' sizes and the lengths of their documents.
+Its spec is `mix:STORE=WEIGHT,STORE=WEIGHT`, such as `mix:stores/books=2,stores/code=1`: two tokens
+of books for one token of code, whatever the sizes of the stores and of their documents.
 """
 
 import math
@@ -19,12 +19,12 @@ PREFIX = "mix:"
 
 
 class Mixture(Store):
-  """Stores in the same tokens. Training mixes them; all else reads the documents of all.
+  """Stores with the same tokenizer. Training mixes them; evaluation reads the documents of all.
 
   Args:
-    spec: as it was asked for.
-    stores: by their names.
-    weights: of the tokens of each.
+    spec: the spec that it was opened with.
+    stores: the stores, by name.
+    weights: the weight of each store's tokens, by the same names.
   """
 
   def __init__(self, spec: str, stores: dict[str, Store], weights: dict[str, float]):
@@ -47,14 +47,14 @@ class Mixture(Store):
 
   @property
   def text(self) -> str:
-    """A short hash of the documents of all; weights play no part where they are read once."""
+    """A short hash of the documents of all stores, without the weights."""
     return digest([store.text for store in self._stores.values()])
 
   def split(self, name: str, document: str = "") -> Documents:
-    """The documents of a split of all stores, in turn; or one of them.
+    """The documents of a split, of all stores in turn; or only the document of that name.
 
     Raises:
-      InputError: no such split or document, or an index of it is missing or damaged.
+      InputError: there is no such split, or an index is missing or damaged.
     """
     shards = {source: store.shards(name) for source, store in self._stores.items()}
     return Documents(shards, self.dtype, document)
@@ -65,10 +65,10 @@ def open_mixture(spec: str, tokenizer: str | None = None) -> Mixture:
 
   Args:
     spec: `mix:STORE=WEIGHT,...`.
-    tokenizer: as a config asks for it; one of the stores was made with it. None: any.
+    tokenizer: the tokenizer's spec in the config, which one of the stores must have; None: any.
 
   Raises:
-    InputError: no such spec; a store is missing, or in other tokens than the first.
+    InputError: the spec is wrong; a store is missing, or has other tokens than the first.
   """
   stores: dict[str, Store] = {}
   weights: dict[str, float] = {}
@@ -85,7 +85,7 @@ def open_mixture(spec: str, tokenizer: str | None = None) -> Mixture:
         f"as mix:stores/books=2,stores/code=1{advice(spec)}"
       )
     if os.path.realpath(path) in map(os.path.realpath, (s.folder for s in stores.values())):
-      raise InputError(f"config.data.path={spec!r}: {path!r} stands there twice; name it once")
+      raise InputError(f"config.data.path={spec!r}: {path!r} is named twice; name it once")
     if not is_store(Path(path)):
       raise InputError(
         f"config.data.path={spec!r}: {path}: not a token store; make one with `infini-jax prepare`"
@@ -97,7 +97,7 @@ def open_mixture(spec: str, tokenizer: str | None = None) -> Mixture:
   for path in others:
     if stores[path].tokenizer.fingerprint != own.fingerprint:
       raise InputError(
-        f"config.data.path={spec!r}: {path!r} is in other tokens than {first!r}; prepare it with "
+        f"config.data.path={spec!r}: {path!r} has other tokens than {first!r}; prepare it with "
         f"--tokenizer={tokenizer_spec(stores[first].folder)}"
       )
   if tokenizer not in (None, *(store.spec for store in stores.values())):
@@ -109,7 +109,7 @@ def open_mixture(spec: str, tokenizer: str | None = None) -> Mixture:
 
 
 def tokenizer_spec(folder: Path) -> str:
-  """How another corpus is prepared with the tokenizer that a store or a run keeps in a folder."""
+  """The spec, for `prepare`, of the tokenizer that a store or a run keeps in this folder."""
   for kind, name in (("sentencepiece", "tokenizer.model"), ("huggingface", "tokenizer.json")):
     if (file := folder / name).exists():
       return f"{kind}:{file}"

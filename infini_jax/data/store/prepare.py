@@ -1,4 +1,4 @@
-"""Tokenize a corpus once, in parallel, into a token store; interrupted, go on where it stopped."""
+"""Tokenizes a corpus once, in parallel, into a token store; it continues after an interruption."""
 
 import itertools
 import json
@@ -46,22 +46,22 @@ def prepare(
   remedy: str = "choose another --out",
   train: bool = True,
 ) -> Store:
-  """Tokenizes a corpus into a store; a store that is complete is opened, an interrupted one ended.
+  """Tokenizes a corpus into a store. It opens a complete store, and finishes an incomplete one.
 
   Args:
-    corpus: as `open_corpus` takes it, or gives it.
+    corpus: a spec for `open_corpus`, or an open corpus.
     out: the folder of the store.
-    tokenizer: bytes, train:SIZE, sentencepiece:FILE or huggingface:FILE.
-    workers: processes; by default as many as there are cores. The store does not depend on it.
-    min_tokens: documents with fewer tokens are dropped; empty ones always are.
-    console: where progress and the closing table go.
-    own: of the tokenizer `run`: the vocabulary of that run.
-    remedy: what the command can do about an `out` that holds something else.
-    train: whether it is to be trained on.
+    tokenizer: bytes, train:SIZE, sentencepiece:FILE, huggingface:FILE or run.
+    workers: the number of processes; by default one for each core. The store does not depend on it.
+    min_tokens: documents with fewer tokens are dropped; empty documents are always dropped.
+    console: for progress and the final table.
+    own: the tokenizer of the run, for the spec `run`.
+    remedy: the remedy in an error about an `out` that holds something else.
+    train: whether the store must have training tokens.
 
   Raises:
-    InputError: a wrong corpus or tokenizer; `out` holds something else, or another plan takes it
-      meanwhile; no training tokens.
+    InputError: a wrong corpus or tokenizer; `out` holds something else, or a process with another
+      plan writes into it at the same time; there are no training tokens.
   """
   console = console or make_console()
   out = local(out)
@@ -120,12 +120,11 @@ def open_or_prepare(
 ) -> Store:
   """Opens the store or the mixture at `path`, or prepares the corpus at `path` into `cache`.
 
-  With the run's `own` tokenizer at hand, it is not asked how that of a store was made: the caller
-  compares the two. A corpus is prepared with it where the spec is `run`.
+  With `own`, the tokenizer of the run, the spec of a store's tokenizer is not compared: the caller
+  compares the two tokenizers. If `tokenizer` is `run`, a corpus is prepared with `own`.
 
   Raises:
-    InputError: as `prepare` and `open_mixture`; or the store at `path` was made with another
-      tokenizer.
+    InputError: as `prepare` and `open_mixture`; or the store at `path` has another tokenizer.
   """
   path = expand(path)
   if path.startswith(PREFIX):
@@ -143,7 +142,7 @@ def open_or_prepare(
 
 
 def open_prepared(path: str, cache: Path) -> Store:
-  """Opens what a run reads, without its corpus: the mixture or store at `path`, else the `cache`.
+  """Opens the tokens of a run without its corpus: the mixture or store at `path`, else `cache`.
 
   Raises:
     InputError: as `open_mixture` and `Store.open`.
@@ -155,7 +154,7 @@ def open_prepared(path: str, cache: Path) -> Store:
 
 
 def table(store: Store) -> Table:
-  """What a store holds, split by split."""
+  """A table of the content of a store, split by split."""
   result = Table()
   result.add_column("split")
   for column in ("documents", "tokens", "bytes", "bytes per token", "characters per token"):
@@ -168,7 +167,7 @@ def table(store: Store) -> Table:
 
 
 def lengths(store: Store) -> Table:
-  """How many documents are how long, in buckets that double."""
+  """A table of the number of documents by length, in buckets that double."""
   counts = {split: _histogram(store, split) for split in SPLITS}
   filled = np.flatnonzero(sum(counts.values()))
   result = Table()
@@ -182,7 +181,7 @@ def lengths(store: Store) -> Table:
 
 
 def _histogram(store: Store, split: str) -> np.ndarray:
-  """Documents of 2**i tokens and fewer than twice as many: int64, shape (64,)."""
+  """Item i: the number of documents with 2**i to 2**(i+1) - 1 tokens; int64, shape (64,)."""
   total = np.zeros(64, np.int64)
   for shard in store.shards(split):
     tokens = shard.counts()[0]
@@ -191,12 +190,12 @@ def _histogram(store: Store, split: str) -> np.ndarray:
 
 
 def _left_out(store: Store, min_tokens: int, name: str) -> Iterator[str]:
-  """Lines on documents that the store does not hold, and on splits that are empty.
+  """Lines about dropped documents, and about empty splits.
 
   Args:
-    store: that was written.
+    store: the store that was written.
     min_tokens: shorter documents were dropped.
-    name: of a document without text, if there is one.
+    name: the name of a document without text, if there is one.
   """
   empty = sum(totals["empty"] for totals in store.splits.values())
   short = sum(totals["short"] for totals in store.splits.values())
@@ -210,14 +209,14 @@ def _left_out(store: Store, min_tokens: int, name: str) -> Iterator[str]:
 
 
 def _given(spec: str, own: Tokenizer | None) -> Tokenizer | None:
-  """The tokenizer of a spec, None for one that is yet to be trained."""
+  """The tokenizer of a spec; None if it must be trained first."""
   if spec == OWN and own is not None:
     return own
   return load_tokenizer(spec) if train_size(spec) is None else None
 
 
 def _plan(corpus: Corpus, tokenizer: str, min_tokens: int) -> dict[str, Any]:
-  """What a store is made from. Where the corpus lies is not part of it: a corpus may move."""
+  """What a store is made from. The path of the corpus is not part of it: a corpus may be moved."""
   return {
     "format": FORMAT,
     "documents": corpus.fingerprint,
@@ -227,7 +226,7 @@ def _plan(corpus: Corpus, tokenizer: str, min_tokens: int) -> dict[str, Any]:
 
 
 def _fingerprint(plan: dict[str, Any], tokenizer: Tokenizer) -> str:
-  """Of the documents and their tokens. Runs know their corpus by it: no later format changes it."""
+  """The fingerprint of documents and tokens. Runs store it, so a new format must not change it."""
   return digest([*map(str, (plan | {"format": 1}).values()), tokenizer.fingerprint])
 
 
@@ -238,7 +237,7 @@ def _claim(out: Path, plan: dict[str, Any], remedy: str) -> None:
   if out.is_dir() and is_store(out):
     found = read_plan(out)
     if (out / "store.json").exists() and found.get("format") in READABLE:
-      found["format"] = FORMAT  # of a store that is complete, how it was cut does not matter
+      found["format"] = FORMAT  # the format of a complete store makes no difference
     differing = next((name for name in plan if found.get(name) != plan[name]), None)
     if differing is None:
       return
@@ -247,18 +246,18 @@ def _claim(out: Path, plan: dict[str, Any], remedy: str) -> None:
         f"{out}: a store made with other {differing} ({found.get(differing)} there, "
         f"{plan[differing]} here); {remedy}, or delete this one"
       )
-    for file in out.glob("tokenizer.*"):  # of an attempt that ended before it had tokenized
+    for file in out.glob("tokenizer.*"):  # from an attempt that wrote no tokens
       file.unlink()
     return write_json(out / "plan.json", plan)
-  # Another host may be about to write the same plan: its temporary file is no one's work.
+  # Temporary files do not count: another host may be writing the same plan now.
   if out.exists() and (not out.is_dir() or not all(map(is_temporary, out.iterdir()))):
-    raise InputError(f"{out}: is not empty and is no store; {remedy}")
+    raise InputError(f"{out}: is not empty and not a store; {remedy}")
   out.mkdir(parents=True, exist_ok=True)
   write_json(out / "plan.json", plan)
 
 
 def read_plan(out: Path) -> dict[str, Any]:
-  """What a store is made from; {} where that cannot be read."""
+  """What a store is made from, from its plan.json; {} if this file cannot be read."""
   try:
     return json.loads((out / "plan.json").read_text("utf-8"))
   except (OSError, ValueError):
@@ -266,7 +265,7 @@ def read_plan(out: Path) -> dict[str, Any]:
 
 
 def _tokenizer(out: Path, spec: str, corpus: Corpus, given: Tokenizer | None) -> Tokenizer:
-  """The tokenizer, saved in `out`: the same after an interruption, also where it was trained."""
+  """The tokenizer, saved in `out`. A trained tokenizer stays the same after an interruption."""
   if given is not None:
     given.save(out)
     return given
@@ -277,7 +276,7 @@ def _tokenizer(out: Path, spec: str, corpus: Corpus, given: Tokenizer | None) ->
 
 
 def _jobs(corpus: Corpus) -> list[Job]:
-  """Every part with the numbers of its shards: the same whatever the workers."""
+  """A job for every part, with the numbers of its shards; independent of the workers."""
   numbers = {split: itertools.count() for split in SPLITS}
   return [
     Job(part, {split: next(numbers[split]) for split in part.splits}, corpus.summaries)

@@ -1,6 +1,6 @@
 """One shard of a token store: its documents' ids in an array_record file, and their index.
 
-The one file that knows array_record.
+The only file that imports array_record.
 """
 
 import array
@@ -16,7 +16,7 @@ from array_record.python import array_record_module
 from infini_jax import files
 from infini_jax.config import InputError
 
-BLOCK = 16_384  # tokens of a record: a slice of a book touches only its blocks
+BLOCK = 16_384  # tokens of a record; a slice of a book reads only the records that it needs
 TOTALS = ("documents", "tokens", "bytes", "words", "characters", "empty", "short")
 
 
@@ -25,9 +25,9 @@ class Entry(NamedTuple):
 
   name: str
   ids: np.ndarray  # (n,) token ids
-  bytes: int  # of its text in UTF-8
-  words: int  # of its text, split at white space
-  characters: int  # of its text
+  bytes: int  # bytes of its text in UTF-8
+  words: int  # words of its text, split at white space
+  characters: int  # characters of its text
 
 
 def summaries_of(split: Path) -> Path:
@@ -36,9 +36,9 @@ def summaries_of(split: Path) -> Path:
 
 
 class Shard(NamedTuple):
-  """The files of one shard; every method raises InputError where one is missing or damaged."""
+  """The files of one shard; every method raises InputError if a file is missing or damaged."""
 
-  folder: Path  # of the split
+  folder: Path  # the folder of the split
   number: int
 
   @property
@@ -48,11 +48,11 @@ class Shard(NamedTuple):
 
   @property
   def index_file(self) -> Path:
-    """The file that says which documents these are."""
+    """The file with the names and sizes of the documents."""
     return self.folder / f"{self.number:05d}.npz"
 
   def is_finished(self) -> bool:
-    """Whether all of it is written: without documents, its index alone."""
+    """Whether the shard is complete. A shard without documents has only its index."""
     if not self.index_file.exists():
       return False
     return self.record_file.exists() or not self.totals()[0]
@@ -65,31 +65,31 @@ class Shard(NamedTuple):
     return counts
 
   def names(self) -> list[str]:
-    """Where each document stands in the corpus."""
+    """The name of each document: its place in the corpus."""
     blob = self._read("names")
     names = "" if blob is None else blob.tobytes().decode("utf-8", "surrogateescape")
     return names.split("\0") if self.counts().shape[1] else []
 
   def totals(self) -> np.ndarray:
-    """The `TOTALS` of all its documents, and of those left out: int64, shape (7,)."""
+    """The `TOTALS` of its documents and of those left out: int64, shape (7,)."""
     totals = self._read("totals")
-    if totals is None:  # an older program did not write them
+    if totals is None:  # an older version did not write them
       tokens, size, words = (counts := self.counts()).sum(axis=1)
       totals = np.array([counts.shape[1], tokens, size, words, size, 0, 0], np.int64)
     return totals
 
   def first_empty(self) -> str:
-    """The name of the first document that was left out because it was empty, "" if none was."""
+    """The name of the first document that was left out because it is empty; "" if none was."""
     blob = self._read("first_empty")
     return "" if blob is None else blob.tobytes().decode("utf-8", "surrogateescape")
 
   def open(self, blocks: int) -> Any:
-    """A reader of the blocks, of which there must be so many."""
+    """A reader of the records; the shard must have exactly `blocks` of them."""
     try:
-      # Reading ahead serves a scan; lanes jump between documents.
+      # No reading ahead: it helps a scan, but lanes jump between documents.
       options = "readahead_buffer_size:0"
       reader = array_record_module.ArrayRecordReader(str(self.record_file), options)
-      found = reader.num_records()  # 0 where the file is missing: the reader does not say so
+      found = reader.num_records()  # 0 if the file is missing: the reader reports no error
     except RuntimeError as error:
       raise damaged(self.record_file, error) from None
     if found != blocks:
@@ -97,7 +97,7 @@ class Shard(NamedTuple):
     return reader
 
   def _read(self, name: str) -> Any:
-    """One array of the index; None if an older program wrote it without."""
+    """One array of the index; None if an older version did not write it."""
     try:
       with np.load(self.index_file, allow_pickle=False) as arrays:
         return arrays[name] if name in arrays.files else None
@@ -106,27 +106,27 @@ class Shard(NamedTuple):
 
 
 def shards_of(folder: Path, count: int, first: int = 0) -> list[Shard]:
-  """So many shards of a split, from the `first` on."""
+  """`count` shards of a split, from the number `first` on."""
   return [Shard(folder, number) for number in range(first, first + count)]
 
 
 class ShardWriter:
-  """Writes one shard: its records, then its index, whose presence says that it is finished.
+  """Writes one shard: its records, then its index. The shard is finished if its index exists.
 
-  Without documents there are no records: the index says what was left out. In a `with` statement
-  whose body fails, what is not closed leaves nothing behind.
+  Without documents there are no records, and the index counts what was left out. In a `with`
+  statement whose body fails, a shard that is not closed leaves no file.
 
   Args:
-    shard: which.
-    dtype: of the ids on disk, such as `<u2`.
+    shard: the shard to write.
+    dtype: the type of the ids on disk, such as `<u2`.
   """
 
   def __init__(self, shard: Shard, dtype: str):
     self._shard, self._dtype = shard, dtype
-    self._unfinished = contextlib.ExitStack()  # the records, until they have their name
+    self._unfinished = contextlib.ExitStack()  # the temporary file of the records
     self._writer: Any = None
     self._names = bytearray()
-    self._counts = array.array("q")  # three a document
+    self._counts = array.array("q")  # three for each document
     self._characters = self._empty = self._short = 0
     self._first_empty = ""
 
@@ -176,10 +176,10 @@ class ShardWriter:
 
 
 def read_records(file: Path, start: int, stop: int) -> Iterator[bytes]:
-  """Records `start` to `stop` of any array_record file, few of them in memory at a time.
+  """Records `start` to `stop` of any array_record file; only a few are in memory at a time.
 
   Raises:
-    InputError: the file is missing, is no such file, or has not so many.
+    InputError: the file is missing, is not an array_record file, or has fewer records.
   """
   try:
     reader = array_record_module.ArrayRecordReader(str(file))
@@ -193,16 +193,17 @@ def read_records(file: Path, start: int, stop: int) -> Iterator[bytes]:
 
 
 def damaged(file: Path, why: object) -> InputError:
-  """The error of a file of a store."""
+  """The error for a file of a store that is missing or damaged."""
   reason = " ".join(str(why).split())
   return InputError(f"{file}: missing or damaged ({reason}); delete the store, prepare it again")
 
 
 @contextlib.contextmanager
 def unless_finished(file: Path) -> Iterator[None]:
-  """In here a temporary file may vanish, if `file` is there.
+  """Ignores that a temporary file is missing in the body, if `file` exists.
 
-  Two hosts may prepare into one folder at the same time. The one that finishes first tidies up.
+  Two hosts may prepare into one folder at the same time. The first that finishes removes temporary
+  files.
   """
   try:
     yield

@@ -1,13 +1,13 @@
-"""The token store on disk: documents as token ids, any slice of which is read at once.
+"""The token store on disk: documents as token ids; any slice of a document can be read directly.
 
-store.json                 written last: its presence says that the store is complete
+store.json                 written last: if it exists, the store is complete
 plan.json                  what the store is made from
 tokenizer.*                the tokenizer that made it
 train/00000.array_record   blocks of up to 16,384 tokens, each of one document
 train/00000.npz            the documents of that shard: names, tokens, bytes, words; its totals
-train.summaries/...        the same of the summary of each document, where the corpus has them
+train.summaries/...        the same for the summary of each document, if the corpus has summaries
 
-Numbers may be missing among the shards of a split: those that came out without documents.
+The numbers of the shards of a split may have gaps: shards without documents are removed.
 """
 
 import collections
@@ -34,23 +34,23 @@ from infini_jax.data.store.shards import (
 from infini_jax.data.tokenizers import Tokenizer, load_saved
 
 FORMAT = 2
-READABLE = (1, FORMAT)  # in format 1 no number is missing
-OPEN = 256  # shards of a split whose files are held open
+READABLE = (1, FORMAT)  # format 1 has no gaps in the numbers
+OPEN = 256  # the most shards of a split whose files are open
 
 
 class Documents:
-  """The documents of one split. Threads may read it at the same time; it pickles small.
+  """The documents of one split. Several threads may read at the same time; the pickle is small.
 
-  Those of several stores stand in turn, so that the first so many are of all of them.
+  Documents of several stores alternate, so that the first few come from all of them.
 
   Args:
-    sources: the shards of each store, by its name; "" for a store by itself.
-    dtype: of the ids on disk.
-    only: the name of the one document that is wanted; "" for all.
+    sources: the shards of each store, by its name; "" for a single store.
+    dtype: the type of the ids on disk.
+    only: the name of the only document to include; "" for all documents.
 
   Attributes:
     sources: the names of the stores.
-    source_D: (documents,) the store of each, from 0.
+    source_D: (documents,) int32, the number of the store of each document, from 0.
     tokens: (documents,) int64, the tokens of each document.
     bytes: (documents,) int64, the bytes of its text in UTF-8.
     words: (documents,) int64, the words of its text, split at white space.
@@ -67,7 +67,7 @@ class Documents:
 
   @functools.cached_property
   def names(self) -> list[str]:
-    """Where each document stands in the corpus; read when first asked for."""
+    """The name of each document, its place in the corpus; read at the first use."""
     names = [
       f"{source}/{name}" if source else name
       for source, shards in self._args[0].items()
@@ -115,7 +115,7 @@ class Documents:
         self.read(int(mine[-1]), max(tokens - 1, 0), tokens)
 
   def _load(self) -> None:
-    """Reads the indices of the shards: all that is held in memory."""
+    """Reads the indices of the shards; only these are kept in memory."""
     counts = [shard.counts() for shard in self._shards]
     counts = counts or [np.zeros((3, 0), np.int64)]
     sizes = [c.shape[1] for c in counts]
@@ -149,7 +149,7 @@ class Documents:
     with self._lock:
       if shard not in self._readers:
         self._readers[shard] = self._shards[shard].open(self._blocks[shard])
-        if len(self._readers) > OPEN:  # the one that was used longest ago
+        if len(self._readers) > OPEN:  # the least recently used
           self._readers.popitem(last=False)
       self._readers.move_to_end(shard)
       return self._readers[shard]
@@ -165,15 +165,15 @@ class Store:
   """A complete token store.
 
   Attributes:
-    folder: where it is.
-    source: the corpus it was made from, as it was asked for.
-    spec: the tokenizer, as it was asked for.
-    fingerprint: a short hash of corpus and tokenizer; the same where the same text was prepared.
-    splits: of each split: documents, tokens, bytes, words, characters, shards, and what was left
-      out: empty and short documents.
+    folder: the folder of the store.
+    source: the spec of the corpus that it was made from.
+    spec: the spec of its tokenizer.
+    fingerprint: a short hash of corpus and tokenizer; equal for the same text and tokenizer.
+    splits: for each split the numbers of documents, tokens, bytes, words, characters, shards, and
+      of the empty and the short documents that were left out.
     has_summaries: whether each document comes with a summary.
-    dtype: of the ids on disk.
-    weights: of the stores that are mixed, by tokens; none of a store by itself.
+    dtype: the type of the ids on disk.
+    weights: the shares of mixed stores in the tokens; empty for a single store.
   """
 
   weights: tuple[float, ...] = ()
@@ -193,15 +193,15 @@ class Store:
     """Opens a store.
 
     Raises:
-      InputError: the folder is missing, is no store, is incomplete, or is of another format.
+      InputError: the folder is missing, is not a store, is incomplete, or has another format.
     """
     folder = Path(folder)
     if not is_store(folder):
       raise InputError(f"{folder}: not a token store; make one with `infini-jax prepare`")
     if not (folder / "store.json").exists():
       raise InputError(
-        f"{folder}: this store is not complete; give the command that prepared it again: "
-        f"it goes on where it stopped"
+        f"{folder}: this store is not complete; run the command that prepared it again: "
+        f"it continues where it stopped"
       )
     try:
       description = json.loads((folder / "store.json").read_text("utf-8"))
@@ -220,7 +220,7 @@ class Store:
 
   @property
   def text(self) -> str:
-    """A short hash of its documents, whatever their tokens; of an older store, its fingerprint."""
+    """A short hash of its documents, whatever the tokenizer; in older stores the fingerprint."""
     try:
       plan = json.loads((self.folder / "plan.json").read_text("utf-8"))
       return digest([plan["documents"], str(plan["min_tokens"])])
@@ -229,26 +229,27 @@ class Store:
 
   @property
   def tokenizer(self) -> Tokenizer:
-    """The tokenizer that made the store, loaded anew at each call."""
+    """The tokenizer that made the store; each access loads it again."""
     return load_saved(self.folder)
 
   def split(self, name: str, document: str = "") -> Documents:
-    """The documents of a split, or of "all" of them; or the one of that name.
+    """The documents of a split, or of all splits for "all"; or only the document of that name.
 
     Raises:
-      InputError: no such split, or an index of it is missing or damaged.
+      InputError: there is no such split, or an index of it is missing or damaged.
     """
     return Documents({"": self.shards(name)}, self.dtype, document)
 
   def shards(self, name: str) -> list[Shard]:
-    """The shards of a split, or of "all"."""
+    """The shards of a split, or of all splits for "all"."""
     return [s for split in _each(name) for s in self._shards(split, self.folder / split)]
 
   def summaries(self, name: str, document: str = "") -> Documents:
-    """The summaries of a split's documents, in the same order; one without has no tokens.
+    """The summaries of a split's documents, in the same order; a missing summary has no tokens.
 
     Raises:
-      InputError: the corpus has none; no such split; an index is missing or damaged.
+      InputError: the corpus has no summaries, there is no such split, or an index is missing or
+        damaged.
     """
     if not self.has_summaries:
       raise InputError(
@@ -275,12 +276,12 @@ def is_store(folder: Path) -> bool:
 
 
 def write_store(folder: Path, description: dict[str, Any], shards: dict[str, int]) -> Store:
-  """Completes a store whose shards are all there; the last thing done to it.
+  """Completes a store after all its shards are written; this is the last step of `prepare`.
 
   Args:
-    folder: the store.
+    folder: the folder of the store.
     description: source, tokenizer (specs), tokenizer_fingerprint, dtype, fingerprint, summaries.
-    shards: the number of shards of each split, with those that came out without documents.
+    shards: the number of shards of each split, including shards without documents.
   """
   splits, numbers = {}, {}
   for split in SPLITS:
@@ -294,13 +295,13 @@ def write_store(folder: Path, description: dict[str, Any], shards: dict[str, int
         Shard(place, number).index_file.unlink(missing_ok=True)
   description = {"format": FORMAT} | description | {"splits": splits, "shards": numbers}
   write_json(folder / "store.json", description)
-  # What interrupted runs left; one that is still running finds its shards finished.
+  # Temporary files of interrupted runs. A run that still writes finds its shards finished.
   for file in files.left_over(folder):
     file.unlink(missing_ok=True)
   return Store(folder, description)
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-  """Writes a JSON file of a store, all of it or nothing."""
+  """Writes a JSON file of a store, completely or not at all."""
   with unless_finished(file):
     files.write_json(file, content)

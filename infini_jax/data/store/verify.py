@@ -1,4 +1,4 @@
-"""A last look at what was prepared, before the store is called complete."""
+"""The check of a prepared store before it is marked complete."""
 
 from pathlib import Path
 
@@ -11,24 +11,24 @@ from infini_jax.data.store.store import Documents
 from infini_jax.data.store.workers import Job
 from infini_jax.data.tokenizers import Tokenizer, encode_named
 
-COMPARED = 16  # parts of which a document is read again
+COMPARED = 16  # about the number of parts of which one document is compared
 
 
 def verify(
   out: Path, jobs: list[Job], tokenizer: Tokenizer, dtype: str, min_tokens: int, console: Console
 ) -> None:
-  """Checks that all shards are whole, and that some documents are what the corpus holds.
+  """Checks that all shards are complete, and that some documents are equal to those of the corpus.
 
   Args:
-    out: the store, all of whose shards are written.
-    jobs: that wrote them.
-    tokenizer: of the store.
-    dtype: of the ids on disk.
+    out: the store, with all shards written.
+    jobs: the jobs that wrote the shards.
+    tokenizer: the tokenizer of the store.
+    dtype: the type of the ids on disk.
     min_tokens: shorter documents were left out.
-    console: where the result goes.
+    console: for the result.
 
   Raises:
-    InputError: a shard is damaged, or the corpus has changed while it was prepared.
+    InputError: a shard is damaged, or the corpus changed while it was prepared.
   """
   shards = [shard for job in jobs for shard in job.shards(out) if shard.totals()[0]]
   same: list[bool] = []
@@ -43,17 +43,17 @@ def verify(
   )
   if not all(same):
     console.print(
-      f"the tokenizer drops or changes characters, in {same.count(False)} of these: bits per byte, "
-      f"which counts the corpus's own, does not compare with another tokenizer's",
+      f"the tokenizer drops or changes characters, in {same.count(False)} of these: bits per byte "
+      f"counts the bytes of the corpus, so do not compare it with that of another tokenizer",
       highlight=False,
     )
 
 
 def _compare(out: Path, job: Job, tokenizer: Tokenizer, dtype: str, min_tokens: int) -> list[bool]:
-  """Reads the first document of a part that was kept again.
+  """Compares the first document of a part with the store.
 
   Returns:
-    Whether its tokens are decoded to its text; nothing if the part has no document.
+    Whether decoding its tokens gives its text; empty if the part has no document.
   """
   for split, name, text, _ in job.part.read():
     ids = encode_named(tokenizer, text, name)
@@ -63,7 +63,7 @@ def _compare(out: Path, job: Job, tokenizer: Tokenizer, dtype: str, min_tokens: 
     found = documents.read(0, 0, int(documents.tokens[0])) if len(documents) else np.zeros(0)
     if documents.names[:1] != [name] or not np.array_equal(found, ids):
       raise InputError(
-        f"{out}: holds another text of {name} than the corpus does, which has changed since; "
+        f"{out}: its text of {name} is not that of the corpus, which has changed since; "
         f"delete the store, prepare it again"
       )
     return [tokenizer.decode(ids) == text]

@@ -1,4 +1,4 @@
-"""Shards tokenized and written by several processes, with progress."""
+"""Tokenizes and writes shards in several processes, with progress."""
 
 import contextlib
 import itertools
@@ -21,18 +21,18 @@ from infini_jax.data.store.shards import Entry, Shard, ShardWriter, summaries_of
 from infini_jax.data.tokenizers import Tokenizer, encode_named, load_saved
 from infini_jax.progress import track
 
-SPAWN_ABOVE = 4 * MB  # a corpus below this is done before other processes have started
+SPAWN_ABOVE = 4 * MB  # a smaller corpus takes less time than starting processes
 
 
 class Job(NamedTuple):
-  """One piece of work: a part of the corpus, which goes into one shard of each of its splits."""
+  """One piece of work: a part of the corpus, written to one shard of each of its splits."""
 
   part: Part
-  numbers: dict[str, int]  # of the shards, by split
-  summaries: bool  # go into shards of their own
+  numbers: dict[str, int]  # the number of the shard, by split
+  summaries: bool  # whether to write summaries, into shards of their own
 
   def shards(self, out: Path) -> list[Shard]:
-    """All that it writes."""
+    """All shards that the job writes."""
     splits = [out / split for split in self.numbers]
     folders = splits + [summaries_of(split) for split in splits if self.summaries]
     return [Shard(folder, self.numbers[folder.stem]) for folder in folders]
@@ -47,26 +47,26 @@ def write_shards(
   workers: int | None,
   console: Console,
 ) -> None:
-  """Tokenizes and writes shards, in processes where there is work enough for them.
+  """Tokenizes and writes shards, in several processes if the corpus is large enough.
 
   Args:
-    jobs: what to do, in any order.
-    out: the store; it holds the tokenizer already.
-    tokenizer: the same, loaded.
-    dtype: of the ids on disk.
+    jobs: the jobs, in any order.
+    out: the folder of the store, which holds the tokenizer already.
+    tokenizer: the same tokenizer, loaded.
+    dtype: the type of the ids on disk.
     min_tokens: shorter documents are dropped.
-    workers: processes at most; None for as many as there are cores.
-    console: where progress goes.
+    workers: the most processes; None: one for each core.
+    console: for progress.
 
   Raises:
-    InputError: a document that is not text or cannot be encoded, or a worker that was killed.
+    InputError: a document is not text or cannot be encoded, or a worker was killed.
   """
   workers = min(workers or os.cpu_count() or 1, len(jobs))
   total = sum(job.part.size for job in jobs)
   if workers < 2 or total < SPAWN_ABOVE:
     done = (_write(job, out, tokenizer, dtype, min_tokens) for job in jobs)
     return _follow(done, total, console)
-  # spawn: JAX may already run threads in this process, which a fork would break.
+  # spawn, not fork: JAX may already run threads in this process, which a fork would break.
   spawn = multiprocessing.get_context("spawn")
   with ProcessPoolExecutor(workers, spawn, _start_worker, (out,)) as pool:
     work = [pool.submit(_work, job, out, dtype, min_tokens) for job in jobs]
@@ -75,7 +75,7 @@ def write_shards(
     except BrokenProcessPool:
       raise InputError(
         f"{out}: a worker was killed (short of memory?); run the same again with fewer --workers, "
-        f"it goes on where it stopped"
+        f"it continues where it stopped"
       ) from None
     except BaseException:
       pool.shutdown(wait=False, cancel_futures=True)
@@ -83,14 +83,14 @@ def write_shards(
 
 
 def _follow(done: Iterable[int], total: int, console: Console) -> None:
-  """Shows progress while sizes of finished parts come in."""
+  """Shows progress; `done` yields the size of each finished part."""
   with track(console, "tokenizing", total, in_bytes=True) as advance:
     for finished in itertools.accumulate(done):
       advance(finished)
 
 
 def _write(job: Job, out: Path, tokenizer: Tokenizer, dtype: str, min_tokens: int) -> int:
-  """Does a job; returns the size of its part."""
+  """Runs a job, and returns the size of its part."""
   with contextlib.ExitStack() as unfinished:
     writers = {
       shard.folder.name: unfinished.enter_context(ShardWriter(shard, dtype))
@@ -114,7 +114,7 @@ def _entry(name: str, text: str, ids: np.ndarray) -> Entry:
   return Entry(name, ids, len(text.encode()), len(text.split()), len(text))
 
 
-_worker_tokenizer: Tokenizer  # of a worker process, loaded once
+_worker_tokenizer: Tokenizer  # loaded once in each worker process
 
 
 def _start_worker(out: Path) -> None:
@@ -124,7 +124,7 @@ def _start_worker(out: Path) -> None:
 
 
 def _end_with_parent() -> None:
-  """A parent that is killed cannot tell its workers, which would wait for work for ever."""
+  """Ends a worker when its parent has ended; a killed parent cannot stop its workers itself."""
   parent = multiprocessing.parent_process()
   if parent is not None:
     parent.join()

@@ -1,4 +1,4 @@
-"""Tokenizers behind one small interface: bytes, SentencePiece, Hugging Face."""
+"""Tokenizers with one small interface: bytes, SentencePiece, Hugging Face."""
 
 import json
 from pathlib import Path
@@ -31,15 +31,15 @@ __all__ = [
 ]
 
 SPECS = "bytes, train:SIZE, sentencepiece:FILE or huggingface:FILE"
-OWN = "run"  # in a config: the vocabulary of the run, or at first of the one that it starts from
+OWN = "run"  # in a config: the vocabulary of the run; in a new run, that of train.start_from
 
 
 def load_tokenizer(spec: str) -> Tokenizer:
   """The tokenizer of a spec: `bytes`, `sentencepiece:FILE` or `huggingface:FILE`.
 
   Raises:
-    InputError: another spec, a file that is missing or not what the spec says. `train:SIZE` is
-      one of these: such a tokenizer comes out of `prepare`, saved in its store.
+    InputError: an unknown spec; a file that is missing or of another kind; or `train:SIZE`, because
+      `prepare` trains such a tokenizer and saves it in the store.
   """
   kind, _, file = spec.partition(":")
   if spec == OWN:
@@ -53,7 +53,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
   place = local(file, f"tokenizer {kind}")
   try:
     if place.exists() and not place.is_file():
-      raise InputError(f"tokenizer {spec!r}: is no file, but a folder or a pipe; choose {SPECS}")
+      raise InputError(f"tokenizer {spec!r}: is a folder or a pipe, not a file; choose {SPECS}")
     if kind == "huggingface":
       return HuggingFaceTokenizer.load(place)
     return SentencePieceTokenizer.load(place)
@@ -79,7 +79,7 @@ def load_saved(folder: Path) -> Tokenizer:
 
 
 def train_size(spec: str) -> int | None:
-  """SIZE of a spec `train:SIZE`, None of any other spec.
+  """SIZE of a spec `train:SIZE`; None for any other spec.
 
   Raises:
     InputError: SIZE is not a number.

@@ -1,4 +1,4 @@
-"""What every tokenizer offers, and what all of them need."""
+"""The interface of every tokenizer, and functions that all of them use."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +8,11 @@ import numpy as np
 
 from infini_jax.config import InputError
 
-FURTHEST = 1 << 16  # ids between the last piece of a vocabulary and an added token, at most
+FURTHEST = 1 << 16  # the most ids between the last piece of a vocabulary and an added token
 
 
 class Tokenizer(Protocol):
-  """Text to ids and back. `bos` opens a document and `eos` ends it; they may be the same id."""
+  """Text to ids and back. `bos` begins a document and `eos` ends it; they may be the same id."""
 
   size: int  # ids are 0 <= id < size
   bos: int
@@ -28,20 +28,20 @@ class Tokenizer(Protocol):
     ...
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """The text of any ids; special ids and ids out of range give ''."""
+    """The text of any ids; special ids and ids out of range add nothing."""
     ...
 
   def count_bytes(self, ids: Sequence[int] | np.ndarray) -> int:
-    """The bytes of UTF-8 in what `decode` gives; of a character cut at the end, those it has."""
+    """The UTF-8 bytes of the decoded text; of a character cut at the end, only those in the ids."""
     ...
 
   def save(self, folder: Path) -> None:
-    """Writes its files into a folder, which is made if need be, for `load_saved`."""
+    """Writes its files into a folder for `load_saved`; makes the folder if it does not exist."""
     ...
 
 
 def encode_named(tokenizer: Tokenizer, text: str, name: str) -> np.ndarray:
-  """The ids of a text, which an error names.
+  """The ids of a text, int32, shape (n,); `name` is the text's name in an error.
 
   Raises:
     InputError: the tokenizer fails on this text.
@@ -58,10 +58,10 @@ def plain_text(text: str) -> str:
 
 
 def without_marks(ids: np.ndarray, bos: int, eos: int) -> np.ndarray:
-  """The ids of a text as they are.
+  """Returns the ids of a text unchanged.
 
   Raises:
-    InputError: a mark is among them: it is what the vocabulary writes for unknown text.
+    InputError: bos or eos is among them: the vocabulary writes it for unknown text.
   """
   found = ids[(ids == bos) | (ids == eos)]
   if found.size:
@@ -73,6 +73,6 @@ def without_marks(ids: np.ndarray, bos: int, eos: int) -> np.ndarray:
 
 
 def within(ids: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
-  """Those of any ids that a vocabulary of this size has, int64."""
+  """The ids that are in a vocabulary of this size, int64, shape (m,)."""
   array = np.asarray(ids, np.int64).reshape(-1)
   return array[(array >= 0) & (array < size)]

@@ -1,4 +1,4 @@
-"""Calls into libraries of other languages: whatever goes wrong there becomes one line."""
+"""Calls of libraries written in other languages: each failure becomes an error of one line."""
 
 import contextlib
 import os
@@ -11,10 +11,10 @@ from infini_jax.config import InputError
 
 @contextlib.contextmanager
 def one_line(what: str, remedy: str) -> Iterator[None]:
-  """Turns whatever the body raises into an InputError: WHAT (the reason); REMEDY.
+  """Converts every error of the body to an InputError: WHAT (the reason); REMEDY.
 
-  A panic of Rust is no Exception, cannot be sent from a worker to its parent, and is reported in
-  many lines on standard error before Python hears of it.
+  A Rust panic is not an `Exception`. A worker cannot send it to its parent process, and Rust writes
+  many lines about it to standard error before Python receives it.
   """
   try:
     with _stderr_held():
@@ -28,9 +28,9 @@ def one_line(what: str, remedy: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stderr_held() -> Iterator[None]:
-  """Holds back what is written to standard error, and drops what a panic reports there.
+  """Delays output to standard error until the body ends, and removes the report of a Rust panic.
 
-  Only in the main thread: two threads that exchange the same descriptor would lose it.
+  It acts in the main thread only: two threads that replace the same descriptor would lose it.
   """
   if threading.current_thread() is not threading.main_thread():
     yield
@@ -38,7 +38,7 @@ def _stderr_held() -> Iterator[None]:
   with contextlib.ExitStack() as stack:
     try:
       kept = os.dup(2)
-    except OSError:  # it is closed: there is nothing to hold back
+    except OSError:  # standard error is closed: there is no output to delay
       yield
       return
     stack.callback(os.close, kept)
@@ -59,7 +59,7 @@ _file: tuple[int, int] = (0, 0)  # the process that opened the file, and its des
 
 
 def _held() -> int:
-  """A file without a name, opened once in each process."""
+  """The descriptor of a file without a name, opened once in each process."""
   global _file
   if _file[0] != os.getpid():
     with tempfile.TemporaryFile() as file:

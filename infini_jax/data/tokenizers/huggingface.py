@@ -1,4 +1,4 @@
-"""A Hugging Face `tokenizer.json`: the one file that knows the package tokenizers."""
+"""A Hugging Face `tokenizer.json`: the only file that imports the package tokenizers."""
 
 import hashlib
 import json
@@ -18,16 +18,17 @@ from infini_jax.data.tokenizers.marks import Declared, declared_marks, find_mark
 from infini_jax.files import write_bytes
 
 BYTE = re.compile("<0x[0-9A-F]{2}>")
-CUT = "\ufffd"  # how a decoder writes bytes that are no whole character
+CUT = "\ufffd"  # a decoder writes it for bytes that are not a whole character
 
 
 class HuggingFaceTokenizer:
-  """A `tokenizer.json`; without `marks`, bos and eos are its special tokens of a usual name.
+  """A tokenizer of a `tokenizer.json`.
 
-  What is random in it (dropout) is switched off. Marks are kept in a file beside its own.
+  Without `marks`, bos and eos are its special tokens of a usual name. Random parts (dropout) are
+  off. `save` writes the marks into a second file.
 
   Raises:
-    InputError: no such file format, or nothing says what marks a document.
+    InputError: the content is not a tokenizer.json, or its marks cannot be found.
   """
 
   file, marks_file = "tokenizer.json", "tokenizer.marks.json"
@@ -41,31 +42,31 @@ class HuggingFaceTokenizer:
     parsed = TokenizerJson(content, name) if isinstance(content, bytes) else content
     marks = marks or find_marks(parsed.ids, parsed.special, Declared(), name)
     if lacking := set(marks).difference(parsed.ids.values()):
-      raise InputError(f"{name}: has no id {min(lacking)}, which is to mark documents; correct it")
+      raise InputError(f"{name}: has no id {min(lacking)}, but its marks name it; correct them")
     with one_line(f"{name}: not a Hugging Face tokenizer.json", "download it again"):
       self._tokenizer = tokenizers.Tokenizer.from_str(parsed.sealed(marks))
     self._content, (self.bos, self.eos) = parsed.content, marks
     self._tokenizer.encode_special_tokens = True
     self.size = 1 + max(parsed.ids.values())
-    own = b"" if marks == parsed.first_marks() else repr(marks).encode()  # as it was before
+    own = b"" if marks == parsed.first_marks() else repr(marks).encode()  # as in older versions
     own += b"gaps" * parsed.has_gaps
     self.fingerprint = hashlib.blake2b(parsed.content + own, digest_size=8).hexdigest()
 
   def encode(self, text: str) -> np.ndarray:
-    """The ids of a text; names of special tokens in it are ordinary text."""
+    """The ids of a text; names of special tokens in the text are ordinary text."""
     what = f"the tokenizer fails on a text of {len(text):,} characters"
     with one_line(what, "leave the text out, divide it, or choose another tokenizer"):
       ids = self._tokenizer.encode(plain_text(text), add_special_tokens=False).ids
     return without_marks(np.asarray(ids, np.int32), self.bos, self.eos)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """What the tokenizer's own decoder makes of the ids that are not special."""
+    """The text that the tokenizer's own decoder gives for the ids that are not special."""
     kept = within(ids, self.size)
     kept = kept[(kept != self.bos) & (kept != self.eos)]
     return self._tokenizer.decode(kept.tolist(), skip_special_tokens=True)
 
   def count_bytes(self, ids: Sequence[int] | np.ndarray) -> int:
-    """Tokens of bytes at the end may be part of a character: each counts by itself."""
+    """The bytes of the text; byte tokens at its end may be part of a character, and all count."""
     kept = [id for id in within(ids, self.size).tolist() if id not in (self.bos, self.eos)]
     whole = len(kept)
     while whole and CUT in self._tokenizer.decode(kept[whole - 1 : whole]):
@@ -74,7 +75,7 @@ class HuggingFaceTokenizer:
     return len(self.decode(kept[:whole]).encode()) + sum(map(self._bytes_of, tail))
 
   def _bytes_of(self, token: str) -> int:
-    """Of a token that is no whole text: a byte by its number, or one letter for each byte."""
+    """The bytes of a token that is not whole text, counted as the kind of the decoder requires."""
     kinds = str(self._tokenizer.decoder)
     if "ByteFallback" in kinds and BYTE.fullmatch(token):
       return 1
@@ -87,7 +88,7 @@ class HuggingFaceTokenizer:
 
   @classmethod
   def load(cls, file: Path) -> "HuggingFaceTokenizer":
-    """Reads a tokenizer.json, with the marks that are recorded or declared beside it."""
+    """Reads a tokenizer.json, with the marks that a file beside it records or declares."""
     if marks := cls._recorded(file):
       return cls(file.read_bytes(), str(file), marks)
     return cls.with_declared(file.read_bytes(), file)
@@ -96,14 +97,17 @@ class HuggingFaceTokenizer:
   def with_declared(
     cls, content: bytes, file: Path, raw: Mapping[str, Any] | None = None
   ) -> "HuggingFaceTokenizer":
-    """That of a file's content, marked as the files beside declare; `raw` is its config.json."""
+    """The tokenizer of a file's content, with the marks that the files beside it declare.
+
+    `raw` is the content of config.json, if it was read already.
+    """
     parsed = TokenizerJson(content, str(file))
     declared = declared_marks(parsed.ids, file, raw)
     return cls(parsed, str(file), find_marks(parsed.ids, parsed.special, declared, str(file)))
 
   @classmethod
   def load_saved(cls, file: Path) -> "HuggingFaceTokenizer":
-    """Reads what `save` wrote, also from before it recorded the marks of every tokenizer."""
+    """Reads what `save` wrote, also in older versions, which did not record all marks."""
     parsed, marks = TokenizerJson(file.read_bytes(), str(file)), cls._recorded(file)
     if marks is None and parsed.has_gaps:
       raise InputError(

@@ -1,4 +1,4 @@
-"""What a `tokenizer.json` holds, and the form of it that never makes a special token of a text."""
+"""The content of a `tokenizer.json`, and a form of it that encodes no text as a special token."""
 
 import json
 import secrets
@@ -8,7 +8,7 @@ from typing import Any
 from infini_jax.config import InputError
 from infini_jax.data.tokenizers.base import FURTHEST
 
-# Before runs recorded their marks, the first of these names that existed anywhere was taken.
+# Older runs did not record their marks: they used the first of these names that existed.
 FIRST_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>", "<|startoftext|>")
 FIRST_EOS = ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "<|im_end|>")
 
@@ -17,14 +17,14 @@ class TokenizerJson:
   """The names and ids of a `tokenizer.json`.
 
   Attributes:
-    content: of the file.
-    ids: of every token's name.
-    special: the names of its special added tokens; of all added ones where none is special.
-    has_gaps: whether added tokens do not follow the others one by one. The library numbers them
-      so, whatever the file says, and so did versions before `sealed`.
+    content: the bytes of the file.
+    ids: the id of each token, by its name.
+    special: the names of the special added tokens; of all added tokens if none is special.
+    has_gaps: whether the ids of added tokens do not follow the other ids one by one. The library
+      numbers them one by one, whatever the file says; so did versions without `sealed`.
 
   Raises:
-    InputError: no such file format, or added tokens whose ids are not theirs.
+    InputError: the content is not a tokenizer.json, or an added token has the id of another token.
   """
 
   def __init__(self, content: bytes, name: str):
@@ -41,7 +41,7 @@ class TokenizerJson:
       self._added: dict[str, dict[str, Any]] = {token["content"]: token for token in added}
       every = [*self._pieces.values(), *(token["id"] for token in added)]
       if not every or not all(type(id) is int and 0 <= id < 2**31 for id in every):
-        raise ValueError("ids of tokens are no numbers")
+        raise ValueError("ids of tokens are not numbers")
       special = [token for token, said in self._added.items() if said["special"]]
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
       reason = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else error
@@ -56,7 +56,7 @@ class TokenizerJson:
     self.has_gaps = behind != list(range(len(vocab), len(vocab) + len(behind)))
 
   def first_marks(self) -> tuple[int, int] | None:
-    """The marks that were taken before they were recorded, None where there were none."""
+    """The marks of older runs, which did not record them; None if there are none."""
     bos, eos = (
       next((self.ids[name] for name in names if name in self.ids), None)
       for names in (FIRST_BOS, FIRST_EOS)
@@ -65,11 +65,12 @@ class TokenizerJson:
     return None if bos is None or eos is None else (bos, eos)
 
   def sealed(self, marks: Collection[int]) -> str:
-    """The file for encoding text alone: marks and special tokens have names that no text holds.
+    """The file for encoding text only: marks and special tokens get names that no text contains.
 
-    So neither the matching of added tokens nor the model (a word of its list, a piece of Unigram, a
-    result of merges) makes one of a text. Added tokens stand in the model, under the ids of the
-    file, which else depend on how many come before. Dropout, truncation and padding are off.
+    Therefore neither the matching of added tokens nor the model (a word of its list, a piece of
+    Unigram, a result of merges) encodes text as one of them. Added tokens are moved into the model,
+    with the ids of the file; otherwise their ids would depend on how many tokens come before them.
+    Dropout, truncation and padding are off.
     """
     hidden = {token for token, id in self.ids.items() if id in marks} | self._specials
     secret = secrets.token_hex(16)
@@ -97,7 +98,7 @@ class TokenizerJson:
     vocab = self._model["vocab"]
     if isinstance(vocab, dict):
       return {rename(token): id for token, id in self.ids.items()}
-    # The lowest score decides how unknown text weighs: it stays what it is.
+    # The lowest score sets the score of unknown text, so it must not change.
     lowest = min((score for _, score in vocab), default=0.0)
     pieces = [[rename(piece), score] for piece, score in vocab]
     pieces += [[f"{secret} {id}", lowest] for id in range(len(vocab), 1 + max(self.ids.values()))]
@@ -128,7 +129,7 @@ class TokenizerJson:
 
 
 def _without(hidden: set[str], merges: list[Any], prefix: str | None) -> list[Any]:
-  """The merges that neither take nor make a hidden token."""
+  """The merges that neither use nor produce a hidden token."""
   start = len(prefix or "")
 
   def is_kept(merge: Any) -> bool:

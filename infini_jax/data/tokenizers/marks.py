@@ -1,6 +1,6 @@
-"""Which ids open and end a document: what the files beside a vocabulary declare, or usual names.
+"""The marks: ids that begin and end a document. Files declare them, or they have usual names.
 
-An ordinary piece of a vocabulary is no mark, whatever its name, unless it is declared.
+An ordinary piece of a vocabulary is a mark only if a file declares it, whatever its name.
 """
 
 import json
@@ -21,17 +21,17 @@ USUAL = {
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
   ),
 }
-SHOWN = 8  # candidates that an error names
+SHOWN = 8  # the most candidates that an error names
 BESIDE = "name them as bos_token and eos_token in a tokenizer_config.json beside it"
 
 
 class Declared(NamedTuple):
-  """The marks that files declare, None where they declare none.
+  """The marks that files declare; None for a mark that they do not declare.
 
   Attributes:
-    bos: opens a document.
-    eos: ends it.
-    ends_turns: eos is what a chat template ends each turn with, and no model's config names it.
+    bos: the id that begins a document.
+    eos: the id that ends it.
+    ends_turns: whether a chat template ends each turn with eos, and no config of a model names it.
   """
 
   bos: int | None = None
@@ -46,17 +46,17 @@ def find_marks(
   name: str,
   remedy: str = BESIDE,
 ) -> tuple[int, int]:
-  """The ids of bos and eos; one that is found nowhere is the other.
+  """The ids of bos and eos. If only one is found, it is used for both.
 
   Args:
-    ids: of every token's name.
-    special: the names of those that are no text.
-    declared: what the files beside say.
-    name: of the vocabulary's file, for errors.
-    remedy: for what cannot be decided.
+    ids: the id of each token, by its name.
+    special: the names of the tokens that are not text.
+    declared: the marks that files declare.
+    name: the vocabulary's file, for errors.
+    remedy: the end of the error, if the marks cannot be decided.
 
   Raises:
-    InputError: neither is found, or several tokens may be one.
+    InputError: neither mark is found, or several tokens may be the same mark.
   """
   bos, eos = (
     _usual(mark, ids, special, name, remedy) if found is None else found
@@ -64,7 +64,7 @@ def find_marks(
   )
   if declared.ends_turns:
     usual = [ids[token] for token in USUAL["eos"] if token in special]
-    eos = usual[0] if len(usual) == 1 else eos  # a document is longer than a turn
+    eos = usual[0] if len(usual) == 1 else eos  # a chat turn is not a document
   bos, eos = (eos if bos is None else bos), (bos if eos is None else eos)
   if bos is None or eos is None:
     shown = _listed(sorted(special, key=ids.__getitem__), ids) or "it has no special tokens"
@@ -78,18 +78,18 @@ def find_marks(
 def declared_marks(
   ids: Mapping[str, int], file: Path, raw: Mapping[str, Any] | None = None
 ) -> Declared:
-  """What the files in the folder of a vocabulary declare.
+  """The marks that the files in the folder of a vocabulary declare.
 
-  The first of these counts: tokenizer_config.json, special_tokens_map.json, config.json,
-  generation_config.json.
+  The first of these that declares a mark is used: tokenizer_config.json, special_tokens_map.json,
+  config.json, generation_config.json.
 
   Args:
-    ids: of every token's name.
-    file: the vocabulary's.
+    ids: the id of each token, by its name.
+    file: the file of the vocabulary.
     raw: the content of config.json, if it was read already.
 
   Raises:
-    InputError: they name a token that is not there, or disagree about its id.
+    InputError: a file names a token that does not exist, or files give it different ids.
   """
   folder = file.parent
   settings = read_object(folder / "tokenizer_config.json")
@@ -105,7 +105,7 @@ def declared_marks(
   limit = limit if type(limit) is int else 1 + max(ids.values(), default=0)
 
   def find(mark: str) -> tuple[int | None, bool]:
-    """The id, and whether a model's config has one."""
+    """The id of a mark, and whether the config of a model has one."""
     by_name = [_by_name(folder / f, said, mark, ids, file) for f, said in named.items()]
     by_id = [_by_id(folder / f, said, mark, limit) for f, said in numbered.items()]
     first = next((id for id in by_name + by_id if id is not None), None)
@@ -122,10 +122,10 @@ def declared_marks(
 
 
 def added_tokens(folder: Path) -> dict[int, tuple[str, bool]]:
-  """Tokens that files beside a vocabulary add to it: by id, the name and whether it is special.
+  """The tokens that files in a vocabulary's folder add to it: id to (name, whether it is special).
 
   Raises:
-    InputError: the files disagree, or an id is no number.
+    InputError: the files contradict each other, or an id is not a number.
   """
   added: dict[int, tuple[str, bool]] = {}
   names: dict[str, int] = {}
@@ -155,10 +155,10 @@ def added_tokens(folder: Path) -> dict[int, tuple[str, bool]]:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-  """The object in a JSON file; an empty one where there is no such file.
+  """The object in a JSON file, or an empty one if there is no such file.
 
   Raises:
-    InputError: it cannot be read.
+    InputError: the file cannot be read.
   """
   if not file.is_file():
     return {}
@@ -207,7 +207,7 @@ def _by_name(
 
 
 def _by_id(where: Path, said: Mapping[str, Any], mark: str, limit: int) -> int | None:
-  """The id that a file gives for a mark: the first of several."""
+  """The id that a file gives for a mark; the first, if it gives several."""
   given = said.get(f"{mark}_token_id")
   several = given if isinstance(given, list) else [given]
   for id in several if given is not None else ():

@@ -1,4 +1,4 @@
-"""SentencePiece models: the one file that knows the package sentencepiece."""
+"""SentencePiece models: the only file that imports the package sentencepiece."""
 
 import hashlib
 import io
@@ -17,20 +17,20 @@ from infini_jax.data.tokenizers.marks import BESIDE, added_tokens, declared_mark
 from infini_jax.files import write_bytes
 
 SPACE = "\u2581"  # how SentencePiece writes a space in its pieces
-APART = "\U0010ffff"  # a character that no vocabulary holds: no piece reaches across it
-LINE = 4096  # characters of a training line at most; SentencePiece drops what is much longer
-CONTROL, USER = 3, 4  # types of pieces: what no text names, and what any text names
+APART = "\U0010ffff"  # a character that is in no vocabulary, so that no piece crosses it
+LINE = 4096  # the most characters of a training line; SentencePiece drops much longer lines
+CONTROL, USER = 3, 4  # types of pieces: text never gives the first, and always gives the second
 UNKNOWN, BYTE = 2, 6
 
 
 class SentencePieceTokenizer:
   """A SentencePiece model.
 
-  A model trained by `train_sentencepiece` gives back any text exactly. A model that lacks bos or
-  eos uses the other for both.
+  A model trained by `train_sentencepiece` decodes the ids of any text to exactly that text. If bos
+  or eos is missing, the other one is used for both.
 
   Raises:
-    InputError: no SentencePiece model, or one with neither bos nor eos.
+    InputError: the bytes are not a SentencePiece model, or it has neither bos nor eos.
   """
 
   file = "tokenizer.model"
@@ -46,23 +46,23 @@ class SentencePieceTokenizer:
     every = list(range(self.size))
     special = np.array(self._processor.is_control(every)) | self._processor.is_unknown(every)
     self._is_text: np.ndarray = ~special
-    # A literal U+2581 would come back as a space: its bytes are written instead, where there are.
+    # A literal U+2581 would be decoded as a space: byte pieces encode it, if the model has them.
     pieces = [f"<0x{byte:02X}>" for byte in SPACE.encode()]
     ids = [self._processor.piece_to_id(piece) for piece in pieces]
     self._space_bytes = ids if all(self._processor.is_byte(ids)) else None
 
   @classmethod
   def load(cls, file: Path, raw: Mapping[str, Any] | None = None) -> "SentencePieceTokenizer":
-    """Reads a model, with the tokens that files beside add to it, marked as they declare.
+    """Reads a model, with the tokens that files beside it add and the marks that they declare.
 
-    All of that is written into the model. `raw` is the content of config.json, if it was read
-    already; added tokens behind the embedding are left out.
+    Both are written into the model. `raw` is the content of config.json, if it was read already.
+    Added tokens with ids beyond the embedding are left out.
     """
     model = file.read_bytes()
     return cls(_with_declared(model, file, raw), str(file))
 
   def encode(self, text: str) -> np.ndarray:
-    """The ids of a text; pieces named like `<s>` in it are ordinary text."""
+    """The ids of a text; names of pieces such as `<s>` in the text are ordinary text."""
     what = f"the tokenizer fails on a text of {len(text):,} characters"
     with one_line(what, "leave the text out, divide it, or choose another tokenizer"):
       ids = self._encode(plain_text(text))
@@ -73,17 +73,17 @@ class SentencePieceTokenizer:
       return self._processor.encode(text)
     first, *others = text.split(SPACE)
     ids, apart = self._processor.encode(first), len(self._processor.encode(APART))
-    for part in others:  # which begins no text: some models put a space in front of what does
+    for part in others:  # not at the start of a text, where some models add a space
       ids += self._space_bytes + self._processor.encode(APART + part)[apart:]
     return ids
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """Bytes that are not UTF-8 become the replacement character."""
+    """The text of the ids; bytes that are not UTF-8 become the replacement character."""
     kept = within(ids, self.size)
     return self._processor.decode(kept[self._is_text[kept]].tolist())
 
   def count_bytes(self, ids: Sequence[int] | np.ndarray) -> int:
-    """Pieces of single bytes at the end may be part of a character: each counts by itself."""
+    """The bytes of the text; byte pieces at its end may be part of a character, and all count."""
     kept = within(ids, self.size)
     whole = len(kept)
     while whole and self._processor.is_byte(int(kept[whole - 1])):
@@ -91,7 +91,7 @@ class SentencePieceTokenizer:
     return len(self.decode(kept[:whole]).encode()) + len(kept) - whole
 
   def piece(self, id: int) -> str:
-    """What stands in the vocabulary for an id; a space is U+2581 there."""
+    """The piece that the vocabulary has for an id, with U+2581 for a space."""
     return self._processor.id_to_piece(id)
 
   def save(self, folder: Path) -> None:
@@ -102,11 +102,11 @@ class SentencePieceTokenizer:
 def train_sentencepiece(texts: Iterable[str], size: int, out_file: Path) -> None:
   """Trains a SentencePiece model of `size` pieces on all of `texts`, and writes it to `out_file`.
 
-  Byte-pair encoding with byte fallback. Nothing is normalized, and runs of spaces may become
-  pieces (indentation): decoding gives back any text exactly.
+  The model is byte-pair encoding with byte fallback. Nothing is normalized, and several spaces
+  (indentation) may become one piece. Decoding therefore gives exactly the text that was encoded.
 
   Raises:
-    InputError: the size does not suit the texts.
+    InputError: there is no text, or the size does not suit the texts.
   """
   lines = _lines(texts)
   first = next(lines, None)
@@ -131,7 +131,7 @@ def train_sentencepiece(texts: Iterable[str], size: int, out_file: Path) -> None
       bos_id=1,
       eos_id=2,
       pad_id=-1,
-      num_threads=4,  # fixed, for the model records it: every machine trains the same file
+      num_threads=4,  # fixed, because the model records it: every machine writes the same file
       minloglevel=2,
     )
   except RuntimeError as error:
@@ -145,13 +145,13 @@ def train_sentencepiece(texts: Iterable[str], size: int, out_file: Path) -> None
 def sentencepiece_model(
   pieces: Iterable[tuple[str, float, int]], bos: str, eos: str, add_space: bool
 ) -> bytes:
-  """The SentencePiece model of a byte-pair vocabulary that was kept in another form.
+  """The SentencePiece model, serialized, of a byte-pair vocabulary of another file format.
 
   Args:
-    pieces: by their ids, each with its score and its type as SentencePiece numbers them.
-    bos: the piece that opens a document.
-    eos: the piece that ends it.
-    add_space: whether a text is read as if a space stood in front of it.
+    pieces: text, score and type (as SentencePiece numbers types) of each piece, in order of ids.
+    bos: the piece that begins a document.
+    eos: the piece that ends a document.
+    add_space: whether a space is added before each text.
 
   Raises:
     InputError: protobuf is missing or too old.
@@ -175,7 +175,7 @@ def _opened(model: bytes, name: str) -> sentencepiece.SentencePieceProcessor:
 
 
 def _with_declared(model: bytes, file: Path, raw: Mapping[str, Any] | None) -> bytes:
-  """The model with the tokens and marks of the files beside; as it is if it has them."""
+  """The model with the tokens and marks of the files beside it; unchanged if it has them all."""
   processor = _opened(model, str(file))
   pieces = [processor.id_to_piece(id) for id in range(processor.get_piece_size())]
   raw = read_object(file.parent / "config.json") if raw is None else raw
@@ -183,7 +183,7 @@ def _with_declared(model: bytes, file: Path, raw: Mapping[str, Any] | None) -> b
   ids = {piece: id for id, piece in enumerate(pieces)} | {t: id for id, (t, _) in added.items()}
   declared = declared_marks(ids, file, raw)
   own = [id if id >= 0 else None for id in (processor.bos_id(), processor.eos_id())]
-  ends_turns = declared.ends_turns and own[1] is not None  # a document is longer than a turn
+  ends_turns = declared.ends_turns and own[1] is not None  # a turn is not a document
   marks = {
     "bos": own[0] if declared.bos is None else declared.bos,
     "eos": own[1] if declared.eos is None or ends_turns else declared.eos,
@@ -210,7 +210,7 @@ def _with_declared(model: bytes, file: Path, raw: Mapping[str, Any] | None) -> b
 
 
 def _added(pieces: list[str], file: Path, vocab_size: object) -> dict[int, tuple[str, bool]]:
-  """The tokens that files beside add behind the pieces, as far as the embedding reaches."""
+  """The tokens that files beside the model add after its pieces, up to the embedding's size."""
   ids = {piece: id for id, piece in enumerate(pieces)}
   more: dict[int, tuple[str, bool]] = {}
   for id, (token, special) in added_tokens(file.parent).items():
@@ -233,15 +233,15 @@ def _added(pieces: list[str], file: Path, vocab_size: object) -> dict[int, tuple
 
 
 def _model_proto(model: bytes | None = None) -> Any:
-  """A model whose parts can be changed: this one, or an empty one."""
+  """A model as an editable message of protobuf: this one, or an empty one."""
   try:
     from sentencepiece import sentencepiece_model_pb2 as proto
-  except Exception as error:  # protobuf has an error of its own for an old version
+  except Exception as error:  # protobuf raises an error class of its own if it is too old
     raise InputError(
       f"a SentencePiece model cannot be written ({' '.join(str(error).split())}): pip install "
       f"--upgrade protobuf"
     ) from None
-  made = proto.ModelProto()  # type: ignore[attr-defined]  # which protobuf makes on import
+  made = proto.ModelProto()  # type: ignore[attr-defined]  # protobuf defines it on import
   if model is not None:
     made.ParseFromString(model)
   return made

@@ -13,7 +13,7 @@ from infini_jax.files import write_bytes
 
 
 class ByteTokenizer:
-  """UTF-8 bytes; id 256 stands between documents."""
+  """UTF-8 bytes as ids 0 to 255; id 256 is both bos and eos."""
 
   file = "tokenizer.bytes"
   size = 257
@@ -25,23 +25,24 @@ class ByteTokenizer:
     return np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int32)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """Bytes that are not UTF-8 become the replacement character."""
+    """The text of the ids; bytes that are not UTF-8 become the replacement character."""
     kept = within(ids, 256)
     return kept.astype(np.uint8).tobytes().decode("utf-8", "replace")
 
   def count_bytes(self, ids: Sequence[int] | np.ndarray) -> int:
-    """Each id is one."""
+    """Each id of a byte counts 1."""
     return len(within(ids, 256))
 
   def save(self, folder: Path) -> None:
-    """Writes a file whose name says it all."""
+    """Writes a file whose name identifies this tokenizer."""
     write_bytes(folder / self.file, b"one id per UTF-8 byte, 256 between documents\n")
 
 
 class WordTokenizer:
-  """A short list of pieces, and nothing else: the vocabulary of a synthetic task.
+  """A vocabulary of a short list of pieces, for a synthetic task.
 
-  The longest piece wins; what no piece begins with becomes the id `unknown`.
+  The longest matching piece is used. A character where no piece matches becomes the id of
+  `<unknown>`.
   """
 
   file = "tokenizer.words.json"
@@ -61,12 +62,12 @@ class WordTokenizer:
     return np.array([self._ids.get(p, 1) for p in self._pattern.findall(text)], np.int32)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """The pieces, one after the other."""
+    """The text of the pieces, joined."""
     kept = within(ids, self.size).tolist()
     return "".join(self._pieces[i] for i in kept if i >= len(self.special))
 
   def count_bytes(self, ids: Sequence[int] | np.ndarray) -> int:
-    """Of the pieces, which are whole characters."""
+    """The UTF-8 bytes of the pieces; each piece is whole characters."""
     return len(self.decode(ids).encode())
 
   def save(self, folder: Path) -> None:

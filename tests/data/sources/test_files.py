@@ -187,7 +187,7 @@ def test_fields_and_files_that_are_not_there(tmp_path):
     fails(f"{kind}:", f"names no file; write {kind}:FILES")
   fails("jsonll:a", "no kind 'jsonll', did you mean 'jsonl'")
   fails("bucket:a", "no kind 'bucket'; choose text:")
-  fails("mix:a=1,b=2", "a mixture is of stores that were prepared")
+  fails("mix:a=1,b=2", "a mixture is of prepared stores")
 
 
 def test_small_files_are_read_as_one_part(tmp_path, monkeypatch):

@@ -113,7 +113,7 @@ def test_killed_run_goes_on_and_ends_as_if_nothing_had_happened(tmp_path, quiet,
   process.send_signal(signal.SIGKILL)
   # Its workers hold the other end of the pipe: this returns when they have ended, too.
   process.communicate(timeout=30)
-  with pytest.raises(InputError, match="not complete; give the command"):
+  with pytest.raises(InputError, match="not complete; run the command"):
     Store.open(out)
   whole = [f for f in out.glob("*/*.npz") if kind == "text" or (out / "test" / f.name).exists()]
   whole = [f for f in whole if f.with_suffix(".array_record").exists()]  # the rest has no documents

@@ -182,7 +182,7 @@ def test_wrong_stores(copy, tmp_path):
   (copy / "store.json").write_text('{"format": 1}')
   fails("lacks 'source'")
   (copy / "store.json").unlink()
-  fails("not complete; give the command")
+  fails("not complete; run the command")
 
 
 def test_damaged_files(copy):

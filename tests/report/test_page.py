@@ -105,7 +105,7 @@ def recalled(rng, exact=None):
 
 
 def write_run(folder, found=None, losses=(2.5, 1.25), family="single", **sections):
-  """A workdir with a config, log lines, and evaluations: task -> (asked, memory, knocked out)."""
+  """A workdir with a config, log lines, and evaluations: task -> (asked, memory, ablations)."""
   folder.mkdir(parents=True)
   c = config("corpus", **sections)
   content = {"config": json.loads(c.to_json()), "corpus": "x"}
@@ -199,9 +199,9 @@ def test_headline_figures_stand_under_their_run(runs):
   assert table["perplexity per token"] == [
     f"{memory.perplexity:,.3f}|{low:,.2f} to {high:,.2f}", ""
   ]  # fmt: skip
-  assert table["the same, memory knocked out"] == [f"{out.perplexity:,.3f}|{change}", ""]
+  assert table["the same, memory held empty"] == [f"{out.perplexity:,.3f}|{change}", ""]
   bits = [f"{scores.bits_per_byte:.4f}" for scores in (memory, out)]
-  assert table["bits per byte"] == [f"{bits[0]}|knocked out {bits[1]}", ""]
+  assert table["bits per byte"] == [f"{bits[0]}|memory held empty: {bits[1]}", ""]
   assert table["memory system"] == ["infini, linear", "infini, delta"]
   assert table["parameters"] == ["1,234,567"] * 2
   assert table["training steps"] == ["20", "30"], "validation is no step of training"
@@ -215,8 +215,9 @@ def test_headline_figures_stand_under_their_run(runs):
     where = f"at depth {worst:g}; elsewhere up to {max(shares.values()):.3f}"
     where = where if len(set(shares.values())) > 1 else ""
     got, of_knockout = table[f"passkey, {length:,} tokens, worst depth"]
-    assert got == "|".join(filter(None, [f"{shares[worst]:.3f}", where, "knocked out 0.000"]))
-    assert of_knockout == "1.000", "the knock-outs of the run's own task count too"
+    held_empty = "memory held empty: 0.000"
+    assert got == "|".join(filter(None, [f"{shares[worst]:.3f}", where, held_empty]))
+    assert of_knockout == "1.000", "the ablations of the run's own task count too"
   assert "training, MiB a device" not in table, "a row that no run has"
 
 
@@ -224,7 +225,7 @@ def test_each_evaluation_has_its_tables(runs):
   first, second, memory, out, keys = runs
   page = written(first)
   table = page.table(f"2 documents of the corpus: {memory.tokens:,} tokens")
-  for row, figures in (("with the memory", memory), ("knocked out: empty", out)):
+  for row, figures in (("with the memory", memory), ("ablation: empty", out)):
     low, high = figures.interval
     assert table[row][0] == f"{figures.perplexity:,.3f}|{low:,.2f} to {high:,.2f}"
   tokens, nats = memory.by_position[128]
@@ -235,7 +236,7 @@ def test_each_evaluation_has_its_tables(runs):
     f"{tokens:,}" for _, tokens, _ in memory.per_document
   ]
   (table,) = [t for t in page.tables if t["caption"].startswith("Share recalled, of 20 fresh")]
-  assert table["rows"][0]["cells"][-2:] == ["knocked out: empty", "knocked out: layer 1 cut"]
+  assert table["rows"][0]["cells"][-2:] == ["ablation: empty", "ablation: layer 1 cut"]
   for row, cell in zip(table["rows"][1:], keys.cells, strict=True):
     assert row["cells"][:2] == [f"{cell.length:,}", f"{cell.depth:g}"]
     assert row["cells"][2].startswith(f"{cell.exact_match:.3f}|")
@@ -296,7 +297,7 @@ def test_figures_of_a_task_that_the_page_does_not_know_are_shown_too(tmp_path, r
     write_run(tmp_path / "r", {"poems": ("poems", Found(seen), {"empty": Found(unseen)})})
   )
   assert page.table("What was measured")["poems: deep beauty"] == [
-    f"{seen:.4f}|knocked out {unseen:.4f}"
+    f"{seen:.4f}|memory held empty: {unseen:.4f}"
   ]
   assert page.table("Figures of poems")["deep beauty"] == [f"{seen:.4f}", f"{unseen:.4f}"]
   assert page.table("Figures of poems")["tokens"] == ["70", "70"]
@@ -319,7 +320,7 @@ def test_summaries_stand_beside_their_references(tmp_path, rng):
   page = written(folder)
   table = page.table("What was written")
   assert table["tale 1: with the memory"] == ["<b>1"], "escaped"
-  assert table["tale 2: knocked out: empty"] == ["none 2"] and "tale 3: reference" not in table
+  assert table["tale 2: ablation: empty"] == ["none 2"] and "tale 3: reference" not in table
   (reference,) = table["tale 0: reference"]
   assert long.startswith(reference.removesuffix(" ...")) and 1000 < len(reference) < 2000
   assert page.table("What was measured")["summarization: overall"] == ["3.5000"]

@@ -112,9 +112,7 @@ def measure(args, rule: str, seed: int, core: int | None, console: Console) -> d
 
 def table(found: dict) -> Table:
   """Exact match of every run by length and depth, the largest with the memory held empty, gates."""
-  made = Table(
-    title="whole keys recalled; memory held empty: the highest figure at depths below 1"
-  )
+  made = Table(title="whole keys recalled; memory held empty: the highest figure at depths below 1")
   for name in ("rule", "seed", "tokens"):
     made.add_column(name, justify="right")
   depths = list(dict.fromkeys(c["depth"] for c in next(iter(found.values()))["cells"]))

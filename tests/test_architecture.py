@@ -57,7 +57,7 @@ def test_the_map_has_every_room_and_no_circle():
   ["orbax", "grain", "array_record", "tensorboardX", "wandb", "sentencepiece", "tokenizers"]
   + ["tensorflow_datasets", "datasets", "rouge_score", "safetensors", "gguf", "huggingface_hub"],
 )
-def test_each_library_is_known_to_one_file(library):
+def test_each_library_is_imported_by_one_file(library):
   users = [f for f in FILES if any(name.split(".")[0] == library for name in imports(f))]
   assert len(users) == 1, f"{library} is imported by {users}: keep it behind one file"
 
@@ -71,7 +71,7 @@ def test_one_file_makes_consoles_and_progress_bars():
       assert not bars and "Console" not in made, f"{file}: infini_jax.progress has them"
 
 
-def test_one_file_gives_a_whole_file_its_name():
+def test_only_one_file_renames_files():
   for file in FILES:
     if file != PACKAGE / "files.py":
       text = file.read_text()

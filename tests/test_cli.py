@@ -128,7 +128,7 @@ def test_wrong_inputs_are_named_in_one_line_with_the_remedy(job, tmp_path, capsy
   assert "no checkpoint of step 99" in refused(capsys, "generate", run, "--step=99", "--prompt=a")
 
 
-def test_what_a_machine_lacks_or_forbids_is_one_line_and_a_fault_of_ours_is_a_trace(capsys):
+def test_errors_of_the_machine_are_one_line_and_bugs_are_a_traceback(capsys):
   for error, said in (
     (
       PermissionError(13, "Permission denied", "runs/a"),

@@ -106,7 +106,7 @@ def test_neighbours_take_the_names_of_nothing_that_is_installed(tmp_path, monkey
     ("raise ValueError('a\\nb')", "ValueError: a b"),
   ],
 )
-def test_what_is_wrong_in_a_config_is_named_with_its_line(tmp_path, line, said):
+def test_an_error_in_a_config_is_named_with_its_line(tmp_path, line, said):
   text = "from infini_jax.config import base_config\ndef get_config():\n  config = base_config()\n"
   own, other = tmp_path / "own.py", tmp_path / "other.py"
   own.write_text(f"{text}  {line}\n  return config\n")
@@ -118,7 +118,7 @@ def test_what_is_wrong_in_a_config_is_named_with_its_line(tmp_path, line, said):
   assert f'File "{other}", line 4, in get_config' in message and said in message, message
 
 
-def test_a_file_that_is_no_config_is_named(tmp_path):
+def test_a_file_that_is_not_a_config_is_named(tmp_path):
   own = tmp_path / "own.py"
   for text, said in (
     ("x = (\n", f'File "{own}", line 1: SyntaxError'),

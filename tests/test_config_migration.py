@@ -71,7 +71,7 @@ def test_an_older_config_file_is_read(tmp_path):
 @pytest.mark.parametrize(
   "mixer,field,value", [("memorizing", "gate", "hard_sigmoid"), ("rmt", "summary_tokens", 3)]
 )
-def test_what_several_systems_had_goes_to_the_chosen_one(mixer, field, value):
+def test_older_fields_of_several_systems_go_to_the_chosen_one(mixer, field, value):
   old = {"model": {"mixer": mixer, field: value, "knn_layers": [2], "rule": "delta"}}
   assert getattr(from_json(json.dumps(old)).model.memory, field) == value
 

@@ -130,7 +130,7 @@ def test_the_papers_sizes():
 @pytest.mark.parametrize(
   "file", [f for f in CONFIGS if math.prod(MESHES[f.stem]) > 1], ids=lambda f: f.stem
 )
-def test_little_is_held_whole_by_every_device(file):
+def test_every_device_holds_few_undivided_parameters(file):
   config = load_config([f"--config={file}"])
   sizes = MESHES[file.stem]
   mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES))

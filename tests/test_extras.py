@@ -183,7 +183,15 @@ def test_tensorboard_reads_what_a_run_writes(installed, job):
 @pytest.mark.slow
 @only("reference")
 def test_reference_is_compared_with(installed):
-  cases = ("-m", "pytest", "-q", "-m", "slow", "-k", "test_logits_in_and_out and llama")
+  cases = (
+    "-m",
+    "pytest",
+    "-q",
+    "-m",
+    "slow",
+    "-k",
+    "test_logits_after_import_and_export and llama",
+  )
   said = run(installed, *cases, "tests/convert/test_transformers.py", cwd=ROOT)
   assert "passed" in said and "skipped" not in said
 

@@ -54,7 +54,7 @@ def test_a_run_comes_back_from_its_original_and_a_small_file(tmp_path, rng, dtyp
   assert size < added * (4 if dtype == "float32" else 2) + 8_000, "more is in it than was added"
 
 
-def test_what_is_no_adapter_or_of_another_model_is_refused(tmp_path, rng):
+def test_a_file_that_is_not_an_adapter_of_this_model_is_refused(tmp_path, rng):
   original, run = make(tmp_path, rng)
   save(str(run), tmp_path / "adapter", None, "float32", console())
   other = tmp_path / "other"

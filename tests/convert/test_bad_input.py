@@ -194,7 +194,7 @@ def test_a_bad_folder_is_refused_in_one_line(folder, tmp_path, capsys, spoil):
   assert sorted(p.name for p in tmp_path.iterdir()) == ["model"], "something is left behind"
 
 
-def test_a_folder_that_is_not_there(tmp_path, capsys):
+def test_a_missing_folder_is_refused(tmp_path, capsys):
   for name in (f"{tmp_path}/none", "no one's model"):
     assert cli.main(["convert", "hf", name, str(tmp_path / "out")]) == 2
     assert "no such folder" in capsys.readouterr().err
@@ -202,7 +202,7 @@ def test_a_folder_that_is_not_there(tmp_path, capsys):
   assert "DIR_OR_NAME is empty; give one" in capsys.readouterr().err
 
 
-def test_a_name_is_asked_of_the_hub_then_of_its_cache_and_never_for_a_pickle(folder, monkeypatch):
+def test_a_model_name_is_looked_up_in_the_hub_then_in_the_cache(folder, monkeypatch):
   """The cache may hold a part of a model alone, as whoever read its tokenizer left it."""
   asked = []
 
@@ -223,7 +223,7 @@ def test_a_name_is_asked_of_the_hub_then_of_its_cache_and_never_for_a_pickle(fol
     find_folder("someone/model")
 
 
-def test_what_is_there_is_never_overwritten(folder, tmp_path, capsys):
+def test_existing_files_are_never_overwritten(folder, tmp_path, capsys):
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "mine").write_text("kept")
   assert cli.main(["convert", "hf", str(folder), str(tmp_path / "out")]) == 2
@@ -237,7 +237,7 @@ def test_what_is_there_is_never_overwritten(folder, tmp_path, capsys):
   assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
 
 
-def test_a_sharded_folder_with_what_need_not_be_there(folder, tmp_path, capsys):
+def test_a_sharded_folder_with_unneeded_tensors_is_converted(folder, tmp_path, capsys):
   """Shards, bfloat16, and buffers that old checkpoints of Llama hold."""
 
   def change(tensors):
@@ -317,7 +317,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(tmp_path):
 @pytest.mark.parametrize(
   "place", ["infini_jax.convert.incoming._lay_down", "Checkpoints.save_params"]
 )
-def test_a_full_disk_is_said_and_leaves_nothing(folder, tmp_path, place):
+def test_a_full_disk_is_reported_and_leaves_nothing(folder, tmp_path, place):
   """In a process that, from that place on, may write no file over 50,000 bytes."""
   rng = np.random.default_rng(0)
 

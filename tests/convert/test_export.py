@@ -77,7 +77,7 @@ def test_a_folder_comes_back_bit_by_bit(converted, tmp_path, name):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_an_adapted_run_takes_its_memory_along(converted, rng, tmp_path, dtype):
+def test_an_adapted_run_is_exported_with_its_memory(converted, rng, tmp_path, dtype):
   start = Workdir(converted("qwen2"))
   memory = {"mixer": "infini", "segment_length": 16, "rule": "delta", "gate_init": -2.5}
   memory |= {"gate": "hard_sigmoid", "decay": 0.9, "scale_first_segment": True}
@@ -106,7 +106,7 @@ def test_an_adapted_run_takes_its_memory_along(converted, rng, tmp_path, dtype):
   same_params(run.path, tmp_path / "again", usual)
 
 
-def test_a_run_from_scratch_goes_out_too(rng, tmp_path):
+def test_a_run_trained_from_scratch_is_exported(rng, tmp_path):
   """Local attention, a tokenizer of our own, adapters: they are added to their weights."""
   c = config(model={"mixer": "local", "lora_rank": 2, "tied_embeddings": False})
   run = Workdir(tmp_path / "run")
@@ -175,7 +175,7 @@ SAID = {"max_position_embeddings": 131_072, "eos_token_id": [2, 5], "pad_token_i
   ],
   ids=str,
 )
-def test_what_the_model_does_not_decide_stays_as_the_original_said(name, changes, family):
+def test_keys_that_the_model_does_not_decide_stay_those_of_the_original(name, changes, family):
   raw = json.loads((HERE / name / "config.json").read_text()) | SAID | {"a_note": "mine"}
   model = of_model(ModelConfig(), **read_config(raw, name)[0] | changes)
   written = config_of(model, raw, 8192)
@@ -190,7 +190,7 @@ def test_what_the_model_does_not_decide_stays_as_the_original_said(name, changes
     assert written["sliding_window"], "transformers refuses it without one, needed or not"
 
 
-def test_a_run_keeps_its_originals_files_where_that_is_gone(converted, rng, tmp_path):
+def test_a_run_exports_its_originals_files_after_the_original_is_deleted(converted, rng, tmp_path):
   start = shutil.copytree(converted("llama3"), tmp_path / "start")
   (start / "hf" / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 5]}))
   raw = json.loads((start / "hf" / "config.json").read_text()) | SAID
@@ -217,7 +217,7 @@ def test_a_run_keeps_its_originals_files_where_that_is_gone(converted, rng, tmp_
   ],
   ids=str,
 )
-def test_weights_that_are_not_finite_do_not_go_out(rng, tmp_path, value, dtype, said):
+def test_weights_that_are_not_finite_are_not_exported(rng, tmp_path, value, dtype, said):
   layer = rng.standard_normal((3, 4)).astype(np.float32)
   layer[1, 2] = value
   with pytest.raises(InputError, match=re.escape(f"tensor one {said}")):

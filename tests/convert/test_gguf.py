@@ -16,7 +16,7 @@ from tests.convert.gguf_files import E, byte_level, byte_level_fields, write
 from tests.convert.reading import console, params_of
 
 
-def test_weights_and_vocabulary_come_in(rng, tmp_path):
+def test_weights_and_vocabulary_are_converted(rng, tmp_path):
   found = write(tmp_path / "a.gguf", rng)
   convert(tmp_path / "a.gguf", tmp_path / "run", None, console())
   model, params, _ = params_of(tmp_path / "run")
@@ -45,7 +45,7 @@ def test_weights_and_vocabulary_come_in(rng, tmp_path):
   assert raw["model_type"] == "llama" and raw["bos_token_id"] == 1
 
 
-def test_llama_3_is_known_by_its_factors(rng, tmp_path):
+def test_llama_3_scaling_is_recognised_by_its_factors(rng, tmp_path):
   scaling = (32.0, 1.0, 4.0, 8192.0)
   write(tmp_path / "a.gguf", rng, factors=llama3_divisors(100_000.0, E, scaling))
   convert(tmp_path / "a.gguf", tmp_path / "run", "bfloat16", console())

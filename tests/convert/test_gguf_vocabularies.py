@@ -77,7 +77,7 @@ def pieces_fields(made, add_space, *, marks_declared):
 
 
 @pytest.mark.parametrize("marks_declared", [False, True], ids=["typed", "declared"])
-def test_a_sentencepiece_vocabulary_comes_in(rng, tmp_path, original, marks_declared):
+def test_a_sentencepiece_vocabulary_is_converted(rng, tmp_path, original, marks_declared):
   made, add_space = original
   fields = pieces_fields(made, add_space, marks_declared=marks_declared)
   write(tmp_path / "a.gguf", rng, vocabulary=fields)
@@ -121,7 +121,7 @@ def test_a_token_that_was_added_may_end_a_document(rng, tmp_path, original):
   assert turn not in tokenizer.encode("a<turn>b")
 
 
-def test_marks_that_a_file_does_not_name_are_no_ordinary_pieces(rng, tmp_path, original):
+def test_undeclared_marks_are_not_ordinary_pieces(rng, tmp_path, original):
   fields = pieces_fields(*original, marks_declared=True)
   tokens = [*fields["tokens"]]
   del fields["bos_token_id"], fields["eos_token_id"]
@@ -136,7 +136,7 @@ def test_marks_that_a_file_does_not_name_are_no_ordinary_pieces(rng, tmp_path, o
   assert said.endswith("convert the Hugging Face folder of this model")
 
 
-def test_vocabularies_that_say_too_little_are_refused(rng, tmp_path, original):
+def test_incomplete_vocabularies_are_refused(rng, tmp_path, original):
   fields = pieces_fields(*original, marks_declared=False)
   tokens = fields["tokens"]
   alike = [-1000.0] * len(tokens)
@@ -167,7 +167,7 @@ WORDS = {
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_text_is_cut_as_the_file_says(tmp_path, cut):
+def test_text_is_split_by_the_pre_tokenizer_of_the_file(tmp_path, cut):
   tokens, merges, _ = byte_level()
   tokens.append("xy")  # which no merge makes
   content = tokenizer_json(tokens, merges, [NORMAL] * len(tokens), cut, tmp_path)

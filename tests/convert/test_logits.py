@@ -22,7 +22,7 @@ def test_logits_are_those_of_transformers(converted, name):
   assert want_BTV[mask_BT].std() > 0.5, "logits that are all alike: a weak test"
 
 
-def test_a_converted_run_is_a_run(converted):
+def test_a_converted_run_is_an_ordinary_run(converted):
   run = Workdir(converted("qwen2"))
   config = run.config()
   assert config.model.mixer == "full" and not config.data.carry_state

@@ -34,7 +34,7 @@ def close(got_BTV, want_BTV, mask_BT, what):
 
 
 @pytest.mark.parametrize("name", golden.MODELS)
-def test_logits_in_and_out(rng, tmp_path, name):
+def test_logits_after_import_and_export(rng, tmp_path, name):
   """Fresh random weights; two lengths side by side, padded; windows shorter than both."""
   model = golden.make_folder(name, tmp_path / "model", seed=int(rng.integers(1000)))
   tokens_BT, mask_BT = golden.texts(rng)
@@ -53,7 +53,7 @@ def test_logits_in_and_out(rng, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3"])
-def test_shut_gates_within_a_segment_are_the_original(rng, tmp_path, name):
+def test_a_model_with_shut_gates_equals_the_original_within_a_segment(rng, tmp_path, name):
   """Our model with a memory, and transformers on what was exported: the same logits."""
   wide = {"sliding_window": 32} if name == "gemma2" else {}
   golden.make_folder(name, tmp_path / "model", seed=int(rng.integers(1000)), **wide)
@@ -77,7 +77,7 @@ def test_shut_gates_within_a_segment_are_the_original(rng, tmp_path, name):
   close(logits_of(adapted.path, tokens_BT, mask_BT), want_BTV, mask_BT, f"{name}, shut gates")
 
 
-def test_the_tokenizer_goes_along(reference, tmp_path):
+def test_the_tokenizer_is_exported(reference, tmp_path):
   golden.make_folder("llama", tmp_path / "model")
   convert(str(tmp_path / "model"), tmp_path / "run", None, console())
   export(str(tmp_path / "run"), tmp_path / "out", 10**9, None, console())
@@ -86,7 +86,7 @@ def test_the_tokenizer_goes_along(reference, tmp_path):
   assert there.encode("a text, read.", add_special_tokens=False) == ids.tolist()
 
 
-def test_a_vocabulary_of_our_own_goes_along(reference, tmp_path):
+def test_a_vocabulary_of_the_package_is_exported(reference, tmp_path):
   text = "def read(self):\n  return self._text  # as it was written\n\n"
   train_sentencepiece([text * 20], 300, tmp_path / "own.model")
   tokenizer = load_tokenizer(f"sentencepiece:{tmp_path / 'own.model'}")

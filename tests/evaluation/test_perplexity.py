@@ -192,7 +192,7 @@ def test_documents_that_are_cut_are_counted(case, scores):
   assert documents_read(1, 0, 0) == "1 whole document"
 
 
-def test_knock_out_is_the_local_model(case, scores):
+def test_memory_held_empty_is_the_local_model(case, scores):
   out = case.evaluate(Variant("empty", empty=True), lanes=2, segments=2)
   np.testing.assert_allclose(out.nats, sum(x.sum() for x in case.plainly(empty=True)), rtol=1e-5)
   local = Case(case.store, case.documents, mixer="local")
@@ -213,7 +213,7 @@ def test_cut_reads_are_those_of_the_layers_that_are_named(case, scores, cut):
 
 
 @pytest.mark.parametrize("name", systems("local", "memorizing"))
-def test_every_system_reads_a_document_as_by_one_call(store, documents, name):
+def test_every_system_reads_a_document_as_one_call_does(store, documents, name):
   """Chunks of two segments, states carried (of `full`: growing), and knocked out."""
   case = Case(store, documents, **SYSTEMS[name])
   got = case.evaluate(lanes=2, segments=2)
@@ -301,7 +301,7 @@ def test_the_memory_of_a_document_of_the_same_text_is_as_good_as_its_own(case):
 
 
 @pytest.mark.parametrize("segments", [1, 3])
-def test_inputs_of_so_many_tokens_are_read_each_with_an_empty_memory(case, scores, segments):
+def test_inputs_of_a_given_length_are_each_read_with_an_empty_memory(case, scores, segments):
   """The paper's protocols: 32K or 100K inputs, or no state at all; every token still once."""
   size = segments * N
   got = case.evaluate(lanes=2, segments=2, input_tokens=size)

@@ -136,12 +136,12 @@ def test_counts_are_those_of_reading_every_example_whole(cases, name, variant, l
   assert [c["right"] for c in figures["cells"]] == [c.right for c in want]
 
 
-def test_the_knock_outs_change_what_is_right(cases):
+def test_ablations_change_the_counts(cases):
   counts = [[c.right for c in cases["passkey"].plainly(variant)] for variant in VARIANTS]
   assert len({tuple(c) for c in counts}) > 2, "the variants count the same: weak tests"
 
 
-def test_held_empty_what_cannot_reach_an_answer_is_not_run(cases, monkeypatch):
+def test_with_the_memory_held_empty_chunks_without_influence_are_not_run(cases, monkeypatch):
   """The same counts, and no more chunks than those that are asked something."""
   ran = []
   score, read = Reader._score_chunk, Reader._read_chunk
@@ -155,14 +155,14 @@ def test_held_empty_what_cannot_reach_an_answer_is_not_run(cases, monkeypatch):
 
 
 @pytest.mark.parametrize("name", systems("full"))
-def test_every_system_is_asked_alike(name):
+def test_every_system_counts_like_whole_calls(name):
   case = Case(**SYSTEMS[name])
   for variant in (INTACT, EMPTY) if name not in ("local", "full") else (INTACT,):
     assert case.evaluate(variant, lanes=24, segments=5).cells == case.plainly(variant)
 
 
 @pytest.mark.parametrize("name", ["infini", *systems("full")])
-def test_what_examples_begin_with_in_common_is_read_once(name, monkeypatch):
+def test_the_common_beginning_of_examples_is_read_once(name, monkeypatch):
   """The counts are those of reading each of them whole; the tokens read are fewer."""
   monkeypatch.setattr(retrieval, "FORKS_FROM", 1)
   case = Case(**SYSTEMS.get(name, {}))
@@ -198,7 +198,7 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("variant", [INTACT, Variant("swap", swap=True)], ids=lambda v: v.name)
-def test_an_evaluation_that_was_stopped_goes_on_where_it_was(variant, tmp_path, monkeypatch):
+def test_a_stopped_evaluation_continues_where_it_was(variant, tmp_path, monkeypatch):
   """After any chunk: in what is read once, between lengths, in the middle of an example."""
   monkeypatch.setattr(retrieval, "FORKS_FROM", 1)
   case = Case()
@@ -226,7 +226,7 @@ def test_an_evaluation_that_was_stopped_goes_on_where_it_was(variant, tmp_path, 
       assert not list(tmp_path.iterdir()), "an evaluation that is done leaves nothing"
 
 
-def test_what_was_kept_and_is_damaged_is_not_gone_on_from(tmp_path):
+def test_a_damaged_partial_evaluation_is_not_continued(tmp_path):
   file = tmp_path / "kept.safetensors"
   Kept(file, "this").save({"x": np.arange(5)}, {"done": 3})
   assert Kept(file, "this").done == 3
@@ -290,7 +290,7 @@ def test_wilsons_interval(right, total, low, high):
 
 
 @pytest.mark.parametrize("together", [0.0, 0.7, 1.0])
-def test_the_interval_of_tokens_knows_that_those_of_an_answer_go_together(rng, together):
+def test_the_interval_of_tokens_allows_for_correlation_within_an_answer(rng, together):
   """Answers of 5 tokens, 80 in 100 of them right: of some answers all or none, of others each."""
   inside, counts, asked = 0, [], np.full(30, 5)
   for _ in range(400):

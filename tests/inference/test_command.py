@@ -51,7 +51,7 @@ def refused(capsys, *arguments):
   return error
 
 
-def test_a_file_a_stream_and_a_kept_state_go_on_alike(run, tmp_path, capsys, monkeypatch):
+def test_a_file_a_stream_and_a_saved_state_give_the_same_text(run, tmp_path, capsys, monkeypatch):
   """Read in one process and asked in another, or all at once: the same text."""
   book, state = tmp_path / "book.txt", tmp_path / "book.state"
   book.write_text(TEXT, "utf-8")
@@ -69,7 +69,7 @@ def test_a_file_a_stream_and_a_kept_state_go_on_alike(run, tmp_path, capsys, mon
   assert stopped[:2] == (0, expected.partition(stop)[0] + "\n")
 
 
-def test_every_choice_is_heeded(run, capsys):
+def test_every_sampling_flag_has_its_effect(run, capsys):
   def wrote(*how):
     status, out, _ = command(capsys, run, "--prompt=One", "--tokens=9", "--temperature=3", *how)
     assert status == 0
@@ -117,9 +117,7 @@ def test_wrong_inputs_are_named_with_the_remedy(run, tmp_path, capsys, monkeypat
   )
 
 
-def test_what_a_flag_cannot_mean_is_refused_before_a_model_is_opened(
-  trained, tmp_path, capsys, monkeypatch
-):
+def test_wrong_flags_are_refused_before_a_model_is_opened(trained, tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(saved, "open_run", lambda *_: pytest.fail("a model was opened"))
   monkeypatch.chdir(tmp_path)
   run = f"--workdir={trained[1]}"
@@ -203,7 +201,9 @@ def test_what_came_before_a_wrong_byte_of_standard_input_is_kept(
   assert not piped.exists()
 
 
-def test_however_writing_ends_the_state_is_whole(run, opened, tmp_path, monkeypatch, interruptible):
+def test_the_saved_state_is_complete_after_any_end(
+  run, opened, tmp_path, monkeypatch, interruptible
+):
   """By a Ctrl-C, a closed pipe, a full disk; and some characters may not be writable."""
   state = tmp_path / "a.state"
 
@@ -240,7 +240,7 @@ def test_however_writing_ends_the_state_is_whole(run, opened, tmp_path, monkeypa
       assert written(full) == 2 and not state.exists()
 
 
-def test_a_file_that_is_broken_off_leaves_no_state(
+def test_a_file_that_fails_while_read_leaves_no_state(
   run, opened, tmp_path, capsys, monkeypatch, interruptible
 ):
   book, state = tmp_path / "book.txt", tmp_path / "a.state"

@@ -101,7 +101,7 @@ def kept(session, folder, name="kept"):
 
 
 @pytest.mark.parametrize("lengths", [(37, 22)], ids=str)
-def test_what_is_read_and_written_is_one_call_over_everything(rng, case, lengths):
+def test_a_session_equals_one_call_over_all_tokens(rng, case, lengths):
   prompts, session = draw(rng, *lengths), Session(case.run, lanes=2)
   assert session.read([p[:15] for p in prompts]) == 30
   told = []
@@ -117,12 +117,12 @@ def test_what_is_read_and_written_is_one_call_over_everything(rng, case, lengths
     )
 
 
-def test_a_state_kept_anywhere_goes_on_to_the_same_bits(rng, case, tmp_path):
+def test_a_state_saved_anywhere_continues_bit_by_bit(rng, case, tmp_path):
   goes_on_to_the_same_bits(rng, case, tmp_path)
 
 
 @slow
-def test_a_state_of_halves_is_kept_too(rng, tmp_path):
+def test_a_state_in_bfloat16_is_saved_too(rng, tmp_path):
   model = {"compute_dtype": "bfloat16", "param_dtype": "bfloat16"}
   goes_on_to_the_same_bits(rng, Case(**model), tmp_path)
 
@@ -144,7 +144,7 @@ def goes_on_to_the_same_bits(rng, case, tmp_path):
     assert kept(session, tmp_path, "a") == kept(again, tmp_path, "b"), "the states differ in bits"
 
 
-def test_a_fork_goes_its_own_way(rng, infini, tmp_path):
+def test_a_fork_does_not_change_the_original(rng, infini, tmp_path):
   session = Session(infini.run, lanes=2)
   session.read(draw(rng, 30, 9))
   written(session, 3)
@@ -249,7 +249,7 @@ def test_the_penalty_looks_at_what_was_read_and_written(rng, infini):
   assert len(set(new)) == 12 and not set(new) & set(old.tolist()), new
 
 
-def test_a_ctrl_c_tears_nothing(rng, infini, tmp_path, monkeypatch):
+def test_a_ctrl_c_leaves_a_consistent_session(rng, infini, tmp_path, monkeypatch):
   """Wherever in a call of the model it comes, the session stands where it says, and goes on."""
   (prompt,) = draw(rng, 60)
   usual = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -298,11 +298,11 @@ def test_lanes_stop_by_themselves(rng, infini):
 
 @slow
 @pytest.mark.parametrize("name", ["infini-delta", "transformer_xl", "memorizing"])
-def test_layers_one_by_one_are_the_stacked_ones_slowly(rng, name):
+def test_separate_layers_equal_the_stacked_ones_slowly(rng, name):
   one_by_one_is_stacked(rng, Case(**CASES[name]))
 
 
-def test_layers_one_by_one_are_the_stacked_ones(rng):
+def test_separate_layers_equal_the_stacked_ones(rng):
   """Where layers differ, too: some have the window and its own rotation, others see all."""
   one_by_one_is_stacked(rng, Case(**CASES["windowed"]))
 
@@ -323,7 +323,7 @@ def one_by_one_is_stacked(rng, case):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), *finals)
 
 
-def test_a_lane_begins_anew_beside_another(rng, case):
+def test_one_lane_begins_anew_and_another_continues(rng, case):
   """As if nothing had been read in it; the other goes on as it would have."""
   first, second, new, more = draw(rng, 21, 30, 19, 4)
   session, beside, alone = Session(case.run, lanes=2), Session(case.run), Session(case.run)

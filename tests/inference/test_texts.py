@@ -130,7 +130,7 @@ def test_long_lines_are_cut_in_front_of_words(rng, tokenizer, monkeypatch):
   ]
 
 
-def test_lines_are_read_as_they_come():
+def test_lines_are_tokenized_as_they_arrive():
   """What has arrived is tokenized before there is more; the last line waits for its neighbour."""
   arrived = []
 
@@ -152,7 +152,7 @@ def test_lines_are_read_as_they_come():
   ],
   ids=["latin", "nul", "gzip"],
 )
-def test_what_is_no_text_is_refused_in_one_line(tmp_path, data, message):
+def test_data_that_is_not_text_is_refused_in_one_line(tmp_path, data, message):
   file = tmp_path / ("a.gz" if message == "cannot be read" else "a")
   file.write_bytes(data)
   with pytest.raises(InputError, match=message) as error:

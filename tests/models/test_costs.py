@@ -72,7 +72,7 @@ def test_gated_activations_cost_the_same():
   assert swiglu["weights"] > forward_flops(model_config(activation="gelu"), 64)["weights"]
 
 
-def test_what_other_memories_cost_beside_their_segment():
+def test_costs_of_other_memories_beside_their_segment():
   c = model_config(layers=4, width=16, heads=4, kv_heads=2, head_dim=8)
   local = forward_flops(changed(c, mixer="local"), 64)
   assert local["memory"] == forward_flops(changed(c, mixer="full"), 64)["memory"] == 0

@@ -183,7 +183,7 @@ def test_with_shut_gates_a_segment_equals_the_original(mix, mixer):
     np.testing.assert_allclose(got[:, 0], expected[:, t], **CLOSE, err_msg=f"streamed token {t}")
 
 
-def test_what_is_off_does_not_exist():
+def test_features_that_are_off_have_no_parameters():
   """Biases and norms that a model lacks are no parameters, and what there is starts neutral."""
   more = changed(PLAIN, attention_bias=True, post_norms=True, norm_plus_one=True)
   make = lambda c: init(c, jax.random.key(0))

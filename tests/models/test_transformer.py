@@ -208,7 +208,7 @@ def without_gates(params):
   return {**params, "blocks": {**params["blocks"], "attention": attention}}
 
 
-def test_memory_knocked_out_or_gated_off_is_the_local_model(rng, infini):
+def test_memory_held_empty_or_gated_off_is_the_local_model(rng, infini):
   tokens = draw(rng)
   local = Model(changed(infini.config, mixer="local"))
   expected = local.logits(tokens, params=without_gates(infini.params))

@@ -61,7 +61,7 @@ def test_a_kernel_says_why_it_cannot(kernel, on, shape, reason):
     assert chosen == ("splash" if kernel == "splash" else "xla")
 
 
-def test_auto_takes_what_there_is_and_a_wish_that_cannot_be_is_refused(rng):
+def test_auto_takes_an_available_kernel_and_an_impossible_one_is_refused(rng):
   qkv = [jnp.zeros((1, 2, 8, 2, 4)) for _ in range(3)]
   np.testing.assert_array_equal(segment_attention(*qkv), segment_attention(*qkv, kernel="xla"))
   for kernel, message in (

@@ -27,7 +27,7 @@ def start(rng):
 
 
 @pytest.mark.parametrize("rule", [Rule(), Rule(normalize_keys=True)], ids=["plain", "normalized"])
-def test_a_linear_memory_that_is_fast_forwarded_has_read_the_text_so_often(start, rule):
+def test_a_fast_forwarded_linear_memory_equals_reading_the_text_that_often(start, rule):
   memory, k, v = start
   times, rounding = (1, 7, 40), 2.0**-24
   once = read_text(memory, k, v, rule)
@@ -42,7 +42,7 @@ def test_a_linear_memory_that_is_fast_forwarded_has_read_the_text_so_often(start
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), got, once)
 
 
-def test_a_delta_memory_is_near_while_the_text_is_small_beside_what_it_has_read(start):
+def test_a_fast_forwarded_delta_memory_is_near_if_the_text_is_short(start):
   """The error is of second order: half the text, a quarter of it; z is exact."""
   memory, k, v = start
   errors = []

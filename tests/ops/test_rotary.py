@@ -17,7 +17,7 @@ def draw(rng):
   return rng.standard_normal((B, T, H, E)).astype(np.float32)
 
 
-def test_turns_each_pair_as_a_complex_number(rng):
+def test_each_pair_is_rotated_as_a_complex_number(rng):
   x, position = draw(rng), rng.integers(0, 500, (B, T)).astype(np.int32)
   frequency = THETA ** (-np.arange(E // 2) / (E // 2))
   pairs = x[..., : E // 2].astype(np.complex128) + 1j * x[..., E // 2 :]
@@ -41,7 +41,7 @@ def test_scaled_frequencies_equal_the_published_cases(scaling):
     assert (ratio == 1).any() and (ratio == 1 / 8).any() and len(set(ratio)) > 4
 
 
-def test_a_magnitude_multiplies_what_is_turned(rng):
+def test_a_magnitude_multiplies_the_rotated_vectors(rng):
   x, position = jnp.asarray(draw(rng)), jnp.arange(T, dtype=jnp.int32)[None]
   rope = frequencies(E, THETA)
   got = rotate(x, position, rope._replace(magnitude=1.5))

@@ -72,7 +72,7 @@ def test_an_estimate_in_tables_and_in_json(file, tmp_path, capsys, monkeypatch, 
   )
 
 
-def test_a_model_that_is_too_large_is_told_what_would_fit(file, tmp_path, capsys, monkeypatch):
+def test_changes_that_fit_a_too_large_model_are_named(file, tmp_path, capsys, monkeypatch):
   large = [f"--config.model.{name}" for name in ("width=8192", "ffn=16384", "layers=16")]
   out = tmp_path / "plan.json"
   where = ("--topology=v5e:2x2", "--no-compile")
@@ -138,7 +138,7 @@ def test_wrong_inputs_are_one_line_with_the_remedy(file, capsys, monkeypatch):
   ],
 )
 @pytest.mark.parametrize("compiled", [True, False])
-def test_what_no_chip_has_is_refused_without_libtpu(file, capsys, where, remedy, compiled):
+def test_impossible_topologies_are_refused_without_libtpu(file, capsys, where, remedy, compiled):
   assert remedy in refused(capsys, file, where, *([] if compiled else ["--no-compile"]))
 
 
@@ -180,7 +180,7 @@ def test_a_file_that_cannot_be_written_is_found_before_the_work(
     assert remedy in refused(capsys, file, *what, f"--json={path.format(tmp=tmp_path)}")
 
 
-def test_what_libtpu_says_of_a_topology_is_one_line(file, capsys, monkeypatch):
+def test_an_error_of_libtpu_is_reported_in_one_line(file, capsys, monkeypatch):
   from jax.experimental import topologies
 
   def unknown(*_, **__):
@@ -193,7 +193,7 @@ def test_what_libtpu_says_of_a_topology_is_one_line(file, capsys, monkeypatch):
   assert "--no-compile" in error
 
 
-def test_a_libtpu_that_jax_does_not_name_is_refused_before_the_compile(file, capsys, monkeypatch):
+def test_a_libtpu_of_another_version_is_refused_before_compilation(file, capsys, monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
   monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.999")
   monkeypatch.setattr(
@@ -206,7 +206,7 @@ def test_a_libtpu_that_jax_does_not_name_is_refused_before_the_compile(file, cap
   assert "pip install -e '.[tpu]'" in error
 
 
-def test_a_program_text_that_cannot_be_read_is_one_line(file, monkeypatch):
+def test_a_program_that_cannot_be_read_is_reported_in_one_line(file, monkeypatch):
   """As jax says it of a program that a newer libtpu has written."""
 
   class Step:
@@ -226,7 +226,7 @@ def test_a_program_text_that_cannot_be_read_is_one_line(file, monkeypatch):
   assert f"jax {jax.__version__} is made for" in str(caught.value)
 
 
-def test_a_step_that_xla_finds_no_room_for(file, capsys, monkeypatch, tmp_path):
+def test_a_step_that_xla_cannot_allocate_does_not_fit(file, capsys, monkeypatch, tmp_path):
   full = compiled.no_room(
     "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
     "(20.00G) exceeds available HBM (15.75G).",

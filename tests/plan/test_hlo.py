@@ -59,7 +59,7 @@ def test_collectives_of_every_form_times_the_loops_around_them():
   }
 
 
-def test_a_loop_of_unknown_length_is_owned_up_to():
+def test_loops_of_unknown_length_are_counted():
   found = communication(PROGRAM.replace("constant(3)", "parameter(0)"), 16)
   assert found.unknown_loops == 1
 

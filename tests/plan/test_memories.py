@@ -69,7 +69,7 @@ def test_states_are_what_the_formulas_say(kv_heads):
     assert memory.elements == memory.closed, memory
 
 
-def test_what_a_config_cannot_have_is_said(capsys, monkeypatch):
+def test_systems_that_a_config_cannot_have_are_named(capsys, monkeypatch):
   monkeypatch.setenv("COLUMNS", "120")
   assert cli.main(["plan", "--config=configs/demo.py", "--table=memory"]) == 0
   shown = capsys.readouterr().out

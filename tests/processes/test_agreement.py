@@ -165,7 +165,7 @@ def test_commands_that_differ_end_at_once(pair, job, script, flags, said):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_it_waits_for_the_others(pair, job, number):
+def test_a_signal_ends_a_process_that_waits_for_the_others(pair, job, number):
   """Process 1 reads a config that takes its time."""
   (job / "slow.py").write_text(f"import time\ntime.sleep(300)\n{(job / 'lanes.py').read_text()}")
   first, second = pair("train", (), (f"--config={job / 'slow.py'}",))

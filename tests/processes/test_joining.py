@@ -40,7 +40,7 @@ SLURM = {
   ],
   ids=str,
 )
-def test_environments(environ, expected):
+def test_settings_follow_from_the_environment(environ, expected):
   assert settings(environ) == expected
 
 

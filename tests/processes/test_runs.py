@@ -180,7 +180,7 @@ def endless(command, job, workdir):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_dies_the_other_says_so_and_ends(command, job, victim):
+def test_when_one_process_dies_the_other_reports_it_and_ends(command, job, victim):
   both = endless(command, job, f"killed{victim}")
   both[victim].kill()
   _, err = both[1 - victim].communicate(timeout=60)
@@ -203,7 +203,7 @@ def test_a_signal_to_one_saves_the_same_step_and_stops_all(command, job):
 
 
 @pytest.mark.slow
-def test_what_is_wrong_for_all_is_said_and_ends_at_once(command):
+def test_a_fault_of_all_processes_is_reported_and_ends_them_at_once(command):
   both = command("train", "wrong", 2, "--config.data.path=nowhere", wait=False)
   outputs = [process.communicate(timeout=60) for process in both]
   assert [process.returncode for process in both] == [2, 2], outputs

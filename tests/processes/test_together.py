@@ -12,7 +12,7 @@ from tests.processes.conftest import free_port
 from tests.processes.test_joining import SLURM
 
 
-def test_a_single_process_is_left_alone():
+def test_a_single_process_never_waits():
   anyone = Anyone(make_mesh(MeshConfig()))
   assert [anyone(flag) for flag in (False, True, False)] == [False, True, False], "at once"
   with pytest.raises(jax.errors.JaxRuntimeError), guard():

@@ -183,7 +183,7 @@ def test_the_page_is_whole_and_self_contained(runs):
     assert len(page.images) == pictures + curves
 
 
-def test_what_comes_from_files_is_escaped(runs):
+def test_text_from_files_is_escaped(runs):
   page = written(*runs[:2])
   for given in (runs[0].name, COMMAND, "<abacus>", "0 <i>.txt"):
     assert given in page.text, "it is shown as it was given"
@@ -284,7 +284,7 @@ def test_commands_and_what_computed_them_are_shown(runs):
   assert page.table("Settings of the evaluations")["evaluation.lengths"] == ["(1024, 4096)"]
 
 
-def test_figures_of_a_task_that_the_page_does_not_know_are_shown_too(tmp_path, rng):
+def test_figures_of_an_unknown_task_are_shown_too(tmp_path, rng):
   class Found:
     def __init__(self, beauty):
       self.beauty = beauty
@@ -330,7 +330,7 @@ def test_summaries_stand_beside_their_references(tmp_path, rng):
       report([str(folder)], None, quiet())
 
 
-def test_results_that_are_damaged_inside_are_one_line(tmp_path, rng):
+def test_damaged_results_are_reported_in_one_line(tmp_path, rng):
   found = {
     "perplexity": ("perplexity", scores(rng), {"empty": scores(rng)}),
     "passkey": ("passkey", recalled(rng), {"empty": recalled(rng)}),
@@ -392,7 +392,7 @@ def test_where_the_page_goes_and_how_runs_are_called(tmp_path):
   assert page.table("What was measured")["figure"] == ["\ufffd$\\frac$", strange[1].name]
 
 
-def test_figures_of_a_model_that_fell_apart_are_said_to_be_none(tmp_path, rng):
+def test_figures_that_are_not_finite_are_shown_as_such(tmp_path, rng):
   good = scores(rng)
   far = dataclasses.replace(good, nats=800.0 * good.tokens)
   assert far.perplexity == far.word_perplexity == math.inf

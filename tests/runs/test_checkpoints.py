@@ -72,7 +72,7 @@ RESUMED |= {"bfloat16": {**SYSTEMS["infini"], "param_dtype": "bfloat16"}}
 
 
 @pytest.mark.parametrize("name", systems("bfloat16", of=RESUMED))
-def test_every_system_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(rng, name, tmp_path):
+def test_every_system_continues_from_a_checkpoint_as_if_it_had_not_stopped(rng, name, tmp_path):
   """Bit by bit: four steps, and two, a checkpoint on disk, and two more."""
   c = config(model={**RESUMED[name], "vocab_size": 32}, mesh={"data": 2}, data={"lanes": 4})
   mesh, tx = make_mesh(c.mesh, jax.devices()[:2]), make_optimizer(c)

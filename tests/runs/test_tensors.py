@@ -44,7 +44,7 @@ def test_a_file_cut_short_is_refused(rng, tmp_path, keep):
   assert "\n" not in str(error.value)
 
 
-def test_a_checksum_tells_any_change(tmp_path):
+def test_a_checksum_shows_any_change(tmp_path):
   file = tmp_path / "a.safetensors"
   save(file, {"x": np.arange(3), "y": np.zeros(2, np.uint8)}, {"a": "b"}, checksum=True)
   Tensors(file).check()

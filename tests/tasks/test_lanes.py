@@ -169,7 +169,7 @@ def test_after_a_warm_start_the_text_goes_on_where_the_companion_stood(rng, name
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_will_be_asked_for_counts_once(rng, name):
+def test_text_that_will_be_asked_for_counts_once(rng, name):
   sections = {"train": {"seed": int(rng.integers(2**31))}}
   warm = {**WARM, "min_tokens": 2000, "max_tokens": 4000, "growth": 1.5}
   source, lanes = make(name, warm=warm, **sections)

@@ -107,7 +107,7 @@ def test_with_a_span_all_pairs_stand_at_the_beginning(pairs, more, far, seed):
 @given(
   pairs=st.integers(1, 6), chunks=st.integers(1, 30), n=st.integers(6, 60), seed=st.integers(0)
 )
-def test_what_companions_have_read_is_asked_for(pairs, chunks, n, seed):
+def test_pairs_that_companions_have_read_are_asked_for(pairs, chunks, n, seed):
   """A key and its value may stand on two sides of the border; what was not yet told never comes."""
   rng, read = np.random.default_rng(seed), 2 * chunks
   task = make(pairs=pairs, distinct_keys=8, distinct_values=8, span=40)

@@ -69,7 +69,7 @@ def test_every_pair_is_read_whole_once_an_epoch(store, rows):
   assert sorted(read) == sorted(expected), "6 steps of 4 lanes are an epoch of 24 pairs"
 
 
-def test_what_is_too_long_keeps_its_beginning(store, rows):
+def test_texts_that_are_too_long_keep_their_beginning(store, rows):
   made, documents = lanes(store, segments=6), {row["summary"]: row["document"] for row in rows}
   cut = 0
   for k in range(6):
@@ -82,7 +82,7 @@ def test_what_is_too_long_keeps_its_beginning(store, rows):
   assert cut, "nothing was too long: a weak test"
 
 
-def test_the_end_is_told_of_whole_summaries_alone(tmp_path):
+def test_only_complete_summaries_end_with_the_end_mark(tmp_path):
   """Of a summary that was cut, the last target is its next token."""
   chunk, summaries_ = 6 * 16, {n: "abcdefgh" * 9 for n in (47, 48, 49, 72)}
   for split in ("train", "validation", "test"):
@@ -128,7 +128,7 @@ def test_a_corpus_without_summaries_and_too_short_a_chunk_are_refused(store, tex
     lanes(store, segments=2)
 
 
-def test_told_pairs_are_document_mark_and_summary_in_any_slice(store, rows, rng):
+def test_a_validation_pair_is_document_mark_and_summary_in_any_slice(store, rows, rng):
   pairs = Pairs(store)
   told = Told(pairs, "validation")
   assert len(told.tokens) == 3

@@ -28,7 +28,7 @@ def told(steps, step, logged, mixer="infini"):
   return console.file.getvalue()
 
 
-def test_rates_that_jump_are_told_old_and_new():
+def test_learning_rates_that_jump_are_reported_with_both_values():
   last = {"step": 20, "learning_rate": rate(20, 19)}  # of step 20, the cosine's end
   assert last["learning_rate"] == pytest.approx(0.001, rel=0.1)
   old, new = last["learning_rate"], rate(40, 20)

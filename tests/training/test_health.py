@@ -75,7 +75,7 @@ def test_no_query_reads_more_than_the_bound(rng):
   assert (worst >= got["readout_max_LK"] * 0.1).all(), "the bound is far from what is read"
 
 
-def test_other_mixers_show_nothing_and_can_still_be_checked(rng):
+def test_other_mixers_have_no_metrics_and_can_still_be_checked(rng):
   assert memory_metrics(model_config(mixer="local"), {}, {}, ()) == {}
   plain = {"loss": np.float32(3), "grad_norm": np.float32(1), "tokens": np.float32(9)}
   check_finite(4, plain)

@@ -84,7 +84,7 @@ def test_six_steps_equal_three_a_stop_and_three_more(trained, tmp_path, batches,
     same(batch, lanes.batch(k))
 
 
-def test_goes_on_after_the_end_on_another_mesh(trained, tmp_path):
+def test_a_finished_run_continues_on_another_mesh_if_steps_are_added(trained, tmp_path):
   c, workdir, _ = trained
   shutil.copytree(workdir, tmp_path / "run")
   torn = tmp_path / "run" / "checkpoints" / "7.orbax-checkpoint-tmp" / "params.orbax-checkpoint-tmp"

@@ -35,7 +35,7 @@ def test_every_step_belongs_to_one_stage():
   assert [tokens_read(c, k) for k in range(10)] == read
 
 
-def test_documents_are_dealt_out_anew_in_every_stage(texts, tmp_path):
+def test_documents_are_distributed_anew_in_every_stage(texts, tmp_path):
   c = config(texts, train=ROLLOUT)
   store = open_source(c, tmp_path, quiet())
   lanes = train_lanes(c, store)

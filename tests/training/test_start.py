@@ -58,7 +58,7 @@ def original(texts, tmp_path_factory):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_gates_and_adapters_that_a_start_lacks_begin_fresh(original, dtype):
+def test_gates_and_adapters_that_the_original_lacks_begin_fresh(original, dtype):
   c, params = original
   c = changed(c, model=changed(c.model, lora_rank=2, param_dtype=dtype))
   check_start(c)

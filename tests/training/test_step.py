@@ -135,7 +135,7 @@ def test_microbatches_make_the_same_update_of_a_task(rng, plain):
   assert_same(got.params, state.params, rtol=1e-3, atol=1e-4)
 
 
-def test_padding_does_not_teach(rng, plain):
+def test_padding_does_not_change_the_update(rng, plain):
   b = batch(rng)
   other = {**b, "targets_BT": np.where(b["mask_BT"], b["targets_BT"], 7)}
   other["tokens_BT"] = np.where(b["mask_BT"], b["tokens_BT"], 9)
@@ -219,7 +219,7 @@ def test_one_compilation_and_the_planned_shapes_are_the_real_ones(rng):
 GOLDEN = {"loss": 4.0114, "grad_norm": 1.9480, "memory_L": 6.3017, "z_L": 13.710, "params": 20.015}
 
 
-def test_two_steps_are_what_they_were():
+def test_two_fixed_steps_give_the_recorded_figures():
   rng = np.random.default_rng(0)
   c = experiment(model={"rule": "delta", "kv_heads": 1})
   state, metrics = Run(c)(batch(rng), batch(rng))

@@ -108,7 +108,7 @@ def warm_batch(rng, warm):
           "warm_B": np.array(warm)}  # fmt: skip
 
 
-def test_only_the_lanes_that_say_so_take_a_state_over(rng):
+def test_only_flagged_lanes_take_over_a_state(rng):
   """The others go on with their own, carried from step to step."""
   flags = [True, False] * 4
   run = Run(experiment(optimizer=STILL, warm={"share": 0.5}))
@@ -128,7 +128,7 @@ def test_only_the_lanes_that_say_so_take_a_state_over(rng):
   assert np.isfinite(metrics["loss"])
 
 
-def test_with_no_share_the_program_knows_nothing_of_warm_memory():
+def test_without_a_share_the_program_has_no_warm_memory():
   programs = []
   for warm in ({}, {"share": 0.0, "segments": 7, "min_tokens": 5, "max_tokens": 9}):
     c = experiment(warm=warm)
@@ -141,7 +141,7 @@ def test_with_no_share_the_program_knows_nothing_of_warm_memory():
   assert programs[0] == programs[1]
 
 
-def test_a_companion_that_fast_forwards_has_read_each_piece_so_often():
+def test_a_companion_that_fast_forwards_equals_reading_each_piece_that_often():
   """Exactly so with the linear rule in one layer: keys and values depend on the tokens alone."""
   warm = {"share": 0.5, "segments": 2, "min_tokens": 512, "max_tokens": 512, "growth": 2.0}
   c = task_config(model={"rule": "linear", "layers": 1}, warm=warm)

@@ -126,7 +126,7 @@ def test_rows_are_slices_of_the_whole(case, k, cut):
 
 @settings(max_examples=40, deadline=None)
 @given(case=CASES, k=st.integers(0, 20), data=st.data())
-def test_a_host_knows_where_all_documents_stand_and_reads_its_own(case, k, data):
+def test_a_host_has_the_place_of_every_document_and_reads_only_its_own(case, k, data):
   _, lanes = eval_lanes(**case)
   own = data.draw(st.sets(st.integers(0, lanes.lanes - 1)).map(sorted))
   whole, chunk = lanes.chunk(k), lanes.chunk(k, read=np.array(own, int))
@@ -168,7 +168,7 @@ def test_evaluation_predicts_every_token_of_each_document_once(case, max_tokens,
 
 @settings(max_examples=100, deadline=None)
 @given(case=CASES, data=st.data())
-def test_what_was_read_before_is_skipped_and_the_rest_begins_with_a_chunk(case, data):
+def test_tokens_read_before_are_skipped_and_the_rest_begins_with_a_chunk(case, data):
   documents, length = FakeDocuments(case["lengths"]), case["segment_length"]
   chunk = case["segments"] * length
   skips = st.integers(0, 3).map(lambda chunks: chunks * chunk)
@@ -274,7 +274,7 @@ def test_documents_of_a_store(store):
   assert tokenizer.decode(batch["tokens_BT"][0]).startswith("Document ")
 
 
-def test_too_short():
+def test_too_short_corpora_are_refused():
   with pytest.raises(InputError, match="shorter than one segment: 9 training tokens.*10; add"):
     TrainLanes(FakeDocuments([4, 5]), bos=0, eos=0, lanes=1, segments=1, segment_length=10, seed=0)
   with pytest.raises(InputError, match="no documents to evaluate.*choose another split"):

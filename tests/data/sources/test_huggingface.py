@@ -57,7 +57,7 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch):
   fails("hf:pg19", r"needs the package datasets: pip install -e '.\[hf\]'")
 
 
-def test_rows_are_whole_in_any_cuts(loads, rng, monkeypatch):
+def test_rows_are_complete_for_any_cuts(loads, rng, monkeypatch):
   splits = {name: texts(rng, 300) for name in ("train", "dev", "test", "unsupervised")}
   asked = []
 
@@ -82,7 +82,7 @@ def test_rows_are_whole_in_any_cuts(loads, rng, monkeypatch):
   fails("hf:some/books?config=v1&text=body&test=x", "no split 'x'; choose one of train, dev, test")
 
 
-def test_what_the_package_says_is_one_line(loads):
+def test_an_error_of_the_package_is_reported_in_one_line(loads):
   def load(name, config):
     raise ValueError("BuilderConfig 'x'\nnot found")
 

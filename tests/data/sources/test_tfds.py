@@ -34,7 +34,7 @@ def books(tmp_path_factory):
 
 
 @pytest.mark.parametrize("file_format", ["array_record", "parquet"])
-def test_texts_are_whole_in_any_cuts(books, tmp_path, monkeypatch, file_format):
+def test_texts_are_complete_for_any_cuts(books, tmp_path, monkeypatch, file_format):
   folder, splits = books
   if file_format == "parquet":
     folder = tmp_path
@@ -96,7 +96,7 @@ def test_splits_of_other_names_and_versions(tmp_path):
   assert "no validation and no test split" in old.note
 
 
-def test_what_is_not_there_or_not_readable_comes_with_the_command(books, tmp_path, monkeypatch):
+def test_missing_and_unreadable_data_sets_are_reported_with_a_command(books, tmp_path, monkeypatch):
   where = f"data_dir={tmp_path}"
   build = f"tfds build {{}} --file_format=array_record --data_dir={tmp_path}"
   for name in ("pg19", "c4/en", "scientific_papers/arxiv", "wikipedia/20230601.en"):
@@ -148,7 +148,7 @@ class Bucket(LocalFileSystem):
     return super()._open(path, mode, **kwargs)
 
 
-def test_a_bucket_is_read_a_file_at_a_time(books, tmp_path, monkeypatch):
+def test_a_bucket_is_read_one_file_at_a_time(books, tmp_path, monkeypatch):
   folder, splits = books
   monkeypatch.setattr(Bucket, "root", str(folder))
   monkeypatch.setattr(Bucket, "opened", [])
@@ -191,7 +191,7 @@ def command(tmp_path, *arguments):
   return subprocess.run(line, capture_output=True, text=True, timeout=120)
 
 
-def test_what_is_unknown_is_one_line_in_a_real_process_without_a_network(tmp_path):
+def test_unknown_data_sets_are_reported_in_one_line_without_a_network(tmp_path):
   done = command(tmp_path, f"--source=tfds:pg91?data_dir={tmp_path}", f"--out={tmp_path / 'out'}")
   assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
   assert "has no 'pg91'" in done.stderr and not (tmp_path / "out").exists()

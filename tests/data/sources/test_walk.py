@@ -95,7 +95,7 @@ def test_a_file_that_only_a_link_leads_to_is_read_by_the_name_of_the_link(tmp_pa
     assert len(names) == 60 and names[0] == "train.jsonl:0"
 
 
-def test_links_to_nothing_are_one_line(tmp_path):
+def test_broken_links_are_reported_in_one_line(tmp_path):
   write(tmp_path / "a.jsonl")
   for name, target in (("b.jsonl", "nowhere"), ("c.jsonl", "c.jsonl"), ("d.jsonl", "/dev/null")):
     (tmp_path / name).symlink_to(target)
@@ -125,7 +125,7 @@ def test_endings_are_read_in_upper_and_lower_case(tmp_path):
   assert found(f"parquet:{tmp_path}/rows") == TEXTS
 
 
-def test_what_is_left_out_is_told(tmp_path):
+def test_files_that_are_left_out_are_reported(tmp_path):
   write(tmp_path / "x" / "a.txt")
   names = [
     "a.pdf",
@@ -157,7 +157,7 @@ def test_what_is_left_out_is_told(tmp_path):
   fails(f"parquet:{tmp_path}", r"no file matches .* \(there: 70 files \(60 .txt, ")
 
 
-def test_texts_beside_the_folders_of_splits_are_told(tmp_path):
+def test_texts_beside_the_folders_of_splits_are_reported(tmp_path):
   for split in ("train", "validation", "test"):
     write(tmp_path / split / "a.txt", DOCUMENTS[:3])
   assert open_corpus(str(tmp_path)).left_out == ""
@@ -165,7 +165,7 @@ def test_texts_beside_the_folders_of_splits_are_told(tmp_path):
   assert open_corpus(str(tmp_path)).left_out == "left out: 1 files (1 .md)"
 
 
-def test_folders_of_splits_may_link_to_what_is_beside_them(tmp_path):
+def test_folders_of_splits_may_link_to_files_beside_them(tmp_path):
   write(tmp_path / "pool" / "a.txt", DOCUMENTS[:4])
   for i, split in enumerate(("train", "validation", "test")):
     (tmp_path / split).mkdir()
@@ -202,7 +202,7 @@ LINKS = {
 @pytest.mark.parametrize("place", ["", "/**/*.{end}", "/all,{root}/test", "/test,{root}/all"])
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("end", ["jsonl", "parquet"])
-def test_what_any_link_holds_out_is_held_out(tmp_path, end, link, place):
+def test_files_that_any_link_holds_out_are_held_out(tmp_path, end, link, place):
   """A reading of one split that another one also names would train on what is evaluated."""
   write(tmp_path / "all" / f"a.{end}", DOCUMENTS[:40])
   deep = "deep" * ("folder" in link or "round" in link)
@@ -246,7 +246,7 @@ def test_every_name_can_be_written(tmp_path, monkeypatch, name):
   assert specs.plain(written) == name and specs.cut(written, ",") == [written]
 
 
-def test_names_that_divide_a_spec_are_told_how_to_write_them(tmp_path):
+def test_for_names_with_separators_the_error_says_how_to_write_them(tmp_path):
   for name in ("a,b.jsonl", "q?x.jsonl"):
     write(tmp_path / name)
     fails(

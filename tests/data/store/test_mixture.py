@@ -137,7 +137,7 @@ def test_a_config_mixes_stores_by_tokens(stores, tmp_path):
   assert all(np.array_equal(batch[name], again[name]) for name in batch)
 
 
-def test_a_run_goes_on_with_the_same_stores_and_weights_alone(stores, tmp_path):
+def test_a_run_continues_only_with_the_same_stores_and_weights(stores, tmp_path):
   c, workdir = mixture(stores, long=3, short=1), Workdir(tmp_path / "run")
   fingerprint = lambda c: open_source(c, tmp_path, quiet()).fingerprint
   workdir.claim(c, fingerprint(c))

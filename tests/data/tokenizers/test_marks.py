@@ -127,7 +127,7 @@ def folder(tmp_path):
   return marks
 
 
-def test_marks_are_what_the_files_beside_declare(folder):
+def test_marks_are_those_that_the_other_files_declare(folder):
   with pytest.raises(InputError, match="several of its special tokens may end"):
     folder()
   assert folder(generation_config={"eos_token_id": [4, 1]}) == (0, 4)
@@ -138,7 +138,7 @@ def test_marks_are_what_the_files_beside_declare(folder):
   assert folder(tokenizer_config={"bos_token": None, "eos_token": ""}) == (2, 1)
 
 
-def test_a_declared_piece_of_text_is_no_text_any_more(folder, tmp_path):
+def test_text_never_gives_a_declared_piece(folder, tmp_path):
   assert folder(tokenizer_config={"bos_token": "<s>", "eos_token": "a"}) == (0, 5)
   tokenizer = load_tokenizer(f"huggingface:{tmp_path}/tokenizer.json")
   assert 5 not in tokenizer.encode("banana <s>").tolist()
@@ -169,13 +169,13 @@ def test_a_declared_piece_of_text_is_no_text_any_more(folder, tmp_path):
     ),
   ],
 )
-def test_what_is_declared_wrongly_is_refused(folder, files, said):
+def test_wrong_declarations_are_refused(folder, files, said):
   with pytest.raises(InputError, match=said) as error:
     folder(**files)
   assert "\n" not in str(error.value)
 
 
-def test_what_a_chat_template_ends_turns_with_ends_documents_only_if_a_model_says_so(tmp_path):
+def test_the_end_of_a_chat_turn_ends_documents_only_if_it_is_declared(tmp_path):
   file = tmp_path / "tokenizer.json"
   file.write_bytes(characters("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
   chat = {"eos_token": "<|im_end|>", "bos_token": None}
@@ -240,7 +240,7 @@ def test_marks_are_recorded_and_what_was_saved_before_keeps_its_own(tmp_path):
     load_saved(tmp_path / "new")
 
 
-def test_a_text_that_cannot_be_encoded_is_one_line(capfd):
+def test_a_text_that_cannot_be_encoded_is_reported_in_one_line(capfd):
   """Also where Rust panics, which no worker can tell its parent, and reports that itself."""
   endless = {"type": "Split", "pattern": {"Regex": "(?:a|a)+b"}, "behavior": "Isolated"}
   for made, text, said in (

@@ -186,7 +186,7 @@ def _sentencepiece(bos, eos):
   return model.getvalue()
 
 
-def test_wrong_tokenizers(tmp_path, json_file):
+def test_wrong_tokenizers_are_refused(tmp_path, json_file):
   (tmp_path / "text").write_text("no model")
   no_specials = json_file.read_text().replace("<|endoftext|>", "<|other|>")
   for make, match in (

@@ -141,7 +141,7 @@ def test_random_borders_stay_in_reach_and_never_move_a_documents_start(rng):
   assert (shift != other).mean() > 0.3, "every step has its own"
 
 
-def test_layers_cannot_be_knocked_out_one_by_one():
+def test_single_layers_cannot_be_cut():
   from infini_jax.config import InputError
   from tests.tiny import config as whole
 

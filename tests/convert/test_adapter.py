@@ -1,4 +1,4 @@
-"""What training added to a model goes into a small file, and comes back to the same model alone."""
+"""Parameters that training added are saved in a small file, and can be added to the same model."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ MODEL = {"kv_heads": 1, "gate_init": -5.0, "lora_rank": 3, "write_gate": True, "
 
 
 def make(folder, rng, part="lora"):
-  """An original, and a run that added to it: their folders."""
+  """The folders of an original and of a run that added parameters to it."""
   plain = config(model={"kv_heads": 1})
   original, run = folder / "original", folder / f"run-{part}"
   if not original.exists():

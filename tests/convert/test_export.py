@@ -1,4 +1,4 @@
-"""What was converted goes out again as it came in, bit by bit; and a memory goes with it."""
+"""An export equals the imported folder bit by bit, and holds the memory."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def same_params(one, other, changes=()):
 
 
 def make_run(path, c, rng, start_from=""):
-  """A run with random parameters, gates too."""
+  """A run with random parameters and gates."""
   c = dataclasses.replace(c, train=dataclasses.replace(c.train, start_from=start_from))
   run = Workdir(path)
   run.claim(c, "a corpus")
@@ -95,24 +95,24 @@ def test_an_adapted_run_is_exported_with_its_memory(converted, rng, tmp_path, dt
   assert Tensors(out / WEIGHTS).metadata == {"format": "pt"}, "transformers asks for it"
   memory = json.loads(Tensors(out / MEMORY).metadata["memory"])
   assert memory["infini"]["rule"] == "delta" and memory.keys() == {"model", "infini"}
-  older = memory["model"] | memory["infini"]  # as exports were written before
+  older = memory["model"] | memory["infini"]  # the form of older exports
   for name in HOW_TO_RUN:
     older[name] = getattr(c.model.run, name)
   gates_LH = Tensors(out / MEMORY).read("gates_LH")
   save(out / MEMORY, {"gates_LH": gates_LH}, {"memory": json.dumps(older)})
   convert(str(out), tmp_path / "again", None, console())
   usual = {name: getattr(ModelConfig().run, name) for name in HOW_TO_RUN}
-  usual["compute_dtype"] = dtype  # that of the weights
+  usual["compute_dtype"] = dtype  # the type of the weights
   same_params(run.path, tmp_path / "again", usual)
 
 
 def test_a_run_trained_from_scratch_is_exported(rng, tmp_path):
-  """Local attention, a tokenizer of our own, adapters: they are added to their weights."""
+  """Local attention, a tokenizer of the package, and adapters, which are merged."""
   c = config(model={"mixer": "local", "lora_rank": 2, "tied_embeddings": False})
   run = Workdir(tmp_path / "run")
   run.claim(c, "a corpus")
   ByteTokenizer().save(run.tokenizer)
-  checkpoints = Checkpoints(run, keep=2)  # as training saves
+  checkpoints = Checkpoints(run, keep=2)  # as in training
   embeddings = {}
   for step in (3, 4):
     params = fake_params(c.model, int(rng.integers(1000)))

@@ -1,4 +1,4 @@
-"""What a config.json says becomes a model, and a model a config.json; strange ones are refused."""
+"""A config.json becomes a model, and a model a config.json. Unsupported ones are refused."""
 
 import json
 import math
@@ -21,7 +21,7 @@ def fields_of(**raw):
 
 
 YARN = {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}
-# As older versions of transformers wrote them, shortened to what counts.
+# Configs of older versions of transformers, without keys that do not matter.
 OLD = {
   "llama": ({"rope_theta": 5e5, "rope_scaling": LLAMA3}, {"rope_scaling": (8.0, 1.0, 4.0, 16.0)}),
   "mistral": ({}, {"window": 4096, "global_every": 0, "tied_embeddings": False}),

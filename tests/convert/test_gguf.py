@@ -1,4 +1,4 @@
-"""GGUF files come in as the same model's Hugging Face folder does, rows and vocabulary too."""
+"""A GGUF file gives the same run as the Hugging Face folder of its model."""
 
 import json
 
@@ -69,7 +69,7 @@ ROPE = "llama.rope.scaling"
   ids=str,
 )
 def test_rope_scaling_is_what_llama_cpp_reads(rng, tmp_path, fields, expected):
-  """A factor without a type is linear there; the older name counts where the newer is missing."""
+  """A factor without a type is linear. The older key is read if the newer is missing."""
   write(tmp_path / "a.gguf", rng, fields=fields)
   convert(tmp_path / "a.gguf", tmp_path / "run", None, console())
   assert Workdir(tmp_path / "run").config().model.family.rope_scaling == expected
@@ -144,7 +144,7 @@ def test_a_damaged_file_is_refused(rng, tmp_path):
       convert(file, tmp_path / "run", None, console())
     assert "\n" not in str(error.value)
   name = b"output_norm.weight"
-  kind = whole.index(name) + len(name) + 12  # behind the number of its dimensions, and the one
+  kind = whole.index(name) + len(name) + 12  # after the number of dimensions, and one dimension
   for number, said in ((24, "of type I8, which the package gguf cannot read"), (999, "999")):
     file.write_bytes(whole[:kind] + number.to_bytes(4, "little") + whole[kind + 4 :])
     with pytest.raises(InputError, match=said):

@@ -1,4 +1,4 @@
-"""Every setting of a config.json that changes the model is understood, or refused by its name."""
+"""Every setting of a config.json that changes the model is supported, or refused by its name."""
 
 import json
 
@@ -178,7 +178,7 @@ def test_the_longest_text_defaults_to_that_of_the_family(family):
 
 
 def test_unknown_keys_are_named(tmp_path):
-  """transformers reads no such key; whoever wrote it may have meant something by it."""
+  """transformers reads no such key, but its author may have meant something by it."""
   folder = tmp_path / "model"
   folder.mkdir()
   for file in (HERE / "qwen2").iterdir():

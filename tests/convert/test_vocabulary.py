@@ -1,4 +1,4 @@
-"""The tokenizer of a folder that holds a `tokenizer.model`, and what the files beside say of it."""
+"""The tokenizer of a folder with a `tokenizer.model`, and declarations in the files beside it."""
 
 import json
 

@@ -38,7 +38,7 @@ def eval_lanes(lengths, lanes, segments, segment_length, seed=0, **kwargs):
 
 
 def joined(batches):
-  """Chunks of lanes one after the other."""
+  """The chunks of all lanes, joined along T."""
   return {
     name: np.concatenate([batch[name] for batch in batches], axis=1)
     for name in next(iter([*batches]))
@@ -87,7 +87,7 @@ def test_lanes_are_whole_documents_and_every_epoch_has_each_once(case):
   for b in range(B):
     lane = {name: array[b] for name, array in whole.items()}
     found = documents_of(lane, length)
-    for r, (tokens, targets) in enumerate(found[:-1]):  # the last may go on
+    for r, (tokens, targets) in enumerate(found[:-1]):  # the last may continue in a later batch
       document = targets[0] // 1000 - 1
       ids = documents.ids(document).tolist()
       assert tokens == [BOS, *ids] and targets == [*ids, EOS]
@@ -215,7 +215,7 @@ def test_order_changes_with_epoch_and_seed_and_never_between_versions():
 
   assert order(0) != order(1)
   assert order(0)[:6] != order(0)[6:12] != order(0)[12:]
-  # If this fails, runs that go on from a checkpoint would see other batches: keep the old order.
+  # If this fails, runs that continue from a checkpoint read other batches: keep the old order.
   assert order(0) == [3, 2, 1, 0, 4, 5, 4, 5, 1, 2, 0, 3, 0, 4, 3, 5, 1, 2]
 
 

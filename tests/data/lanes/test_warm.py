@@ -1,4 +1,4 @@
-"""What companions read: every chunk of every text in order, lengths as planned."""
+"""Companions read every chunk of every text in order, with the planned lengths."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_planned_lengths_are_log_uniform(rng):
   tokens = np.sort([companions.planned(lane, s) for lane in range(4) for s in range(2048)])
   share = np.log(tokens / 1000) / np.log(64)
   even = (np.arange(len(tokens)) + 0.5) / len(tokens)
-  # Kolmogorov and Smirnov: by chance once in 10^8 runs.
+  # A Kolmogorov-Smirnov test; it fails by chance once in 10^8 runs.
   assert np.abs(share - even).max() < 0.035, "the logarithms of the lengths are not even"
   lanes = {tuple(companions.planned(lane, s) for s in range(8)) for lane in range(6)}
   assert len(lanes) == 6, "lanes read texts of the same lengths"

@@ -1,4 +1,4 @@
-"""JSON lines and Parquet: every document once, whole, under a name of its own, in its split."""
+"""JSON lines and Parquet: every document is read once, whole, with a unique name, in its split."""
 
 import collections
 import gzip
@@ -38,7 +38,7 @@ def zstd(data):
 
 
 def texts(rng, documents, characters=300):
-  """Documents of different lengths, with what text files cannot keep: other newlines."""
+  """Documents of different lengths, with newlines that text files cannot keep."""
   letters = list("abc é日🙂\n\r\t\u2028")
   sizes = rng.integers(1, characters, documents)
   return ["".join(rng.choice(letters, size)) for size in sizes]
@@ -191,7 +191,7 @@ def test_missing_fields_and_files_are_refused(tmp_path):
 
 
 def test_small_files_are_read_as_one_part(tmp_path, monkeypatch):
-  """In the order of their names, those of a split together, until there is enough of them."""
+  """Files of a split are joined in the order of their names, up to a size."""
   for kind in ("jsonl", "parquet"):
     for i in range(120):
       file = tmp_path / kind / f"{i:03}_{('train', 'test', 'valid')[i % 3]}.{kind}"
@@ -250,7 +250,7 @@ def test_half_a_surrogate_pair_does_not_stop_a_corpus(tmp_path):
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_half_a_surrogate_pair_in_a_name_does_not_stop_a_corpus(tmp_path, quiet, kind):
-  """In the field of a name, in that of a summary, and in the bytes of a file's name."""
+  """In the field of the name, in the field of the summary, and in the bytes of a file's name."""
   (tmp_path / "in").mkdir()
   rows = [{"text": f"t{i}", "id": "emoji cut \ud83d", "sum": "\udfff"} for i in range(9)]
   for split in ("train", "validation", "test\udcff"):

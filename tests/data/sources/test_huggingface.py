@@ -1,4 +1,4 @@
-"""Data sets of the `datasets` package; without it, one line that says what to install."""
+"""Data sets of the `datasets` package; without it, one line says what to install."""
 
 import importlib.util
 import json
@@ -14,7 +14,7 @@ from tests.data.sources.test_files import by_split, fails, records, texts
 
 
 class Rows:
-  """What is used of `datasets.Dataset`."""
+  """The methods of `datasets.Dataset` that the package uses."""
 
   def __init__(self, rows):
     self._rows = rows
@@ -39,7 +39,7 @@ class Rows:
 
 @pytest.fixture
 def loads(monkeypatch):
-  """Puts a package `datasets` in the place of the real one; it loads what the test says."""
+  """Replaces the package `datasets` by one that loads the rows of a test."""
 
   def put(load):
     module = types.ModuleType("datasets")
@@ -120,7 +120,7 @@ def test_the_real_package_reads_a_folder(tmp_path, rng, monkeypatch):
 
 @real
 def test_the_real_package_decodes_no_picture_and_reads_a_file_once(tmp_path, monkeypatch):
-  """The column of pictures holds none at all; the file has another name, by a link."""
+  """The column of pictures is empty. The file has a second name by a link."""
   pictures = [{"bytes": b"no picture", "path": None}] * 30
   kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
   own = [f"row {i}" for i in range(30)]

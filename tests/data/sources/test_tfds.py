@@ -1,4 +1,4 @@
-"""TensorFlow Datasets by their official names, over local texts, without TensorFlow."""
+"""TensorFlow Datasets by their official names, with local texts, without TensorFlow."""
 
 import gzip
 import io
@@ -25,7 +25,7 @@ BOOKS = Path(__file__).parents[4] / "shared" / "corpora" / "books"
 
 @pytest.fixture(scope="module")
 def books(tmp_path_factory):
-  """pg19, written as a user would find it: where it lies, and the texts of its splits."""
+  """pg19 as a user would have it: its folder, and the texts of its splits."""
   rng = np.random.default_rng()
   splits = {split: texts(rng, 90, 2000) for split in SPLITS}
   folder = tmp_path_factory.mktemp("tfds")
@@ -115,7 +115,7 @@ def test_missing_and_unreadable_data_sets_are_reported_with_a_command(books, tmp
   fails(f"tfds:pg19?{where}", f"prepared as tfrecord, which only TensorFlow reads; .*{convert}")
   both = {"fileFormat": "tfrecord", "alternativeFileFormats": ["array_record"]}
   (made / "dataset_info.json").write_text(json.dumps(description | both))
-  # A description is read once in a process: this one must be read anew.
+  # A process reads a description once; this one must be read again.
   sys.modules["infini_jax.data.sources.tfds"]._builder.cache_clear()
   assert [r.text for r in records(open_corpus(f"tfds:pg19?{where}"))] == ["a"]
   next(made.glob("*train*")).unlink()
@@ -123,7 +123,7 @@ def test_missing_and_unreadable_data_sets_are_reported_with_a_command(books, tmp
 
 
 def test_a_parquet_copy_that_lost_rows_is_refused(tmp_path):
-  """tensorflow-datasets 4.9.10 itself writes such copies, of more than 100 rows a file."""
+  """tensorflow-datasets 4.9.10 writes such copies if a file has more than 100 rows."""
   rows = pg19(f"book {i}" for i in range(250))
   made = write_tfds(tmp_path, "pg19", {"train": rows[:90]}, "parquet")
   text = (made / "dataset_info.json").read_text()
@@ -168,7 +168,7 @@ def test_a_bucket_is_read_one_file_at_a_time(books, tmp_path, monkeypatch):
   fails("tfds:pg19?data_dir=gs://other", "gs://other cannot be read .403.*; gs:// needs .* gcsfs")
 
 
-# No connection may be opened, and TensorFlow not be imported, whatever is asked for.
+# No connection may be opened, and TensorFlow must not be imported.
 SCRIPT = """
 import socket, sys
 

@@ -1,4 +1,4 @@
-"""Which files a corpus takes: each once, whatever links, patterns and ends of names there are."""
+"""A corpus reads each file once, for all links, patterns and endings of names."""
 
 import gzip
 import itertools
@@ -17,7 +17,7 @@ TEXTS = sorted(row["text"] for row in DOCUMENTS)
 
 
 def write(file, rows=DOCUMENTS):
-  """JSON lines, Parquet or texts, as the name of the file says."""
+  """Writes JSON lines, Parquet or text, by the name of the file."""
   file.parent.mkdir(parents=True, exist_ok=True)
   if file.suffix == ".parquet":
     pq.write_table(pa.Table.from_pylist(rows), file)
@@ -67,7 +67,7 @@ def test_every_file_is_read_once_however_many_links_lead_to_it(tmp_path, place, 
   corpus = open_corpus(f"{end}:{tmp_path}{place.format(end=end, root=tmp_path)}")
   assert sorted(record.text for record in records(corpus)) == TEXTS
   names = {record.name.split(":")[0] for record in records(corpus)}
-  if place != "/*/*/*.{end}":  # which leads to them through links alone
+  if place != "/*/*/*.{end}":  # this pattern finds them only through links
     assert names == {f"{n}/{n}.{end}" for n in "abc"}, "a link must not give a file its name"
 
 
@@ -89,7 +89,7 @@ def test_a_file_that_only_a_link_leads_to_is_read_by_the_name_of_the_link(tmp_pa
   write(tmp_path / "blobs" / "a.jsonl")
   (tmp_path / "blobs" / "a.jsonl").rename(tmp_path / "blobs" / "9f86d0")
   (tmp_path / "data").mkdir()
-  for folder in ("data", "blobs"):  # also where the folder holds the file under another name
+  for folder in ("data", "blobs"):  # also if the folder holds the file under another name
     (tmp_path / folder / "train.jsonl").symlink_to(tmp_path / "blobs" / "9f86d0")
     names = [record.name for record in records(open_corpus(f"jsonl:{tmp_path}/{folder}"))]
     assert len(names) == 60 and names[0] == "train.jsonl:0"
@@ -203,12 +203,12 @@ LINKS = {
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("end", ["jsonl", "parquet"])
 def test_files_that_any_link_holds_out_are_held_out(tmp_path, end, link, place):
-  """A reading of one split that another one also names would train on what is evaluated."""
+  """A file in two splits must not be trained on, because it is also evaluated."""
   write(tmp_path / "all" / f"a.{end}", DOCUMENTS[:40])
   deep = "deep" * ("folder" in link or "round" in link)
   write(tmp_path / "all" / deep / f"b.{end}", DOCUMENTS[40:])
   write(tmp_path / "test" / f"c.{end}", DOCUMENTS[:1])
-  (tmp_path / "test" / "up").symlink_to("..")  # which holds nothing out
+  (tmp_path / "test" / "up").symlink_to("..")  # this link holds nothing out
   LINKS[link](tmp_path, end)
   corpus = open_corpus(f"{end}:{tmp_path}{place.format(end=end, root=tmp_path)}")
   held_out = sorted(r.text for r in records(corpus) if r.split == "test")

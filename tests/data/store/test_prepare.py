@@ -99,7 +99,7 @@ def test_killed_worker_is_reported_with_the_remedy(tmp_path):
 def test_a_killed_run_continues_and_writes_the_same_store(tmp_path, quiet, monkeypatch, kind):
   monkeypatch.setattr(base, "SMALLEST", 20_000)
   corpus = write_corpus(tmp_path / "corpus", documents=64, characters=5_000)
-  if kind == "jsonl":  # a part goes into three shards, for a hash divides its documents
+  if kind == "jsonl":  # a part fills three shards, because a hash divides its documents
     rows = [{"text": file.read_text()} for file in sorted(corpus.rglob("*.txt"))]
     corpus = f"jsonl:{tmp_path}/all.jsonl"
     (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -111,7 +111,7 @@ def test_a_killed_run_continues_and_writes_the_same_store(tmp_path, quiet, monke
     assert time.monotonic() < deadline, "no shard after a minute"
     time.sleep(0.01)
   process.send_signal(signal.SIGKILL)
-  # Its workers hold the other end of the pipe: this returns when they have ended, too.
+  # The workers hold the other end of the pipe, so this returns after they have ended too.
   process.communicate(timeout=30)
   with pytest.raises(InputError, match="not complete; give the command"):
     Store.open(out)
@@ -144,11 +144,11 @@ def test_another_plan_in_the_same_folder_is_refused(corpus, store, tmp_path, qui
   ):
     with pytest.raises(InputError, match=match + ".*choose another --out, or delete"):
       prepare(*arguments, console=quiet)
-    (out / "store.json").unlink(missing_ok=True)  # also where it is not complete
+    (out / "store.json").unlink(missing_ok=True)  # the same for an incomplete store
 
 
 def test_two_plans_in_one_folder_at_the_same_time_are_refused(corpus, tmp_path, quiet, monkeypatch):
-  """The other one comes when this one has claimed the folder, and has not written a shard."""
+  """The second starts after the first has claimed the folder, before it has written a shard."""
   module, out = sys.modules[prepare.__module__], tmp_path / "out"
   write = module.write_shards
 
@@ -264,7 +264,7 @@ def test_store_is_verified_before_it_is_complete(tmp_path, quiet, monkeypatch):
   file.write_text("".join(rows))
 
   def then(change, match):
-    """What comes out if the corpus or the store changes after the last shard."""
+    """Checks the error if the corpus or the store changes after the last shard."""
 
     def write(*args):
       write_shards(*args)
@@ -304,7 +304,7 @@ def test_a_tokenizer_that_drops_characters_is_reported(tmp_path):
 
 
 def rows_with_few_held_out(file):
-  """Documents of which a hash holds few out: most parts have none for validation or test."""
+  """Documents of which a hash holds out few: most parts have none for validation or test."""
   rows = [json.dumps({"text": f"document {i} " * 9, "sum": f"{i}"}) + "\n" for i in range(150)]
   file.write_text("".join(rows))
   return f"jsonl:{file}?summary=sum"
@@ -365,7 +365,7 @@ def test_many_small_files_make_few_shards(tmp_path, quiet):
 
 
 def test_stores_of_the_first_format_are_opened_but_not_continued(corpus, store, tmp_path, quiet):
-  """Where it was interrupted, its shards may be of other parts than this program makes."""
+  """An interrupted store may have shards of other parts than this version makes."""
   out = tmp_path / "out"
   shutil.copytree(store.folder, out)
   old = json.loads((out / "store.json").read_text()) | {"format": 1}

@@ -143,13 +143,13 @@ def test_a_shard_that_another_host_has_finished_is_used(tmp_path):
   with ShardWriter(Shard(tmp_path, 0), "<u2") as writer:
     writer.add(entry)
     write_shard(tmp_path, 0, [entry], "<u2")
-    for file in left_over(tmp_path):  # it tidies up
+    for file in left_over(tmp_path):  # the other host removes temporary files
       file.unlink()
     writer.close()
   assert documents_of(tmp_path, 1).read(0, 0, 5).tolist() == [0, 1, 2, 3, 4]
   with pytest.raises(FileNotFoundError), ShardWriter(Shard(tmp_path, 1), "<u2") as writer:
     writer.add(entry)
-    for file in left_over(tmp_path):  # and nobody has finished it
+    for file in left_over(tmp_path):  # and no host has finished the shard
       file.unlink()
     writer.close()
 

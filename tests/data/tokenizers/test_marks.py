@@ -1,4 +1,4 @@
-"""What opens and ends a document: declared or special tokens, and never made of a text."""
+"""The marks that begin and end a document are declared or special tokens. No text gives them."""
 
 import json
 import sys
@@ -225,7 +225,7 @@ def test_marks_are_recorded_and_what_was_saved_before_keeps_its_own(tmp_path):
   assert (again.bos, again.eos, again.fingerprint) == (1, 0, made.fingerprint)
   (tmp_path / "old").mkdir()
   (tmp_path / "old" / "tokenizer.json").write_bytes(tags)
-  old = load_saved(tmp_path / "old")  # of a version that took the first usual name anywhere
+  old = load_saved(tmp_path / "old")  # of a version that took the first usual name of any token
   assert (old.bos, old.eos) == (2, 3) and old.fingerprint != made.fingerprint
   assert not {2, 3} & set(old.encode("<s>a</s>").tolist())
   gaps = bpe(["<s>", "a"], [token(0, "<s>"), token(7, "<x>", False)])
@@ -241,7 +241,7 @@ def test_marks_are_recorded_and_what_was_saved_before_keeps_its_own(tmp_path):
 
 
 def test_a_text_that_cannot_be_encoded_is_reported_in_one_line(capfd):
-  """Also where Rust panics, which no worker can tell its parent, and reports that itself."""
+  """Also if Rust panics: a worker cannot send that error to its parent, and Rust prints it."""
   endless = {"type": "Split", "pattern": {"Regex": "(?:a|a)+b"}, "behavior": "Isolated"}
   for made, text, said in (
     (words(unknown="[UNK]"), "zz top", "a text of 6 characters .WordLevel error.*; leave the text"),

@@ -1,4 +1,4 @@
-"""The evaluation of a run on a set of tasks: files, tables, and what it refuses."""
+"""The evaluation of a run on a set of tasks: files, tables, and refusals."""
 
 import html
 import io
@@ -38,7 +38,7 @@ def saved(workdir, name):
 
 @pytest.fixture(scope="module")
 def run(trained, tmp_path_factory):
-  """A copy of the trained run, its results, and what was printed."""
+  """A copy of the trained run, its results, and the printed text."""
   c, workdir, state = trained
   copy = tmp_path_factory.mktemp("evaluated") / "run"
   shutil.copytree(workdir, copy)

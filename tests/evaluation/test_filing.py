@@ -1,4 +1,4 @@
-"""Results are filed by what was evaluated, and name it; no evaluation overwrites another's."""
+"""The folder of results names what was evaluated, so no evaluation overwrites another."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from tests.tiny import changed, quiet
 
 @pytest.fixture(scope="module")
 def run(trained, tmp_path_factory):
-  """A copy of the trained run, and its config without knock-outs."""
+  """A copy of the trained run, and its config without ablations."""
   c, workdir, _ = trained
   copy = tmp_path_factory.mktemp("filed") / "run"
   shutil.copytree(workdir, copy)

@@ -1,4 +1,4 @@
-"""Which knock-outs a config asks for, and the layers they cut."""
+"""The ablations of a config, and the layers that they cut."""
 
 import numpy as np
 import pytest

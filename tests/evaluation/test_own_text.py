@@ -1,4 +1,4 @@
-"""An evaluation of any text: a folder, a file, one document, a store, in the tokens of the run."""
+"""Evaluation on any text (a folder, a file, one document, a store), with the run's tokenizer."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from tests.tiny import changed, config, quiet
 
 @pytest.fixture
 def run(tmp_path, texts):
-  """A run that was never trained, but has a corpus of its own, and a vocabulary of pieces."""
+  """A run without training, with its own corpus and a vocabulary of pieces."""
   c = config(texts, data={"tokenizer": "train:300"}, model={"vocab_size": 300})
   workdir, store = open_inputs(c, str(tmp_path / "run"), quiet())
   workdir.claim(c, store.fingerprint)
@@ -27,7 +27,7 @@ def run(tmp_path, texts):
 
 
 def opened(run, path, console=None, task="perplexity", **evaluation):
-  """The store that an evaluation of a path reads, and the documents that are read of it."""
+  """The store and the documents that an evaluation of a path reads."""
   c, workdir = run
   c = changed(c, data=changed(c.data, path=str(path)))
   c = changed(c, evaluation=changed(c.evaluation, **evaluation))

@@ -1,4 +1,4 @@
-"""Summaries are written from whole documents, scored by the library, and kept beside references."""
+"""Summaries are written from whole documents, scored by the library, and saved with references."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def pairs(tmp_path_factory):
   text = lambda n: " ".join(rng.choice(list("abcdefgh"), n))
   for split, count in (("train", 8), ("validation", 1), ("test", 3)):
     lines = [{"text": text(rng.integers(20, 60)), "summary": text(6)} for _ in range(count)]
-    lines.append({"text": "without", "summary": ""})  # must never be scored
+    lines.append({"text": "without", "summary": ""})  # must not be scored
     (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
   spec = f"jsonl:{folder}/*.jsonl?summary=summary"
   return Pairs(prepare(spec, folder / "store", "bytes", console=quiet()))
@@ -66,7 +66,7 @@ def greedy(pairs):
 
 
 def plainly(c, params, pairs, ids):
-  """The likeliest tokens one after the other, each by one call over everything before it."""
+  """Greedy decoding: each token by one call over everything before it."""
   model, tokens = bind(c.model, params), [pairs.tokenizer.bos, *ids]
   tokens += pairs.tokenizer.encode(MARK).tolist()
   size = -(-(len(tokens) + LENGTH) // N) * N
@@ -119,7 +119,7 @@ def test_limits_and_sampling(pairs, greedy):
 
 
 def test_draws_for_a_document_do_not_depend_on_other_documents(pairs):
-  """However many stand beside it, and however many there are; and by the seed of the run."""
+  """They depend on the seed of the run, not on the number of lanes or documents."""
   how = {"temperature": 1.5, "top_p": 1.0, "summary_length": 8}
   for variant in (INTACT, Variant("empty", empty=True)):
     two, one, fewer = (

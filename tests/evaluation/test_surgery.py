@@ -1,4 +1,4 @@
-"""What the surgery cost: the original, the model at step 0 and the trained one, on one text."""
+"""The cost of the surgery: perplexity of the original, of step 0, and of the trained model."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Tokens are drawn as a plain reference in NumPy says, each lane by its own key."""
+"""Sampling follows a plain reference in NumPy, and each lane has its own key."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""States are found again, and refused where they are not this model's."""
+"""Saved states find their run, and are refused for other models."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from tests.tiny import changed, fake_params
 
 @pytest.fixture(scope="module")
 def session(trained):
-  """Of a run that was trained, in the middle of a segment."""
+  """A session of a trained run, in the middle of a segment."""
   session = Session.load(trained[1])
   session.read("What was read before, and is kept.")
   list(session.generate(5))

@@ -1,4 +1,4 @@
-"""The house's plan: who may import whom, what stays in one file, what importing must not do."""
+"""The rules of docs/architecture.md: allowed imports, libraries in one file, no import effects."""
 
 import ast
 import re
@@ -18,7 +18,7 @@ MAY_IMPORT = {room: set(re.findall(r"`(\w+)`", others)) for room, others in ROW.
 
 
 def imports(file):
-  """Every module that a file imports, wherever in it."""
+  """Every module that a file imports, at any place."""
   for node in ast.walk(ast.parse(file.read_text())):
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)
@@ -85,7 +85,7 @@ def test_a_file_is_one_room(file):
 
 
 def test_no_code_compares_the_name_of_a_memory_system():
-  """It asks for a fact (`config.systems.System`), so that a new system needs no other file."""
+  """Code reads a fact (`config.systems.System`) instead, so a new system changes no other file."""
   from infini_jax.config import SYSTEMS
 
   found = []
@@ -99,7 +99,7 @@ def test_no_code_compares_the_name_of_a_memory_system():
 
 
 def test_every_checkpoints_is_closed():
-  """It stands in a `with` statement, wherever one is made."""
+  """Every `Checkpoints` is made in a `with` statement."""
   for file in FILES:
     nodes = [*ast.walk(ast.parse(file.read_text()))]
     made = {n for n in nodes if isinstance(n, ast.Call) and ast.unparse(n.func) == "Checkpoints"}
@@ -108,7 +108,7 @@ def test_every_checkpoints_is_closed():
 
 
 def test_importing_changes_nothing_of_the_host_program():
-  """No module touches how the program around it logs, warns or is interrupted."""
+  """No module changes the logging, warnings or signal handlers of the host program."""
   code = (
     "import importlib, logging, os, pkgutil, signal, sys, threading, warnings\n"
     "import jax, numpy, scipy.special  # these change what they change\n"

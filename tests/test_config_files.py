@@ -1,4 +1,4 @@
-"""A person's own config: its neighbours, its faults with their lines, and fields set by flags."""
+"""Config files of users: imports of neighbours, errors with their lines, fields set by flags."""
 
 import copy
 import dataclasses
@@ -28,7 +28,7 @@ WHOLE = [
 
 
 def project(folder, steps, **files):
-  """A config whose steps come from a neighbour, and a package beside it."""
+  """A config whose number of steps is in a module beside it, and a package beside it."""
   (folder / "parts").mkdir(parents=True)
   (folder / "shared.py").write_text(f"STEPS = {steps}\n")
   (folder / "parts" / "__init__.py").write_text("from shared import STEPS\n")
@@ -79,7 +79,7 @@ def test_neighbours_take_the_names_of_nothing_that_is_installed(tmp_path, monkey
   names = ("random", "json", "numpy", "jax", "infini_jax", "tests")
   file = project(tmp_path / "a", 30, **{name: wrong for name in names[:-1]}, tests="STEPS = 5\n")
   with open(file, "a") as f:
-    f.write("from tests import STEPS\n")  # of a host program, which has a module of this name too
+    f.write("from tests import STEPS\n")  # the host program also has a module of this name
   host = sys.modules["tests"]
   assert load_config([f"--config={file}"]).train.steps == 5
   assert sys.modules["tests"] is host

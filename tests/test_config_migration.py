@@ -1,4 +1,4 @@
-"""Configs of older code still load: in run.json, and in config files."""
+"""Configs of older versions can be loaded, from run.json and from config files."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from infini_jax.config import Config, InputError, from_json, load_config, resolve
 
-# As the code of 2026-11-28 wrote them: all of a model's fields together.
+# The form of 2026-11-28: all fields of a model in one section.
 OLD = {
   "model": {
     "mixer": "infini",
@@ -53,7 +53,7 @@ def test_an_older_run_json_is_read():
 
 
 def test_an_older_config_file_is_read(tmp_path):
-  """Converted folders hold one that reads their run.json."""
+  """Converted folders have a config file that reads their run.json."""
   file = tmp_path / "config.py"
   file.write_text(
     "from infini_jax.config import base_config\n"

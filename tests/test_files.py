@@ -1,4 +1,4 @@
-"""What is written is whole or not there, whoever else writes the same, and however it ends."""
+"""Files are complete or do not exist, also with several writers and after any failure."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import pytest
 from infini_jax import files
 from infini_jax.files import atomic, is_temporary, left_over, write_bytes, write_json, write_text
 
-# Writes one file again and again, all of it one byte.
+# Writes one file repeatedly, filled with one byte value.
 WRITER = """
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Paths as a person gives them: expanded, or refused in one line before anything starts."""
+"""Paths of users are expanded, or refused in one line before anything starts."""
 
 import importlib
 import os
@@ -15,7 +15,7 @@ CONFIG = "--config=configs/demo.py"
 
 @pytest.fixture
 def places(tmp_path, monkeypatch):
-  """A folder of odd things, which is the home too."""
+  """A folder of unusual files, which is also the home folder."""
   monkeypatch.setenv("HOME", str(tmp_path))
   (tmp_path / "folder").mkdir()
   (tmp_path / "file").write_text("x")
@@ -27,7 +27,7 @@ def places(tmp_path, monkeypatch):
   return tmp_path
 
 
-# What no path is, whatever it is for.
+# Impossible paths for reading and writing.
 NO_PATHS = {
   "": "is empty",
   "gs://bucket/run": "is a URL",

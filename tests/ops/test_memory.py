@@ -1,4 +1,4 @@
-"""What reading a text several times does to a memory, and what takes its place."""
+"""Fast-forwarding a memory, compared with reading a text several times."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ B, N, K, E, U = 3, 6, 2, 4, 5
 
 
 def read_text(memory, k, v, rule, times=1):
-  """The memory after a text of one segment was read so many times."""
+  """The memory after a text of one segment was read `times` times."""
   for _ in range(times):
     memory = commit(memory, summarize(k, v, memory, None, rule), rule)
   return memory
@@ -20,7 +20,7 @@ def read_text(memory, k, v, rule, times=1):
 
 @pytest.fixture
 def start(rng):
-  """A memory that has read 60 tokens, and the keys and values of a segment."""
+  """A memory of 60 tokens, and the keys and values of a segment."""
   draw = lambda n, size: jnp.asarray(rng.standard_normal((B, n, K, size)), jnp.float32)
   empty = MemoryState(jnp.zeros((B, K, E, U)), jnp.zeros((B, K, E)))
   return read_text(empty, draw(60, E), draw(60, U), Rule()), draw(N, E), draw(N, U)
@@ -34,7 +34,7 @@ def test_a_fast_forwarded_linear_memory_equals_reading_the_text_that_often(start
   got = fast_forward(memory, once, jnp.array(times, jnp.float32))
   for lane, often in enumerate(times):
     expected = read_text(memory, k, v, rule, often)
-    # Of terms of both signs: each of `often` sums is rounded, and a difference `often` times that.
+    # Each of `often` sums is rounded, and a difference has `often` times that. Signs are mixed.
     summed = read_text(jax.tree.map(jnp.abs, memory), k, jnp.abs(v), rule, often)
     for a, b, size in zip(got, expected, summed, strict=True):
       limit = 3 * (often + N) * rounding * size[lane]
@@ -43,7 +43,7 @@ def test_a_fast_forwarded_linear_memory_equals_reading_the_text_that_often(start
 
 
 def test_a_fast_forwarded_delta_memory_is_near_if_the_text_is_short(start):
-  """The error is of second order: half the text, a quarter of it; z is exact."""
+  """The error is of second order: half the text gives a quarter of the error. z is exact."""
   memory, k, v = start
   errors = []
   for scale in (0.25, 0.5, 1.0):

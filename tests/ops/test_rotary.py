@@ -30,7 +30,7 @@ def test_each_pair_is_rotated_as_a_complex_number(rng):
   "scaling", [(), (4.0,), (8.0, 1.0, 4.0, 8192.0), (8.0, 1.0, 32.0, 8192.0, 1.2)], ids=str
 )
 def test_scaled_frequencies_equal_the_published_cases(scaling):
-  """Llama 3.1's head and base: all three cases of its scaling, and of YaRN's, occur."""
+  """With Llama 3.1's head size and base, all three cases of its scaling and of YaRN's occur."""
   E, theta = 128, 500_000.0
   got = frequencies(E, theta, scaling)
   expected = reference.frequencies(E, theta, scaling)
@@ -73,7 +73,7 @@ def test_lengths_and_position_zero_are_kept(rng):
 
 def test_bfloat16_keeps_its_type_and_float32_angles(rng):
   x = jnp.asarray(draw(rng), jnp.bfloat16)
-  position = jnp.full((1, T), 1001, jnp.int32)  # no bfloat16 number
+  position = jnp.full((1, T), 1001, jnp.int32)  # bfloat16 cannot represent 1001
   got = rotate(x, position, THETA)
   assert got.dtype == jnp.bfloat16
   exact = turn(np.asarray(x, np.float32), np.asarray(position))

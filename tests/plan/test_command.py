@@ -1,4 +1,4 @@
-"""`infini-jax plan` as a person meets it: tables, JSON, and wrong inputs in one line."""
+"""`infini-jax plan`: tables, JSON, and one line for wrong inputs."""
 
 import dataclasses
 import importlib.metadata
@@ -51,7 +51,7 @@ def plan(file, *more):
   ],
 )
 def test_an_estimate_in_tables_and_in_json(file, tmp_path, capsys, monkeypatch, where, chips):
-  """In the time of a test, of a corpus that is not there, for devices that are not there."""
+  """Fast, without the corpus and without the devices."""
   monkeypatch.setenv("COLUMNS", "160")
   out = tmp_path / "plan.json"
   assert plan(file, *where, f"--json={out}") == 0
@@ -82,7 +82,7 @@ def test_changes_that_fit_a_too_large_model_are_named(file, tmp_path, capsys, mo
   assert "does not fit" in text
   assert "most of it: optimizer" in text
   assert "would fit" in text
-  monkeypatch.setattr("infini_jax.plan.verdict.MOVES", ())  # they take most of the time
+  monkeypatch.setattr("infini_jax.plan.verdict.MOVES", ())  # the moves take most of the time
   assert plan(file, "--topology=gpu:a100x1", "--mesh=data=1", *large) == 1
 
 
@@ -149,7 +149,7 @@ def test_several_slices_are_each_one_that_exists(file, capsys):
 
 
 def test_no_change_that_is_named_needs_a_slice_that_does_not_exist(file, capsys):
-  """A whole pod is full: twice as many chips are of no slice."""
+  """A whole pod has no larger slice, so more chips are not named."""
   large = [f"--config.model.{name}" for name in ("width=65536", "ffn=262144", "layers=64")]
   lanes = ["--config.data.lanes=256", "--config.evaluation.lanes=256"]
   where = ["--topology=v5e:16x16", "--no-compile", "--mesh=fsdp=256"]
@@ -207,7 +207,7 @@ def test_a_libtpu_of_another_version_is_refused_before_compilation(file, capsys,
 
 
 def test_a_program_that_cannot_be_read_is_reported_in_one_line(file, monkeypatch):
-  """As jax says it of a program that a newer libtpu has written."""
+  """With jax's message for a program of a newer libtpu."""
 
   class Step:
     def memory_analysis(self):

@@ -1,4 +1,4 @@
-"""Fits or not; and the change that is named is the one that was estimated."""
+"""The verdict, and the changes with their estimated bytes."""
 
 import dataclasses
 

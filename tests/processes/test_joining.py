@@ -1,4 +1,4 @@
-"""How a process learns of the others, and what is said of wrong settings."""
+"""The settings for joining other processes, and the messages for wrong ones."""
 
 import pytest
 

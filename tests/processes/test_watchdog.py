@@ -1,4 +1,4 @@
-"""A process that is gone without a farewell has left a line behind."""
+"""A process that ends without `farewell` leaves an error line."""
 
 import signal
 import subprocess

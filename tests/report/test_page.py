@@ -1,4 +1,4 @@
-"""The report: a page that holds itself, says what was found, and escapes what it was told."""
+"""The report: a self-contained page with all results, and with escaped text."""
 
 import base64
 import dataclasses
@@ -27,7 +27,7 @@ COMMAND = "infini-jax eval --config='<script>alert(1)</script>' --workdir=a&b"
 
 
 class Page(HTMLParser):
-  """A page taken apart; a tag that is not closed in its place is a failure."""
+  """A parsed page. A tag that is not closed at its place is a failure."""
 
   def __init__(self, file):
     super().__init__()
@@ -75,7 +75,7 @@ class Page(HTMLParser):
     return "".join(self.words)
 
   def table(self, caption):
-    """The rows of the first table of that caption: the first cell, the others."""
+    """The rows of the first table with this caption: the first cell, and the others."""
     found = next((t for t in self.tables if t["caption"].startswith(caption)), None)
     assert found, f"no table {caption!r} among {[t['caption'] for t in self.tables]}"
     return {row["cells"][0]: row["cells"][1:] for row in found["rows"]}
@@ -86,7 +86,7 @@ class Page(HTMLParser):
 
 
 def scores(rng, factor=1.0):
-  """Perplexity as it is written, of two documents."""
+  """Perplexity results of two documents, as in results.json."""
   documents = [(f"{i} <i>.txt", int(n), float(n * rng.uniform(2, 2.5) * factor)) for i, n in
                enumerate(rng.integers(100, 900, 2))]  # fmt: skip
   tokens, nats = sum(d[1] for d in documents), sum(d[2] for d in documents)
@@ -95,7 +95,7 @@ def scores(rng, factor=1.0):
 
 
 def recalled(rng, exact=None):
-  """Shares recalled as they are written: two lengths, two depths."""
+  """Recall results as in results.json: two lengths, two depths."""
   cells = []
   for length in (1024, 4096):
     for depth in (0.0, 0.5):
@@ -145,7 +145,7 @@ def written(*folders, out=None):
 
 @pytest.fixture
 def runs(rng, tmp_path):
-  """Two runs, side by side: one asked for perplexity and keys, one for keys and its gates."""
+  """Two runs: one evaluated on perplexity and keys, one on keys and its gates."""
   memory, out = scores(rng), scores(rng, 1.5)
   keys, no_keys = recalled(rng), recalled(rng, 0)
   first = write_run(
@@ -179,7 +179,7 @@ def test_the_page_is_whole_and_self_contained(runs):
       png = base64.b64decode(image["src"].partition("base64,")[2])
       assert png.startswith(PNG) and len(image["alt"]) > 20, image["alt"]
     pictures = sum(len(list(folder.rglob("*.png"))) for folder in folders)
-    curves = len(folders) + (len(folders) > 1)  # each run's, and one of all
+    curves = len(folders) + (len(folders) > 1)  # one for each run, and one for all
     assert len(page.images) == pictures + curves
 
 
@@ -437,7 +437,7 @@ def test_wrong_inputs_are_one_line_that_names_the_file(tmp_path, rng, capsys):
 
 
 def test_training_steps_are_those_that_were_saved(tmp_path):
-  """What a killed process logged behind its last checkpoint is no part of the run."""
+  """Lines that a killed process logged after its last checkpoint are not part of the run."""
   write_run(tmp_path / "run", losses=(2.5, 1.25, 0.5))
   (run,) = read_runs([str(tmp_path / "run")])
   assert run.last == (30, 0.5)

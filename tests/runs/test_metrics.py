@@ -9,7 +9,7 @@ from tests.tiny import changed, config
 
 
 def test_lines_are_appended_and_read_back(tmp_path):
-  for step in (1, 2):  # a run that went on
+  for step in (1, 2):  # the second time as a continued run
     writer = MetricWriter(tmp_path / "run", config(), step - 1)
     writer.write(step, {"loss": 1.5, "gates_LH": [0.1, 0.9], "mfu": None})
     writer.write(step, {"perplexity": 3.0}, "validation")

@@ -1,4 +1,4 @@
-"""Arrays come back as they were saved; a damaged file is refused, a half-written one never seen."""
+"""Arrays are read as they were saved. Damaged files are refused, incomplete ones never exist."""
 
 import subprocess
 import sys
@@ -64,7 +64,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path):
-  """In a process of its own, which may write no file over 2,000 bytes."""
+  """In a separate process that may write no file over 2,000 bytes."""
   file = tmp_path / "a.safetensors"
   save(file, {"x": np.arange(3)})
   code = (

@@ -1,4 +1,4 @@
-"""Pairs of document and summary: exact in every token, each once an epoch, as a seed says."""
+"""Pairs of document and summary: exact tokens, each pair once an epoch, in an order by the seed."""
 
 import json
 
@@ -24,7 +24,7 @@ def rows():
 @pytest.fixture(scope="module")
 def store(rows, tmp_path_factory):
   folder = tmp_path_factory.mktemp("pairs")
-  untold = [{"document": "without", "summary": ""}]  # must never be read
+  untold = [{"document": "without", "summary": ""}]  # must not be read
   for split, part in (
     ("train", untold + rows[:24]), ("validation", rows[24:27]), ("test", rows[27:])
   ):  # fmt: skip
@@ -47,7 +47,7 @@ def summaries(segments=16, seed=0, **data):
 
 
 def pairs_of(batch):
-  """What each row reads and is asked for, as text."""
+  """The input and the answer of each lane, as text."""
   for b in range(len(batch["tokens_BT"])):
     n = int(batch["mask_BT"][b].sum())
     assert batch["mask_BT"][b, :n].all(), "padding comes last"
@@ -83,7 +83,7 @@ def test_texts_that_are_too_long_keep_their_beginning(store, rows):
 
 
 def test_only_complete_summaries_end_with_the_end_mark(tmp_path):
-  """Of a summary that was cut, the last target is its next token."""
+  """For a summary that was cut, the last target is its next token."""
   chunk, summaries_ = 6 * 16, {n: "abcdefgh" * 9 for n in (47, 48, 49, 72)}
   for split in ("train", "validation", "test"):
     lines = [

@@ -1,4 +1,4 @@
-"""The rollout curriculum: segments that grow, one compilation a stage, and a resume bit by bit."""
+"""The rollout curriculum: growing segments, one compilation per stage, exact resumes."""
 
 import shutil
 
@@ -89,7 +89,7 @@ def test_a_run_goes_through_its_stages(adapted):
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_stopping_in_or_between_stages_changes_nothing(adapted, tmp_path, stop):
-  """Bit by bit: parameters, moments and memory; the teacher is read again from its run."""
+  """Bit by bit: parameters, moments and memory. The teacher is read again from its run."""
   c, workdir, straight = adapted
   shutil.copytree(workdir, tmp_path / "run")
   for step in range(stop + 1, 5):

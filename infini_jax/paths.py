@@ -45,13 +45,13 @@ def local(path: str | os.PathLike[str], name: str = "") -> Path:
   if not text:
     raise InputError(f"{name or 'a path'} is empty; give one")
   if "\0" in text:
-    raise _wrong(text, name, "holds a NUL character, which no path can; leave it out")
+    raise _wrong(text, name, "holds a NUL character, which no path may hold; leave it out")
   if URL.match(text):
     raise _wrong(text, name, "is a URL, and only local paths can be used; give one")
   home = text.split("/")[0]
   found = expand(text)
   if home.startswith("~") and found.split("/")[0] == home:
-    raise _wrong(text, name, f"nobody's home is {home}; a folder of that name is ./{home}")
+    raise _wrong(text, name, f"no user has the home {home}; a folder of that name is ./{home}")
   try:
     os.stat(found)
   except UnicodeEncodeError:
@@ -114,7 +114,7 @@ def file_to_write(
   if found.exists() and not os.access(found, os.W_OK):
     raise _wrong(path, name, "cannot be written (Permission denied); choose another file")
   if begins and found.is_file() and not _fits(found, begins):
-    raise _wrong(path, name, "is there, and holds something else; choose another, or remove it")
+    raise _wrong(path, name, "exists, and holds something else; choose another, or remove it")
   return found
 
 

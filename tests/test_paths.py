@@ -35,7 +35,7 @@ NO_PATHS = {
   "file:///tmp/run": "is a URL",
   "gs:/bucket/run": "is a URL",
   "a\0b": "NUL",
-  "~nobody-has-this-name/run": "nobody's home",
+  "~nobody-has-this-name/run": "no user has the home",
   "{here}/loop": "leads to itself",
   "{here}/round/run": "leads to itself",
   "{here}/" + "x" * 300: "too long",

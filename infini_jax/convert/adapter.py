@@ -107,14 +107,14 @@ def adapt(path: str, adapter: Path, out: Path, console: Console) -> None:
   out, file = out.absolute(), adapter / FILE if adapter.is_dir() else adapter
   opened = tensors.Tensors(file)
   if HEADER not in opened.metadata:
-    raise InputError(f"{file}: no adapter; infini-jax convert adapter makes one")
+    raise InputError(f"{file}: not an adapter; infini-jax convert adapter makes one")
   opened.check()
   header = json.loads(opened.metadata[HEADER])
   original = open_run(path)
   if (found := checksum(original.engine.params)) != header["original"]:
     raise InputError(
-      f"{file}: an adapter of other parameters than {path} has ({header['original']:.8}, and these "
-      f"are {found:.8}); convert the model that its card names, with the same --dtype"
+      f"{file}: an adapter of other parameters than those of {path} ({header['original']:.8}, "
+      f"these are {found:.8}); convert the model that its card names, with the same --dtype"
     )
   config = _config(header)
   names = (name for name in opened.shapes if name != tensors.CHECKSUM)

@@ -1,4 +1,4 @@
-"""Output folders that appear only when they are complete: they are built beside it first."""
+"""Output folders that appear only when they are complete. Each is built beside its place first."""
 
 import contextlib
 import math
@@ -117,6 +117,6 @@ def check_finite(name: str, lying: np.ndarray, before: np.ndarray) -> None:
         f"or other weights"
       )
     raise InputError(
-      f"tensor {name} holds {value}, and such weights compute nothing; take another copy, or "
+      f"tensor {name} holds {value}, so no output would be finite; take another copy, or "
       f"another checkpoint"
     )

@@ -30,7 +30,7 @@ def find_tokenizer(folder: Path, raw: dict[str, Any]) -> Tokenizer:
       tokenizer = load_saved(folder)  # that of an exported run that was trained from scratch
     except (InputError, OSError):
       raise InputError(
-        f"{folder}: holds no tokenizer.json and no tokenizer.model; add the model's"
+        f"{folder}: holds no tokenizer.json and no tokenizer.model; add that of the model"
       ) from None
   check_size(tokenizer, raw["vocab_size"], str(file))
   return tokenizer

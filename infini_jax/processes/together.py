@@ -166,7 +166,7 @@ def _terminable() -> Iterator[None]:
   """Within the body, SIGTERM ends this process and sends the reason to the others."""
 
   def end(number, frame):
-    give_up(128 + number, together=False, why="it was told to, by SIGTERM")
+    give_up(128 + number, together=False, why="it received SIGTERM")
 
   default = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
   if not default or threading.current_thread() is not threading.main_thread():

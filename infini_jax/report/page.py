@@ -118,7 +118,7 @@ def _run(run: Run, level: int, folder: Path) -> str:
   """All results of one run as HTML. Links to other pages are relative to `folder`."""
   made = _losses([run]) if level > 3 else ""
   if not run.evaluations:
-    made += paragraph("Nothing was evaluated yet; infini-jax eval does.")
+    made += paragraph("Nothing was evaluated yet; infini-jax eval evaluates a run.")
   for name, what in run.names.items():
     results = run.evaluations[name]
     made += heading(level, what, f"step {results['step']:,}")

@@ -58,11 +58,11 @@ SHORT_TRAINING = {
 
 
 def main() -> int:
-  """Runs the stages one after the other; returns an exit status."""
+  """Runs the stages one after another; returns an exit status."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--model", required=True, help="a .gguf file or a Hugging Face folder")
   parser.add_argument("--books", required=True, help="a folder of long documents, or a store")
-  what = "a folder; each stage has its own in it"
+  what = "a folder; each stage has its own folder in it"
   parser.add_argument("--workdir", required=True, type=folder_to_write, help=what)
   parser.add_argument("--short", action="store_true", help="a few steps of each stage")
   args, fields = parser.parse_known_args()
@@ -112,7 +112,7 @@ def ran(name: str, command: list[str], root: Path, console: Console) -> bool:
 
 
 def cost(results: dict) -> Table:
-  """What the surgery cost: perplexity of the same tokens."""
+  """The cost of the surgery: perplexity of the same tokens before and after it."""
   made = Table(title=f"the surgery, {results['memory']['tokens']:,} held-out tokens")
   for name in ("", "perplexity", "change"):
     made.add_column(name, justify="right" if name else "left")
@@ -125,7 +125,7 @@ def cost(results: dict) -> Table:
 
 
 def grid(found: dict[str, dict]) -> Table:
-  """Right tokens of the pass key, in percent, beside the paper's Table 3."""
+  """The percentage of right tokens of the pass key, beside the paper's Table 3."""
   cells = {name: results["memory"]["cells"] for name, results in found.items()}
   lengths = sorted({c["length"] for c in next(iter(cells.values()))})
   depths = sorted({c["depth"] for c in next(iter(cells.values()))})

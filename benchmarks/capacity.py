@@ -1,4 +1,4 @@
-"""How many pairs one memory holds, by head size, rule, kind of keys, and text read since.
+"""How many pairs one memory holds, by head size, rule, write gate, and text read after the pairs.
 
     python benchmarks/capacity.py [--head-sizes=32,64,128,256] [--tokens=0,64,256,1024,8192]
 
@@ -19,9 +19,9 @@ from rich.table import Table
 from infini_jax.ops import memory as mem
 from infini_jax.progress import make_console, track
 
-SEGMENT, MEMORIES = 64, 8  # tokens between two updates; memories that are tried side by side
-MOST = 1024  # pairs
-SHARP = 8.0  # standard deviation of a key's components: sigma leaves almost nothing below 0
+SEGMENT, MEMORIES = 64, 8  # tokens between two updates; memories that are tested in parallel
+MOST = 1024  # the largest number of pairs
+SHARP = 8.0  # standard deviation of a key's components; sigma maps those below 0 to almost 0
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def most(rule: str, written: float, size: int, tokens: list[int]) -> list[int]:
-  """The most pairs that are recalled, after each number of tokens; 0 where not even one is."""
+  """The most pairs that are recalled after each number of tokens; 0: not even two are."""
   found, pairs, alive = [0] * len(tokens), 2, [True] * len(tokens)
   while pairs <= MOST and any(alive):
     shares = recalled(rule, written, size, pairs, tokens)
@@ -63,7 +63,7 @@ def most(rule: str, written: float, size: int, tokens: list[int]) -> list[int]:
 
 
 def recalled(rule: str, written: float, size: int, pairs: int, tokens: list[int]) -> list[float]:
-  """The share of values that are right, after each number of tokens."""
+  """The fraction of values that are right after each number of tokens."""
   keys = jax.random.split(jax.random.key(pairs), 2)
   k_BPE = SHARP * jax.random.normal(keys[0], (MEMORIES, pairs, size))
   v_BPU = jax.random.rademacher(keys[1], (MEMORIES, pairs, size), jnp.float32)
@@ -83,7 +83,7 @@ def recalled(rule: str, written: float, size: int, pairs: int, tokens: list[int]
 
 @functools.partial(jax.jit, static_argnums=0)
 def write(rule, k, v, memory, share):
-  """The memory after one segment, of which each token counts `share`."""
+  """The memory after one segment, in which each token is written with the weight `share`."""
   share_BNK = jnp.full(k.shape[:3], share)
   how = mem.Rule(rule)
   return mem.commit(memory, mem.summarize(k, v, memory, None, how, share_BNK), how)

@@ -26,16 +26,16 @@ SYSTEMS = (
   "infini-linear,infini-delta,gated_delta,local,full,transformer_xl,compressive,memorizing,rmt,"
   "autocompressor"
 )
-CACHED = ("transformer_xl", "memorizing", "compressive")  # those that keep the segment before
+CACHED = ("transformer_xl", "memorizing", "compressive")  # systems that keep the last segment
 
 
 def main() -> int:
-  """Runs what is missing; returns an exit status."""
+  """Trains and evaluates all systems; returns an exit status."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  what = "a folder; each system has its own in it"
+  what = "a folder; each system has its own folder in it"
   parser.add_argument("--workdir", required=True, type=folder_to_write, help=what)
   parser.add_argument("--systems", default=SYSTEMS)
-  parser.add_argument("--config", default="configs/compare.py", help="takes :SYSTEM behind it")
+  parser.add_argument("--config", default="configs/compare.py", help=":SYSTEM is added to it")
   args, fields = parser.parse_known_args()
   console, found = make_console(), {}
   for system in args.systems.split(","):
@@ -71,11 +71,11 @@ def measure(args, system: str, fields: list[str], console: Console) -> dict | No
 
 
 def table(found: dict) -> Table:
-  """The paper's Table 2, with what it cost."""
+  """The paper's Table 2, with speed and memory of training."""
   made = Table(title="whole held-out documents; the same training tokens for all")
   for name in ("system", "memory", "ratio", "XL cache", "N", "tokens", "perplexity (95%)"):
     made.add_column(name, justify="left" if name == "system" else "right")
-  for name in ("knocked out", "tokens/s", "MiB a step"):
+  for name in ("memory held empty", "tokens/s", "MiB a step"):
     made.add_column(name, justify="right")
   most = max(r["memory"].elements for r in found.values() if not r["config"].model.memory.grows)
   for system, r in found.items():

@@ -5,9 +5,9 @@
 
 Without --workdir the weights of the config's model are random, because only the time is measured.
 Three sessions take turns, token by token, so that other work of the machine affects all of them in
-the same way. The figures are medians. Two sessions differ only in the text before them. In the
+the same way. The figures are medians. Two sessions differ only in the length of their text. In the
 third session the weights of the layers are stacked, as in training. CPU time is that of all threads
-of the process; on a busy machine it says more than the clock. Resident memory is that of the
+of the process; on a busy machine it is more reliable than the clock. Resident memory is that of the
 process, after the near sessions have read and written, and again at the end.
 """
 
@@ -36,13 +36,13 @@ MB = 1e6
 
 
 def resident() -> float:
-  """Bytes of memory that this process holds; Linux tells."""
+  """Bytes of resident memory of this process, from Linux's /proc."""
   gc.collect()
   return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def read(run: Run, tokens: int, console: Console) -> Session:
-  """A session that has read so many random tokens, made as they are read."""
+  """A session that has read `tokens` random tokens. They are made one piece at a time."""
   rng, most = np.random.default_rng(0), min(run.tokenizer.bos, run.engine.config.model.vocab_size)
   pieces = (rng.integers(0, most, 1000).tolist() for _ in itertools.count())
   session = Session(run, begin=False)
@@ -53,7 +53,7 @@ def read(run: Run, tokens: int, console: Console) -> Session:
 
 
 def endless(session: Session) -> Iterator[Piece]:
-  """Goes on and on."""
+  """Generates tokens without end."""
   while True:
     yield from session.generate(1000, temperature=0)
 
@@ -63,7 +63,7 @@ def main() -> None:
   parser.add_argument("--workdir", help="a run, instead of random weights")
   parser.add_argument("--near", type=int, default=4000, help="default %(default)s")
   parser.add_argument("--far", type=int, default=1_000_000, help="default %(default)s")
-  parser.add_argument("--tokens", type=int, default=300, help="each writes (default %(default)s)")
+  parser.add_argument("--tokens", type=int, default=300, help="to write (default %(default)s)")
   args, rest = parser.parse_known_args()
   console = make_console()
   if args.workdir:
@@ -74,12 +74,12 @@ def main() -> None:
     config = load_config(rest)
     params = jax.jit(lambda key: init(config.model, key))(jax.random.key(0))
     run = Run(Engine(config, params), ByteTokenizer())
-  run.tokenizer.eos = -1  # no mark ends what is measured
+  run.tokenizer.eos = -1  # no token ends the generation
   stacked = run._replace(engine=Engine(run.engine.config, run.engine.params, apart=False))
 
   sessions = [read(run, args.near, console), read(stacked, args.near, console)]
   for session in sessions:
-    list(itertools.islice(endless(session), 3))  # compiled
+    list(itertools.islice(endless(session), 3))  # compiles
   begun = resident()
   sessions.insert(1, read(run, args.far, console))
   times: list[list[tuple[float, float]]] = [[] for _ in sessions]
@@ -89,7 +89,7 @@ def main() -> None:
       writer, own = writers[i], times[i]
       started = time.perf_counter(), time.process_time()
       next(writer)
-      if turn >= 3:  # the far one has caught up with its text
+      if turn >= 3:  # the first turns of the far session also finish its reading
         own.append((time.perf_counter() - started[0], time.process_time() - started[1]))
   ended = resident()
 

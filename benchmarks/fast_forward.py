@@ -1,4 +1,4 @@
-"""Recall of pass keys after text that was read, and after as much text that was fast-forwarded.
+"""Recall of pass keys after text that was read, and after the same length of fast-forwarded text.
 
     python benchmarks/fast_forward.py --workdir=runs/passkey --lengths=65536,262144 --growth=1.1,1.2
 
@@ -25,21 +25,21 @@ from infini_jax.runs.workdir import Workdir
 from infini_jax.tasks import make_task
 
 ASKED = (
-  300  # tokens of a text, at most, that are read to answer: the end of the filler, the question
+  300  # the last tokens of a text, which are read to answer: end of the filler, question, answer
 )
-CHUNK = 16  # segments that are read at a time
+CHUNK = 16  # segments of one chunk
 
 
 def main() -> int:
   """Prints the table; returns an exit status."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   numbers = lambda kind: lambda text: [kind(part) for part in text.split(",")]
-  parser.add_argument("--workdir", required=True, help="of a run trained on the pass key")
+  parser.add_argument("--workdir", required=True, help="the run, trained on the pass key")
   parser.add_argument("--lengths", type=numbers(int), default=[65_536, 262_144])
   parser.add_argument("--depths", type=numbers(float), default=[0.0, 0.5, 1.0])
   parser.add_argument("--growth", type=numbers(float), default=[1.2])
-  parser.add_argument("--segments", type=int, default=4, help="of a piece that is fast-forwarded")
-  parser.add_argument("--samples", type=int, default=12, help="keys of each length and depth")
+  parser.add_argument("--segments", type=int, default=4, help="segments of a fast-forwarded piece")
+  parser.add_argument("--samples", type=int, default=12, help="keys for each length and depth")
   args = parser.parse_args()
   console = make_console()
   bench = Bench(args.workdir, args.samples)
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 class Bench:
-  """A run, and texts with a key each, side by side."""
+  """The model of a run, and texts with one key each, one per lane."""
 
   def __init__(self, workdir: str, lanes: int):
     run = Workdir(workdir)
@@ -84,7 +84,7 @@ class Bench:
     )
 
   def read(self, length: int, depth: float):
-    """The share of keys recalled after every token was read, and the state before the question."""
+    """The fraction of keys recalled if every token is read, and the state before the question."""
     texts, chunk = self._texts(length, length, depth), CHUNK * self.config.model.segment_length
     last = (length - ASKED) // chunk * chunk
     state = self._start()
@@ -93,11 +93,11 @@ class Bench:
     return self._answered(texts, state, last), state
 
   def forward(self, length: int, depth: float, growth: float, segments: int):
-    """The same, with pieces that count several times; the piece with the key counts once."""
+    """The same with pieces that are counted several times. The piece with the key counts once."""
     piece = segments * self.config.model.segment_length
     times = list(counts((length - ASKED) / piece, growth))
     place = int(np.searchsorted(np.cumsum(times) * piece, depth * length)) if depth < 1 else None
-    if place:  # at the start it is in the first piece, which counts once
+    if place:  # 0: the key is in the first piece, which counts once anyway
       times.insert(place, 1.0)
     total = len(times) * piece + ASKED
     texts = self._texts(length, total, depth if place is None else (place + 0.2) * piece / total)
@@ -111,7 +111,7 @@ class Bench:
     return bind(self.config.model, self.params).state(self.lanes)
 
   def _texts(self, seed: int, length: int, depth: float):
-    rng = np.random.default_rng(seed)  # which draws the keys first: they are the same for a seed
+    rng = np.random.default_rng(seed)  # keys are drawn first, so they are the same for a seed
     return [self.task.example(rng, length, depth, held_out=True) for _ in range(self.lanes)]
 
   def _tokens(self, texts, start: int, stop: int):
@@ -134,7 +134,7 @@ class Bench:
 
 
 def distance(one, other) -> list[str]:
-  """How far two stacked states lie apart: z, and M/z; the first layer's and the last's."""
+  """The differences of two stacked states in z and in M/z, for the first and the last layer."""
   z, z_other = np.asarray(one.z_BKE), np.asarray(other.z_BKE)
   rows, rows_other = one.M_BKEU / z[..., None], other.M_BKEU / z_other[..., None]
   ends = [0, len(z) - 1]

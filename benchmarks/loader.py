@@ -27,7 +27,7 @@ MIB = 2**20
 
 
 def resident() -> float:
-  """MiB of memory that this process holds; Linux tells."""
+  """MiB of resident memory of this process, from Linux's /proc."""
   pages = int(Path("/proc/self/statm").read_text().split()[1])
   return pages * os.sysconf("SC_PAGE_SIZE") / MIB
 
@@ -35,7 +35,7 @@ def resident() -> float:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
   parser.add_argument("--path", help="a store or a corpus, instead of config.data.path")
-  parser.add_argument("--seconds", type=float, default=15, help="to read for (default %(default)s)")
+  parser.add_argument("--seconds", type=float, default=15, help="how long (default %(default)s)")
   args, rest = parser.parse_known_args()
   if not any(a.startswith("--config=") for a in rest):
     rest = ["--config=configs/demo.py", *rest]
@@ -48,7 +48,7 @@ def main() -> None:
     opened = resident()
     T = config.data.segments * config.model.segment_length
     batches = train_batches(lanes, 0, 2**62, prefetch=config.data.prefetch)
-    for _ in range(16):  # threads have started, and all that is imported late
+    for _ in range(16):  # starts the threads, and finishes late imports
       next(batches)
     reading = resident()
     count, predicted, started = 0, 0, time.perf_counter()

@@ -1,4 +1,4 @@
-"""The operations alone: local attention, read, write, both rules, both forms, forward and back.
+"""Times single operations forward and backward: local attention, read, write, all rules and forms.
 
     python benchmarks/ops.py [--tokens=16384] [--segment=1024] [--heads=8] [--kv-heads=4]
                              [--head-dim=64] [--dtype=float32]

@@ -3,8 +3,8 @@
     python benchmarks/passkey.py --workdir=runs/passkeys
     python benchmarks/passkey.py --workdir=runs/passkeys --far-lengths=1048576 --far-samples=4
 
-Lengths are those of the config, and far lengths with fewer keys. A run that exists already is not
-trained again; it resumes from its last state. An evaluation resumes in the same way. With
+The lengths are those of the config, and far lengths with fewer keys. A run that exists already is
+not trained again; it resumes from its last state. An evaluation resumes in the same way. With
 `--jobs=2` two runs share the machine, one core each. Their training times are then longer than
 those of a single run.
 """
@@ -30,21 +30,21 @@ ROOT = Path(__file__).parent.parent
 
 
 def main() -> int:
-  """Runs everything that is missing; returns an exit status."""
+  """Trains and evaluates all runs; returns an exit status."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  what = "a folder; each run gets one of its own in it"
+  what = "a folder; each run has its own folder in it"
   parser.add_argument("--workdir", required=True, type=folder_to_write, help=what)
   parser.add_argument("--config", default="configs/passkey_tiny.py")
   parser.add_argument("--rules", default="linear,delta")
   parser.add_argument("--seeds", default="0,1,2")
   parser.add_argument("--lengths", help="tokens, such as 512,2048; by default the config's")
   parser.add_argument(
-    "--samples", help="fresh keys of each length and depth; by default the config's"
+    "--samples", help="fresh keys for each length and depth; by default the config's"
   )
-  what = "as --lengths; none: '' (default %(default)s)"
+  what = "like --lengths; '': none (default %(default)s)"
   parser.add_argument("--far-lengths", default="262144,1048576,4194304", help=what)
-  parser.add_argument("--far-samples", default="20", help="as --samples (default %(default)s)")
-  parser.add_argument("--depths", default="0.0,0.5,1.0", help="of the key (default %(default)s)")
+  parser.add_argument("--far-samples", default="20", help="like --samples (default %(default)s)")
+  parser.add_argument("--depths", default="0.0,0.5,1.0", help="key depths (default %(default)s)")
   parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
   args = parser.parse_args()
 
@@ -111,16 +111,14 @@ def measure(args, rule: str, seed: int, core: int | None, console: Console) -> d
 
 
 def table(found: dict) -> Table:
-  """Exact match of every run by length and depth, the worst knocked-out figure, the gates."""
-  made = Table(
-    title="share of whole keys recalled; knocked out: the most of any cell of outside keys"
-  )
+  """Exact match of every run by length and depth, the largest with the memory held empty, gates."""
+  made = Table(title="whole keys recalled; memory held empty: the highest figure at depths below 1")
   for name in ("rule", "seed", "tokens"):
     made.add_column(name, justify="right")
   depths = list(dict.fromkeys(c["depth"] for c in next(iter(found.values()))["cells"]))
   for depth in depths:
     made.add_column(f"depth {depth:g} (95%)", justify="right")
-  for name in ("knocked out", "opened heads"):
+  for name in ("memory held empty", "opened heads"):
     made.add_column(name, justify="right")
   for (rule, seed), results in found.items():
     cells = results["cells"]

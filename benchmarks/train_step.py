@@ -37,7 +37,7 @@ VARIANTS = {
 
 
 class Step:
-  """A compiled update with a state and a batch of its own."""
+  """A compiled update with its own state and batch."""
 
   def __init__(self, base: Config, changes: dict, T: int, tokens: int):
     segments = T // base.model.segment_length
@@ -83,7 +83,7 @@ def main() -> None:
   """Measures all lengths and prints one table."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--lengths", help="tokens of a sequence, such as 2048,32768")
-  parser.add_argument("--tokens", type=int, help="of a step; by default the config's")
+  parser.add_argument("--tokens", type=int, help="tokens of a step; by default the config's")
   parser.add_argument("--rounds", type=int, default=5)
   args, rest = parser.parse_known_args()
   if not any(a.startswith("--config=") for a in rest):
@@ -111,10 +111,10 @@ def main() -> None:
       ceilings.append(ceiling(base.model.run.compute_dtype))
       for name, step in steps.items():
         taken = step()
-        if round_:  # the first one warms up
+        if round_:  # the first round is not measured
           seconds[name].append(taken)
     best = statistics.median(ceilings) * devices
-    on_device = jax.default_backend() != "cpu"  # there XLA's figure leaves most of it out
+    on_device = jax.default_backend() != "cpu"  # on a CPU, XLA's peak omits most of the memory
     local = statistics.median(seconds["local"])
     for name, values in seconds.items():
       median = statistics.median(values)

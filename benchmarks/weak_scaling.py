@@ -2,10 +2,10 @@
 
     python benchmarks/weak_scaling.py [--axes=8,16,32,64,128,256] [--segments=2,8] [--json=FILE]
 
-The Infini-attention of one layer, forward and backward, is compiled for a mesh of this number of
-CPU devices (nothing is run). The collectives are counted in XLA's own program. Nothing else in the
-layer crosses the axis, so all of them belong to the memory. Two lengths T are compiled for each
-axis. The bytes must not depend on T, and must grow at most like the logarithm of the axis.
+The Infini-attention of one layer, forward and backward, is compiled for a mesh of CPU devices with
+an axis of each size (nothing is run). The collectives are counted in XLA's program. Only the memory
+sends data along the axis, so all of them belong to it. Two lengths T are compiled for each axis.
+The bytes must not depend on T, and must grow at most like the logarithm of the axis.
 """
 
 import argparse
@@ -15,8 +15,8 @@ import os
 
 from infini_jax.paths import file_to_write
 
-SEGMENT = 32  # tokens; what is sent does not depend on it either
-HEADS, KV_HEADS, HEAD_DIM = 8, 8, 128  # of the paper's language model
+SEGMENT = 32  # tokens; the bytes do not depend on it either
+HEADS, KV_HEADS, HEAD_DIM = 8, 8, 128  # as in the paper's language model
 
 
 def compiled_bytes(rule: str, devices: int, segments: int) -> float:
@@ -24,8 +24,8 @@ def compiled_bytes(rule: str, devices: int, segments: int) -> float:
 
   Args:
     rule: 'linear' or 'delta'.
-    devices: along `seq`.
-    segments: on each device.
+    devices: the number of devices along `seq`.
+    segments: the number of segments on each device.
   """
   import jax
   import jax.numpy as jnp
@@ -52,16 +52,16 @@ def compiled_bytes(rule: str, devices: int, segments: int) -> float:
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))
     step = gradient.lower(array(HEADS), array(KV_HEADS), array(KV_HEADS), beta).compile()
   found = communication(step.as_text(), devices)
-  assert not found.unknown_loops, "a loop of unknown length: what it sends is not counted"
+  assert not found.unknown_loops, "a loop of unknown length: its collectives are not counted"
   return found.bytes
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
   parser.add_argument("--axes", default="8,16,32,64,128,256", help="sizes of the seq axis")
-  parser.add_argument("--segments", default="2,8", help="segments a chip, for each T")
+  parser.add_argument("--segments", default="2,8", help="segments per chip, for each T")
   parser.add_argument(
-    "--json", metavar="FILE", type=file_to_write, help="write the bytes there too"
+    "--json", metavar="FILE", type=file_to_write, help="also write the bytes to this file"
   )
   args = parser.parse_args()
   axes = [int(n) for n in args.axes.split(",")]
@@ -71,7 +71,7 @@ def main() -> None:
     [
       os.environ.get("XLA_FLAGS", ""),
       f"--xla_force_host_platform_device_count={max(axes)}",
-      # Of the machine code, which nobody runs; what is sent is decided before.
+      # The machine code is not run, so it is not optimized. The collectives are decided before.
       "--xla_backend_optimization_level=0",
       "--xla_cpu_use_fusion_emitters=false",
     ]

@@ -6,7 +6,7 @@ and 2,048, always with 16 segments under the gradient. `adapt_smollm.py:passkey`
 result, in the folder PRETRAINED, on pass keys in 5K tokens. It is then evaluated on keys in up to a
 million tokens. `adapt_smollm.py:laptop` is the small proof, for 2 CPU cores. It fine-tunes ORIGINAL
 itself on pass keys in 256 tokens, with segments of 64. `adapt_smollm.py:far` continues from the
-folder LAPTOP. In this stage most examples start from a memory that has read up to 8,192 tokens.
+folder LAPTOP. In this stage most examples start from the memory of up to 8,192 tokens.
 docs/adapt.md explains all stages.
 
 Command: infini-jax convert gguf SmolLM2-135M-Instruct.Q4_1.gguf ORIGINAL
@@ -18,7 +18,7 @@ Command: python train.py --config=configs/adapt_smollm.py:laptop --workdir=LAPTO
 Command: python train.py --config=configs/adapt_smollm.py:far --workdir=FAR
 Hardware: one GPU with 40 GB or more; 2 CPU cores for `:laptop`, and for the other stages in a short
 form (docs/adapt.md)
-Time: not measured; `:laptop` 65 minutes on 2 CPU cores with other work, `:far` 45
+Time: not measured; `:laptop` 65 minutes on 2 CPU cores with other work, `:far` 45 minutes
 Expect: not measured; the paper's 1B model found 94 to 100% of tokens at 1M. `:laptop` finds all
 keys in 256 tokens, and 0.60 of them in 1,024. `:far` finds 0.85 to 1.00 in 1,024, and 0.65 to 0.95
 in 4,096. With the memory held empty they find none
@@ -58,7 +58,7 @@ def get_config(stage="pretrain"):
     d.carry_state = False
     t.steps, t.log_every = 400, 10
     o.warmup_steps, o.final_fraction, o.weight_decay = 20, 1.0, 0.0
-    o.gate_learning_rate = 0.04  # so that 400 steps open a gate at -5 wide
+    o.gate_learning_rate = 0.04  # large enough to open a gate from -5 in 400 steps
   if stage == "passkey":
     t.start_from = "PRETRAINED"
     t.checkpoint_every = 200

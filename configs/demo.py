@@ -1,8 +1,8 @@
 """A small Infini-Transformer on the source of the Python standard library: `make demo`.
 
 The model has two million parameters and segments of 128 tokens. The vocabulary has 2,048 pieces and
-is trained on the text. Each lane carries its memory from step to step, so that the memory has read
-up to a whole file.
+is trained on the text. Each lane carries its memory from step to step, so the memory can hold the
+text of a whole file.
 
 Command: python train.py --config=configs/demo.py --workdir=runs/demo
 Command: python eval.py --config=configs/demo.py --workdir=runs/demo
@@ -28,7 +28,7 @@ def get_config():
   config.run.remat = "none"
 
   o.learning_rate, o.warmup_steps = 4e-3, 50
-  o.gate_learning_rate = 0.021  # the run is short: let the gates travel
+  o.gate_learning_rate = 0.021  # large, because the run is short
   t.steps, t.log_every = 360, 10
   t.checkpoint_every = 1000
 

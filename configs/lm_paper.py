@@ -30,7 +30,7 @@ def get_config():
   m.vocab_size = 32_000
   m.segment_length = 2048
   config.run.compute_dtype = "bfloat16"
-  # What the systems beside it have in the paper: RMT's best prompt, a store in the ninth layer.
+  # The paper's values for the baselines: RMT's best prompt length, a store in the ninth layer.
   config.rmt.summary_tokens = config.autocompressor.summary_tokens = 100
   config.memorizing.knn_layers, config.memorizing.knn_memory = (9,), 65_000
 

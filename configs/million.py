@@ -1,7 +1,7 @@
 """One sequence of 1,048,576 tokens, all of it under the gradient: 8 billion parameters, delta.
 
 There are 512 segments of 2048 tokens, 8 of them on each of 64 chips. Attention needs no data of
-other chips. For the memory, the chips send one state per head to each other, at every length.
+other chips. For the memory, the chips exchange one state per head, for every length.
 
 Command: python train.py --config=configs/million.py --workdir=RUN --config.data.path=STORE
 Command: infini-jax plan --config=configs/million.py --topology=v5p:4x4x4

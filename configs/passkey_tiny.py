@@ -1,9 +1,9 @@
-"""A memory that works, on a laptop: the paper's pass key is recalled after a million tokens.
+"""The paper's pass key on a laptop: recalled after a million tokens.
 
 The model has a hundred thousand parameters and the 57 words of the task. Each example has at most
-16 segments of 64 tokens, all under the gradient. From step 1,200 on, most chunks start from
-memories that are as full as after up to 16 million tokens, of which a few thousand were read
-(warm.growth). A write gate learns which tokens to keep: filler is not written at all.
+16 segments of 64 tokens, all under the gradient. From step 1,200 on, most chunks start from warm
+memories of up to 16 million tokens. Only a few thousand of these are read; the others are
+fast-forwarded (warm.growth). A write gate learns not to write filler.
 docs/memory.md gives the reasons for this recipe.
 
 Command: make passkey
@@ -41,7 +41,7 @@ def get_config():
 
   o.learning_rate, o.warmup_steps, o.b2, o.weight_decay = 5e-3, 50, 0.98, 0.0
   o.final_fraction = 0.02
-  o.gate_learning_rate = 0.003  # slowly: a gate must not choose before there is a choice
+  o.gate_learning_rate = 0.003  # low: gates must not open before the features are learned
   t.steps, t.log_every, t.checkpoint_every = 5000, 20, 10_000
 
   e.lengths, e.depths, e.samples = (1024, 4096, 16_384, 65_536), (0.0, 0.5, 1.0), 100

@@ -1,10 +1,11 @@
-"""Finds links to nothing: in the pages of the repository, and in the pages of the API reference.
+"""Finds broken links in the pages of the repository and in the pages of the API reference.
 
     python docs/links.py
 
-A page may link to files and to headings, and it names files of the repository in code. Each of them
-must exist: a link from where the page lies, a name from the top, from infini_jax/, configs/ or
-benchmarks/. A word in capitals stands for any name. Other sites are not asked.
+A page may link to files and to headings, and may name files of the repository in code. Each of them
+must exist. A link is relative to the page. A name is relative to the page, the top folder,
+infini_jax/, configs/ or benchmarks/. A word in capitals stands for any name. Links to other sites
+are not checked.
 """
 
 import re
@@ -17,8 +18,8 @@ from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("*.md", "docs/*.md", "launch/*.md")
-FOLDERS = (".", "infini_jax", "configs", "benchmarks")  # where a name in code may begin
-EXAMPLES = {"adapted.py", "mine/small.py"}  # a user's own files
+FOLDERS = (".", "infini_jax", "configs", "benchmarks")  # the folders that names are relative to
+EXAMPLES = {"adapted.py", "mine/small.py"}  # files of a user, which do not exist here
 
 BLOCK = re.compile(r"^```(?s:.*?)^```$|(?<=\n\n)(?: {4}.*\n|\n)+", re.MULTILINE)
 SPAN = re.compile(r"`([^`]+)`")
@@ -32,13 +33,13 @@ MAKE = re.compile(r"^make ([\w-]+)")
 
 
 def blanked(text: str, pattern: re.Pattern) -> str:
-  """A text with blanks for what a pattern finds; everything else stays where it is."""
+  """A text with every match of a pattern replaced by blanks; other characters keep their places."""
   return pattern.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), text)
 
 
 @cache
 def anchors(page: Path) -> set[str]:
-  """The anchors of a page's headings, as they are made by the sites that show Markdown."""
+  """The anchors of a page's headings, as sites that show Markdown make them."""
   found: set[str] = set()
   for title in HEADING.findall(blanked(page.read_text(), BLOCK)):
     shown = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).replace("`", "")
@@ -50,12 +51,12 @@ def anchors(page: Path) -> set[str]:
 
 @cache
 def targets() -> list[str]:
-  """What `make` can be asked for; % stands for any name."""
+  """The targets of the Makefile; % stands for any name."""
   return re.findall(r"^([\w%-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
 def wrong_link(page: Path, link: str) -> str:
-  """What is wrong with a link of a page, or nothing."""
+  """What is wrong with a link of a page; empty if nothing is."""
   there = urlsplit(link)
   if there.scheme or there.netloc:
     return ""
@@ -68,7 +69,7 @@ def wrong_link(page: Path, link: str) -> str:
 
 
 def wrong_name(page: Path, name: str) -> str:
-  """What is wrong with a file's name in code, or nothing."""
+  """What is wrong with a file's name in code; empty if nothing is."""
   pattern = re.sub(r"(?<![A-Za-z])[A-Z]{2,}(?![A-Za-z])", "*", name)
   for folder in (page.parent, *(ROOT / folder for folder in FOLDERS)):
     if (folder / name).exists() or (pattern != name and any(folder.glob(pattern))):
@@ -77,7 +78,7 @@ def wrong_name(page: Path, name: str) -> str:
 
 
 def broken(page: Path) -> list[str]:
-  """What a page links to or names in vain, each with its line."""
+  """The broken links and names of a page, each with its line number."""
   text = page.read_text()
   wrong = []
 
@@ -101,7 +102,7 @@ def broken(page: Path) -> list[str]:
 
 
 class Page(HTMLParser):
-  """The links and the anchors of a page in HTML."""
+  """The links and the anchors of an HTML page."""
 
   def __init__(self, file: Path):
     super().__init__()
@@ -110,7 +111,7 @@ class Page(HTMLParser):
     self.feed(file.read_text())
 
   def handle_starttag(self, tag, attrs):
-    """Keeps what a tag links to, and its name."""
+    """Stores the link and the id of a tag."""
     given = dict(attrs)
     if tag == "a" and given.get("href"):
       self.links.append(given["href"])
@@ -119,7 +120,7 @@ class Page(HTMLParser):
 
 
 def broken_pages(folder: Path) -> list[str]:
-  """What the pages in HTML below a folder link to in vain."""
+  """The broken links of the HTML pages below a folder."""
   pages = {file.resolve(): Page(file) for file in folder.rglob("*.html")}
   wrong = set()
   for file, page in pages.items():
@@ -136,7 +137,7 @@ def broken_pages(folder: Path) -> list[str]:
 
 
 def main() -> int:
-  """Prints every broken link; 1 if there is one."""
+  """Prints every broken link; returns 1 if there is one, else 0."""
   wrong = [
     line for pattern in PAGES for page in sorted(ROOT.glob(pattern)) for line in broken(page)
   ]

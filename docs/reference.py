@@ -1,10 +1,10 @@
-"""The API reference, from the docstrings of the package: `make reference` writes build/reference/.
+"""Writes the API reference from the docstrings of the package: `make reference`.
 
     python docs/reference.py [FOLDER]
 
-A package shows what its `__all__` names. The rooms in `WHOLE` show every file. The comment behind a
-field or a constant is its description. A warning of the generator or a link to nothing ends it
-with 1.
+The default folder is build/reference/. A package has a page for the names in its `__all__`. The
+rooms in `WHOLE` have a page for every file. The comment behind a field or a constant is its
+description. The exit status is 1 if the generator gives a warning or a link is broken.
 """
 
 import ast
@@ -24,13 +24,13 @@ import links
 ROOT = Path(__file__).parent.parent
 WHOLE = ("infini_jax.ops", "infini_jax.models.mixers", "infini_jax.tasks")
 ALSO = ("infini_jax.config.schema",)
-NO_DOCSTRING = ("Alias for field number", "Create new instance of")  # what a NamedTuple says
+NO_DOCSTRING = ("Alias for field number", "Create new instance of")  # texts of every NamedTuple
 
-DOT = '</span><span class="o">.</span><span class="n">'  # in a name that has colours
+DOT = '</span><span class="o">.</span><span class="n">'  # the dot in a highlighted name
 
 
 def modules() -> list[str]:
-  """The names of all modules that have a page, a package before what is in it."""
+  """The names of all modules that have a page, a package before its modules."""
   import infini_jax
 
   names = ["infini_jax", *ALSO]
@@ -43,7 +43,7 @@ def modules() -> list[str]:
 
 @cache
 def comments(module: str) -> dict[str, str]:
-  """The comments that stand behind a module's constants and its classes' fields, by their names."""
+  """The comments behind the constants of a module and the fields of its classes, by their names."""
   spec = find_spec(module) if module.startswith("infini_jax") else None
   if spec is None or spec.origin is None:
     return {}
@@ -69,7 +69,7 @@ def comments(module: str) -> dict[str, str]:
 
 
 def describe(namespace) -> None:
-  """Gives variables of a page or a class what their comments say, and drops what is not ours."""
+  """Uses comments as descriptions of variables, and removes members from other packages."""
   import pdoc.doc
 
   for name, member in [*namespace.members.items()]:
@@ -85,8 +85,8 @@ def describe(namespace) -> None:
 
 
 def build(folder: Path) -> list[str]:
-  """Writes the pages into a folder, and says what is wrong with them."""
-  os.environ["PDOC_DISPLAY_ENV_VARS"] = "1"  # a default that happens to equal a variable is shown
+  """Writes the pages into a folder; returns warnings and broken links."""
+  os.environ["PDOC_DISPLAY_ENV_VARS"] = "1"  # also shows a default that equals a variable's value
   import pdoc.doc
   import pdoc.render
 
@@ -94,7 +94,7 @@ def build(folder: Path) -> list[str]:
   with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     pages = {name: pdoc.doc.Module.from_name(name) for name in names}
-    said.clear()  # what libraries say while they are imported
+    said.clear()  # removes warnings of imported libraries
     for name, page in pages.items():
       page.submodules = [pages[n] for n in names if n.rpartition(".")[0] == name]
       listed = (f"- `{p.modulename}`: {p.docstring.splitlines()[0]}" for p in page.submodules)
@@ -112,7 +112,7 @@ def build(folder: Path) -> list[str]:
 
 
 def main() -> int:
-  """Builds it, and prints where it lies or what is wrong."""
+  """Builds the reference, and prints warnings and the path of its first page."""
   folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "reference"
   wrong = build(folder)
   print(*wrong, f"{folder / 'index.html'}", sep="\n")

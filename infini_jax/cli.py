@@ -1,4 +1,4 @@
-"""The command `infini-jax`: train, eval, report and more. A wrong input exits with 2."""
+"""The command `infini-jax`: train, eval, report and more. A wrong input gives exit status 2."""
 
 import argparse
 import contextlib
@@ -24,11 +24,11 @@ from infini_jax.progress import make_console
 CONFIG_HELP = "a Python file with get_config(); any field is set by --config.section.field=value"
 TASK_HELP = (
   "some of perplexity, passkey, needle, recall, summarization, gates, knockout (the run's own task "
-  "with every knock-out), surgery (what it cost to adapt an original); by default what the run is "
-  "trained on, and the gates"
+  "with every ablation), surgery (what it cost to adapt an original); default: the task of the "
+  "training, and the gates"
 )
 
-# What a person can mend of a path: a file where a folder should be, or the other way; no right.
+# Errors of a path that a user can fix: a file instead of a folder or the reverse, no permission.
 FORBIDDEN = {
   *(errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EPERM, errno.EROFS),
   *(errno.ELOOP, errno.ENAMETOOLONG),
@@ -36,8 +36,8 @@ FORBIDDEN = {
 
 PROCESS_FLAGS = (
   ("--coordinator", "HOST:PORT", "with many processes: where process 0 can be reached"),
-  ("--processes", "N", "how many there are; auto asks the cluster (a Slurm step, TPU hosts)"),
-  ("--process", "I", "which of them this is, from 0"),
+  ("--processes", "N", "how many; auto: as many as the cluster says (a Slurm step, TPU hosts)"),
+  ("--process", "I", "the number of this process, from 0"),
 )
 
 
@@ -83,12 +83,12 @@ def _eval(args: argparse.Namespace, rest: list[str], console: Console) -> None:
 
 
 def _notice(console: Console) -> Callable[[str], None]:
-  """Prints a line as it is."""
+  """Returns a function that prints a line as it is."""
   return lambda line: console.print(line, soft_wrap=True, highlight=False)
 
 
 def _remember_programs(config: Config) -> None:
-  """Turns JAX's persistent compilation cache on, where a config names its folder."""
+  """Turns on JAX's persistent compilation cache if the config names a folder for it."""
   if config.model.run.compilation_cache:
     import jax
 
@@ -102,8 +102,8 @@ def _all_processes(
 ) -> Iterator[Callable[[Config], None]]:
   """Joins the other processes of this command, if there are any, and ends together with them.
 
-  All that can be wrong in one process alone is looked at in here, or the others would wait for it.
-  Yields what compares a config, and all else that must be alike, with theirs.
+  The body contains every check that may fail in one process alone; otherwise the others would wait
+  for it. Yields a function that compares the config and other settings with those of the others.
   """
   from infini_jax import processes
 
@@ -128,7 +128,7 @@ def _all_processes(
 
 
 def _status(command: str, error: BaseException) -> int:
-  """Says what went wrong; returns the exit status for it."""
+  """Prints an error, and returns its exit status."""
   if isinstance(error, KeyboardInterrupt):
     return 130
   if not isinstance(error, InputError) and (line := _outside(error)):
@@ -141,16 +141,16 @@ def _status(command: str, error: BaseException) -> int:
 
 
 def _outside(error: BaseException) -> str:
-  """A line on what the machine lacks or forbids; else empty."""
+  """One line about an error of the machine, such as a full disk; empty for other errors."""
   text = " ".join(str(error).split())
   if isinstance(error, OSError) and error.errno in FORBIDDEN:
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror}; choose another place, or set its permissions"
   if os.strerror(errno.ENOSPC) in text or os.strerror(errno.EDQUOT) in text:
     return f"{text[:300]}; make room there, or choose another place"
-  if text.startswith("attention="):  # the operations know no config
+  if text.startswith("attention="):  # operations do not have the name of the config's section
     return f"config.run.{text}"
-  if text.startswith("RESOURCE_EXHAUSTED"):  # so XLA says that a device's memory is full
+  if text.startswith("RESOURCE_EXHAUSTED"):  # XLA's message for a full device memory
     return (
       f"{text[:200]}: too much for a device; infini-jax plan says what a run needs: lower "
       f"config.data.lanes, or raise config.train.accumulate or config.mesh.fsdp"
@@ -172,7 +172,7 @@ def _prepare(args: argparse.Namespace, rest: list[str], console: Console) -> Non
 
 
 def _plan(args: argparse.Namespace, rest: list[str], console: Console) -> int:
-  # The table of memories reads the sections of all systems.
+  # The table of memories reads the sections of all memory systems, so no notice is printed.
   say = (lambda line: None) if args.table == "memory" else _notice(console)
   config = load_config(rest, say=say)
   from infini_jax.plan.command import plan
@@ -201,18 +201,18 @@ def _generate(args: argparse.Namespace, rest: list[str], console: Console) -> No
 
 
 class _Parser(argparse.ArgumentParser):
-  """Says in one line what is wrong with a command."""
+  """A parser that reports a wrong command in one line."""
 
   def error(self, message: str) -> NoReturn:
-    """Ends with the status of a wrong input."""
+    """Exits with the status of a wrong input."""
     self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 class _Version(argparse.Action):
-  """Prints the versions of what computes; nothing of it is imported, and no device touched."""
+  """Prints the versions of the package and of JAX. Nothing is imported, and no device is used."""
 
   def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
-    """Ends the program."""
+    """Prints them, and exits."""
     versions = (f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "flax"))
     about = ", ".join([*versions, f"Python {platform.python_version()}"])
     print(f"{parser.prog} {infini_jax.__version__} ({about})")
@@ -221,7 +221,7 @@ class _Version(argparse.Action):
 
 def _parser() -> argparse.ArgumentParser:
   parser = _Parser(prog="infini-jax", description=__doc__, allow_abbrev=False)
-  parser.add_argument("--version", action=_Version, nargs=0, help="print the versions, and end")
+  parser.add_argument("--version", action=_Version, nargs=0, help="print the versions, and exit")
   commands = parser.add_subparsers(dest="command", required=True)
 
   def command(name, run, description):
@@ -230,11 +230,11 @@ def _parser() -> argparse.ArgumentParser:
     return made
 
   for name, run, what in (
-    ("train", _train, "train a config, or go on where its workdir stands"),
+    ("train", _train, "train a config, or continue the run in its workdir"),
     ("eval", _eval, "perplexity of documents, or recall of a task, with the memory and without"),
   ):
     made = command(name, run, what)
-    own = "; what it does not set is as the run was trained; may be left out" * (name == "eval")
+    own = "; default: the run's own config, which also gives all fields not set" * (name == "eval")
     made.add_argument("--config", action="append", metavar="FILE", help=CONFIG_HELP + own)
     made.add_argument("--workdir", required=True, help="the folder of the run")
     for flag, value, help in PROCESS_FLAGS:
@@ -243,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
       made.add_argument("--step", type=int, help="which checkpoint; the newest by default")
       made.add_argument("--task", metavar="A,B,...", help=TASK_HELP)
 
-  made = command("prepare", _prepare, "tokenize a corpus once, into a store that training reads")
+  made = command("prepare", _prepare, "tokenize a corpus once, and write a store for training")
   made.add_argument(
     "--source",
     required=True,
@@ -269,42 +269,49 @@ def _parser() -> argparse.ArgumentParser:
     "--no-compile", dest="compile", action="store_false", help="with a TPU: the estimate alone"
   )
   made.add_argument(
-    "--table", choices=["memory"], help="only what each memory system would carry, at these sizes"
+    "--table",
+    choices=["memory"],
+    help="only the size of each memory system's state, at these sizes",
   )
-  made.add_argument("--json", metavar="FILE", help="write everything there too")
+  made.add_argument("--json", metavar="FILE", help="also write the plan to this file")
 
-  what = "pretrained weights become a run, and a run becomes a folder for transformers"
+  what = "convert pretrained weights to a run, or a run to a folder for transformers"
   conversion.add_arguments(command("convert", _convert, what))
 
-  made = command("report", _report, "what runs and their evaluations found, as one HTML page")
+  made = command("report", _report, "one HTML page with runs and the results of their evaluations")
   made.add_argument(
     "--workdir", required=True, action="append", help="the folder of a run; give it again for more"
   )
   made.add_argument("--out", metavar="FILE", help="default: report.html there, or beside several")
 
-  made = command("generate", _generate, "read a text, however long, and continue it")
+  made = command("generate", _generate, "read a text of any length, and continue it")
   made.add_argument("--workdir", help="the folder of the run")
   made.add_argument(
-    "--load-state", metavar="FILE", help="go on from a state; its own run is used without --workdir"
+    "--load-state",
+    metavar="FILE",
+    help="start from a saved state; without --workdir, its own run is used",
   )
-  made.add_argument(
-    "--save-state", metavar="FILE", help="keep the state after what was read and written"
-  )
+  made.add_argument("--save-state", metavar="FILE", help="save the state at the end to this file")
   prompt = made.add_mutually_exclusive_group()
   prompt.add_argument("--prompt", help="the text to continue")
-  prompt.add_argument("--prompt-file", help="a file of text; - is standard input, endless too")
+  prompt.add_argument("--prompt-file", help="a file of text; - is standard input, of any length")
   prompt.add_argument("--prompt-document", help="SPLIT:NUMBER, a document of the run's own corpus")
-  made.add_argument("--prompt-tokens", type=int, help="read no more than so many tokens of it")
+  made.add_argument("--prompt-tokens", type=int, help="read at most so many tokens of the prompt")
   made.add_argument(
-    "--tokens", type=int, default=200, help="how many to add; 0 reads only (default %(default)s)"
+    "--tokens", type=int, default=200, help="how many to write; 0: only read (default %(default)s)"
   )
   made.add_argument(
     "--temperature", type=float, default=0.8, help="0 is greedy (default %(default)s)"
   )
   made.add_argument("--top-p", type=float, default=0.95, help="default %(default)s")
-  made.add_argument("--top-k", type=int, default=0, help="draw from so many likeliest; 0: all")
   made.add_argument(
-    "--repetition-penalty", type=float, default=1.0, help="above 1, the last 256 tokens are rarer"
+    "--top-k", type=int, default=0, help="draw from the k likeliest tokens; 0: from all"
+  )
+  made.add_argument(
+    "--repetition-penalty",
+    type=float,
+    default=1.0,
+    help="above 1: the last 256 tokens are less likely",
   )
   made.add_argument(
     "--stop",

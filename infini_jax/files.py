@@ -1,7 +1,7 @@
-"""Files that are whole or not there: each is written beside its place, and takes it when complete.
+"""Atomic files: each is written under a temporary name, and renamed when it is complete.
 
-So a reader never sees half a file, and of several writers of one file the last one wins. Nothing
-else of the package writes in place what another process, or a later one, relies on.
+So a reader never sees an incomplete file, and the last of several writers replaces the others. The
+package writes every file that another process or a later run reads with these functions.
 """
 
 import contextlib
@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-SUFFIX = ".tmp"  # how the name of every temporary file ends
-LONGER = len(f".12345678{SUFFIX}")  # bytes: a temporary name is longer than the file's by so much
-NEVER_SYNCS = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # of file systems that cannot
+SUFFIX = ".tmp"  # the end of the name of every temporary file
+LONGER = len(f".12345678{SUFFIX}")  # bytes that a temporary name has more than the file's name
+NEVER_SYNCS = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # of file systems without fsync
 
 
 @contextlib.contextmanager
@@ -23,12 +23,12 @@ def atomic(file: Path) -> Iterator[Path]:
   """Yields the path of an empty temporary file beside `file`, which replaces it after the body.
 
   The body may write into it or put another file in its place. Its content is on the disk before it
-  gets the name of `file`. If the body fails, the temporary file is removed and `file` is as it was.
-  The name is new at every call, so that hosts, processes and threads never share one. What a
-  killed process leaves behind, `left_over` finds.
+  gets the name of `file`. If the body fails, the temporary file is removed and `file` is unchanged.
+  The name is new at every call, so hosts, processes and threads never share one. `left_over` finds
+  the temporary files of killed processes.
 
   Args:
-    file: to be written; its folder is made if need be.
+    file: the file to write. Its folder is made if it does not exist.
 
   Raises:
     OSError: it cannot be written.
@@ -37,7 +37,7 @@ def atomic(file: Path) -> Iterator[Path]:
   file.parent.mkdir(parents=True, exist_ok=True)
   temporary.touch(exist_ok=False)
   try:
-    mode = temporary.stat().st_mode  # the usual one; some libraries let the owner alone read
+    mode = temporary.stat().st_mode  # the usual mode; some libraries let only the owner read
     yield temporary
     temporary.chmod(mode)
     _sync(temporary)
@@ -54,22 +54,22 @@ def write_bytes(file: Path, content: bytes) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-  """The same of text, in UTF-8."""
+  """Writes all of a text in UTF-8, or nothing."""
   write_bytes(file, text.encode())
 
 
 def write_json(file: Path, content: Any) -> None:
-  """The same of JSON, indented."""
+  """Writes all of a content as indented JSON, or nothing."""
   write_text(file, json.dumps(content, indent=2) + "\n")
 
 
 def is_temporary(file: Path) -> bool:
-  """Whether a name is that of a temporary file, of this program or an older one."""
+  """Whether a name is that of a temporary file, of this version of the program or an older one."""
   return file.suffix == SUFFIX
 
 
 def left_over(folder: Path) -> list[Path]:
-  """The temporary files in a folder and those in it; some may be of a process that still runs."""
+  """The temporary files below a folder. Some may belong to a process that still runs."""
   return [*folder.rglob(f"*{SUFFIX}")]
 
 

@@ -1,7 +1,7 @@
-"""Pieces of a self-contained HTML page: its frame and style, tables, pictures. All text is escaped.
+"""Parts of a self-contained HTML page: frame, style, tables, pictures. All text is escaped.
 
-The page opens from a file, without a network and without a script; it follows the reader's light or
-dark setting, and a table that is too wide scrolls inside its own box.
+The page needs no network and no script. It follows the reader's light or dark setting. A table that
+is too wide scrolls in its own box.
 """
 
 import base64
@@ -10,10 +10,10 @@ import urllib.parse
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-BEGINS = rb"<!DOCTYPE html>"  # a pattern: how every page begins
-PNG = b"\x89PNG\r\n\x1a\n"  # how every picture begins
+BEGINS = rb"<!DOCTYPE html>"  # a pattern for the first bytes of a page
+PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of a PNG file
 
-LONG = 32  # characters of a cell that may take several lines
+LONG = 32  # a cell with more characters may take several lines
 
 STYLE = """
 :root {
@@ -91,7 +91,7 @@ pre { font: 0.85rem/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospac
 
 
 class Cell(NamedTuple):
-  """A figure, and what is said below it in small letters, line after line."""
+  """A figure, and lines of a note below it in small letters."""
 
   figure: str
   note: str = ""
@@ -110,14 +110,14 @@ def table(
   words: bool = False,
   marked: Collection[str] = (),
 ) -> str:
-  """A table in a box of its own; the first column names the rows.
+  """A table in its own box. The first column has the names of the rows.
 
   Args:
-    caption: what it shows.
+    caption: what the table shows.
     header: the names of the columns.
-    rows: of as many cells; an empty one stays blank.
-    words: the cells are words, which begin at the left; else figures, which end at the right.
-    marked: the names of rows that stand out.
+    rows: rows with as many cells as the header; an empty cell stays blank.
+    words: whether the cells are words, aligned left; else they are figures, aligned right.
+    marked: the names of highlighted rows.
   """
   head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
   body = []
@@ -134,7 +134,7 @@ def table(
 
 
 def picture(png: bytes, alt: str, caption: str = "") -> str:
-  """A picture inside the page; nothing for bytes that are none."""
+  """A PNG picture inside the page; empty if the bytes are not a PNG file."""
   if not png.startswith(PNG):
     return ""
   source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
@@ -143,7 +143,7 @@ def picture(png: bytes, alt: str, caption: str = "") -> str:
 
 
 def heading(level: int, text: str, note: str = "") -> str:
-  """A heading, and what is said beside it in small letters."""
+  """A heading, with a note beside it in small letters."""
   beside = f" <small>{escape(note)}</small>" if note else ""
   return f"<h{level}>{escape(text)}{beside}</h{level}>"
 
@@ -154,17 +154,17 @@ def paragraph(text: str) -> str:
 
 
 def link(path: str, text: str) -> str:
-  """A paragraph that leads to another page; the path is relative to this one."""
+  """A paragraph with a link to another page. The path is relative to this page."""
   return f'<p><a href="{escape(urllib.parse.quote(path))}">{escape(text)}</a></p>'
 
 
 def folded(summary: str, content: str) -> str:
-  """What is shown when a reader asks for it."""
+  """Content that is hidden until the reader opens it."""
   return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
 def code(text: str) -> str:
-  """What was typed."""
+  """A text in a fixed-width font, such as a command."""
   return f"<pre>{escape(text)}</pre>"
 
 
@@ -172,10 +172,10 @@ def document(title: str, below: str, sections: Sequence[tuple[str, str]], wide: 
   """The whole page.
 
   Args:
-    title: of the page.
-    below: a line under it.
-    sections: the name of each, for the list of contents and its heading, and its HTML.
-    wide: whether several runs stand side by side.
+    title: the title of the page.
+    below: a line under the title.
+    sections: the name of each section (for its heading and the list of contents), and its HTML.
+    wide: whether the page shows several runs side by side.
   """
   links, bodies = "", ""
   for number, (name, content) in enumerate(sections, 1):

@@ -1,7 +1,7 @@
-"""Paths as a person gives them: `~` is expanded, and what cannot be written is refused at once.
+"""Paths that a user gives: expands `~`, and refuses at once a path that cannot be written.
 
-Whether something can be written is tried, with a file that has no name and is gone at once:
-permission bits say nothing to root, and nothing about a file system that is read-only.
+To check a folder, an unnamed temporary file is written in it. Permission bits are not enough: they
+do not apply to root, and do not show a read-only file system.
 """
 
 import contextlib
@@ -15,10 +15,10 @@ from pathlib import Path
 from infini_jax import files
 from infini_jax.config import InputError
 
-# A URL, also with the one slash that is left of its two in a path. A folder named so: ./gs:/x.
+# A URL, also with only one slash, as pathlib writes it. A folder of this name is given as ./gs:/x.
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:/")
-INSIDE = 256  # bytes: paths in a folder of ours are longer by so much
-SHOWN = 200  # characters of a path in a message
+INSIDE = 256  # bytes that the paths inside a folder of the package may add to its path
+SHOWN = 200  # the most characters of a path in a message
 WHY = {
   errno.ELOOP: "is a link that leads to itself; repair it",
   errno.ENAMETOOLONG: "its name is too long; choose a shorter one",
@@ -27,31 +27,31 @@ WHY = {
 
 
 def expand(path: str) -> str:
-  """`~` and `~user` as the folders that they stand for; anything else as it is."""
+  """Expands `~` and `~user` to the home folders; leaves other paths unchanged."""
   return os.path.expanduser(path)
 
 
 def local(path: str | os.PathLike[str], name: str = "") -> Path:
-  """A path on this machine, to be read or written; it need not exist.
+  """A path on this machine, for reading or writing. It need not exist.
 
   Args:
-    path: as it was given.
-    name: of the flag or field, for the error.
+    path: the path as the user gave it.
+    name: the name of the flag or the field, for the error message.
 
   Raises:
-    InputError: nothing, a URL, the home of nobody, or what no path can be.
+    InputError: it is empty, a URL, the home of an unknown user, or not a possible path.
   """
   text = os.fspath(path)
   if not text:
     raise InputError(f"{name or 'a path'} is empty; give one")
   if "\0" in text:
-    raise _wrong(text, name, "holds a NUL character, which no path can; leave it out")
+    raise _wrong(text, name, "holds a NUL character, which no path may hold; leave it out")
   if URL.match(text):
     raise _wrong(text, name, "is a URL, and only local paths can be used; give one")
   home = text.split("/")[0]
   found = expand(text)
   if home.startswith("~") and found.split("/")[0] == home:
-    raise _wrong(text, name, f"nobody's home is {home}; a folder of that name is ./{home}")
+    raise _wrong(text, name, f"no user has the home {home}; a folder of that name is ./{home}")
   try:
     os.stat(found)
   except UnicodeEncodeError:
@@ -63,10 +63,10 @@ def local(path: str | os.PathLike[str], name: str = "") -> Path:
 
 
 def folder_to_write(path: str | os.PathLike[str], name: str = "") -> Path:
-  """A folder that is there and takes files, or that can be made, with those above it.
+  """A folder that exists and can be written, or that can be made with its parents.
 
   Raises:
-    InputError: it cannot; see `local` too.
+    InputError: it cannot be written or made, or `local` refuses the path.
   """
   found = local(path, name)
   whole = found.absolute()
@@ -84,16 +84,16 @@ def folder_to_write(path: str | os.PathLike[str], name: str = "") -> Path:
 def file_to_write(
   path: str | os.PathLike[str], name: str = "", *, begins: bytes = b"", replaced: bool = False
 ) -> Path:
-  """A file that can be written, in a folder that is there.
+  """A file that can be written, in a folder that exists.
 
   Args:
-    path: as it was given.
-    name: of the flag or field, for the error.
-    begins: a pattern, how files of this kind begin. One of another kind is somebody's work: kept.
-    replaced: whether another file takes its place at the end. Then it may be no device or pipe.
+    path: the path as the user gave it.
+    name: the name of the flag or the field, for the error message.
+    begins: a pattern for the first bytes of such files. A file that begins otherwise is refused.
+    replaced: whether the file is replaced by another one. Then it must not be a device or a pipe.
 
   Raises:
-    InputError: it cannot; see `local` too.
+    InputError: it cannot be written, or `local` refuses the path.
   """
   found = local(path, name)
   if found.is_dir() or os.fspath(path).endswith("/"):
@@ -114,20 +114,20 @@ def file_to_write(
   if found.exists() and not os.access(found, os.W_OK):
     raise _wrong(path, name, "cannot be written (Permission denied); choose another file")
   if begins and found.is_file() and not _fits(found, begins):
-    raise _wrong(path, name, "is there, and holds something else; choose another, or remove it")
+    raise _wrong(path, name, "exists, and holds something else; choose another, or remove it")
   return found
 
 
 def _fits(file: Path, begins: bytes) -> bool:
-  """Whether a file begins so, or is empty."""
+  """Whether a file is empty, or its first bytes match the pattern."""
   with contextlib.suppress(OSError), file.open("rb") as opened:
     first = opened.read(256)
     return not first or re.match(begins, first, re.DOTALL) is not None
-  return False  # what cannot be read cannot be known
+  return False  # a file that cannot be read is treated as another kind of file
 
 
 def _check_names(path: str | os.PathLike[str], name: str, place: Path, whole: Path, more: int):
-  """Raises InputError if names below a folder, or the whole path, are too long to be made."""
+  """Raises InputError if a new name below `place`, or the whole path plus `more`, is too long."""
   new = whole.relative_to(place).parts if not whole.exists() else ()
   most = os.pathconf(place, "PC_NAME_MAX") - files.LONGER
   length = len(os.fsencode(whole)) + more
@@ -138,7 +138,7 @@ def _check_names(path: str | os.PathLike[str], name: str, place: Path, whole: Pa
 
 
 def _try(path: str | os.PathLike[str], name: str, place: Path) -> None:
-  """Raises InputError if a folder takes no file."""
+  """Raises InputError if no file can be made in a folder."""
   try:
     with tempfile.TemporaryFile(dir=place):
       pass
@@ -154,7 +154,7 @@ def _wrong(path: str | os.PathLike[str], name: str, why: str) -> InputError:
 
 
 def _shown(path: str | os.PathLike[str]) -> str:
-  """A path in one line of a message."""
+  """A path as one line of a message, cut if it is long."""
   text = os.fspath(path)
   text = text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
   return text if text.isprintable() else repr(text)

@@ -1,4 +1,4 @@
-"""What a person sees: text and tables, and progress as a bar, or as lines without a terminal."""
+"""The console: text, tables, and progress as a bar in a terminal, or as lines elsewhere."""
 
 import contextlib
 import sys
@@ -21,15 +21,15 @@ from rich.progress import (
 )
 from rich.table import Table
 
-LINE_SECONDS = 10.0  # without a terminal, no more than one line in this time
-ENDLESS = 1_000_000  # columns of a file
+LINE_SECONDS = 10.0  # without a terminal, the shortest time between two lines
+ENDLESS = 1_000_000  # columns of a console that writes to a file
 MB = 1_000_000  # bytes
 
 
 def make_console(stderr: bool = False) -> Console:
-  """Standard output, or standard error: as wide as the terminal, and without end in a file or pipe.
+  """A console for standard output or standard error. In a file or a pipe, lines are not wrapped.
 
-  Text is shown as it is: a path may hold [/x].
+  Markup is off, because a path may contain [/x].
   """
   stream = sys.stderr if stderr else sys.stdout
   terminal = stream is not None and stream.isatty()
@@ -38,10 +38,10 @@ def make_console(stderr: bool = False) -> Console:
 
 
 class _Console(Console):
-  """Rich breaks the title of a table at the width of its columns; in a file it is one line."""
+  """A console that does not wrap the title of a table in a file, as rich does."""
 
   def print(self, *objects: Any, **how: Any) -> None:
-    """As `rich` does."""
+    """Prints like `rich.console.Console.print`."""
     if not self.is_terminal:
       for table in _tables(objects):
         table.min_width = max(table.min_width or 0, cell_len(str(table.title or "")))
@@ -65,16 +65,16 @@ def track(
   *,
   in_bytes: bool = False,
 ) -> Iterator[Callable[..., None]]:
-  """Shows a task. Yields `advance(done, text="")`, to be called with what is done so far.
+  """Shows the progress of a task. Yields `advance(done, text="")`, which sets the amount done.
 
-  With None for `done` only the text changes.
+  If `done` is None, only the text changes.
 
   Args:
-    console: where to show it.
-    name: what is done.
-    total: how much there is; None when it is not known: then only the time is shown.
-    start: what was done before.
-    in_bytes: whether these are bytes, to be shown in larger units.
+    console: where the progress is shown.
+    name: the name of the task.
+    total: the total amount; None: it is not known, and only the time is shown.
+    start: the amount that was done before.
+    in_bytes: whether the amounts are bytes, shown in larger units.
   """
   if not console.is_terminal:
     yield from _lines(console, name, total, start, in_bytes)

@@ -1,4 +1,4 @@
-"""Keeps libraries from narrating, and the logging of the program around them as it was."""
+"""Prevents log output of some libraries, and leaves the logging of the host program unchanged."""
 
 import contextlib
 import logging
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 NARRATORS = {"etils", "grain", "orbax", "rouge_score", "tensorflow_datasets"}
-LOGGERS = ("absl", "asyncio", "")  # through which they speak; what fails they raise, too
+LOGGERS = ("absl", "asyncio", "")  # the loggers that they use; they also raise every failure
 
 
 class _NotTheirs(logging.Filter):
-  """Lets all records pass but those of the narrators, and of what failed inside of them."""
+  """Blocks the records of `NARRATORS`, and of exceptions whose traceback goes through them."""
 
   def filter(self, record: logging.LogRecord) -> bool:
     """Whether the record passes."""
@@ -24,14 +24,14 @@ class _NotTheirs(logging.Filter):
 
 
 class _Quiet:
-  """What is installed while anybody wants quiet, and taken away with the last of them."""
+  """Installs the filters for the first user, and removes them after the last user."""
 
   def __init__(self) -> None:
     self._lock, self._users = threading.Lock(), 0
     self._filter, self._stand_in = _NotTheirs(), logging.lastResort or logging.NullHandler()
 
   def begin(self) -> None:
-    """One more wants quiet."""
+    """Adds a user."""
     with self._lock:
       self._users += 1
       if self._users > 1:
@@ -42,7 +42,7 @@ class _Quiet:
         logging.root.addHandler(self._stand_in)
 
   def end(self) -> None:
-    """One does not any more."""
+    """Removes a user."""
     with self._lock:
       self._users -= 1
       if self._users:
@@ -57,10 +57,10 @@ _quiet = _Quiet()
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-  """The narrators are silent while this lasts; every other record goes where it always went.
+  """Blocks the log records of `NARRATORS` in its body. Other records are not affected.
 
-  Where no handler is installed, absl would install one for good with its first record: what Python
-  itself falls back on then stands in for it meanwhile.
+  Without a handler at the root logger, absl would install one permanently at its first record. To
+  prevent this, Python's fallback handler is installed for the time of the body.
   """
   _quiet.begin()
   try:

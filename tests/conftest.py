@@ -1,10 +1,9 @@
-"""Settings that keep tests honest: eight CPU devices, strict types and ranks, checked shapes.
+"""Settings of all tests: eight CPU devices, strict types and ranks, checked shapes.
 
-And quick: most of the time would go into XLA's optimizations of programs that run once, so they are
-off, and a program that several tests need is compiled once, for all processes and for later runs.
-Programs are kept in the user's cache folder; INFINI_JAX_TEST_PROGRAMS names another one.
-INFINI_JAX_TEST_OPTIMIZE=1 leaves the optimizations on; the tests then check what users run, five
-times as slowly.
+XLA's optimizations are off, because they take most of the time and most programs run once. A
+compiled program is kept for other processes and later runs, in the user's cache folder or the
+folder INFINI_JAX_TEST_PROGRAMS. INFINI_JAX_TEST_OPTIMIZE=1 leaves the optimizations on; the tests
+then run the programs of users, and take five times as long.
 """
 
 import gc
@@ -35,7 +34,7 @@ PROGRAMS, KEPT = "INFINI_JAX_TEST_PROGRAMS", 30 * 24 * 3600  # seconds
 
 
 def _programs() -> str:
-  """A folder for compiled programs, without those that are old; JAX names them by all they need."""
+  """A folder for compiled programs, after old ones are removed. JAX names them by their inputs."""
   base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
   folder = Path(base).expanduser() / "infini_jax" / "test-programs"
   try:
@@ -48,7 +47,7 @@ def _programs() -> str:
   return str(folder)
 
 
-if PROGRAMS not in os.environ:  # the first process of a run decides for the others
+if PROGRAMS not in os.environ:  # set by the first process for its child processes
   os.environ[PROGRAMS] = _programs()
 jax.config.update("jax_compilation_cache_dir", os.environ[PROGRAMS])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -69,7 +68,7 @@ def rng(request):
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory):
   """A folder of small texts in three splits."""
-  from tests.tiny import write_corpus  # not above: it imports what the hook must see first
+  from tests.tiny import write_corpus  # not at the top: the hook must be installed before
 
   return write_corpus(tmp_path_factory.mktemp("texts") / "corpus")
 
@@ -133,14 +132,14 @@ def adapted(texts, tmp_path_factory):
 
 
 def pytest_collection_finish():
-  """The modules that are loaded by now stay: the collector need not visit them again and again."""
+  """Excludes the objects of loaded modules from garbage collection, which makes it faster."""
   gc.collect()
   gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-  """Types are never promoted silently, but for Optax, which multiplies integers and floats."""
+  """Forbids implicit type promotion, except in Optax, which multiplies integers and floats."""
   strict = {"ops", "models", "inference"} & set(item.path.relative_to(item.config.rootpath).parts)
   with jax.numpy_dtype_promotion("strict" if strict else "standard"):
     return (yield)

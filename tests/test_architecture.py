@@ -1,4 +1,4 @@
-"""The house's plan: who may import whom, what stays in one file, what importing must not do."""
+"""The rules of docs/architecture.md: allowed imports, libraries in one file, no import effects."""
 
 import ast
 import re
@@ -18,7 +18,7 @@ MAY_IMPORT = {room: set(re.findall(r"`(\w+)`", others)) for room, others in ROW.
 
 
 def imports(file):
-  """Every module that a file imports, wherever in it."""
+  """Every module that a file imports, at any place."""
   for node in ast.walk(ast.parse(file.read_text())):
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)
@@ -57,7 +57,7 @@ def test_the_map_has_every_room_and_no_circle():
   ["orbax", "grain", "array_record", "tensorboardX", "wandb", "sentencepiece", "tokenizers"]
   + ["tensorflow_datasets", "datasets", "rouge_score", "safetensors", "gguf", "huggingface_hub"],
 )
-def test_each_library_is_known_to_one_file(library):
+def test_each_library_is_imported_by_one_file(library):
   users = [f for f in FILES if any(name.split(".")[0] == library for name in imports(f))]
   assert len(users) == 1, f"{library} is imported by {users}: keep it behind one file"
 
@@ -71,7 +71,7 @@ def test_one_file_makes_consoles_and_progress_bars():
       assert not bars and "Console" not in made, f"{file}: infini_jax.progress has them"
 
 
-def test_one_file_gives_a_whole_file_its_name():
+def test_only_one_file_renames_files():
   for file in FILES:
     if file != PACKAGE / "files.py":
       text = file.read_text()
@@ -103,7 +103,7 @@ def test_a_function_has_at_most_eight_arguments(file):
 
 
 def test_no_code_compares_the_name_of_a_memory_system():
-  """It asks for a fact (`config.systems.System`), so that a new system needs no other file."""
+  """Code reads a fact (`config.systems.System`) instead, so a new system changes no other file."""
   from infini_jax.config import SYSTEMS
 
   found = []
@@ -117,7 +117,7 @@ def test_no_code_compares_the_name_of_a_memory_system():
 
 
 def test_every_checkpoints_is_closed():
-  """It stands in a `with` statement, wherever one is made."""
+  """Every `Checkpoints` is made in a `with` statement."""
   for file in FILES:
     nodes = [*ast.walk(ast.parse(file.read_text()))]
     made = {n for n in nodes if isinstance(n, ast.Call) and ast.unparse(n.func) == "Checkpoints"}
@@ -126,7 +126,7 @@ def test_every_checkpoints_is_closed():
 
 
 def test_importing_changes_nothing_of_the_host_program():
-  """No module touches how the program around it logs, warns or is interrupted."""
+  """No module changes the logging, warnings or signal handlers of the host program."""
   code = (
     "import importlib, logging, os, pkgutil, signal, sys, threading, warnings\n"
     "import jax, numpy, scipy.special  # these change what they change\n"

@@ -1,4 +1,4 @@
-"""The command as a person meets it: wrong inputs in one line, and the whole job, tiny."""
+"""The command line: one line for wrong inputs, and a small complete job."""
 
 import json
 import signal
@@ -17,18 +17,18 @@ from tests import tiny
 from tests.compiling import QUICKLY
 
 ROOT = Path(__file__).parent.parent
-# The slow lane runs such commands with XLA's optimizations.
+# Slow tests run such commands with XLA's optimizations.
 ENV = {
   "PATH": "/usr/bin:/bin",
   "JAX_PLATFORMS": "cpu",
   "XLA_FLAGS": QUICKLY,
-  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # so quick, the programs would not be kept
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # else programs that compile fast are not kept
 }
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-  """A corpus, a config file on it, and a workdir in which 4 steps were trained."""
+  """A corpus, a config file for it, and a workdir with 4 trained steps."""
   folder = tmp_path_factory.mktemp("job")
   sections = {**tiny.RUN, "data": {**tiny.RUN["data"], "path": str(folder / "corpus")}}
   programs = str(folder / "programs")
@@ -42,14 +42,14 @@ def job(tmp_path_factory):
 
 
 def real(*command):
-  """A process of its own, as a person starts it: one device, none of these tests' settings."""
+  """Runs a process as a user does: one device, without the settings of these tests."""
   return subprocess.run(
     [sys.executable, *command], cwd=ROOT, env=ENV, text=True, capture_output=True, timeout=240
   )
 
 
 def refused(capsys, *command):
-  """Runs a command that must fail before any work; returns its one line."""
+  """Runs a command that must fail before any work; returns its error line."""
   assert cli.main([str(c) for c in command]) == 2, "a wrong input exits with 2"
   error = capsys.readouterr().err
   assert error.count("\n") == 1, f"want one line, got: {error!r}"
@@ -128,7 +128,7 @@ def test_wrong_inputs_are_named_in_one_line_with_the_remedy(job, tmp_path, capsy
   assert "no checkpoint of step 99" in refused(capsys, "generate", run, "--step=99", "--prompt=a")
 
 
-def test_what_a_machine_lacks_or_forbids_is_one_line_and_a_fault_of_ours_is_a_trace(capsys):
+def test_errors_of_the_machine_are_one_line_and_bugs_are_a_traceback(capsys):
   for error, said in (
     (
       PermissionError(13, "Permission denied", "runs/a"),

@@ -1,4 +1,4 @@
-"""The schema: every mistake is named with its remedy, and what makes another run."""
+"""The schema: every mistake is named with its remedy; fields that make another run."""
 
 import dataclasses
 import importlib.util
@@ -308,7 +308,7 @@ def test_several_values_are_tuples_whatever_they_were_written_as(tmp_path):
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_difference_names_what_makes_another_run(name):
-  """A run may go on with other devices, schedules of writing, and evaluations, nothing else."""
+  """A run may continue only with other devices, schedules of saving and logging, or evaluations."""
   section, field = name.split(".")
   old = Config().with_fields(model={"mixer": section}) if section in SYSTEMS else Config()
   value = getattr(old.sections()[section], field)
@@ -326,7 +326,7 @@ def test_difference_names_what_makes_another_run(name):
 
 
 def test_no_field_hides_behind_a_method_of_the_config():
-  """A ConfigDict has methods; a field of such a name could be set nowhere but in a dict."""
+  """A ConfigDict has methods; a field with the name of a method cannot be set as an attribute."""
   import ml_collections
 
   methods = set(dir(ml_collections.ConfigDict))

@@ -1,4 +1,4 @@
-"""Every field of the config does something: changed, it changes what a run would compute."""
+"""Every field of the config has an effect: a change of it changes what a run computes."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import abstract_state, abstract_teacher, make_train_step
 from tests.tiny import config
 
-# Fields that the traced program cannot show, or need not, and the tests that show them.
+# Fields that the traced program does not show, and the tests that show them.
 SEEN_ELSEWHERE = {
   **dict.fromkeys(
     ("family.rope_scaling", "family.attention_bias", "family.norm_plus_one", "family.post_norms")
@@ -110,7 +110,7 @@ ANOTHER = {
   "mesh.seq": 2,
   "mesh.dcn": 2,
 }
-# Fields that say something only of one task, or once memories start warm.
+# Fields that have an effect only for one task, or with warm memories.
 TASK = {"data": {"tokenizer": "task", "carry_state": False, "segments": 6}}
 RECALL = {
   **TASK,
@@ -183,7 +183,7 @@ FIELDS = [
 
 
 class Corpus(Store):
-  """Four documents, and no files."""
+  """Four documents without files."""
 
   def __init__(self):
     pass
@@ -203,7 +203,7 @@ class Documents:
 
 
 class Observed:
-  """What a run of this config would compute, part by part: each is made when it is asked for."""
+  """What a run of this config computes, in parts. Each part is made at its first use."""
 
   def __init__(self, c):
     self.config = c
@@ -230,7 +230,7 @@ class Observed:
 
   @functools.cached_property
   def step(self):
-    """The program of an update, and where its arrays lie."""
+    """The program of an update, and the shardings of its arrays."""
     tx, first = make_optimizer(self.config), stage_at(self.config, 0).config
     with jax.set_mesh(self.mesh):
       state = abstract_state(self.config, tx, self.mesh)
@@ -239,7 +239,7 @@ class Observed:
       return jax.make_jaxpr(make_train_step(first, tx))(*arguments)
 
   def _part(self, name):
-    """As text; the cheap parts come first in `PARTS`."""
+    """A part as text. The cheap parts come first in `PARTS`."""
     part = getattr(self, name)
     if name in ("mesh", "batches"):
       part = dict(part.shape) if name == "mesh" else jax.tree.map(np.ndarray.tolist, part)
@@ -250,19 +250,19 @@ PARTS = ("mesh", "batches", "start", "step")
 
 
 def differ(a, b):
-  """Whether two configs compute different things; the update is traced where all else is equal."""
+  """Whether two configs compute different things. The update is traced if all else is equal."""
   return any(a.part(name) != b.part(name) for name in PARTS)
 
 
 def merged(*parts):
-  """Sections of several experiments in one, in a fixed order: they become names of tests."""
+  """The sections of several experiments together, in a fixed order: they become names of tests."""
   names = dict.fromkeys(name for part in parts for name in part)
   return {name: {k: v for part in parts for k, v in part.get(name, {}).items()} for name in names}
 
 
 @functools.cache
 def plain(name):
-  """What is observed before the field is changed."""
+  """The observation before the field is changed."""
   return Observed(config(**merged({"mesh": {"data": 4}}, LIVE_IN.get(name, {}))))
 
 

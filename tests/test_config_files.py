@@ -1,4 +1,4 @@
-"""A person's own config: its neighbours, its faults with their lines, and fields set by flags."""
+"""Config files of users: imports of neighbours, errors with their lines, fields set by flags."""
 
 import copy
 import dataclasses
@@ -28,7 +28,7 @@ WHOLE = [
 
 
 def project(folder, steps, **files):
-  """A config whose steps come from a neighbour, and a package beside it."""
+  """A config whose number of steps is in a module beside it, and a package beside it."""
   (folder / "parts").mkdir(parents=True)
   (folder / "shared.py").write_text(f"STEPS = {steps}\n")
   (folder / "parts" / "__init__.py").write_text("from shared import STEPS\n")
@@ -79,7 +79,7 @@ def test_neighbours_take_the_names_of_nothing_that_is_installed(tmp_path, monkey
   names = ("random", "json", "numpy", "jax", "infini_jax", "tests")
   file = project(tmp_path / "a", 30, **{name: wrong for name in names[:-1]}, tests="STEPS = 5\n")
   with open(file, "a") as f:
-    f.write("from tests import STEPS\n")  # of a host program, which has a module of this name too
+    f.write("from tests import STEPS\n")  # the host program also has a module of this name
   host = sys.modules["tests"]
   assert load_config([f"--config={file}"]).train.steps == 5
   assert sys.modules["tests"] is host
@@ -106,7 +106,7 @@ def test_neighbours_take_the_names_of_nothing_that_is_installed(tmp_path, monkey
     ("raise ValueError('a\\nb')", "ValueError: a b"),
   ],
 )
-def test_what_is_wrong_in_a_config_is_named_with_its_line(tmp_path, line, said):
+def test_an_error_in_a_config_is_named_with_its_line(tmp_path, line, said):
   text = "from infini_jax.config import base_config\ndef get_config():\n  config = base_config()\n"
   own, other = tmp_path / "own.py", tmp_path / "other.py"
   own.write_text(f"{text}  {line}\n  return config\n")
@@ -118,7 +118,7 @@ def test_what_is_wrong_in_a_config_is_named_with_its_line(tmp_path, line, said):
   assert f'File "{other}", line 4, in get_config' in message and said in message, message
 
 
-def test_a_file_that_is_no_config_is_named(tmp_path):
+def test_a_file_that_is_not_a_config_is_named(tmp_path):
   own = tmp_path / "own.py"
   for text, said in (
     ("x = (\n", f'File "{own}", line 1: SyntaxError'),

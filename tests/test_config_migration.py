@@ -1,4 +1,4 @@
-"""Configs of older code still load: in run.json, and in config files."""
+"""Configs of older versions can be loaded, from run.json and from config files."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from infini_jax.config import Config, InputError, from_json, load_config, resolve
 
-# As the code of 2026-11-28 wrote them: all of a model's fields together.
+# The form of 2026-11-28: all fields of a model in one section.
 OLD = {
   "model": {
     "mixer": "infini",
@@ -53,7 +53,7 @@ def test_an_older_run_json_is_read():
 
 
 def test_an_older_config_file_is_read(tmp_path):
-  """Converted folders hold one that reads their run.json."""
+  """Converted folders have a config file that reads their run.json."""
   file = tmp_path / "config.py"
   file.write_text(
     "from infini_jax.config import base_config\n"
@@ -71,7 +71,7 @@ def test_an_older_config_file_is_read(tmp_path):
 @pytest.mark.parametrize(
   "mixer,field,value", [("memorizing", "gate", "hard_sigmoid"), ("rmt", "summary_tokens", 3)]
 )
-def test_what_several_systems_had_goes_to_the_chosen_one(mixer, field, value):
+def test_older_fields_of_several_systems_go_to_the_chosen_one(mixer, field, value):
   old = {"model": {"mixer": mixer, field: value, "knn_layers": [2], "rule": "delta"}}
   assert getattr(from_json(json.dumps(old)).model.memory, field) == value
 

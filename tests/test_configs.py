@@ -1,4 +1,4 @@
-"""Every file in configs/ loads, says how to run it, and traces at its full size on a CPU."""
+"""Every file in configs/ loads, names its commands, and can be traced at full size on a CPU."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ from infini_jax.training.step import abstract_state, make_train_step
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
-# Enough devices to divide what the full-size configs divide.
+# Meshes with enough devices for the divisions of the full-size configs.
 MESHES = {
   "adapt_smollm": (1, 1, 1, 1, 1),
   "booksum_finetune": (1, 1, 16, 1, 1),
@@ -45,7 +45,7 @@ def test_docstring_says_how_to_run_it_and_what_to_expect(file):
     assert f"\n{label} " in text, f"{file.name}: the docstring lacks a line '{label} ...'"
 
 
-# The rest in the slow lane: of those alike one, and golden files hold how all of them are laid out.
+# The other configs are slow tests. Golden files have the shardings of all of them.
 TRACED = ("adapt_smollm", "llm_1b", "passkey_tiny")
 
 
@@ -89,7 +89,7 @@ def test_a_stage_of_an_adaptation_has_the_model_that_it_starts_from():
 
 @pytest.mark.slow
 def test_every_system_of_the_comparison_traces(comparison=ROOT / "configs/compare.py"):
-  """At the same size, on the same batches; what differs is the memory, and what goes with it."""
+  """At the same size, on the same batches; only the fields of the memory differ."""
   mesh = AbstractMesh((1,) * len(AXES), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
   seen = set()
   systems = "infini-linear infini-delta local full transformer_xl compressive memorizing rmt"
@@ -107,7 +107,7 @@ def test_every_system_of_the_comparison_traces(comparison=ROOT / "configs/compar
 
 
 def first_batch(config):
-  """That of a task; of documents, arrays like it: no corpus is needed."""
+  """The first batch of a task; for documents, arrays of its shapes, without a corpus."""
   if config.task.name not in ("text", "summarization"):
     of_the_run = ByteTokenizer() if config.data.tokenizer == "run" else None
     source = open_source(config, Path(), Console(), tokenizer=of_the_run)
@@ -130,7 +130,7 @@ def test_the_papers_sizes():
 @pytest.mark.parametrize(
   "file", [f for f in CONFIGS if math.prod(MESHES[f.stem]) > 1], ids=lambda f: f.stem
 )
-def test_little_is_held_whole_by_every_device(file):
+def test_every_device_holds_few_undivided_parameters(file):
   config = load_config([f"--config={file}"])
   sizes = MESHES[file.stem]
   mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES))

@@ -1,4 +1,4 @@
-"""The demo's main job, shortened, through its real doors."""
+"""The demo, shortened, by its real commands."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ def test_the_demo_uses_its_memory(tmp_path):
   config = ["--config=configs/demo.py", f"--workdir={tmp_path}"]
 
   def run(*command):
-    env = {"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"}  # none of these tests' eight devices
+    env = {"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"}  # one device
     done = subprocess.run(
       [sys.executable, *command], cwd=ROOT, env=env, text=True, capture_output=True
     )

@@ -1,4 +1,4 @@
-"""Every link, heading and file that a page names exists. What the API reference shows."""
+"""Every link, heading and file that a page names exists; contents of the API reference."""
 
 import re
 
@@ -30,7 +30,7 @@ PAGE = """# A page
 
 @pytest.fixture
 def page(tmp_path):
-  """Writes a page beside docs/b.md, and says what is wrong with it."""
+  """Writes a page beside docs/b.md, and returns what is wrong with it."""
   (tmp_path / "docs").mkdir()
   (tmp_path / "docs" / "b.md").write_text("# There\n")
 

@@ -1,7 +1,7 @@
-"""What the extras of pyproject.toml install: locked, and working in an environment of their own.
+"""The extras of pyproject.toml are locked, and work in a separate environment.
 
-Installing takes minutes and, for gpu and reference, several GB: `make test-extras`, or some of them
-by INFINI_JAX_TEST_EXTRAS=tpu,hf.
+The installation takes minutes and, for gpu and reference, several GB. `make test-extras` tests all
+of them; INFINI_JAX_TEST_EXTRAS=tpu,hf selects some.
 """
 
 import importlib.metadata
@@ -27,7 +27,7 @@ ASKED = os.environ.get("INFINI_JAX_TEST_EXTRAS", "")
 
 
 def pins(file):
-  """Names and versions that a lock file takes; a package may have several, by Python's version."""
+  """Names and versions in a lock file; a package may have several, by the version of Python."""
   found = {}
   for name, version in re.findall(r"^([\w.-]+)(?:\[.*?\])?==([\w.+!-]+)", file.read_text(), re.M):
     found.setdefault(name.lower(), []).append(version)
@@ -55,7 +55,7 @@ def test_every_lock_is_of_an_extra():
 
 
 def test_libtpu_is_the_one_that_jax_names():
-  """And jax's plugin for GPUs is of jax's own version."""
+  """And jax's plugin for GPUs has the version of jax."""
   jax_version = pins(ROOT / "requirements.lock")["jax"]
   (libtpu,) = pins(ROOT / "locks" / "tpu.lock")["libtpu"]
   named = map(Requirement, importlib.metadata.requires("jax"))
@@ -74,7 +74,7 @@ SECTIONS = {
 
 @pytest.fixture
 def job(texts, tmp_path):
-  """A tiny config, its texts, and a folder to write into."""
+  """A tiny config, its texts, and an output folder."""
   sections = {**SECTIONS, "data": {**SECTIONS["data"], "path": str(texts)}}
   (tmp_path / "config.py").write_text(tiny.CONFIG_FILE.format(sections=sections))
   return tmp_path
@@ -82,7 +82,7 @@ def job(texts, tmp_path):
 
 @pytest.fixture
 def installed(request, tmp_path):
-  """The interpreter of an environment that holds an extra as its lock says; removed afterwards."""
+  """The interpreter of an environment with a locked extra; removed after the test."""
   extra = request.param
   if not ASKED or (ASKED != "1" and extra not in ASKED.split(",")):
     pytest.skip("installs packages: make test-extras")
@@ -108,7 +108,7 @@ def installed(request, tmp_path):
 
 
 def run(python, *command, cwd, status=0, **more):
-  """What a command of the environment says; nothing of this process's packages is seen by it."""
+  """The output of a command of the environment, without the packages of this process."""
   hidden = ("XLA_FLAGS", "JAX_PLATFORMS", "PYTHONPATH")
   env = {k: v for k, v in os.environ.items() if k not in hidden} | more
   done = subprocess.run(
@@ -183,7 +183,15 @@ def test_tensorboard_reads_what_a_run_writes(installed, job):
 @pytest.mark.slow
 @only("reference")
 def test_reference_is_compared_with(installed):
-  cases = ("-m", "pytest", "-q", "-m", "slow", "-k", "test_logits_in_and_out and llama")
+  cases = (
+    "-m",
+    "pytest",
+    "-q",
+    "-m",
+    "slow",
+    "-k",
+    "test_logits_after_import_and_export and llama",
+  )
   said = run(installed, *cases, "tests/convert/test_transformers.py", cwd=ROOT)
   assert "passed" in said and "skipped" not in said
 

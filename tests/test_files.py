@@ -1,4 +1,4 @@
-"""What is written is whole or not there, whoever else writes the same, and however it ends."""
+"""Files are complete or do not exist, also with several writers and after any failure."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import pytest
 from infini_jax import files
 from infini_jax.files import atomic, is_temporary, left_over, write_bytes, write_json, write_text
 
-# Writes one file again and again, all of it one byte.
+# Writes one file repeatedly, filled with one byte value.
 WRITER = """
 import sys
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_a_failure_leaves_the_old_content_and_nothing_else(tmp_path, old, error)
   assert old is None or file.read_bytes() == old
 
 
-def test_where_a_folder_has_the_name_nothing_is_left(tmp_path):
+def test_if_a_folder_has_the_name_nothing_is_left(tmp_path):
   (tmp_path / "a").mkdir()
   with pytest.raises(OSError):
     write_text(tmp_path / "a", "text")
@@ -69,7 +69,7 @@ def test_until_the_end_a_reader_finds_the_old_file(tmp_path):
   assert file.read_text() == "new" and not left_over(tmp_path)
 
 
-def test_what_the_body_puts_in_its_place_gets_the_usual_rights(tmp_path):
+def test_a_file_that_the_body_puts_in_place_gets_the_usual_mode(tmp_path):
   file, other = tmp_path / "a", tmp_path / "b"
   other.touch()
   with atomic(file) as temporary:
@@ -92,7 +92,7 @@ def test_the_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", files.NEVER_SYNCS)
-def test_a_file_system_that_cannot_sync_is_written_all_the_same(tmp_path, monkeypatch, number):
+def test_a_file_system_without_fsync_can_be_written(tmp_path, monkeypatch, number):
   def fsync(_):
     raise OSError(number, "no")
 
@@ -156,7 +156,7 @@ def test_threads_that_write_the_same_file_never_mix(tmp_path):
   assert not failed and len(set(file.read_bytes())) == 1 and names(tmp_path) == ["a"]
 
 
-def test_what_a_killed_process_leaves_is_found_and_harms_nobody(tmp_path):
+def test_files_of_a_killed_process_are_found_and_do_no_harm(tmp_path):
   file = tmp_path / "folder" / "a"
   code = (
     "import os, signal, sys\n"
@@ -180,7 +180,7 @@ def test_names_of_older_programs_are_temporary_too():
   assert not is_temporary(Path("run.json"))
 
 
-def test_a_temporary_name_is_as_much_longer_as_is_said(tmp_path):
+def test_a_temporary_name_is_longer_by_the_stated_bytes(tmp_path):
   file = tmp_path / ("é" * 121)  # 242 bytes of 255, and 13 for the rest
   with atomic(file) as temporary:
     assert len(os.fsencode(temporary.name)) - len(os.fsencode(file.name)) == files.LONGER

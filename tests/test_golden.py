@@ -1,4 +1,4 @@
-"""No config changes how it lies on its chips, or what it costs them, unless someone means it."""
+"""The shardings and bytes per chip of every config equal those in golden files."""
 
 import json
 

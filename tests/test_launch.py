@@ -1,4 +1,4 @@
-"""The launch recipes parse, and name nothing that does not exist."""
+"""The launch recipes can be parsed, and name only what exists."""
 
 import re
 import subprocess
@@ -23,7 +23,7 @@ def test_scripts_parse(script):
 
 
 def test_every_task_of_slurm_is_told_its_cores(tmp_path):
-  """Since 22.05 srun no longer takes them from the batch script: a task would be held to one."""
+  """Since 22.05 srun does not inherit them from the batch script; a task would have one core."""
   srun = tmp_path / "srun"
   srun.write_text('#!/bin/sh\necho "$@"\n')
   srun.chmod(0o755)

@@ -1,4 +1,4 @@
-"""The memory works: a short run of the pass key config recalls what local attention cannot."""
+"""A short run of the pass key config recalls keys that local attention cannot."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ def test_a_key_is_recalled_after_many_segments(tmp_path, rule):
   config = ["--config=configs/passkey_tiny.py", f"--workdir={tmp_path}"]
   config += ["--config.train.steps=1000", "--config.warm.share=0.0", f"--config.infini.rule={rule}"]
   evaluation = ["--config.evaluation.lengths=(512,)", "--config.evaluation.depths=(0.0,)"]
-  env = {"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"}  # none of these tests' eight devices
+  env = {"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"}  # without the eight devices of the tests
   for command in (["train.py", *config], ["eval.py", *config, *evaluation]):
     done = subprocess.run(
       [sys.executable, *command], cwd=ROOT, env=env, text=True, capture_output=True

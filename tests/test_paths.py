@@ -1,4 +1,4 @@
-"""Paths as a person gives them: expanded, or refused in one line before anything starts."""
+"""Paths of users are expanded, or refused in one line before anything starts."""
 
 import importlib
 import os
@@ -15,7 +15,7 @@ CONFIG = "--config=configs/demo.py"
 
 @pytest.fixture
 def places(tmp_path, monkeypatch):
-  """A folder of odd things, which is the home too."""
+  """A folder of unusual files, which is also the home folder."""
   monkeypatch.setenv("HOME", str(tmp_path))
   (tmp_path / "folder").mkdir()
   (tmp_path / "file").write_text("x")
@@ -27,7 +27,7 @@ def places(tmp_path, monkeypatch):
   return tmp_path
 
 
-# What no path is, whatever it is for.
+# Impossible paths for reading and writing.
 NO_PATHS = {
   "": "is empty",
   "gs://bucket/run": "is a URL",
@@ -35,7 +35,7 @@ NO_PATHS = {
   "file:///tmp/run": "is a URL",
   "gs:/bucket/run": "is a URL",
   "a\0b": "NUL",
-  "~nobody-has-this-name/run": "nobody's home",
+  "~nobody-has-this-name/run": "no user has the home",
   "{here}/loop": "leads to itself",
   "{here}/round/run": "leads to itself",
   "{here}/" + "x" * 300: "too long",
@@ -75,7 +75,7 @@ def refused(call, path, here, why):
 
 
 @pytest.mark.parametrize("path", NO_PATHS)
-def test_what_is_no_path_is_refused_for_everything(places, path):
+def test_impossible_paths_are_refused_everywhere(places, path):
   for call in (local, folder_to_write, file_to_write):
     refused(lambda p, call=call: call(p, "--flag"), path, places, NO_PATHS[path])
 
@@ -123,7 +123,7 @@ def test_what_a_command_wrote_before_is_written_over(places, capsys):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
-def test_what_permissions_forbid(places):
+def test_paths_without_permission_are_refused(places):
   (places / "folder").chmod(0o500)
   refused(folder_to_write, "{here}/folder", places, "takes no files")
   refused(file_to_write, "{here}/folder/a", places, "takes no files")
@@ -198,7 +198,7 @@ def test_every_output_is_checked_before_anything_starts(places, capsys, monkeypa
   assert not (places / "gs:").exists()
 
 
-def test_inputs_are_no_urls_and_homes_are_expanded(places, capsys):
+def test_urls_are_refused_as_inputs_and_homes_are_expanded(places, capsys):
   run = f"--workdir={places / 'run'}"
   for name, *command in (
     ("--workdir", "generate", "--workdir=gs://b/run", "--prompt=x"),

@@ -1,4 +1,4 @@
-"""What is written into a file is whole: neither broken at a width nor cut."""
+"""Console output to a file is neither wrapped nor cut."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The tiny experiment that most tests run, and the corpus that it reads."""
+"""The tiny experiment of most tests, and its corpus."""
 
 import dataclasses
 import io
@@ -42,7 +42,7 @@ RUN: dict[str, dict[str, Any]] = {
   "evaluation": {"lanes": 8, "segments": 2},
   "mesh": {"data": 8},
 }
-# Every memory system, small: the fields of its model.
+# The model fields of every memory system, in a small size.
 SYSTEMS = {
   "infini": {"mixer": "infini", "rule": "delta"},
   "gated_delta": {"mixer": "gated_delta"},
@@ -57,12 +57,12 @@ SYSTEMS = {
 
 
 def systems(*fast: str, of: dict[str, Any] = SYSTEMS) -> list[Any]:
-  """All but `infini`, as parameters of a test; those that are not named are in the slow lane."""
+  """All systems but `infini`, as parameters of a test; those that are not in `fast` are slow."""
   slow = lambda name: [pytest.mark.slow] * (name not in fast)
   return [pytest.param(name, marks=slow(name)) for name in of if name != "infini"]
 
 
-# A config file, as a person writes one.
+# A config file of a user.
 CONFIG_FILE = """
 from infini_jax.config import base_config
 
@@ -76,7 +76,7 @@ def get_config():
 
 
 def model_config(**fields) -> ModelConfig:
-  """`MODEL` with some fields changed, whichever section of the model they are of."""
+  """`MODEL` with some fields changed, of any section of the model."""
   return of_model(ModelConfig(), **{**MODEL, **fields})
 
 
@@ -97,7 +97,7 @@ def of_model(model: ModelConfig, **fields) -> ModelConfig:
       for own in (name.removeprefix("lora_") if part == "adapters" else name,)
       if own in {f.name for f in dataclasses.fields(section)}
     ]
-    if not found:  # of a system that this model has not
+    if not found:  # a field of another system
       assert any(hasattr(system, name) for system in config_lib.SYSTEMS.values()), name
       continue
     part, own = found[0]
@@ -106,9 +106,9 @@ def of_model(model: ModelConfig, **fields) -> ModelConfig:
 
 
 def config(path: Path | str = "", **sections) -> Config:
-  """`RUN` with some fields of some sections changed, checked as a config file's would be.
+  """`RUN` with some fields of some sections changed, checked like a config file.
 
-  The fields of a model may stand together in `model`, whichever section they are of.
+  All fields of the model's sections may be given together in `model`.
   """
   sections = config_lib.migrated(sections)
   names = dict.fromkeys((*RUN, "data", *sections))
@@ -118,12 +118,12 @@ def config(path: Path | str = "", **sections) -> Config:
 
 
 def run_config(model: ModelConfig, **sections) -> Config:
-  """The config of a model, with the usual fields in other sections but for those given."""
+  """The config of a model, with the fields of `RUN` in other sections except those given."""
   return config_lib.resolve(sections, Config(model=model))
 
 
 def fake_params(config: ModelConfig, seed: int = 0):
-  """Random parameters of the right shapes and sizes; no `init` to compile."""
+  """Random parameters with the right shapes and sizes, without compiling `init`."""
   rng = np.random.default_rng(seed)
 
   def one(path, x):
@@ -162,7 +162,7 @@ def quiet() -> Console:
 
 
 def write_original(folder: Path, config: Config, tokenizer: Any = None) -> Config:
-  """A run of random parameters with full attention, as a converted model's; its config."""
+  """Writes a run of random parameters with full attention, as if converted; returns its config."""
   from infini_jax.data import load_tokenizer
   from infini_jax.runs.checkpoints import Checkpoints
   from infini_jax.runs.workdir import Workdir

@@ -1,4 +1,4 @@
-"""Weights of other programs in, and out again: Hugging Face folders and GGUF files.
+"""Import and export of weights: Hugging Face folders and GGUF files.
 
-What comes in is a run like any other, whose model is the original itself. No pickle is ever read.
+An import makes an ordinary run whose model computes what the original computes. No pickle is read.
 """

@@ -1,7 +1,7 @@
-"""`infini-jax convert adapter` and `adapt`: what training added to a model, in a file, and back.
+"""`infini-jax convert adapter` and `adapt`: parameters that training added, to a file and back.
 
-A file holds what the original lacks: low-rank adapters, gates, write gates. Its header has the
-config of the model, and a checksum of the parameters that it belongs to.
+A file holds the parameters that the original does not have: low-rank adapters, gates, write gates.
+Its header holds the config of the model, and a checksum of the original's parameters.
 """
 
 import json
@@ -27,23 +27,23 @@ from infini_jax.runs.workdir import ORIGINAL, Workdir
 
 FILE = "adapter.safetensors"
 HEADER = "infini_jax adapter 1"
-PARTS = ("lora", "gates")  # of a model, that add to it and change nothing
-# Sections of the config that belong to the model, and say how it was evaluated.
+PARTS = ("lora", "gates")  # values of train.part that add parameters and change no others
+# Sections of the config that describe the model and its evaluation.
 KEPT = ("model", "family", *SYSTEMS, "adapters", "run", "task", "needle", "evaluation")
 
 
 def save(path: str, out: Path, step: int | None, dtype: str, console: Console) -> None:
-  """Writes `OUT/adapter.safetensors`.
+  """Writes the parameters that training added to `OUT/adapter.safetensors`.
 
   Args:
-    path: of the run.
+    path: the folder of the run.
     out: the folder to make.
-    step: which checkpoint; the newest by default.
-    dtype: of the numbers.
-    console: where the table goes.
+    step: the step of the checkpoint; None: the newest.
+    dtype: the number type in the file.
+    console: where the table is printed.
 
   Raises:
-    InputError: no such run or checkpoint, or one that changed what it started from.
+    InputError: no such run or checkpoint, or training changed parameters of the original.
   """
   check_free(out)
   run = Workdir(path)
@@ -83,7 +83,7 @@ def save(path: str, out: Path, step: int | None, dtype: str, console: Console) -
 
 
 def _original(start: str) -> str:
-  """The run that training began with: before it, others may have added to it too."""
+  """The original run: follows `start_from` through runs that themselves only added parameters."""
   seen: set[str] = set()
   while start not in seen and (there := Workdir(start).config().train).part in PARTS:
     seen.add(start)
@@ -92,29 +92,29 @@ def _original(start: str) -> str:
 
 
 def adapt(path: str, adapter: Path, out: Path, console: Console) -> None:
-  """Makes a run of an original and an adapter.
+  """Makes a run from an original and an adapter.
 
   Args:
-    path: of the run that the adapter belongs to.
-    adapter: the folder, or the file in it.
+    path: the folder of the run that the adapter belongs to.
+    adapter: the folder of the adapter, or the file in it.
     out: the folder to make.
-    console: where the next command goes.
+    console: where the next command is printed.
 
   Raises:
-    InputError: no adapter, a damaged one, or one of another model.
+    InputError: the file is not an adapter, is damaged, or belongs to another model.
   """
   check_free(out)
   out, file = out.absolute(), adapter / FILE if adapter.is_dir() else adapter
   opened = tensors.Tensors(file)
   if HEADER not in opened.metadata:
-    raise InputError(f"{file}: no adapter; infini-jax convert adapter makes one")
+    raise InputError(f"{file}: not an adapter; infini-jax convert adapter makes one")
   opened.check()
   header = json.loads(opened.metadata[HEADER])
   original = open_run(path)
   if (found := checksum(original.engine.params)) != header["original"]:
     raise InputError(
-      f"{file}: an adapter of other parameters than {path} has ({header['original']:.8}, and these "
-      f"are {found:.8}); convert the model that its card names, with the same --dtype"
+      f"{file}: an adapter of other parameters than those of {path} ({header['original']:.8}, "
+      f"these are {found:.8}); convert the model that its card names, with the same --dtype"
     )
   config = _config(header)
   names = (name for name in opened.shapes if name != tensors.CHECKSUM)
@@ -141,7 +141,7 @@ def adapt(path: str, adapter: Path, out: Path, console: Console) -> None:
 
 
 def _config(header: dict[str, Any]) -> Config:
-  """Of the run that is made: the model, and how it was evaluated."""
+  """The config of the new run: the model, and how it was evaluated."""
   older = {name: header[name] for name in ("model", "task", "evaluation") if name in header}
   given = migrated(header.get("config", older))
   alone = given["task"]["name"] != "text"

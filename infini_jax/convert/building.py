@@ -1,4 +1,4 @@
-"""A folder that appears when it is whole: what is converted is built beside it first."""
+"""Output folders that appear only when they are complete. Each is built beside its place first."""
 
 import contextlib
 import math
@@ -12,16 +12,16 @@ import numpy as np
 from infini_jax.config import InputError
 from infini_jax.runs.workdir import alone
 
-PIECE = 1 << 20  # values that are looked at together
-PARTIAL = ".partial"  # behind the name of what is not whole yet
+PIECE = 1 << 20  # values that are checked at a time
+PARTIAL = ".partial"  # the suffix of a folder that is not complete yet
 
 
 @contextlib.contextmanager
 def building(out: Path) -> Iterator[Path]:
-  """Yields the folder `OUT.partial`, which becomes OUT at the end, or is removed with an error.
+  """Yields the folder `OUT.partial`. It is renamed to OUT at the end, or removed after an error.
 
   Raises:
-    InputError: OUT holds something, another process is writing it, or the disk is full.
+    InputError: OUT is not empty, another process writes it, or the disk is full.
   """
   out = out.absolute()
   check_free(out)
@@ -30,7 +30,7 @@ def building(out: Path) -> Iterator[Path]:
     partial.mkdir(parents=True, exist_ok=True)
     with alone(partial, out):
       try:
-        for left in partial.iterdir():  # by a conversion that was killed
+        for left in partial.iterdir():  # files of a conversion that was killed
           shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield partial
         if out.exists():
@@ -47,9 +47,9 @@ def building(out: Path) -> Iterator[Path]:
 
 
 def check_room(out: Path, size: int) -> None:
-  """Raises InputError if the disk has no room for so many bytes twice: in pieces, and put together.
+  """Raises InputError if the disk has fewer than `2 * size` bytes free.
 
-  It may still fill up later, which `building` says too.
+  For a while the weights are on the disk twice. If it fills up later, `building` reports it.
   """
   free = shutil.disk_usage(out).free
   if free < 2 * size:
@@ -60,37 +60,37 @@ def check_room(out: Path, size: int) -> None:
 
 
 def check_free(out: Path) -> None:
-  """Raises InputError if a folder to be made holds something already, or cannot be named so."""
+  """Raises InputError if the folder to make is not empty, or its name is not allowed."""
   try:
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
       raise InputError(f"{out}: exists already; choose another folder, or remove it first")
   except OSError as error:
     raise InputError(f"{out}: {error.strerror}; choose another folder") from None
   if out.name.endswith(PARTIAL):
-    raise InputError(f"{out}: so are unfinished folders named, and removed; choose another name")
+    raise InputError(f"{out}: only unfinished folders end in {PARTIAL}; choose another name")
 
 
 def lay_down(
   file: Path, layers: Iterable[tuple[str, np.ndarray]], shape: tuple[int, ...], dtype: str
 ) -> np.memmap:
-  """Writes layer after layer into a file, and returns all of them as one array that lies there.
+  """Writes layers to a file one after another, and returns them as one array mapped to the file.
 
-  So the host's memory holds one layer at a time, however large the model is.
+  The host's memory holds one layer at a time, for a model of any size.
 
   Args:
-    file: to be made.
-    layers: each with the name of its tensor.
-    shape: of all together.
-    dtype: that they are written in.
+    file: the file to make.
+    layers: the layers, each with the name of its tensor.
+    shape: the shape of all layers together.
+    dtype: the number type in the file.
 
   Raises:
-    InputError: a value that is not finite, or becomes so in this type.
+    InputError: a value is not finite, or is not finite in this type.
   """
   kind = jnp.dtype(dtype)
   file.parent.mkdir(parents=True, exist_ok=True)
   with file.open("wb") as opened:
     for name, layer in layers:
-      with np.errstate(over="ignore", invalid="ignore"):  # which is found out below
+      with np.errstate(over="ignore", invalid="ignore"):  # check_finite reports it
         lying = np.ascontiguousarray(layer.astype(kind, copy=False))
       check_finite(name, lying, layer)
       opened.write(lying.reshape(-1).view(np.uint8).data)
@@ -98,12 +98,12 @@ def lay_down(
 
 
 def check_finite(name: str, lying: np.ndarray, before: np.ndarray) -> None:
-  """Raises InputError for the first value of a tensor that is not finite, piece by piece.
+  """Raises InputError for the first value of a tensor that is not finite.
 
   Args:
-    name: of the tensor.
+    name: the name of the tensor.
     lying: its values as they are written, contiguous.
-    before: the same as they were read.
+    before: its values as they were read, of the same shape.
   """
   flat = lying.reshape(-1)
   for start in range(0, flat.size, PIECE):
@@ -117,6 +117,6 @@ def check_finite(name: str, lying: np.ndarray, before: np.ndarray) -> None:
         f"or other weights"
       )
     raise InputError(
-      f"tensor {name} holds {value}, and such weights compute nothing; take another copy, or "
+      f"tensor {name} holds {value}, so no output would be finite; take another copy, or "
       f"another checkpoint"
     )

@@ -1,4 +1,4 @@
-"""Byte-level BPE out of a GGUF file, written as a `tokenizer.json`."""
+"""Byte-level BPE of a GGUF file, written as a `tokenizer.json`."""
 
 import json
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from infini_jax.config import InputError
 
-# How text is cut before pairs are merged, by the name that a GGUF file gives it.
+# How text is split before pairs are merged, by the name of the pre-tokenizer in a GGUF file.
 _WORDS = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _BYTES = _WORDS | {"use_regex": False}
 _LLAMA3 = (
@@ -31,24 +31,24 @@ CUTS: dict[str, list[dict[str, Any]]] = {
   "llama-bpe": [_split(_LLAMA3), _BYTES],
   "tekken": [_split(_TEKKEN), _BYTES],
 }
-WHOLE = ("llama-bpe", "tekken")  # where what was cut is one token if the vocabulary holds it
-CONTROL, USER = 3, 4  # kinds of tokens that stand for themselves
+WHOLE = ("llama-bpe", "tekken")  # a piece that the vocabulary holds is one token, without merges
+CONTROL, USER = 3, 4  # token types that are found in text before it is split
 
 
 def tokenizer_json(
   tokens: Sequence[str], merges: Sequence[str], kinds: Sequence[int], cut: str, path: Path
 ) -> bytes:
-  """The file's content.
+  """Returns the content of a `tokenizer.json`.
 
   Args:
-    tokens: by their ids.
-    merges: pairs of tokens with a space between, the first merged first.
-    kinds: of the tokens.
-    cut: the name of how text is cut.
-    path: of the GGUF file, for errors.
+    tokens: the tokens in the order of their ids.
+    merges: pairs of tokens with a space between them, in the order of merging.
+    kinds: the type of each token.
+    cut: the name of the pre-tokenizer.
+    path: the GGUF file, for error messages.
 
   Raises:
-    InputError: a cut that is not known.
+    InputError: the pre-tokenizer is not known.
   """
   if cut not in CUTS:
     raise InputError(

@@ -1,4 +1,4 @@
-"""`infini-jax convert`: its arguments, and which conversion they ask for."""
+"""`infini-jax convert`: its arguments, and the choice of the conversion."""
 
 import argparse
 
@@ -11,7 +11,7 @@ SIZES = {"K": 10**3, "M": 10**6, "G": 10**9}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """What can be converted."""
+  """Adds a subcommand for each kind of conversion."""
   kinds = parser.add_subparsers(dest="kind", required=True)
 
   def kind(name, source, what, out):
@@ -31,36 +31,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   gguf = kind("gguf", file, "a GGUF file becomes a run, dequantized", run)
   for made, default in ((hf, "the weights' own"), (gguf, "float32")):
     made.add_argument(
-      "--dtype", choices=("float32", "bfloat16"), help=f"of the parameters (default: {default})"
+      "--dtype", choices=("float32", "bfloat16"), help=f"their number type (default: {default})"
     )
-  what = "a run becomes a Hugging Face folder, its memory in a file beside"
+  what = "a run becomes a Hugging Face folder; its memory goes to a file in it"
   made = kind("export", ("WORKDIR", "the folder of a run"), what, "the folder to make")
   made.add_argument(
     "--max-shard-bytes",
     metavar="N",
     default="5G",
-    help="of a file of weights (default %(default)s)",
+    help="largest size of one file of weights (default %(default)s)",
   )
   made.add_argument("--step", type=int, help="which checkpoint; the newest by default")
-  what = "what training added to a model: adapters, gates"
+  what = "saves what training added to a model: adapters, gates"
   made = kind("adapter", ("WORKDIR", "the folder of a run"), what, "the folder to make")
   made.add_argument("--step", type=int, help="which checkpoint; the newest by default")
   made.add_argument(
     "--dtype",
     choices=("float32", "bfloat16"),
     default="float32",
-    help="of the numbers (default %(default)s)",
+    help="their number type (default %(default)s)",
   )
   what = "a model and an adapter become a run"
   made = kind("adapt", ("ORIGINAL", "the folder of the run that it belongs to"), what, run)
-  made.add_argument("--adapter", required=True, metavar="FOLDER", help="that adapter made")
+  made.add_argument("--adapter", required=True, metavar="FOLDER", help="made by `convert adapter`")
 
 
 def convert(args: argparse.Namespace, console: Console) -> None:
   """Runs one conversion.
 
   Raises:
-    InputError: see each of them.
+    InputError: the conversion raises it.
   """
   out = folder_to_write(args.out, "OUT")
   source = local(args.source, args.source_name)

@@ -1,4 +1,4 @@
-"""`infini-jax convert export`: a run becomes a Hugging Face folder, its memory in a file beside."""
+"""`infini-jax convert export`: a run becomes a Hugging Face folder with its memory in a file."""
 
 import dataclasses
 import json
@@ -28,17 +28,17 @@ from infini_jax.runs.workdir import Workdir
 
 
 def export(path: str, out: Path, max_shard_bytes: int, step: int | None, console: Console) -> None:
-  """Makes a folder that transformers loads; adapters are merged into their weights.
+  """Makes a folder that transformers can load. Adapters are merged into their weights.
 
   Args:
-    path: of the run.
-    out: the folder.
-    max_shard_bytes: weights are divided into files of at most so many bytes.
-    step: which checkpoint; the newest by default.
-    console: for progress.
+    path: the folder of the run.
+    out: the folder to make.
+    max_shard_bytes: the largest size of one file of weights, in bytes.
+    step: the step of the checkpoint; None: the newest.
+    console: where progress is shown.
 
   Raises:
-    InputError: no such run or checkpoint, a model that no family has, a disk that is full.
+    InputError: no such run or checkpoint, no family fits the model, or the disk is full.
   """
   check_free(out)
   run = Workdir(path)
@@ -84,7 +84,7 @@ class _Parameters:
 
   def __init__(self, run: Workdir, model: ModelConfig, step: int | None):
     self.model = model
-    with Checkpoints(run) as self._checkpoints:  # what is stored is read without it, too
+    with Checkpoints(run) as self._checkpoints:  # stored arrays can be read after it is closed
       newest = self._checkpoints.latest()
     found = newest if step is None else step
     if found is None or not (run.path / "checkpoints" / str(found)).exists():
@@ -94,12 +94,12 @@ class _Parameters:
       self._stored = {name: self._checkpoints.stored(name, found) for name in self.names}
 
   def bytes(self) -> int:
-    """Of all tensors."""
+    """The size of all tensors in bytes."""
     count = sum(max(1, p.layers) * math.prod(p.shape) for p in places(self.model))
     return count * jnp.dtype(self.model.run.param_dtype).itemsize
 
   def read(self, name: str, layer: int | EllipsisType = ...) -> np.ndarray:
-    """A parameter, or a layer of it; with what its adapter adds."""
+    """A parameter, or one layer of it, with its adapter merged."""
     value = self._part(name, layer)
     weight = name.rpartition(".")[2]
     adapter = f"blocks.attention.lora_{weight.split('_')[1]}."
@@ -117,7 +117,7 @@ class _Parameters:
 
 
 def _lay_down(source: _Parameters, folder: Path, console: Console) -> dict[str, np.ndarray]:
-  """Every tensor, as an array that lies in a file, those of a layer together."""
+  """Every tensor as an array mapped to a file; the tensors of one layer follow each other."""
   found, dtype = places(source.model), source.model.run.param_dtype
   tensors: dict[str, np.ndarray] = {}
   done = 0
@@ -134,7 +134,7 @@ def _lay_down(source: _Parameters, folder: Path, console: Console) -> dict[str, 
 
 
 def _in_order(found: list[Place]) -> list[str]:
-  """The embedding, layer after layer, the rest."""
+  """Tensor names in the order of the files: embedding, layers, the rest."""
   stacked = [place.names(place.huggingface) for place in found if place.layers]
   alone = sorted(place.huggingface for place in found if not place.layers)
   alone.sort(key=lambda name: "embed" not in name)
@@ -142,7 +142,7 @@ def _in_order(found: list[Place]) -> list[str]:
 
 
 def _shards(tensors: dict[str, np.ndarray], most: int) -> list[list[str]]:
-  """Which tensors go into which file: at most so many bytes, but at least one."""
+  """The tensors of each file: at most `most` bytes, but at least one tensor."""
   shards: list[list[str]] = [[]]
   size = 0
   for name, tensor in tensors.items():
@@ -167,7 +167,7 @@ def _write_memory(source: _Parameters, file: Path) -> None:
 def _copy_small(
   run: Workdir, tokenizer: Tokenizer, original: Path | None, raw: dict[str, Any], out: Path
 ) -> None:
-  """The tokenizer, and whatever else came along with the weights."""
+  """Copies the tokenizer and the small files that were imported with the weights."""
   for folder in (run.tokenizer, original):
     for file in sorted(folder.iterdir()) if folder else ():
       if file.name not in ("config.json", "tokenizer.marks.json"):
@@ -180,7 +180,7 @@ def _copy_small(
 
 
 def _describe(tokenizer: Tokenizer, out: Path) -> dict[str, Any] | None:
-  """What transformers has to be told of a tokenizer: its class, bos and eos."""
+  """The `tokenizer_config.json` of a tokenizer: its class, bos and eos."""
   if isinstance(tokenizer, SentencePieceTokenizer):
     first = tokenizer.piece(int(tokenizer.encode("a")[0]))
     return {
@@ -191,7 +191,7 @@ def _describe(tokenizer: Tokenizer, out: Path) -> dict[str, Any] | None:
       "eos_token": tokenizer.piece(tokenizer.eos),
     }
   if not (out / "tokenizer.json").exists():
-    return None  # bytes, of which it knows nothing
+    return None  # transformers has no byte tokenizer
   added = json.loads((out / "tokenizer.json").read_text("utf-8")).get("added_tokens", [])
   names = {token["id"]: token["content"] for token in added}
   marks = {"bos_token": names.get(tokenizer.bos), "eos_token": names.get(tokenizer.eos)}
@@ -216,8 +216,8 @@ def _show(
   table.add_row("folder", str(out))
   console.print(table)
   console.print(
-    f"Next: transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}), without its memory\n"
-    f"or    infini-jax convert hf {shlex.quote(str(out))} RUN, which brings it back",
+    f"Next: transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}), without the memory\n"
+    f"or    infini-jax convert hf {shlex.quote(str(out))} RUN, with the memory",
     highlight=False,
     soft_wrap=True,
   )

@@ -1,4 +1,4 @@
-"""The families of models: what a `config.json` says, as fields of `ModelConfig`, and back."""
+"""Model families: from the keys of a `config.json` to the fields of `ModelConfig`, and back."""
 
 import dataclasses
 import math
@@ -8,9 +8,9 @@ from infini_jax.config import FamilyConfig, InputError, ModelConfig, SizesConfig
 from infini_jax.convert.rope import read_rope, written_scaling
 from infini_jax.convert.settings import check_settings, undecided
 
-# What a config.json means where it says nothing, by family.
+# The values of the keys that a config.json does not have, by family.
 _LLAMA: dict[str, Any] = {
-  "num_key_value_heads": None,  # as many as there are heads
+  "num_key_value_heads": None,  # as many as heads
   "head_dim": None,  # width / heads
   "rms_norm_eps": 1e-6,
   "rope_theta": 10_000.0,
@@ -56,8 +56,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "max_position_embeddings": 131_072,
   },
 }
-# What the text part of a Gemma 3 that reads pictures is, where its config.json says nothing: that
-# of the 4B model names neither its heads nor its vocabulary.
+# Defaults for the language model of a Gemma 3 that reads pictures. The config.json of the 4B model
+# has neither the number of heads nor the size of the vocabulary.
 _BESIDE_PICTURES = {"vocab_size": 262_208, "num_attention_heads": 8}
 OF_THE_WHOLE = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype")
 ARCHITECTURES = {
@@ -79,25 +79,25 @@ SIZES_OR_NONE = (
 )
 NUMBERS_OR_NONE = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
 SWITCHES = ("tie_word_embeddings", "use_sliding_window")
-LARGEST = 2**31 - 1  # of a size
-# The fields of a model that a config.json decides. All others are of our own making.
+LARGEST = 2**31 - 1  # the largest size that is accepted
+# The fields of a model that no config.json has. A config.json decides OF_SIZES and OF_FAMILY.
 OURS = ("mixer", "segment_length")
 OF_SIZES = tuple(f.name for f in dataclasses.fields(SizesConfig) if f.name not in OURS)
 OF_FAMILY = tuple(f.name for f in dataclasses.fields(FamilyConfig))
 
 
 def read_config(raw: dict[str, Any], name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-  """What a `config.json` describes.
+  """Reads the model that a `config.json` describes.
 
   Args:
-    raw: its content.
-    name: of the file, for errors.
+    raw: the content of the file.
+    name: the name of the file, for error messages.
 
   Returns:
-    The fields that `structure` gives of a model, and the config of the language model alone.
+    The same fields as `structure`, and the config of the language model alone.
 
   Raises:
-    InputError: an architecture or a setting that this model cannot have.
+    InputError: the architecture or a setting is not supported.
   """
   if raw.get("model_type") == "gemma3" and isinstance(raw.get("text_config"), dict):
     check_settings(raw, "gemma3_text", name)
@@ -123,22 +123,22 @@ def read_config(raw: dict[str, Any], name: str) -> tuple[dict[str, Any], dict[st
 
 
 def positions_of(raw: dict[str, Any]) -> int:
-  """The longest text that a model was trained on, of the config that `read_config` returned."""
+  """The longest text that a model was trained on, in tokens, from a config of `read_config`."""
   return (DEFAULTS[raw["model_type"]] | raw)["max_position_embeddings"]
 
 
 def config_of(
   model: ModelConfig, original: dict[str, Any] | None, positions: int
 ) -> dict[str, Any]:
-  """The `config.json` of a model: of its original all that the model does not decide.
+  """The `config.json` of a model. Keys that the model does not decide are copied from the original.
 
   Args:
-    model: what the parameters are of.
-    original: the config that it was converted from, as `read_config` returned it, or None.
-    positions: the longest text that it was trained on, where there is no original.
+    model: the config of the model.
+    original: the config of the original, as `read_config` returned it; None: there is none.
+    positions: the longest text that it was trained on, in tokens; used without an original.
 
   Raises:
-    InputError: no family is like this model.
+    InputError: no family fits this model.
   """
   if original is None:
     return write_config(model, positions)
@@ -150,15 +150,15 @@ def config_of(
 
 
 def write_config(model: ModelConfig, positions: int, like: str | None = None) -> dict[str, Any]:
-  """The `config.json` of a model, of the family that has all that it has.
+  """The `config.json` of a model, for a family that has all its properties.
 
   Args:
-    model: what the parameters are of.
-    positions: the longest text that it was trained on.
-    like: the family that is tried first.
+    model: the config of the model.
+    positions: the longest text that it was trained on, in tokens.
+    like: the family to try first.
 
   Raises:
-    InputError: no family is like this model.
+    InputError: no family fits this model.
   """
   for family in [like, _family(model)] if like else [_family(model)]:
     raw = _written(model, positions, family)
@@ -193,13 +193,13 @@ def _written(model: ModelConfig, positions: int, family: str) -> dict[str, Any]:
     raw |= {"use_sliding_window": bool(model.family.window), "max_window_layers": 0}
   if family != "llama":
     unused = DEFAULTS[family]["sliding_window"] if family.startswith("gemma") else None
-    raw["sliding_window"] = model.family.window or unused  # a Gemma of transformers must have one
+    raw["sliding_window"] = model.family.window or unused  # transformers needs one for Gemma
   if family not in ("llama", "mistral"):
     kinds = {True: "sliding_attention", False: "full_attention"}
     raw["layer_types"] = [kinds[i in windowed] for i in range(model.layers)]
   if family == "smollm3":
     raw["no_rope_layers"] = [int(not _is_global(model, i)) for i in range(model.layers)]
-    raw["pad_token_id"] = None  # else the family's own, which a small vocabulary does not have
+    raw["pad_token_id"] = None  # the family's default id may be outside a small vocabulary
   if family.startswith("gemma"):
     scale = model.family.query_scale or model.head_dim**-0.5
     raw |= {
@@ -271,7 +271,7 @@ def _fields(raw: dict[str, Any], family: str, name: str) -> dict[str, Any]:
 
 
 def _check(raw: dict[str, Any], family: str, name: str) -> None:
-  """Raises InputError for a setting that changes the model into one that ours cannot be."""
+  """Raises InputError for a setting that is wrong or not supported."""
   full = DEFAULTS[family] | raw
   for size in (*SIZES, *(name for name in SIZES_OR_NONE if full.get(name) is not None)):
     if type(full[size]) is not int or not 1 <= full[size] <= LARGEST:
@@ -297,9 +297,9 @@ def _is_positive(number: Any) -> bool:
 
 
 def _windows(full: dict[str, Any], family: str, name: str) -> tuple[int, int]:
-  """The window of windowed layers, and every how many layers one sees all."""
+  """The window in tokens, and n: every n-th layer has no window. 0, 0: no layer has one."""
   window, layers = full["sliding_window"], full["num_hidden_layers"]
-  by_use = family[:4] == "qwen" and not full.get("use_sliding_window")  # no window, unless it says
+  by_use = family[:4] == "qwen" and not full.get("use_sliding_window")  # then no window is used
   if (kinds := full.get("layer_types")) is not None and family != "llama":
     if strange := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
       raise InputError(f"{name}: layer_types has {strange[0]!r}, which is not supported")
@@ -327,7 +327,7 @@ def _windows(full: dict[str, Any], family: str, name: str) -> tuple[int, int]:
 
 
 def _nope_every(full: dict[str, Any], name: str) -> int:
-  """Every how many layers one of SmolLM3's turns nothing by its position; 0: none does."""
+  """For SmolLM3, n: every n-th layer has no rotary positions. 0: all layers have them."""
   layers, interval = full["num_hidden_layers"], full.get("no_rope_layer_interval") or 4
   said = full.get("no_rope_layers")
   turned = [(i + 1) % interval for i in range(layers)] if said is None else said[:layers]
@@ -337,7 +337,7 @@ def _nope_every(full: dict[str, Any], name: str) -> int:
 
 
 def _every(kept: list[bool], which: str, what: str) -> int:
-  """The n of layers of which every n-th lacks what the others have; 0: all have it."""
+  """n, if exactly every n-th entry of `kept` is False; 0: all are True."""
   every = next((i for i, is_kept in enumerate(kept) if not is_kept), -1) + 1
   if every and kept != [(i + 1) % every != 0 for i in range(len(kept))]:
     raise InputError(

@@ -1,4 +1,4 @@
-"""`infini-jax convert gguf`: a file of the llama architecture; the one file that knows gguf."""
+"""`infini-jax convert gguf`: files of the llama architecture. Only this file imports gguf."""
 
 import math
 from collections.abc import Iterable
@@ -20,10 +20,10 @@ from infini_jax.data import HuggingFaceTokenizer, Tokenizer
 from infini_jax.data.tokenizers.marks import Declared, find_marks
 
 LLAMA_MARKS = {("llama", 1), ("llama", 2)}
-ROTATED = ("attn_q", "attn_k")  # of these, rows of a head are kept in another order
-# Llama 3's rope scalings (factor, low, high, original): a file only holds what comes out of them.
+ROTATED = ("attn_q", "attn_k")  # tensors whose rows have another order within a head
+# Llama 3's rope scalings (factor, low, high, original). A GGUF file has only the divisors.
 LLAMA3 = tuple((factor, 1.0, 4.0, 8192.0) for factor in (8.0, 32.0))
-# Of the settings of a llama, by their names behind `llama.`: those that are read, or say nothing.
+# Settings of a llama, by their names after `llama.`, that are read or change nothing.
 READ = {
   *("embedding_length", "block_count", "feed_forward_length", "context_length", "vocab_size"),
   *("attention.head_count", "attention.head_count_kv", "attention.key_length"),
@@ -31,7 +31,7 @@ READ = {
   *("rope.scale_linear", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.finetuned"),
   *("rope.scaling.original_context_length", "tensor_data_layout"),
 }
-# Any other is supported where it changes nothing: at 0, or at this value.
+# Any other setting is supported only where it changes nothing: at 0, or at this value.
 NEUTRAL = {
   **dict.fromkeys(("logit_scale", "embedding_scale", "residual_scale"), 1),
   **dict.fromkeys(("rope.scaling.attn_factor", "attention.causal"), 1),
@@ -39,10 +39,10 @@ NEUTRAL = {
 
 
 def convert(file: Path, out: Path, dtype: str | None, console: Console) -> None:
-  """Makes a run of a GGUF file, its weights dequantized.
+  """Makes a run from a GGUF file. The weights are dequantized.
 
   Raises:
-    InputError: the file is not whole, or of a model or a vocabulary that is not supported.
+    InputError: the file is damaged, or its model or its vocabulary is not supported.
   """
   check_free(out)
   opened = _File(file)
@@ -60,7 +60,7 @@ def convert(file: Path, out: Path, dtype: str | None, console: Console) -> None:
 
 
 class _File:
-  """What a GGUF file says, under the names of this package."""
+  """The model, the tensors and the tokenizer of a GGUF file."""
 
   def __init__(self, path: Path):
     try:
@@ -76,7 +76,7 @@ class _File:
       reader = gguf.GGUFReader(path)
       self._fields = {name: field.contents for name, field in reader.fields.items()}
       self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-    except Exception as error:  # the reader raises whatever it stumbles upon
+    except Exception as error:  # the reader raises many kinds of errors
       raise InputError(
         f"{path}: not a whole GGUF file ({' '.join(str(error).split())}); download it again"
       ) from None
@@ -87,10 +87,10 @@ class _File:
         f"{path}: is one of {parts} parts; `llama-gguf-split --merge` makes one file"
       )
     if reader.byte_order != "I":
-      raise InputError(f"{path}: has the other order of bytes; download the usual file")
+      raise InputError(f"{path}: has another byte order than this machine; download the usual file")
 
   def model(self, dtype: str) -> tuple[ModelConfig, int]:
-    """The model, and the longest text that it was trained on."""
+    """The model, and the longest text that it was trained on, in tokens."""
     width, heads = self._size("llama.embedding_length"), self._size("llama.attention.head_count")
     head_dim = self._size("llama.attention.key_length", width // heads)
     self._check_settings(head_dim)
@@ -114,7 +114,7 @@ class _File:
     """Raises InputError for a tensor that is missing, unexpected, or of another shape."""
     wanted = {"rope_freqs.weight"}
     for place in places(model):
-      for name in place.names(place.gguf):  # any number: the first missing one ends it
+      for name in place.names(place.gguf):  # can be very many; the first missing one raises
         if self._shape(name) != place.tensor_shape:
           raise InputError(
             f"{self.path}: tensor {name} is {self._shape(name)} where the model needs "
@@ -130,14 +130,12 @@ class _File:
           f"read; choose another quantization"
         ) from None
     if unknown := sorted(self._tensors.keys() - wanted):
-      raise InputError(
-        f"{self.path}: tensor {unknown[0]} belongs to no llama; choose another model"
-      )
+      raise InputError(f"{self.path}: a llama has no tensor {unknown[0]}; choose another model")
 
   def tensor(self, place: Place, layer: int) -> np.ndarray:
-    """One tensor, dequantized, its rows as in a Hugging Face folder."""
+    """One tensor, dequantized, with its rows in the order of a Hugging Face folder."""
     found = self._tensors[place.gguf.format(layer)]
-    with np.errstate(all="ignore"):  # what is not finite is found out where it is written
+    with np.errstate(all="ignore"):  # values that are not finite are reported when written
       tensor = self._gguf.dequantize(found.data, found.tensor_type).reshape(place.tensor_shape)
     if not any(f".{name}." in place.gguf for name in ROTATED):
       return tensor
@@ -145,7 +143,7 @@ class _File:
     return tensor.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(tensor.shape)
 
   def tokenizer(self) -> Tokenizer:
-    """The tokenizer of its vocabulary."""
+    """The tokenizer of the file."""
     get = lambda name, *default: self._get(f"tokenizer.ggml.{name}", *default)
     if (kind := get("model")) not in ("gpt2", "llama"):
       raise InputError(
@@ -164,7 +162,7 @@ class _File:
         f"{self.path}: its {len(tokens)} tokens do not go with their types, scores or {ids}; "
         f"download it again"
       )
-    # Where a file says nothing, ids 1 and 2 of SentencePiece are its marks, if they have the names.
+    # If a file names no marks, ids 1 and 2 of SentencePiece are its marks if their names fit.
     special = {t for i, t in enumerate(tokens) if kinds[i] == CONTROL or (kind, i) in LLAMA_MARKS}
     ids["bos"], ids["eos"] = marks = find_marks(
       {token: id for id, token in enumerate(tokens)},
@@ -180,7 +178,7 @@ class _File:
     return piece_tokenizer(tokens, scores, kinds, ids, add_space, self.path)
 
   def _scaling(self, theta: float, head_dim: int) -> tuple[float, ...]:
-    """As llama.cpp reads it: a factor without a type is linear, `none` switches a factor off."""
+    """The scaling as llama.cpp reads it: a factor without a type is linear; `none` ignores it."""
     newer, older = "llama.rope.scaling.factor", "llama.rope.scale_linear"
     name = newer if newer in self._fields else older
     factor = self._number(name, 1.0) if self._get(name, 0) else 1.0
@@ -202,7 +200,7 @@ class _File:
     raise InputError(f"{self.path}: its rope_freqs.weight is not Llama 3's; choose another model")
 
   def _check_settings(self, head_dim: int) -> None:
-    """Raises InputError for a setting of the model that ours cannot have, or that is not known."""
+    """Raises InputError for a setting that is not supported, or not known."""
     neutral = NEUTRAL | {
       "rope.dimension_count": head_dim,
       "attention.value_length": head_dim,
@@ -241,7 +239,16 @@ class _File:
 
 
 def llama3_divisors(theta: float, head_dim: int, scaling: Iterable[float]) -> np.ndarray:
-  """By what Llama 3 divides each frequency: 1 for short waves, the factor for long ones."""
+  """What Llama 3 divides each frequency by: 1 for short waves, the factor for long ones.
+
+  Args:
+    theta: the base of the frequencies.
+    head_dim: E, the key size of a head.
+    scaling: factor, low, high, original, as in `FamilyConfig.rope_scaling`.
+
+  Returns:
+    A float64 array of shape (head_dim // 2,).
+  """
   factor, low, high, original = scaling
   half = head_dim // 2
   waves = 2 * math.pi * theta ** (np.arange(half) / half)
@@ -250,5 +257,5 @@ def llama3_divisors(theta: float, head_dim: int, scaling: Iterable[float]) -> np
 
 
 def _plain(number: float) -> float:
-  """A float32 of a file as the shortest decimal that it stands for: 1e-05, not 9.99999974e-06."""
+  """A float32 as the shortest decimal that rounds to it: 1e-05, not 9.99999974e-06."""
   return float(str(np.float32(number)))

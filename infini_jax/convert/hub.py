@@ -1,21 +1,21 @@
-"""Folders of the Hugging Face hub: the one file that knows huggingface_hub."""
+"""Folders of the Hugging Face hub. Only this file imports huggingface_hub."""
 
 import re
 from pathlib import Path
 
 from infini_jax.config import InputError
 
-PATTERNS = [  # never a pickle
+PATTERNS = [  # no pickles
   *("*.json", "*.jinja", "*.txt", "tokenizer.model"),
   *("model*.safetensors", "infini.safetensors"),
 ]
 
 
 def find_folder(name: str) -> Path:
-  """The folder of this path, or that of a model of this name: downloaded, or else in the cache.
+  """The folder with this path, or of the hub's model with this name: downloaded, or from the cache.
 
   Raises:
-    InputError: there is none, and none can be had.
+    InputError: there is no such folder, and no such model can be downloaded.
   """
   if Path(name).is_dir():
     return Path(name)
@@ -29,12 +29,12 @@ def find_folder(name: str) -> Path:
       f"pip install huggingface_hub"
     ) from None
   failed = ""
-  for local in (False, True):  # the cache alone comes last: often it holds a part of a model
+  for local in (False, True):  # the cache comes last: it often holds only a part of a model
     try:
       return Path(
         huggingface_hub.snapshot_download(name, allow_patterns=PATTERNS, local_files_only=local)
       )
-    except Exception as error:  # of the network, of the hub, of its name: all the same here
+    except Exception as error:  # of the network, the hub or the name: treated alike
       failed = failed or type(error).__name__
   raise InputError(
     f"{name}: no such folder, and not to be had from the hub ({failed}); where there "

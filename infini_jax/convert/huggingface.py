@@ -19,9 +19,9 @@ from infini_jax.convert.vocabulary import find_tokenizer
 from infini_jax.runs.tensors import Tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-MEMORY = "infini.safetensors"  # gates and settings of a memory, beside the weights
+MEMORY = "infini.safetensors"  # gates and settings of a memory, in the folder of the weights
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-# What surrounds the language model's tensors in models that read pictures too.
+# Prefixes of the language model's tensors in models that also read pictures.
 PREFIXES = {
   "language_model.model.": "model.",
   "model.language_model.": "model.",
@@ -31,21 +31,21 @@ OF_PICTURES = (
   *("vision_tower.", "multi_modal_projector."),
   *("model.vision_tower.", "model.multi_modal_projector."),
 )
-KEPT = 64 << 20  # bytes of a small file that goes along
+KEPT = 64 << 20  # bytes: only smaller files are copied into the run
 
 
 def convert(name: str, out: Path, dtype: str | None, console: Console) -> None:
-  """Makes a run of a folder, or of a model's name on the hub.
+  """Makes a run from a folder, or from a model of the hub.
 
   Raises:
-    InputError: something is missing, damaged or not supported; before anything is written.
+    InputError: something is missing, damaged or not supported. Then nothing is left on disk.
   """
   check_free(out)
   write_run(read_folder(find_folder(name), dtype, console), out, console)
 
 
 def read_folder(folder: Path, dtype: str | None, console: Console) -> Incoming:
-  """What a folder holds, all of it checked but the values of its tensors.
+  """Reads and checks a folder, except for the values of its tensors.
 
   Raises:
     InputError: something is missing, damaged or not supported.
@@ -78,10 +78,10 @@ def read_folder(folder: Path, dtype: str | None, console: Console) -> Incoming:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-  """The object in a JSON file.
+  """Reads a JSON file whose content is an object.
 
   Raises:
-    InputError: there is none.
+    InputError: there is no such file, or its content is not a JSON object.
   """
   if not file.is_file():
     raise InputError(f"{file}: no such file; give a folder with config.json and *.safetensors")
@@ -95,11 +95,11 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 class _Weights:
-  """The tensors of a folder, over however many files."""
+  """The tensors of a folder, in one file or several."""
 
   def __init__(self, folder: Path):
     self.folder = folder
-    self._files: dict[str, Tensors] = {}  # by the name of a tensor, without what surrounds it
+    self._files: dict[str, Tensors] = {}  # by the tensor's name without its prefix
     self._names: dict[str, str] = {}  # the tensor's name in its file
     for file in self._shards():
       shard = Tensors(file)
@@ -117,7 +117,7 @@ class _Weights:
       raise InputError(f"{folder}: tensor {missing[0]} is not where {INDEX} says; get it again")
 
   def dtype(self) -> str:
-    """That of the weights: bfloat16 if all are, else float32."""
+    """The number type of the run: bfloat16 if all weights are, else float32."""
     kinds = {shard.dtypes[self._names[name]] for name, shard in self._files.items()}
     if strange := sorted(kinds - {"float64", "float32", "float16", "bfloat16"}):
       raise InputError(f"{self.folder}: weights of type {strange[0]} are not supported")
@@ -135,7 +135,7 @@ class _Weights:
       self._files.pop(head)
     wanted = set()
     for place in places(model):
-      for name in place.names(place.huggingface):  # any number: the first missing one ends it
+      for name in place.names(place.huggingface):  # can be very many; the first missing one raises
         if (found := self._shape(name)) != place.tensor_shape:
           raise InputError(
             f"{self.folder}: tensor {name} is {found or 'missing'} where config.json needs "
@@ -149,7 +149,7 @@ class _Weights:
       )
 
   def tensor(self, place: Place, layer: int) -> np.ndarray:
-    """One tensor; nothing else is read."""
+    """Reads one tensor of one layer."""
     return self._read(place.huggingface.format(layer))
 
   def _read(self, name: str) -> np.ndarray:
@@ -161,7 +161,7 @@ class _Weights:
   def _shards(self) -> list[Path]:
     folder = self.folder
     self._listed: Mapping[str, str] = {}
-    if (folder / WEIGHTS).exists():  # it comes first, as in transformers
+    if (folder / WEIGHTS).exists():  # it has priority over shards, as in transformers
       return [folder / WEIGHTS]
     if (folder / INDEX).exists():
       listed = read_json(folder / INDEX).get("weight_map")
@@ -182,12 +182,12 @@ class _Weights:
 
 
 def _is_ignored(name: str) -> bool:
-  """Whether a tensor is none of the language model's parameters."""
+  """Whether a tensor is not a parameter of the language model."""
   return name.startswith(OF_PICTURES) or name.endswith("rotary_emb.inv_freq")
 
 
 def _is_name(file: object) -> bool:
-  """Whether this is the name of a file in the folder, not a path to anywhere."""
+  """Whether this is the name of a file in the folder, not a path."""
   return isinstance(file, str) and Path(file).name == file != ""
 
 
@@ -199,13 +199,13 @@ def _plain(name: str) -> str:
 
 
 def _memory(file: Path, model: ModelConfig) -> tuple[ModelConfig, np.ndarray | None]:
-  """A model with the memory that lies beside its weights, and its gates."""
+  """A model with the memory that was exported with its weights, and its gates."""
   opened = Tensors(file)
   try:
     settings = json.loads(opened.metadata["memory"])
-    older = "mixer" in settings  # all fields together
+    older = "mixer" in settings  # an older export has all fields in one object
     settings = migrated({"model": settings}) if older else settings
-    settings.pop("run", None)  # that of older exports
+    settings.pop("run", None)  # a section of older exports
     mixer = settings["model"]["mixer"]
     system = SYSTEMS[mixer]
     if not system.exports or system.grows or settings.keys() - {"model", mixer}:

@@ -1,4 +1,4 @@
-"""From weights of any format to a run: the folder that both importers write."""
+"""Writes a run from imported weights of any format."""
 
 import json
 import math
@@ -22,8 +22,8 @@ from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import ORIGINAL, Workdir
 
-SEGMENT = 2048  # N of a converted run, where the model has read so much at a time
-CHUNK = 8192  # tokens of a chunk of its evaluation, at most
+SEGMENT = 2048  # the largest N of a converted run
+CHUNK = 8192  # the most tokens in a chunk of its evaluation
 CONFIG_FILE = '''"""The config of this run, for eval.py: what run.json holds."""
 
 import json
@@ -40,17 +40,17 @@ def get_config():
 
 
 class Incoming(NamedTuple):
-  """What is to become a run.
+  """A model that is to become a run.
 
   Attributes:
-    model: its config.
-    tensor: the tensor of a place and a layer, read when it is asked for.
-    gates_LH: of a model that has some.
-    tokenizer: of the model.
-    raw: its `config.json`; None where there was none.
-    positions: the longest text that it was trained on.
-    files: what else is kept for the way back.
-    format: whose names the tensors have: an attribute of `Place`.
+    model: the config of the model.
+    tensor: reads and returns the tensor of a place and a layer.
+    gates_LH: the gates of the memory; None: the model has none.
+    tokenizer: the tokenizer of the model.
+    raw: the content of its `config.json`; None: there was none.
+    positions: the longest text that it was trained on, in tokens.
+    files: other files to keep for an export, by their names.
+    format: the attribute of `Place` with the names of the tensors.
   """
 
   model: ModelConfig
@@ -67,7 +67,7 @@ def write_run(incoming: Incoming, out: Path, console: Console) -> None:
   """Writes a run whose checkpoint 0 holds the parameters.
 
   Raises:
-    InputError: it cannot be written whole; then nothing is left.
+    InputError: it cannot be written completely. Then nothing is left on disk.
   """
   out, model = out.absolute(), incoming.model
   config = _config(incoming)
@@ -94,7 +94,7 @@ def write_run(incoming: Incoming, out: Path, console: Console) -> None:
 
 
 def _lay_down(incoming: Incoming, folder: Path, console: Console) -> dict[str, np.ndarray]:
-  """Every parameter, as an array that lies in a file."""
+  """Every parameter as an array mapped to a file."""
   model, found = incoming.model, places(incoming.model)
   params: dict[str, np.ndarray] = {}
   done = 0
@@ -120,7 +120,7 @@ def _lay_down(incoming: Incoming, folder: Path, console: Console) -> dict[str, n
 
 
 def _config(incoming: Incoming) -> Config:
-  """Of the run: the original as it is evaluated, over texts as long as it knows."""
+  """The config of the run: evaluates the original on texts as long as those it was trained on."""
   model, N = incoming.model, incoming.model.segment_length
   segments = max(1, min(CHUNK, incoming.positions) // N)
   whole = max(1, incoming.positions // N) * N
@@ -147,8 +147,8 @@ def with_memory(model: ModelConfig, settings: dict[str, Any]) -> ModelConfig:
   """A model with the settings of a memory that were exported beside its weights.
 
   Args:
-    model: without a memory.
-    settings: the sections `model` and of the memory system, of what `model` does not say.
+    model: the model without a memory.
+    settings: the sections `model` and of the memory system; they replace fields of `model`.
   """
   return resolve(settings, Config(model, DataConfig(carry_state=False))).model
 

@@ -1,4 +1,4 @@
-"""Which tensor of a Hugging Face folder or a GGUF file is which parameter, and how each lies."""
+"""Which tensor of a Hugging Face folder or a GGUF file is which parameter, and its layout."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -9,8 +9,8 @@ import numpy as np
 from infini_jax.config import ModelConfig
 from infini_jax.models import init
 
-# By parameter: the tensor of a Hugging Face folder, and of a GGUF file ({} is the layer). The name
-# of a norm in front of the feed-forward depends on whether there is one behind the attention.
+# By parameter: the tensor of a Hugging Face folder, and of a GGUF file. The name of the norm before
+# the feed-forward depends on whether there is a norm after the attention.
 NAMES = {
   "embed_VD": ("model.embed_tokens.weight", "token_embd.weight"),
   "head_VD": ("lm_head.weight", "output.weight"),
@@ -37,14 +37,14 @@ GATES = "blocks.attention.mixer.beta_H"
 
 
 class Place(NamedTuple):
-  """A parameter, and the tensors that it is made of.
+  """A parameter, and the tensors of its layers.
 
   Attributes:
-    parameter: its path, with points.
-    shape: of the parameter, or of one layer of it.
-    layers: how many are stacked in front; 0: it has none.
-    huggingface: the name of its tensor; of all layers, with {} for the number.
-    gguf: the same in a GGUF file.
+    parameter: its path, joined by dots.
+    shape: the shape of the parameter, or of one layer of it.
+    layers: the length of its first dimension L; 0: it has no layers.
+    huggingface: the name of its tensor, with {} for the number of the layer.
+    gguf: the name of its tensor in a GGUF file.
   """
 
   parameter: str
@@ -55,29 +55,29 @@ class Place(NamedTuple):
 
   @property
   def turned(self) -> bool:
-    """Whether the tensor is (out, in) where the parameter is (in, out)."""
+    """Whether the tensor is the transpose: (out, in) where the parameter is (in, out)."""
     return ".w_" in self.parameter
 
   @property
   def tensor_shape(self) -> tuple[int, ...]:
-    """Of its tensor."""
+    """The shape of its tensor."""
     if not self.turned:
       return self.shape if self.parameter[-3:] == "_VD" else (int(np.prod(self.shape)),)
     inputs = int(np.prod(self.shape[: self._inputs]))
     return (int(np.prod(self.shape)) // inputs, inputs)
 
   def from_tensor(self, tensor: np.ndarray) -> np.ndarray:
-    """One layer of the parameter."""
+    """One layer of the parameter, of shape `shape`, from its tensor."""
     return (tensor.T if self.turned else tensor).reshape(self.shape)
 
   def to_tensor(self, layer: np.ndarray) -> np.ndarray:
-    """The tensor of one layer of the parameter."""
+    """The tensor, of shape `tensor_shape`, of one layer of the parameter."""
     if not self.turned:
       return layer.reshape(self.tensor_shape)
     return layer.reshape(self.tensor_shape[::-1]).T
 
   def names(self, pattern: str) -> Iterator[str]:
-    """The tensors of all layers, by the pattern `huggingface` or `gguf`."""
+    """The names of the tensors of all layers, from the pattern `huggingface` or `gguf`."""
     return (pattern.format(layer) for layer in range(max(1, self.layers)))
 
   @property
@@ -86,7 +86,7 @@ class Place(NamedTuple):
 
 
 def places(model: ModelConfig) -> list[Place]:
-  """Every parameter that a Hugging Face folder has a tensor for."""
+  """Every parameter for which a Hugging Face folder has a tensor."""
   found = []
   for parameter, shape in parameter_shapes(model).items():
     if parameter not in NAMES:
@@ -102,14 +102,14 @@ def places(model: ModelConfig) -> list[Place]:
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-  """Of all parameters, by their paths."""
+  """The shapes of all parameters, by their paths."""
   tree = jax.eval_shape(lambda: init(model, jax.random.key(0)))
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {".".join(key.key for key in path): leaf.shape for path, leaf in leaves}
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
-  """From paths with points to dicts in dicts."""
+  """Converts a dict of paths joined by dots to nested dicts."""
   tree: dict[str, Any] = {}
   for path, value in flat.items():
     *parents, last = path.split(".")

@@ -1,4 +1,4 @@
-"""A SentencePiece vocabulary out of a GGUF file."""
+"""The SentencePiece vocabulary of a GGUF file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from infini_jax.config import InputError
 from infini_jax.data import SentencePieceTokenizer, sentencepiece_model
 
-NORMAL, UNKNOWN, CONTROL, USER, UNUSED = 1, 2, 3, 4, 5  # kinds of tokens
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED = 1, 2, 3, 4, 5  # types of tokens
 SPACE = "\u2581"
 
 
@@ -18,25 +18,26 @@ def piece_tokenizer(
   add_space: bool,
   path: Path,
 ) -> SentencePieceTokenizer:
-  """The tokenizer.
+  """Makes a SentencePiece tokenizer of byte pairs.
 
   Args:
-    tokens: by their ids.
-    scores: of the tokens; of two pairs, that with the higher score is merged first.
-    kinds: of the tokens.
-    ids: of `bos`, of `eos` and of what stands for `unknown` text.
-    add_space: whether a text is read as if a space stood in front of it.
-    path: of the GGUF file, for errors.
+    tokens: the tokens in the order of their ids.
+    scores: the score of each token; the pair with the highest score is merged first.
+    kinds: the type of each token.
+    ids: the ids of `bos`, `eos` and `unknown`, the token for unknown text.
+    add_space: whether a space is added in front of a text.
+    path: the GGUF file, for error messages.
 
   Raises:
-    InputError: a vocabulary that cannot be a SentencePiece model of byte pairs.
+    InputError: the vocabulary cannot be a SentencePiece model of byte pairs.
   """
   bos, eos, unknown = (ids[mark] for mark in ("bos", "eos", "unknown"))
-  # One token is unknown: in files it may be of another kind, and what only fills up be unknown.
+  # SentencePiece needs exactly one unknown token. In a file it may have another type, and tokens
+  # that only fill the vocabulary may have the type unknown.
   kinds = [UNUSED if kind == UNKNOWN else kind for kind in kinds]
   kinds[unknown] = UNKNOWN
   for mark in {bos, eos} - {unknown}:
-    kinds[mark] = CONTROL  # a chat model may end its turns with a token that was added for it
+    kinds[mark] = CONTROL  # the eos of a chat model may be an added token of another type
   if len({s for s, kind in zip(scores, kinds, strict=True) if kind == NORMAL}) < 2:
     raise InputError(
       f"{path}: its tokens have no scores, so their order of merging is lost; convert the Hugging "

@@ -1,13 +1,13 @@
-"""Rotary settings of a `config.json`, in every form in which they were written, and back."""
+"""Rotary settings of a `config.json`: reads all forms that transformers has used, writes one."""
 
 import math
 from typing import Any, NamedTuple
 
 from infini_jax.config import InputError
 
-SPELLINGS = ("rope_scaling", "rope_parameters")  # of old and of new versions of transformers
-KINDS = ("full_attention", "sliding_attention")  # of layers: Gemma 3 has settings for each
-# What may stand among the settings; of these a type reads its own.
+SPELLINGS = ("rope_scaling", "rope_parameters")  # keys of old and new versions of transformers
+KINDS = ("full_attention", "sliding_attention")  # kinds of layers; Gemma 3 has settings for each
+# All keys that the settings may have. Each type of scaling reads some of them.
 KNOWN = {
   *("rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "finetuned"),
   *("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
@@ -16,12 +16,12 @@ KNOWN = {
 
 
 class Rope(NamedTuple):
-  """How positions turn queries and keys.
+  """How queries and keys are rotated by their positions.
 
   Attributes:
-    theta: the base.
-    window_theta: that of windowed layers, which are never scaled; 0: the same.
-    scaling: as `ModelConfig.rope_scaling`.
+    theta: the base of the frequencies.
+    window_theta: the base of windowed layers, which are never scaled; 0: `theta`.
+    scaling: as `FamilyConfig.rope_scaling`.
   """
 
   theta: float
@@ -30,16 +30,16 @@ class Rope(NamedTuple):
 
 
 def read_rope(full: dict[str, Any], by_kind: bool, name: str) -> Rope:
-  """What a config says, under either spelling.
+  """Reads the rotary settings of a config, under either key.
 
   Args:
     full: the config with the defaults of its family.
-    by_kind: whether full and windowed layers have settings of their own (Gemma 3).
-    name: of the file, for errors.
+    by_kind: whether full and windowed layers have separate settings (Gemma 3).
+    name: the name of the file, for error messages.
 
   Raises:
-    InputError: a type or a setting that is not supported, or two spellings that differ.
-    KeyError, TypeError, ValueError: a setting that is missing, or damaged.
+    InputError: a type or a setting is not supported, or the settings of the two keys differ.
+    KeyError, TypeError, ValueError: a setting is missing or damaged.
   """
   read = _by_kind if by_kind else _of_all
   found = [read(full, key, name) for key in SPELLINGS if full.get(key)]
@@ -49,7 +49,7 @@ def read_rope(full: dict[str, Any], by_kind: bool, name: str) -> Rope:
 
 
 def written_scaling(scaling: tuple[float, ...]) -> dict[str, Any] | None:
-  """The `rope_scaling` of a config.json."""
+  """The value of `rope_scaling` in a config.json; None: no scaling."""
   if not scaling:
     return None
   if len(scaling) == 1:
@@ -64,7 +64,7 @@ def written_scaling(scaling: tuple[float, ...]) -> dict[str, Any] | None:
 
 def _of_all(full: dict[str, Any], key: str, name: str) -> Rope:
   given = _object(full, key)
-  outside = full.get("original_max_position_embeddings")  # it wins, as in transformers
+  outside = full.get("original_max_position_embeddings")  # it has priority, as in transformers
   original = outside or given.get("original_max_position_embeddings")
   theta, scaling = _settings(given, full["rope_theta"], original, full, f"{name}: {key}")
   return Rope(theta, 0.0, scaling)
@@ -75,7 +75,7 @@ def _by_kind(full: dict[str, Any], key: str, name: str) -> Rope:
   if key == "rope_scaling":
     if given.get("type", "default") != "default" and "rope_type" not in given:
       raise InputError(
-        f"{name}: {key}: type={given['type']!r} is not read alike by all versions of transformers "
+        f"{name}: {key}: versions of transformers differ in how they read type={given['type']!r} "
         f"in this family; write rope_type"
       )
     given = {KINDS[0]: given}
@@ -124,7 +124,7 @@ def _scaling(given: dict[str, Any], where: str) -> tuple[float, ...]:
 
 
 def _yarn(given: dict[str, Any]) -> tuple[float, ...]:
-  """Its magnitude is written down, or follows from how far texts are stretched."""
+  """The scaling of YaRN. Its magnitude is a setting, or follows from the factor."""
   factor = _number(given, "factor")
   if _number(given, "rope_theta") <= 1:
     raise ValueError(f"rope_theta={given['rope_theta']!r}: must be above 1 for yarn")

@@ -1,7 +1,7 @@
-"""Which keys of a `config.json` change what a model computes: none of these is ever dropped.
+"""The keys of a `config.json` that change what a model computes. None of them is ignored.
 
-A key is read (by `families` and `rope`), or has no influence, or is supported at one value alone:
-that at which it changes nothing. Any other is reported by `unknown`.
+A key is read (by `families` and `rope`), or has no influence, or is supported only at the value at
+which it changes nothing. `unknown` reports all other keys.
 """
 
 import json
@@ -12,15 +12,15 @@ from infini_jax.config import InputError
 GEMMA3 = ("gemma3_text",)
 GEMMA = ("gemma2", *GEMMA3)
 QWEN = ("qwen2", "qwen3")
-# Read in every family. `families` and `rope` say what they mean.
+# Keys that are read in every family, by `families` and `rope`.
 READ = {
   *("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
   *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"),
   *("hidden_act", "hidden_activation", "rms_norm_eps", "tie_word_embeddings"),
   *("rope_theta", "rope_scaling", "rope_parameters", "max_window_layers"),
 }
-# Read in some families. In the others they must have the value at which they change nothing, for
-# transformers would not read them there, and their author meant something by them.
+# Keys that are read in some families. In the others they must have the value at which they change
+# nothing: transformers ignores them there, so the author meant something that it does not compute.
 READ_BY: dict[str, tuple[str, ...]] = {
   "sliding_window": ("mistral", *QWEN, "smollm3", *GEMMA),
   "sliding_window_pattern": GEMMA3,
@@ -32,12 +32,12 @@ READ_BY: dict[str, tuple[str, ...]] = {
   "final_logit_softcapping": GEMMA,
   "rope_local_base_freq": GEMMA3,
   "original_max_position_embeddings": ("llama", "mistral", *QWEN, "smollm3", "gemma2"),
-  "attention_bias": ("qwen2",),  # which has them whatever it says
+  "attention_bias": ("qwen2",),  # has biases for every value of this key
   "use_sliding_window": ("mistral", *QWEN),
   "qk_norm": ("qwen3", *GEMMA3),
   "use_qk_norm": ("qwen3", *GEMMA3),
 }
-# The value at which a key changes nothing, beside null; what is false stands for all that is empty.
+# The value, besides null, at which a key changes nothing. False also stands for 0 and empty values.
 NEUTRAL: dict[str, Any] = {
   "is_causal": True,
   "partial_rotary_factor": 1,
@@ -58,13 +58,13 @@ NEUTRAL: dict[str, Any] = {
   **dict.fromkeys(("rotary_base", "rotary_emb_base", "rotary_dim", "qk_layernorm"), False),
   **dict.fromkeys(("attention_sink_size", "num_kv_shared_layers", "adapter_config"), False),
 }
-USUAL = {("gemma2", "sliding_window_pattern"): 2}  # what a family has, whether it says so or not
+USUAL = {("gemma2", "sliding_window_pattern"): 2}  # the value that a family always has
 WORDS = {
   "attention_bias": "attention_bias=true (of o_proj too)",
   "quantization_config": "quantization_config (quantized weights)",
   **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), "a mixture of experts"),
 }
-# Of training, of generating, of other heads than the language model's, of pictures, of the author.
+# Keys without influence on the logits: of training, generation, other heads, pictures, the author.
 IDLE = {
   *("architectures", "transformers_version", "torch_dtype", "dtype", "auto_map", "name_or_path"),
   *("initializer_range", "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop"),
@@ -87,7 +87,7 @@ IDLE = {
     "tf_legacy_loss",
   ),
   *("text_config", "vision_config", "mm_tokens_per_image", "sliding_window_size"),
-  # of generating, which old versions kept here
+  # settings of generation, which old versions of transformers wrote here
   *("do_sample", "temperature", "top_k", "top_p", "typical_p", "max_length", "min_length"),
   *("num_beams", "num_beam_groups", "num_return_sequences", "diversity_penalty", "early_stopping"),
   *("length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids"),
@@ -102,15 +102,15 @@ IDLE_STARTS = ("_", "unsloth")
 
 
 def check_settings(raw: dict[str, Any], family: str, name: str) -> None:
-  """Makes sure that no key asks for what the model cannot do.
+  """Checks that every key that changes the computation is supported.
 
   Args:
     raw: the content of a `config.json`, without defaults.
     family: its `model_type`.
-    name: of the file, for errors.
+    name: the name of the file, for error messages.
 
   Raises:
-    InputError: one does.
+    InputError: a key has a value that is not supported.
   """
   for key, neutral in NEUTRAL.items():
     neutral = USUAL.get((family, key), neutral)
@@ -123,11 +123,11 @@ def check_settings(raw: dict[str, Any], family: str, name: str) -> None:
 
 
 def undecided(raw: dict[str, Any], family: str) -> dict[str, Any]:
-  """Of a config what no `ModelConfig` decides: it stays where the model has become another.
+  """The keys of a config that no `ModelConfig` decides. They are kept when the model has changed.
 
   Args:
     raw: the content of the original's `config.json`.
-    family: the `model_type` of what it has become.
+    family: the `model_type` of the changed model.
   """
   decided = {"architectures", *READ} - {"max_position_embeddings"}
   decided |= {key for key, families in READ_BY.items() if family in families}
@@ -136,7 +136,7 @@ def undecided(raw: dict[str, Any], family: str) -> dict[str, Any]:
 
 
 def unknown(raw: dict[str, Any]) -> list[str]:
-  """The keys of which nothing is known, as `key=value`, but for those that say nothing."""
+  """The unknown keys, as `key=value`, except those whose value is empty."""
   known = READ | NEUTRAL.keys() | IDLE
   strange = (key for key in sorted(raw.keys() - known) if raw[key] not in (None, False, "", [], {}))
   return [

@@ -1,4 +1,4 @@
-"""The tokenizer that belongs to converted weights, with the ids that open and end a document."""
+"""The tokenizer of converted weights, with the ids that begin and end a document."""
 
 import json
 from pathlib import Path
@@ -12,11 +12,11 @@ def find_tokenizer(folder: Path, raw: dict[str, Any]) -> Tokenizer:
   """The tokenizer of a Hugging Face folder.
 
   Args:
-    folder: with a `tokenizer.json` or a `tokenizer.model`.
+    folder: a folder with a `tokenizer.json` or a `tokenizer.model`.
     raw: the content of `config.json`.
 
   Raises:
-    InputError: there is none, or one larger than the embedding.
+    InputError: there is none, or it has more ids than the embedding has rows.
   """
   file = folder / "tokenizer.json"
   tokenizer: Tokenizer
@@ -27,10 +27,10 @@ def find_tokenizer(folder: Path, raw: dict[str, Any]) -> Tokenizer:
     tokenizer = SentencePieceTokenizer.load(file, raw)
   else:
     try:
-      tokenizer = load_saved(folder)  # of a run that was trained from scratch, and exported
+      tokenizer = load_saved(folder)  # that of an exported run that was trained from scratch
     except (InputError, OSError):
       raise InputError(
-        f"{folder}: holds no tokenizer.json and no tokenizer.model; add the model's"
+        f"{folder}: holds no tokenizer.json and no tokenizer.model; add that of the model"
       ) from None
   check_size(tokenizer, raw["vocab_size"], str(file))
   return tokenizer
@@ -41,12 +41,12 @@ def check_size(tokenizer: Tokenizer, vocab_size: int, name: str) -> None:
   if tokenizer.size > vocab_size:
     raise InputError(
       f"{name}: its {tokenizer.size} ids are more than the embedding's {vocab_size} rows: it "
-      f"belongs to another model; put this model's own there"
+      f"belongs to another model; use the tokenizer of this model"
     )
 
 
 def _without_extras(content: bytes, vocab_size: int) -> bytes:
-  """Without the special tokens behind the embedding, such as Gemma 3's for pictures."""
+  """Removes special tokens without an embedding row, such as those of Gemma 3 for pictures."""
   try:
     parsed = json.loads(content)
     kept = [t for t in parsed["added_tokens"] if not t["special"] or t["id"] < vocab_size]
@@ -54,4 +54,4 @@ def _without_extras(content: bytes, vocab_size: int) -> bytes:
       return content
     return json.dumps(parsed | {"added_tokens": kept}, ensure_ascii=False).encode()
   except (ValueError, KeyError, TypeError):
-    return content  # the tokenizer says what is wrong with it
+    return content  # loading the tokenizer reports what is wrong with it

@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh, and one table from the glossary's letters to its axes."""
+"""How arrays are divided over devices: one mesh, and one table from dimension letters to axes."""
 
 from infini_jax.parallel.hosts import abstract_batch, local_rows, put_batch
 from infini_jax.parallel.mesh import (

@@ -1,4 +1,4 @@
-"""The chips that plans are made for, from their makers' data sheets."""
+"""The chips that can be planned for, with figures from their data sheets."""
 
 import dataclasses
 
@@ -10,16 +10,16 @@ class Chip:
   """One device, as JAX counts them.
 
   Attributes:
-    name: in `--chip` and before the colon of a topology.
-    kinds: what JAX calls it, or the start of that.
+    name: its name in `--chip` and before the colon of a topology.
+    kinds: JAX's `device_kind`, or the beginnings of it.
     platform: 'tpu' or 'gpu'.
     peak: dense bfloat16 FLOP/s.
     memory: bytes of HBM.
     memory_rate: bytes/s of HBM.
-    link_rate: bytes/s that a chip sends to others of its island, over all its links together. What
-      uses some of the links alone (one axis of a torus) is slower: this bounds from above.
+    link_rate: bytes/s that a chip sends to others of its island, over all its links together. A
+      collective that uses only some links (one axis of a torus) is slower: this is an upper bound.
     network_rate: bytes/s that a chip sends over the data-center network.
-    island: chips that are joined by links; 0: all of a slice.
+    island: chips that are connected by links; 0: all chips of a slice.
   """
 
   name: str
@@ -34,10 +34,10 @@ class Chip:
 
 
 # TPUs: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, read in November 2026. The bandwidth between
-# chips is given there for both directions (1,200 GB/s for v5p): half of it is sent. The network's
-# share is per chip (v5p 50 Gbit/s), or that of a pod divided by its chips; v4's is not given and is
-# taken to be v5p's. GPUs: NVIDIA's data sheets of the SXM modules (A100 80GB, H100, H200); NVLink
-# is given for both directions too; one 200 or 400 Gbit/s port each, as in DGX.
+# chips is given there for both directions (1,200 GB/s for v5p); half of it is the sending rate. The
+# network rate is per chip (v5p 50 Gbit/s), or the rate of a pod divided by its chips; v4's is not
+# given, and v5p's is used. GPUs: NVIDIA's data sheets of the SXM modules (A100 80GB, H100, H200);
+# NVLink is given for both directions too; one 200 or 400 Gbit/s port per GPU, as in DGX.
 CHIPS = {
   chip.name: chip
   for chip in (
@@ -53,7 +53,7 @@ CHIPS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-  """The peak of a kind of device, or None where it is not known (a CPU, say)."""
+  """The peak FLOP/s of a `device_kind` in bfloat16, or None if it is not known (such as a CPU)."""
   for chip in CHIPS.values():
     if device_kind.startswith(chip.kinds):
       return chip.peak

@@ -1,4 +1,4 @@
-"""Batches from each host's own rows to one array over the mesh."""
+"""Makes one array over the mesh from the batch rows (lanes) of each host."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from infini_jax.parallel.mesh import COMPUTE, spec
 
 
 def local_rows(mesh: Mesh, lanes: int) -> np.ndarray:
-  """The lanes that this host's devices hold, in order, and so the only ones it reads.
+  """The sorted numbers of the lanes that this host's devices hold. The host reads only these.
 
-  They need not lie side by side: a host of a TPU holds a block of a torus.
+  They need not be contiguous: a TPU host holds a block of a torus.
   """
   sharding = NamedSharding(mesh, spec("B", COMPUTE))
   where = sharding.addressable_devices_indices_map((lanes,)).values()
@@ -22,7 +22,13 @@ def local_rows(mesh: Mesh, lanes: int) -> np.ndarray:
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, lanes: int) -> dict[str, jax.Array]:
-  """Places this host's rows; arrays are laid out by the letters in their names."""
+  """Makes global arrays from this host's lanes, sharded by the letters in their names.
+
+  Args:
+    batch: arrays whose first dimension is this host's lanes, in the order of `local_rows`.
+    mesh: the mesh.
+    lanes: the number of lanes of all hosts together.
+  """
   held = local_rows(mesh, lanes)
 
   def one(path: Any, rows: np.ndarray) -> jax.Array:
@@ -39,7 +45,7 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, lanes: int) -> dict[str,
 
 
 def abstract_batch(batch: dict[str, np.ndarray], mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes and places of a whole batch, for a trace without devices."""
+  """The shapes, types and shardings of a whole batch, for tracing without devices."""
 
   def one(path: Any, rows: np.ndarray) -> jax.ShapeDtypeStruct:
     sharding = NamedSharding(mesh, spec(letters_of(path), COMPUTE))

@@ -1,9 +1,9 @@
-"""One mesh with explicit axes, and one table from the glossary's letters to those axes.
+"""One mesh with explicit axes, and one table from dimension letters to these axes.
 
-An array is sharded by the letters in its name: `w_q_DHE` is stored with D over `fsdp` and `seq`,
-and H over `tensor`. A parameter is gathered over the former where it is used (`weights.product`),
-and its gradient scattered back. Outside a mesh every function here does nothing but its
-mathematics, so that the model runs in a notebook as it runs on a pod.
+An array is sharded by the letters in its name: `w_q_DHE` is stored with D divided over `fsdp` and
+`seq`, and H over `tensor`. A parameter is gathered over `fsdp` and `seq` where it is used
+(`weights.product`), and its gradient is scattered back. Without a mesh, the functions here change
+no layout, so the same model code runs in a notebook and on a pod.
 """
 
 import math
@@ -19,7 +19,7 @@ from infini_jax.ops.shards import letters_of
 
 AXES = ("dcn", "data", "fsdp", "seq", "tensor")
 
-# Letter -> mesh axes while computing. A letter that is not here is never divided.
+# Letter -> mesh axes of activations and states. A letter that is not here is never divided.
 COMPUTE: dict[str, Any] = {
   "B": ("dcn", "data", "fsdp"),
   "T": "seq",
@@ -29,15 +29,15 @@ COMPUTE: dict[str, Any] = {
   "F": "tensor",
   "V": "tensor",
 }
-# Letter -> mesh axes of parameters, optimizer moments and gradients at rest.
+# Letter -> mesh axes of stored parameters, optimizer moments and gradients.
 STORAGE: dict[str, Any] = {**COMPUTE, "D": ("fsdp", "seq")}
 
 
 def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
   """The mesh `dcn x data x fsdp x seq x tensor` over `devices` (all of them by default).
 
-  `dcn` goes over what only a data-center network joins: the slices of a TPU, or the hosts of a
-  cluster of GPUs. All other axes stay inside.
+  `dcn` goes over devices that only a data-center network connects: TPU slices, or GPU hosts. All
+  other axes stay inside a slice or a host.
 
   Raises:
     InputError: the sizes do not multiply to the number of devices.
@@ -66,7 +66,7 @@ def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
   """The sizes of the axes, in the order of `AXES`.
 
   Raises:
-    InputError: they do not multiply to the number of devices.
+    InputError: their product is not the number of devices.
   """
   sizes = [getattr(config, axis) for axis in AXES]
   if config.data == -1:
@@ -112,7 +112,11 @@ def axes_of(table: dict[str, Any], letter: str) -> tuple[str, ...]:
 
 
 def spec(letters: str, table: dict[str, Any]) -> PartitionSpec:
-  """The sharding of an array with these dimensions; two on one mesh axis are an error."""
+  """The sharding of an array with these dimensions.
+
+  Raises:
+    ValueError: two dimensions share a mesh axis.
+  """
   parts = [table.get(letter) for letter in letters]
   axes = [a for p in parts if p for a in (p if isinstance(p, tuple) else (p,))]
   if len(set(axes)) != len(axes):
@@ -121,21 +125,22 @@ def spec(letters: str, table: dict[str, Any]) -> PartitionSpec:
 
 
 def shard(x: jax.Array, letters: str) -> jax.Array:
-  """Lays out an activation or a state by its letters."""
+  """Reshards an activation or a state by its letters. Without a mesh, returns it unchanged."""
   return jax.reshard(x, spec(letters, COMPUTE)) if in_mesh() else x
 
 
 def zeros(shape: tuple[int, ...], letters: str, dtype: Any) -> jax.Array:
-  """Zeros laid out by their letters."""
+  """Zeros, sharded by their letters."""
   sharding = spec(letters, COMPUTE) if in_mesh() else None
   return jnp.zeros(shape, dtype, out_sharding=sharding)
 
 
 def param_shardings(params: Any, mesh: Mesh) -> Any:
-  """The storage sharding of every leaf, from the capital letters that end its name.
+  """The storage sharding of every leaf, from the capital letters at the end of its name.
 
-  Works on parameters and on anything shaped like them; a leaf with more dimensions than letters
-  has the layers in front, and one whose dimensions do not fit its name is kept whole.
+  `params` is a tree of parameters, or of other arrays with the same names. A leaf with one more
+  dimension than letters has a first dimension L. A leaf whose dimensions do not fit its name is
+  replicated.
   """
 
   def one(path, leaf):
@@ -148,12 +153,12 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
 
 
 def _island(device: Any) -> int:
-  """The slice of a TPU, or else the host, that a device belongs to."""
+  """The TPU slice that a device belongs to; for other devices, the host."""
   slice_index = getattr(device, "slice_index", None)
   return device.process_index if slice_index is None else slice_index
 
 
 def in_mesh() -> bool:
-  """Whether arrays are laid out over devices here; inside `shard_map` they are one device's."""
+  """Whether a mesh is set. False inside `shard_map`, where arrays belong to one device."""
   mesh = jax.sharding.get_abstract_mesh()
   return not (mesh.empty or mesh.are_all_axes_manual)

@@ -1,7 +1,7 @@
-"""How many chips there can be together: the slices of each TPU, the hosts of GPUs.
+"""The possible numbers of chips that are used together: TPU slices and GPU hosts.
 
 TPUs: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} and the list of topologies of Google Kubernetes
-Engine, read in November 2026. libtpu compiles for many more that nobody can have.
+Engine, read in November 2026. libtpu also compiles for many shapes that are not offered.
 """
 
 import functools
@@ -15,16 +15,16 @@ Shape = tuple[int, ...]
 
 PLANE = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 ONE_CUBE = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4))
-HOST_PARTS = ((1, 1, 1), (1, 2, 1), (2, 1, 1))  # machines of Compute Engine with 1 and 2 chips
-LARGEST = {"v4": 12 * 16 * 16, "v5p": 16 * 16 * 24}  # chips of a slice of cubes
+HOST_PARTS = ((1, 1, 1), (1, 2, 1), (2, 1, 1))  # machines of Compute Engine with 1 or 2 chips
+LARGEST = {"v4": 12 * 16 * 16, "v5p": 16 * 16 * 24}  # chips of the largest slice
 
 
 @functools.cache
 def slices(name: str) -> tuple[Shape, ...]:
-  """The shapes of the slices of a TPU, such as (2, 2, 1), the smallest first.
+  """The shapes of the slices of a TPU, such as (2, 2, 1), smallest first.
 
-  Beyond one cube of 64 chips, v4 and v5p have all A x B x C that are multiples of 4 with
-  A <= B <= C, up to their largest.
+  Above one cube of 64 chips, v4 and v5p have all shapes (A, B, C) of multiples of 4 with
+  A <= B <= C, up to their largest slice.
   """
   if name not in LARGEST:
     return PLANE
@@ -36,25 +36,25 @@ def slices(name: str) -> tuple[Shape, ...]:
 
 
 def together(chip: Chip, sizes: Mapping[str, int]) -> int:
-  """Devices of a mesh of these sizes that are in one slice of a TPU; of GPUs, all."""
+  """The devices of a mesh of these sizes in one TPU slice; for GPUs, all devices."""
   count = math.prod(sizes.values())
   return count // sizes["dcn"] if chip.platform == "tpu" else count
 
 
 def is_size(chip: Chip, count: int) -> bool:
-  """Whether there are so many chips together: a slice of so many, or GPUs of whole hosts."""
+  """Whether a TPU slice has `count` chips; for GPUs, whether they fit one host or fill hosts."""
   if chip.platform == "gpu":
     return count <= chip.island or count % chip.island == 0
   return any(math.prod(shape) == count for shape in slices(chip.name))
 
 
 def nearest(chip: Chip, shape: Shape, most: int = 3) -> list[str]:
-  """The slices, or the numbers of GPUs, that come nearest to what there is not, as text.
+  """The existing slices, or numbers of GPUs, that are nearest to one that does not exist, as text.
 
   Args:
     chip: the chip.
-    shape: of a slice that does not exist; of one number: any slice of so many chips.
-    most: how many to name.
+    shape: the shape of a slice that does not exist, or the number of chips as a tuple of one.
+    most: the largest number of results.
   """
   count = math.prod(shape)
   if chip.platform == "gpu":
@@ -69,6 +69,6 @@ def nearest(chip: Chip, shape: Shape, most: int = 3) -> list[str]:
     )
 
   found = sorted(slices(chip.name), key=distance)
-  if math.prod(found[0]) == count:  # what has as many chips is what was meant
+  if math.prod(found[0]) == count:  # returns only slices with as many chips, if there are any
     found = [other for other in found if math.prod(other) == count]
   return ["x".join(map(str, other)) for other in found[:most]]

@@ -1,7 +1,7 @@
-"""Products with weights that lie divided over devices: what is gathered, and what is sent back.
+"""Products with weights that are divided over devices.
 
-What is to be sent is said outright, inside `shard_map`: left to itself, XLA reduces whole gradients
-and cuts them then.
+The collectives are explicit, inside `shard_map`. Without this, XLA reduces whole gradients and then
+divides them.
 """
 
 from typing import Any
@@ -14,17 +14,17 @@ from infini_jax.parallel.mesh import COMPUTE, STORAGE, axes_of, in_mesh, spec
 
 
 def product(equation: str, x: jax.Array, weight: jax.Array, **options: Any) -> jax.Array:
-  """`jnp.einsum(equation, x, weight)` in x's type, for a weight as it is stored.
+  """`jnp.einsum(equation, x, weight)` in x's type, for a stored weight.
 
-  The weight is cast, and gathered over one mesh axis after the other. Its gradient goes the same
-  way back, summed and scattered: no device receives the whole of it. Where a dimension that is
-  summed over is divided, the sums are summed over its devices.
+  The weight is cast, and gathered over one mesh axis after another. Its gradient is scattered back
+  and summed over the same axes, so no device receives the whole gradient. If a contracted dimension
+  is divided, the partial sums are summed over its devices.
 
   Args:
-    equation: in the glossary's letters, such as "BTD,DHE->BTHE"; they lay out all three arrays.
-    x: laid out as activations are.
-    weight: laid out as it is stored.
-    options: more of `jnp.einsum`.
+    equation: in dimension letters, such as "BTD,DHE->BTHE"; they give the sharding of all arrays.
+    x: an array with the sharding of activations (`COMPUTE`).
+    weight: an array with the sharding of parameters (`STORAGE`).
+    options: further arguments of `jnp.einsum`.
   """
   weight = weight.astype(x.dtype)
   if not in_mesh():
@@ -34,8 +34,8 @@ def product(equation: str, x: jax.Array, weight: jax.Array, **options: Any) -> j
   specs = (spec(rows, COMPUTE), spec(columns, STORAGE))
   gathered = {d: axes_of(STORAGE, c) for d, c in enumerate(columns) if c not in COMPUTE}
   summed = [a for c in columns if c not in out for a in axes_of(COMPUTE, c)]
-  # Known from here on to differ on every device that has other tokens: their gradients are summed
-  # last, when they are shards.
+  # Marks the weight as varying over the devices that have other tokens. So its gradients are summed
+  # over them last, as shards.
   copies = [a for c in rows for a in axes_of(COMPUTE, c) if a not in _axes(columns)]
 
   def piece(x, weight):
@@ -51,16 +51,16 @@ def product(equation: str, x: jax.Array, weight: jax.Array, **options: Any) -> j
 
 
 def lookup(table_VD: jax.Array, tokens_BT: jax.Array, dtype: str) -> jax.Array:
-  """`table_VD[tokens_BT]` in `dtype`, laid out as activations are.
+  """`table_VD[tokens_BT]` of shape BTD in `dtype`, with the sharding of activations.
 
-  The table and its gradient stay where they are stored. Token numbers are gathered instead, every
-  device looks its own rows and columns up for all of them, and the pieces change places
-  (all-to-all): what is sent is the size of the activations, not of the vocabulary.
+  The table and its gradient are not moved. Token ids are gathered instead. Every device looks up
+  its own rows and columns for all of them, and an all-to-all exchanges the pieces. So the data that
+  is sent has the size of the activations, not of the vocabulary.
   """
   if not in_mesh():
     return table_VD.astype(dtype)[tokens_BT]
   mesh = jax.sharding.get_abstract_mesh()
-  # Along a column axis lanes (B) or tokens (T) are divided: the dimension that it is traded for.
+  # Each mesh axis of D also divides B (0) or T (1). The all-to-all exchanges D for that dimension.
   traded = {axis: 0 if axis in COMPUTE["B"] else 1 for axis in STORAGE["D"]}
   rows = COMPUTE["V"]
 

@@ -1,1 +1,1 @@
-"""Will it fit, how fast can it be: a config laid on a mesh, estimated and compiled, no hardware."""
+"""Whether a config fits a mesh and how fast it can be: estimated and compiled without hardware."""

@@ -1,4 +1,4 @@
-"""The command `infini-jax plan`: what a run would need, and whether it fits, before it is run."""
+"""The command `infini-jax plan`: what a run needs, and whether it fits, before it is started."""
 
 import dataclasses
 import json
@@ -26,28 +26,28 @@ from infini_jax.plan.verdict import judge
 from infini_jax.progress import track
 
 DEFAULT_CHIP = "v5p"
-BEGINS = rb"""\{\s*"chip"|\[\s*\{\s*"mixer\""""  # what --json writes
+BEGINS = rb"""\{\s*"chip"|\[\s*\{\s*"mixer\""""  # how a file of --json begins
 
 
 def plan(
   config: Config, args: Namespace, console: Console, config_of: Callable[[str], Config]
 ) -> bool:
-  """Estimates, compiles if asked and possible, and judges.
+  """Estimates a training step, compiles it if requested and possible, and prints the verdict.
 
   Args:
     config: the experiment.
-    args: `table`, `topology`, `mesh`, `chip`, `compile` and `json`, as the command line gives them.
-    console: for tables and progress.
-    config_of: the same experiment with the memory system of that name.
+    args: `table`, `topology`, `mesh`, `chip`, `compile` and `json` of the command line.
+    console: where tables and progress are printed.
+    config_of: returns the same experiment with the memory system of the given name.
 
   Returns:
     False if it does not fit.
 
   Raises:
-    InputError: a mesh that does not fit the devices or the model, an unknown chip, a slice that
-      does not exist, no libtpu or one that jax cannot read, a file that cannot be written.
+    InputError: the mesh does not fit the devices or the model, the chip is unknown, the slice does
+      not exist, libtpu is missing or jax cannot read its programs, or a file cannot be written.
   """
-  jax.config.update("jax_platforms", "cpu")  # plans are made beside running work: take no device
+  jax.config.update("jax_platforms", "cpu")  # leaves the devices to other programs
   file = None if args.json is None else file_to_write(args.json, "--json", begins=BEGINS)
 
   def write(content: Any) -> None:
@@ -66,7 +66,7 @@ def plan(
   else:
     mesh = config.mesh
   if count and chip.platform == "tpu":
-    count *= mesh.dcn  # a topology is one slice of so many
+    count *= mesh.dcn  # a topology is one slice, and dcn is the number of slices
   needs = math.prod(getattr(mesh, axis) for axis in AXES)
   sizes = dict(zip(AXES, mesh_sizes(mesh, count or needs), strict=True))
   if not count:
@@ -91,7 +91,7 @@ def plan(
 
 
 def _where(args: Namespace) -> tuple[Chip, int, bool]:
-  """The chip, how many there are (0: as many as the mesh has), and whether XLA can compile."""
+  """The chip, the number of chips (0: the size of the mesh), and whether XLA can compile for it."""
   if not args.topology:
     if not args.mesh:
       raise InputError("give --topology=v5p:4x4x4 (or gpu:h200x8), or --mesh=fsdp=16,seq=4")
@@ -125,7 +125,7 @@ def _where(args: Namespace) -> tuple[Chip, int, bool]:
 
 
 def _check_together(chip: Chip, sizes: dict[str, int], mesh: str) -> None:
-  """Raises InputError if there are never so many chips together as a mesh has in a slice."""
+  """Raises InputError if no slice or host has as many chips as the mesh needs in one slice."""
   count = together(chip, sizes)
   if is_size(chip, count):
     return
@@ -148,7 +148,7 @@ def _chip(name: str, flag: str) -> Chip:
 
 
 def _axes(text: str) -> dict[str, int]:
-  """'fsdp=16,seq=4' as sizes."""
+  """Parses 'fsdp=16,seq=4' to sizes by axis."""
   sizes = {}
   for part in text.split(","):
     axis, _, size = part.partition("=")
@@ -158,6 +158,6 @@ def _axes(text: str) -> dict[str, int]:
         f"{', '.join(AXES)}"
       )
     if axis in sizes:
-      raise InputError(f"--mesh={text}: {axis} stands there twice; name each axis once")
+      raise InputError(f"--mesh={text}: {axis} is given twice; name each axis once")
     sizes[axis] = int(size)
   return sizes

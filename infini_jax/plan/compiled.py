@@ -1,4 +1,4 @@
-"""XLA's own plan of a training step, compiled for a TPU topology on a machine that has none."""
+"""A training step compiled for a TPU topology, on a machine without a TPU."""
 
 import dataclasses
 import importlib.metadata
@@ -19,7 +19,7 @@ from infini_jax.plan.hlo import Communication, communication
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import abstract_state, abstract_teacher, make_train_step
 
-# libtpu looks for a TPU host around it, complains where there is none, and takes a lock.
+# Without these, libtpu searches for a TPU host, prints warnings if there is none, and takes a lock.
 ENVIRONMENT = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_ACCELERATOR_TYPE": "v5e-4",
@@ -38,12 +38,14 @@ class Compiled:
   """The compiled step, on one chip.
 
   Attributes:
-    fits: whether XLA found room for it.
-    peak: bytes of everything, at the worst moment; or of what there was no room for.
-    arguments, temporary, code: bytes of the state and the batch, of what the step allocates for
-      itself (with gaps, so more than it ever uses at a time), of the program; 0 if it did not fit.
+    fits: whether XLA could allocate all of it.
+    peak: the largest number of bytes in use at any time; if it did not fit, what XLA reports.
+    arguments: bytes of the state and the batch; 0 if it did not fit.
+    temporary: bytes that the step allocates, gaps included, so more than it uses at any time; 0 if
+      it did not fit.
+    code: bytes of the program; 0 if it did not fit.
     communication: what the chip sends.
-    seconds: that compiling took.
+    seconds: the time of compilation.
   """
 
   fits: bool
@@ -56,10 +58,10 @@ class Compiled:
 
 
 def tpu_devices(topology: str, slices: int = 1) -> list[Any]:
-  """The devices of a TPU topology such as 'v5p:4x4x4', so many slices of it; none is at hand.
+  """Devices, for compilation only, of `slices` slices of a TPU topology such as 'v5p:4x4x4'.
 
   Raises:
-    InputError: libtpu is not installed, is not jax's, or does not know the topology.
+    InputError: libtpu is not installed, is not the version for jax, or has no such topology.
   """
   check_libtpu(topology)
   for name, value in ENVIRONMENT.items():
@@ -70,24 +72,24 @@ def tpu_devices(topology: str, slices: int = 1) -> list[Any]:
   sides = [int(side) for side in shape.split("x")]
   options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
   if chip == "v4":
-    options["chip_config_name"] = "megacore"  # one device a chip, as on a machine that has them
-  if any(side < 2 for side in sides[:2]):  # a part of a host, which has 2 x 2 else
+    options["chip_config_name"] = "megacore"  # one device for each chip, as on real v4 machines
+  if any(side < 2 for side in sides[:2]):  # a part of a host; a whole host has 2 x 2
     options["chips_per_host_bounds"] = [*sides, 1][:3]
   try:
     return list(topologies.get_topology_desc(topology, "tpu", **options).devices)
-  except Exception as error:  # whatever libtpu says of it, in one line
+  except Exception as error:  # reports libtpu's message in one line
     said = " ".join(str(error).split()).removeprefix("INVALID_ARGUMENT: ")
     raise InputError(
-      f"--topology={topology}: libtpu does not know it ({said[:160]}); {_versions()}; give "
+      f"--topology={topology}: libtpu has no such topology ({said[:160]}); {_versions()}; give "
       f"--no-compile for the estimate alone"
     ) from None
 
 
 def check_libtpu(topology: str) -> None:
-  """Makes sure that libtpu is there, and of a version that this jax names: it reads no other.
+  """Checks that libtpu is installed in a version that this jax requires; jax reads no other.
 
   Raises:
-    InputError: it is not.
+    InputError: it is missing, or has another version.
   """
   if importlib.util.find_spec("libtpu") is None:
     raise InputError(
@@ -100,7 +102,7 @@ def check_libtpu(topology: str) -> None:
 
 
 def _installed() -> str:
-  """The version of libtpu; empty if it does not say."""
+  """The version of libtpu; empty if its package has no metadata."""
   try:
     return importlib.metadata.version("libtpu")
   except importlib.metadata.PackageNotFoundError:
@@ -108,7 +110,7 @@ def _installed() -> str:
 
 
 def _wanted() -> Requirement | None:
-  """What jax's own extra `tpu` asks for."""
+  """The requirement for libtpu in jax's extra `tpu`; None: there is none."""
   named = map(Requirement, importlib.metadata.requires("jax") or ())
   return next((requirement for requirement in named if requirement.name == "libtpu"), None)
 
@@ -116,16 +118,16 @@ def _wanted() -> Requirement | None:
 def _versions() -> str:
   wanted = _wanted()
   return (
-    f"libtpu {_installed() or 'of no version'} is installed, and jax {jax.__version__} is made for "
-    f"{wanted.name + str(wanted.specifier) if wanted else 'another'}"
+    f"libtpu {_installed() or 'of unknown version'} is installed, and jax {jax.__version__} is "
+    f"made for {wanted.name + str(wanted.specifier) if wanted else 'another'}"
   )
 
 
 def compile_step(config: Config, devices: list[Any]) -> Compiled:
-  """Compiles the whole training step; takes minutes for billions of parameters.
+  """Compiles the whole training step. It takes minutes for billions of parameters.
 
   Raises:
-    InputError: jax cannot read what libtpu wrote.
+    InputError: jax cannot read the compiled program.
   """
   mesh = make_mesh(config.mesh, devices)
   began = time.perf_counter()
@@ -161,14 +163,14 @@ def compile_step(config: Config, devices: list[Any]) -> Compiled:
 
 
 def no_room(error: str, seconds: float) -> Compiled:
-  """What XLA says of a program that is too large: the first size it names is what it needs."""
+  """The result for a program that is too large: its peak is the first size in XLA's message."""
   size = re.search(r"\b([\d.]+)([GMK])\b", error)
   peak = float(size[1]) * {"G": 2**30, "M": 2**20, "K": 2**10}[size[2]] if size else 0.0
   return Compiled(False, peak, 0, 0, 0, Communication((), 0), seconds)
 
 
 def example_batch(config: Config) -> dict[str, np.ndarray]:
-  """Arrays like a batch of this config; no corpus and no task is opened."""
+  """Arrays with the shapes and types of a batch of this config. No corpus or task is opened."""
   d, N = config.data, config.model.segment_length
   batch = empty_batch(d.lanes, d.segments, N)
   if config.task.name != "text":

@@ -1,7 +1,7 @@
-"""A training step by arithmetic: bytes a chip, collectives, and the roofline, in seconds.
+"""Estimates a training step by arithmetic: bytes per chip, collectives, and a roofline in seconds.
 
-What lies in memory between steps is exact: it is read off the shardings. What lives during a step
-is modelled, for XLA decides it; the compiled program (`plan.compiled`) is the judge.
+The bytes between steps are exact: they follow from the shardings. The bytes during a step are
+modelled, because XLA decides them; the compiled program (`plan.compiled`) gives the true figure.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from infini_jax.training.trainable import split
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-  """One tensor of the model: its place in the tree, and a chip's part of it in bytes."""
+  """One tensor of the model: its path in the tree, and the bytes that one chip holds of it."""
 
   name: str
   shape: tuple[int, ...]
@@ -44,13 +44,13 @@ class Estimate:
 
   Attributes:
     sizes: devices along each axis of the mesh.
-    resting: bytes a chip between steps: parameters, optimizer, memory state. Exact.
-    working: bytes a chip more while a step runs, where that is most. Modelled.
-    phase: where that is.
-    tokens: of a step, all chips together.
-    flops: per token: `model` (strict), `executed`, and `full attention`: what a model of the same
-      size would take that attends to all of T.
-    seconds: of a step at the chip's peak rates, for each resource alone.
+    resting: bytes per chip between steps: parameters, optimizer, memory state. Exact.
+    working: additional bytes per chip in the phase of a step that needs most. Modelled.
+    phase: the name of that phase.
+    tokens: tokens of a step, all chips together.
+    flops: FLOPs per token: `model` (strict), `executed`, and `full attention`: a model of the same
+      size that attends to all of T.
+    seconds: time of a step at the chip's peak rates, for each resource alone.
   """
 
   config: Config
@@ -75,26 +75,26 @@ class Estimate:
 
   @property
   def bytes(self) -> dict[str, float]:
-    """All that a chip holds at the worst moment of a step, by consumer."""
+    """Bytes per chip in the phase of a step that needs most, by consumer."""
     return {**self.resting, **self.working}
 
   @property
   def total(self) -> float:
-    """Bytes a chip at the worst moment."""
+    """Bytes per chip in the phase of a step that needs most."""
     return sum(self.bytes.values())
 
   def share(self, seconds: float) -> float:
-    """The share of the chips' peak that strict model FLOPs make up in a step of these seconds."""
+    """Strict model FLOPs of a step of these seconds, as a share of the chips' peak."""
     return self.flops["model"] * self.tokens / (seconds * self.chips * self.chip.peak)
 
   @property
   def bound(self) -> float:
-    """No step can have a higher share of the peak: everything at its peak, all at once."""
+    """The largest possible share of the peak: every resource at its peak, fully overlapped."""
     return self.share(max(self.seconds.values()))
 
   @property
   def unoverlapped(self) -> float:
-    """The share if computing, memory and communication waited for each other."""
+    """The share of the peak if compute, memory and communication do not overlap."""
     return self.share(sum(self.seconds.values()))
 
 
@@ -150,7 +150,7 @@ def estimate(config: Config, sizes: dict[str, int], chip: Chip) -> Estimate:
 
 
 def _reading_along(config: Config, T: int) -> float:
-  """What companions of warm memories read, forward alone and without a head, per training token."""
+  """FLOPs per training token of the companions of warm memories: forward only, without a head."""
   if not config.warm.share:
     return 0.0
   parts = forward_flops(config.model, T)
@@ -175,11 +175,10 @@ def _parameters(params: Any) -> list[Parameter]:
 
 
 def _working(config: Config, s: Shares, params: Any) -> tuple[str, dict[str, float]]:
-  """What a step needs for a while: the phase that needs most, and its parts in bytes. `params` are
-  those that have a gradient.
+  """The phase of a step that needs most memory, and its parts in bytes. `params` have a gradient.
 
-  Modelled on compiled steps: in the loss, each chip has the rows of the head that it computes with,
-  and their gradient twice (its own, and the sum), in the type they are stored in.
+  Modelled on compiled steps: in the loss, each chip holds the rows of the head that it uses, and
+  their gradient twice (its own, and the sum), in the type of the stored parameter.
   """
   m, t = config.model, config.train
   D, E, c, stored = m.width, m.head_dim, s.compute, 4 if m.run.param_dtype == "float32" else 2
@@ -190,11 +189,11 @@ def _working(config: Config, s: Shares, params: Any) -> tuple[str, dict[str, flo
   activations = rows * (c * (products + 2 * D + 2 * s.ffn) + floats)
   scores = 0.0
   if s.kernel in ("xla", "reference"):
-    squares = 1 if m.memory.grows or s.kernel == "xla" else s.segments  # one after the other
+    squares = 1 if m.memory.grows or s.kernel == "xla" else s.segments  # 1: one segment at a time
     scores = s.lanes * squares * s.heads * s.block * keys * (4 + c)
   state = s.lanes * s.kv_heads * E * (E + 1) * 4 if m.memory.matrix else 0
 
-  # Without rematerialization float32 copies are kept too: of the norms, of what the gate mixes.
+  # Without rematerialization, float32 copies of the norms and of the gate's inputs are kept too.
   copies = rows * (4 * (4 * D + 4 * s.heads * E) + c * s.ffn)
   kept = {"none": activations + copies + rows * D * c, "full": rows * D * c}
   kept["dots"] = kept["full"] + rows * c * products
@@ -202,7 +201,7 @@ def _working(config: Config, s: Shares, params: Any) -> tuple[str, dict[str, flo
   saved = m.layers * (kept[m.run.remat] + state)
   if m.run.remat == "none" and s.stored > 1:
     saved += m.layers * layer_weights * c  # gathered weights are kept too
-  # A gradient has the type of its parameter; the sum over the microbatches so far is float32.
+  # A gradient has the type of its parameter; the sum over microbatches is float32.
   trained = float(chip_bytes(params))
   sums = float(chip_bytes(_in_float32(params))) if t.accumulate > 1 else 0.0
 

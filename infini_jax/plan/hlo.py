@@ -1,4 +1,4 @@
-"""Collectives in XLA's text of a compiled program, each times the trips of the loops around it."""
+"""Counts the collectives in XLA's text of a compiled program, loop iterations included."""
 
 import dataclasses
 import math
@@ -20,14 +20,14 @@ SHAPE = re.compile(r"\b(pred|bf16|[suf]\d+)\[([\d,]*)\]")
 
 @dataclasses.dataclass(frozen=True)
 class Sent:
-  """Collectives of one kind over as many devices, of all the program.
+  """All collectives of a program with the same kind, type and number of devices.
 
   Attributes:
-    kind: as XLA calls it.
-    dtype: of most of the bytes.
-    devices: that take part.
-    times: it runs, loops counted.
-    bytes: that one device sends in all.
+    kind: its name; `permute` and `exchange` for XLA's collective-permute and all-to-all.
+    dtype: the number type of most of the bytes.
+    devices: the devices that take part.
+    times: how often it runs, loop iterations included.
+    bytes: the bytes that one device sends in total.
   """
 
   kind: str
@@ -39,19 +39,19 @@ class Sent:
 
 @dataclasses.dataclass(frozen=True)
 class Communication:
-  """All that a program sends, the most first, and loops whose trips are unknown (counted once)."""
+  """All that a program sends, largest first, and the loops of unknown length (counted once)."""
 
   parts: tuple[Sent, ...]
   unknown_loops: int
 
   @property
   def bytes(self) -> float:
-    """Sent by one device."""
+    """Bytes that one device sends."""
     return sum(part.bytes for part in self.parts)
 
 
 def communication(text: str, devices: int) -> Communication:
-  """Reads `compiled.as_text()` of a program for so many devices."""
+  """Reads `compiled.as_text()` of a program for `devices` devices."""
   bodies, entry = _computations(text)
   runs, unknown = _runs(bodies, entry)
   times: Counter = Counter()
@@ -60,7 +60,7 @@ def communication(text: str, devices: int) -> Communication:
   for name, count in runs.items():
     for line in bodies[name]:
       if count and (found := COLLECTIVE.match(line)):
-        # On a TPU the start, the end, and all that runs meanwhile name the collective: one chain.
+        # On a TPU the start, the end and the operations between them form a chain; count it once.
         if chain := CHAIN.search(line):
           link = (chain[1], re.findall(r"channel_id=(\d+)", line)[:1])
           if link in chains:
@@ -79,7 +79,7 @@ def communication(text: str, devices: int) -> Communication:
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-  """The lines of every computation, and the name of the one that the program starts with."""
+  """The lines of every computation, and the name of the entry computation."""
   bodies: dict[str, list[str]] = {}
   entry, lines = "", []
   for line in text.splitlines():
@@ -92,7 +92,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _runs(bodies: dict[str, list[str]], entry: str) -> tuple[Counter, int]:
-  """How often each computation runs; the caller stands after the called in the text."""
+  """How often each computation runs. In the text, a caller is below the computations it calls."""
   runs: Counter = Counter({entry: 1})
   unknown = 0
   for name in reversed(bodies):
@@ -110,7 +110,7 @@ def _runs(bodies: dict[str, list[str]], entry: str) -> tuple[Counter, int]:
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int | None:
-  """The trips of a loop that counts from 0: as XLA states them, or from its condition."""
+  """The iterations of a loop that counts from 0: stated by XLA, or found in its condition."""
   if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
     return int(known[1])
   condition = re.search(r"condition=%?([\w.\-]+)", line)
@@ -124,7 +124,7 @@ def _trips(line: str, bodies: dict[str, list[str]]) -> int | None:
 
 
 def _result(types: str, kind: str, *, started: bool) -> tuple[str, float]:
-  """The type and the bytes of what a collective makes."""
+  """The type and the bytes of the result of a collective."""
   sizes = [
     (dtype, BYTES.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n))
     for dtype, dims in SHAPE.findall(types)
@@ -135,7 +135,7 @@ def _result(types: str, kind: str, *, started: bool) -> tuple[str, float]:
 
 
 def _group(line: str, devices: int) -> int:
-  """Devices that take part, from any of the ways in which XLA writes them."""
+  """The number of devices that take part, from any notation of XLA."""
   if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):
     return int(found[2])
   if found := re.search(r"replica_groups=mesh\[(.*?)\] ?\{(.*?)\}", line):

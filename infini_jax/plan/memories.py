@@ -1,4 +1,4 @@
-"""What each memory system carries for one lane: Table 1 of arXiv 2404.07143, for any config."""
+"""The size of the state of each memory system: Table 1 of arXiv 2404.07143, for any config."""
 
 import math
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from infini_jax.models.mixers import MIXERS
 
 
 class Memory(NamedTuple):
-  """One system: what its state holds, and Table 1's formula for it.
+  """The size of the state of one memory system, counted and by the formula of Table 1.
 
   Attributes:
-    mixer: the system.
-    elements: numbers of the state of one lane, all layers; of `full`, for each token read.
-    bytes: of those.
+    mixer: the name of the system.
+    elements: numbers in the state of one lane, all layers; of `full`, per token read.
+    bytes: bytes of these numbers.
     formula: the closed form, in the glossary's letters.
-    closed: its value.
-    refused: why this config cannot have that system; then there are no figures.
+    closed: the value of the formula.
+    refused: why this config cannot have this system; then there are no figures.
   """
 
   mixer: str
@@ -36,16 +36,18 @@ class Memory(NamedTuple):
 
 
 def memories(config_of: Callable[[str], Config]) -> list[Memory]:
-  """All systems, counted in their real state trees.
+  """Counts the state of every memory system in its real state tree.
 
   Args:
-    config_of: the config with the system of that name; it raises InputError where there is none.
+    config_of: returns the config with the system of the given name, or raises InputError.
   """
   return [memory(config_of, mixer) for mixer in SYSTEMS]
 
 
 def show(found: list[Memory], console: Console) -> None:
-  """A table: sizes; numbers to the largest memory's, as in Table 2; bytes to Infini-attention's."""
+  """Prints a table of sizes. `compression` is the ratio to the largest memory's numbers, as in
+  Table 2; `bytes` is the ratio to Infini-attention's bytes.
+  """
   base = next(m.bytes for m in found if SYSTEMS[m.mixer].matrix)
   largest = max(m.elements for m in found if not SYSTEMS[m.mixer].grows)
   table = Table("memory", title="what one lane carries", title_justify="left")
@@ -65,13 +67,13 @@ def show(found: list[Memory], console: Console) -> None:
 
 
 def memory(config_of: Callable[[str], Config], mixer: str) -> Memory:
-  """One system: see `memories`."""
+  """Counts the state of one memory system; see `memories`."""
   try:
     model = config_of(mixer).model
   except InputError as error:
     return Memory(mixer, refused=str(error).partition(":")[0])
   leaves = jax.tree.leaves(_state(model))
-  # Counters and the numbers of documents are bookkeeping; what is remembered is floating point.
+  # Counters and document numbers are not counted; the memory itself is floating point.
   held = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating) and x.ndim > 2]
   elements = sum(math.prod(x.shape) for x in held)
   size = sum(math.prod(x.shape) * x.dtype.itemsize for x in held)
@@ -80,9 +82,9 @@ def memory(config_of: Callable[[str], Config], mixer: str) -> Memory:
 
 
 def _state(model: ModelConfig) -> Any:
-  """The state of one lane; of one token, where it grows."""
+  """The abstract state of one lane; of one token, if the state grows."""
   made = lambda: build(model, nnx.Rngs(0))
-  if not model.memory.layered:  # every layer keeps what it made of the summaries
+  if not model.memory.layered:  # every layer keeps its outputs for the summaries
     return jax.eval_shape(lambda: made().open(made().state(1), 1).layers.last)
   if not model.memory.grows:
     return jax.eval_shape(lambda: made().state(1))

@@ -1,4 +1,4 @@
-"""The plan as tables for a person, and as JSON for a program."""
+"""Prints the plan as tables, and converts it to JSON."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from infini_jax.plan.verdict import Verdict
 
 
 def show(made: Estimate, console: Console) -> None:
-  """The estimate: parameters, bytes, collectives, roofline."""
+  """Prints the estimate: parameters, bytes, collectives, roofline."""
   c, chips = made.config, made.chips
   axes = " x ".join(f"{axis} {size}" for axis, size in made.sizes.items() if size > 1) or "1 device"
   console.print(f"{chips:,} x {made.chip.name} ({axes}); {made.tokens:,} tokens a step")
@@ -64,7 +64,7 @@ def show(made: Estimate, console: Console) -> None:
 
 
 def show_compiled(found: Compiled, made: Estimate, console: Console) -> None:
-  """What XLA made of it, beside the estimate."""
+  """Prints the figures of the compiled step beside those of the estimate."""
   table = _table(f"compiled in {found.seconds:,.0f} s", "GiB a chip", "estimated")
   resting = sum(made.resting.values())
   if found.fits:
@@ -88,13 +88,13 @@ def show_compiled(found: Compiled, made: Estimate, console: Console) -> None:
 
 
 def show_verdict(verdict: Verdict, by: str, console: Console) -> None:
-  """One line: fits or not; and what would make it fit."""
+  """Prints whether it fits; if not, also changes that would make it fit."""
   needed, have = verdict.needed / GIB, verdict.have / GIB
   if verdict.fits:
     console.print(f"fits: {needed:,.2f} of {have:,.1f} GiB a chip ({by})", style="bold green")
     return
   console.print(
-    f"does not fit: {needed:,.2f} GiB a chip and only {have:,.1f} there ({by}); most of it: "
+    f"does not fit: {needed:,.2f} GiB a chip, and a chip has {have:,.1f} ({by}); most of it: "
     f"{verdict.biggest}",
     style="bold red",
   )
@@ -106,7 +106,7 @@ def show_verdict(verdict: Verdict, by: str, console: Console) -> None:
 
 
 def as_json(made: Estimate, found: Compiled | None, verdict: Verdict) -> dict[str, Any]:
-  """Everything, in bytes, seconds and FLOPs."""
+  """The whole plan for JSON, in bytes, seconds and FLOPs."""
   return {
     "chip": dataclasses.asdict(made.chip),
     "chips": made.chips,
@@ -127,7 +127,7 @@ def as_json(made: Estimate, found: Compiled | None, verdict: Verdict) -> dict[st
 
 
 def _divided(parameter: Parameter, sizes: dict[str, int]) -> str:
-  """'D/64': the letters that are divided, and by how much."""
+  """The divided dimensions and their divisors, such as 'D/64'."""
   entries = parameter.sharding.split(",")
   letters = parameter.name.rsplit("_", 1)[-1].rjust(len(entries), "L")
   parts = {

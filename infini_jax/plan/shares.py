@@ -1,4 +1,4 @@
-"""What one chip has of a training step: its share of every array, by the mesh's own tables."""
+"""The share that one chip holds of every array of a training step."""
 
 import dataclasses
 import math
@@ -18,18 +18,18 @@ from infini_jax.training.step import TrainState, abstract_state
 
 @dataclasses.dataclass(frozen=True)
 class Shares:
-  """The sizes of one microbatch on one chip, by the glossary's letters.
+  """The sizes of one microbatch on one chip, in the glossary's letters.
 
   Attributes:
     lanes, segments, tokens: B, S, and all tokens B*T.
     heads, kv_heads, ffn, vocab: H, K, F, V.
-    head_rows: V of the head while the loss is computed: where T is divided, it may be too.
-    stored: chips over which D of a parameter lies divided; the parameter is gathered from them.
-    copies: chips that hold the same part of a parameter and have other tokens.
-    tensor, seq: chips along those axes.
-    compute: bytes of a number in compute_dtype.
-    kernel: of the local attention.
-    block: rows of its blocks.
+    head_rows: V of the head while the loss is computed; it may be divided where T is divided.
+    stored: chips that D of a stored parameter is divided over; it is gathered from them.
+    copies: chips that hold the same part of a parameter and read other tokens.
+    tensor, seq: chips along the mesh axes `tensor` and `seq`.
+    compute: bytes of a number of type `compute_dtype`.
+    kernel: the kernel of local attention.
+    block: query rows in one block of the kernel.
   """
 
   lanes: int
@@ -50,7 +50,11 @@ class Shares:
 
 
 def shares(config: Config, sizes: dict[str, int], platform: str) -> Shares:
-  """The shares of `config` on a mesh of these sizes."""
+  """The shares of `config` on a mesh with `sizes` devices along each axis.
+
+  Raises:
+    InputError: the kernel of `config.run.attention` cannot compute this model.
+  """
   m, d = config.model, config.data
   parts = lambda table, letter: math.prod(sizes[axis] for axis in axes_of(table, letter))
   tokened = {*axes_of(COMPUTE, "B"), *axes_of(COMPUTE, "T")}
@@ -81,7 +85,7 @@ def shares(config: Config, sizes: dict[str, int], platform: str) -> Shares:
 
 
 def abstract_mesh(sizes: dict[str, int]) -> AbstractMesh:
-  """A mesh of these sizes without any devices."""
+  """A mesh of these sizes without devices."""
   explicit = (AxisType.Explicit,) * len(AXES)
   return AbstractMesh(tuple(sizes[axis] for axis in AXES), AXES, axis_types=explicit)
 
@@ -94,7 +98,7 @@ def laid_out(config: Config, sizes: dict[str, int]) -> TrainState:
 
 
 def chip_bytes(tree: Any) -> int:
-  """Bytes that one chip holds of abstract arrays with shardings."""
+  """The bytes that one chip holds of a tree of abstract arrays with shardings."""
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(tree)
@@ -102,12 +106,12 @@ def chip_bytes(tree: Any) -> int:
 
 
 def spec_text(spec: PartitionSpec) -> str:
-  """A sharding in a few letters: '-,fsdp+seq,tensor'."""
+  """A sharding as a short text, such as '-,fsdp+seq,tensor'."""
   return ",".join("-" if p is None else p if isinstance(p, str) else "+".join(p) for p in spec)
 
 
 def _kernel(config: Config, platform: str) -> tuple[str, int]:
-  """The kernel that `attention` chooses there, and the rows of its blocks."""
+  """The kernel that `config.run.attention` selects on the platform, and the rows of its blocks."""
   m = config.model
   sizes = (m.segment_length, m.head_dim, m.head_dim)
   try:
@@ -116,6 +120,6 @@ def _kernel(config: Config, platform: str) -> tuple[str, int]:
   except ValueError as error:
     raise InputError(f"config.run.{error}") from None
   if not m.memory.kernels and kernel != "reference":
-    kernel = "xla"  # it attends to more than a segment, which the kernels of segments do not
+    kernel = "xla"  # the other kernels attend within one segment only
   blocks = {"splash": SPLASH_BLOCK, "cudnn": LANE, "xla": BLOCK_ROWS}
   return kernel, min(m.segment_length, blocks.get(kernel, m.segment_length))

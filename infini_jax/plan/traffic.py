@@ -1,4 +1,4 @@
-"""What a chip sends to others and moves to and from its own memory in a step, by arithmetic."""
+"""Estimates the bytes that a chip sends to others and moves to and from its HBM in a step."""
 
 import dataclasses
 import math
@@ -12,16 +12,16 @@ from infini_jax.plan.shares import Shares
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """What one chip sends in a step, for one purpose.
+  """The bytes that one chip sends in a step for one purpose.
 
   Attributes:
-    what: is sent.
+    what: what is sent.
     kind: all-gather, reduce-scatter, all-reduce, exchange (XLA's all-to-all) or permute.
-    axes: of the mesh, joined by '*'.
-    devices: that take part.
-    times: in a step.
-    bytes: sent by a chip in a step, all times together.
-    network: whether it leaves the links of an island for the data-center network.
+    axes: the axes of the mesh, joined by '*'.
+    devices: the number of devices that take part.
+    times: how often it runs in a step.
+    bytes: bytes that one chip sends in a step, in total.
+    network: whether it goes over the data-center network, not the links of an island.
   """
 
   what: str
@@ -34,12 +34,12 @@ class Collective:
 
 
 def sent(kind: str, whole: float, devices: int) -> float:
-  """Bytes that one chip sends, on a ring: the least that any algorithm can do.
+  """Bytes that one chip sends in one collective on a ring, the minimum of all algorithms.
 
   Args:
-    kind: of the collective.
-    whole: bytes of what is gathered, reduced, or scattered, before it is divided.
-    devices: that take part.
+    kind: the kind of the collective.
+    whole: bytes of the undivided array that is gathered, reduced or scattered.
+    devices: the number of devices that take part.
   """
   if devices == 1:
     return 0.0
@@ -49,7 +49,7 @@ def sent(kind: str, whole: float, devices: int) -> float:
 
 
 def collectives(config: Config, s: Shares, sizes: dict[str, int], chip: Chip) -> list[Collective]:
-  """All that is worth counting: weights, their gradients, activations over `tensor`, memories."""
+  """The large collectives: weights, their gradients, activations over `tensor`, memories."""
   m, t = config.model, config.train
   D, L, c, A = m.width, m.layers, s.compute, t.accumulate
   found = []
@@ -72,7 +72,7 @@ def collectives(config: Config, s: Shares, sizes: dict[str, int], chip: Chip) ->
   add("weights of a layer", "all-gather", storage, A * L * (2 if again else 1), layer * c)
   add("gradients of a layer", "reduce-scatter", storage, A * L, layer * c)
   add("embeddings of tokens, back too", "exchange", storage, A * 2, hidden)
-  divided = s.head_rows < s.vocab  # then the tokens come to the rows
+  divided = s.head_rows < s.vocab  # then hidden states are sent to the rows of the head
   add("head", "all-gather", storage, A, head * (4 if divided else c))
   add("gradient of the head", "reduce-scatter", storage, A, head * 4)
   seq = axes_of(COMPUTE, "T")
@@ -102,7 +102,7 @@ def collectives(config: Config, s: Shares, sizes: dict[str, int], chip: Chip) ->
 
 
 def leaves_island(axes: tuple[str, ...], sizes: dict[str, int], chip: Chip) -> bool:
-  """Whether neighbours along these axes are on different islands: slices, or hosts of GPUs."""
+  """Whether neighbours along these axes are on different islands (TPU slices, or GPU hosts)."""
   if "dcn" in axes:
     return True
   if not chip.island:
@@ -112,10 +112,11 @@ def leaves_island(axes: tuple[str, ...], sizes: dict[str, int], chip: Chip) -> b
 
 
 def memory_traffic(config: Config, s: Shares, params: float, optimizer: float) -> float:
-  """Bytes between a chip and its HBM in a step: a floor, each operand moved once.
+  """A lower bound on the bytes between a chip and its HBM in a step: each operand is moved once.
 
-  Every product reads its operands and writes its result; what goes between (norms, gates, softmax)
-  is taken to be fused. The backward pass moves twice what the forward one does.
+  Every matrix product reads its operands and writes its result. The operations between products
+  (norms, gates, softmax) are assumed to be fused. The backward pass moves twice as much as the
+  forward pass.
   """
   m, t = config.model, config.train
   D, E, c = m.width, m.head_dim, s.compute
@@ -124,7 +125,7 @@ def memory_traffic(config: Config, s: Shares, params: float, optimizer: float) -
   qkv = D + (s.heads + 2 * s.kv_heads) * E
   mixing = (2 * s.heads + 2 * s.kv_heads) * E
   if m.memory.matrix:
-    mixing *= 2  # the memory reads and writes them once more
+    mixing *= 2  # the memory moves them once more
   ffn = 2 * D + s.ffn * (up + 1)
   forward = s.tokens * (qkv + mixing + s.heads * E + D + ffn)
   passes = 3 + (m.run.remat in ("full", "offload"))

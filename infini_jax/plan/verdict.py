@@ -1,4 +1,4 @@
-"""Does it fit; and if not, which change, itself estimated, makes it fit."""
+"""Decides whether a step fits, and estimates which changes would make it fit."""
 
 import dataclasses
 import math
@@ -11,14 +11,14 @@ from infini_jax.parallel.slices import is_size, together
 from infini_jax.plan.estimate import Estimate, estimate
 from infini_jax.plan.shares import abstract_mesh
 
-LEAST_CHUNK = 128  # tokens: smaller blocks of logits gain no more
+LEAST_CHUNK = 128  # tokens; smaller blocks of logits save no memory that matters
 
 Plan = tuple[Config, dict[str, int], Chip]
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-  """Settings that would be other, and what a chip would then hold, in bytes."""
+  """Changed settings, the bytes per chip with them, and whether that fits."""
 
   settings: str
   bytes: float
@@ -31,11 +31,11 @@ class Verdict:
 
   Attributes:
     fits: whether it does.
-    needed: bytes a chip: XLA's own peak where the step was compiled, else the estimate.
-    have: bytes of the chip.
+    needed: bytes per chip: XLA's peak if the step was compiled, else the estimate.
+    have: bytes of the chip's memory.
     biggest: the consumer that needs most.
-    changes: if it does not fit: each that is enough alone; else one that joins several, the last
-      resort of which is more chips.
+    changes: if it does not fit: each change that is enough alone; if none is, one that combines
+      several. More chips come last.
   """
 
   fits: bool
@@ -46,16 +46,16 @@ class Verdict:
 
 
 def judge(made: Estimate, measured: float | None = None, *, refused: bool = False) -> Verdict:
-  """Compares with the chip's memory; looks for changes where it does not fit.
+  """Compares a step with the chip's memory, and searches for changes if it does not fit.
 
   Args:
     made: the estimate.
-    measured: XLA's peak in bytes, if it was compiled: estimates of changes are scaled by it.
-    refused: whether XLA found no room for it, whatever the figures say.
+    measured: XLA's peak in bytes if the step was compiled; it scales the estimates of changes.
+    refused: whether XLA could not allocate it, regardless of the figures.
   """
   needed = made.total if measured is None else measured
   have = float(made.chip.memory)
-  if refused:  # it keeps some of the memory for itself, and names but a part of what it needs
+  if refused:  # XLA reserves some memory, and reports only a part of what it needs
     needed = max(needed, made.total)
     have = min(have, 0.98 * needed)
   biggest = max(made.bytes, key=lambda name: made.bytes[name])
@@ -71,7 +71,7 @@ def _changes(made: Estimate, have: float, scale: float) -> tuple[Change, ...]:
     return Change(_difference(start, plan), held, held <= have)
 
   def follow(move: Callable[[Plan], Plan | None], plan: Plan, held: float) -> tuple[Plan, float]:
-    """The same move again and again, until it fits or gains no more."""
+    """Repeats a move until the step fits or the move saves less than 0.5%."""
     while held > have and (after := move(plan)):
       less = scale * estimate(*after).total
       if less > 0.995 * held:
@@ -121,7 +121,7 @@ def _more_seq(plan: Plan) -> Plan | None:
   return _more(plan, "seq")
 
 
-# From what costs least to more chips.
+# In the order of their cost; more chips come last.
 MOVES = (
   _fewer_logits,
   _rematerialize,
@@ -134,7 +134,7 @@ MOVES = (
 
 
 def _more(plan: Plan, axis: str) -> Plan | None:
-  """More chips: twice as many, or else four times, where there are so many together."""
+  """The plan with twice or four times the chips along an axis, if slices or hosts of them exist."""
   for factor in (2, 4):
     larger = {**plan[1], axis: factor * plan[1][axis]}
     if is_size(plan[2], together(plan[2], larger)):
@@ -152,7 +152,7 @@ def _mesh(plan: Plan, **sizes: int) -> Plan | None:
 
 
 def _valid(plan: Plan) -> Plan | None:
-  """The plan, unless it is a wrong input."""
+  """The plan, or None if its config or mesh is not valid."""
   try:
     check(plan[0])
     check_divisible(plan[0], abstract_mesh(plan[1]))  # type: ignore[arg-type]
@@ -162,7 +162,7 @@ def _valid(plan: Plan) -> Plan | None:
 
 
 def _difference(old: Plan, new: Plan) -> str:
-  """The settings that differ, as a person gives them."""
+  """The settings that differ, as flags of the command line."""
 
   def fields() -> Iterator[str]:
     for section in ("run", "train", "data"):

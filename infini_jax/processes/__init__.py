@@ -1,6 +1,6 @@
-"""Many processes as one run: started from the environment, kept in step, ended together.
+"""Several processes as one run: they are joined, kept in step, and ended together.
 
-A single process is left alone: then nothing here starts anything of JAX's, or waits.
+With a single process, nothing here starts a service of JAX, and nothing waits.
 """
 
 from infini_jax.processes.agreement import check_alike, check_same_inputs

@@ -1,7 +1,7 @@
-"""What must be the same in every process of a run: compared at the start, before anything can hang.
+"""Compares what must be the same in every process of a run, at the start, before one can hang.
 
-Processes that differ in the learning rate train on to other losses without a word; processes that
-differ in the number of steps wait for each other without end.
+Processes with different learning rates would train different parameters without an error. Processes
+with different numbers of steps would wait for each other forever.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from infini_jax.processes.together import SHARED, agree
 
 REMEDY = "start all processes with the same command, code and environment"
 
-# What may differ from process to process, and why; all else of a command is compared.
+# What may differ between processes, and why. Everything else of a command is compared.
 MAY_DIFFER = {
   "--coordinator": "its name may be another on its own host",
   "--process": "the number of the process itself",
@@ -30,10 +30,10 @@ MAY_DIFFER = {
   "config.data.prefetch": "batches that a host holds in its memory: the same batches",
   "config.run.compilation_cache": "a folder of the host: the same programs",
 }
-NOT_TYPED = ("command", "run", "typed")  # what the parser's result holds beside flags
-# XLA flags that do not change what a step computes: where it is written down, and a host's devices.
+NOT_TYPED = ("command", "run", "typed")  # entries of the parser's result that are not flags
+# XLA flags that do not change what a step computes: dumps, and the number of a host's devices.
 FREE_FLAGS = ("--xla_dump", "--xla_force_host_platform_device_count")
-# Settings of JAX that change what a step computes, or how devices join in it.
+# Settings of JAX that change what a step computes, or which devices compute it.
 JAX_SETTINGS = (
   "jax_cpu_collectives_implementation",
   "jax_debug_nans",
@@ -51,15 +51,15 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "libt
 
 
 def check_alike(args: argparse.Namespace, config: Config) -> None:
-  """Makes sure that all processes were started alike. A process by itself is left alone.
+  """Checks that all processes were started alike. Does nothing in a single process.
 
   Args:
     args: the arguments of the command.
-    config: as it is in the end.
+    config: the complete config.
 
   Raises:
-    InputError: they were not; on every process, with the names and the values.
-    PeerStopped: another has refused its own inputs.
+    InputError: they were not; raised in every process, with the names and the values.
+    PeerStopped: another process has refused its own inputs.
   """
   if joined():
     facts = _command(args) | _fields(config) | _program(os.environ)
@@ -67,15 +67,15 @@ def check_alike(args: argparse.Namespace, config: Config) -> None:
 
 
 def check_same_inputs(folder: Path, standing: str, sources: Iterable[Any]) -> None:
-  """Makes sure that all processes see the same run, and read the same texts in the same tokens.
+  """Checks that all processes see the same run, and read the same texts with the same tokenizer.
 
   Args:
     folder: the workdir.
-    standing: what this process sees there.
-    sources: what it has opened.
+    standing: a description of the run that this process sees there.
+    sources: the sources that it has opened.
 
   Raises:
-    InputError: they do not; on every process.
+    InputError: they do not; raised in every process.
     PeerStopped: another has refused its own inputs.
   """
   agree({str(folder): standing}, SHARED)
@@ -87,7 +87,7 @@ def check_same_inputs(folder: Path, standing: str, sources: Iterable[Any]) -> No
 
 
 def _command(args: argparse.Namespace) -> dict[str, Any]:
-  """What was typed, as it was understood."""
+  """The flags of the command, with an absolute workdir."""
   flags = {f"--{k.replace('_', '-')}": v for k, v in vars(args).items() if k not in NOT_TYPED}
   return {
     "the command": args.command,
@@ -97,7 +97,7 @@ def _command(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _fields(config: Config) -> dict[str, Any]:
-  """Every field of a config by its whole name."""
+  """Every field of a config by its full name."""
   return {
     f"config.{section}.{name}": repr(value)
     for section, fields in config.sections().items()
@@ -106,7 +106,7 @@ def _fields(config: Config) -> dict[str, Any]:
 
 
 def _program(environ: Mapping[str, str]) -> dict[str, Any]:
-  """The code that runs, its packages, and what in the environment changes the program."""
+  """Versions of code and packages, and the settings of the environment that change the program."""
   flags = sorted(f for f in environ.get("XLA_FLAGS", "").split() if not f.startswith(FREE_FLAGS))
   return {
     "the version of Python": platform.python_version(),

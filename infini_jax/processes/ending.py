@@ -1,4 +1,4 @@
-"""How a process of many ends: at once, with a line for a person and a word to the others."""
+"""Ends one of several processes at once, with an error line and a message to the others."""
 
 import contextlib
 import functools
@@ -20,16 +20,16 @@ from infini_jax.processes.service import (
 )
 from infini_jax.processes.watchdog import farewell
 
-TELL_SECONDS = 2  # a process that stops tries so long to tell the others why
-TOGETHER_SECONDS = 10  # so long a process that fails waits for others that fail alike
-STOPPED = "stopped"  # the key under which the first process that stops says why
+TELL_SECONDS = 2  # how long a process that stops tries to send its reason to the others
+TOGETHER_SECONDS = 10  # how long a process that fails waits for others that fail alike
+STOPPED = "stopped"  # the key with the reason of the first process that stops
 
 
 @contextlib.contextmanager
 def guard() -> Iterator[None]:
-  """Ends this process at once when the devices report that a peer is gone.
+  """Ends this process at once if the devices report that another process is gone.
 
-  Whatever would be tidied up on the way out would wait for the dead.
+  A normal exit would wait for the process that is gone.
   """
   try:
     yield
@@ -49,13 +49,13 @@ def lost(error: BaseException) -> str:
 
 
 def give_up(status: int, message: str = "", together: bool = True, why: str = "") -> NoReturn:
-  """Ends this process with a failure, without the farewell that JAX would wait for.
+  """Ends this process with a failure, without JAX's shutdown, which would wait for the others.
 
   Args:
-    status: of the exit.
+    status: the exit status.
     message: a line for standard error.
-    together: first meet the others, which may have failed alike.
-    why: a line for the others, which may wait for this process.
+    together: whether to wait first for other processes that may have failed alike.
+    why: the reason, for other processes that may wait for this one.
   """
   if message:
     print(f"infini-jax: {message}", file=sys.stderr)
@@ -66,7 +66,7 @@ def give_up(status: int, message: str = "", together: bool = True, why: str = ""
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       service.wait_at_barrier("failed", TOGETHER_SECONDS * 1000)
   if process_index() == 0:
-    time.sleep(2)  # the service ends with this process: let the others say what they have seen
+    time.sleep(2)  # the service ends with this process; the others may still print their errors
   sys.stdout.flush()
   sys.stderr.flush()
   farewell()

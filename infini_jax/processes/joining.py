@@ -1,4 +1,4 @@
-"""How a process learns of the others: from flags, from variables, or from the cluster."""
+"""The settings for joining other processes: from flags, environment variables, or the cluster."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ from infini_jax.config import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """How to join the other processes; None is what JAX finds out from the cluster itself."""
+  """How to join the other processes. JAX finds the values that are None from the cluster."""
 
   coordinator: str | None = None  # HOST:PORT of process 0
   processes: int | None = None
@@ -26,19 +26,19 @@ def settings(
   processes: str | None = None,
   process: str | None = None,
 ) -> Settings | None:
-  """How this process is to be started; None for a process by itself.
+  """The settings for starting this process; None for a single process.
 
-  What is given as a flag counts first, then INFINI_COORDINATOR, INFINI_PROCESSES and
-  INFINI_PROCESS, then a Slurm step or a slice of TPU hosts.
+  Flags have priority, then INFINI_COORDINATOR, INFINI_PROCESSES and INFINI_PROCESS, then a Slurm
+  step or a slice of TPU hosts.
 
   Args:
-    environ: the environment.
+    environ: the environment variables.
     coordinator: `--coordinator`, HOST:PORT of process 0.
-    processes: `--processes`, how many; "auto" asks the cluster.
-    process: `--process`, which of them, from 0.
+    processes: `--processes`, the number of processes; "auto": from the cluster.
+    process: `--process`, the number of this process, from 0.
 
   Raises:
-    InputError: incomplete or wrong settings.
+    InputError: the settings are incomplete or wrong.
   """
   make = functools.partial(
     Settings,
@@ -63,7 +63,7 @@ def settings(
 
 
 def _explicit(given: dict[str, str | None]) -> tuple[str, int, int]:
-  """The coordinator, the number of processes and which this is.
+  """The coordinator's address, the number of processes, and the number of this process.
 
   Raises:
     InputError: one of them is missing or wrong.
@@ -74,7 +74,7 @@ def _explicit(given: dict[str, str | None]) -> tuple[str, int, int]:
       there = next(f"--{other}={value}" for other, value in given.items() if value)
       raise InputError(
         f"{there} was given without {names[name]}: give --coordinator=HOST:PORT, --processes=N "
-        f"and --process=I together, or --processes=auto on a cluster that JAX knows"
+        f"and --process=I together, or --processes=auto on a cluster that JAX supports"
       )
   address = str(given["coordinator"])
   host, _, port = address.rpartition(":")
@@ -97,13 +97,13 @@ def _whole(
 
 
 def _in_slurm_step(environ: Mapping[str, str]) -> bool:
-  """Whether `srun` started this process as one of several; a batch script by itself is alone."""
+  """Whether `srun` started this process as one of several. A batch script is a single process."""
   names = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
   return all(name in environ for name in names) and environ.get("SLURM_NTASKS", "1") != "1"
 
 
 def _slurm_devices(environ: Mapping[str, str]) -> tuple[int, ...] | None:
-  """All GPUs of the node for its only process: JAX would give it one."""
+  """All GPUs of the node, if it has one process: JAX would give it one GPU. Else None."""
   alone = environ.get("SLURM_STEP_NUM_NODES") == environ.get("SLURM_NTASKS")
   gpus = environ.get("SLURM_GPUS_ON_NODE", "")
   return tuple(range(int(gpus))) if alone and gpus.isdigit() else None

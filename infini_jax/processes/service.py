@@ -1,6 +1,6 @@
-"""JAX's coordination service, which lives in process 0, as this process sees it.
+"""Access to JAX's coordination service, which runs in process 0.
 
-A single process has none: then nothing here waits.
+A single process has no such service, and then nothing here waits.
 """
 
 import concurrent.futures
@@ -13,17 +13,17 @@ from jax._src import distributed as jax_distributed  # its client has no public 
 
 
 def process_index() -> int:
-  """The number of this process, known before any device is."""
+  """The number of this process. It needs no device."""
   return jax_distributed.global_state.process_id
 
 
 def process_count() -> int:
-  """How many processes have joined; 1 without others."""
+  """The number of joined processes; 1 for a single process."""
   return jax_distributed.global_state.num_processes or 1
 
 
 def client() -> Any:
-  """What speaks with the service; None for a process by itself."""
+  """The client of the service; None in a single process."""
   return jax_distributed.global_state.client
 
 
@@ -33,7 +33,7 @@ def joined() -> bool:
 
 
 def in_thread(call: Callable[[], Any], seconds: float = 0) -> concurrent.futures.Future:
-  """A call under way in a thread that no exit waits for; first waits so long for its end."""
+  """Runs a call in a daemon thread, waits `seconds` for its end, and returns its future."""
   result: concurrent.futures.Future = concurrent.futures.Future()
 
   def run():
@@ -48,5 +48,5 @@ def in_thread(call: Callable[[], Any], seconds: float = 0) -> concurrent.futures
 
 
 def first_line(error: BaseException) -> str:
-  """The beginning of an error, in one line."""
+  """The first line of an error's text, at most 300 characters."""
   return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

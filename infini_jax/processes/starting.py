@@ -1,4 +1,4 @@
-"""How a process joins the others, before any device is touched."""
+"""Joins the processes of a run, before any device is used."""
 
 import socket
 
@@ -11,7 +11,7 @@ from infini_jax.processes.service import first_line
 
 
 def start(how: Settings | None) -> bool:
-  """Joins the other processes, before any device is touched. Returns whether there are any.
+  """Joins the other processes, before any device is used. Returns whether there are any.
 
   Raises:
     InputError: the others cannot be reached.
@@ -19,7 +19,7 @@ def start(how: Settings | None) -> bool:
   if how is None:
     return False
   _check_port(how)
-  # JAX would take SIGTERM for itself: the loop asks all processes at every step instead.
+  # JAX would handle SIGTERM itself. Instead, the loop compares a flag of all processes each step.
   jax.config.update("jax_enable_preemption_service", False)
   who = "this process" if how.process is None else f"process {how.process} of {how.processes}"
   watchdog.seat(
@@ -46,7 +46,7 @@ def start(how: Settings | None) -> bool:
 
 
 def _check_port(how: Settings) -> None:
-  """Two processes 0 would share the port, and each wait for the others in vain."""
+  """Raises InputError if the port is in use: two processes 0 would share it, and wait forever."""
   if how.process != 0 or not how.coordinator:
     return
   port = int(how.coordinator.rpartition(":")[2])

@@ -1,7 +1,7 @@
-"""Processes kept in step: they wait for each other, compare what they have, and stop together.
+"""Keeps processes in step: they wait for each other, compare their inputs, and stop together.
 
-All processes run the same program on the same inputs. What they must agree on beyond that goes
-through the coordination service, or over the devices. A single process never waits.
+All processes run the same program on the same inputs. Further data is exchanged through the
+coordination service, or over the devices. A single process never waits.
 """
 
 import concurrent.futures
@@ -25,17 +25,17 @@ from infini_jax.config import InputError
 from infini_jax.processes.ending import STOPPED, give_up
 from infini_jax.processes.service import client, in_thread, joined, process_index
 
-DAY_MS = 24 * 3600 * 1000  # a wait ends when a peer dies; this is only what the call asks for
-SHOWS_SECONDS = 60  # so long a network file system may hide a new file from other hosts
-POLL_SECONDS = 0.5  # so often a process that waits asks whether another has stopped
-NAMED = 3  # differences that are named, at most
+DAY_MS = 24 * 3600 * 1000  # the timeout of a call; a wait ends earlier if another process dies
+SHOWS_SECONDS = 60  # how long a network file system may hide a new file from other hosts
+POLL_SECONDS = 0.5  # how often a waiting process checks whether another has stopped
+NAMED = 3  # the largest number of differences in a message
 SHARED = "--workdir must be on a file system that all hosts share"
 
-_numbers = itertools.count()  # every process waits in the same order, so the names agree
+_numbers = itertools.count()  # numbers the waits, which have the same order in every process
 
 
 class PeerStopped(Exception):
-  """Another process has stopped, and says why; `status` is that of its exit."""
+  """Another process has stopped, with its reason; `status` is its exit status."""
 
   def __init__(self, process: int, status: int, why: str):
     super().__init__(f"process {process} stopped: {why}")
@@ -43,30 +43,30 @@ class PeerStopped(Exception):
 
 
 def wait(name: str) -> None:
-  """Returns when every process has come here.
+  """Waits until every process has called it.
 
   Raises:
-    PeerStopped: one of them never will.
+    PeerStopped: another process has stopped.
   """
   if service := client():
     _attend(functools.partial(service.wait_at_barrier, f"{name}-{next(_numbers)}", DAY_MS))
 
 
 def finish() -> None:
-  """Returns when all processes have come to their end: no one leaves while another still writes."""
+  """Waits until all processes are at their end, so that none exits while another still writes."""
   wait("end")
 
 
 def agree(facts: Mapping[str, Any], remedy: str) -> None:
-  """Makes sure that all processes hand in the same.
+  """Checks that all processes have the same facts.
 
   Args:
-    facts: names and values.
-    remedy: what to do where they differ.
+    facts: values by their names.
+    remedy: the end of the error message: what to do if they differ.
 
   Raises:
-    InputError: they differ; on every process, with the names and the values.
-    PeerStopped: one of them has stopped before.
+    InputError: they differ; raised in every process, with the names and the values.
+    PeerStopped: another process has stopped.
   """
   if not (service := client()):
     return
@@ -90,9 +90,9 @@ def agree(facts: Mapping[str, Any], remedy: str) -> None:
 
 @contextlib.contextmanager
 def first_alone(name: str) -> Iterator[None]:
-  """Process 0 goes through the body first, the others when it is done: they find what it made.
+  """Process 0 runs the body first. The others run it after that, and find what process 0 made.
 
-  Also when it fails: then they meet the same failure, and all of them say so.
+  If process 0 fails, the others run the body too: they fail alike, and all report it.
   """
   if process_index() > 0:
     wait(name)
@@ -104,13 +104,13 @@ def first_alone(name: str) -> Iterator[None]:
 
 
 def check_shared(file: Path) -> None:
-  """Makes sure that all processes look at one folder: checkpoints are written by all of them.
+  """Checks that all processes share one folder: all of them write checkpoints.
 
   Args:
-    file: what process 0 has just written.
+    file: a file that process 0 has just written.
 
   Raises:
-    InputError: another does not see it; on every process.
+    InputError: another process does not see it; raised in every process.
   """
   if not joined():
     return
@@ -122,10 +122,10 @@ def check_shared(file: Path) -> None:
 
 
 class Anyone:
-  """Whether any process raised its flag: the same answer everywhere, one call late.
+  """Whether any process set its flag: the same answer in all processes, one call later.
 
-  The flags are compared by the devices, behind the step before, so that no process ever waits for
-  another. A single process gets its own flag back at once.
+  The devices compare the flags after the previous step, so no process waits for another. A single
+  process gets its own flag back at once.
   """
 
   def __init__(self, mesh: Mesh):
@@ -134,7 +134,7 @@ class Anyone:
     self._size, self._before = mesh.size, None
 
   def __call__(self, flag: bool) -> bool:
-    """Hands in this process's flag; returns what all handed in at the call before."""
+    """Sets this process's flag; returns whether any process set its flag at the previous call."""
     if jax.process_count() == 1:
       return flag
     mine = lambda index: np.full(len(range(self._size)[index[0]]), flag)
@@ -144,12 +144,13 @@ class Anyone:
 
 
 def _attend(call: Callable[[], Any]) -> Any:
-  """What a call returns that blocks until the others do their part.
+  """The result of a call that blocks until the other processes make a similar call.
 
-  It blocks a thread of its own: this one answers signals, and hears when another process stops.
+  The call runs in its own thread. Meanwhile this thread handles signals, and checks whether another
+  process has stopped.
 
   Raises:
-    PeerStopped: so that the call would never return.
+    PeerStopped: another process has stopped, so the call would never return.
   """
   result = in_thread(call)
   with _terminable():
@@ -162,10 +163,10 @@ def _attend(call: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-  """SIGTERM ends this process with a word to the others."""
+  """Within the body, SIGTERM ends this process and sends the reason to the others."""
 
   def end(number, frame):
-    give_up(128 + number, together=False, why="it was told to, by SIGTERM")
+    give_up(128 + number, together=False, why="it received SIGTERM")
 
   default = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
   if not default or threading.current_thread() is not threading.main_thread():

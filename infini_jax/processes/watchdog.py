@@ -1,12 +1,12 @@
-"""A process beside this one, which has a word to say when this one is gone without a farewell."""
+"""A second process that prints a message if this process ends without calling `farewell`."""
 
 import atexit
 import contextlib
 import subprocess
 import sys
 
-# JAX ends a process that has lost its peers with a stack trace, past anything Python could do. This
-# little process outlives it: it speaks when its pipe closes without the farewell.
+# JAX aborts a process that has lost its peers with a stack trace, and Python cannot prevent it. The
+# second process outlives it: it prints the message if its pipe closes without a byte.
 SITTER = """
 import os, signal, sys
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -19,10 +19,10 @@ _sitter: subprocess.Popen | None = None
 
 
 def seat(message: str) -> None:
-  """Starts it.
+  """Starts the second process.
 
   Args:
-    message: for standard error, should this process end without `farewell`.
+    message: for standard error, if this process ends without `farewell`.
   """
   global _sitter
   command = [sys.executable, "-S", "-E", "-c", SITTER, message]
@@ -31,7 +31,7 @@ def seat(message: str) -> None:
 
 
 def farewell() -> None:
-  """Sends it away in silence; also when this process ends as it should."""
+  """Ends the second process without a message. Runs also at a normal exit."""
   if _sitter is not None and _sitter.stdin is not None and not _sitter.stdin.closed:
     with contextlib.suppress(OSError):
       _sitter.communicate(b".")

@@ -1,1 +1,1 @@
-"""`infini-jax report`: runs side by side on one page, a file that needs nothing else."""
+"""`infini-jax report`: one self-contained HTML page that shows runs side by side."""

@@ -24,12 +24,12 @@ from infini_jax.report.tables import (
 Shown = str | Cell | None  # None stays blank
 Results = dict[str, Any]  # what a results.json holds
 
-# Figures of an evaluation that say what it took, not what it found.
+# Figures of an evaluation that are costs or sizes, not results.
 COSTS = ("documents", "cut", "tokens", "words", "bytes", "nats", "seconds", "tokens_per_second")
 
 
 def headline(runs: list[Run]) -> str:
-  """The table; it has only rows that some run has."""
+  """The table as HTML. It has a row only if a run has that figure."""
   asked = _asked_of(runs)
   figures: dict[str, Callable[[Run], Shown]] = {
     "memory system": lambda run: run.system,
@@ -41,7 +41,7 @@ def headline(runs: list[Run]) -> str:
     "training, MiB a device": lambda run: _size(run.training["training_step_bytes"], 2**20),
     "evaluated at step": _steps,
   }
-  for task in sorted(asked, key=lambda task: task != "perplexity"):  # which comes first
+  for task in sorted(asked, key=lambda task: task != "perplexity"):  # perplexity comes first
     for key, apart in told_apart(asked[task]).items():
       behind = f" ({apart})" if apart else ""
       made = _perplexities(key) if task == "perplexity" else _rows_of(task, key, runs)
@@ -56,7 +56,7 @@ def headline(runs: list[Run]) -> str:
 
 
 def _asked_of(runs: list[Run]) -> dict[str, dict[str, Evaluated]]:
-  """Everything that was evaluated, by what was asked: figures of one key may stand in one row."""
+  """All evaluations, by task and by key. Results with the same key may be in one row."""
   asked: dict[str, dict[str, Evaluated]] = {}
   for evaluated in (Evaluated.of(found) for run in runs for found in run.evaluations.values()):
     asked.setdefault(evaluated.asked, {}).setdefault(evaluated.key, evaluated)
@@ -66,14 +66,14 @@ def _asked_of(runs: list[Run]) -> dict[str, dict[str, Evaluated]]:
 def _perplexities(key: str) -> dict[str, Callable[[Run], Shown]]:
   return {
     "perplexity per token": _of(key, _perplexity),
-    "the same, memory knocked out": _of(key, _knocked_out),
+    "the same, memory held empty": _of(key, _knocked_out),
     "bits per byte": _of(key, partial(_scalar, "bits_per_byte")),
     "perplexity per word": _of(key, partial(_scalar, "word_perplexity")),
   }
 
 
 def _rows_of(task: str, key: str, runs: list[Run]) -> dict[str, Callable[[Run], Shown]]:
-  """Rows of a task: what was recalled by length, or every figure that it has."""
+  """The rows of a task: recall by length, or else every figure that it has."""
   results = [found for run in runs if (found := run.results(key)) and "memory" in found]
   lengths = {cell["length"] for found in results for cell in found["memory"].get("cells", ())}
   if lengths:
@@ -91,7 +91,7 @@ def _rows_of(task: str, key: str, runs: list[Run]) -> dict[str, Callable[[Run], 
 
 
 def _of(key: str, figure: Callable[[Results], Shown]) -> Callable[[Run], Shown]:
-  """A figure of the results that a key names, where a run has them; an older step is named."""
+  """A figure of the results with this key. A note names the step if it is not the newest."""
 
   def of(run: Run) -> Shown:
     results = run.results(key)
@@ -111,7 +111,7 @@ def _parameters(run: Run) -> Shown:
 
 
 def _steps(run: Run) -> Shown:
-  """Training may have gone on since."""
+  """The evaluated steps; training may have continued after them."""
   return ", ".join(f"{step:,}" for step in run.steps)
 
 
@@ -124,7 +124,7 @@ def _scalar(name: str, results: Results) -> Shown:
   value, out = results["memory"].get(name), empty.get(name)
   if value is None:
     return None
-  return Cell(short(value), "" if out is None else f"knocked out {short(out)}")
+  return Cell(short(value), "" if out is None else f"memory held empty: {short(out)}")
 
 
 def _perplexity(results: Results) -> Shown:
@@ -141,12 +141,12 @@ def _knocked_out(results: Results) -> Shown:
 
 
 def _recalled(length: int, results: Results) -> Shown:
-  """The share of one length at the depth where it is least, and the same knocked out."""
+  """Recall at one length and the depth where it is lowest, and with the memory held empty."""
   cells = {
     name: [recall_of(cell) for cell in found["cells"] if cell["length"] == length]
     for name, found in variants(results).items()
   }
-  memory, empty = cells["with the memory"], cells.get("knocked out: empty")
+  memory, empty = cells["with the memory"], cells.get("ablation: empty")
   if not memory:
     return None
   share = partial(measure, results["task"])
@@ -156,5 +156,5 @@ def _recalled(length: int, results: Results) -> Shown:
   if least < most:
     notes.append(f"at depth {memory[worst].depth:g}; elsewhere up to {most:.3f}")
   if empty:
-    notes.append(f"knocked out {share(empty[worst]):.3f}")
+    notes.append(f"memory held empty: {share(empty[worst]):.3f}")
   return Cell(f"{least:.3f}", "\n".join(notes))

@@ -1,4 +1,4 @@
-"""`infini-jax report`: what was run in some workdirs, as one HTML page that needs nothing else."""
+"""`infini-jax report`: writes the runs of several workdirs as one self-contained HTML page."""
 
 import dataclasses
 import datetime
@@ -29,7 +29,7 @@ from infini_jax.report.runs import Run, read_runs
 
 LABEL = 40  # characters of a run's name in a picture
 
-# What a picture shows, for those who cannot see it; its figures stand in the tables.
+# The alternative text of a picture. The tables hold its figures.
 PICTURES = {
   "positions": "Line chart of perplexity by position in the document",
   "gates": "Heat map of the gate of every head, by layer",
@@ -43,18 +43,18 @@ PAGES = {"text": "Passages of the text, each word coloured by what the memory sa
 
 
 def report(workdirs: Sequence[str], out: str | None, console: Console) -> Path:
-  """Writes the page.
+  """Writes a report.
 
   Args:
-    workdirs: of the runs, which are shown side by side.
-    out: the file; by default report.html in the workdir, or beside several.
-    console: where it is said what was written.
+    workdirs: the folders of the runs, which are shown side by side.
+    out: the file; None: report.html in the workdir, or beside several workdirs.
+    console: where the name of the file is printed.
 
   Returns:
-    The file.
+    The path of the file.
 
   Raises:
-    InputError: a folder that holds no run, a file that cannot be read or not be written.
+    InputError: a folder holds no run, or a file cannot be read or written.
   """
   if out is not None:
     file_to_write(out, "--out", begins=BEGINS)
@@ -74,10 +74,10 @@ def report(workdirs: Sequence[str], out: str | None, console: Console) -> Path:
 
 
 def _check(run: Run, name: str) -> None:
-  """Makes sure that an evaluation can be shown, before anything else is.
+  """Checks that an evaluation can be shown.
 
   Raises:
-    InputError: its results are not those of an evaluation.
+    InputError: its results.json is not that of an evaluation.
   """
   alone = dataclasses.replace(run, losses=(), evaluations={name: run.evaluations[name]})
   try:
@@ -89,7 +89,7 @@ def _check(run: Run, name: str) -> None:
 
 
 def page(runs: list[Run], folder: Path) -> str:
-  """The whole page as HTML, to lie in a folder."""
+  """The whole page as HTML. Its links are relative to `folder`."""
   several = len(runs) > 1
   sections = [("Headline figures", headline(runs))]
   if several:
@@ -115,10 +115,10 @@ def _title(runs: list[Run]) -> str:
 
 
 def _run(run: Run, level: int, folder: Path) -> str:
-  """Everything that one run found; other pages are linked from this folder."""
+  """All results of one run as HTML. Links to other pages are relative to `folder`."""
   made = _losses([run]) if level > 3 else ""
   if not run.evaluations:
-    made += paragraph("Nothing was evaluated yet; infini-jax eval does.")
+    made += paragraph("Nothing was evaluated yet; infini-jax eval evaluates a run.")
   for name, what in run.names.items():
     results = run.evaluations[name]
     made += heading(level, what, f"step {results['step']:,}")
@@ -134,7 +134,7 @@ def _run(run: Run, level: int, folder: Path) -> str:
 
 
 def _commands(runs: list[Run]) -> str:
-  """What was typed, for all that it evaluated, and where."""
+  """The command of every evaluation, and the environments."""
   commands: dict[str, list[dict[str, Any]]] = {}
   for run in runs:
     by_command: dict[Any, list[str]] = {}
@@ -151,7 +151,7 @@ def _commands(runs: list[Run]) -> str:
 
 
 def _losses(runs: list[Run]) -> str:
-  """The training loss of some runs in one picture."""
+  """A picture of the training loss of all runs."""
   runs = [run for run in runs if run.losses]
   if not runs:
     return paragraph("No step was logged yet.")
@@ -172,7 +172,7 @@ def _losses(runs: list[Run]) -> str:
   axes.grid(alpha=0.3)
   if len(runs) > 1:
     for text in axes.legend().get_texts():
-      text.set_parse_math(False)  # a dollar sign in a name is one
+      text.set_parse_math(False)  # shows a dollar sign in a name as it is
   buffer = io.BytesIO()
   figure.savefig(buffer, format="png", dpi=120)
   first_to_last = (
@@ -187,6 +187,9 @@ def _losses(runs: list[Run]) -> str:
 
 
 def _label(run: Run) -> str:
-  """Its name in a picture: the end of a long one; one that begins with "_" would not be shown."""
+  """The name of a run in a picture, cut at its beginning if it is long.
+
+  matplotlib does not show a label that begins with "_", so a space is added in front of it.
+  """
   name = run.name if len(run.name) <= LABEL else f"...{run.name[-LABEL:]}"
   return f" {name}" if name.startswith("_") else name

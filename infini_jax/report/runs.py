@@ -1,4 +1,4 @@
-"""What a report is made of: runs, what they logged, and what their evaluations found."""
+"""Reads runs for a report: their configs, logged losses, and results of evaluations."""
 
 import collections
 import dataclasses
@@ -17,37 +17,37 @@ from infini_jax.evaluation.tasks import NAMES
 from infini_jax.runs.metrics import read_metrics
 from infini_jax.runs.workdir import Workdir
 
-SHOWN = 3  # of the texts that an evaluation wrote
-NEEDED = ("task", "step", "date", "seconds", "settings", "environment")  # in every results.json
+SHOWN = 3  # how many of the texts that an evaluation wrote are shown
+NEEDED = ("task", "step", "date", "seconds", "settings", "environment")  # keys of results.json
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One workdir, read whole; no device is touched."""
+  """The contents of one workdir. Reading it uses no device."""
 
   name: str
   path: Path
   config: Config
   losses: tuple[tuple[int, float], ...]  # step, training loss
   training: dict[str, Any]  # speed and bytes
-  evaluations: dict[str, dict[str, Any]]  # by where it lies: what its results.json holds
+  evaluations: dict[str, dict[str, Any]]  # the contents of results.json, by folder
 
   @property
   def last(self) -> tuple[int, float] | None:
-    """The newest step that was logged, and its loss; what a kill took back is not counted."""
+    """The newest logged step and its loss; steps after the newest checkpoint are not counted."""
     saved = [int(p.name) for p in (self.path / "checkpoints").glob("*") if p.name.isdecimal()]
     kept = [found for found in self.losses if not saved or found[0] <= max(saved)]
     return kept[-1] if kept else None
 
   @property
   def system(self) -> str:
-    """The memory system in a few words."""
+    """The memory system and its variant in a few words."""
     m = self.config.model
     return ", ".join(filter(None, (m.mixer, m.memory.label)))
 
   @property
   def names(self) -> dict[str, str]:
-    """Every evaluation by where it lies: what was asked and read, and what tells it from others."""
+    """A title for every evaluation, by folder: what was asked and read, and how it differs."""
     those = {name: Evaluated.of(found) for name, found in self.evaluations.items()}
     alike: dict[str, dict[str, Evaluated]] = {}
     for name, one in those.items():
@@ -58,13 +58,14 @@ class Run:
       for name, apart in told_apart(some).items():
         names[name] = ", ".join(filter(None, [what, apart]))
     count = collections.Counter(names.values())
-    out = lambda name: f" (knocked out: {', '.join(those[name].knock_out) or 'nothing'})"
+    out = lambda name: f" (ablations: {', '.join(those[name].knock_out) or 'none'})"
     return {name: names[name] + out(name) * (count[names[name]] > 1) for name in those}
 
   def results(self, key: str) -> dict[str, Any] | None:
-    """The results on what `Evaluated.key` says.
+    """The results whose `Evaluated.key` is `key`, or None.
 
-    Of the newest step; of those, such as were knocked out too, and the task's own if there are.
+    Among several, prefers the newest step, then results with ablations, then those of the task
+    itself over those of `knockout`.
     """
     found = [(name, r) for name, r in self.evaluations.items() if Evaluated.of(r).key == key]
     order = lambda one: (one[1]["step"], bool(one[1].get("knocked_out")), not is_knock_out(one[0]))
@@ -72,29 +73,29 @@ class Run:
 
   @property
   def steps(self) -> list[int]:
-    """Those that were evaluated."""
+    """The evaluated steps, ascending."""
     return sorted({results["step"] for results in self.evaluations.values()})
 
   @property
   def gates(self) -> dict[str, Any] | None:
-    """What the gates learned, as the newest evaluation found them."""
+    """The gates in the newest evaluation that has them, or None."""
     found = [r for r in self.evaluations.values() if "gates" in r]
     return max(found, key=lambda r: (r["step"], r["date"]))["gates"] if found else None
 
   def pictures(self, name: str) -> list[Path]:
-    """The pictures of an evaluation."""
+    """The PNG files of an evaluation."""
     return sorted((self.path / "evaluation" / name).glob("*.png"))
 
   def pages(self, name: str) -> list[Path]:
-    """The pages of an evaluation."""
+    """The HTML files of an evaluation."""
     return sorted((self.path / "evaluation" / name).glob("*.html"))
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
-  """The runs of some workdirs, each once.
+  """Reads the runs of some workdirs, each once.
 
   Raises:
-    InputError: there is no run, or a file of an evaluation cannot be read.
+    InputError: a folder holds no run, or a file of an evaluation cannot be read.
   """
   found = (os.path.abspath(Workdir(path).path) for path in paths)
   workdirs = [Workdir(path) for path in dict.fromkeys(found)]
@@ -133,17 +134,17 @@ def _first_lines(file: Path) -> list[Any]:
 
 
 def is_knock_out(name: str) -> bool:
-  """Whether the results that lie there are those of a task with every knock-out."""
+  """Whether a folder of results belongs to the evaluation `knockout`."""
   return name.partition("/")[0] == "knockout"
 
 
 def _place(folder: Path) -> tuple[int, str]:
-  task = folder.parts[0].partition("-")[0]  # of needle-single, say
+  task = folder.parts[0].partition("-")[0]  # 'needle' of needle-single, for example
   return (NAMES.index(task) if task in NAMES else len(NAMES)), folder.as_posix()
 
 
 def _names(paths: list[Path]) -> dict[Path, str]:
-  """A short name for each: as few last parts of its path as tell them apart."""
+  """A short name for each path: as few last parts of it as make the names different."""
   for parts in range(1, 99):
     names = {path: "/".join(path.parts[-parts:]) for path in paths}
     names = {path: os.fsencode(name).decode("utf-8", "replace") for path, name in names.items()}

@@ -1,4 +1,4 @@
-"""The tables of a report: of each evaluation, of the configs, of the environments."""
+"""The tables of a report: evaluations, configs, environments."""
 
 import dataclasses
 import json
@@ -15,11 +15,11 @@ from infini_jax.html import Cell, folded, paragraph, table
 from infini_jax.report.runs import Run
 
 Row = Sequence[str | Cell]
-TEXT = 1500  # characters of a text that are shown
+TEXT = 1500  # the number of characters of a text that are shown
 
 
 def tables_of(results: dict[str, Any]) -> str:
-  """All tables of one evaluation, by what it found."""
+  """All tables of one evaluation, chosen by the kind of its results."""
   memory = results.get("memory")
   if memory is None:
     return gates(results["gates"]) if "gates" in results else ""
@@ -37,7 +37,7 @@ def tables_of(results: dict[str, Any]) -> str:
 
 
 def gates(found: dict[str, Any]) -> str:
-  """How many heads are what, and each gate."""
+  """The numbers of local, mixing and memory heads, and every gate."""
   gates_LH = found["gates_LH"]
   heads = range(1, len(gates_LH[0]) + 1)
   each = [[f"layer {i}", *(f"{gate:.3f}" for gate in row)] for i, row in enumerate(gates_LH, 1)]
@@ -57,7 +57,7 @@ def gates(found: dict[str, Any]) -> str:
 
 
 def configs(runs: list[Run]) -> str:
-  """In what the runs differ, or what one run sets; and folded, everything."""
+  """The fields in which runs differ, or that one run sets; and, folded, the whole config."""
   flat = [_flat(json.loads(run.config.to_json())) for run in runs]
   names = [run.name for run in runs]
   every = dict.fromkeys(name for fields in flat for name in fields)
@@ -86,10 +86,10 @@ def configs(runs: list[Run]) -> str:
 
 
 def environments(commands: dict[str, list[dict[str, Any]]]) -> str:
-  """When, on what and with what settings everything was evaluated.
+  """The dates, machines and settings of all evaluations.
 
   Args:
-    commands: the name of each, and the results that it wrote.
+    commands: the results of each command, by a label.
   """
   first = {name: results[0] for name, results in commands.items()}
   columns = list(dict.fromkeys(key for r in first.values() for key in r["environment"]))
@@ -155,18 +155,18 @@ def _perplexity_tables(results: dict[str, Any]) -> str:
 
 
 def _predictions(written: list[dict[str, Any]]) -> str:
-  """The first texts that were written, beside what they are compared with."""
+  """The first texts that the model wrote, beside the references."""
   rows: list[Row] = []
   for one in written:
     what = {"reference": one["reference"], "with the memory": one["written"]}
-    what |= {f"knocked out: {name}": text for name, text in one["knocked_out"].items()}
+    what |= {f"ablation: {name}": text for name, text in one["knocked_out"].items()}
     rows += [[f"{one['name']}: {who}", cut(text)] for who, text in what.items()]
   text = table("What was written, and the references", ["document", "text"], rows, words=True)
   return folded(f"The first {len(written)} texts", text)
 
 
 def cut(text: str) -> str:
-  """The beginning of a long text."""
+  """The first `TEXT` characters of a text."""
   return text if len(text) <= TEXT else f"{text[:TEXT]} ..."
 
 
@@ -202,47 +202,47 @@ def _retrieval_table(results: dict[str, Any]) -> str:
 
 
 def variants(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
-  """The figures with the memory, of each knock-out, and of what it was before, by name."""
-  out = {f"knocked out: {name}": found for name, found in results.get("knocked_out", {}).items()}
+  """The figures with the memory, of each ablation, and from before the adaptation, by name."""
+  out = {f"ablation: {name}": found for name, found in results.get("knocked_out", {}).items()}
   return results.get("before", {}) | {"with the memory": results["memory"], **out}
 
 
 def opened(found: dict[str, Any]) -> Cell:
-  """How many heads read more than half from the memory."""
+  """The number of heads with a gate over 0.5, and the greatest gate."""
   heads = sum(len(row) for row in found["gates_LH"])
   return Cell(f"{found['opened_heads']} of {heads}", f"greatest gate {found['greatest']:.2f}")
 
 
 def recall_of(cell: dict[str, Any]) -> Recall:
-  """A cell as the evaluation counted it."""
+  """A cell of results.json as the object of the evaluation."""
   names = (field.name for field in dataclasses.fields(Recall))
   return Recall(**{name: cell[name] for name in names if name in cell})
 
 
 def scalars(found: dict[str, Any]) -> list[tuple[str, float]]:
-  """The plain numbers among some figures."""
+  """The names and values of the figures that are numbers."""
   return [(k, v) for k, v in found.items() if isinstance(v, int | float)]
 
 
 def short(value: float) -> str:
-  """A number for a table."""
+  """A number as a short text for a table."""
   if isinstance(value, int):
     return f"{value:,}"
   return f"{value:,.4f}" if abs(value) < 10_000 else f"{value:.4g}"
 
 
 def spread(scores: dict[str, Any]) -> str:
-  """The interval of a perplexity; anew from its documents, for an older program's went below 1."""
+  """The interval of a perplexity, computed again: older programs wrote bounds below 1."""
   return interval(of_documents(scores["per_document"]))
 
 
 def interval(bounds: Any) -> str:
-  """Two bounds, or nothing."""
+  """Two bounds as text; empty if there are none."""
   return f"{number(bounds[0], 2)} to {number(bounds[1], 2)}" if bounds else ""
 
 
 def number(value: float, digits: int) -> str:
-  """So many digits behind the point, or four of a large one."""
+  """A number with `digits` decimals; a large one with four significant digits."""
   return f"{value:,.{digits}f}" if abs(value) < 1e6 else f"{value:.4g}"
 
 

@@ -1,4 +1,4 @@
-"""Golden folders as runs, each converted once."""
+"""Runs converted from golden folders, each once."""
 
 import functools
 
@@ -11,7 +11,7 @@ from tests.convert.reading import console
 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory):
-  """From the name of a golden folder to the run that it becomes."""
+  """A function from the name of a golden folder to the converted run."""
 
   @functools.cache
   def run(name):

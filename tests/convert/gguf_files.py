@@ -20,7 +20,7 @@ ADD = {
 
 
 def byte_level():
-  """Tokens and merges of a tokenizer of digits, letters and a few pairs, as transformers has it."""
+  """Tokens and merges of a small tokenizer (digits, letters, a few pairs), as in transformers."""
   alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
   merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("1", "2")]
   tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet]
@@ -37,7 +37,7 @@ def byte_level():
 
 
 def byte_level_fields():
-  """What a file says of this tokenizer."""
+  """The fields of a file for this tokenizer."""
   tokens, merges, _ = byte_level()
   types = [CONTROL] * 3 + [NORMAL] * (len(tokens) - 3)
   said = {"model": "gpt2", "pre": "smollm", "tokens": tokens, "merges": merges, "token_type": types}
@@ -45,7 +45,7 @@ def byte_level_fields():
 
 
 def write(path, rng, *, arch="llama", vocabulary=None, drop="", factors=None, fields=None):
-  """A file with random weights; what a Hugging Face folder would hold comes back."""
+  """Writes a file with random weights; returns the tensors of the same Hugging Face folder."""
   vocabulary = vocabulary or byte_level_fields()
   writer = gguf.GGUFWriter(path, arch)
   writer.add_block_count(SIZES["layers"])
@@ -73,7 +73,7 @@ def write(path, rng, *, arch="llama", vocabulary=None, drop="", factors=None, fi
   found = {}
   for name, shape in plain.items():
     x = found[name] = rng.standard_normal(shape).astype(np.float32)
-    if "attn_q" in name or "attn_k" in name:  # the order that llama.cpp keeps the rows in
+    if "attn_q" in name or "attn_k" in name:  # llama.cpp's order of rows
       heads = shape[0] // E
       x = x.reshape(heads, 2, E // 2, D).swapaxes(1, 2).reshape(shape)
     if name != drop:

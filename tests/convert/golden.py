@@ -1,4 +1,4 @@
-"""Tiny models of every family, and what transformers computes with them.
+"""Tiny models of every family, and the logits that transformers computes with them.
 
 `python -m tests.convert.golden` writes tests/convert/golden/FAMILY/: a Hugging Face folder with
 random weights, and tokens with their logits. It needs `pip install -e .[reference]`.
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent / "golden"
-LENGTHS = (21, 13)  # tokens of the two texts, side by side
+LENGTHS = (21, 13)  # tokens of the two texts of a batch
 SIZES = {
   "hidden_size": 8,
   "intermediate_size": 12,
@@ -35,7 +35,7 @@ LLAMA3 = {
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 GEMMA = {"sliding_window": 6, "query_pre_attn_scalar": 24}
-# By the name of a model: its class in transformers, and what it has beside the sizes.
+# By the name of a model: its class in transformers, and its settings besides the sizes.
 MODELS = {
   "llama": ("Llama", {"rope_theta": 100_000.0, "tie_word_embeddings": True}),
   "llama3": ("Llama", {"rope_theta": 500_000.0, "rope_scaling": LLAMA3}),
@@ -60,7 +60,7 @@ MODELS = {
     },
   ),
 }
-GOLDEN = ("llama3", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "smollm3")  # kept here
+GOLDEN = ("llama3", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "smollm3")  # with folders
 
 
 def make_folder(name: str, folder: Path, seed: int = 0, **changes):
@@ -71,7 +71,7 @@ def make_folder(name: str, folder: Path, seed: int = 0, **changes):
   kind, settings = MODELS[name]
   torch.manual_seed(seed)
   config = getattr(transformers, f"{kind}Config")(**SIZES | settings | changes)
-  # eager: the reference attention, which can cap scores
+  # eager: the reference attention, which supports softcap
   model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
   randomize(model).save_pretrained(folder)
   write_tokenizer(folder)
@@ -79,7 +79,7 @@ def make_folder(name: str, folder: Path, seed: int = 0, **changes):
 
 
 def randomize(model):
-  """Weights so large that every part matters, norms and biases too."""
+  """Sets weights so large that every part changes the logits, norms and biases too."""
   import torch
 
   with torch.no_grad():
@@ -91,7 +91,7 @@ def randomize(model):
 
 
 def load(folder: Path):
-  """What transformers makes of a folder."""
+  """The model of a folder in transformers."""
   import torch
   import transformers
 
@@ -101,7 +101,7 @@ def load(folder: Path):
 
 
 def reference_logits(model, tokens_BT, mask_BT):
-  """Its logits of texts that are padded behind."""
+  """The logits of a model for texts with padding at the end."""
   import torch
 
   with torch.no_grad():
@@ -110,14 +110,14 @@ def reference_logits(model, tokens_BT, mask_BT):
 
 
 def texts(rng):
-  """Random tokens of texts of several lengths, and where there are some."""
+  """Random tokens of texts of several lengths, and their mask."""
   tokens_BT = rng.integers(3, SIZES["vocab_size"], (len(LENGTHS), max(LENGTHS)))
   mask_BT = np.arange(max(LENGTHS))[None] < np.array(LENGTHS)[:, None]
   return np.where(mask_BT, tokens_BT, 0).astype(np.int32), mask_BT
 
 
 def write_tokenizer(folder: Path) -> None:
-  """One token for each of a few characters."""
+  """Writes a tokenizer with one token for each of a few characters."""
   import tokenizers
 
   characters = "abcdefghijklmnopqrstuvwxyz .,!?"

@@ -1,4 +1,4 @@
-"""What a converted run computes."""
+"""Logits and parameters of a converted run."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""What training added to a model goes into a small file, and comes back to the same model alone."""
+"""Parameters that training added are saved in a small file, and can be added to the same model."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ MODEL = {"kv_heads": 1, "gate_init": -5.0, "lora_rank": 3, "write_gate": True, "
 
 
 def make(folder, rng, part="lora"):
-  """An original, and a run that added to it: their folders."""
+  """The folders of an original and of a run that added parameters to it."""
   plain = config(model={"kv_heads": 1})
   original, run = folder / "original", folder / f"run-{part}"
   if not original.exists():
@@ -54,7 +54,7 @@ def test_a_run_comes_back_from_its_original_and_a_small_file(tmp_path, rng, dtyp
   assert size < added * (4 if dtype == "float32" else 2) + 8_000, "more is in it than was added"
 
 
-def test_what_is_no_adapter_or_of_another_model_is_refused(tmp_path, rng):
+def test_a_file_that_is_not_an_adapter_of_this_model_is_refused(tmp_path, rng):
   original, run = make(tmp_path, rng)
   save(str(run), tmp_path / "adapter", None, "float32", console())
   other = tmp_path / "other"

@@ -1,4 +1,4 @@
-"""What is damaged, missing or not supported: one line with the remedy, and nothing left behind."""
+"""Damaged, missing or unsupported input gives one line with the remedy, and leaves no files."""
 
 import fnmatch
 import json
@@ -25,7 +25,7 @@ from tests.tiny import quiet
 
 @pytest.fixture
 def folder(tmp_path):
-  """A good folder, to be spoilt."""
+  """A valid folder, which tests damage."""
   return shutil.copytree(HERE / "qwen2", tmp_path / "model")
 
 
@@ -62,7 +62,7 @@ def missing_shard(folder):
 
 
 def twice(folder):
-  """The second shard holds a tensor of the first, too."""
+  """Two shards that both hold one tensor."""
   shard(folder)
   first, second = sorted(folder.glob("model-*"))
   both = {
@@ -101,7 +101,7 @@ def larger_tokenizer(folder):
 
 
 def not_finite(folder, name, value, dtype=np.float32):
-  """With one such value in a tensor."""
+  """Writes one value into a tensor."""
 
   def change(tensors):
     tensors[name] = tensors[name].astype(dtype)
@@ -194,7 +194,7 @@ def test_a_bad_folder_is_refused_in_one_line(folder, tmp_path, capsys, spoil):
   assert sorted(p.name for p in tmp_path.iterdir()) == ["model"], "something is left behind"
 
 
-def test_a_folder_that_is_not_there(tmp_path, capsys):
+def test_a_missing_folder_is_refused(tmp_path, capsys):
   for name in (f"{tmp_path}/none", "no one's model"):
     assert cli.main(["convert", "hf", name, str(tmp_path / "out")]) == 2
     assert "no such folder" in capsys.readouterr().err
@@ -202,8 +202,8 @@ def test_a_folder_that_is_not_there(tmp_path, capsys):
   assert "DIR_OR_NAME is empty; give one" in capsys.readouterr().err
 
 
-def test_a_name_is_asked_of_the_hub_then_of_its_cache_and_never_for_a_pickle(folder, monkeypatch):
-  """The cache may hold a part of a model alone, as whoever read its tokenizer left it."""
+def test_a_model_name_is_looked_up_in_the_hub_then_in_the_cache(folder, monkeypatch):
+  """The cache may hold only a part of a model, such as its tokenizer."""
   asked = []
 
   def snapshot_download(name, allow_patterns, local_files_only):
@@ -218,12 +218,12 @@ def test_a_name_is_asked_of_the_hub_then_of_its_cache_and_never_for_a_pickle(fol
   assert [local for _, local, *_ in asked] == [False, True]
   files = ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "training_args.bin"]
   assert not [f for f in files for pattern in asked[0][2:] if fnmatch.fnmatch(f, pattern)]
-  hub.snapshot_download = None  # it fails, however it is asked
+  hub.snapshot_download = None  # every call fails
   with pytest.raises(InputError, match="not to be had from the hub .TypeError.; where there is a"):
     find_folder("someone/model")
 
 
-def test_what_is_there_is_never_overwritten(folder, tmp_path, capsys):
+def test_existing_files_are_never_overwritten(folder, tmp_path, capsys):
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "mine").write_text("kept")
   assert cli.main(["convert", "hf", str(folder), str(tmp_path / "out")]) == 2
@@ -237,8 +237,8 @@ def test_what_is_there_is_never_overwritten(folder, tmp_path, capsys):
   assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
 
 
-def test_a_sharded_folder_with_what_need_not_be_there(folder, tmp_path, capsys):
-  """Shards, bfloat16, and buffers that old checkpoints of Llama hold."""
+def test_a_sharded_folder_with_unneeded_tensors_is_converted(folder, tmp_path, capsys):
+  """Shards, bfloat16, and buffers of old Llama checkpoints."""
 
   def change(tensors):
     tensors |= {name: x.astype(jnp.bfloat16) for name, x in tensors.items()}
@@ -247,7 +247,7 @@ def test_a_sharded_folder_with_what_need_not_be_there(folder, tmp_path, capsys):
   with_tensors(folder, change)
   shard(folder)
   (folder / "chat_template.jinja").write_text("{{ messages }}")
-  out = tmp_path / "a folder [of" / "mine]"  # to Rich, a mark-up; an empty one is as good as none
+  out = tmp_path / "a folder [of" / "mine]"  # looks like markup of rich; an empty folder is allowed
   out.mkdir(parents=True)
   assert cli.main(["convert", "hf", str(folder), str(out)]) == 0
   assert f"--workdir='{out}'" in capsys.readouterr().out, "the next command cannot be copied"
@@ -317,8 +317,8 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(tmp_path):
 @pytest.mark.parametrize(
   "place", ["infini_jax.convert.incoming._lay_down", "Checkpoints.save_params"]
 )
-def test_a_full_disk_is_said_and_leaves_nothing(folder, tmp_path, place):
-  """In a process that, from that place on, may write no file over 50,000 bytes."""
+def test_a_full_disk_is_reported_and_leaves_nothing(folder, tmp_path, place):
+  """In a process that may write no file over 50,000 bytes from a given place on."""
   rng = np.random.default_rng(0)
 
   def larger(tensors):

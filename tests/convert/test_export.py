@@ -1,4 +1,4 @@
-"""What was converted goes out again as it came in, bit by bit; and a memory goes with it."""
+"""An export equals the imported folder bit by bit, and holds the memory."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def same_params(one, other, changes=()):
 
 
 def make_run(path, c, rng, start_from=""):
-  """A run with random parameters, gates too."""
+  """A run with random parameters and gates."""
   c = dataclasses.replace(c, train=dataclasses.replace(c.train, start_from=start_from))
   run = Workdir(path)
   run.claim(c, "a corpus")
@@ -77,7 +77,7 @@ def test_a_folder_comes_back_bit_by_bit(converted, tmp_path, name):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_an_adapted_run_takes_its_memory_along(converted, rng, tmp_path, dtype):
+def test_an_adapted_run_is_exported_with_its_memory(converted, rng, tmp_path, dtype):
   start = Workdir(converted("qwen2"))
   memory = {"mixer": "infini", "segment_length": 16, "rule": "delta", "gate_init": -2.5}
   memory |= {"gate": "hard_sigmoid", "decay": 0.9, "scale_first_segment": True}
@@ -95,24 +95,24 @@ def test_an_adapted_run_takes_its_memory_along(converted, rng, tmp_path, dtype):
   assert Tensors(out / WEIGHTS).metadata == {"format": "pt"}, "transformers asks for it"
   memory = json.loads(Tensors(out / MEMORY).metadata["memory"])
   assert memory["infini"]["rule"] == "delta" and memory.keys() == {"model", "infini"}
-  older = memory["model"] | memory["infini"]  # as exports were written before
+  older = memory["model"] | memory["infini"]  # the form of older exports
   for name in HOW_TO_RUN:
     older[name] = getattr(c.model.run, name)
   gates_LH = Tensors(out / MEMORY).read("gates_LH")
   save(out / MEMORY, {"gates_LH": gates_LH}, {"memory": json.dumps(older)})
   convert(str(out), tmp_path / "again", None, console())
   usual = {name: getattr(ModelConfig().run, name) for name in HOW_TO_RUN}
-  usual["compute_dtype"] = dtype  # that of the weights
+  usual["compute_dtype"] = dtype  # the type of the weights
   same_params(run.path, tmp_path / "again", usual)
 
 
-def test_a_run_from_scratch_goes_out_too(rng, tmp_path):
-  """Local attention, a tokenizer of our own, adapters: they are added to their weights."""
+def test_a_run_trained_from_scratch_is_exported(rng, tmp_path):
+  """Local attention, a tokenizer of the package, and adapters, which are merged."""
   c = config(model={"mixer": "local", "lora_rank": 2, "tied_embeddings": False})
   run = Workdir(tmp_path / "run")
   run.claim(c, "a corpus")
   ByteTokenizer().save(run.tokenizer)
-  checkpoints = Checkpoints(run, keep=2)  # as training saves
+  checkpoints = Checkpoints(run, keep=2)  # as in training
   embeddings = {}
   for step in (3, 4):
     params = fake_params(c.model, int(rng.integers(1000)))
@@ -175,7 +175,7 @@ SAID = {"max_position_embeddings": 131_072, "eos_token_id": [2, 5], "pad_token_i
   ],
   ids=str,
 )
-def test_what_the_model_does_not_decide_stays_as_the_original_said(name, changes, family):
+def test_keys_that_the_model_does_not_decide_stay_those_of_the_original(name, changes, family):
   raw = json.loads((HERE / name / "config.json").read_text()) | SAID | {"a_note": "mine"}
   model = of_model(ModelConfig(), **read_config(raw, name)[0] | changes)
   written = config_of(model, raw, 8192)
@@ -190,7 +190,7 @@ def test_what_the_model_does_not_decide_stays_as_the_original_said(name, changes
     assert written["sliding_window"], "transformers refuses it without one, needed or not"
 
 
-def test_a_run_keeps_its_originals_files_where_that_is_gone(converted, rng, tmp_path):
+def test_a_run_exports_its_originals_files_after_the_original_is_deleted(converted, rng, tmp_path):
   start = shutil.copytree(converted("llama3"), tmp_path / "start")
   (start / "hf" / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 5]}))
   raw = json.loads((start / "hf" / "config.json").read_text()) | SAID
@@ -217,7 +217,7 @@ def test_a_run_keeps_its_originals_files_where_that_is_gone(converted, rng, tmp_
   ],
   ids=str,
 )
-def test_weights_that_are_not_finite_do_not_go_out(rng, tmp_path, value, dtype, said):
+def test_weights_that_are_not_finite_are_not_exported(rng, tmp_path, value, dtype, said):
   layer = rng.standard_normal((3, 4)).astype(np.float32)
   layer[1, 2] = value
   with pytest.raises(InputError, match=re.escape(f"tensor one {said}")):

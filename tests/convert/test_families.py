@@ -1,4 +1,4 @@
-"""What a config.json says becomes a model, and a model a config.json; strange ones are refused."""
+"""A config.json becomes a model, and a model a config.json. Unsupported ones are refused."""
 
 import json
 import math
@@ -21,7 +21,7 @@ def fields_of(**raw):
 
 
 YARN = {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}
-# As older versions of transformers wrote them, shortened to what counts.
+# Configs of older versions of transformers, without keys that do not matter.
 OLD = {
   "llama": ({"rope_theta": 5e5, "rope_scaling": LLAMA3}, {"rope_scaling": (8.0, 1.0, 4.0, 16.0)}),
   "mistral": ({}, {"window": 4096, "global_every": 0, "tied_embeddings": False}),
@@ -66,13 +66,13 @@ def test_a_config_becomes_a_model_and_comes_back(family):
 
 
 @pytest.mark.parametrize("name", sorted(f.name for f in HERE.iterdir() if f.is_dir()))
-def test_todays_configs_come_back_too(name):
+def test_current_configs_are_read_and_written_back(name):
   raw = json.loads((HERE / name / "config.json").read_text())
   model = of_model(ModelConfig(), **read_config(raw, name)[0])
   assert fits(json.loads(json.dumps(write_config(model, 64))), model)
 
 
-def test_the_text_part_of_a_model_that_reads_pictures():
+def test_the_language_model_of_a_model_with_pictures_is_read():
   text = {**SMALL, "model_type": "gemma3_text", "sliding_window": 6}
   fields, raw = read_config(
     {"model_type": "gemma3", "text_config": text, "torch_dtype": "bfloat16"}, "config.json"
@@ -104,7 +104,7 @@ def test_the_text_part_of_a_model_that_reads_pictures():
   ],
   ids=str,
 )
-def test_what_cannot_be_had_is_named(raw, said):
+def test_unsupported_settings_are_named(raw, said):
   with pytest.raises(InputError, match=said) as error:
     fields_of(**raw)
   assert "\n" not in str(error.value) and str(error.value).startswith("config.json: ")

@@ -1,4 +1,4 @@
-"""GGUF files come in as the same model's Hugging Face folder does, rows and vocabulary too."""
+"""A GGUF file gives the same run as the Hugging Face folder of its model."""
 
 import json
 
@@ -16,7 +16,7 @@ from tests.convert.gguf_files import E, byte_level, byte_level_fields, write
 from tests.convert.reading import console, params_of
 
 
-def test_weights_and_vocabulary_come_in(rng, tmp_path):
+def test_weights_and_vocabulary_are_converted(rng, tmp_path):
   found = write(tmp_path / "a.gguf", rng)
   convert(tmp_path / "a.gguf", tmp_path / "run", None, console())
   model, params, _ = params_of(tmp_path / "run")
@@ -45,7 +45,7 @@ def test_weights_and_vocabulary_come_in(rng, tmp_path):
   assert raw["model_type"] == "llama" and raw["bos_token_id"] == 1
 
 
-def test_llama_3_is_known_by_its_factors(rng, tmp_path):
+def test_llama_3_scaling_is_recognised_by_its_factors(rng, tmp_path):
   scaling = (32.0, 1.0, 4.0, 8192.0)
   write(tmp_path / "a.gguf", rng, factors=llama3_divisors(100_000.0, E, scaling))
   convert(tmp_path / "a.gguf", tmp_path / "run", "bfloat16", console())
@@ -69,7 +69,7 @@ ROPE = "llama.rope.scaling"
   ids=str,
 )
 def test_rope_scaling_is_what_llama_cpp_reads(rng, tmp_path, fields, expected):
-  """A factor without a type is linear there; the older name counts where the newer is missing."""
+  """A factor without a type is linear. The older key is read if the newer is missing."""
   write(tmp_path / "a.gguf", rng, fields=fields)
   convert(tmp_path / "a.gguf", tmp_path / "run", None, console())
   assert Workdir(tmp_path / "run").config().model.family.rope_scaling == expected
@@ -144,7 +144,7 @@ def test_a_damaged_file_is_refused(rng, tmp_path):
       convert(file, tmp_path / "run", None, console())
     assert "\n" not in str(error.value)
   name = b"output_norm.weight"
-  kind = whole.index(name) + len(name) + 12  # behind the number of its dimensions, and the one
+  kind = whole.index(name) + len(name) + 12  # after the number of dimensions, and one dimension
   for number, said in ((24, "of type I8, which the package gguf cannot read"), (999, "999")):
     file.write_bytes(whole[:kind] + number.to_bytes(4, "little") + whole[kind + 4 :])
     with pytest.raises(InputError, match=said):

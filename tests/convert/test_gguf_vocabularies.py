@@ -1,4 +1,4 @@
-"""Vocabularies of GGUF files beside the tokenizers that they were made of."""
+"""Vocabularies of GGUF files, compared with the tokenizers that they were made from."""
 
 import io
 import json
@@ -29,7 +29,7 @@ ALPHABETS = [
 
 @pytest.fixture(scope="module", params=[True, False], ids=["space in front", "no space"])
 def original(request):
-  """A small model such as Llama 2's: byte pairs, all bytes, nothing normalized."""
+  """A small model like Llama 2's: byte pairs, all bytes, no normalization."""
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=iter(open(json.decoder.__file__)),
@@ -48,15 +48,15 @@ def original(request):
   content = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
   normal = [piece for piece in content.pieces if piece.type == NORMAL]
   for piece, score in zip(normal, [piece.score for piece in reversed(normal)], strict=True):
-    piece.score = score  # for they need not be in the order of the ids
+    piece.score = score  # scores need not be in the order of the ids
   made = sentencepiece.SentencePieceProcessor(model_proto=content.SerializeToString())
   return made, request.param
 
 
 def pieces_fields(made, add_space, *, marks_declared):
-  """What a file says of it; marks that its folder declared as added lost their types and scores.
+  """The fields of a file. Marks that the folder declared as added have no types and scores in it.
 
-  A last token fills up the embedding: unused, or of no kind that is known.
+  A last token fills the embedding: unused, or of an unknown type.
   """
   every = range(made.get_piece_size())
   kinds = [NORMAL] * len(every)
@@ -77,7 +77,7 @@ def pieces_fields(made, add_space, *, marks_declared):
 
 
 @pytest.mark.parametrize("marks_declared", [False, True], ids=["typed", "declared"])
-def test_a_sentencepiece_vocabulary_comes_in(rng, tmp_path, original, marks_declared):
+def test_a_sentencepiece_vocabulary_is_converted(rng, tmp_path, original, marks_declared):
   made, add_space = original
   fields = pieces_fields(made, add_space, marks_declared=marks_declared)
   write(tmp_path / "a.gguf", rng, vocabulary=fields)
@@ -94,7 +94,7 @@ def test_a_sentencepiece_vocabulary_comes_in(rng, tmp_path, original, marks_decl
   for text in texts:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text, f"{text!r} must come back"
-    if "\u2581" not in text:  # which the original reads as a space
+    if "\u2581" not in text:  # the original reads this character as a space
       assert ids.tolist() == made.encode(text), f"{text!r}: another split than the original's"
       assert tokenizer.decode(ids) == made.decode(ids.tolist())
   assert not set(tokenizer.encode("".join(NAMES))) & {0, 1, 2, made.piece_to_id("[INST]")}
@@ -111,7 +111,7 @@ def refused(tmp_path, rng, fields):
 
 
 def test_a_token_that_was_added_may_end_a_document(rng, tmp_path, original):
-  """As in chat models whose turns end with one: in a text its name is text."""
+  """As in chat models, whose turns end with such a token. In a text, its name is text."""
   fields = pieces_fields(*original, marks_declared=False)
   turn = fields["tokens"].index("<turn>")
   write(tmp_path / "a.gguf", rng, vocabulary=fields | {"eos_token_id": turn})
@@ -121,7 +121,7 @@ def test_a_token_that_was_added_may_end_a_document(rng, tmp_path, original):
   assert turn not in tokenizer.encode("a<turn>b")
 
 
-def test_marks_that_a_file_does_not_name_are_no_ordinary_pieces(rng, tmp_path, original):
+def test_undeclared_marks_are_not_ordinary_pieces(rng, tmp_path, original):
   fields = pieces_fields(*original, marks_declared=True)
   tokens = [*fields["tokens"]]
   del fields["bos_token_id"], fields["eos_token_id"]
@@ -136,7 +136,7 @@ def test_marks_that_a_file_does_not_name_are_no_ordinary_pieces(rng, tmp_path, o
   assert said.endswith("convert the Hugging Face folder of this model")
 
 
-def test_vocabularies_that_say_too_little_are_refused(rng, tmp_path, original):
+def test_incomplete_vocabularies_are_refused(rng, tmp_path, original):
   fields = pieces_fields(*original, marks_declared=False)
   tokens = fields["tokens"]
   alike = [-1000.0] * len(tokens)
@@ -156,7 +156,7 @@ def test_a_missing_protobuf_is_named(monkeypatch):
     sentencepiece_model([("<s>", 0.0, CONTROL)], "<s>", "<s>", True)
 
 
-# Into which words a text is cut, by the package regex.
+# The words that a text is split into, by the package regex.
 TEXT = "I'LL say camelCASE, 12345 of/\n\n  x.\n/y\tl'été it's"
 WORDS = {
   "gpt-2": "I|'|LL| say| camelCASE|,| 12345| of|/|\n\n | x|.|\n|/|y|\t|l|'|été| it|'s",
@@ -167,9 +167,9 @@ WORDS = {
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_text_is_cut_as_the_file_says(tmp_path, cut):
+def test_text_is_split_by_the_pre_tokenizer_of_the_file(tmp_path, cut):
   tokens, merges, _ = byte_level()
-  tokens.append("xy")  # which no merge makes
+  tokens.append("xy")  # no merge makes this token
   content = tokenizer_json(tokens, merges, [NORMAL] * len(tokens), cut, tmp_path)
   made = tokenizers.Tokenizer.from_str(content.decode())
   found = [TEXT[start:end] for _, (start, end) in made.pre_tokenizer.pre_tokenize_str(TEXT)]

@@ -13,7 +13,7 @@ from tests.convert.reading import logits_of
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_logits_are_those_of_transformers(converted, name):
-  """Two texts of different lengths side by side, over windows that are shorter than both."""
+  """Two texts of different lengths in a batch, with windows shorter than both."""
   with np.load(HERE / name / "logits.npz") as golden:
     tokens_BT, mask_BT, want_BTV = (golden[key] for key in ("tokens", "mask", "logits"))
   got_BTV = logits_of(converted(name), tokens_BT, mask_BT)
@@ -22,7 +22,7 @@ def test_logits_are_those_of_transformers(converted, name):
   assert want_BTV[mask_BT].std() > 0.5, "logits that are all alike: a weak test"
 
 
-def test_a_converted_run_is_a_run(converted):
+def test_a_converted_run_is_an_ordinary_run(converted):
   run = Workdir(converted("qwen2"))
   config = run.config()
   assert config.model.mixer == "full" and not config.data.carry_state

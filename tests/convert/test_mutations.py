@@ -1,7 +1,7 @@
-"""Mutated configs beside transformers: the same logits, or a refusal in one line; never neither.
+"""Mutated configs compared with transformers: the same logits, or a refusal in one line.
 
-Every field that a family's config class has is changed, to values that were published and to wrong
-ones. What transformers itself cannot run proves nothing, and is left out.
+Every field of a family's config class is changed, to published values and to wrong ones. Configs
+that transformers cannot run are left out.
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ ROTARY = [
   {"max_position_embeddings": 32},
   {"max_position_embeddings": 32, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
 ]
-# By field: what it is changed to. Fields that are not here are changed by their type.
+# New values by field. Other fields are changed by their type.
 VALUES: dict[str, list] = {
   "num_key_value_heads": [1, 4, None],
   "num_attention_heads": [2],
@@ -111,7 +111,7 @@ VALUES: dict[str, list] = {
   "problem_type": ["regression"],
   "architectures": [None],
 }
-# Together, or of no config class: transformers may read them through `getattr`.
+# Changes of several fields, and of fields without a config class, which `getattr` may read.
 MORE = [
   {"use_sliding_window": True, "sliding_window": 4},
   {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0},
@@ -153,13 +153,13 @@ def reference():
 
 
 def fields_of(transformers, family):
-  """All that a family's config class declares."""
+  """All fields of a family's config class."""
   kind = getattr(transformers, f"{CLASSES[family]}Config")
   return {f.name: f.default for f in dataclasses.fields(kind)}
 
 
 def changes_of(field, value):
-  """Values to change a field to."""
+  """The new values of a field."""
   if field in VALUES:
     return [{field: other} for other in VALUES[field]]
   if isinstance(value, bool):
@@ -178,7 +178,7 @@ def mutations(transformers, family):
 
 
 def theirs(transformers, folder, raw):
-  """What transformers makes of a config.json: its model, random; None where it refuses."""
+  """The model that transformers makes from a config.json, with random weights; None: it refuses."""
   import torch
 
   folder.mkdir()
@@ -188,17 +188,17 @@ def theirs(transformers, folder, raw):
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     golden.randomize(model.float()).save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(raw))  # as it was, not as it was understood
+    (folder / "config.json").write_text(json.dumps(raw))  # the original content
     tokens_BT = np.random.default_rng(0).integers(3, golden.SIZES["vocab_size"], (1, T))
     ones_BT = np.ones((1, T), bool)
     return tokens_BT, golden.reference_logits(golden.load(folder), tokens_BT, ones_BT)
-  except Exception as error:  # of any kind: it cannot run this
+  except Exception as error:  # transformers cannot run this config
     print(f"{raw}: transformers: {type(error).__name__}: {str(error)[:200]}")
     return None
 
 
 def ours(incoming, tokens_BT):
-  """The logits of what came in, without the detour over a run."""
+  """The logits of an imported model, without writing a run."""
   model, flat = incoming.model, {}
   for place in places(model):
     layers = [
@@ -216,7 +216,7 @@ def ours(incoming, tokens_BT):
 
 
 def check_one(transformers, folder, family, base, change):
-  """A line for each way in which our reading of a config is not transformers'."""
+  """The differences from transformers in the reading of a config, one line each."""
   found = theirs(transformers, folder / "model", base | change)
   golden.write_tokenizer(folder / "model")
   try:
@@ -238,7 +238,7 @@ def test_every_mutation_is_computed_alike_or_refused(reference, tmp_path, family
   outcomes = {}
   for i, change in enumerate(mutations(reference, family)):
     if family == "mistral" and "layer_types" in change:
-      continue  # transformers reads none there; `ministral` below does
+      continue  # transformers reads none for this family; `ministral` below does
     (folder := tmp_path / str(i)).mkdir()
     outcomes[json.dumps(change)] = check_one(reference, folder, family, base, change)
     jax.clear_caches()
@@ -257,7 +257,7 @@ def test_every_field_of_a_config_class_is_known(reference, family):
 
 @pytest.mark.parametrize("kinds", VALUES["layer_types"][:5], ids=str)
 def test_a_mistral_with_kinds_of_layers_is_a_ministral(reference, tmp_path, kinds):
-  """The class that transformers points to, where a config of Mistral has `layer_types`."""
+  """The class that transformers uses if a config of Mistral has `layer_types`."""
   base = {"model_type": "ministral", **golden.SIZES, "sliding_window": 6, "layer_types": kinds}
   found = theirs(reference, tmp_path / "model", base)
   assert found is not None

@@ -1,4 +1,4 @@
-"""Gemma 3 that reads pictures: its language model comes in, under any of its tensors' names."""
+"""The language model of a Gemma 3 with pictures is imported, under any names of its tensors."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from infini_jax.runs.tensors import Tensors, save
 from tests.convert import golden
 from tests.convert.reading import console, logits_of, params_of
 
-# What stands before the names of the language model, and before those that are about pictures.
+# Prefixes of the tensors of the language model, and of those for pictures.
 LAYOUTS = {
   "as published": ({"model.": "language_model.model."}, ""),
   "as in memory": ({"model.": "model.language_model."}, "model."),
@@ -25,7 +25,7 @@ OF_PICTURES = ("vision_tower.encoder.layers.0.layer_norm1.bias", "multi_modal_pr
 
 
 def test_the_config_of_the_4b_model():
-  """As it was published: the rest of its text part is said nowhere but in transformers."""
+  """The published config: the other settings of its text part are defaults of transformers."""
   text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
   text |= {"model_type": "gemma3_text", "sliding_window": 1024}
   text |= {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
@@ -54,7 +54,7 @@ def test_both_layouts_are_the_model_without_pictures(converted, tmp_path, layout
 
 
 def surround(folder, out, prefixes, of_pictures):
-  """The same model as the text part of one that reads pictures."""
+  """Writes the model as the language model of one that reads pictures."""
   out.mkdir()
   shutil.copy(folder / "tokenizer.json", out)
   text = json.loads((folder / "config.json").read_text())
@@ -71,7 +71,7 @@ def surround(folder, out, prefixes, of_pictures):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_logits_beside_transformers(rng, tmp_path, layout):
-  """The class that reads pictures, given text; what is exported is a model of text alone."""
+  """The class with pictures computes text. The export is a model without pictures."""
   os.environ["HF_HUB_OFFLINE"] = "1"
   torch = pytest.importorskip("torch", reason=REMEDY)
   transformers = pytest.importorskip("transformers", reason=REMEDY)
@@ -97,7 +97,7 @@ def test_logits_beside_transformers(rng, tmp_path, layout):
   assert f"{prefix}norm.weight" in names, f"the layout {layout!r} is another now: {[*names]}"
   assert any(name.startswith(f"{of_pictures}vision_tower.") for name in names)
   tokens_BT, mask_BT = golden.texts(rng)
-  tokens_BT = np.minimum(tokens_BT, 38)  # of pictures is the last one
+  tokens_BT = np.minimum(tokens_BT, 38)  # the last token is for pictures
   want_BTV = golden.reference_logits(model, tokens_BT, mask_BT)
   convert(str(folder), tmp_path / "run", None, console())
   difference = np.abs(logits_of(tmp_path / "run", tokens_BT, mask_BT) - want_BTV)[mask_BT].max()

@@ -1,4 +1,4 @@
-"""On a real model: golden perplexities of SmolLM2; and the memory that a large conversion takes."""
+"""Golden perplexities of a real model, SmolLM2, and the memory that a large conversion needs."""
 
 import gzip
 import json
@@ -19,7 +19,7 @@ from tests.convert.reading import console, logits_of, nll
 
 pytestmark = pytest.mark.slow
 BOOKS = Path(__file__).parents[3] / "shared" / "corpora" / "books"
-# A plain float32 implementation's, over 512 tokens of 6,000 characters from there on, without bos.
+# From a plain float32 implementation: 512 tokens of 6,000 characters from this place, without bos.
 PERPLEXITIES = {("validation/dracula", 2000): 27.26, ("test/GE", 50_000): 25.86}
 WATCHED = """
 import sys, threading, time
@@ -77,7 +77,7 @@ def test_golden_perplexity(smollm2, text):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_memory_stays_far_under_the_models_size(rng, tmp_path):
-  """What the process holds for itself, above what it held at the start; pages of files are not."""
+  """The private memory of the process above that at its start; mapped files are not counted."""
   D, F, V, L = 1024, 4096, 8000, 8
   raw = json.loads((HERE / "llama3" / "config.json").read_text())
   raw |= {"hidden_size": D, "intermediate_size": F, "num_hidden_layers": L, "vocab_size": V}

@@ -1,4 +1,4 @@
-"""Every setting of a config.json that changes the model is understood, or refused by its name."""
+"""Every setting of a config.json that changes the model is supported, or refused by its name."""
 
 import json
 
@@ -50,7 +50,7 @@ def fields_of(**raw):
   ids=str,
 )
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma2"])
-def test_rotary_settings_are_read_wherever_they_stand(family, raw, expected):
+def test_rotary_settings_are_read_from_every_key(family, raw, expected):
   fields = fields_of(model_type=family, **raw)
   assert (fields["rope_theta"], fields["rope_scaling"]) == expected
 
@@ -157,7 +157,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("family", "raw", "said"), REFUSED, ids=str)
-def test_what_is_not_understood_is_never_dropped(family, raw, said):
+def test_unsupported_settings_are_never_ignored(family, raw, said):
   with pytest.raises(InputError, match=said) as error:
     fields_of(model_type=family, **raw)
   assert "\n" not in str(error.value) and str(error.value).startswith("config.json: ")
@@ -171,14 +171,14 @@ def test_quantized_weights_around_a_text_part_are_refused():
 
 
 @pytest.mark.parametrize("family", DEFAULTS)
-def test_texts_are_as_long_as_the_family_says_where_the_config_does_not(family):
+def test_the_longest_text_defaults_to_that_of_the_family(family):
   raw = {k: v for k, v in SMALL.items() if k != "max_position_embeddings"}
   fields_of(model_type=family)
   assert positions_of({**raw, "model_type": family}) >= 2048
 
 
-def test_a_key_that_nobody_knows_is_named(tmp_path):
-  """transformers reads no such key; whoever wrote it may have meant something by it."""
+def test_unknown_keys_are_named(tmp_path):
+  """transformers reads no such key, but its author may have meant something by it."""
   folder = tmp_path / "model"
   folder.mkdir()
   for file in (HERE / "qwen2").iterdir():

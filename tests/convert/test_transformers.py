@@ -1,4 +1,4 @@
-"""Beside transformers itself, where it is installed: every family in, and out again."""
+"""Import and export of every family, compared with transformers if it is installed."""
 
 import os
 import shutil
@@ -34,8 +34,8 @@ def close(got_BTV, want_BTV, mask_BT, what):
 
 
 @pytest.mark.parametrize("name", golden.MODELS)
-def test_logits_in_and_out(rng, tmp_path, name):
-  """Fresh random weights; two lengths side by side, padded; windows shorter than both."""
+def test_logits_after_import_and_export(rng, tmp_path, name):
+  """Fresh random weights; a padded batch of two lengths; windows shorter than both."""
   model = golden.make_folder(name, tmp_path / "model", seed=int(rng.integers(1000)))
   tokens_BT, mask_BT = golden.texts(rng)
   want_BTV = golden.reference_logits(model, tokens_BT, mask_BT)
@@ -46,15 +46,15 @@ def test_logits_in_and_out(rng, tmp_path, name):
   all_BT = np.ones(one_BT.shape, bool)
   alone_BTV = golden.reference_logits(model, one_BT, all_BT)
   close(logits_of(run, one_BT), alone_BTV, all_BT, f"{name}, 50 tokens")
-  shutil.rmtree(run / "hf")  # so that its config.json is made anew, from the config alone
+  shutil.rmtree(run / "hf")  # so its config.json is made from the config alone
   export(str(run), tmp_path / "out", 3_000, None, console())
   again = golden.load(tmp_path / "out")
   close(golden.reference_logits(again, one_BT, all_BT), alone_BTV, all_BT, f"{name}, exported")
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3"])
-def test_shut_gates_within_a_segment_are_the_original(rng, tmp_path, name):
-  """Our model with a memory, and transformers on what was exported: the same logits."""
+def test_a_model_with_shut_gates_equals_the_original_within_a_segment(rng, tmp_path, name):
+  """The model with a memory, and transformers on its export, give the same logits."""
   wide = {"sliding_window": 32} if name == "gemma2" else {}
   golden.make_folder(name, tmp_path / "model", seed=int(rng.integers(1000)), **wide)
   convert(str(tmp_path / "model"), tmp_path / "run", None, console())
@@ -77,7 +77,7 @@ def test_shut_gates_within_a_segment_are_the_original(rng, tmp_path, name):
   close(logits_of(adapted.path, tokens_BT, mask_BT), want_BTV, mask_BT, f"{name}, shut gates")
 
 
-def test_the_tokenizer_goes_along(reference, tmp_path):
+def test_the_tokenizer_is_exported(reference, tmp_path):
   golden.make_folder("llama", tmp_path / "model")
   convert(str(tmp_path / "model"), tmp_path / "run", None, console())
   export(str(tmp_path / "run"), tmp_path / "out", 10**9, None, console())
@@ -86,7 +86,7 @@ def test_the_tokenizer_goes_along(reference, tmp_path):
   assert there.encode("a text, read.", add_special_tokens=False) == ids.tolist()
 
 
-def test_a_vocabulary_of_our_own_goes_along(reference, tmp_path):
+def test_a_vocabulary_of_the_package_is_exported(reference, tmp_path):
   text = "def read(self):\n  return self._text  # as it was written\n\n"
   train_sentencepiece([text * 20], 300, tmp_path / "own.model")
   tokenizer = load_tokenizer(f"sentencepiece:{tmp_path / 'own.model'}")

@@ -1,4 +1,4 @@
-"""The tokenizer of a folder that holds a `tokenizer.model`, and what the files beside say of it."""
+"""The tokenizer of a folder with a `tokenizer.model`, and declarations in the files beside it."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_declared_tokens_and_marks_are_written_into_the_model(find, model, tmp_p
   assert beside.fingerprint == named.fingerprint, "prepare reads what convert reads"
 
 
-def test_a_piece_that_is_declared_a_mark_is_no_text_any_more(find):
+def test_text_never_gives_a_piece_that_is_declared_a_mark(find):
   plain = find()
   piece = int(plain.encode("cat")[-1])
   made = find({"eos_token_id": piece})
@@ -99,7 +99,7 @@ def test_a_piece_that_is_declared_a_mark_is_no_text_any_more(find):
     ({}, {"added_tokens": {"<x>": 310}, "tokenizer_config": {"eos_token": "<x>"}}, "no token of"),
   ],
 )
-def test_what_the_files_beside_say_wrongly_is_refused(find, raw, files, said):
+def test_wrong_declarations_in_the_other_files_are_refused(find, raw, files, said):
   with pytest.raises(InputError, match=said) as error:
     find(raw, **files)
   assert "\n" not in str(error.value)

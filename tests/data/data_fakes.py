@@ -1,10 +1,10 @@
-"""Documents that need no files, and a small corpus that does."""
+"""Documents without files, and a small corpus in files."""
 
 import numpy as np
 
 
 class FakeDocuments:
-  """Documents in memory whose tokens tell where they come from: 1000 * document + place."""
+  """Documents in memory whose tokens encode their origin: 1000 * document + place."""
 
   def __init__(self, lengths):
     self.tokens = np.array(lengths, np.int64)

@@ -1,4 +1,4 @@
-"""The evaluation of a run on a set of tasks: files, tables, and what it refuses."""
+"""The evaluation of a run on a set of tasks: files, tables, and refusals."""
 
 import html
 import io
@@ -38,7 +38,7 @@ def saved(workdir, name):
 
 @pytest.fixture(scope="module")
 def run(trained, tmp_path_factory):
-  """A copy of the trained run, its results, and what was printed."""
+  """A copy of the trained run, its results, and the printed text."""
   c, workdir, state = trained
   copy = tmp_path_factory.mktemp("evaluated") / "run"
   shutil.copytree(workdir, copy)
@@ -94,7 +94,7 @@ def test_the_page_holds_what_was_written(run):
   assert page.count("data:image/png;base64,") == 3, "training, positions, gates"
 
 
-def test_pictures_are_pictures(run):
+def test_pictures_are_png_files(run):
   for task, name in (("gates", "gates.png"), ("perplexity", "positions.png")):
     assert newest_file(run[1], task).with_name(name).read_bytes().startswith(b"\x89PNG"), name
 
@@ -183,7 +183,7 @@ def test_gates_alone_open_no_corpus(trained, tmp_path):
     evaluate(c, str(tmp_path / "run"), quiet(), tasks=("gates", "perplexity"))
 
 
-def test_what_cannot_be_asked_is_refused_before_anything_is_touched(
+def test_impossible_tasks_are_refused_before_a_device_is_used(
   trained, trained_on_task, monkeypatch
 ):
   def never(*args, **more):
@@ -207,7 +207,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_touched(
   assert "cannot read text" in refused(trained_on_task, "passkey", "perplexity")
 
 
-def test_a_mixer_is_asked_only_for_what_it_has():
+def test_a_mixer_is_evaluated_only_on_what_it_has():
   for name, fields in SYSTEMS.items():
     shapes = jax.eval_shape(lambda f=fields: init(model_config(**f), jax.random.key(0)))
     has_gates = "beta_H" in shapes["blocks"]["attention"].get("mixer", {})

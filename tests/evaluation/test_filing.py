@@ -1,4 +1,4 @@
-"""Results are filed by what was evaluated, and name it; no evaluation overwrites another's."""
+"""The folder of results names what was evaluated, so no evaluation overwrites another."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from tests.tiny import changed, quiet
 
 @pytest.fixture(scope="module")
 def run(trained, tmp_path_factory):
-  """A copy of the trained run, and its config without knock-outs."""
+  """A copy of the trained run, and its config without ablations."""
   c, workdir, _ = trained
   copy = tmp_path_factory.mktemp("filed") / "run"
   shutil.copytree(workdir, copy)
@@ -31,7 +31,7 @@ def asked(c, **evaluation):
   return changed(c, evaluation=changed(c.evaluation, **evaluation))
 
 
-def test_protocols_and_splits_stand_side_by_side_and_name_themselves(run):
+def test_protocols_and_splits_have_separate_named_results(run):
   c, workdir = run
   read = lambda c, **more: evaluate(c, str(workdir), quiet(), tasks=("perplexity",), **more)
   read(c, command="first")
@@ -75,7 +75,7 @@ def evaluated(**more):
   return Evaluated(**(fields | more))
 
 
-def test_what_tells_evaluations_apart_is_said():
+def test_differences_between_evaluations_are_named():
   other = {"name": "code", "path": "a/code", "text": "22", "fingerprint": "bb"}
   same_name = other | {"name": "books", "path": "b/books"}
   some = {"a": evaluated(), "b": evaluated(corpus=other), "c": evaluated(split="train")}
@@ -95,7 +95,7 @@ def test_what_tells_evaluations_apart_is_said():
   assert told_apart(some)["b"] == "corpus not named, split not named"
 
 
-def test_what_changes_figures_changes_the_folder_and_nothing_else_does():
+def test_only_settings_that_change_figures_change_the_folder():
   folder = lambda **more: evaluated(**more).folder("perplexity", 6)
   moved = {"name": "books", "path": "c/books", "text": "11", "fingerprint": "aa"}
   assert folder() == folder(corpus=moved), "a corpus may move"
@@ -113,6 +113,6 @@ def test_what_changes_figures_changes_the_folder_and_nothing_else_does():
   assert evaluated().key == evaluated(knock_out=(), step=3).key, "they stand in one row"
 
 
-def test_a_task_that_was_not_evaluated_is_one_line(tmp_path):
+def test_a_task_that_was_not_evaluated_is_reported_in_one_line(tmp_path):
   with pytest.raises(InputError, match="recall was not evaluated; eval.py --workdir="):
     newest(tmp_path, "recall")

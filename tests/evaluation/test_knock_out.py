@@ -1,4 +1,4 @@
-"""Which knock-outs a config asks for, and the layers they cut."""
+"""The ablations of a config, and the layers that they cut."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_each_name_is_its_variants_in_the_order_asked_for():
   assert knock_outs(config(evaluation={"knock_out": ()})) == []
 
 
-def test_a_model_without_memory_has_nothing_to_knock_out():
+def test_a_model_without_memory_has_no_ablations():
   names = ("empty", "reads", "layers")
   assert knock_outs(config(model={"mixer": "local"}, evaluation={"knock_out": names})) == []
   full = config(

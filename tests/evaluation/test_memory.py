@@ -1,4 +1,4 @@
-"""Memory does not grow with what is read: measured in fresh processes."""
+"""The memory of a process does not grow with the text it reads; measured in new processes."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from tests import tiny
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = (3_000, 30_000, 300_000)
-MOST = 32  # MiB more; the hidden states of one layer alone would be 73
+MOST = 32  # MiB; the hidden states of one layer alone would need 73
 EVAL = """
 import resource, sys
 from infini_jax import cli
@@ -26,7 +26,7 @@ sys.exit(status)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems count other bytes")
 def test_a_book_of_300_000_tokens_needs_the_memory_of_one_of_3_000(tmp_path):
-  """And so does a pass key in as many. `pytest -s` shows what was measured."""
+  """The same for a pass key. `pytest -s` prints the measured figures."""
   rng = np.random.default_rng(0)
   for split, size in (("train", 9000), ("validation", 900), ("test", LENGTHS[-1])):
     (tmp_path / "corpus" / split).mkdir(parents=True)

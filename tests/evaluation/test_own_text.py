@@ -1,4 +1,4 @@
-"""An evaluation of any text: a folder, a file, one document, a store, in the tokens of the run."""
+"""Evaluation on any text (a folder, a file, one document, a store), with the run's tokenizer."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from tests.tiny import changed, config, quiet
 
 @pytest.fixture
 def run(tmp_path, texts):
-  """A run that was never trained, but has a corpus of its own, and a vocabulary of pieces."""
+  """A run without training, with its own corpus and a vocabulary of pieces."""
   c = config(texts, data={"tokenizer": "train:300"}, model={"vocab_size": 300})
   workdir, store = open_inputs(c, str(tmp_path / "run"), quiet())
   workdir.claim(c, store.fingerprint)
@@ -27,7 +27,7 @@ def run(tmp_path, texts):
 
 
 def opened(run, path, console=None, task="perplexity", **evaluation):
-  """The store that an evaluation of a path reads, and the documents that are read of it."""
+  """The store and the documents that an evaluation of a path reads."""
   c, workdir = run
   c = changed(c, data=changed(c.data, path=str(path)))
   c = changed(c, evaluation=changed(c.evaluation, **evaluation))
@@ -89,7 +89,7 @@ def test_other_text_has_a_store_of_its_own_and_a_new_one_when_it_changes(run, te
   assert before == {f: f.read_bytes() for f in workdir.store.rglob("*") if f.is_file()}
 
 
-def test_a_letter_that_changes_is_seen_wherever_it_stands(run, tmp_path):
+def test_a_changed_letter_is_noticed_at_any_place(run, tmp_path):
   file = tmp_path / "lines.jsonl"
   for last in ("a", "b"):
     lines = [{"text": f"line {i}"} for i in range(5)] + [{"text": f"the last {last}"}]
@@ -140,7 +140,7 @@ def test_one_document_is_found_by_its_name_in_any_split(run, texts):
     opened(run, texts, document="train/3.txt")
 
 
-def test_a_store_in_other_tokens_is_refused_with_a_remedy_that_there_is(run, texts, tmp_path):
+def test_a_store_in_other_tokens_is_refused_with_a_possible_remedy(run, texts, tmp_path):
   _, workdir = run
   prepare(str(texts), tmp_path / "bytes", "bytes", console=quiet())
   with pytest.raises(InputError) as e:
@@ -166,7 +166,7 @@ def test_training_on_other_text_names_a_remedy_that_train_has(run, tmp_path):
   assert "--out" not in str(e.value)
 
 
-def test_needles_hide_in_other_text_beside_the_runs_own(run, tmp_path):
+def test_needles_can_be_hidden_in_other_text(run, tmp_path):
   c, workdir = run
   (tmp_path / "filler.txt").write_text("Some words stand here. " * 40)
   c = changed(c, evaluation=changed(c.evaluation, lengths=(900,)))
@@ -179,7 +179,7 @@ def test_needles_hide_in_other_text_beside_the_runs_own(run, tmp_path):
     assert task.store.folder.parent == workdir.stores
 
 
-def test_two_corpora_stand_side_by_side_and_each_names_itself(trained, tmp_path):
+def test_two_corpora_have_separate_named_results(trained, tmp_path):
   c, workdir, _ = trained
   shutil.copytree(workdir, tmp_path / "run")
   (tmp_path / "mine.txt").write_text("this is mine, and no one else's " * 5)

@@ -1,4 +1,4 @@
-"""Where the memory helped: passages and words against plain loops, and the page that shows them."""
+"""Passages and words where the memory helps, compared with plain loops; and the page of them."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ TOKENIZER = ByteTokenizer()
 
 
 def losses(rng, *texts):
-  """Documents, and what each of their tokens cost with a memory and with it held empty."""
+  """Documents, and the loss of each token with the memory and with the memory held empty."""
   ids = {d: TOKENIZER.encode(text) for d, text in enumerate(texts)}
   names = {d: f"<{d}>.txt" for d in ids}
   draw = lambda: {d: rng.gamma(2.0, 1.0, len(x)).astype(np.float32) for d, x in ids.items()}

@@ -1,4 +1,4 @@
-"""Totals that depend on the documents alone, not on how they are cut into lanes and chunks."""
+"""Totals depend only on the documents, not on their division into lanes and chunks."""
 
 import dataclasses
 import io
@@ -35,7 +35,7 @@ def documents(store):
 
 
 class Case:
-  """A model and what reading the documents one by one, whole, gives."""
+  """A model, and the figures of reading each document in one call."""
 
   def __init__(self, store, documents, **model):
     self.store, self.documents = store, documents
@@ -59,7 +59,7 @@ class Case:
     return scores
 
   def plainly(self, empty=False, max_tokens=None, cut=()):
-    """Nats of every token of each document, each document read by one call."""
+    """Nats of every token of each document, each read by one call."""
     model = bind(self.config.model, self.params)
     longest = int(-(-self.documents.tokens.max() // N) * N)
 
@@ -154,7 +154,7 @@ def test_figures_follow_from_the_totals(case, scores):
 
 @pytest.mark.parametrize("documents", [3, 12])
 def test_the_interval_holds_what_many_documents_would_give(rng, documents):
-  """Documents of very different length, around 3 nats a token: 3 is in 95% of intervals."""
+  """Documents of very different lengths with a mean of 3 nats a token: 95% of intervals hold 3."""
   inside = 0
   for _ in range(400):
     tokens = rng.integers(100, 10_000, documents)
@@ -192,7 +192,7 @@ def test_documents_that_are_cut_are_counted(case, scores):
   assert documents_read(1, 0, 0) == "1 whole document"
 
 
-def test_knock_out_is_the_local_model(case, scores):
+def test_memory_held_empty_is_the_local_model(case, scores):
   out = case.evaluate(Variant("empty", empty=True), lanes=2, segments=2)
   np.testing.assert_allclose(out.nats, sum(x.sum() for x in case.plainly(empty=True)), rtol=1e-5)
   local = Case(case.store, case.documents, mixer="local")
@@ -213,8 +213,8 @@ def test_cut_reads_are_those_of_the_layers_that_are_named(case, scores, cut):
 
 
 @pytest.mark.parametrize("name", systems("local", "memorizing"))
-def test_every_system_reads_a_document_as_by_one_call(store, documents, name):
-  """Chunks of two segments, states carried (of `full`: growing), and knocked out."""
+def test_every_system_reads_a_document_as_one_call_does(store, documents, name):
+  """Chunks of two segments, with carried states (`full`: growing), and the memory held empty."""
   case = Case(store, documents, **SYSTEMS[name])
   got = case.evaluate(lanes=2, segments=2)
   np.testing.assert_allclose(got.nats, sum(x.sum() for x in case.plainly()), rtol=1e-5)
@@ -237,7 +237,7 @@ def test_limits_on_documents_and_tokens(case, scores):
 
 
 class Cut:
-  """Documents that are read to a place inside a character, and what a tokenizer makes of them."""
+  """Documents that are read up to a place inside a character, and a tokenizer for them."""
 
   sources = ("",)
 
@@ -301,8 +301,8 @@ def test_the_memory_of_a_document_of_the_same_text_is_as_good_as_its_own(case):
 
 
 @pytest.mark.parametrize("segments", [1, 3])
-def test_inputs_of_so_many_tokens_are_read_each_with_an_empty_memory(case, scores, segments):
-  """The paper's protocols: 32K or 100K inputs, or no state at all; every token still once."""
+def test_inputs_of_a_given_length_are_each_read_with_an_empty_memory(case, scores, segments):
+  """The paper's protocols: inputs of 32K or 100K, or no state. Every token is counted once."""
   size = segments * N
   got = case.evaluate(lanes=2, segments=2, input_tokens=size)
   assert got.tokens == scores.tokens and got.by_position.keys() == scores.by_position.keys()
@@ -314,7 +314,7 @@ def test_inputs_of_so_many_tokens_are_read_each_with_an_empty_memory(case, score
     expected = case.evaluate(Variant("empty", empty=True), lanes=2, segments=2)
     np.testing.assert_allclose(got.nats, expected.nats, rtol=1e-6)
     return
-  # Each input by a call of its own, the token before it as its first input.
+  # Each input is read by its own call, with the token before it as its first input.
   model, total = bind(case.config.model, case.params), 0.0
   read = jax.jit(lambda x: jax.nn.log_softmax(model.logits(model(x, model.state(1))[0]))[0])
   for d in range(len(case.documents)):
@@ -341,7 +341,7 @@ def test_an_empty_split_is_refused(case):
 
 
 def test_a_mixture_is_read_whole_and_each_store_has_its_own_figures(case, texts, tmp_path):
-  """The same text under two names: the first so many documents are of both, and equally hard."""
+  """One text in two stores: the first documents are from both, and have equal figures."""
   made = (prepare(str(texts), tmp_path / name, "bytes", console=quiet()) for name in "ab")
   stores = [str(store.folder) for store in made]
   mixture = open_mixture(f"mix:{stores[0]}=1,{stores[1]}=5")

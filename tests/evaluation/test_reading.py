@@ -1,4 +1,4 @@
-"""Whose memory stands for another document's."""
+"""Which other document's memory is used in a swap."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Counts that depend on the examples alone: equal to reading each of them whole, by one call."""
+"""Counts depend only on the examples: they equal those of reading each example in one call."""
 
 import io
 
@@ -24,12 +24,12 @@ from tests.tiny import SYSTEMS, changed, config, fake_params, quiet, systems
 N, SAMPLES = 16, 12
 EMPTY = Variant("empty", empty=True)
 VARIANTS = [INTACT, EMPTY, Variant("reads cut", cut=(0, 1)), Variant("layer 2 cut", cut=(1,))]
-LENGTHS = (70, 145)  # not whole segments; the shortest has 61
-LONGER = (400, 467)  # of needles in bytes; the shortest has about 370
+LENGTHS = (70, 145)  # not multiples of a segment; the shortest example has 61
+LONGER = (400, 467)  # for needles in bytes; the shortest example has about 370
 
 
 class Case:
-  """A task, a model that answers at random, and each example read whole, by one call."""
+  """A task, a model that answers at random, and the answers to each example by one call."""
 
   def __init__(self, name="passkey", filler=None, **model):
     size = 264 if filler else 64
@@ -50,7 +50,7 @@ class Case:
     )
     self.task = make_task(self.config, name, filler=filler)
     params = fake_params(self.config.model)
-    # Only what can be an answer is ever written: chance is then often right.
+    # The model writes only possible answers, so it is often right by chance.
     text = " v0 v1 v2 v3" if name == "recall" else "0123456789"
     answers = np.isin(np.arange(size), self.task.tokenizer.encode(text))
     heads = {"head_VD": jnp.where(answers[:, None], params["head_VD"], 0)}
@@ -69,7 +69,7 @@ class Case:
     return found
 
   def plainly(self, variant):
-    """The cells, from each example in one call: argmax at every token that is asked for."""
+    """The cells, from one call per example: argmax at every token that is asked for."""
     if variant in self._plain:
       return self._plain[variant]
     model, e = bind(self.config.model, self.params), self.config.evaluation
@@ -136,13 +136,13 @@ def test_counts_are_those_of_reading_every_example_whole(cases, name, variant, l
   assert [c["right"] for c in figures["cells"]] == [c.right for c in want]
 
 
-def test_the_knock_outs_change_what_is_right(cases):
+def test_ablations_change_the_counts(cases):
   counts = [[c.right for c in cases["passkey"].plainly(variant)] for variant in VARIANTS]
   assert len({tuple(c) for c in counts}) > 2, "the variants count the same: weak tests"
 
 
-def test_held_empty_what_cannot_reach_an_answer_is_not_run(cases, monkeypatch):
-  """The same counts, and no more chunks than those that are asked something."""
+def test_with_the_memory_held_empty_chunks_without_influence_are_not_run(cases, monkeypatch):
+  """The counts are the same, and only chunks with questions are run."""
   ran = []
   score, read = Reader._score_chunk, Reader._read_chunk
   monkeypatch.setattr(Reader, "_score_chunk", lambda *a: (ran.append("score"), score(*a))[1])
@@ -155,15 +155,15 @@ def test_held_empty_what_cannot_reach_an_answer_is_not_run(cases, monkeypatch):
 
 
 @pytest.mark.parametrize("name", systems("full"))
-def test_every_system_is_asked_alike(name):
+def test_every_system_counts_like_whole_calls(name):
   case = Case(**SYSTEMS[name])
   for variant in (INTACT, EMPTY) if name not in ("local", "full") else (INTACT,):
     assert case.evaluate(variant, lanes=24, segments=5).cells == case.plainly(variant)
 
 
 @pytest.mark.parametrize("name", ["infini", *systems("full")])
-def test_what_examples_begin_with_in_common_is_read_once(name, monkeypatch):
-  """The counts are those of reading each of them whole; the tokens read are fewer."""
+def test_the_common_beginning_of_examples_is_read_once(name, monkeypatch):
+  """The counts equal those of whole calls, with fewer tokens read."""
   monkeypatch.setattr(retrieval, "FORKS_FROM", 1)
   case = Case(**SYSTEMS.get(name, {}))
   for variant in VARIANTS[:2] if name not in ("local", "full") else (INTACT,):
@@ -194,12 +194,12 @@ def test_examples_share_no_more_than_they_have_in_common(cases):
 
 
 class Stopped(Exception):
-  """Someone stopped the evaluation."""
+  """Stops the evaluation."""
 
 
 @pytest.mark.parametrize("variant", [INTACT, Variant("swap", swap=True)], ids=lambda v: v.name)
-def test_an_evaluation_that_was_stopped_goes_on_where_it_was(variant, tmp_path, monkeypatch):
-  """After any chunk: in what is read once, between lengths, in the middle of an example."""
+def test_a_stopped_evaluation_continues_where_it_was(variant, tmp_path, monkeypatch):
+  """After any chunk: in a common beginning, between lengths, or inside an example."""
   monkeypatch.setattr(retrieval, "FORKS_FROM", 1)
   case = Case()
   c = changed(case.config, evaluation=changed(case.config.evaluation, lanes=5, segments=2))
@@ -226,7 +226,7 @@ def test_an_evaluation_that_was_stopped_goes_on_where_it_was(variant, tmp_path, 
       assert not list(tmp_path.iterdir()), "an evaluation that is done leaves nothing"
 
 
-def test_what_was_kept_and_is_damaged_is_not_gone_on_from(tmp_path):
+def test_a_damaged_partial_evaluation_is_not_continued(tmp_path):
   file = tmp_path / "kept.safetensors"
   Kept(file, "this").save({"x": np.arange(5)}, {"done": 3})
   assert Kept(file, "this").done == 3
@@ -290,8 +290,8 @@ def test_wilsons_interval(right, total, low, high):
 
 
 @pytest.mark.parametrize("together", [0.0, 0.7, 1.0])
-def test_the_interval_of_tokens_knows_that_those_of_an_answer_go_together(rng, together):
-  """Answers of 5 tokens, 80 in 100 of them right: of some answers all or none, of others each."""
+def test_the_interval_of_tokens_allows_for_correlation_within_an_answer(rng, together):
+  """Answers of 5 tokens, 80% right: in some answers all or none, in others independently."""
   inside, counts, asked = 0, [], np.full(30, 5)
   for _ in range(400):
     joint = rng.random(30) < together
@@ -301,7 +301,7 @@ def test_the_interval_of_tokens_knows_that_those_of_an_answer_go_together(rng, t
     inside += low < 0.8 < high
   assert 0.89 < inside / 400, "95 in 100 are to hold what many examples would give"
   assert 30 <= min(counts) <= max(counts) <= 150
-  # Kish's design effect is 1 + (5 - 1) together. The count is at most 150: 7% of its mean less.
+  # Kish's design effect is 1 + (5 - 1) * together. The cap of 150 lowers the mean by up to 7%.
   assert np.mean(counts) == pytest.approx(150 / (1 + 4 * together), rel=0.1)
   for none_or_all in (0, 5):
     assert independent(asked, np.full(30, none_or_all)) == 30

@@ -1,4 +1,4 @@
-"""Summaries are written from whole documents, scored by the library, and kept beside references."""
+"""Summaries are written from whole documents, scored by the library, and saved with references."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def pairs(tmp_path_factory):
   text = lambda n: " ".join(rng.choice(list("abcdefgh"), n))
   for split, count in (("train", 8), ("validation", 1), ("test", 3)):
     lines = [{"text": text(rng.integers(20, 60)), "summary": text(6)} for _ in range(count)]
-    lines.append({"text": "without", "summary": ""})  # must never be scored
+    lines.append({"text": "without", "summary": ""})  # must not be scored
     (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
   spec = f"jsonl:{folder}/*.jsonl?summary=summary"
   return Pairs(prepare(spec, folder / "store", "bytes", console=quiet()))
@@ -66,7 +66,7 @@ def greedy(pairs):
 
 
 def plainly(c, params, pairs, ids):
-  """The likeliest tokens one after the other, each by one call over everything before it."""
+  """Greedy decoding: each token by one call over everything before it."""
   model, tokens = bind(c.model, params), [pairs.tokenizer.bos, *ids]
   tokens += pairs.tokenizer.encode(MARK).tolist()
   size = -(-(len(tokens) + LENGTH) // N) * N
@@ -83,7 +83,7 @@ def plainly(c, params, pairs, ids):
   return pairs.tokenizer.decode(written).strip()
 
 
-def test_a_summary_is_what_greedy_calls_over_everything_write(pairs, greedy):
+def test_a_summary_equals_greedy_decoding_by_calls_over_the_whole_text(pairs, greedy):
   c, params, found = greedy
   documents, _ = pairs.split("test")
   assert [s.name for s in found.summaries] == documents.names[:3]
@@ -118,8 +118,8 @@ def test_limits_and_sampling(pairs, greedy):
   assert narrow == [s.written for s in greedy[2].summaries], "top_p of nearly 0 is greedy"
 
 
-def test_what_is_drawn_for_a_document_is_its_own(pairs):
-  """However many stand beside it, and however many there are; and by the seed of the run."""
+def test_draws_for_a_document_do_not_depend_on_other_documents(pairs):
+  """They depend on the seed of the run, not on the number of lanes or documents."""
   how = {"temperature": 1.5, "top_p": 1.0, "summary_length": 8}
   for variant in (INTACT, Variant("empty", empty=True)):
     two, one, fewer = (
@@ -132,13 +132,13 @@ def test_what_is_drawn_for_a_document_is_its_own(pairs):
   assert len({_seed(0, ids), _seed(1, ids), _seed(0, ids[:4]), _seed(0, ids[::-1])}) == 4
 
 
-def test_knocked_out_only_the_open_segment_is_read(pairs, greedy):
+def test_with_the_memory_held_empty_only_the_open_segment_is_read(pairs, greedy):
   c, params, found = run(pairs, Variant("empty", empty=True))
   assert [s.written for s in found.summaries] != [s.written for s in greedy[2].summaries]
   assert found.tokens == greedy[2].tokens
 
 
-def test_validation_is_the_perplexity_of_references_behind_their_documents(pairs):
+def test_validation_is_the_perplexity_of_references_after_their_documents(pairs):
   c = settings(pairs, segments=2)
   params = fake_params(c.model)
   mesh = make_mesh(c.mesh, jax.devices()[:1])
@@ -171,7 +171,7 @@ def test_trained_and_evaluated_from_files_on_eight_devices(pairs, tmp_path):
   assert results["memory"]["documents"] == 3 and 0 <= results["memory"]["rouge1"] <= 100
 
 
-def test_other_knock_outs_are_refused(pairs):
+def test_other_ablations_are_refused(pairs):
   with pytest.raises(InputError, match="leave 'empty'"):
     run(pairs, knock_out=("reads",))
 

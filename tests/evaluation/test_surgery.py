@@ -1,4 +1,4 @@
-"""What the surgery cost: the original, the model at step 0 and the trained one, on one text."""
+"""The cost of the surgery: perplexity of the original, of step 0, and of the trained model."""
 
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def test_runs_without_an_original_are_refused(adapted, trained):
     originals(divided)
 
 
-def test_a_step_0_that_is_another_model_is_said():
+def test_a_step_0_that_is_another_model_is_reported():
   costs = {name: Cost(p, 1.0, 3, 0, 99, 10.0) for name, p in (("original", 20.0), ("step 0", 20.5))}
   console = quiet()
   verdict(costs, console)

@@ -1,6 +1,6 @@
-"""What every config's parameters look like on its mesh, and what they cost a chip: kept in files.
+"""Golden files with the shardings of every config's parameters, and their bytes per chip.
 
-`python -m tests.golden` writes them anew, for a change that is meant; the diff then shows it.
+`python -m tests.golden` writes the files again after an intended change; review the diff.
 """
 
 import json
@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent
 
 
 def golden(config_file: Path) -> dict:
-  """Shardings of all parameters, and a chip's bytes of what lies in memory between steps."""
+  """Shardings of all parameters, and the bytes per chip between steps."""
   import jax
 
   sizes = dict(zip(AXES, MESHES[config_file.stem], strict=True))

@@ -1,4 +1,4 @@
-"""`infini-jax generate`, as a person uses it: streams, kept states, what is refused."""
+"""`infini-jax generate`: streams, saved states, and refusals."""
 
 import io
 import itertools
@@ -27,13 +27,13 @@ def opened(trained):
 
 @pytest.fixture
 def run(trained, opened, monkeypatch):
-  monkeypatch.setattr(saved, "open_run", lambda *_: opened)  # its programs are compiled once
+  monkeypatch.setattr(saved, "open_run", lambda *_: opened)  # compiles its programs once
   return f"--workdir={trained[1]}"
 
 
 @pytest.fixture
 def interruptible():
-  """Ctrl-C does what it does in a terminal, however the tests were started."""
+  """Ctrl-C works as in a terminal, also if the tests run in the background."""
   usual = signal.signal(signal.SIGINT, signal.default_int_handler)
   yield
   signal.signal(signal.SIGINT, usual)
@@ -51,8 +51,8 @@ def refused(capsys, *arguments):
   return error
 
 
-def test_a_file_a_stream_and_a_kept_state_go_on_alike(run, tmp_path, capsys, monkeypatch):
-  """Read in one process and asked in another, or all at once: the same text."""
+def test_a_file_a_stream_and_a_saved_state_give_the_same_text(run, tmp_path, capsys, monkeypatch):
+  """Reading in one process and writing in another gives the same text as one process."""
   book, state = tmp_path / "book.txt", tmp_path / "book.state"
   book.write_text(TEXT, "utf-8")
   how = ("--tokens=20", "--seed=3", "--top-k=30", "--repetition-penalty=1.2", "--top-p=0.9")
@@ -69,7 +69,7 @@ def test_a_file_a_stream_and_a_kept_state_go_on_alike(run, tmp_path, capsys, mon
   assert stopped[:2] == (0, expected.partition(stop)[0] + "\n")
 
 
-def test_every_choice_is_heeded(run, capsys):
+def test_every_sampling_flag_has_its_effect(run, capsys):
   def wrote(*how):
     status, out, _ = command(capsys, run, "--prompt=One", "--tokens=9", "--temperature=3", *how)
     assert status == 0
@@ -79,7 +79,7 @@ def test_every_choice_is_heeded(run, capsys):
   assert wrote("--top-k=1") == wrote("--top-p=1e-9") == greedy
   assert wrote("--temperature=0", "--repetition-penalty=1e6") != greedy
   assert len({greedy, wrote(), wrote("--seed=1")}) == 3
-  read, write = os.pipe()  # as `<(command)` gives one
+  read, write = os.pipe()  # as from `<(command)`
   os.write(write, TEXT.encode())
   os.close(write)
   pipe = f"--prompt-file=/dev/fd/{read}"
@@ -117,9 +117,7 @@ def test_wrong_inputs_are_named_with_the_remedy(run, tmp_path, capsys, monkeypat
   )
 
 
-def test_what_a_flag_cannot_mean_is_refused_before_a_model_is_opened(
-  trained, tmp_path, capsys, monkeypatch
-):
+def test_wrong_flags_are_refused_before_a_model_is_opened(trained, tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(saved, "open_run", lambda *_: pytest.fail("a model was opened"))
   monkeypatch.chdir(tmp_path)
   run = f"--workdir={trained[1]}"
@@ -160,7 +158,7 @@ def test_a_stop_string_may_hold_newlines_and_backslashes(run, capsys, monkeypatc
 def test_nothing_follows_a_state_whose_document_has_ended(
   run, opened, tmp_path, capsys, monkeypatch
 ):
-  """The mark is written as any token; what is kept behind it says so."""
+  """The mark is a token like others. A state that is saved after it records the end."""
   state, eos = tmp_path / "ended.state", opened.tokenizer.eos
   monkeypatch.setattr(opened.engine, "draw", lambda logits, *_: np.full(len(logits), eos))
   status, _, told = command(capsys, run, "--prompt=One", f"--save-state={state}")
@@ -195,7 +193,7 @@ def test_what_came_before_a_wrong_byte_of_standard_input_is_kept(
   assert status == 2 and f"after {len(data.decode()):,} characters" in told, told
   assert piped.read_bytes() == filed.read_bytes()
 
-  give(b"\xff" + data)  # nothing came before
+  give(b"\xff" + data)  # nothing was before it
   piped.unlink()
   assert "not UTF-8 text (after 0" in refused(
     capsys, run, "--prompt-file=-", f"--save-state={piped}"
@@ -203,8 +201,10 @@ def test_what_came_before_a_wrong_byte_of_standard_input_is_kept(
   assert not piped.exists()
 
 
-def test_however_writing_ends_the_state_is_whole(run, opened, tmp_path, monkeypatch, interruptible):
-  """By a Ctrl-C, a closed pipe, a full disk; and some characters may not be writable."""
+def test_the_saved_state_is_complete_after_any_end(
+  run, opened, tmp_path, monkeypatch, interruptible
+):
+  """By Ctrl-C, a closed pipe, or a full disk; also if some characters cannot be printed."""
   state = tmp_path / "a.state"
 
   def written(output):
@@ -240,7 +240,7 @@ def test_however_writing_ends_the_state_is_whole(run, opened, tmp_path, monkeypa
       assert written(full) == 2 and not state.exists()
 
 
-def test_a_file_that_is_broken_off_leaves_no_state(
+def test_a_file_that_fails_while_read_leaves_no_state(
   run, opened, tmp_path, capsys, monkeypatch, interruptible
 ):
   book, state = tmp_path / "book.txt", tmp_path / "a.state"
@@ -253,7 +253,7 @@ def test_a_file_that_is_broken_off_leaves_no_state(
 
 
 def start(*arguments, before=""):
-  """A process of its own, as a person starts it; `before` is done by its shell."""
+  """Starts a process as a user does; its shell runs `before` first."""
   program = [sys.executable, "-m", "infini_jax.cli", "generate", *map(str, arguments)]
   return subprocess.Popen(
     ["/bin/sh", "-c", f'{before} exec "$@"', "sh", *program],
@@ -280,7 +280,7 @@ def test_real_processes_read_a_pipe_as_it_comes_and_keep_the_same_state(run, tmp
   assert whole[0] == 0, whole
   process = start(*how, "--prompt-file=-", f"--save-state={states[1]}")
   data = TEXT.encode()
-  for i in range(0, len(data), 37):  # inside of words and of characters
+  for i in range(0, len(data), 37):  # cuts words and characters
     process.stdin.write(data[i : i + 37])
     process.stdin.flush()
     time.sleep(0.05)
@@ -290,11 +290,11 @@ def test_real_processes_read_a_pipe_as_it_comes_and_keep_the_same_state(run, tmp
   endless = start(*how, "--prompt-file=-", f"--save-state={states[2]}")
   endless.stdin.write(data + b"\n")
   endless.stdin.flush()
-  for line in endless.stderr:  # it reads, and waits for more
+  for line in endless.stderr:  # it has read, and waits for more
     if b"read standard input" in line:
       break
   time.sleep(5)
-  endless.send_signal(signal.SIGINT)  # Ctrl-C ends the input alone
+  endless.send_signal(signal.SIGINT)  # Ctrl-C ends only the input
   status, out, told = finished(endless)
   assert status == 0 and "wrote 12 tokens" in told, told
   (read,) = re.findall("([0-9]+) tokens read", told)

@@ -1,4 +1,4 @@
-"""Tokens are drawn as a plain reference in NumPy says, each lane by its own key."""
+"""Sampling follows a plain reference in NumPy, and each lane has its own key."""
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ def test_the_narrowest_choices_are_greedy(rng):
     assert token_B.tolist() == np.argmax(logits_BV, 1).tolist(), how
 
 
-def test_greedy_heeds_the_penalty():
+def test_greedy_decoding_uses_the_penalty():
   logits_BV = jnp.asarray([[3.0, 2.0, -1.0], [-1.0, -1.5, -9.0]])
   recent_BW = jnp.asarray([[0, NOTHING], [0, 0]], jnp.int32)
   keys = jax.random.split(jax.random.key(0), 2)

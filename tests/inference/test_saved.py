@@ -1,4 +1,4 @@
-"""States are found again, and refused where they are not this model's."""
+"""Saved states find their run, and are refused for other models."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from tests.tiny import changed, config, fake_params, model_config
 
 @pytest.fixture(scope="module")
 def session(trained):
-  """Of a run that was trained, in the middle of a segment."""
+  """A session of a trained run, in the middle of a segment."""
   session = Session.load(trained[1])
   session.read("What was read before, and is kept.")
   list(session.generate(5))
@@ -68,7 +68,7 @@ def test_a_damaged_or_foreign_file_is_refused(session, state, tmp_path):
   refused(state, "holds no state", model=session)
 
 
-def test_any_byte_that_has_changed_is_seen(session, state, rng):
+def test_any_changed_byte_is_noticed(session, state, rng):
   """In the arrays, in their names and shapes, in the header, in the checksum itself."""
   whole = state.read_bytes()
   start = whole.index(b"infini_jax state")
@@ -130,7 +130,7 @@ def test_a_state_of_another_model_is_refused(session, state, trained):
   assert Session.load(state, model=with_engine(same, run.engine.params)).positions
 
 
-def test_a_run_that_has_moved_is_asked_for(session, state, trained, tmp_path):
+def test_for_a_run_that_has_moved_the_error_asks_for_its_place(session, state, trained, tmp_path):
   header = json.loads(next(iter(tensors.Tensors(state).metadata.values())))
   arrays = {name: tensors.Tensors(state).read(name) for name in tensors.Tensors(state).shapes}
   name = next(iter(tensors.Tensors(state).metadata))
@@ -148,7 +148,7 @@ def test_a_run_that_has_moved_is_asked_for(session, state, trained, tmp_path):
   refused(state, "a state of 1 lanes, not 2", model=session, lanes=2)
 
 
-def test_the_checksum_sees_every_bit(rng):
+def test_the_checksum_depends_on_every_bit(rng):
   params = {"a": rng.standard_normal((7, 5)).astype(np.float32), "b": np.zeros(3, np.float32)}
   first = checksum(params)
   for _ in range(3):

@@ -1,4 +1,4 @@
-"""A session is one call over everything, made piece by piece; it is copied and kept."""
+"""A session in pieces equals one call over all tokens; sessions can be copied and saved."""
 
 import itertools
 import signal
@@ -35,7 +35,7 @@ CLOSE = dict(rtol=1e-4, atol=1e-5)
 
 
 class Unending(ByteTokenizer):
-  """No token ends a text: what a model of random weights draws must not."""
+  """A tokenizer without an end token, so random weights never end a text."""
 
   eos = -1
 
@@ -58,7 +58,7 @@ class Case:
     return model.logits(model(tokens, model.state(1))[0])[0]
 
   def whole(self, tokens):
-    """Logits after every token (padded behind to one length: nothing looks there)."""
+    """Logits after every token (padded at the end to one length, which changes nothing)."""
     padded = np.zeros((1, 96), np.int32)
     padded[0, : len(tokens)] = tokens
     return np.asarray(self._whole(jnp.asarray(padded)))[: len(tokens)]
@@ -95,13 +95,13 @@ def text(session, tokens, **how):
 
 
 def kept(session, folder, name="kept"):
-  """All that the session is, to the bit."""
+  """The bytes of the saved session."""
   session.save(folder / name)
   return (folder / name).read_bytes()
 
 
 @pytest.mark.parametrize("lengths", [(37, 22)], ids=str)
-def test_what_is_read_and_written_is_one_call_over_everything(rng, case, lengths):
+def test_a_session_equals_one_call_over_all_tokens(rng, case, lengths):
   prompts, session = draw(rng, *lengths), Session(case.run, lanes=2)
   assert session.read([p[:15] for p in prompts]) == 30
   told = []
@@ -117,12 +117,12 @@ def test_what_is_read_and_written_is_one_call_over_everything(rng, case, lengths
     )
 
 
-def test_a_state_kept_anywhere_goes_on_to_the_same_bits(rng, case, tmp_path):
+def test_a_state_saved_anywhere_continues_bit_by_bit(rng, case, tmp_path):
   goes_on_to_the_same_bits(rng, case, tmp_path)
 
 
 @slow
-def test_a_state_of_halves_is_kept_too(rng, tmp_path):
+def test_a_state_in_bfloat16_is_saved_too(rng, tmp_path):
   model = {"compute_dtype": "bfloat16", "param_dtype": "bfloat16"}
   goes_on_to_the_same_bits(rng, Case(**model), tmp_path)
 
@@ -144,7 +144,7 @@ def goes_on_to_the_same_bits(rng, case, tmp_path):
     assert kept(session, tmp_path, "a") == kept(again, tmp_path, "b"), "the states differ in bits"
 
 
-def test_a_fork_goes_its_own_way(rng, infini, tmp_path):
+def test_a_fork_does_not_change_the_original(rng, infini, tmp_path):
   session = Session(infini.run, lanes=2)
   session.read(draw(rng, 30, 9))
   written(session, 3)
@@ -157,7 +157,7 @@ def test_a_fork_goes_its_own_way(rng, infini, tmp_path):
 
 
 def test_however_a_text_is_cut_the_state_is_the_same(rng, infini, tmp_path):
-  """In one go, by any pieces, from a file, as tokens one by one: to the bit."""
+  """At once, in pieces, from a file, or as single tokens: bit by bit."""
   words = rng.choice(list("abcé \n"), 90)
   whole = "".join(words)
   (tmp_path / "text").write_text(whole, "utf-8")
@@ -200,7 +200,7 @@ def test_the_state_does_not_grow(rng, infini, tmp_path):
   delta = 4 * m.kv_heads * (2 * m.head_dim**2 + m.head_dim)
   cache = 4 * 2 * N * m.kv_heads * m.head_dim + 4
   assert sizes == {m.layers * (memory + delta + cache)}
-  most = m.layers * (memory + delta + 4) + 4 * (CHUNK + 256) + 8000  # and the header
+  most = m.layers * (memory + delta + 4) + 4 * (CHUNK + 256) + 8000  # 8000: the header
   assert max(files) < most, f"{files} bytes: slots that hold nothing were kept"
 
 
@@ -236,7 +236,7 @@ def test_seeds_repeat_and_differ(rng, infini):
   texts = [text(session.fork(), 12, temperature=1.0, seed=seed) for seed in (0, 0, 1)]
   assert texts[0] == texts[1] != texts[2]
   left = session.fork()
-  first = list(itertools.islice(left.generate(12, temperature=1.0), 5))  # and the iterator is left
+  first = list(itertools.islice(left.generate(12, temperature=1.0), 5))  # iterator not used further
   assert "".join(p.text for p in first) + text(left, 7, temperature=1.0) == texts[0]
   (chance,) = written(session.fork(), 12, temperature=1e6)
   assert len(set(chance)) > 6, "every position draws alike"
@@ -249,8 +249,8 @@ def test_the_penalty_looks_at_what_was_read_and_written(rng, infini):
   assert len(set(new)) == 12 and not set(new) & set(old.tolist()), new
 
 
-def test_a_ctrl_c_tears_nothing(rng, infini, tmp_path, monkeypatch):
-  """Wherever in a call of the model it comes, the session stands where it says, and goes on."""
+def test_a_ctrl_c_leaves_a_consistent_session(rng, infini, tmp_path, monkeypatch):
+  """At any place in a call of the model: `positions` is right, and the session can continue."""
   (prompt,) = draw(rng, 60)
   usual = signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -298,12 +298,12 @@ def test_lanes_stop_by_themselves(rng, infini):
 
 @slow
 @pytest.mark.parametrize("name", ["infini-delta", "transformer_xl", "memorizing"])
-def test_layers_one_by_one_are_the_stacked_ones_slowly(rng, name):
+def test_separate_layers_equal_the_stacked_ones_slowly(rng, name):
   one_by_one_is_stacked(rng, Case(**CASES[name]))
 
 
-def test_layers_one_by_one_are_the_stacked_ones(rng):
-  """Where layers differ, too: some have the window and its own rotation, others see all."""
+def test_separate_layers_equal_the_stacked_ones(rng):
+  """Also if layers differ: some have a window with its own rotation, others attend to all."""
   one_by_one_is_stacked(rng, Case(**CASES["windowed"]))
 
 
@@ -323,8 +323,8 @@ def one_by_one_is_stacked(rng, case):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), *finals)
 
 
-def test_a_lane_begins_anew_beside_another(rng, case):
-  """As if nothing had been read in it; the other goes on as it would have."""
+def test_one_lane_begins_anew_and_another_continues(rng, case):
+  """The first is as if it had read nothing; the other is not affected."""
   first, second, new, more = draw(rng, 21, 30, 19, 4)
   session, beside, alone = Session(case.run, lanes=2), Session(case.run), Session(case.run)
   session.read([first, second])
@@ -340,7 +340,7 @@ def test_a_lane_begins_anew_beside_another(rng, case):
 
 @pytest.fixture
 def ends(rng, infini):
-  """A run whose vocabulary makes the third token that follows a prompt the end; the prompt."""
+  """A prompt, and a run in which the third token after this prompt is the end mark."""
   (prompt,), session = draw(rng, 30), Session(infini.run)
   session.read(prompt)
   tokenizer = Unending()
@@ -348,7 +348,7 @@ def ends(rng, infini):
   return infini.run._replace(tokenizer=tokenizer), prompt
 
 
-NEW = {"temperature": 0.0, "repetition_penalty": 1e6}  # no token of before, so nothing ends early
+NEW = {"temperature": 0.0, "repetition_penalty": 1e6}  # no token is repeated, so nothing ends early
 
 
 def test_nothing_follows_a_document_that_the_model_has_ended(ends, tmp_path):

@@ -1,4 +1,4 @@
-"""Text is tokenized as it arrives, to the tokens of the whole."""
+"""Text that is tokenized as it arrives gives the tokens of the whole text."""
 
 import gzip
 import io
@@ -51,7 +51,7 @@ def sentencepiece(folder):
 
 
 def byte_pairs(folder):
-  """As GPT-2's: a pattern cuts the words first."""
+  """A tokenizer like GPT-2's: a pattern splits words first."""
   made = huggingface.Tokenizer(huggingface.models.BPE())
   made.pre_tokenizer = huggingface.pre_tokenizers.ByteLevel(add_prefix_space=False)
   made.decoder = huggingface.decoders.ByteLevel()
@@ -59,12 +59,12 @@ def byte_pairs(folder):
 
 
 def prefixed(folder):
-  """As Llama 2's: a text begins with a space of the tokenizer's own."""
+  """A tokenizer like Llama 2's: it adds a space in front of a text."""
   made = huggingface.Tokenizer(huggingface.models.BPE(byte_fallback=True, unk_token="<unk>"))
   made.normalizer = huggingface.normalizers.Sequence(
     [huggingface.normalizers.Prepend("▁"), huggingface.normalizers.Replace(" ", "▁")]
   )
-  # No piece reaches over a space, as SentencePiece learns them, although nothing cuts there.
+  # No piece contains a space inside, as in SentencePiece, although text is not split there.
   made.pre_tokenizer = huggingface.pre_tokenizers.Metaspace(prepend_scheme="never")
   return trained(made, ["\n", "\t"], ["<unk>", *(f"<0x{i:02X}>" for i in range(256))], cut=False)
 
@@ -92,7 +92,7 @@ def tokenizer(request, tmp_path_factory):
 
 
 class Trickle(io.RawIOBase):
-  """A stream that gives a few bytes at a time, as a pipe may."""
+  """A stream that gives a few bytes at a time, like a pipe."""
 
   def __init__(self, data, rng):
     self._data, self._rng = data, rng
@@ -130,8 +130,8 @@ def test_long_lines_are_cut_in_front_of_words(rng, tokenizer, monkeypatch):
   ]
 
 
-def test_lines_are_read_as_they_come():
-  """What has arrived is tokenized before there is more; the last line waits for its neighbour."""
+def test_lines_are_tokenized_as_they_arrive():
+  """Lines are tokenized when they arrive, except the last, which waits for the next line."""
   arrived = []
 
   def lines():
@@ -152,7 +152,7 @@ def test_lines_are_read_as_they_come():
   ],
   ids=["latin", "nul", "gzip"],
 )
-def test_what_is_no_text_is_refused_in_one_line(tmp_path, data, message):
+def test_data_that_is_not_text_is_refused_in_one_line(tmp_path, data, message):
   file = tmp_path / ("a.gz" if message == "cannot be read" else "a")
   file.write_bytes(data)
   with pytest.raises(InputError, match=message) as error:

@@ -47,7 +47,7 @@ def test_a_stop_string_ends_it_wherever_tokens_are_cut(rng, tokenizer):
     assert end == "stop"
 
 
-def test_what_only_begins_like_a_stop_string_is_shown(rng, tokenizer):
+def test_text_that_only_begins_like_a_stop_string_is_shown(rng, tokenizer):
   text = "ab abc abcab"
   got, end = pieces(tokenizer, tokenizer.encode(text), ["abcd", "abcaba"])
   assert "".join(got) == text and end == "length"
@@ -61,7 +61,7 @@ def test_the_documents_mark_ends_it(tokenizer):
   )
 
 
-def test_bytes_that_are_no_text_hold_nothing_up(rng):
+def test_bytes_that_are_not_text_do_not_delay_the_output(rng):
   ids = np.concatenate([rng.integers(128, 192, 500), ByteTokenizer().encode("and on")])
   got, _ = pieces(ByteTokenizer(), ids)
   assert "".join(got).endswith("and on") and "".join(got).count("\ufffd") > 400

@@ -1,7 +1,6 @@
-"""A pretrained family's decoder in float64, one lane and one head after the other.
+"""A decoder of the pretrained families in float64, one lane and one head at a time.
 
-It is written after the models' papers and has nothing in common with the package but the names of
-the parameters.
+It is written from the models' papers. It shares with the package only the names of the parameters.
 """
 
 import math
@@ -10,7 +9,7 @@ import numpy as np
 
 
 def logits(params, tokens_T, c):
-  """Logits (T, V) of one document from its first token on."""
+  """Logits (T, V) of one whole document."""
   x = params["embed_VD"][tokens_T] * c.family.embed_scale
   for i in range(c.layers):
     layer = _part(params["blocks"], i)
@@ -72,7 +71,7 @@ def _feed_forward(p, x, c):
 
 
 def _norm(x, p, c):
-  """Without parameters: nothing is normalised."""
+  """RMS norm. Without parameters, x is returned unchanged."""
   if p is None:
     return x
   scale = 1 + p["scale_E"] if c.family.norm_plus_one else p["scale_E"]
@@ -88,7 +87,7 @@ def _gelu(x):
 
 
 def _turned(x, frequency):
-  """Each pair as a complex number, turned by its position."""
+  """Each pair as a complex number, rotated by its position."""
   half = x.shape[1] // 2
   turn = np.exp(1j * np.arange(len(x))[:, None] * frequency[None])
   pairs = (x[:, :half] + 1j * x[:, half:]) * turn
@@ -102,7 +101,7 @@ def frequencies(E, theta, scaling):
 
 
 def _yarn(i, E, theta, factor, low, high, original):
-  """As its authors' code: a ramp between the (real) pairs that turn `high` and `low` times."""
+  """As in the authors' code: a ramp between the pairs that rotate `high` and `low` times."""
   plain = theta ** (-2 * i / E)
   place = lambda turns: E * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
   first, last = max(math.floor(place(high)), 0), min(math.ceil(place(low)), E - 1)
@@ -115,7 +114,7 @@ def _yarn(i, E, theta, factor, low, high, original):
 
 
 def _scaled(frequency, scaling):
-  """One pair's angle from a position to the next; Llama 3's cases by the length of its wave."""
+  """The angle of one pair between two positions; Llama 3's cases by wavelength."""
   if not scaling:
     return frequency
   if len(scaling) == 1:

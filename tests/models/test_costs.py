@@ -1,4 +1,4 @@
-"""FLOPs and parameters against figures that are known otherwise."""
+"""FLOPs and parameters, compared with known figures."""
 
 import pytest
 
@@ -6,8 +6,8 @@ from infini_jax.models import costs
 from infini_jax.models.costs import forward_flops
 from tests.tiny import changed, model_config
 
-# Llama 3's dimensions, head and embedding apart; the figures are those of the project's survey,
-# `3 (2 weights + L H (N + 1) 2E + L 2E^2 (H + K))` at N = 2048, worked out by hand.
+# Llama 3's dimensions, with separate head and embedding. The figures are
+# `3 (2 weights + L H (N + 1) 2E + L 2E^2 (H + K))` at N = 2048, computed by hand.
 LLAMA_8B = {
   **{"layers": 32, "width": 4096, "heads": 32, "kv_heads": 8, "head_dim": 128, "ffn": 14336},
   **{"vocab_size": 128_256, "segment_length": 2048, "tied_embeddings": False},
@@ -53,7 +53,7 @@ def test_only_full_attention_grows_with_t():
 
 
 def test_a_window_bounds_what_a_layer_attends_to():
-  """4 layers, every second sees all 64 tokens; the others 8, and fewer at the start."""
+  """4 layers: every second layer attends to all 64 tokens; the others to 8, fewer at the start."""
   full = model_config(mixer="full", layers=4, window=8, global_every=2)
   seen = sum(t + 1 for t in range(64)), sum(min(t + 1, 8) for t in range(64))
   one = 4 * full.heads * full.head_dim
@@ -72,11 +72,11 @@ def test_gated_activations_cost_the_same():
   assert swiglu["weights"] > forward_flops(model_config(activation="gelu"), 64)["weights"]
 
 
-def test_what_other_memories_cost_beside_their_segment():
+def test_costs_of_other_memories_beside_their_segment():
   c = model_config(layers=4, width=16, heads=4, kv_heads=2, head_dim=8)
   local = forward_flops(changed(c, mixer="local"), 64)
   assert local["memory"] == forward_flops(changed(c, mixer="full"), 64)["memory"] == 0
-  one = 4 * 4 * 8  # of a key and its value, for all heads
+  one = 4 * 4 * 8  # FLOPs of a key and its value, all heads
   xl = forward_flops(changed(c, mixer="transformer_xl"), 64)
   assert xl["memory"] == 4 * 8 * one and xl["attention"] == local["attention"]
   knn = changed(c, mixer="memorizing", knn_layers=(3,), knn_memory=100, knn_top=5)
@@ -90,7 +90,7 @@ def test_what_other_memories_cost_beside_their_segment():
 
 @pytest.mark.parametrize("mixer, prefix", [("rmt", 3), ("autocompressor", 6)])
 def test_summaries_go_through_all_layers(mixer, prefix):
-  """A segment of 8 costs what a causal sequence of prefix, 8 tokens and 3 summaries does."""
+  """A segment of 8 costs as much as a causal sequence of prefix, 8 tokens and 3 summaries."""
   c = model_config(mixer=mixer, segment_length=8, summary_tokens=3, summary_steps=2)
   whole = prefix + 8 + 3
   parts = forward_flops(c, 64)

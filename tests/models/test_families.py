@@ -1,4 +1,4 @@
-"""What the families of pretrained models differ in, against a plain decoder in float64."""
+"""The features of pretrained model families, compared with a plain decoder in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from tests.tiny import changed, fake_params, model_config
 B, N, T = 2, 8, 24
 PLAIN = model_config(mixer="full", heads=4, segment_length=N, rope_theta=100.0)
 WINDOWS = {"window": 6, "global_every": 2}
-# The features that a family adds to Llama, each alone, and where it needs it with another.
+# The features that a family adds to Llama, each alone or with the feature that it needs.
 ALONE = [
   {"activation": "geglu"},
   {"rope_scaling": (4.0,)},
@@ -32,7 +32,7 @@ ALONE = [
   {**WINDOWS, "window_theta": 10.0},
   {"global_every": 2, "global_nope": True, "rope_scaling": (2.0, 0.1, 2.0, 64.0, 1.2)},
 ]
-# Gemma 3's, with Gemma 2's caps and Qwen 2's biases: all of it at once.
+# All features at once: Gemma 3's, with Gemma 2's softcaps and Qwen 2's biases.
 MIX = changed(
   PLAIN, layers=3, activation="geglu", rope_scaling=(8.0,), attention_bias=True, qk_norm=True,
   norm_plus_one=True, post_norms=True, embed_scale=4.0, query_scale=0.9, attention_softcap=2.0,
@@ -50,7 +50,7 @@ def random_params(rng, c):
 
 
 def exact(params, tokens_BT, c):
-  """The reference's logits of every lane."""
+  """The logits of the reference for every lane."""
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   return np.stack([reference.logits(params, lane, c) for lane in tokens_BT])
 
@@ -72,7 +72,7 @@ more = jax.jit(extend, static_argnums=0)
 
 
 def start(c, params, tokens=0):
-  """An empty state, with room for so many tokens."""
+  """An empty state, with room for `tokens` tokens."""
   return MIXERS[c.mixer].reserve(bind(c, params).state(B), tokens)
 
 
@@ -88,14 +88,14 @@ def test_each_feature_alone_equals_float64(rng, fields):
 
 @pytest.fixture(scope="module")
 def mix():
-  """Parameters of the mix, tokens, and their exact logits: made anew in every run."""
+  """Random parameters of the mix, random tokens, and their exact logits."""
   rng = np.random.default_rng()
   params, tokens = random_params(rng, MIX), draw(rng, B, T)
   return params, tokens, exact(params, tokens, MIX)
 
 
 def test_all_features_together_in_one_call_by_chunks_and_by_tokens(mix):
-  """With a state of other sizes each time: the window counts tokens, not slots."""
+  """With states of different sizes: the window counts tokens, not slots."""
   params, tokens, expected = mix
   got = call(MIX, params, tokens, start(MIX, params))[0]
   np.testing.assert_allclose(got, expected, **CLOSE)
@@ -114,7 +114,7 @@ def test_all_features_together_in_one_call_by_chunks_and_by_tokens(mix):
 
 
 def test_a_window_counts_the_tokens_of_its_own_document(rng, mix):
-  """Padding between two documents of a lane, and a document that goes on from a full cache."""
+  """With padding between two documents of a lane, and a document that continues a full cache."""
   params, tokens, _ = mix
   mask = np.ones((B, T), bool)
   mask[:, 5:N] = False
@@ -165,7 +165,7 @@ def test_the_gradient_of_all_features_equals_float64(mix):
 
 @pytest.mark.parametrize("mixer", ["infini", "local"])
 def test_with_shut_gates_a_segment_equals_the_original(mix, mixer):
-  """Segments of the window's length: the layers differ in their wavelengths alone."""
+  """A segment has the length of the window, so layers differ only in their wavelengths."""
   params, tokens, _ = mix
   c = changed(MIX, mixer=mixer, gate_init=-200.0)
   if mixer == "infini":
@@ -183,8 +183,8 @@ def test_with_shut_gates_a_segment_equals_the_original(mix, mixer):
     np.testing.assert_allclose(got[:, 0], expected[:, t], **CLOSE, err_msg=f"streamed token {t}")
 
 
-def test_what_is_off_does_not_exist():
-  """Biases and norms that a model lacks are no parameters, and what there is starts neutral."""
+def test_features_that_are_off_have_no_parameters():
+  """Biases and norms that are off are not parameters; those that are on start neutral."""
   more = changed(PLAIN, attention_bias=True, post_norms=True, norm_plus_one=True)
   make = lambda c: init(c, jax.random.key(0))
   named = lambda tree: {

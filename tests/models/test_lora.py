@@ -1,4 +1,4 @@
-"""Adapters: at first nothing changes; merged into the weights they are the same model."""
+"""Adapters change nothing at first. A model with merged adapters equals the adapted model."""
 
 import dataclasses
 import functools
@@ -41,7 +41,7 @@ def test_fresh_adapters_change_nothing_and_merged_ones_nothing_more(rng, origina
   tokens = rng.integers(0, model.vocab_size, (B, N * S)).astype(np.int32)
   mesh = make_mesh(config(mesh={"data": 1}).mesh, jax.devices()[:1])
   adapted = completed(ADAPTED, params, jax.random.key(int(rng.integers(1000))), mesh)
-  adapted = jax.tree.map(jnp.asarray, jax.device_get(adapted))  # on no mesh
+  adapted = jax.tree.map(jnp.asarray, jax.device_get(adapted))  # without a mesh
   shapes = lambda tree: jax.tree.map(jnp.shape, tree)
   assert shapes(adapted) == shapes(jax.eval_shape(lambda: init(ADAPTED, jax.random.key(0))))
   expected = logits(model, params, tokens)

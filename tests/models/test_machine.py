@@ -1,4 +1,4 @@
-"""A run that was made on another machine: read, evaluated and trained on this one."""
+"""A run that was trained on another machine is read, evaluated and trained on this one."""
 
 import json
 import logging
@@ -47,7 +47,7 @@ def test_a_mesh_of_other_devices_becomes_all_that_are_here():
 
 @pytest.fixture
 def from_a_tpu(trained, tmp_path):
-  """A run whose record says that it was trained with a TPU's kernel, on more devices."""
+  """A run whose run.json has a TPU's kernel and more devices."""
   _, workdir, _ = trained
   run = shutil.copytree(workdir, tmp_path / "run")
   record = json.loads((run / "run.json").read_text())

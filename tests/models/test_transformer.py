@@ -1,4 +1,4 @@
-"""The model as a function over segments: however the tokens are cut, the logits are the same."""
+"""The model as a function over segments: logits do not depend on how tokens are cut."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ CLOSE = dict(rtol=1e-4, atol=1e-5)
 
 
 class Model:
-  """A case with its parameters and its three calls, each jitted once for all tests."""
+  """A config with its parameters and its three calls, each jitted once for all tests."""
 
   def __init__(self, config):
     self.config = config
@@ -73,7 +73,7 @@ class Model:
     return self._extend(self.params, tokens, self.reserve(stream, tokens.shape[1]), mask)
 
 
-# Of each kind of state one is in the fast lane; the rest of these is in the tests of each of them.
+# Fast tests have one system for each kind of state. The systems also have their own tests.
 SLOW = ("infini-linear", "pooled", "autocompressor")
 
 
@@ -97,7 +97,7 @@ def draw(rng, *shape):
 def test_no_logit_depends_on_a_later_token(rng, model):
   tokens = draw(rng)
   before = model.logits(tokens)
-  reach = {"local": N, "transformer_xl": 3 * N}.get(model.config.mixer, T)  # N more by layer
+  reach = {"local": N, "transformer_xl": 3 * N}.get(model.config.mixer, T)  # N more for each layer
   for t in (0, 5, N - 1, N, 2 * N + 3, T - 1):
     other = tokens.copy()
     other[:, t] = (other[:, t] + 1) % 32
@@ -148,7 +148,7 @@ def test_the_state_alone_is_that_of_the_whole_call(rng, model):
 def test_streaming_equals_the_whole_call_at_every_position(rng, model, pieces):
   tokens = draw(rng)
   whole = model.logits(tokens)
-  # Two segments are read as a chunk, the rest a few tokens at a time, padded to one shape.
+  # Two segments are read as a chunk; the rest is read a few tokens at a time, padded to one shape.
   state = model(tokens[:, : 2 * N], model.reserve(model.state(), 2 * N))[1]
   stream = bind(model.config, model.params).open(state, B)
   start = 2 * N
@@ -208,7 +208,7 @@ def without_gates(params):
   return {**params, "blocks": {**params["blocks"], "attention": attention}}
 
 
-def test_memory_knocked_out_or_gated_off_is_the_local_model(rng, infini):
+def test_memory_held_empty_or_gated_off_is_the_local_model(rng, infini):
   tokens = draw(rng)
   local = Model(changed(infini.config, mixer="local"))
   expected = local.logits(tokens, params=without_gates(infini.params))
@@ -246,7 +246,7 @@ def test_cutting_a_layer_acts_through_that_layer_alone(rng, infini):
   tokens = draw(rng)
   logits, state = infini(tokens)
   cut, cut_state = infini(tokens, cut=np.array([False, True]))
-  jax.tree.map(np.testing.assert_array_equal, cut_state, state)  # the last layer's reads go nowhere
+  jax.tree.map(np.testing.assert_array_equal, cut_state, state)  # its reads change no memory
   assert np.abs(cut - logits)[:, N:].max() > 1e-3
   _, cut_state = infini(tokens, cut=np.array([True, False]))
   first, second = (np.abs(cut_state.M_BKEU - state.M_BKEU)[layer].max() for layer in (0, 1))
@@ -332,7 +332,7 @@ def test_each_choice_runs_and_changes_the_output(rng, infini, fields):
 
 
 def test_fresh_parameters():
-  """A token's guess is near uniform, gates start where they should, layers differ."""
+  """Predictions are nearly uniform, gates have their initial value, and layers differ."""
   config = model_config(gate_init=-5.0, param_dtype="bfloat16", layers=3)
   params = jax.jit(init, static_argnums=0)(config, jax.random.key(0))
   attention = params["blocks"]["attention"]

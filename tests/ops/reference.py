@@ -1,6 +1,6 @@
-"""Infini-attention as a loop over segments, head by head: slow, and obviously right.
+"""Infini-attention as a plain loop over segments and heads: slow and simple.
 
-It is traced in float64, so that its gradients are a reference too.
+It is traced in float64, so its gradients are a reference too.
 """
 
 import jax
@@ -28,8 +28,8 @@ def one_head(
 ):  # fmt: skip
   """One lane, one query head and its key/value head: q (T,E), k (T,E), v (T,U), M (E,U), z (E).
 
-  The memory is read with own_q and written with own_k and own_v. With decay_T a segment leaves
-  sigmoid(its mean) of it.
+  The memory is read with own_q and written with own_k and own_v. With decay_T, each segment
+  multiplies it by sigmoid(mean of decay_T).
   """
   T, E = q.shape
   outs = []
@@ -39,7 +39,7 @@ def one_head(
     mask, query, key, value = mask_T[part], q[part], k[part], v[part]
     memory, norm = jnp.where(reset_S[s], 0.0, memory), jnp.where(reset_S[s], 0.0, norm)
     written = written & ~reset_S[s]
-    norm = jnp.where(written, norm, 1.0)  # an empty memory is never read: see `written` below
+    norm = jnp.where(written, norm, 1.0)  # an empty memory is never read; see `written` below
     turned = (query, key)
     if rope_theta is not None:
       place = np.arange(len(query))
@@ -65,7 +65,7 @@ def one_head(
       phi = phi / phi.sum(1)[:, None]
     added, new = jnp.where(mask[:, None], phi, 0.0) * write_T[part, None], value
     if rule.name == "delta":
-      # Recall is damped when a segment adds much more than the memory holds.
+      # The recall is damped if a segment adds much more than the memory holds.
       growth = added.sum() / norm.sum()
       if rule.z_correction:
         growth = jax.lax.stop_gradient((added.sum(0) / norm).max())
@@ -84,11 +84,11 @@ def one_head(
 
 
 def infini_attention(q, k, v, beta, M, z, write=None, *own, decay=None, reset, mask, **options):
-  """Arguments as the real one's; reset and mask are arrays, M and z the memory to start from.
+  """Arguments as in the package; reset and mask are arrays, M and z the memory at the start.
 
   `rule` is a `Rule`, `cut` True or False.
 
-  Every segment has a token that is no padding, and is written.
+  Every segment has a real token that is written.
   """
   B, T, H, E = q.shape
   K = k.shape[2]
@@ -104,5 +104,5 @@ def infini_attention(q, k, v, beta, M, z, write=None, *own, decay=None, reset, m
   out, M, z = lanes(
     split[0], k, v, split[1], M, z, *flags, write, grouped(own_q), own_k, own_v, decay
   )
-  # A head's memory is the same for all query heads of the group.
+  # All query heads of a group have the same memory.
   return out.reshape(B, T, H, -1), M, z

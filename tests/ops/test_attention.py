@@ -1,4 +1,4 @@
-"""Softmax attention against float64, and its forms against each other, forward and gradient."""
+"""Softmax attention, compared with float64 and between its forms, forward and gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def plain(
 
 
 def places(rng, cached=0):
-  """Positions over a cache and the tokens; each lane has a document's start and a hidden key."""
+  """Positions of a cache and the tokens; each lane has a document start and a hidden key."""
   position = np.broadcast_to(np.arange(cached + T, dtype=np.int32), (B, cached + T)).copy()
   document = (position >= np.array([[3], [7]])).astype(np.int32)
   key = position.copy()
@@ -78,7 +78,7 @@ def test_blocks_of_rows_equal_all_at_once(rng, monkeypatch, rows, most, aligned)
 
 
 def test_blocks_look_at_no_key_behind_them(rng, monkeypatch):
-  """Aligned rows need not even load later keys: the largest block of scores is the last."""
+  """Aligned rows do not load later keys: the largest block of scores is the last."""
   monkeypatch.setattr(module, "BLOCK_ROWS", 4)
   where = [jnp.arange(T, dtype=jnp.int32)[None]] * 2
   program = str(jax.make_jaxpr(lambda *a: attention(*a, *where, aligned=True))(*draw(rng)))

@@ -1,4 +1,4 @@
-"""`infini_attention` against the float64 loops, forward and gradient, and its exact properties."""
+"""`infini_attention`, compared with the float64 loops, and its exact properties."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from tests.ops import reference
 B, K, G, E, U = 2, 2, 2, 4, 6
 H = K * G
 
-# Jitted, for op by op every operation would be compiled alone.
+# Jitted, because otherwise every operation is compiled separately.
 attend = jax.jit(
   infini_attention,
   static_argnames=("segment_length", "rule", "rope_theta", "implementation"),
@@ -28,7 +28,7 @@ def inputs(rng, T):
 
 
 def memory(rng, tokens=16):
-  """A memory that has read so many tokens."""
+  """A memory of `tokens` random tokens."""
   k = np.asarray(reference.sigma(rng.standard_normal((B, tokens, K, E))), np.float64)
   v = rng.standard_normal((B, tokens, K, U))
   return np.einsum("BTKE,BTKU->BKEU", k, v), k.sum(1)
@@ -39,7 +39,7 @@ def single(*arrays):
 
 
 def more_of(arrays):
-  """The write gate, and the memory's own queries, keys and values, where there are some."""
+  """The write gate, and the memory's own queries, keys and values, if there are any."""
   write, own = arrays[:1], tuple(arrays[1:])
   return ({"write_BTK": write[0]} if write else {}) | ({"own": own} if own else {})
 
@@ -52,7 +52,7 @@ def run(arrays, *, implementation="parallel", **options):
 
 
 def token_by_token(arrays, N, *, rule, **options):
-  """The streaming form: outputs, and the memory with the open segment written too."""
+  """The streaming form: outputs, and the memory after the open segment is written too."""
   q, k, v, beta, M, z, *more = arrays
   empty = Segment(jnp.zeros((B, N, K, E)), jnp.zeros((B, N, K, U)), jnp.zeros(B, jnp.int32))
   stream = infini_module.open_stream(MemoryState(M, z), empty, rule)
@@ -72,7 +72,7 @@ def token_by_token(arrays, N, *, rule, **options):
 EVERYTHING = dict(normalize_keys=True, z_correction=True, decay=0.7)
 PLAIN = dict(rope_theta=100.0, cut=False)
 HARD = dict(gate="hard_sigmoid", readout_norm=True)
-# In the fast lane z-correction stands alone with delta; all are in "everything" with both rules.
+# Fast tests have z-correction alone with delta; "everything" has all options with both rules.
 ALONE = ("normalize_keys", "z_correction", "decay")
 SLOW = {(name, label) for name in ("linear", "delta") for label in ALONE}
 SLOW |= {("linear", "other"), ("linear", "everything")}
@@ -107,18 +107,18 @@ NAMES = ("q", "k", "v", "beta", "M", "z", "write", "own q", "own k", "own v")
 def test_equals_float64_loops_forward_and_gradient(rng, rule, options):
   T, N = 10, 4  # two whole segments and a short one
   S = -(-T // N)
-  # A small memory at first: segments add much to it, and some of their keys are new to it.
+  # The memory is small at first: segments add much to it, and some of their keys are new.
   arrays, options = (*inputs(rng, T), *memory(rng, tokens=1)), dict(options)
   if options.pop("write", False):
     write = np.clip(rng.normal(0.5, 0.6, (B, T, K)), 0, 1)
-    write[:, ::N] = rng.uniform(0.1, 1, (B, S, K))  # something of each segment is written
+    write[:, ::N] = rng.uniform(0.1, 1, (B, S, K))  # each segment writes at least one token
     arrays += (write,)
   if options.pop("own", False):
     q, k, v, _ = inputs(rng, T)
     arrays += (q, k, v)
   reset = rng.random((B, S)) < 0.3
   mask = rng.random((B, T)) < 0.8
-  mask[:, ::N] = True  # each query then sees a key
+  mask[:, ::N] = True  # so each query sees a key
   no_reset, no_mask = np.zeros_like(reset), np.ones_like(mask)
   weights = [rng.standard_normal(s) for s in ((B, T, H, U), (B, K, E, U), (B, K, E))]
 
@@ -248,7 +248,7 @@ def test_reset_equals_a_document_alone_and_stops_the_gradient(rng, rule):
 
 
 def test_delta_stays_bounded_after_a_short_first_segment(rng):
-  """Undamped, the first whole segment after 2 tokens multiplies the memory by more than ten."""
+  """Without damping, the first whole segment after 2 tokens makes the memory ten times larger."""
   N, T = 64, 64 * 6
   q, k, v, _ = single(*inputs(rng, T))
   mask = jnp.ones((B, T), bool).at[:, 2:N].set(False)
@@ -260,7 +260,7 @@ def test_delta_stays_bounded_after_a_short_first_segment(rng):
 
 
 def test_delta_never_expands_a_memory_whose_z_stays_small(rng):
-  """Under z-correction, z stays as small as after a short first segment: see `_damping`."""
+  """With z-correction, z stays as small as after a short first segment; see `_damping`."""
   N, S = 32, 12
   _, k, v, _ = single(*inputs(rng, N * S))
   k, v = k + rng.standard_normal((1, 1, 1, E)).astype(np.float32), v.at[:, N:].set(0.0)
@@ -270,7 +270,7 @@ def test_delta_never_expands_a_memory_whose_z_stays_small(rng):
     split(k), split(v), memory_module.empty_memory(k, v), jnp.zeros((B, S), bool), split(mask),
     Rule("delta", z_correction=True),
   )  # fmt: skip
-  norms = jnp.linalg.norm(before.M_BKEU[:, 1:], axis=(-2, -1))  # written by the first segment alone
+  norms = jnp.linalg.norm(before.M_BKEU[:, 1:], axis=(-2, -1))  # only the first segment writes
   assert np.all(norms[:, 1:] <= norms[:, :-1] * (1 + 1e-5)), "delta makes old memories larger"
 
 
@@ -296,7 +296,7 @@ def test_each_normalized_key_weighs_one(rng):
 
 
 def test_z_correction_adds_a_key_once(rng):
-  """Keys along the axes: written twice, they are in z once; a new one adds itself whole."""
+  """Keys along the axes: a key written twice is in z once; a new key is added completely."""
   q, _, v, beta = single(*inputs(rng, 4))
   axis = lambda t: jnp.full((B, K, E), -30.0).at[:, :, t].set(1 + jnp.asarray(rng.random()))
   first, second = axis(0), axis(1)

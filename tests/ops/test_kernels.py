@@ -1,4 +1,4 @@
-"""Kernels give what the reference gives, and say why where they cannot."""
+"""Kernels equal the reference, and give the reason if they cannot run."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from infini_jax.ops.attention import Scoring, segment_attention
   "masked,scoring", [(False, Scoring()), (True, Scoring(scale=0.2, softcap=1.5))]
 )
 def test_splash_equals_the_reference_forward_and_gradient(rng, masked, scoring):
-  """In Pallas' interpret mode; on a TPU it is compiled."""
+  """In the interpret mode of Pallas; compiled on a TPU."""
   B, N, H, K, E = 2, 256, 4, 2, 128
   q, k, v, weight = (
     jnp.asarray(rng.standard_normal((B, N, heads, E)), jnp.float32) for heads in (H, K, K, H)
@@ -25,7 +25,7 @@ def test_splash_equals_the_reference_forward_and_gradient(rng, masked, scoring):
   def graded(run):
     return jax.jit(jax.value_and_grad(lambda *qkv: (run(*qkv) * weight).sum(), (0, 1, 2)))(q, k, v)
 
-  with jax.numpy_dtype_promotion("standard"):  # its own code mixes types
+  with jax.numpy_dtype_promotion("standard"):  # splash's code mixes types
     how = (mask if masked else None, scoring.scale_of(E), scoring.softcap)
     ours = graded(lambda *qkv: kernels.splash(*qkv, *how, interpret=True))
   alone = lambda *qkv: segment_attention(
@@ -61,7 +61,7 @@ def test_a_kernel_says_why_it_cannot(kernel, on, shape, reason):
     assert chosen == ("splash" if kernel == "splash" else "xla")
 
 
-def test_auto_takes_what_there_is_and_a_wish_that_cannot_be_is_refused(rng):
+def test_auto_takes_an_available_kernel_and_an_impossible_one_is_refused(rng):
   qkv = [jnp.zeros((1, 2, 8, 2, 4)) for _ in range(3)]
   np.testing.assert_array_equal(segment_attention(*qkv), segment_attention(*qkv, kernel="xla"))
   for kernel, message in (

@@ -1,4 +1,4 @@
-"""States chosen lane by lane, whatever their shape and wherever their lanes are."""
+"""Choosing states lane by lane, for all shapes and all places of the lane dimension."""
 
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ def state(rng, *shape, lanes=3, layers=()):
 @pytest.mark.parametrize("layers", [(), (2,)])
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_each_lane_is_of_the_state_that_its_flag_says(rng, layers, lanes):
-  """`yes` may have one lane for all."""
+  """`yes` may have one lane that stands for all."""
   yes, no = state(rng, 4, 5, lanes=lanes, layers=layers), state(rng, 4, 5, layers=layers)
   found = where_lane(jnp.asarray(FLAG), yes, no, axis=len(layers))
   for got, y, n in zip(found, yes, no, strict=True):

@@ -77,7 +77,7 @@ def test_large_logits_stay_finite_and_bfloat16_is_summed_in_float32(rng):
 
 
 def test_no_more_than_a_chunk_of_logits_exists(rng):
-  """Forward and backward: no array of the program is as large as all logits."""
+  """Forward and backward, no array of the program is as large as all logits."""
   T, V = 256, 512
   shapes = [jax.ShapeDtypeStruct(s, np.float32) for s in ((1, T, 4), (V, 4))]
   targets = jnp.zeros((1, T), jnp.int32)

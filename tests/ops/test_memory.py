@@ -1,4 +1,4 @@
-"""What reading a text several times does to a memory, and what takes its place."""
+"""Fast-forwarding a memory, compared with reading a text several times."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ B, N, K, E, U = 3, 6, 2, 4, 5
 
 
 def read_text(memory, k, v, rule, times=1):
-  """The memory after a text of one segment was read so many times."""
+  """The memory after a text of one segment was read `times` times."""
   for _ in range(times):
     memory = commit(memory, summarize(k, v, memory, None, rule), rule)
   return memory
@@ -20,21 +20,21 @@ def read_text(memory, k, v, rule, times=1):
 
 @pytest.fixture
 def start(rng):
-  """A memory that has read 60 tokens, and the keys and values of a segment."""
+  """A memory of 60 tokens, and the keys and values of a segment."""
   draw = lambda n, size: jnp.asarray(rng.standard_normal((B, n, K, size)), jnp.float32)
   empty = MemoryState(jnp.zeros((B, K, E, U)), jnp.zeros((B, K, E)))
   return read_text(empty, draw(60, E), draw(60, U), Rule()), draw(N, E), draw(N, U)
 
 
 @pytest.mark.parametrize("rule", [Rule(), Rule(normalize_keys=True)], ids=["plain", "normalized"])
-def test_a_linear_memory_that_is_fast_forwarded_has_read_the_text_so_often(start, rule):
+def test_a_fast_forwarded_linear_memory_equals_reading_the_text_that_often(start, rule):
   memory, k, v = start
   times, rounding = (1, 7, 40), 2.0**-24
   once = read_text(memory, k, v, rule)
   got = fast_forward(memory, once, jnp.array(times, jnp.float32))
   for lane, often in enumerate(times):
     expected = read_text(memory, k, v, rule, often)
-    # Of terms of both signs: each of `often` sums is rounded, and a difference `often` times that.
+    # Each of `often` sums is rounded, and a difference has `often` times that. Signs are mixed.
     summed = read_text(jax.tree.map(jnp.abs, memory), k, jnp.abs(v), rule, often)
     for a, b, size in zip(got, expected, summed, strict=True):
       limit = 3 * (often + N) * rounding * size[lane]
@@ -42,8 +42,8 @@ def test_a_linear_memory_that_is_fast_forwarded_has_read_the_text_so_often(start
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), got, once)
 
 
-def test_a_delta_memory_is_near_while_the_text_is_small_beside_what_it_has_read(start):
-  """The error is of second order: half the text, a quarter of it; z is exact."""
+def test_a_fast_forwarded_delta_memory_is_near_if_the_text_is_short(start):
+  """The error is of second order: half the text gives a quarter of the error. z is exact."""
   memory, k, v = start
   errors = []
   for scale in (0.25, 0.5, 1.0):

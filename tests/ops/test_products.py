@@ -1,4 +1,4 @@
-"""Products of bfloat16, forward and back, against float64; on several devices as on one."""
+"""Products in bfloat16, forward and backward, compared with float64; equal on several devices."""
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ def test_other_types_and_options_are_those_of_einsum(rng):
 
 
 def test_eight_devices_have_the_gradients_of_one(rng):
-  """Summed over the devices that have other tokens: in another order, so to a few roundings."""
+  """Gradients are summed over devices in another order, so they differ by a few roundings."""
   x, w = drawn(rng, (8, 6, 16)), jnp.asarray(rng.standard_normal((16, 32)), jnp.float32)
 
   def loss(x, w):

@@ -17,7 +17,7 @@ def draw(rng):
   return rng.standard_normal((B, T, H, E)).astype(np.float32)
 
 
-def test_turns_each_pair_as_a_complex_number(rng):
+def test_each_pair_is_rotated_as_a_complex_number(rng):
   x, position = draw(rng), rng.integers(0, 500, (B, T)).astype(np.int32)
   frequency = THETA ** (-np.arange(E // 2) / (E // 2))
   pairs = x[..., : E // 2].astype(np.complex128) + 1j * x[..., E // 2 :]
@@ -30,7 +30,7 @@ def test_turns_each_pair_as_a_complex_number(rng):
   "scaling", [(), (4.0,), (8.0, 1.0, 4.0, 8192.0), (8.0, 1.0, 32.0, 8192.0, 1.2)], ids=str
 )
 def test_scaled_frequencies_equal_the_published_cases(scaling):
-  """Llama 3.1's head and base: all three cases of its scaling, and of YaRN's, occur."""
+  """With Llama 3.1's head size and base, all three cases of its scaling and of YaRN's occur."""
   E, theta = 128, 500_000.0
   got = frequencies(E, theta, scaling)
   expected = reference.frequencies(E, theta, scaling)
@@ -41,7 +41,7 @@ def test_scaled_frequencies_equal_the_published_cases(scaling):
     assert (ratio == 1).any() and (ratio == 1 / 8).any() and len(set(ratio)) > 4
 
 
-def test_a_magnitude_multiplies_what_is_turned(rng):
+def test_a_magnitude_multiplies_the_rotated_vectors(rng):
   x, position = jnp.asarray(draw(rng)), jnp.arange(T, dtype=jnp.int32)[None]
   rope = frequencies(E, THETA)
   got = rotate(x, position, rope._replace(magnitude=1.5))
@@ -73,7 +73,7 @@ def test_lengths_and_position_zero_are_kept(rng):
 
 def test_bfloat16_keeps_its_type_and_float32_angles(rng):
   x = jnp.asarray(draw(rng), jnp.bfloat16)
-  position = jnp.full((1, T), 1001, jnp.int32)  # no bfloat16 number
+  position = jnp.full((1, T), 1001, jnp.int32)  # bfloat16 cannot represent 1001
   got = rotate(x, position, THETA)
   assert got.dtype == jnp.bfloat16
   exact = turn(np.asarray(x, np.float32), np.asarray(position))

@@ -26,7 +26,7 @@ def place(values, specs, on):
   return jax.tree.map(put, values, specs)
 
 
-# In the fast lane each way of carrying is there, with another size.
+# Fast tests have each way of carrying once, with different sizes.
 CARRIED = {("seq8", "gathered"), ("seq4", "doubling")}
 
 

@@ -1,4 +1,4 @@
-"""What is known of chips, by the names that JAX gives them."""
+"""Peak figures of chips, by JAX's names for them."""
 
 import pytest
 

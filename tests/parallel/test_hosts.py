@@ -18,10 +18,10 @@ from infini_jax.parallel import hosts, local_rows, make_mesh, put_batch
   ids=str,
 )
 def test_a_host_reads_the_lanes_of_its_devices(pieces, expected, monkeypatch, rng):
-  """And no others, even where they do not lie side by side."""
+  """And no others, also if its lanes are not contiguous."""
   mesh = make_mesh(MeshConfig(data=-1))
 
-  class Fake:  # one host's view of a mesh of many
+  class Fake:  # the view of one host on a mesh of many hosts
     def __init__(self, *args):
       pass
 

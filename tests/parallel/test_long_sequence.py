@@ -1,4 +1,4 @@
-"""A quarter of a million tokens over eight devices, against one device in chunks."""
+"""A quarter of a million tokens over eight devices, compared with chunks on one device."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ T, N = 262_144, 256
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["linear", "delta"])
 def test_a_sequence_over_eight_devices_equals_chunks_on_one(rng, rule):
-  """Loss and gradient; the state goes from chunk to chunk with its gradient on one device."""
+  """Loss and gradient; on one device, the state is carried between chunks with its gradient."""
   shape = {"layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "segment_length": N}
   config = model_config(rule=rule, remat="full", **shape)
   params = fake_params(config)

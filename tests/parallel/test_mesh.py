@@ -1,4 +1,4 @@
-"""The same numbers on every mesh, arrays where the table says, and refusals that name a remedy."""
+"""Every mesh gives the same numbers and the planned shardings; refusals name a remedy."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def batches(c, steps, seed=0):
       "mask_BT": rng.random((B, S * N)) < 0.9,
       "reset_BS": rng.random((B, S)) < 0.3,
     }
-    if c.warm.share:  # all that a batch can have
+    if c.warm.share:  # a batch with all possible arrays
       read = next(batches(changed(c, warm=changed(c.warm, share=0.0)), 1, seed + 1))
       names = ("tokens_BT", "mask_BT", "reset_BS")
       batch |= {f"warm_{name}": read[name] for name in names}
@@ -44,7 +44,7 @@ def batches(c, steps, seed=0):
 
 
 def run(c, sizes, steps=3):
-  """The losses of some real train steps, and the state after them."""
+  """The losses of some train steps, and the state after them."""
   devices = jax.devices()[: int(np.prod(sizes))]
   mesh = make_mesh(MeshConfig(*sizes), devices)
   check_divisible(c, mesh)
@@ -71,7 +71,7 @@ def experiment(optimizer, model=None, **sections):
   )
 
 
-# What pretrained families have beside Llama's, layers that differ among it.
+# Features of pretrained families besides Llama's, with layers that differ.
 FAMILY = {
   **{"attention_bias": True, "qk_norm": True, "norm_plus_one": True, "post_norms": True},
   **{"embed_scale": 4.0, "query_scale": 0.5, "attention_softcap": 5.0, "logit_softcap": 5.0},
@@ -89,7 +89,7 @@ def alone(request):
   return c, losses, jax.device_get(state)
 
 
-# In the fast lane Adafactor, with all that families have, is divided over lanes, width and heads.
+# Fast tests have Adafactor with all family features, divided over lanes, width and heads.
 SLOW = {("adafactor", "8x1x1"), ("adafactor", "4x2x1"), ("adamw", "4x2x1"), ("adafactor", "seq")}
 
 
@@ -119,7 +119,7 @@ def test_same_training_on_every_mesh(alone, sizes):
       getattr(state, name),
       getattr(expected, name),
     )
-  # Parameters stay where they are stored, moments too, the memory over lanes and heads.
+  # Parameters and moments keep their storage sharding; the memory is divided over lanes and heads.
   planned = param_shardings(state.params, mesh)
   jax.tree.map(
     lambda x, s: x.sharding.is_equivalent_to(s, x.ndim) or fail(x, s), state.params, planned
@@ -139,7 +139,7 @@ def fail(x, sharding):
 
 
 def traced(c, sizes):
-  """The state before and after one step on a mesh, shapes and places alone."""
+  """The abstract state before and after one step on a mesh: shapes and shardings."""
   devices = jax.devices()[: int(np.prod(sizes))]
   mesh, tx = make_mesh(MeshConfig(*sizes), devices), make_optimizer(c)
   check_divisible(c, mesh)
@@ -158,14 +158,14 @@ def places(tree):
   "sizes", [(8, 1, 1, 1), (4, 2, 1, 1), (2, 2, 1, 1), (2, 2, 1, 2), (1, 1, 1, 1)], ids=str
 )
 def test_microbatches_stay_spread_over_the_mesh(sizes):
-  """16 lanes in 2 microbatches: as many lanes as devices in each, or more."""
+  """16 lanes in 2 microbatches: each has at least as many lanes as devices."""
   c = experiment("adamw", data={"lanes": 16}, train={"accumulate": 2})
   before, after = traced(c, sizes)
   assert places(after.memory) == places(before.memory), "a step moves the memory"
   assert places(after.params) == places(before.params), "a step moves parameters"
 
 
-# In the fast lane `infini` has every layout, and each other system one: all have each in turn.
+# Fast tests have `infini` with every layout, and each other system with one of them in turn.
 LAYOUTS = [(2, 1, (4, 2, 1, 1)), (4, 2, (2, 2, 1, 2)), (8, 4, (4, 1, 1, 2))]
 
 
@@ -179,7 +179,7 @@ LAYOUTS = [(2, 1, (4, 2, 1, 1)), (4, 2, (2, 2, 1, 2)), (8, 4, (4, 1, 1, 2))]
   ids=str,
 )
 def test_every_mixer_is_laid_out_with_shared_heads(mixer, heads, kv_heads, sizes):
-  """A single key/value head, as many as devices, and more."""
+  """One key/value head, as many as devices, and more."""
   c = experiment("adamw", data={"carry_state": mixer != "full"})
   small = {"summary_tokens": 2, "summary_steps": 2}
   small |= {"knn_layers": (1,), "knn_memory": 16, "compression_rate": 2, "compressed_memory": 8}

@@ -1,4 +1,4 @@
-"""The slices that exist, and which are named instead of those that do not."""
+"""The slices that exist, and the nearest ones to slices that do not exist."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""`infini-jax plan` as a person meets it: tables, JSON, and wrong inputs in one line."""
+"""`infini-jax plan`: tables, JSON, and one line for wrong inputs."""
 
 import dataclasses
 import importlib.metadata
@@ -51,7 +51,7 @@ def plan(file, *more):
   ],
 )
 def test_an_estimate_in_tables_and_in_json(file, tmp_path, capsys, monkeypatch, where, chips):
-  """In the time of a test, of a corpus that is not there, for devices that are not there."""
+  """Fast, without the corpus and without the devices."""
   monkeypatch.setenv("COLUMNS", "160")
   out = tmp_path / "plan.json"
   assert plan(file, *where, f"--json={out}") == 0
@@ -72,7 +72,7 @@ def test_an_estimate_in_tables_and_in_json(file, tmp_path, capsys, monkeypatch, 
   )
 
 
-def test_a_model_that_is_too_large_is_told_what_would_fit(file, tmp_path, capsys, monkeypatch):
+def test_changes_that_fit_a_too_large_model_are_named(file, tmp_path, capsys, monkeypatch):
   large = [f"--config.model.{name}" for name in ("width=8192", "ffn=16384", "layers=16")]
   out = tmp_path / "plan.json"
   where = ("--topology=v5e:2x2", "--no-compile")
@@ -82,7 +82,7 @@ def test_a_model_that_is_too_large_is_told_what_would_fit(file, tmp_path, capsys
   assert "does not fit" in text
   assert "most of it: optimizer" in text
   assert "would fit" in text
-  monkeypatch.setattr("infini_jax.plan.verdict.MOVES", ())  # they take most of the time
+  monkeypatch.setattr("infini_jax.plan.verdict.MOVES", ())  # the moves take most of the time
   assert plan(file, "--topology=gpu:a100x1", "--mesh=data=1", *large) == 1
 
 
@@ -138,7 +138,7 @@ def test_wrong_inputs_are_one_line_with_the_remedy(file, capsys, monkeypatch):
   ],
 )
 @pytest.mark.parametrize("compiled", [True, False])
-def test_what_no_chip_has_is_refused_without_libtpu(file, capsys, where, remedy, compiled):
+def test_impossible_topologies_are_refused_without_libtpu(file, capsys, where, remedy, compiled):
   assert remedy in refused(capsys, file, where, *([] if compiled else ["--no-compile"]))
 
 
@@ -149,7 +149,7 @@ def test_several_slices_are_each_one_that_exists(file, capsys):
 
 
 def test_no_change_that_is_named_needs_a_slice_that_does_not_exist(file, capsys):
-  """A whole pod is full: twice as many chips are of no slice."""
+  """A whole pod has no larger slice, so more chips are not named."""
   large = [f"--config.model.{name}" for name in ("width=65536", "ffn=262144", "layers=64")]
   lanes = ["--config.data.lanes=256", "--config.evaluation.lanes=256"]
   where = ["--topology=v5e:16x16", "--no-compile", "--mesh=fsdp=256"]
@@ -180,7 +180,7 @@ def test_a_file_that_cannot_be_written_is_found_before_the_work(
     assert remedy in refused(capsys, file, *what, f"--json={path.format(tmp=tmp_path)}")
 
 
-def test_what_libtpu_says_of_a_topology_is_one_line(file, capsys, monkeypatch):
+def test_an_error_of_libtpu_is_reported_in_one_line(file, capsys, monkeypatch):
   from jax.experimental import topologies
 
   def unknown(*_, **__):
@@ -193,7 +193,7 @@ def test_what_libtpu_says_of_a_topology_is_one_line(file, capsys, monkeypatch):
   assert "--no-compile" in error
 
 
-def test_a_libtpu_that_jax_does_not_name_is_refused_before_the_compile(file, capsys, monkeypatch):
+def test_a_libtpu_of_another_version_is_refused_before_compilation(file, capsys, monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
   monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.999")
   monkeypatch.setattr(
@@ -206,8 +206,8 @@ def test_a_libtpu_that_jax_does_not_name_is_refused_before_the_compile(file, cap
   assert "pip install -e '.[tpu]'" in error
 
 
-def test_a_program_text_that_cannot_be_read_is_one_line(file, monkeypatch):
-  """As jax says it of a program that a newer libtpu has written."""
+def test_a_program_that_cannot_be_read_is_reported_in_one_line(file, monkeypatch):
+  """With jax's message for a program of a newer libtpu."""
 
   class Step:
     def memory_analysis(self):
@@ -226,7 +226,7 @@ def test_a_program_text_that_cannot_be_read_is_one_line(file, monkeypatch):
   assert f"jax {jax.__version__} is made for" in str(caught.value)
 
 
-def test_a_step_that_xla_finds_no_room_for(file, capsys, monkeypatch, tmp_path):
+def test_a_step_that_xla_cannot_allocate_does_not_fit(file, capsys, monkeypatch, tmp_path):
   full = compiled.no_room(
     "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
     "(20.00G) exceeds available HBM (15.75G).",

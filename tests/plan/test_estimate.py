@@ -1,4 +1,4 @@
-"""The estimate against real arrays on eight devices, and against itself where it must move."""
+"""The estimate, compared with real arrays on eight devices and with other estimates."""
 
 import dataclasses
 
@@ -83,7 +83,7 @@ def test_work_that_is_divided_further_takes_less_of_everything():
 
 
 def test_what_is_carried_does_not_depend_on_the_length():
-  """The memory's bytes on the wire are those of states; ring attention would send T keys."""
+  """The bytes sent for the memory are those of states. Ring attention would send T keys."""
   by_length = [made(data={"segments": s}) for s in (2, 64)]
   memories = [[c for c in m.collectives if c.what.startswith("memories")] for m in by_length]
   assert memories[0]
@@ -136,13 +136,13 @@ def test_the_bound_is_the_slowest_resource():
 def test_adapting_a_part_needs_less_and_a_teacher_more():
   whole, lora = made(), made(model={"lora_rank": 2}, train={"part": "lora"})
   added = sum(p.numbers for p in lora.parameters) - sum(p.numbers for p in whole.parameters)
-  # Adapters of queries, keys and values (16 into 32), and of the output, in two layers.
+  # Adapters of queries, keys and values (16 to 32), and of the output, in two layers.
   assert added == 2 * 4 * 2 * (16 + 4 * 8)
   assert lora.resting["optimizer"] < 0.6 * whole.resting["optimizer"]
   assert lora.working["gradients"] < whole.working["gradients"]
   taught = made(train={"distill_weight": 0.5, "start_from": "RUN"}, mesh={"fsdp": 8})
   alone = made(mesh={"fsdp": 8})
-  gates = 2 * 4 * 4  # bytes: the original has none
+  gates = 2 * 4 * 4  # bytes; the original has no gates
   assert taught.resting["original"] == taught.resting["parameters"] - gates
   assert taught.flops["executed"] > alone.flops["executed"]
   assert taught.flops["model"] == alone.flops["model"]

@@ -1,4 +1,4 @@
-"""What is read from XLA's text: kinds, groups, loops; and the memory's weak scaling, compiled."""
+"""Kinds, groups and loops read from XLA's text, and the compiled weak scaling of the memory."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from infini_jax.plan.hlo import communication
 
 ROOT = Path(__file__).parent.parent.parent
 
-# As XLA writes it, shortened: a loop of 3 whose body runs a fusion, and each way to name a group.
+# Shortened text of XLA: a loop of 3 whose body runs a fusion, and each notation of a group.
 PROGRAM = """\
 HloModule step, is_scheduled=true
 
@@ -59,14 +59,14 @@ def test_collectives_of_every_form_times_the_loops_around_them():
   }
 
 
-def test_a_loop_of_unknown_length_is_owned_up_to():
+def test_loops_of_unknown_length_are_counted():
   found = communication(PROGRAM.replace("constant(3)", "parameter(0)"), 16)
   assert found.unknown_loops == 1
 
 
 @pytest.fixture(scope="module")
 def scaling(tmp_path_factory):
-  """Bytes a chip sends by the compiled program, for each rule, axis and two lengths."""
+  """Bytes that a chip sends in the compiled program, for each rule, axis and two lengths."""
   file = tmp_path_factory.mktemp("scaling") / "bytes.json"
   script = [sys.executable, "benchmarks/weak_scaling.py", "--axes=8,16,32", f"--json={file}"]
   done = subprocess.run(script, cwd=ROOT, text=True, capture_output=True, timeout=500)

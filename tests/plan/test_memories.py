@@ -1,4 +1,4 @@
-"""Table 1 of the paper, from real state trees."""
+"""Table 1 of the paper, computed from real state trees."""
 
 import json
 
@@ -11,11 +11,11 @@ from tests.tiny import config
 
 PAPER = "configs/lm_paper.py"
 L, H, E, D, N = 12, 8, 128, 1024, 2048  # the paper's model
-STORE, PROMPTS = 65_000, 100  # keys in the ninth layer; RMT's summaries
+STORE, PROMPTS = 65_000, 100  # keys of the store in the ninth layer; RMT's summaries
 
 
 def test_the_papers_config_prints_the_papers_table_2(capsys, monkeypatch, tmp_path):
-  """Sizes are the paper's; its compressions are quotients of its rounded sizes."""
+  """The sizes equal the paper's. Its compressions are quotients of rounded sizes."""
   monkeypatch.setenv("COLUMNS", "140")
   file = tmp_path / "table.json"
   command = ["plan", f"--config={PAPER}", "--table=memory", f"--json={file}"]
@@ -52,7 +52,7 @@ def test_states_are_what_the_papers_table_1_says():
   assert found["memorizing"] == (E + E) * H * (N * L + STORE)  # Table 2: a store in one layer
   assert found["rmt"] == D * PROMPTS * L * 2
   assert found["infini"] == E * (E + 1) * H * L
-  # For more steps the paper counts D p (m + 1) l; here keys and values of all m p are kept.
+  # For more steps, the paper counts D p (m + 1) l; here keys and values of all m p are stored.
   assert found["autocompressor"] == D * PROMPTS * (m + 1) * L
 
 
@@ -69,7 +69,7 @@ def test_states_are_what_the_formulas_say(kv_heads):
     assert memory.elements == memory.closed, memory
 
 
-def test_what_a_config_cannot_have_is_said(capsys, monkeypatch):
+def test_systems_that_a_config_cannot_have_are_named(capsys, monkeypatch):
   monkeypatch.setenv("COLUMNS", "120")
   assert cli.main(["plan", "--config=configs/demo.py", "--table=memory"]) == 0
   shown = capsys.readouterr().out

@@ -1,6 +1,6 @@
-"""Billions of parameters, compiled for TPUs that are not there: what XLA plans must fit.
+"""Billions of parameters, compiled for TPUs without a TPU: XLA's memory must fit.
 
-Each takes minutes and about 3 GiB. libtpu takes a lock: one at a time.
+Each test takes minutes and about 3 GiB. libtpu takes a lock, so run one at a time.
 """
 
 import importlib.util

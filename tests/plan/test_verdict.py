@@ -1,4 +1,4 @@
-"""Fits or not; and the change that is named is the one that was estimated."""
+"""The verdict, and the changes with their estimated bytes."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ def made(memory, **sections):
   return estimate(config(mesh={"data": 4}, **sections), SIZES, chip)
 
 
-def test_room_enough():
+def test_a_step_that_fits_needs_no_changes():
   verdict = judge(made(2**30))
   assert verdict.fits
   assert verdict.changes == ()
@@ -46,7 +46,7 @@ def test_several_changes_are_joined_when_none_is_enough():
   assert change.settings.count("now") > 1
 
 
-def test_nothing_helps():
+def test_changes_that_do_not_suffice_are_named_as_such():
   (change,) = judge(made(1000)).changes
   assert not change.fits
 

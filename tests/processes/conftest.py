@@ -1,4 +1,4 @@
-"""Real processes: joined over the loopback, each with its own CPU devices."""
+"""Real processes, joined over the loopback interface, each with its own CPU devices."""
 
 import socket
 import subprocess
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture
 def processes():
-  """Starts processes; none is left running."""
+  """Starts processes, and ends them after the test."""
   started = []
 
   def start(command, number, count, devices, port, **environ):
@@ -54,7 +54,7 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-  """A folder with a corpus and two config files on it."""
+  """A folder with a corpus and two config files for it."""
   folder = tmp_path_factory.mktemp("job")
   tiny.write_corpus(folder / "corpus")
   fields = {"steps": 6, "checkpoint_every": 3, "keep_checkpoints": 2, "eval_every": 6}
@@ -76,13 +76,13 @@ def job(tmp_path_factory):
 
 
 def is_gloos(line):
-  """Whether Gloo printed it; its threads may cut a line, whose rest is the number of peers."""
+  """Whether Gloo printed the line. Its threads may cut one; the rest is the number of peers."""
   return "[Gloo]" in line or "peer ranks" in line or line.strip().isdigit()
 
 
 @pytest.fixture
 def command(job, processes):
-  """Runs train or eval in some processes to the end, or only starts it."""
+  """Runs train or eval in several processes to the end, or only starts them."""
 
   def run(script, workdir, count, *more, config="lanes", devices=8, wait=True):
     port = free_port()
@@ -103,7 +103,7 @@ def command(job, processes):
 
 @pytest.fixture
 def pair(job, processes):
-  """Starts two processes of train or eval, each with flags of its own."""
+  """Starts two processes of train or eval, each with its own flags."""
 
   def start(script, *flags):
     port = free_port()

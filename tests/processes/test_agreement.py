@@ -1,4 +1,4 @@
-"""Processes that were not started alike are told so, all of them, and nothing hangs."""
+"""Processes that were not started alike all report it, and none hangs."""
 
 import json
 import os
@@ -61,7 +61,7 @@ except processes.PeerStopped as error:
   print(json.dumps([str(error), error.status]), flush=True)
 processes.give_up(2)
 """
-# What each of two processes was given, and what is said of it.
+# The flags of two processes, and the messages about them.
 CASES = [
   ({}, ""),
   ({"train.steps": [8, 10]}, "config.train.steps: process 0 has 8, process 1 has 10"),
@@ -99,7 +99,7 @@ CASES = [
 
 
 def test_every_difference_is_named_on_every_process(processes, tmp_path):
-  """And what may differ does not matter. One pair of processes asks it all."""
+  """And settings that may differ are ignored. One pair of processes tests all of it."""
   port, cases = free_port(), json.dumps([case for case, _ in CASES])
   command = lambda i: ("-c", ALIKE, str(i), str(tmp_path), cases)
   both = [processes(command(i), i, 2, 2, port) for i in range(2)]
@@ -165,8 +165,8 @@ def test_commands_that_differ_end_at_once(pair, job, script, flags, said):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_it_waits_for_the_others(pair, job, number):
-  """Process 1 reads a config that takes its time."""
+def test_a_signal_ends_a_process_that_waits_for_the_others(pair, job, number):
+  """Process 1 reads a config that takes a long time."""
   (job / "slow.py").write_text(f"import time\ntime.sleep(300)\n{(job / 'lanes.py').read_text()}")
   first, second = pair("train", (), (f"--config={job / 'slow.py'}",))
   time.sleep(20)

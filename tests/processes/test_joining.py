@@ -1,4 +1,4 @@
-"""How a process learns of the others, and what is said of wrong settings."""
+"""The settings for joining other processes, and the messages for wrong ones."""
 
 import pytest
 
@@ -40,7 +40,7 @@ SLURM = {
   ],
   ids=str,
 )
-def test_environments(environ, expected):
+def test_settings_follow_from_the_environment(environ, expected):
   assert settings(environ) == expected
 
 

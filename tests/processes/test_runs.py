@@ -1,6 +1,6 @@
-"""Many processes are one run: the same losses, checkpoints and figures; and they end together.
+"""Several processes are one run: the same losses, checkpoints and figures. They end together.
 
-Real processes, joined over the loopback, each with its own CPU devices.
+The processes are real, joined over the loopback interface, each with its own CPU devices.
 """
 
 import json
@@ -24,7 +24,7 @@ def losses(folder, kind="train"):
 
 @pytest.fixture(scope="module")
 def alone(job):
-  """The run of one process: the measure of all others. Made by the first test that asks."""
+  """The run of one process, which the others are compared with. The first test makes it."""
   return job / "alone"
 
 
@@ -41,7 +41,7 @@ def test_trains_saves_restores_and_evaluates_as_one_process(command, job, alone)
       np.testing.assert_allclose(values, expected, rtol=1e-5)
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["3", "6"]
 
-  # What two have saved goes on in one and in four.
+  # A checkpoint of two processes is continued by one and by four.
   for count in (1, 4):
     shutil.copytree(job / "of2", job / f"on{count}")
     shutil.rmtree(job / f"on{count}" / "checkpoints" / "6")
@@ -67,7 +67,7 @@ def test_trains_saves_restores_and_evaluates_as_one_process(command, job, alone)
 
 
 def same_figures(got, expected):
-  """Numbers to 1e-5, all else exactly."""
+  """Compares numbers to 1e-5, and everything else exactly."""
   assert type(got) is type(expected)
   if isinstance(got, dict):
     assert got.keys() == expected.keys()
@@ -85,8 +85,8 @@ def same_figures(got, expected):
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["seq", "dcn"])
 def test_other_meshes_over_processes(command, job, config):
-  """`seq`: two processes hold the same lanes, and each one segment of a chunk. `dcn`: each process
-  is an island. Pass keys are asked of both."""
+  """`seq`: two processes hold the same lanes, and each has one segment of a chunk. `dcn`: each
+  process is an island. Both are evaluated on pass keys."""
   found = []
   keys = ("--config.evaluation.task=passkey", "--config.evaluation.lengths=(256,)")
   keys += ("--config.evaluation.samples=4", "--config.evaluation.depths=(0.0,0.5)")
@@ -106,7 +106,7 @@ def test_other_meshes_over_processes(command, job, config):
 
 
 def write_digits(folder):
-  """Texts of digits with summaries: a model that has learned next to nothing is right at times."""
+  """Texts of digits with summaries: an almost untrained model is sometimes right."""
   rng = np.random.default_rng(0)
   text = lambda n: " ".join(rng.choice(list("0123456789"), n))
   folder.mkdir()
@@ -167,7 +167,7 @@ def test_two_processes_find_what_one_finds(command, job, run, tasks):
 
 
 def endless(command, job, workdir):
-  """A run of two processes without an end, under way."""
+  """A run of two processes that does not end by itself, after it has started."""
   fields = ("--config.train.steps=100000", "--config.train.checkpoint_every=100000")
   fields += ("--config.train.eval_every=0",)
   both = command("train", workdir, 2, *fields, wait=False)
@@ -180,7 +180,7 @@ def endless(command, job, workdir):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_dies_the_other_says_so_and_ends(command, job, victim):
+def test_when_one_process_dies_the_other_reports_it_and_ends(command, job, victim):
   both = endless(command, job, f"killed{victim}")
   both[victim].kill()
   _, err = both[1 - victim].communicate(timeout=60)
@@ -203,7 +203,7 @@ def test_a_signal_to_one_saves_the_same_step_and_stops_all(command, job):
 
 
 @pytest.mark.slow
-def test_what_is_wrong_for_all_is_said_and_ends_at_once(command):
+def test_a_fault_of_all_processes_is_reported_and_ends_them_at_once(command):
   both = command("train", "wrong", 2, "--config.data.path=nowhere", wait=False)
   outputs = [process.communicate(timeout=60) for process in both]
   assert [process.returncode for process in both] == [2, 2], outputs

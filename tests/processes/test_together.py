@@ -1,4 +1,4 @@
-"""Processes in step: turns, rows, stopping and a shared folder, without a model."""
+"""Processes in step without a model: turns, lanes, stopping and a shared folder."""
 
 import json
 
@@ -12,7 +12,7 @@ from tests.processes.conftest import free_port
 from tests.processes.test_joining import SLURM
 
 
-def test_a_single_process_is_left_alone():
+def test_a_single_process_never_waits():
   anyone = Anyone(make_mesh(MeshConfig()))
   assert [anyone(flag) for flag in (False, True, False)] == [False, True, False], "at once"
   with pytest.raises(jax.errors.JaxRuntimeError), guard():
@@ -64,11 +64,11 @@ processes.finish()
 
 @pytest.mark.parametrize("cluster", ["", pytest.param("slurm", marks=pytest.mark.slow)])
 def test_two_processes_agree(processes, tmp_path, cluster):
-  """Turns, rows, stopping and a shared folder, without a model."""
+  """Turns, lanes, stopping and a shared folder."""
   port, both = free_port(), []
   step = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "127.0.0.1"}
   for i in range(2):
-    # What srun sets, and nothing else; JAX finds the coordinator in the list of nodes.
+    # Only the variables of srun. JAX finds the coordinator in the list of nodes.
     environ = {**SLURM, **step, "SLURM_PROCID": str(i), "JAX_COORDINATOR_PORT": str(port)}
     command = ("-c", JOINED, str(i), str(tmp_path))
     both.append(

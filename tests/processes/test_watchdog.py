@@ -1,4 +1,4 @@
-"""A process that is gone without a farewell has left a line behind."""
+"""A process that ends without `farewell` leaves an error line."""
 
 import signal
 import subprocess
@@ -21,6 +21,6 @@ if sys.argv[1] != "end":
   "how,status,said",
   [("end", 0, ""), ("farewell", -signal.SIGKILL, ""), ("kill", -signal.SIGKILL, "it was killed\n")],
 )
-def test_it_speaks_where_there_was_no_farewell(how, status, said):
+def test_the_message_is_printed_only_without_a_farewell(how, status, said):
   done = subprocess.run([sys.executable, "-c", CODE, how], capture_output=True, text=True)
   assert (done.returncode, done.stderr) == (status, said)

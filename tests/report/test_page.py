@@ -1,4 +1,4 @@
-"""The report: a page that holds itself, says what was found, and escapes what it was told."""
+"""The report: a self-contained page with all results, and with escaped text."""
 
 import base64
 import dataclasses
@@ -27,7 +27,7 @@ COMMAND = "infini-jax eval --config='<script>alert(1)</script>' --workdir=a&b"
 
 
 class Page(HTMLParser):
-  """A page taken apart; a tag that is not closed in its place is a failure."""
+  """A parsed page. A tag that is not closed at its place is a failure."""
 
   def __init__(self, file):
     super().__init__()
@@ -75,7 +75,7 @@ class Page(HTMLParser):
     return "".join(self.words)
 
   def table(self, caption):
-    """The rows of the first table of that caption: the first cell, the others."""
+    """The rows of the first table with this caption: the first cell, and the others."""
     found = next((t for t in self.tables if t["caption"].startswith(caption)), None)
     assert found, f"no table {caption!r} among {[t['caption'] for t in self.tables]}"
     return {row["cells"][0]: row["cells"][1:] for row in found["rows"]}
@@ -86,7 +86,7 @@ class Page(HTMLParser):
 
 
 def scores(rng, factor=1.0):
-  """Perplexity as it is written, of two documents."""
+  """Perplexity results of two documents, as in results.json."""
   documents = [(f"{i} <i>.txt", int(n), float(n * rng.uniform(2, 2.5) * factor)) for i, n in
                enumerate(rng.integers(100, 900, 2))]  # fmt: skip
   tokens, nats = sum(d[1] for d in documents), sum(d[2] for d in documents)
@@ -95,7 +95,7 @@ def scores(rng, factor=1.0):
 
 
 def recalled(rng, exact=None):
-  """Shares recalled as they are written: two lengths, two depths."""
+  """Recall results as in results.json: two lengths, two depths."""
   cells = []
   for length in (1024, 4096):
     for depth in (0.0, 0.5):
@@ -105,7 +105,7 @@ def recalled(rng, exact=None):
 
 
 def write_run(folder, found=None, losses=(2.5, 1.25), family="single", **sections):
-  """A workdir with a config, log lines, and evaluations: task -> (asked, memory, knocked out)."""
+  """A workdir with a config, log lines, and evaluations: task -> (asked, memory, ablations)."""
   folder.mkdir(parents=True)
   c = config("corpus", **sections)
   content = {"config": json.loads(c.to_json()), "corpus": "x"}
@@ -145,7 +145,7 @@ def written(*folders, out=None):
 
 @pytest.fixture
 def runs(rng, tmp_path):
-  """Two runs, side by side: one asked for perplexity and keys, one for keys and its gates."""
+  """Two runs: one evaluated on perplexity and keys, one on keys and its gates."""
   memory, out = scores(rng), scores(rng, 1.5)
   keys, no_keys = recalled(rng), recalled(rng, 0)
   first = write_run(
@@ -179,11 +179,11 @@ def test_the_page_is_whole_and_self_contained(runs):
       png = base64.b64decode(image["src"].partition("base64,")[2])
       assert png.startswith(PNG) and len(image["alt"]) > 20, image["alt"]
     pictures = sum(len(list(folder.rglob("*.png"))) for folder in folders)
-    curves = len(folders) + (len(folders) > 1)  # each run's, and one of all
+    curves = len(folders) + (len(folders) > 1)  # one for each run, and one for all
     assert len(page.images) == pictures + curves
 
 
-def test_what_comes_from_files_is_escaped(runs):
+def test_text_from_files_is_escaped(runs):
   page = written(*runs[:2])
   for given in (runs[0].name, COMMAND, "<abacus>", "0 <i>.txt"):
     assert given in page.text, "it is shown as it was given"
@@ -199,9 +199,9 @@ def test_headline_figures_stand_under_their_run(runs):
   assert table["perplexity per token"] == [
     f"{memory.perplexity:,.3f}|{low:,.2f} to {high:,.2f}", ""
   ]  # fmt: skip
-  assert table["the same, memory knocked out"] == [f"{out.perplexity:,.3f}|{change}", ""]
+  assert table["the same, memory held empty"] == [f"{out.perplexity:,.3f}|{change}", ""]
   bits = [f"{scores.bits_per_byte:.4f}" for scores in (memory, out)]
-  assert table["bits per byte"] == [f"{bits[0]}|knocked out {bits[1]}", ""]
+  assert table["bits per byte"] == [f"{bits[0]}|memory held empty: {bits[1]}", ""]
   assert table["memory system"] == ["infini, linear", "infini, delta"]
   assert table["parameters"] == ["1,234,567"] * 2
   assert table["training steps"] == ["20", "30"], "validation is no step of training"
@@ -215,8 +215,9 @@ def test_headline_figures_stand_under_their_run(runs):
     where = f"at depth {worst:g}; elsewhere up to {max(shares.values()):.3f}"
     where = where if len(set(shares.values())) > 1 else ""
     got, of_knockout = table[f"passkey, {length:,} tokens, worst depth"]
-    assert got == "|".join(filter(None, [f"{shares[worst]:.3f}", where, "knocked out 0.000"]))
-    assert of_knockout == "1.000", "the knock-outs of the run's own task count too"
+    held_empty = "memory held empty: 0.000"
+    assert got == "|".join(filter(None, [f"{shares[worst]:.3f}", where, held_empty]))
+    assert of_knockout == "1.000", "the ablations of the run's own task count too"
   assert "training, MiB a device" not in table, "a row that no run has"
 
 
@@ -224,7 +225,7 @@ def test_each_evaluation_has_its_tables(runs):
   first, second, memory, out, keys = runs
   page = written(first)
   table = page.table(f"2 documents of the corpus: {memory.tokens:,} tokens")
-  for row, figures in (("with the memory", memory), ("knocked out: empty", out)):
+  for row, figures in (("with the memory", memory), ("ablation: empty", out)):
     low, high = figures.interval
     assert table[row][0] == f"{figures.perplexity:,.3f}|{low:,.2f} to {high:,.2f}"
   tokens, nats = memory.by_position[128]
@@ -235,7 +236,7 @@ def test_each_evaluation_has_its_tables(runs):
     f"{tokens:,}" for _, tokens, _ in memory.per_document
   ]
   (table,) = [t for t in page.tables if t["caption"].startswith("Share recalled, of 20 fresh")]
-  assert table["rows"][0]["cells"][-2:] == ["knocked out: empty", "knocked out: layer 1 cut"]
+  assert table["rows"][0]["cells"][-2:] == ["ablation: empty", "ablation: layer 1 cut"]
   for row, cell in zip(table["rows"][1:], keys.cells, strict=True):
     assert row["cells"][:2] == [f"{cell.length:,}", f"{cell.depth:g}"]
     assert row["cells"][2].startswith(f"{cell.exact_match:.3f}|")
@@ -283,7 +284,7 @@ def test_commands_and_what_computed_them_are_shown(runs):
   assert page.table("Settings of the evaluations")["evaluation.lengths"] == ["(1024, 4096)"]
 
 
-def test_figures_of_a_task_that_the_page_does_not_know_are_shown_too(tmp_path, rng):
+def test_figures_of_an_unknown_task_are_shown_too(tmp_path, rng):
   class Found:
     def __init__(self, beauty):
       self.beauty = beauty
@@ -296,7 +297,7 @@ def test_figures_of_a_task_that_the_page_does_not_know_are_shown_too(tmp_path, r
     write_run(tmp_path / "r", {"poems": ("poems", Found(seen), {"empty": Found(unseen)})})
   )
   assert page.table("What was measured")["poems: deep beauty"] == [
-    f"{seen:.4f}|knocked out {unseen:.4f}"
+    f"{seen:.4f}|memory held empty: {unseen:.4f}"
   ]
   assert page.table("Figures of poems")["deep beauty"] == [f"{seen:.4f}", f"{unseen:.4f}"]
   assert page.table("Figures of poems")["tokens"] == ["70", "70"]
@@ -319,7 +320,7 @@ def test_summaries_stand_beside_their_references(tmp_path, rng):
   page = written(folder)
   table = page.table("What was written")
   assert table["tale 1: with the memory"] == ["<b>1"], "escaped"
-  assert table["tale 2: knocked out: empty"] == ["none 2"] and "tale 3: reference" not in table
+  assert table["tale 2: ablation: empty"] == ["none 2"] and "tale 3: reference" not in table
   (reference,) = table["tale 0: reference"]
   assert long.startswith(reference.removesuffix(" ...")) and 1000 < len(reference) < 2000
   assert page.table("What was measured")["summarization: overall"] == ["3.5000"]
@@ -329,7 +330,7 @@ def test_summaries_stand_beside_their_references(tmp_path, rng):
       report([str(folder)], None, quiet())
 
 
-def test_results_that_are_damaged_inside_are_one_line(tmp_path, rng):
+def test_damaged_results_are_reported_in_one_line(tmp_path, rng):
   found = {
     "perplexity": ("perplexity", scores(rng), {"empty": scores(rng)}),
     "passkey": ("passkey", recalled(rng), {"empty": recalled(rng)}),
@@ -391,7 +392,7 @@ def test_where_the_page_goes_and_how_runs_are_called(tmp_path):
   assert page.table("What was measured")["figure"] == ["\ufffd$\\frac$", strange[1].name]
 
 
-def test_figures_of_a_model_that_fell_apart_are_said_to_be_none(tmp_path, rng):
+def test_figures_that_are_not_finite_are_shown_as_such(tmp_path, rng):
   good = scores(rng)
   far = dataclasses.replace(good, nats=800.0 * good.tokens)
   assert far.perplexity == far.word_perplexity == math.inf
@@ -436,7 +437,7 @@ def test_wrong_inputs_are_one_line_that_names_the_file(tmp_path, rng, capsys):
 
 
 def test_training_steps_are_those_that_were_saved(tmp_path):
-  """What a killed process logged behind its last checkpoint is no part of the run."""
+  """Lines that a killed process logged after its last checkpoint are not part of the run."""
   write_run(tmp_path / "run", losses=(2.5, 1.25, 0.5))
   (run,) = read_runs([str(tmp_path / "run")])
   assert run.last == (30, 0.5)

@@ -1,4 +1,4 @@
-"""What is saved is what comes back, bit by bit, on whatever mesh; a workdir belongs to one run."""
+"""A checkpoint is restored bit by bit on any mesh. A workdir belongs to one run."""
 
 import contextlib
 import dataclasses
@@ -66,14 +66,14 @@ def test_parameters_alone_and_a_chosen_step(trained):
   checkpoints.close()
 
 
-# `infini` in float32 is in tests/training/test_loop.py; `full` has no state between chunks.
+# tests/training/test_loop.py tests `infini` in float32; `full` has no state between chunks.
 RESUMED = {name: model for name, model in SYSTEMS.items() if name not in ("infini", "full")}
 RESUMED |= {"bfloat16": {**SYSTEMS["infini"], "param_dtype": "bfloat16"}}
 
 
 @pytest.mark.parametrize("name", systems("bfloat16", of=RESUMED))
-def test_every_system_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(rng, name, tmp_path):
-  """Bit by bit: four steps, and two, a checkpoint on disk, and two more."""
+def test_every_system_continues_from_a_checkpoint_as_if_it_had_not_stopped(rng, name, tmp_path):
+  """Four steps equal two, a checkpoint on disk, and two more, bit by bit."""
   c = config(model={**RESUMED[name], "vocab_size": 32}, mesh={"data": 2}, data={"lanes": 4})
   mesh, tx = make_mesh(c.mesh, jax.devices()[:2]), make_optimizer(c)
   B, S, N = c.data.lanes, c.data.segments, c.model.segment_length
@@ -120,7 +120,7 @@ def test_only_the_newest_are_kept(tmp_path):
 
 
 def test_saving_changes_nothing_of_how_the_host_program_logs(tmp_path, monkeypatch):
-  """Not for a moment: Orbax alone is silent, and no handler comes or stays."""
+  """Also while saving: only Orbax is silent, and no handler is added."""
   for name in ("", "absl"):
     monkeypatch.setattr(logging.getLogger(name), "handlers", [])
   loggers = [logging.getLogger(name) for name in ("", "absl", "asyncio", "host")]
@@ -218,7 +218,7 @@ def test_foreign_and_damaged_folders_are_refused(tmp_path):
 
 
 def test_one_layer_is_read_without_the_others(rng, tmp_path):
-  """Large parameters lie in pieces of one layer, so that an export needs little memory."""
+  """Large parameters are stored in pieces of one layer, so an export needs little memory."""
   large = rng.standard_normal((3, 1024, 1024), np.float32)
   state = TrainState(jnp.int32(0), {"blocks": {"w_DF": jnp.asarray(large)}}, None, None, None)
   checkpoints = Checkpoints(Workdir(tmp_path))

@@ -9,7 +9,7 @@ from tests.tiny import changed, config
 
 
 def test_lines_are_appended_and_read_back(tmp_path):
-  for step in (1, 2):  # a run that went on
+  for step in (1, 2):  # the second time as a continued run
     writer = MetricWriter(tmp_path / "run", config(), step - 1)
     writer.write(step, {"loss": 1.5, "gates_LH": [0.1, 0.9], "mfu": None})
     writer.write(step, {"perplexity": 3.0}, "validation")
@@ -20,7 +20,7 @@ def test_lines_are_appended_and_read_back(tmp_path):
   assert [line["perplexity"] for line in read_metrics(tmp_path / "run", "validation")] == [3.0] * 2
 
 
-def test_what_a_killed_process_wrote_behind_its_checkpoint_is_taken_out(tmp_path):
+def test_lines_of_a_killed_process_after_its_checkpoint_are_removed(tmp_path):
   line = lambda step, kind: json.dumps({"step": step, "kind": kind, "loss": 0.1 + step}) + "\n"
   before = line(1, "train") + line(2, "train") + line(2, "validation")
   file = tmp_path / "metrics.jsonl"
@@ -64,7 +64,7 @@ def test_wandb_goes_on_in_the_same_run_and_begins_another_at_step_0(tmp_path, mo
   assert begun[-1]["id"] == "mine", "a person's own name of the run counts"
 
 
-def test_a_torn_last_line_and_no_file_are_survived(tmp_path):
+def test_an_incomplete_last_line_and_a_missing_file_are_no_errors(tmp_path):
   assert read_metrics(tmp_path) == []
   whole = json.dumps({"step": 1, "kind": "train", "loss": 1.0})
   (tmp_path / "metrics.jsonl").write_text(whole + "\n" + whole[:10])

@@ -1,4 +1,4 @@
-"""Arrays come back as they were saved; a damaged file is refused, a half-written one never seen."""
+"""Arrays are read as they were saved. Damaged files are refused, incomplete ones never exist."""
 
 import subprocess
 import sys
@@ -44,7 +44,7 @@ def test_a_file_cut_short_is_refused(rng, tmp_path, keep):
   assert "\n" not in str(error.value)
 
 
-def test_a_checksum_tells_any_change(tmp_path):
+def test_a_checksum_shows_any_change(tmp_path):
   file = tmp_path / "a.safetensors"
   save(file, {"x": np.arange(3), "y": np.zeros(2, np.uint8)}, {"a": "b"}, checksum=True)
   Tensors(file).check()
@@ -64,7 +64,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path):
-  """In a process of its own, which may write no file over 2,000 bytes."""
+  """In a separate process that may write no file over 2,000 bytes."""
   file = tmp_path / "a.safetensors"
   save(file, {"x": np.arange(3)})
   code = (

@@ -1,4 +1,4 @@
-"""Answers needles' questions by reading the text alone, with regular expressions."""
+"""Answers the questions of needles from the text alone, with regular expressions."""
 
 import collections
 import re
@@ -10,9 +10,9 @@ DONE = re.compile(r" ([A-Z][a-z]+) (went to|walked to|took|picked up) the (\w+(?
 
 
 def solve(text):
-  """The answers that follow from a text which ends in a question, and what is written there.
+  """The answers that follow from a text with a question at its end, and the answers written there.
 
-  Fails where the text leaves more than one answer open.
+  Fails if the text allows more than one answer.
   """
   asked = ASKED.search(text)
   assert asked, f"no question at the end of {text[-300:]!r}"

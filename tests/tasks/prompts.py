@@ -1,4 +1,4 @@
-"""The paper's pass key prompt, and what makes a text one."""
+"""The paper's pass key prompt, and a check of texts against it."""
 
 import re
 
@@ -20,7 +20,7 @@ ASKED = re.compile(r" What is the pass key\? The pass key is (\d+)$")
 
 
 def key_of(text):
-  """The one key of a well-formed prompt with its answer; fails for any other text."""
+  """The key of a well-formed prompt with its answer; fails for any other text."""
   stated, asked = STATED.findall(text), ASKED.search(text)
   assert len(stated) == 1 and asked, f"want one key, stated and asked for, in {text!r}"
   assert text.startswith(INTRO), f"the introduction is cut: {text[:200]!r}"

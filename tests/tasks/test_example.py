@@ -1,4 +1,4 @@
-"""Texts in parts: any cut of them is that of the whole."""
+"""Examples in parts: any cut equals the slice of the whole example."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""From a config to what a run learns from; text whose memory may start warm."""
+"""From a config to the data of a training; text with warm memories."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_text_for_a_run_that_starts_from_another_is_in_its_vocabulary(corpus, tm
   c = config(corpus, data={"tokenizer": "train:400"}, model={"vocab_size": 400})
   saved = open_source(c, tmp_path / "first", quiet).tokenizer
   c = config(corpus, data={"tokenizer": "run"}, model={"vocab_size": 400})
-  for _ in range(2):  # prepared, and opened again
+  for _ in range(2):  # the first prepares it, the second opens it
     source = open_source(c, tmp_path / "second", quiet, tokenizer=saved)
     assert source.tokenizer.fingerprint == saved.fingerprint
   with pytest.raises(InputError, match="'run': no run yet; set config.train.start_from"):

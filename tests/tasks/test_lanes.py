@@ -1,4 +1,4 @@
-"""Tasks in lanes: whole examples, what is asked and what it weighs, memories that start warm."""
+"""Tasks in lanes: complete examples, answers and loss weights, warm memories."""
 
 import re
 
@@ -17,7 +17,7 @@ WARM = {"share": 0.5, "segments": 2, "min_tokens": 30, "max_tokens": 300}
 
 
 def make(name="passkey", **sections):
-  """Four lanes of six segments; the shortest examples have three."""
+  """Four lanes of six segments; the shortest examples have three segments."""
   task = {"name": name, "min_segments": 3, "pairs": 3, "distinct_keys": 8, "distinct_values": 8}
   c = config(
     model={"vocab_size": 64, "segment_length": 24 if name == "passkey" else 6},
@@ -30,7 +30,7 @@ def make(name="passkey", **sections):
 
 
 def examples_of(batch, lane, N):
-  """Each example of a row: its segments, and tokens, targets, weights, asked of its real tokens."""
+  """The examples of a lane: segments, and tokens, targets, weights, asked of the real tokens."""
   starts = [0, *(np.flatnonzero(batch["reset_BS"][lane, 1:]) + 1).tolist()]
   for start, stop in zip(starts, [*starts[1:], batch["reset_BS"].shape[1]], strict=True):
     at = slice(start * N, stop * N)
@@ -48,7 +48,7 @@ def examples_of(batch, lane, N):
 
 
 def check_answer(source, targets, asked, before=()):
-  """The text that ends in these targets is well-formed, and its answers are what is asked for."""
+  """Checks that the text before the targets is well-formed, and that its answers are asked for."""
   if source.has_depth:
     text = source.tokenizer.decode([*before, *targets])
     assert source.tokenizer.decode(targets[asked]) == key_of(text)
@@ -133,7 +133,7 @@ def test_after_a_warm_start_the_text_goes_on_where_the_companion_stood(rng, name
   warm = {**WARM, "weight": 3.0}
   source, lanes = make(name, train={"seed": int(rng.integers(2**31))}, warm=warm)
   N, W = lanes.segment_length, 2 * lanes.segment_length
-  texts = [np.zeros(0, np.int32)] * 4  # what each companion has read since it started anew
+  texts = [np.zeros(0, np.int32)] * 4  # the text that each companion has read since its start
   taken = long = 0
   for k in range(60):
     batch = lanes.batch(k)
@@ -169,7 +169,7 @@ def test_after_a_warm_start_the_text_goes_on_where_the_companion_stood(rng, name
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_will_be_asked_for_counts_once(rng, name):
+def test_text_that_will_be_asked_for_counts_once(rng, name):
   sections = {"train": {"seed": int(rng.integers(2**31))}}
   warm = {**WARM, "min_tokens": 2000, "max_tokens": 4000, "growth": 1.5}
   source, lanes = make(name, warm=warm, **sections)

@@ -1,6 +1,6 @@
 """Needles: exact lengths, well-posed questions, text of the user's own corpus.
 
-That a question is well posed is proved by `needle_solver`, which knows nothing but the text.
+`needle_solver` proves that a question is well posed: it reads only the text.
 """
 
 import functools
@@ -29,7 +29,7 @@ from tests.tasks.needle_solver import solve
 from tests.tiny import config
 
 KINDS = ("bytes", "sentencepiece", "huggingface")
-# Every family, some of them in more than one size.
+# Every family, some in more than one size.
 VARIANTS = [
   *({"family": family} for family in FAMILIES),
   {"family": "facts", "facts": 2, "needles": 7},
@@ -48,7 +48,7 @@ VALUES = {
 
 
 def write_corpus(folder):
-  """Sentences of made-up words, in three splits that each end their words in a way of their own."""
+  """Sentences of invented words, in three splits with different endings of words."""
   rng = np.random.default_rng(0)
   for split, ending, count in (("train", "uk", 9), ("validation", "ix", 3), ("test", "ul", 3)):
     (folder / split).mkdir(parents=True)
@@ -66,7 +66,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stores(corpus, tmp_path_factory):
-  """The corpus in tokens of every kind."""
+  """The corpus as a store, for every kind of tokenizer."""
   out = tmp_path_factory.mktemp("stores")
   bpe = huggingface.Tokenizer(huggingface.models.BPE())
   bpe.pre_tokenizer = huggingface.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -110,18 +110,18 @@ def text_of(task, example):
 
 
 def values_in(text, family):
-  """What of a text may not be seen in training and in evaluation both."""
+  """The values of a text that may not occur in both training and evaluation."""
   return re.findall(VALUES.get(family, r"\b\d{3,}\b"), text)
 
 
 def answers_of(task, ids, asked):
-  """The text of each run of tokens that are asked for."""
+  """The text of each group of consecutive tokens that are asked for."""
   edges = np.flatnonzero(np.diff(np.concatenate([[0], asked.astype(int), [0]])))
   return [task.tokenizer.decode(ids[a:b]).strip() for a, b in edges.reshape(-1, 2)]
 
 
 def check(task, ids, asked):
-  """The text's question has one answer; that is written, and asked for."""
+  """Checks that the question has one answer, which is written and asked for."""
   text = task.tokenizer.decode(ids)
   solved, written = solve(text)
   assert written == solved, f"{written} is written, {solved} follows from {text!r}"
@@ -154,7 +154,7 @@ def test_every_text_is_exact_and_its_answer_follows_from_it(rng, tasks, kind, i)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("i", range(len(VARIANTS)), ids=NAMES)
 def test_the_question_and_answers_are_the_tokens_of_their_text(rng, tasks, kind, i):
-  """What greedy decoding has to write is what the tokenizer makes of the whole."""
+  """So greedy decoding has to write exactly the tokens of the whole text."""
   task = tasks(kind, i)
   example = task.example(rng, task.shortest + 50, 0.5, held_out=True)
   front = sum(part.size for part in example.parts[: min(example.answers) - 1])
@@ -202,7 +202,7 @@ def test_numbers_names_places_and_words_are_held_out_and_never_trained_on(rng, t
 
 def test_a_tenth_is_held_out_by_the_seed(rng):
   found = []
-  for seed in (0, 1):  # 900 numbers; their number is fixed by the seed, and 2000 draws find all
+  for seed in (0, 1):  # 900 numbers; the seed fixes how many are held out, and 2000 draws find all
     drawn = lambda held_out, seed=seed: set(Draw(rng, seed, held_out).numbers(50, 3))
     held_out = set().union(*(drawn(True) for _ in range(40)))
     assert not held_out & set().union(*(drawn(False) for _ in range(20)))
@@ -313,7 +313,7 @@ def test_training_packs_whole_texts_and_starts_some_warm(rng, stores):
         targets, asked, mask = (
           batch[name][lane, at] for name in ("targets_BT", "asked_BT", "mask_BT")
         )
-        if mask.any():  # else there was room for no other
+        if mask.any():  # else no other example had room
           check(task, targets[mask], asked[mask])
   assert warm > 3, "a weak test: hardly anything started warm"
 

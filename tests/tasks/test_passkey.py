@@ -1,4 +1,4 @@
-"""The pass key's prompt: the paper's words, exactly so many tokens, and only filler is ever cut."""
+"""The pass key's prompt has the paper's words and an exact length, and only filler is cut."""
 
 import tracemalloc
 
@@ -37,8 +37,8 @@ def make(kind_or_tokenizer="words", *, seed=0, **task):
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory):
-  """Of every kind; the last two have learned pieces of several digits, the very last only such as
-  123: other keys have more tokens."""
+  """Every kind. The last two have pieces of several digits; the last one only pieces like 123, so
+  other keys have more tokens."""
   prompts = lambda keys: [
     f"{INTRO}{FILLER} The pass key is {key}. Remember it. {key} is the pass key." for key in keys
   ]
@@ -121,7 +121,7 @@ def test_depth_is_the_share_of_filler_before_the_key(rng, tokenizers):
 
 
 def test_training_has_keys_at_the_very_start_and_everywhere(rng):
-  """A model never shown a key right behind the introduction does not recall one."""
+  """A model that never sees a key right after the introduction does not recall one there."""
   task = make()
   for draw in (
     lambda: task.example(rng, 10_000, held_out=False),
@@ -144,7 +144,7 @@ def test_held_out_keys_are_a_tenth_that_depends_on_the_seed_and_never_trained_on
 
     held_out, trained = keys(True, 2000), keys(False, 1000)
     assert not held_out & trained, "a key is both trained on and held out"
-    # 900 keys; their number is fixed by the seed, and 2000 draws find them all.
+    # 900 keys; the seed fixes how many are held out, and 2000 draws find them all.
     assert 60 < len(held_out) < 130, f"{len(held_out)} of 900 keys are held out: want a tenth"
     found.append(held_out)
   assert found[0] != found[1]
@@ -176,7 +176,7 @@ def test_answer_weighs_1_and_the_rest_what_the_config_says(rng, tokenizers, kind
 
 
 def check_weights(task, example, extra):
-  """The answer weighs 1, the rest 0.125, and what else is named what is said of it."""
+  """Checks that the answer weighs 1, the rest 0.125, and the parts in `extra` as given there."""
   n = len(example)
   weights, asked = example.weights(0, n).astype(float), example.asked(0, n)
   np.testing.assert_allclose(weights[asked].sum(), 1, rtol=1e-4)
@@ -228,14 +228,14 @@ def test_a_million_tokens_are_never_held_at_once(rng):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_continuations_make_one_text_whatever_was_read_before(rng, tokenizers, kind):
-  """The digits asked for are of the one key that was stated, before the border, on it or after."""
+  """The answer is the key that was stated before the border, across it or after it."""
   task = make(tokenizers[kind], context_weight=0.125)
   planned = task.shortest + 100
   tell = lambda example, stop: STATED.search(task.tokenizer.decode(example.read(0, stop)))
   beginnings = [task.beginning(rng, planned) for _ in range(80)]
   stated = [b for b in beginnings if tell(b, planned)]
   filler = lambda b: (INTRO + FILLER * 20).startswith(task.tokenizer.decode(b.read(0, planned + 8)))
-  silent = [b for b in beginnings if filler(b)]  # nor is the key's statement under way
+  silent = [b for b in beginnings if filler(b)]  # the statement of the key has not begun
   assert stated and silent, "half of the beginnings should have stated their key"
   for before in (*stated[:2], *silent[:1]):
     for read in range(1, planned + 1):
@@ -245,7 +245,7 @@ def test_continuations_make_one_text_whatever_was_read_before(rng, tokenizers, k
       joined = np.concatenate([before.read(0, read), example.read(0, n)])
       key = key_of(task.tokenizer.decode(joined))
       assert task.tokenizer.decode(example.read(0, n)[example.asked(0, n)]).strip() == key
-      if not tell(before, planned):  # a key of its own, with its repetition
+      if not tell(before, planned):  # the continuation has its own key, with its repetition
         check_weights(task, example, [(0.3, "repeat")])
       elif tell(before, read):
         check_weights(task, example, [])
@@ -261,7 +261,7 @@ def test_keys_of_continuations_are_trained_ones(rng):
 
 
 def test_the_fingerprint_tells_tasks_and_vocabularies_apart(tokenizers):
-  """Weights are fields of the config, which a run compares by itself."""
+  """Weights are fields of the config, which a run compares anyway."""
   tasks = [make(), make(digits=5), make(tokenizers["bytes"])]
   assert len({task.fingerprint for task in tasks}) == 3
   assert make().fingerprint == make().fingerprint

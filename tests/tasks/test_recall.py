@@ -1,4 +1,4 @@
-"""Recall of pairs: every key once with its value, every question with its answer."""
+"""Recall of pairs: every key occurs once with its value, every question with its answer."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def make(tokenizer=None, **task):
 
 
 def check(task, example, pairs=None):
-  """Takes an example apart; returns its pairs in the order of the text and of the questions."""
+  """Checks an example; returns its pairs in the order of the text and of the questions."""
   pieces = task.tokenizer.decode(example.read(0, len(example))).split()
   assert len(pieces) == len(example), "every token is a piece of the task's own"
   end = pieces.index("?")
@@ -64,7 +64,7 @@ def test_examples_are_well_formed_and_exact(pairs, more, gaps, seed):
 
 
 def test_training_has_as_many_pairs_as_fit(rng):
-  """Few pairs are guessed too well; what is asked in evaluation is asked in training too."""
+  """Few pairs are easy to guess. Evaluation asks the same kind of questions as training."""
   task = make(pairs=3)
   for length, pairs in ((50, 3), (11, 2), (task.shortest_training, 1)):
     check(task, task.example(rng, length, held_out=False), pairs)
@@ -107,8 +107,8 @@ def test_with_a_span_all_pairs_stand_at_the_beginning(pairs, more, far, seed):
 @given(
   pairs=st.integers(1, 6), chunks=st.integers(1, 30), n=st.integers(6, 60), seed=st.integers(0)
 )
-def test_what_companions_have_read_is_asked_for(pairs, chunks, n, seed):
-  """A key and its value may stand on two sides of the border; what was not yet told never comes."""
+def test_pairs_that_companions_have_read_are_asked_for(pairs, chunks, n, seed):
+  """A key and its value may be on two sides of the border. Pairs not stated are not asked for."""
   rng, read = np.random.default_rng(seed), 2 * chunks
   task = make(pairs=pairs, distinct_keys=8, distinct_values=8, span=40)
   before = task.beginning(rng, 200)

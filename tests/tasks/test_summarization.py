@@ -1,4 +1,4 @@
-"""Pairs of document and summary: exact in every token, each once an epoch, as a seed says."""
+"""Pairs of document and summary: exact tokens, each pair once an epoch, in an order by the seed."""
 
 import json
 
@@ -24,7 +24,7 @@ def rows():
 @pytest.fixture(scope="module")
 def store(rows, tmp_path_factory):
   folder = tmp_path_factory.mktemp("pairs")
-  untold = [{"document": "without", "summary": ""}]  # must never be read
+  untold = [{"document": "without", "summary": ""}]  # must not be read
   for split, part in (
     ("train", untold + rows[:24]), ("validation", rows[24:27]), ("test", rows[27:])
   ):  # fmt: skip
@@ -47,7 +47,7 @@ def summaries(segments=16, seed=0, **data):
 
 
 def pairs_of(batch):
-  """What each row reads and is asked for, as text."""
+  """The input and the answer of each lane, as text."""
   for b in range(len(batch["tokens_BT"])):
     n = int(batch["mask_BT"][b].sum())
     assert batch["mask_BT"][b, :n].all(), "padding comes last"
@@ -69,7 +69,7 @@ def test_every_pair_is_read_whole_once_an_epoch(store, rows):
   assert sorted(read) == sorted(expected), "6 steps of 4 lanes are an epoch of 24 pairs"
 
 
-def test_what_is_too_long_keeps_its_beginning(store, rows):
+def test_texts_that_are_too_long_keep_their_beginning(store, rows):
   made, documents = lanes(store, segments=6), {row["summary"]: row["document"] for row in rows}
   cut = 0
   for k in range(6):
@@ -82,8 +82,8 @@ def test_what_is_too_long_keeps_its_beginning(store, rows):
   assert cut, "nothing was too long: a weak test"
 
 
-def test_the_end_is_told_of_whole_summaries_alone(tmp_path):
-  """Of a summary that was cut, the last target is its next token."""
+def test_only_complete_summaries_end_with_the_end_mark(tmp_path):
+  """For a summary that was cut, the last target is its next token."""
   chunk, summaries_ = 6 * 16, {n: "abcdefgh" * 9 for n in (47, 48, 49, 72)}
   for split in ("train", "validation", "test"):
     lines = [
@@ -128,7 +128,7 @@ def test_a_corpus_without_summaries_and_too_short_a_chunk_are_refused(store, tex
     lanes(store, segments=2)
 
 
-def test_told_pairs_are_document_mark_and_summary_in_any_slice(store, rows, rng):
+def test_a_validation_pair_is_document_mark_and_summary_in_any_slice(store, rows, rng):
   pairs = Pairs(store)
   told = Told(pairs, "validation")
   assert len(told.tokens) == 3

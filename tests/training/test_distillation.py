@@ -1,4 +1,4 @@
-"""Distillation: the teacher is the original, document by document, and learns nothing itself."""
+"""Distillation: the teacher is the original, reads documents separately, and is not trained."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def batch(rng):
 
 
 class Run:
-  """A compiled step, and the state that it begins with: gates shut for good."""
+  """A compiled step and its first state, with gates that stay shut."""
 
   def __init__(self, c):
     params, tx = fake_params(c.model), make_optimizer(c)
@@ -81,7 +81,7 @@ def test_the_divergence_is_that_of_the_original_over_the_chunk(rng, run):
 
 
 def test_documents_of_a_chunk_do_not_see_each_other(rng, run):
-  """With a document in every segment and shut gates the model is the original."""
+  """With one document per segment and shut gates, the model equals the original."""
   b = batch(rng) | {"reset_BS": np.ones((B, S), bool)}
   _, metrics = run(b)
   assert abs(metrics["distillation"]) < 1e-5

@@ -1,4 +1,4 @@
-"""Where a training goes on, and where it ends, in a line each."""
+"""The lines that a training prints when it continues and when it ends."""
 
 import shlex
 
@@ -28,8 +28,8 @@ def told(steps, step, logged, mixer="infini"):
   return console.file.getvalue()
 
 
-def test_rates_that_jump_are_told_old_and_new():
-  last = {"step": 20, "learning_rate": rate(20, 19)}  # of step 20, the cosine's end
+def test_learning_rates_that_jump_are_reported_with_both_values():
+  last = {"step": 20, "learning_rate": rate(20, 19)}  # of step 20, at the end of the cosine
   assert last["learning_rate"] == pytest.approx(0.001, rel=0.1)
   old, new = last["learning_rate"], rate(40, 20)
   line = told(40, 20, last)

@@ -1,4 +1,4 @@
-"""What is watched at every step: equal to plain arithmetic, and a fault is named where it is."""
+"""Health metrics equal plain arithmetic, and name the place of a fault."""
 
 import json
 import re
@@ -18,7 +18,7 @@ L, B, K, H, E, U = 3, 4, 2, 4, 6, 6
 
 
 def memory(rng):
-  """Random memories; one head of one layer is empty in every lane, another in one lane alone."""
+  """Random memories; one head of one layer is empty in every lane, another only in one lane."""
   M = rng.standard_normal((L, B, K, E, U)).astype(np.float32) * 10
   z = rng.uniform(0.1, 9, (L, B, K, E)).astype(np.float32)
   for place in ((1, slice(None), 0), (2, 0, 1)):
@@ -66,7 +66,7 @@ def test_no_query_reads_more_than_the_bound(rng):
   M, z = memory(rng)
   got, *_ = metrics(rng, M, z)
   worst = np.zeros((L, K))
-  for scale in (0.1, 3.0, 100.0):  # large ones single out one row, and so come near the bound
+  for scale in (0.1, 3.0, 100.0):  # a large scale selects one row, and comes near the bound
     q = jnp.asarray(rng.standard_normal((B, 300, K, E)) * scale, jnp.float32)
     for layer in range(L):
       found = np.asarray(read(q, MemoryState(jnp.asarray(M[layer]), jnp.asarray(z[layer]))))
@@ -75,7 +75,7 @@ def test_no_query_reads_more_than_the_bound(rng):
   assert (worst >= got["readout_max_LK"] * 0.1).all(), "the bound is far from what is read"
 
 
-def test_other_mixers_show_nothing_and_can_still_be_checked(rng):
+def test_other_mixers_have_no_metrics_and_can_still_be_checked(rng):
   assert memory_metrics(model_config(mixer="local"), {}, {}, ()) == {}
   plain = {"loss": np.float32(3), "grad_norm": np.float32(1), "tokens": np.float32(9)}
   check_finite(4, plain)
@@ -96,7 +96,7 @@ def test_the_layer_and_the_head_of_a_fault_are_named(rng, value):
   good = step(rng)
   check_finite(9, good)
   faults = dict(good)
-  for name, what in reversed(names.items()):  # the first cause comes last, and is what is named
+  for name, what in reversed(names.items()):  # the first cause is added last, and must be named
     bad = np.array(good[name])
     layer, head = rng.integers(bad.shape[0]), rng.integers(bad.shape[1])
     bad[layer, head] = value
@@ -118,7 +118,7 @@ def test_the_layer_and_the_head_of_a_fault_are_named(rng, value):
 
 
 def test_a_fault_in_the_arrays_reaches_the_metrics(rng):
-  """The largest of some numbers, one of which is no number, must be none."""
+  """The maximum of numbers with a NaN must be NaN."""
   for index in range(2):
     arrays = memory(rng)
     arrays[index][0, 3, 1, 2] = np.nan
@@ -131,7 +131,7 @@ def test_a_fault_in_the_arrays_reaches_the_metrics(rng):
 def test_what_is_logged_is_by_layer_and_counts_dead_heads(rng):
   good = step(rng, answer_accuracy=np.float32(0.25))
   gates = rng.uniform(0.02, 1, (L, H)).astype(np.float32)
-  gates[0, 2] = 0.005  # shut; and both query heads of kv head 0 in layer 2 read nothing
+  gates[0, 2] = 0.005  # shut; both query heads of kv head 0 in layer 2 read nothing too
   values = log_values({**good, "gates_LH": gates})
   json.dumps(values)
   assert values["dead_heads"] == pytest.approx(3 / (L * H))

@@ -1,4 +1,4 @@
-"""Stopping and going on changes nothing, a bad loss harms nothing, all is written down."""
+"""Stopping and continuing changes nothing, a bad loss damages nothing, everything is logged."""
 
 import io
 import json
@@ -48,7 +48,7 @@ def batches(monkeypatch):
 
 
 def test_six_steps_equal_three_a_stop_and_three_more(trained, tmp_path, batches, monkeypatch):
-  """Bit by bit: parameters, moments, memory, and the batches that were read."""
+  """Bit by bit: parameters, moments, memory, and batches."""
   c, _, straight = trained
   reading = loop.train_batches
 
@@ -84,11 +84,11 @@ def test_six_steps_equal_three_a_stop_and_three_more(trained, tmp_path, batches,
     same(batch, lanes.batch(k))
 
 
-def test_goes_on_after_the_end_on_another_mesh(trained, tmp_path):
+def test_a_finished_run_continues_on_another_mesh_if_steps_are_added(trained, tmp_path):
   c, workdir, _ = trained
   shutil.copytree(workdir, tmp_path / "run")
   torn = tmp_path / "run" / "checkpoints" / "7.orbax-checkpoint-tmp" / "params.orbax-checkpoint-tmp"
-  torn.mkdir(parents=True)  # as a process leaves it that is killed while it saves
+  torn.mkdir(parents=True)  # as after a process that was killed while saving
   with open(tmp_path / "run" / "metrics.jsonl", "a") as metrics:
     metrics.write('{"step": 7, "kind": "train"}\n{"step":')
   moved = changed(c, mesh=changed(c.mesh, data=2, fsdp=2, tensor=2))
@@ -230,7 +230,7 @@ def test_profile_and_the_checkpoints_that_are_kept(trained, tmp_path, monkeypatc
   close, killed = loop.Checkpoints.close, []
 
   def signalled(self):
-    if self._manager is not None:  # the last save is on its way
+    if self._manager is not None:  # the last save is in progress
       os.kill(os.getpid(), signal.SIGTERM)
     close(self)
 
@@ -267,7 +267,7 @@ def test_run_json_holds_the_config_for_a_reader(trained):
 
 
 def test_a_task_with_warm_memory_goes_on_as_if_it_had_never_stopped(trained_on_task, tmp_path):
-  """Bit by bit: parameters, moments, and what the companions have read."""
+  """Bit by bit: parameters, moments, and the companions."""
   c, workdir, straight = trained_on_task
   assert straight.memory is None and np.any(jax.device_get(straight.warm.M_BKEU))
   shutil.copytree(workdir, tmp_path / "run")
@@ -282,6 +282,6 @@ def test_metrics_of_a_task(trained_on_task):
   assert all(0 <= line["answer_accuracy"] <= 1 for line in lines)
   scores = read_metrics(workdir, "validation")
   assert [line["step"] for line in scores] == [3, 4]
-  # Two held-out examples, as long as a chunk, at each depth.
+  # Two held-out examples of the length of a chunk, at each depth.
   tokens = c.data.segments * c.model.segment_length * 2 * len(c.evaluation.depths)
   assert all(line["tokens"] == tokens and 0 <= line["exact_match"] <= 1 for line in scores)

@@ -98,7 +98,7 @@ def test_a_gate_travels_the_sum_of_its_learning_rates(rng):
 
 
 def test_adafactor_treats_stacked_layers_as_separate_tensors(rng):
-  """A layer moves in the stack as it does alone: sizes are measured per layer."""
+  """A layer of the stack gets the same update as alone: scales are computed per layer."""
   c = config(optimizer={"name": "adafactor", "clip_norm": 0.0})
   w_LDF = jnp.asarray(rng.standard_normal((3, 130, 140)), jnp.float32)
   w_LDF *= jnp.array([1.0, 10.0, 0.1])[:, None, None]
@@ -119,7 +119,7 @@ def test_adafactor_treats_stacked_layers_as_separate_tensors(rng):
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
 def test_decay_is_scaled_by_the_learning_rate(rng, name):
-  """With no gradient a matrix shrinks by 1 - rate * decay, whatever the optimizer."""
+  """Without a gradient, every optimizer multiplies a matrix by 1 - rate * decay."""
   fields = {"name": name, "weight_decay": 0.1, "learning_rate": 0.02, "warmup_steps": 2}
   c = config(optimizer=fields)
   start = params(rng)
@@ -131,7 +131,7 @@ def test_decay_is_scaled_by_the_learning_rate(rng, name):
 
 
 def test_clipping_is_of_the_whole_gradient(rng):
-  """A large gradient anywhere scales all others down."""
+  """A large gradient of one parameter scales all gradients down."""
   start = params(rng)
   ones = jax.tree.map(jnp.ones_like, start)
   c = config(optimizer={"clip_norm": 1.0, "eps": 1.0, "warmup_steps": 0, "weight_decay": 0.0})
@@ -161,7 +161,7 @@ def after(params, updates, steps=1, seed=0):
 
 
 def test_small_updates_move_bfloat16_as_far_as_float32():
-  """Rounded to the nearest, each of them would be lost: the next value above 1 is 1.0078."""
+  """Rounding to the nearest would lose each update: the next value above 1 is 1.0078."""
   ones = {"final_norm": {"scale_E": jnp.ones(4000, jnp.bfloat16)}}
   got = after(ones, jax.tree.map(lambda x: jnp.full(x.shape, 1e-4), ones), steps=200)
   moved = np.asarray(got["final_norm"]["scale_E"], np.float64) - 1
@@ -202,7 +202,7 @@ def test_every_mesh_rounds_alike(rng, sizes):
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
 def test_statistics_of_bfloat16_are_those_of_float32(rng, name):
-  """Computed from float32 copies, kept in float32: a mean of many squares would stand still."""
+  """They are computed and stored in float32: in bfloat16, a mean of many squares stops changing."""
   tx, start = make_optimizer(config(optimizer={"name": name})), halved(params(rng))
   gradients = halved(like(rng, start))
   single = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)

@@ -1,4 +1,4 @@
-"""The rollout curriculum: segments that grow, one compilation a stage, and a resume bit by bit."""
+"""The rollout curriculum: growing segments, one compilation per stage, exact resumes."""
 
 import shutil
 
@@ -35,7 +35,7 @@ def test_every_step_belongs_to_one_stage():
   assert [tokens_read(c, k) for k in range(10)] == read
 
 
-def test_documents_are_dealt_out_anew_in_every_stage(texts, tmp_path):
+def test_documents_are_distributed_anew_in_every_stage(texts, tmp_path):
   c = config(texts, train=ROLLOUT)
   store = open_source(c, tmp_path, quiet())
   lanes = train_lanes(c, store)
@@ -89,7 +89,7 @@ def test_a_run_goes_through_its_stages(adapted):
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_stopping_in_or_between_stages_changes_nothing(adapted, tmp_path, stop):
-  """Bit by bit: parameters, moments and memory; the teacher is read again from its run."""
+  """Bit by bit: parameters, moments and memory. The teacher is read again from its run."""
   c, workdir, straight = adapted
   shutil.copytree(workdir, tmp_path / "run")
   for step in range(stop + 1, 5):

@@ -1,4 +1,4 @@
-"""A run that starts from another one's parameters, with its vocabulary."""
+"""A run that starts from the parameters of another run, with its vocabulary."""
 
 import shutil
 
@@ -20,7 +20,7 @@ from tests.tiny import SYSTEMS, changed, config, fake_params, quiet, write_origi
 
 
 def begin(c, workdir, base, **sections):
-  """One step so small that the parameters stay what they were at the start."""
+  """One step with so small a rate that the parameters do not change."""
   still = {"learning_rate": 1e-12, "gate_learning_rate": 1e-12}
   sections = {"optimizer": still, "train": {"steps": 1, "start_from": str(base)}} | sections
   made = {name: changed(getattr(c, name), **fields) for name, fields in sections.items()}
@@ -50,7 +50,7 @@ def test_a_run_on_text_goes_on_as_one_on_a_task_in_its_own_tokens(trained, tmp_p
 
 @pytest.fixture(scope="module")
 def original(texts, tmp_path_factory):
-  """A converted model, so to speak: the config of a run that adapts it, and its parameters."""
+  """The config of a run that adapts a converted model, and the parameters of the model."""
   folder = tmp_path_factory.mktemp("original")
   c = config(texts, model={"kv_heads": 1, "gate_init": -5.0}, train={"start_from": str(folder)})
   made = write_original(folder, c)
@@ -58,7 +58,7 @@ def original(texts, tmp_path_factory):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_gates_and_adapters_that_a_start_lacks_begin_fresh(original, dtype):
+def test_gates_and_adapters_that_the_original_lacks_begin_fresh(original, dtype):
   c, params = original
   c = changed(c, model=changed(c.model, lora_rank=2, param_dtype=dtype))
   check_start(c)
@@ -81,7 +81,7 @@ def test_gates_and_adapters_that_a_start_lacks_begin_fresh(original, dtype):
 
 @pytest.mark.parametrize("mixer", SYSTEMS)
 def test_every_system_starts_from_a_pretrained_model(original, mixer):
-  """What its original has not begins fresh; whatever else is missing is refused."""
+  """Parameters that the original lacks begin fresh. Other missing parameters are refused."""
   c, _ = original
   model = changed(c.model, **{"gate_init": 0.0} | SYSTEMS[mixer])
   carried = changed(c.data, carry_state=mixer != "full")
@@ -113,7 +113,7 @@ def test_parameters_that_are_not_finite_are_refused_by_name(original, tmp_path):
   shutil.rmtree(folder / "checkpoints")
   bad = jax.device_get(params)
   bad["blocks"]["ffn"]["w_up_DF"] = np.array(bad["blocks"]["ffn"]["w_up_DF"])
-  bad["blocks"]["ffn"]["w_up_DF"][1, 2, 3] = 3.4e38  # finite, and not as bfloat16
+  bad["blocks"]["ffn"]["w_up_DF"][1, 2, 3] = 3.4e38  # finite in float32, not in bfloat16
   with Checkpoints(Workdir(folder)) as saved:
     saved.save_params(bad)
   c = changed(c, train=changed(c.train, start_from=str(folder)))

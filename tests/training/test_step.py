@@ -1,4 +1,4 @@
-"""One update: what the loss is, what is carried, that it is compiled once."""
+"""One update: its loss, the carried state, and a single compilation."""
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +22,14 @@ B, S, N = 8, 2, 8
 
 
 def experiment(**sections):
-  """With a large epsilon: else Adam turns the noise of a gradient near 0 into a whole step."""
+  """With a large epsilon; otherwise Adam makes a full step from the noise of a gradient near 0."""
   model = {"segment_length": N, "vocab_size": 32, **sections.pop("model", {})}
   optimizer = {"eps": 1e-3, **sections.pop("optimizer", {})}
   return config(model=model, optimizer=optimizer, **sections)
 
 
 def batch(rng):
-  """Lanes with very different numbers of real tokens; the first one reads what it wrote."""
+  """Lanes with very different numbers of real tokens; the first reads what it has written."""
   tokens = rng.integers(0, 32, (B, S * N)).astype(np.int32)
   reset = rng.random((B, S)) < 0.3
   reset[0] = False
@@ -42,7 +42,7 @@ def batch(rng):
 
 
 class Run:
-  """A compiled step on one device, and the states it makes."""
+  """A compiled step on one device, and its states."""
 
   def __init__(self, c):
     tx, params = make_optimizer(c), fake_params(c.model)
@@ -99,7 +99,7 @@ def test_loss_is_the_mean_over_real_tokens(rng, plain):
 
 
 def task_batch(rng):
-  """As `batch`, with loss weights and answers; two of the lanes are never asked."""
+  """Like `batch`, with loss weights and answers; two lanes have no answers."""
   b = batch(rng)
   asked = (rng.random((B, S * N)) < 0.4) & b["mask_BT"]
   asked[0, :9], asked[1:3] = True, False
@@ -135,7 +135,7 @@ def test_microbatches_make_the_same_update_of_a_task(rng, plain):
   assert_same(got.params, state.params, rtol=1e-3, atol=1e-4)
 
 
-def test_padding_does_not_teach(rng, plain):
+def test_padding_does_not_change_the_update(rng, plain):
   b = batch(rng)
   other = {**b, "targets_BT": np.where(b["mask_BT"], b["targets_BT"], 7)}
   other["tokens_BT"] = np.where(b["mask_BT"], b["tokens_BT"], 9)
@@ -153,7 +153,7 @@ def test_state_is_carried_only_when_asked_for(rng, plain):
   state, alone = dropped(first, second)
   assert state.memory is None
   assert abs(alone["loss"] - metrics["loss"]) > 1e-6, "the second step does not read the first"
-  # A reset at the first segment is the same as nothing carried.
+  # A reset at the first segment equals a state that is not carried.
   second["reset_BS"][:, 0] = True
   np.testing.assert_allclose(plain(first, second)[1]["loss"], alone["loss"], rtol=1e-6)
 
@@ -219,7 +219,7 @@ def test_one_compilation_and_the_planned_shapes_are_the_real_ones(rng):
 GOLDEN = {"loss": 4.0114, "grad_norm": 1.9480, "memory_L": 6.3017, "z_L": 13.710, "params": 20.015}
 
 
-def test_two_steps_are_what_they_were():
+def test_two_fixed_steps_give_the_recorded_figures():
   rng = np.random.default_rng(0)
   c = experiment(model={"rule": "delta", "kv_heads": 1})
   state, metrics = Run(c)(batch(rng), batch(rng))
@@ -235,7 +235,7 @@ def test_two_steps_are_what_they_were():
 
 
 def test_vectors_in_bfloat16_learn(rng):
-  """At rates below half the distance of two values, where rounding to the nearest moves none."""
+  """Also at rates below half the distance of two values, where rounding to nearest changes none."""
   c = experiment(model={"param_dtype": "bfloat16"}, optimizer={"learning_rate": 1e-3})
   run, batches = Run(c), [batch(rng) for _ in range(12)]
   start = run.start.params

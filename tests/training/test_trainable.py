@@ -1,4 +1,4 @@
-"""A chosen part is trained: the rest has no gradient and no moments, and stays bit by bit."""
+"""Training of a part: the rest has no gradient and no moments, and does not change in any bit."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def numbers(tree):
   return sum(x.size for x in jax.tree.leaves(tree))
 
 
-# The run of the fixture `adapted` trains attention, from an original to its end.
+# The run of the fixture `adapted` trains `attention`, from an original to its end.
 @pytest.mark.parametrize(
   "part", [pytest.param(p, marks=[pytest.mark.slow] * (p != "lora")) for p in PARTS]
 )
@@ -56,7 +56,7 @@ def test_what_is_frozen_stays_bit_by_bit_and_costs_nothing(rng, part):
   moments = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
   assert moments == 2 * numbers(trained), "moments are held for what is frozen"
   update = jax.jit(make_train_step(c, tx))
-  for _ in range(2):  # `up` is 0 at first: `down` moves from the second step on
+  for _ in range(2):  # `up` is 0 at first, so `down` changes from the second step on
     state, metrics = update(state, batch(rng))
   after, still = split(c, state.params)
   jax.tree.map(np.testing.assert_array_equal, still, frozen)
@@ -75,7 +75,7 @@ def test_no_product_is_made_for_the_gradient_of_a_frozen_weight(rng):
     return str(step).count("dot_general")
 
   found = {part: products(part) for part in ("gates", "attention", "all")}
-  # Four projections, then three matrices of the feed-forward and the tied embedding.
+  # Four projections; then three matrices of the feed-forward, and the tied embedding.
   assert found["attention"] >= found["gates"] + 4, found
   assert found["all"] >= found["attention"] + 4, found
 

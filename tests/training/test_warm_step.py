@@ -1,4 +1,4 @@
-"""Warm memory in a step: a state taken over is that of one long reading, and gets no gradient."""
+"""Warm memory in a step: the state equals that of one long call, and has no gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ STILL = {"learning_rate": 1e-30, "gate_learning_rate": 1e-30, "weight_decay": 0.
 
 
 def task_config(**sections):
-  """Four lanes of passkey examples, parameters that stand still, every chunk starts warm."""
+  """Four lanes of passkey examples; parameters do not change; every chunk starts warm."""
   warm = {"share": 1.0, "segments": 2, "min_tokens": 32, "max_tokens": 80}
   return config(
     model={"segment_length": 16, "vocab_size": 64, "rule": "delta", **sections.pop("model", {})},
@@ -31,7 +31,7 @@ def task_config(**sections):
 
 
 class Case:
-  """Three steps, and the program that reads all of their text in one call, afresh."""
+  """Three steps, and a program that reads all of their text in one call from an empty state."""
 
   def __init__(self):
     self.config = c = task_config()
@@ -76,7 +76,7 @@ def test_the_warm_state_is_that_of_one_reading_of_the_same_text(case):
   _, afresh = model(tokens, model.state(4), reset_BS=reset, mask_BT=mask)
   assert_same(case.state.warm, afresh, rtol=1e-4, atol=1e-5)
   assert case.state.memory is None
-  # Step after step, all of the reading is done: also in the step in which a state is taken over.
+  # Companions read at every step, also at a step in which their state is taken over.
   b = case.batches[STEPS]
   more = {k: jnp.asarray(b[f"warm_{k}"]) for k in ("tokens_BT", "mask_BT", "reset_BS")}
   _, after = model(more["tokens_BT"], afresh, reset_BS=more["reset_BS"], mask_BT=more["mask_BT"])
@@ -108,8 +108,8 @@ def warm_batch(rng, warm):
           "warm_B": np.array(warm)}  # fmt: skip
 
 
-def test_only_the_lanes_that_say_so_take_a_state_over(rng):
-  """The others go on with their own, carried from step to step."""
+def test_only_flagged_lanes_take_over_a_state(rng):
+  """The other lanes continue with their own carried states."""
   flags = [True, False] * 4
   run = Run(experiment(optimizer=STILL, warm={"share": 0.5}))
   first, second = warm_batch(rng, [False] * 8), warm_batch(rng, flags)
@@ -128,7 +128,7 @@ def test_only_the_lanes_that_say_so_take_a_state_over(rng):
   assert np.isfinite(metrics["loss"])
 
 
-def test_with_no_share_the_program_knows_nothing_of_warm_memory():
+def test_without_a_share_the_program_has_no_warm_memory():
   programs = []
   for warm in ({}, {"share": 0.0, "segments": 7, "min_tokens": 5, "max_tokens": 9}):
     c = experiment(warm=warm)
@@ -141,8 +141,8 @@ def test_with_no_share_the_program_knows_nothing_of_warm_memory():
   assert programs[0] == programs[1]
 
 
-def test_a_companion_that_fast_forwards_has_read_each_piece_so_often():
-  """Exactly so with the linear rule in one layer: keys and values depend on the tokens alone."""
+def test_a_companion_that_fast_forwards_equals_reading_each_piece_that_often():
+  """Exact for the linear rule in one layer, where keys and values depend only on the tokens."""
   warm = {"share": 0.5, "segments": 2, "min_tokens": 512, "max_tokens": 512, "growth": 2.0}
   c = task_config(model={"rule": "linear", "layers": 1}, warm=warm)
   run, lanes = Run(c), train_lanes(c, make_task(c, "passkey"))

@@ -38,7 +38,7 @@ def eval_lanes(lengths, lanes, segments, segment_length, seed=0, **kwargs):
 
 
 def joined(batches):
-  """Chunks of lanes one after the other."""
+  """The chunks of all lanes, joined along T."""
   return {
     name: np.concatenate([batch[name] for batch in batches], axis=1)
     for name in next(iter([*batches]))
@@ -87,7 +87,7 @@ def test_lanes_are_whole_documents_and_every_epoch_has_each_once(case):
   for b in range(B):
     lane = {name: array[b] for name, array in whole.items()}
     found = documents_of(lane, length)
-    for r, (tokens, targets) in enumerate(found[:-1]):  # the last may go on
+    for r, (tokens, targets) in enumerate(found[:-1]):  # the last may continue in a later batch
       document = targets[0] // 1000 - 1
       ids = documents.ids(document).tolist()
       assert tokens == [BOS, *ids] and targets == [*ids, EOS]
@@ -126,7 +126,7 @@ def test_rows_are_slices_of_the_whole(case, k, cut):
 
 @settings(max_examples=40, deadline=None)
 @given(case=CASES, k=st.integers(0, 20), data=st.data())
-def test_a_host_knows_where_all_documents_stand_and_reads_its_own(case, k, data):
+def test_a_host_has_the_place_of_every_document_and_reads_only_its_own(case, k, data):
   _, lanes = eval_lanes(**case)
   own = data.draw(st.sets(st.integers(0, lanes.lanes - 1)).map(sorted))
   whole, chunk = lanes.chunk(k), lanes.chunk(k, read=np.array(own, int))
@@ -168,7 +168,7 @@ def test_evaluation_predicts_every_token_of_each_document_once(case, max_tokens,
 
 @settings(max_examples=100, deadline=None)
 @given(case=CASES, data=st.data())
-def test_what_was_read_before_is_skipped_and_the_rest_begins_with_a_chunk(case, data):
+def test_tokens_read_before_are_skipped_and_the_rest_begins_with_a_chunk(case, data):
   documents, length = FakeDocuments(case["lengths"]), case["segment_length"]
   chunk = case["segments"] * length
   skips = st.integers(0, 3).map(lambda chunks: chunks * chunk)
@@ -215,7 +215,7 @@ def test_order_changes_with_epoch_and_seed_and_never_between_versions():
 
   assert order(0) != order(1)
   assert order(0)[:6] != order(0)[6:12] != order(0)[12:]
-  # If this fails, runs that go on from a checkpoint would see other batches: keep the old order.
+  # If this fails, runs that continue from a checkpoint read other batches: keep the old order.
   assert order(0) == [3, 2, 1, 0, 4, 5, 4, 5, 1, 2, 0, 3, 0, 4, 3, 5, 1, 2]
 
 
@@ -274,7 +274,7 @@ def test_documents_of_a_store(store):
   assert tokenizer.decode(batch["tokens_BT"][0]).startswith("Document ")
 
 
-def test_too_short():
+def test_too_short_corpora_are_refused():
   with pytest.raises(InputError, match="shorter than one segment: 9 training tokens.*10; add"):
     TrainLanes(FakeDocuments([4, 5]), bos=0, eos=0, lanes=1, segments=1, segment_length=10, seed=0)
   with pytest.raises(InputError, match="no documents to evaluate.*choose another split"):

@@ -36,7 +36,7 @@ def test_nothing_before_the_start_is_made():
   assert asked and min(asked) == 1000
 
 
-def test_evaluation_is_read_ahead_whole():
+def test_an_evaluation_is_read_ahead_completely():
   lanes = EvalLanes(FakeDocuments(range(1, 40)), bos=7, **SHAPE)
   batches = list(eval_batches(lanes))
   assert len(batches) == len(lanes)

@@ -1,4 +1,4 @@
-"""What companions read: every chunk of every text in order, lengths as planned."""
+"""Companions read every chunk of every text in order, with the planned lengths."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_every_chunk_of_every_text_is_read_in_order(segments, length, least, mor
       stream, chunk = (stream, chunk + 1) if (chunk + 1) * W < planned else (stream + 1, 0)
 
 
-def test_it_goes_on_over_blocks_of_plans_and_from_any_step(rng):
+def test_reading_continues_over_blocks_of_plans_and_from_any_step(rng):
   config = WarmConfig(share=1.0, segments=1, min_tokens=1, max_tokens=64)
   companions, other = (Companions(config, 16, 3) for _ in range(2))
   steps = sum(companions.planned(2, s) // 16 for s in range(2 * PLANNED + 3))
@@ -48,14 +48,14 @@ def test_planned_lengths_are_log_uniform(rng):
   tokens = np.sort([companions.planned(lane, s) for lane in range(4) for s in range(2048)])
   share = np.log(tokens / 1000) / np.log(64)
   even = (np.arange(len(tokens)) + 0.5) / len(tokens)
-  # Kolmogorov and Smirnov: by chance once in 10^8 runs.
+  # A Kolmogorov-Smirnov test; it fails by chance once in 10^8 runs.
   assert np.abs(share - even).max() < 0.035, "the logarithms of the lengths are not even"
   lanes = {tuple(companions.planned(lane, s) for s in range(8)) for lane in range(6)}
   assert len(lanes) == 6, "lanes read texts of the same lengths"
 
 
 @pytest.mark.parametrize("share", [0.3, 1.0])
-def test_a_lane_takes_over_what_was_read_last_with_the_given_probability(rng, share):
+def test_a_lane_takes_its_companions_state_with_the_given_probability(rng, share):
   config = WarmConfig(share=share, segments=2, min_tokens=8, max_tokens=100)
   companions = Companions(config, 4, int(rng.integers(2**32)))
   taken = 0
@@ -69,7 +69,7 @@ def test_a_lane_takes_over_what_was_read_last_with_the_given_probability(rng, sh
   assert abs(taken / 4000 - share) < 0.05 and (share < 1 or taken == 4000)  # seven deviations
 
 
-def test_before_the_start_step_all_begin_empty_though_companions_read():
+def test_before_the_start_step_examples_begin_empty_and_companions_read():
   config = WarmConfig(share=1.0, start_step=7, segments=1, min_tokens=4, max_tokens=20)
   companions = Companions(config, 4, 0)
   assert [companions.warm(0, k) is None for k in range(10)] == [True] * 7 + [False] * 3
@@ -78,7 +78,7 @@ def test_before_the_start_step_all_begin_empty_though_companions_read():
 
 @settings(deadline=None)
 @given(length=st.floats(0.01, 3e4), growth=st.floats(1.0, 8.0))
-def test_a_text_counts_as_long_as_planned(length, growth):
+def test_a_text_counts_for_its_planned_length(length, growth):
   times = np.array(counts(length, growth))
   assert times[0] == 1 and times.min() >= 1, (
     "every piece is read, and the first is not counted more"

@@ -1,4 +1,4 @@
-"""JSON lines and Parquet: every document once, whole, under a name of its own, in its split."""
+"""JSON lines and Parquet: every document is read once, whole, with a unique name, in its split."""
 
 import collections
 import gzip
@@ -38,7 +38,7 @@ def zstd(data):
 
 
 def texts(rng, documents, characters=300):
-  """Documents of different lengths, with what text files cannot keep: other newlines."""
+  """Documents of different lengths, with newlines that text files cannot keep."""
   letters = list("abc é日🙂\n\r\t\u2028")
   sizes = rng.integers(1, characters, documents)
   return ["".join(rng.choice(letters, size)) for size in sizes]
@@ -59,7 +59,7 @@ def fails(spec, match, read=False):
 
 @settings(max_examples=60, deadline=None)
 @given(texts=TEXTS, smallest=st.integers(1, 400), last=st.booleans(), gap=st.booleans())
-def test_any_cuts_of_a_file_are_the_lines_of_the_whole(
+def test_the_parts_of_a_file_hold_all_its_lines_for_any_cuts(
   tmp_path_factory, texts, smallest, last, gap
 ):
   file = tmp_path_factory.mktemp("lines") / "a.jsonl"
@@ -78,7 +78,7 @@ def test_any_cuts_of_a_file_are_the_lines_of_the_whole(
   assert [r.name for r in whole] == [r.name for r in found], "names must not depend on the cuts"
 
 
-def test_plain_and_packed_files_read_the_same(tmp_path, rng):
+def test_plain_and_compressed_files_give_the_same_documents(tmp_path, rng):
   rows = [{"id": i, "body": text} for i, text in enumerate(texts(rng, 40))]
   data = lines(rows).encode()
   half = data.index(b"\n", len(data) // 2) + 1
@@ -95,7 +95,7 @@ def test_plain_and_packed_files_read_the_same(tmp_path, rng):
       assert [r.name.split()[1] for r in found] == [str(i) for i in range(40)]
 
 
-def test_splits_are_what_the_files_are_called(tmp_path, rng):
+def test_files_are_assigned_to_splits_by_their_names(tmp_path, rng):
   files = {
     "c4-train.00000-of-00002.json.gz": "train",
     "c4-train.00001-of-00002.json.gz": "train",
@@ -122,7 +122,7 @@ def test_splits_are_what_the_files_are_called(tmp_path, rng):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_a_split_that_is_missing_is_cut_out_of_train_by_a_hash(tmp_path, kind):
+def test_a_missing_split_is_taken_from_train_by_a_hash(tmp_path, kind):
   rows = [{"text": f"document {i}"} for i in range(5000)]
 
   def write(folder, name, rows):
@@ -153,7 +153,7 @@ def test_a_split_that_is_missing_is_cut_out_of_train_by_a_hash(tmp_path, kind):
 @pytest.mark.parametrize(
   "kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())]
 )
-def test_parquet_text_of_any_type_in_any_cuts(tmp_path, rng, monkeypatch, kind):
+def test_parquet_text_of_any_type_is_read_with_any_cuts(tmp_path, rng, monkeypatch, kind):
   expected = [*texts(rng, 60), ""]
   expected[7] = ""
   values = [*expected[:-1], None]
@@ -173,7 +173,7 @@ def test_parquet_text_of_any_type_in_any_cuts(tmp_path, rng, monkeypatch, kind):
   assert found[26].name == "b.parquet:1 1"
 
 
-def test_fields_and_files_that_are_not_there(tmp_path):
+def test_missing_fields_and_files_are_refused(tmp_path):
   (tmp_path / "a.jsonl").write_text(lines([{"body": "x", "n": 3, "list": ["x"]}]))
   write_parquet(tmp_path / "a.parquet", [{"body": "x", "n": 3, "list": ["x"]}])
   for kind in ("jsonl", "parquet"):
@@ -191,7 +191,7 @@ def test_fields_and_files_that_are_not_there(tmp_path):
 
 
 def test_small_files_are_read_as_one_part(tmp_path, monkeypatch):
-  """In the order of their names, those of a split together, until there is enough of them."""
+  """Files of a split are joined in the order of their names, up to a size."""
   for kind in ("jsonl", "parquet"):
     for i in range(120):
       file = tmp_path / kind / f"{i:03}_{('train', 'test', 'valid')[i % 3]}.{kind}"
@@ -250,7 +250,7 @@ def test_half_a_surrogate_pair_does_not_stop_a_corpus(tmp_path):
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_half_a_surrogate_pair_in_a_name_does_not_stop_a_corpus(tmp_path, quiet, kind):
-  """In the field of a name, in that of a summary, and in the bytes of a file's name."""
+  """In the field of the name, in the field of the summary, and in the bytes of a file's name."""
   (tmp_path / "in").mkdir()
   rows = [{"text": f"t{i}", "id": "emoji cut \ud83d", "sum": "\udfff"} for i in range(9)]
   for split in ("train", "validation", "test\udcff"):
@@ -273,7 +273,7 @@ def escaped(row):
   return json.dumps(row) + "\n"
 
 
-def test_a_sample_is_of_training_text_from_all_over_the_corpus(tmp_path, rng, monkeypatch):
+def test_a_sample_is_training_text_from_the_whole_corpus(tmp_path, rng, monkeypatch):
   monkeypatch.setattr(base, "SMALLEST", 2000)
   (tmp_path / "train.jsonl").write_text(lines({"text": f"<{i}>" * 50} for i in range(1000)))
   (tmp_path / "test.jsonl").write_text(lines({"text": "never"} for i in range(1000)))

@@ -1,4 +1,4 @@
-"""Data sets of the `datasets` package; without it, one line that says what to install."""
+"""Data sets of the `datasets` package; without it, one line says what to install."""
 
 import importlib.util
 import json
@@ -14,7 +14,7 @@ from tests.data.sources.test_files import by_split, fails, records, texts
 
 
 class Rows:
-  """What is used of `datasets.Dataset`."""
+  """The methods of `datasets.Dataset` that the package uses."""
 
   def __init__(self, rows):
     self._rows = rows
@@ -39,7 +39,7 @@ class Rows:
 
 @pytest.fixture
 def loads(monkeypatch):
-  """Puts a package `datasets` in the place of the real one; it loads what the test says."""
+  """Replaces the package `datasets` by one that loads the rows of a test."""
 
   def put(load):
     module = types.ModuleType("datasets")
@@ -57,7 +57,7 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch):
   fails("hf:pg19", r"needs the package datasets: pip install -e '.\[hf\]'")
 
 
-def test_rows_are_whole_in_any_cuts(loads, rng, monkeypatch):
+def test_rows_are_complete_for_any_cuts(loads, rng, monkeypatch):
   splits = {name: texts(rng, 300) for name in ("train", "dev", "test", "unsupervised")}
   asked = []
 
@@ -82,7 +82,7 @@ def test_rows_are_whole_in_any_cuts(loads, rng, monkeypatch):
   fails("hf:some/books?config=v1&text=body&test=x", "no split 'x'; choose one of train, dev, test")
 
 
-def test_what_the_package_says_is_one_line(loads):
+def test_an_error_of_the_package_is_reported_in_one_line(loads):
   def load(name, config):
     raise ValueError("BuilderConfig 'x'\nnot found")
 
@@ -120,7 +120,7 @@ def test_the_real_package_reads_a_folder(tmp_path, rng, monkeypatch):
 
 @real
 def test_the_real_package_decodes_no_picture_and_reads_a_file_once(tmp_path, monkeypatch):
-  """The column of pictures holds none at all; the file has another name, by a link."""
+  """The column of pictures is empty. The file has a second name by a link."""
   pictures = [{"bytes": b"no picture", "path": None}] * 30
   kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
   own = [f"row {i}" for i in range(30)]

@@ -1,4 +1,4 @@
-"""From data sets under their official names to figures, by the commands that a person types."""
+"""From data sets with official names to figures, by the commands of a user."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ BOOKS = ROOT.parent / "shared" / "corpora" / "books"
 
 
 def texts_of(split):
-  """Two real books, or where there are none, files of Python's own library."""
+  """Two real books if they are there, else files of Python's standard library."""
   if BOOKS.is_dir():
     files = sorted((BOOKS / split).glob("*.gz"))[:2]
     return [gzip.decompress(file.read_bytes()).decode()[:60_000] for file in files]

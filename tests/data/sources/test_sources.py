@@ -71,14 +71,14 @@ def test_text_has_plain_newlines_and_no_mark(tmp_path):
     ("a.txt.gz", gzip.compress(b"text" * 99, mtime=0)[:-9], "a.txt.gz: cannot be read"),
   ],
 )
-def test_file_that_is_not_text(tmp_path, name, data, match):
+def test_a_file_that_is_not_text_is_refused(tmp_path, name, data, match):
   (tmp_path / name).write_bytes(data)
   with pytest.raises(InputError, match=match) as error:
     read_text(Document(name, tmp_path / name))
   assert "\n" not in str(error.value)
 
 
-def test_links_are_followed_but_not_round_and_round(tmp_path):
+def test_links_are_followed_but_not_in_circles(tmp_path):
   write(tmp_path, "c/train/a.txt", "c/test/b.txt", "else/c.txt", ".else/d.txt")
   for name, target in (("validation", "../else"), ("train/up", ".."), ("test/d", "../../.else")):
     (tmp_path / "c" / name).symlink_to(target)
@@ -95,7 +95,7 @@ def test_names_are_text_whatever_their_bytes(tmp_path):
   assert sorted(found) == [r"\xff.txt", "a.txt", "é <i>.txt"]
 
 
-def test_wrong_corpora(tmp_path):
+def test_wrong_corpora_are_refused(tmp_path):
   write(tmp_path, "empty/a.bin", "few/a.txt", "few/b.txt")
   write(tmp_path, "splits/train/a.txt", "splits/test/b.txt", "splits/validation/c.bin")
   for path, match in (

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets by their official names, over local texts, without TensorFlow."""
+"""TensorFlow Datasets by their official names, with local texts, without TensorFlow."""
 
 import gzip
 import io
@@ -25,7 +25,7 @@ BOOKS = Path(__file__).parents[4] / "shared" / "corpora" / "books"
 
 @pytest.fixture(scope="module")
 def books(tmp_path_factory):
-  """pg19, written as a user would find it: where it lies, and the texts of its splits."""
+  """pg19 as a user would have it: its folder, and the texts of its splits."""
   rng = np.random.default_rng()
   splits = {split: texts(rng, 90, 2000) for split in SPLITS}
   folder = tmp_path_factory.mktemp("tfds")
@@ -34,7 +34,7 @@ def books(tmp_path_factory):
 
 
 @pytest.mark.parametrize("file_format", ["array_record", "parquet"])
-def test_texts_are_whole_in_any_cuts(books, tmp_path, monkeypatch, file_format):
+def test_texts_are_complete_for_any_cuts(books, tmp_path, monkeypatch, file_format):
   folder, splits = books
   if file_format == "parquet":
     folder = tmp_path
@@ -96,7 +96,7 @@ def test_splits_of_other_names_and_versions(tmp_path):
   assert "no validation and no test split" in old.note
 
 
-def test_what_is_not_there_or_not_readable_comes_with_the_command(books, tmp_path, monkeypatch):
+def test_missing_and_unreadable_data_sets_are_reported_with_a_command(books, tmp_path, monkeypatch):
   where = f"data_dir={tmp_path}"
   build = f"tfds build {{}} --file_format=array_record --data_dir={tmp_path}"
   for name in ("pg19", "c4/en", "scientific_papers/arxiv", "wikipedia/20230601.en"):
@@ -115,7 +115,7 @@ def test_what_is_not_there_or_not_readable_comes_with_the_command(books, tmp_pat
   fails(f"tfds:pg19?{where}", f"prepared as tfrecord, which only TensorFlow reads; .*{convert}")
   both = {"fileFormat": "tfrecord", "alternativeFileFormats": ["array_record"]}
   (made / "dataset_info.json").write_text(json.dumps(description | both))
-  # A description is read once in a process: this one must be read anew.
+  # A process reads a description once; this one must be read again.
   sys.modules["infini_jax.data.sources.tfds"]._builder.cache_clear()
   assert [r.text for r in records(open_corpus(f"tfds:pg19?{where}"))] == ["a"]
   next(made.glob("*train*")).unlink()
@@ -123,7 +123,7 @@ def test_what_is_not_there_or_not_readable_comes_with_the_command(books, tmp_pat
 
 
 def test_a_parquet_copy_that_lost_rows_is_refused(tmp_path):
-  """tensorflow-datasets 4.9.10 itself writes such copies, of more than 100 rows a file."""
+  """tensorflow-datasets 4.9.10 writes such copies if a file has more than 100 rows."""
   rows = pg19(f"book {i}" for i in range(250))
   made = write_tfds(tmp_path, "pg19", {"train": rows[:90]}, "parquet")
   text = (made / "dataset_info.json").read_text()
@@ -148,7 +148,7 @@ class Bucket(LocalFileSystem):
     return super()._open(path, mode, **kwargs)
 
 
-def test_a_bucket_is_read_a_file_at_a_time(books, tmp_path, monkeypatch):
+def test_a_bucket_is_read_one_file_at_a_time(books, tmp_path, monkeypatch):
   folder, splits = books
   monkeypatch.setattr(Bucket, "root", str(folder))
   monkeypatch.setattr(Bucket, "opened", [])
@@ -168,7 +168,7 @@ def test_a_bucket_is_read_a_file_at_a_time(books, tmp_path, monkeypatch):
   fails("tfds:pg19?data_dir=gs://other", "gs://other cannot be read .403.*; gs:// needs .* gcsfs")
 
 
-# No connection may be opened, and TensorFlow not be imported, whatever is asked for.
+# No connection may be opened, and TensorFlow must not be imported.
 SCRIPT = """
 import socket, sys
 
@@ -191,7 +191,7 @@ def command(tmp_path, *arguments):
   return subprocess.run(line, capture_output=True, text=True, timeout=120)
 
 
-def test_what_is_unknown_is_one_line_in_a_real_process_without_a_network(tmp_path):
+def test_unknown_data_sets_are_reported_in_one_line_without_a_network(tmp_path):
   done = command(tmp_path, f"--source=tfds:pg91?data_dir={tmp_path}", f"--out={tmp_path / 'out'}")
   assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
   assert "has no 'pg91'" in done.stderr and not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Which files a corpus takes: each once, whatever links, patterns and ends of names there are."""
+"""A corpus reads each file once, for all links, patterns and endings of names."""
 
 import gzip
 import itertools
@@ -17,7 +17,7 @@ TEXTS = sorted(row["text"] for row in DOCUMENTS)
 
 
 def write(file, rows=DOCUMENTS):
-  """JSON lines, Parquet or texts, as the name of the file says."""
+  """Writes JSON lines, Parquet or text, by the name of the file."""
   file.parent.mkdir(parents=True, exist_ok=True)
   if file.suffix == ".parquet":
     pq.write_table(pa.Table.from_pylist(rows), file)
@@ -67,7 +67,7 @@ def test_every_file_is_read_once_however_many_links_lead_to_it(tmp_path, place, 
   corpus = open_corpus(f"{end}:{tmp_path}{place.format(end=end, root=tmp_path)}")
   assert sorted(record.text for record in records(corpus)) == TEXTS
   names = {record.name.split(":")[0] for record in records(corpus)}
-  if place != "/*/*/*.{end}":  # which leads to them through links alone
+  if place != "/*/*/*.{end}":  # this pattern finds them only through links
     assert names == {f"{n}/{n}.{end}" for n in "abc"}, "a link must not give a file its name"
 
 
@@ -89,13 +89,13 @@ def test_a_file_that_only_a_link_leads_to_is_read_by_the_name_of_the_link(tmp_pa
   write(tmp_path / "blobs" / "a.jsonl")
   (tmp_path / "blobs" / "a.jsonl").rename(tmp_path / "blobs" / "9f86d0")
   (tmp_path / "data").mkdir()
-  for folder in ("data", "blobs"):  # also where the folder holds the file under another name
+  for folder in ("data", "blobs"):  # also if the folder holds the file under another name
     (tmp_path / folder / "train.jsonl").symlink_to(tmp_path / "blobs" / "9f86d0")
     names = [record.name for record in records(open_corpus(f"jsonl:{tmp_path}/{folder}"))]
     assert len(names) == 60 and names[0] == "train.jsonl:0"
 
 
-def test_links_to_nothing_are_one_line(tmp_path):
+def test_broken_links_are_reported_in_one_line(tmp_path):
   write(tmp_path / "a.jsonl")
   for name, target in (("b.jsonl", "nowhere"), ("c.jsonl", "c.jsonl"), ("d.jsonl", "/dev/null")):
     (tmp_path / name).symlink_to(target)
@@ -125,7 +125,7 @@ def test_endings_are_read_in_upper_and_lower_case(tmp_path):
   assert found(f"parquet:{tmp_path}/rows") == TEXTS
 
 
-def test_what_is_left_out_is_told(tmp_path):
+def test_files_that_are_left_out_are_reported(tmp_path):
   write(tmp_path / "x" / "a.txt")
   names = [
     "a.pdf",
@@ -157,7 +157,7 @@ def test_what_is_left_out_is_told(tmp_path):
   fails(f"parquet:{tmp_path}", r"no file matches .* \(there: 70 files \(60 .txt, ")
 
 
-def test_texts_beside_the_folders_of_splits_are_told(tmp_path):
+def test_texts_beside_the_folders_of_splits_are_reported(tmp_path):
   for split in ("train", "validation", "test"):
     write(tmp_path / split / "a.txt", DOCUMENTS[:3])
   assert open_corpus(str(tmp_path)).left_out == ""
@@ -165,7 +165,7 @@ def test_texts_beside_the_folders_of_splits_are_told(tmp_path):
   assert open_corpus(str(tmp_path)).left_out == "left out: 1 files (1 .md)"
 
 
-def test_folders_of_splits_may_link_to_what_is_beside_them(tmp_path):
+def test_folders_of_splits_may_link_to_files_beside_them(tmp_path):
   write(tmp_path / "pool" / "a.txt", DOCUMENTS[:4])
   for i, split in enumerate(("train", "validation", "test")):
     (tmp_path / split).mkdir()
@@ -202,13 +202,13 @@ LINKS = {
 @pytest.mark.parametrize("place", ["", "/**/*.{end}", "/all,{root}/test", "/test,{root}/all"])
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("end", ["jsonl", "parquet"])
-def test_what_any_link_holds_out_is_held_out(tmp_path, end, link, place):
-  """A reading of one split that another one also names would train on what is evaluated."""
+def test_files_that_any_link_holds_out_are_held_out(tmp_path, end, link, place):
+  """A file in two splits must not be trained on, because it is also evaluated."""
   write(tmp_path / "all" / f"a.{end}", DOCUMENTS[:40])
   deep = "deep" * ("folder" in link or "round" in link)
   write(tmp_path / "all" / deep / f"b.{end}", DOCUMENTS[40:])
   write(tmp_path / "test" / f"c.{end}", DOCUMENTS[:1])
-  (tmp_path / "test" / "up").symlink_to("..")  # which holds nothing out
+  (tmp_path / "test" / "up").symlink_to("..")  # this link holds nothing out
   LINKS[link](tmp_path, end)
   corpus = open_corpus(f"{end}:{tmp_path}{place.format(end=end, root=tmp_path)}")
   held_out = sorted(r.text for r in records(corpus) if r.split == "test")
@@ -246,7 +246,7 @@ def test_every_name_can_be_written(tmp_path, monkeypatch, name):
   assert specs.plain(written) == name and specs.cut(written, ",") == [written]
 
 
-def test_names_that_divide_a_spec_are_told_how_to_write_them(tmp_path):
+def test_for_names_with_separators_the_error_says_how_to_write_them(tmp_path):
   for name in ("a,b.jsonl", "q?x.jsonl"):
     write(tmp_path / name)
     fails(

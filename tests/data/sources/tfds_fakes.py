@@ -1,4 +1,4 @@
-"""Data sets prepared on the spot, under the names that everybody uses."""
+"""Small data sets that tests prepare under official names."""
 
 import contextlib
 import io
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def write_tfds(folder, dataset, splits, file_format="array_record", config=None, version="0.1.1"):
-  """Prepares the rows of each split; the first row says which features there are."""
+  """Prepares the rows of each split; the first row defines the features."""
   import tensorflow_datasets as tfds
 
   kinds = {
@@ -42,7 +42,7 @@ def write_tfds(folder, dataset, splits, file_format="array_record", config=None,
 
 
 def pg19(texts):
-  """Rows of books with all that the official data set holds."""
+  """Rows of books with all features of the official data set."""
   return [
     {
       "book_text": text,

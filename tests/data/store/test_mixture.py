@@ -1,4 +1,4 @@
-"""Several stores in one training: by their weights in tokens, each epoch of each store whole."""
+"""A mixture of stores: tokens follow the weights, and each epoch of a store is complete."""
 
 import itertools
 import pickle
@@ -27,7 +27,7 @@ STORES = st.lists(
 
 
 def mixed(stores, lanes, length=3, seed=0):
-  """The order of stores of (tokens of each document, weight); the documents stand in any order."""
+  """The order for stores of (tokens of each document, weight), with documents in random order."""
   tokens = np.concatenate([lengths for lengths, _ in stores])
   source = np.repeat(np.arange(len(stores)), [len(lengths) for lengths, _ in stores])
   shuffled = np.random.default_rng(0).permutation(len(tokens))
@@ -90,13 +90,13 @@ def test_the_order_never_changes_between_versions():
   mix = Mix(np.array([0, 1, 0, 1, 1]), (1.0, 2.0))
   order = Mixed(np.array([4, 1, 2, 2, 1]), np.array([40, 10, 20, 20, 10]), mix, 1, 0)
   found = [piece.document for piece in order.pieces(0, 0, 30)]
-  # If this fails, runs that go on from a checkpoint would see other batches: keep the old order.
+  # If this fails, runs that continue from a checkpoint read other batches: keep the old order.
   assert found == [2, 3, 1, 4, 0, 4, 3, 1, 1, 3, 4, 2, 1, 4, 3, 0, 3]
 
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-  """Many short documents, and few long ones; in the same tokens."""
+  """A store of many short documents, and one of few long ones, with the same tokenizer."""
   folder, made = tmp_path_factory.mktemp("mixture"), {}
   for name, documents, characters in (("short", 40, 40), ("long", 3, 4000)):
     corpus = write_corpus(folder / "texts" / name, documents, characters)
@@ -124,7 +124,7 @@ def test_a_config_mixes_stores_by_tokens(stores, tmp_path):
     for d, tokens in zip(mine.tolist(), own.tokens.tolist(), strict=True):
       place = mine.tolist().index(d)
       assert np.array_equal(documents.read(d, 0, tokens), own.read(place, 0, tokens))
-  # Where a batch's tokens come from is told by what an order of the same seed deals.
+  # An order with the same seed gives the store of each token of a batch.
   lanes = train_lanes(c, source)
   had = np.zeros(2)
   for lane in range(4):
@@ -137,7 +137,7 @@ def test_a_config_mixes_stores_by_tokens(stores, tmp_path):
   assert all(np.array_equal(batch[name], again[name]) for name in batch)
 
 
-def test_a_run_goes_on_with_the_same_stores_and_weights_alone(stores, tmp_path):
+def test_a_run_continues_only_with_the_same_stores_and_weights(stores, tmp_path):
   c, workdir = mixture(stores, long=3, short=1), Workdir(tmp_path / "run")
   fingerprint = lambda c: open_source(c, tmp_path, quiet()).fingerprint
   workdir.claim(c, fingerprint(c))

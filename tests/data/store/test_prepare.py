@@ -96,10 +96,10 @@ def test_killed_worker_is_reported_with_the_remedy(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["text", "jsonl"])
-def test_killed_run_goes_on_and_ends_as_if_nothing_had_happened(tmp_path, quiet, monkeypatch, kind):
+def test_a_killed_run_continues_and_writes_the_same_store(tmp_path, quiet, monkeypatch, kind):
   monkeypatch.setattr(base, "SMALLEST", 20_000)
   corpus = write_corpus(tmp_path / "corpus", documents=64, characters=5_000)
-  if kind == "jsonl":  # a part goes into three shards, for a hash divides its documents
+  if kind == "jsonl":  # a part fills three shards, because a hash divides its documents
     rows = [{"text": file.read_text()} for file in sorted(corpus.rglob("*.txt"))]
     corpus = f"jsonl:{tmp_path}/all.jsonl"
     (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -111,7 +111,7 @@ def test_killed_run_goes_on_and_ends_as_if_nothing_had_happened(tmp_path, quiet,
     assert time.monotonic() < deadline, "no shard after a minute"
     time.sleep(0.01)
   process.send_signal(signal.SIGKILL)
-  # Its workers hold the other end of the pipe: this returns when they have ended, too.
+  # The workers hold the other end of the pipe, so this returns after they have ended too.
   process.communicate(timeout=30)
   with pytest.raises(InputError, match="not complete; run the command"):
     Store.open(out)
@@ -131,7 +131,7 @@ def test_killed_run_goes_on_and_ends_as_if_nothing_had_happened(tmp_path, quiet,
     assert a.names == b.names and np.array_equal(a.tokens, b.tokens)
 
 
-def test_other_plan_in_the_same_folder(corpus, store, tmp_path, quiet):
+def test_another_plan_in_the_same_folder_is_refused(corpus, store, tmp_path, quiet):
   out = tmp_path / "out"
   shutil.copytree(store.folder, out)
   other = write_corpus(tmp_path / "other", documents=30, characters=3000)
@@ -144,11 +144,11 @@ def test_other_plan_in_the_same_folder(corpus, store, tmp_path, quiet):
   ):
     with pytest.raises(InputError, match=match + ".*choose another --out, or delete"):
       prepare(*arguments, console=quiet)
-    (out / "store.json").unlink(missing_ok=True)  # also where it is not complete
+    (out / "store.json").unlink(missing_ok=True)  # the same for an incomplete store
 
 
-def test_two_plans_in_one_folder_at_a_time(corpus, tmp_path, quiet, monkeypatch):
-  """The other one comes when this one has claimed the folder, and has not written a shard."""
+def test_two_plans_in_one_folder_at_the_same_time_are_refused(corpus, tmp_path, quiet, monkeypatch):
+  """The second starts after the first has claimed the folder, before it has written a shard."""
   module, out = sys.modules[prepare.__module__], tmp_path / "out"
   write = module.write_shards
 
@@ -162,7 +162,7 @@ def test_two_plans_in_one_folder_at_a_time(corpus, tmp_path, quiet, monkeypatch)
     prepare(str(corpus), out, "bytes", console=quiet)
 
 
-def test_attempt_that_failed_early_does_not_stand_in_the_way(corpus, tmp_path, quiet):
+def test_an_attempt_that_failed_early_does_not_block_the_next_one(corpus, tmp_path, quiet):
   with pytest.raises(InputError, match="train:99999.*too high"):
     prepare(str(corpus), tmp_path / "out", "train:99999", console=quiet)
   prepare(str(corpus), tmp_path / "out", "train:300", console=quiet)
@@ -223,7 +223,7 @@ def test_ends_with_a_table(corpus, tmp_path, terminal):
   assert "bytes per token" in printed and "1.00" in printed and "validation" in printed
 
 
-def test_store_json_says_what_a_person_asks(store):
+def test_store_json_describes_the_store(store):
   description = json.loads((store.folder / "store.json").read_text())
   assert description["tokenizer"] == "bytes"
   assert description["splits"]["train"].keys() == {
@@ -238,7 +238,7 @@ def test_store_json_says_what_a_person_asks(store):
   }
 
 
-def test_what_was_left_out_and_how_long_documents_are_is_told(tmp_path):
+def test_left_out_files_and_document_lengths_are_reported(tmp_path):
   sizes = {"train": [0, 3, 64, 127, 128, 300, 0], "validation": [64], "test": []}
   for split, own in sizes.items():
     rows = [json.dumps({"text": "x" * size}) + "\n" for size in own]
@@ -264,7 +264,7 @@ def test_store_is_verified_before_it_is_complete(tmp_path, quiet, monkeypatch):
   file.write_text("".join(rows))
 
   def then(change, match):
-    """What comes out if the corpus or the store changes after the last shard."""
+    """Checks the error if the corpus or the store changes after the last shard."""
 
     def write(*args):
       write_shards(*args)
@@ -287,7 +287,7 @@ def test_store_is_verified_before_it_is_complete(tmp_path, quiet, monkeypatch):
   prepare(f"jsonl:{file}", tmp_path / "out", "bytes", console=quiet)
 
 
-def test_a_tokenizer_that_drops_characters_is_told(tmp_path):
+def test_a_tokenizer_that_drops_characters_is_reported(tmp_path):
   for i in range(3):
     (tmp_path / f"{i}.txt").write_text(f"two  spaces, and a new\nline {i}")
   with open(tmp_path / "drops.model", "wb") as model:  # runs of white space become one space
@@ -304,7 +304,7 @@ def test_a_tokenizer_that_drops_characters_is_told(tmp_path):
 
 
 def rows_with_few_held_out(file):
-  """Documents of which a hash holds few out: most parts have none for validation or test."""
+  """Documents of which a hash holds out few: most parts have none for validation or test."""
   rows = [json.dumps({"text": f"document {i} " * 9, "sum": f"{i}"}) + "\n" for i in range(150)]
   file.write_text("".join(rows))
   return f"jsonl:{file}?summary=sum"
@@ -364,8 +364,8 @@ def test_many_small_files_make_few_shards(tmp_path, quiet):
   assert sum(len(content) for content in files(tmp_path / "out").values()) < 1_000_000
 
 
-def test_stores_of_the_first_format_are_opened_but_not_ended(corpus, store, tmp_path, quiet):
-  """Where it was interrupted, its shards may be of other parts than this program makes."""
+def test_stores_of_the_first_format_are_opened_but_not_continued(corpus, store, tmp_path, quiet):
+  """An interrupted store may have shards of other parts than this version makes."""
   out = tmp_path / "out"
   shutil.copytree(store.folder, out)
   old = json.loads((out / "store.json").read_text()) | {"format": 1}
@@ -389,7 +389,7 @@ def test_the_name_of_a_store_must_be_utf8(corpus, tmp_path, quiet):
     prepare(str(corpus), tmp_path / "\udcff", "bytes", console=quiet)
 
 
-def test_what_is_left_out_of_a_folder_is_told(corpus, tmp_path):
+def test_files_left_out_of_a_folder_are_reported(corpus, tmp_path):
   shutil.copytree(corpus, tmp_path / "in")
   (tmp_path / "in" / "thesis.docx").touch()
   console = Console(file=io.StringIO(), width=200)
@@ -411,7 +411,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, quiet, monkeypatch):
   assert peaks[1] < 1.5 * peaks[0] + 100_000, f"peaks of {peaks} bytes: something is held"
 
 
-def test_summaries_stand_beside_their_documents(tmp_path, quiet):
+def test_summaries_are_stored_with_their_documents(tmp_path, quiet):
   rows = [{"text": "t" * i, "sum": f"of {i}" if i % 3 else None} for i in range(40)]
   for split in ("train", "validation", "test"):
     (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

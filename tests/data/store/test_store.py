@@ -138,29 +138,29 @@ def test_a_shard_that_fails_leaves_nothing_behind(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_a_shard_that_another_host_has_finished_meanwhile_is_as_good(tmp_path):
+def test_a_shard_that_another_host_has_finished_is_used(tmp_path):
   entry = Entry("a", np.arange(5), 5, 1, 5)
   with ShardWriter(Shard(tmp_path, 0), "<u2") as writer:
     writer.add(entry)
     write_shard(tmp_path, 0, [entry], "<u2")
-    for file in left_over(tmp_path):  # it tidies up
+    for file in left_over(tmp_path):  # the other host removes temporary files
       file.unlink()
     writer.close()
   assert documents_of(tmp_path, 1).read(0, 0, 5).tolist() == [0, 1, 2, 3, 4]
   with pytest.raises(FileNotFoundError), ShardWriter(Shard(tmp_path, 1), "<u2") as writer:
     writer.add(entry)
-    for file in left_over(tmp_path):  # and nobody has finished it
+    for file in left_over(tmp_path):  # and no host has finished the shard
       file.unlink()
     writer.close()
 
 
-def test_opened_again_is_equal(store):
+def test_a_store_opened_again_is_equal(store):
   again = Store.open(str(store.folder))
   assert (again.spec, again.source, again.fingerprint) == ("bytes", store.source, store.fingerprint)
   assert again.splits == store.splits
 
 
-def test_wrong_stores(copy, tmp_path):
+def test_wrong_stores_are_refused(copy, tmp_path):
   def edit(**changes):
     description = json.loads((copy / "store.json").read_text()) | changes
     (copy / "store.json").write_text(json.dumps(description))
@@ -185,7 +185,7 @@ def test_wrong_stores(copy, tmp_path):
   fails("not complete; run the command")
 
 
-def test_damaged_files(copy):
+def test_damaged_files_are_refused(copy):
   records = copy / "train" / "00000.array_record"
   good = records.read_bytes()
   for bad in (b"", b"x" * 100, good[: len(good) // 2], b"x" * len(good)):

@@ -1,4 +1,4 @@
-"""What opens and ends a document: declared or special tokens, and never made of a text."""
+"""The marks that begin and end a document are declared or special tokens. No text gives them."""
 
 import json
 import sys
@@ -127,7 +127,7 @@ def folder(tmp_path):
   return marks
 
 
-def test_marks_are_what_the_files_beside_declare(folder):
+def test_marks_are_those_that_the_other_files_declare(folder):
   with pytest.raises(InputError, match="several of its special tokens may end"):
     folder()
   assert folder(generation_config={"eos_token_id": [4, 1]}) == (0, 4)
@@ -138,7 +138,7 @@ def test_marks_are_what_the_files_beside_declare(folder):
   assert folder(tokenizer_config={"bos_token": None, "eos_token": ""}) == (2, 1)
 
 
-def test_a_declared_piece_of_text_is_no_text_any_more(folder, tmp_path):
+def test_text_never_gives_a_declared_piece(folder, tmp_path):
   assert folder(tokenizer_config={"bos_token": "<s>", "eos_token": "a"}) == (0, 5)
   tokenizer = load_tokenizer(f"huggingface:{tmp_path}/tokenizer.json")
   assert 5 not in tokenizer.encode("banana <s>").tolist()
@@ -169,13 +169,13 @@ def test_a_declared_piece_of_text_is_no_text_any_more(folder, tmp_path):
     ),
   ],
 )
-def test_what_is_declared_wrongly_is_refused(folder, files, said):
+def test_wrong_declarations_are_refused(folder, files, said):
   with pytest.raises(InputError, match=said) as error:
     folder(**files)
   assert "\n" not in str(error.value)
 
 
-def test_what_a_chat_template_ends_turns_with_ends_documents_only_if_a_model_says_so(tmp_path):
+def test_the_end_of_a_chat_turn_ends_documents_only_if_it_is_declared(tmp_path):
   file = tmp_path / "tokenizer.json"
   file.write_bytes(characters("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
   chat = {"eos_token": "<|im_end|>", "bos_token": None}
@@ -225,7 +225,7 @@ def test_marks_are_recorded_and_what_was_saved_before_keeps_its_own(tmp_path):
   assert (again.bos, again.eos, again.fingerprint) == (1, 0, made.fingerprint)
   (tmp_path / "old").mkdir()
   (tmp_path / "old" / "tokenizer.json").write_bytes(tags)
-  old = load_saved(tmp_path / "old")  # of a version that took the first usual name anywhere
+  old = load_saved(tmp_path / "old")  # of a version that took the first usual name of any token
   assert (old.bos, old.eos) == (2, 3) and old.fingerprint != made.fingerprint
   assert not {2, 3} & set(old.encode("<s>a</s>").tolist())
   gaps = bpe(["<s>", "a"], [token(0, "<s>"), token(7, "<x>", False)])
@@ -240,8 +240,8 @@ def test_marks_are_recorded_and_what_was_saved_before_keeps_its_own(tmp_path):
     load_saved(tmp_path / "new")
 
 
-def test_a_text_that_cannot_be_encoded_is_one_line(capfd):
-  """Also where Rust panics, which no worker can tell its parent, and reports that itself."""
+def test_a_text_that_cannot_be_encoded_is_reported_in_one_line(capfd):
+  """Also if Rust panics: a worker cannot send that error to its parent, and Rust prints it."""
   endless = {"type": "Split", "pattern": {"Regex": "(?:a|a)+b"}, "behavior": "Isolated"}
   for made, text, said in (
     (words(unknown="[UNK]"), "zz top", "a text of 6 characters .WordLevel error.*; leave the text"),

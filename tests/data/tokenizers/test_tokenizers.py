@@ -32,7 +32,7 @@ def model_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def json_file(tmp_path_factory):
-  """A byte-level BPE as Hugging Face writes it."""
+  """A byte-level BPE in Hugging Face's format."""
   tokenizer = huggingface.Tokenizer(huggingface.models.BPE())
   tokenizer.pre_tokenizer = huggingface.pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = huggingface.decoders.ByteLevel()
@@ -91,7 +91,7 @@ PIECES = ["<s>", "</s>", *BYTES, "a", "b", " ", "\ufffd", "ab"]
 
 @pytest.fixture(scope="module")
 def fallback():
-  """A vocabulary of a few letters, with a byte for everything else, as Llama 2 has it."""
+  """A vocabulary of a few letters, with byte tokens for other characters, as in Llama 2."""
   model = huggingface.models.BPE(
     {piece: id for id, piece in enumerate(PIECES)}, [("a", "b")], byte_fallback=True, unk_token=None
   )
@@ -111,7 +111,7 @@ def test_bytes_are_those_of_the_text_wherever_it_is_cut(every, fallback, text):
     ids = tokenizer.encode(text)
     counts = [tokenizer.count_bytes(ids[:n]) for n in range(len(ids) + 1)]
     assert counts == sorted(set(counts)) and counts[0] == 0 and counts[-1] == len(data)
-    if tokenizer is fallback:  # whose decoder gives up all bytes of a row that is cut
+    if tokenizer is fallback:  # its decoder drops all bytes of a character that is cut
       lengths = [{"ab": 2, "�": 3}.get(PIECES[id], 1) for id in ids]
       assert counts == np.cumsum([0, *lengths]).tolist()
       continue
@@ -186,7 +186,7 @@ def _sentencepiece(bos, eos):
   return model.getvalue()
 
 
-def test_wrong_tokenizers(tmp_path, json_file):
+def test_wrong_tokenizers_are_refused(tmp_path, json_file):
   (tmp_path / "text").write_text("no model")
   no_specials = json_file.read_text().replace("<|endoftext|>", "<|other|>")
   for make, match in (

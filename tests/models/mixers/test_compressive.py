@@ -1,4 +1,4 @@
-"""The Compressive Transformer, and its convolution's own loss, against a loop in float64."""
+"""The Compressive Transformer and the loss of its convolution, compared with a loop in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def config(compression):
 
 
 def attend(q, k, v, seen, places):
-  """q (T,H,E) over k, v (M,K,E); `places` of queries and keys, or None to look at content alone."""
+  """Attention of q (T,H,E) to k, v (M,K,E); `places` of queries and keys, or None: no positions."""
   outs = []
   for h in range(H):
     query, key = q[:, h], k[:, h // (H // K)]

@@ -1,4 +1,4 @@
-"""Gated delta by segments, in its three forms, against loops in float64; forward and gradient."""
+"""Three forms of gated delta, compared with loops in float64, forward and gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -107,5 +107,5 @@ def test_a_score_that_is_large_is_delta_and_one_that_is_small_forgets(rng):
   wanted = model(tokens, model.state(2))[1]
   kept, forgotten = memory(40.0), memory(-40.0)
   np.testing.assert_allclose(kept.M_BKEU, wanted.M_BKEU, rtol=1e-5, atol=1e-6)
-  last = model(tokens[:, -8:], model.state(2))[1]  # as if it had read the last segment alone
+  last = model(tokens[:, -8:], model.state(2))[1]  # the state after the last segment alone
   np.testing.assert_allclose(forgotten.z_BKE[0], last.z_BKE[0], rtol=1e-4, atol=1e-5)

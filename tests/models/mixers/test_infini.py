@@ -1,4 +1,4 @@
-"""What Infini-attention's own parameters do, and what they leave alone."""
+"""What the parameters of Infini-attention change, and what they do not change."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ def hidden(config, params, tokens):
 
 @pytest.mark.parametrize("implementation", ["scan", "parallel"])
 def test_adapters_of_the_memory_change_nothing_within_a_segment(rng, implementation):
-  """So an adapted model is the original in its own window, to the bit."""
+  """So an adapted model equals the original in the first segment, bit by bit."""
   plain = model_config(rule="delta", kv_heads=1, implementation=implementation)
   adapted = dataclasses.replace(
     plain, memory=dataclasses.replace(plain.memory, adapter_rank=2, write_gate=True)

@@ -1,4 +1,4 @@
-"""Memorizing Transformers: the store against all that was read, searched by brute force."""
+"""Memorizing Transformers: the store, compared with a brute-force search of all keys."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def mixer(gate):
 
 
 def near(q, k, v, reset, mask):
-  """One lane: what the M newest earlier keys of the document give, and where there were any."""
+  """One lane: the read-out of the M newest earlier keys of the document, and where there is one."""
   out, found = np.zeros((T, H, E)), np.zeros(T, bool)
   document = np.repeat(np.cumsum(reset), N)
   for t in range(T):

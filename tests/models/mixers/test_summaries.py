@@ -1,4 +1,4 @@
-"""RMT and AutoCompressors against a decoder in float64, run on one segment after the other."""
+"""RMT and AutoCompressors, compared with a decoder in float64 that reads segment by segment."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def norm(x, scale):
 
 
 def decoder(p, x, real):
-  """All layers over one sequence x (T,D), causal, blind to what is not real."""
+  """All layers over one sequence x (T,D), causal, without attention to padding."""
   seen = np.tri(len(x), dtype=bool) & np.asarray(real)[None]
   for layer in range(LAYERS):
     block = jax.tree.map(lambda w: w[layer], p["blocks"])  # noqa: B023
@@ -36,7 +36,7 @@ def decoder(p, x, real):
       q, k, v = h @ a["w_q_DHE"][:, i], h @ a["w_k_DKE"][:, i], h @ a["w_v_DKE"][:, i]
       place = np.arange(len(x))
       q, k = rotate(q, place, 10_000.0), rotate(k, place, 10_000.0)
-      # A row that sees nothing is of what is not real; nobody reads it.
+      # A row that sees nothing is padding, and is never read.
       score = jnp.where(seen, q @ k.T / E**0.5, -1e9)
       outs.append(jax.nn.softmax(score, axis=1) @ v @ a["w_o_HED"][i])
     x = x + sum(outs)
@@ -70,7 +70,7 @@ def plain(mixer, p, tokens, reset, shift):
   return jnp.concatenate(hidden)
 
 
-# In the fast lane nothing is computed again in the backward pass, and no border is moved.
+# Fast tests use no rematerialization and no random borders.
 REMATS = (("rmt", "full", 0), ("autocompressor", "full", 0), ("autocompressor", "none", 0))
 SLOW = {*REMATS, ("autocompressor", "none", 0.6)}
 CASES = [("rmt", "none", 0), *sorted(SLOW)]
@@ -106,11 +106,11 @@ def test_equals_the_loop_over_segments_forward_and_gradient(rng, mixer, remat, j
   got = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)
 
   def close(path, a, b):
-    # Rounding of float32 through segments and layers, against an array's own size.
+    # The error bound is float32 rounding through segments and layers, relative to the array's size.
     error, size = np.abs(a - b).max(), np.abs(b).max()
     assert error <= 1e-4 * size, f"{jax.tree_util.keystr(path)}: off by {error / size}"
 
-  close((), got[0][1], expected[0][1])  # of what is summed: the sum itself may cancel
+  close((), got[0][1], expected[0][1])  # the terms are compared, because the sum may cancel
   jax.tree_util.tree_map_with_path(close, got[1], expected[1])
 
 
@@ -130,7 +130,7 @@ def test_random_borders_stay_in_reach_and_never_move_a_documents_start(rng):
   c = model_config(mixer="autocompressor", segment_length=N, segment_jitter=0.5)
   reset = rng.random((lanes, segments)) < 0.2
   mask = np.ones((lanes, segments, N), bool)
-  mask[rng.random((lanes, segments)) < 0.2, 7:] = False  # short segments: a document ends there
+  mask[rng.random((lanes, segments)) < 0.2, 7:] = False  # short segments, which end a document
   fixed = reset | ~mask.all(2) | (np.arange(segments) == 0)
   draw = jax.jit(
     lambda key: random_borders(c, key, jnp.asarray(reset), jnp.asarray(mask).reshape(lanes, -1))
@@ -141,7 +141,7 @@ def test_random_borders_stay_in_reach_and_never_move_a_documents_start(rng):
   assert (shift != other).mean() > 0.3, "every step has its own"
 
 
-def test_layers_cannot_be_knocked_out_one_by_one():
+def test_single_layers_cannot_be_cut():
   from infini_jax.config import InputError
   from tests.tiny import config as whole
 

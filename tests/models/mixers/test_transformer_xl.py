@@ -1,4 +1,4 @@
-"""Transformer-XL against the whole score matrix in float64: who sees whom, at which distance."""
+"""Transformer-XL, compared with the whole score matrix in float64: visible keys and distances."""
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,10 @@ CONFIG = model_config(
 
 
 def plain(q, k, v, before, reset, mask):
-  """One lane: q (T,H,E), k and v (T,K,E); `before` (k, v, seen) of N tokens in front of them.
+  """One lane: q (T,H,E), k and v (T,K,E); `before` (k, v, seen) of the N tokens before them.
 
-  Positions count through the text: only distances matter. A key of an earlier segment is seen
-  without gradient.
+  Positions are counted through the text; only distances matter. Keys of an earlier segment have no
+  gradient.
   """
   keys, values = jnp.concatenate([before[0], k]), jnp.concatenate([before[1], v])
   seen = np.concatenate([before[2], mask])

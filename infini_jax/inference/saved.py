@@ -9,7 +9,6 @@ whether it is damaged; files of format 1 have no checksum.
 import contextlib
 import dataclasses
 import json
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -65,14 +64,14 @@ class Run(NamedTuple):
 
 
 def open_run(path: str | Path, step: int | None = None) -> Run:
-  """The model of a workdir, on one device. It warns of settings that this machine lacks.
+  """The model of a workdir, on one device, with the settings of this machine.
 
   Raises:
     InputError: there is no run, or no such checkpoint.
   """
   workdir = Workdir(path)
   tokenizer = load_saved(workdir.tokenizer)
-  config = machine.here(workdir.config(), logging.getLogger("infini_jax").warning)
+  config = machine.elsewhere(workdir.config())
   here = SingleDeviceSharding(jax.local_devices()[0])
   place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
   shapes = jax.eval_shape(lambda: init(config.model, jax.random.key(0)))

@@ -9,7 +9,15 @@ from collections.abc import Callable
 
 import jax
 
-from infini_jax.config import Config, InputError, MeshConfig, ModelConfig, stages
+from infini_jax.config import (
+  HOW_TO_RUN,
+  Config,
+  InputError,
+  MeshConfig,
+  ModelConfig,
+  RunConfig,
+  stages,
+)
 from infini_jax.ops import kernels
 from infini_jax.parallel.mesh import mesh_sizes
 
@@ -33,6 +41,12 @@ def here(config: Config, say: Callable[[str], None]) -> Config:
   if changed:
     say(f"{'; '.join(changed)}: auto instead, which computes the same")
   return config
+
+
+def elsewhere(config: Config) -> Config:
+  """A run's config without the settings of the machine that it was made on."""
+  usual = {name: getattr(RunConfig, name) for name in HOW_TO_RUN}
+  return dataclasses.replace(config.with_fields(run=usual), mesh=MeshConfig())
 
 
 def check_machine(config: Config) -> None:

@@ -72,6 +72,9 @@ reference: extra-docs
 	rm -rf build/reference
 	$(BIN)/python docs/reference.py
 
+pictures: $(READY)
+	$(BIN)/python docs/paths.py
+
 lock:
 	$(COMPILE) --extra dev --output-file requirements.lock
 	$(MAKE) lock-extras

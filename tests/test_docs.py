@@ -1,8 +1,11 @@
 """Every link, heading and file that a page names exists; contents of the API reference."""
 
 import re
+import subprocess
+import sys
 
 import links
+import paths
 import pytest
 import reference
 
@@ -120,3 +123,20 @@ def test_comments_behind_fields_are_their_descriptions():
   assert said["SizesConfig.layers"] == "L"
   shown = reference.comments("infini_jax.config")
   assert shown["ALL_SPLITS"] == said["ALL_SPLITS"]
+
+
+def test_the_picture_has_the_files_of_the_path_in_their_order():
+  drawn = (links.ROOT / "docs" / "paths.svg").read_text()
+  boxes = re.findall(r'class="f">([\w/]+\.py)<', drawn)
+  files = paths.listed()
+  assert boxes[: len(files)] == files, "make pictures"
+  assert len(files) <= 9, "a reader follows a batch through nine files at most"
+
+
+@pytest.mark.slow
+def test_the_picture_is_that_of_todays_code(tmp_path):
+  made = tmp_path / "paths.svg"
+  command = [sys.executable, "docs/paths.py", str(made)]
+  done = subprocess.run(command, cwd=links.ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+  assert made.read_text() == (links.ROOT / "docs" / "paths.svg").read_text(), "make pictures"

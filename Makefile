@@ -19,7 +19,7 @@ EXTRAS = $(shell $(PYTHON) -c 'import tomllib; print(*(e for e in \
   tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"] if e != "dev"))')
 LOCKED = $(shell sed -nE 's/^([A-Za-z0-9._-]+)(\[.*\])?==.*/--no-emit-package \1/p' requirements.lock)
 
-.PHONY: install demo passkey recall test test-slow test-extras check format reference lock \
+.PHONY: install demo passkey recall test test-slow test-extras check format reference pictures lock \
   lock-extras clean
 
 install: $(READY)

@@ -186,10 +186,8 @@ def picture(columns: list[tuple[str, list[tuple[str, list[str]]], int]]) -> str:
   )
   size = f'width="{x}" height="{bottom}" viewBox="0 0 {x} {bottom}"'
   ground = f'<path d="M0 0 H{x} V{bottom} H0 z" fill="#fff" style="stroke:none"/>'
-  head = (
-    f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{style}</style><defs>{arrow}</defs>'
-  )
-  return "\n".join([head, ground, *parts, "</svg>"]) + "\n"
+  head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{style}</style>'
+  return "\n".join([head, f"<defs>{arrow}</defs>", ground, *parts, "</svg>"]) + "\n"
 
 
 def main() -> int:

@@ -56,7 +56,7 @@ def _arrays(tree: dict[str, Any]):
 
 
 def record(run) -> dict[str, list[Call]]:
-  """Calls `run`, and returns the first calls of the functions in `DRAWN`, by file, in their order."""
+  """Calls `run`; returns the first calls of the functions in `DRAWN`, by file, in their order."""
   calls: dict[str, list[Call]] = {}
   seen = set()
 

@@ -102,8 +102,8 @@ def test_json_and_back():
     ({"train": {"seed": -1}}, "config.train.seed=-1: must be 0 or more"),
     ({"train": {"seed": 2**32}}, "config.train.seed=4294967296: must be at most 2147483647"),
     ({"evaluation": {"lengths": (9, 2**31)}}, "lengths=(9, 2147483648): must be at most 21474"),
-    ({"optimizer": {"b1": 1.0}}, "config.optimizer.b1=1.0: must be below 1, or no mean is ever"),
-    ({"optimizer": {"b2": 1.5}}, "config.optimizer.b2=1.5: must be below 1, or no mean is ever"),
+    ({"optimizer": {"b1": 1.0}}, "config.optimizer.b1=1.0: must be below 1, because at 1 the mean"),
+    ({"optimizer": {"b2": 1.5}}, "config.optimizer.b2=1.5: must be below 1, because at 1 the mean"),
     ({"optimizer": {"weight_decay": -0.1}}, "config.optimizer.weight_decay=-0.1: must be 0 or"),
     ({"evaluation": {"input_tokens": 600}}, "segment_length=256: set it to 512"),
     (
@@ -182,7 +182,7 @@ def test_json_and_back():
     ),
     (
       {"task": {"name": "passkey"}},
-      "passkey': its examples do not go on from step to step; set con",
+      "passkey': its examples end within a step; set con",
     ),
     ({"task": {"pairs": 65}}, "config.task.pairs=65 is more than config.task.distinct_keys=64"),
     (

@@ -77,7 +77,7 @@ def test_older_fields_of_several_systems_go_to_the_chosen_one(mixer, field, valu
 
 
 def test_a_flag_of_an_older_name_says_todays():
-  with pytest.raises(InputError, match=r"config.model.rule is config.infini.rule today: set that"):
+  with pytest.raises(InputError, match=r"config.model.rule is now config.infini.rule: set that"):
     resolve({"model": {"rule": "delta"}})
-  with pytest.raises(InputError, match=r"config.train.wandb is config.log.wandb today"):
+  with pytest.raises(InputError, match=r"config.train.wandb is now config.log.wandb"):
     resolve({"train": {"wandb": True}})

@@ -85,7 +85,7 @@ def _state(model: ModelConfig) -> Any:
   """The abstract state of one lane; of one token, if the state grows."""
   made = lambda: build(model, nnx.Rngs(0))
   if not model.memory.layered:  # every layer keeps its outputs for the summaries
-    return jax.eval_shape(lambda: made().open(made().state(1), 1).layers.last)
+    return jax.eval_shape(lambda: made().open(made().state(1), 1).layers.state)
   if not model.memory.grows:
     return jax.eval_shape(lambda: made().state(1))
   mixer = MIXERS[model.mixer]

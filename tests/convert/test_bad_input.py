@@ -115,7 +115,7 @@ DOWN = "model.layers.2.mlp.down_proj.weight"
 SPOILT = {
   "nan": (
     lambda f: not_finite(f, NORM, np.nan),
-    f"tensor {NORM} holds nan, and such weights compute",
+    f"tensor {NORM} holds nan, so no output would be finite",
   ),
   "infinite": (lambda f: not_finite(f, DOWN, -np.inf, np.float16), f"tensor {DOWN} holds -inf"),
   "bfloat16": (lambda f: not_finite(f, DOWN, np.nan, jnp.bfloat16), f"tensor {DOWN} holds nan"),

@@ -211,8 +211,8 @@ def test_a_run_exports_its_originals_files_after_the_original_is_deleted(convert
 @pytest.mark.parametrize(
   ("value", "dtype", "said"),
   [
-    (np.nan, "float32", "holds nan, and such weights"),
-    (-np.inf, "bfloat16", "holds -inf, and such weights"),
+    (np.nan, "float32", "holds nan, so no output"),
+    (-np.inf, "bfloat16", "holds -inf, so no output"),
     (3.4e38, "bfloat16", "holds 3.4e+38, which is too large for bfloat16"),
   ],
   ids=str,

@@ -124,7 +124,7 @@ def test_weights_that_are_not_finite_are_refused(rng, tmp_path):
   assert whole[place : place + 4] == value
   whole[place : place + 4] = np.float32(np.nan).tobytes()
   file.write_bytes(whole)
-  with pytest.raises(InputError, match=f"tensor {name} holds nan, and"):
+  with pytest.raises(InputError, match=f"tensor {name} holds nan, so"):
     convert(file, tmp_path / "run", None, console())
   blocks = gguf.quantize(np.ones((2, 32), np.float32), gguf.GGMLQuantizationType.Q8_0)
   blocks[0, :2] = np.frombuffer(np.float16(np.inf).tobytes(), np.uint8)

@@ -255,7 +255,7 @@ def test_a_tasks_evaluation_writes_its_figures_table_and_pictures(trained_on_tas
       newest_file(tmp_path / "run", task).with_name(name).read_bytes().startswith(b"\x89PNG")
     ), name
   text = out.getvalue()
-  for figure in ("passkey: 3 fresh examples a line, step 4", "80", "200", "layer 2 cut", "0.5"):
+  for figure in ("passkey: 3 new examples a line, step 4", "80", "200", "layer 2 cut", "0.5"):
     assert figure in text, f"the table lacks {figure}:\n{text}"
 
 

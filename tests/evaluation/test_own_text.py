@@ -133,7 +133,7 @@ def test_one_document_is_found_by_its_name_in_any_split(run, texts):
     assert (split, list(found)) == ("train", [name])
     assert found[name] == (texts / name).read_text()
   with pytest.raises(
-    InputError, match=r"'00.txt': 3 documents are called so, such as train/00.txt"
+    InputError, match=r"'00.txt': 3 documents have this name, such as train/00.txt"
   ):
     opened(run, texts, document="00.txt")
   with pytest.raises(InputError, match=r"'train/3.txt': no document .* such as train/0"):

@@ -268,7 +268,7 @@ def test_the_table_names_the_family_and_has_depths_where_there_are_some(family, 
   results = {"task": "needle", "step": 7, "settings": {"task": {"family": family}}}
   show(found, results, config(task={"family": family}), out)
   text = out.file.getvalue()
-  assert f"needle, {family}: 100 fresh examples a line, step 7" in text
+  assert f"needle, {family}: 100 new examples a line, step 7" in text
   assert "whole answer right" in text and "0.375" in text and "0.625" in text
   assert ("depth" in text) == ("0.25 " in text) == deep
 

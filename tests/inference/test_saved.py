@@ -136,7 +136,7 @@ def test_for_a_run_that_has_moved_the_error_asks_for_its_place(session, state, t
   name = next(iter(tensors.Tensors(state).metadata))
   header["workdir"] = str(tmp_path / "gone")
   tensors.save(state, arrays, {name: json.dumps(header)}, checksum=True)
-  refused(state, "its run is not at .*gone.; say where it is")
+  refused(state, "its run is not at .*gone.; give its place")
   assert Session.load(state, model=trained[1]).positions == session.positions
   copy = tmp_path / "copy"
   copy.mkdir()

@@ -134,7 +134,7 @@ def test_wrong_inputs_are_one_line_with_the_remedy(file, capsys, monkeypatch):
     ("--topology=gpu:h200x12", "give gpu:h200x8 or gpu:h200x16"),
     ("--topology=gpu:h200x0", "give a TPU's"),
     ("--mesh=dcn=2,fsdp=3", "v5p has no slice of 3 chips; nearest: 2x2x1"),
-    ("--mesh=fsdp=4,seq=2,fsdp=2", "fsdp stands there twice"),
+    ("--mesh=fsdp=4,seq=2,fsdp=2", "fsdp is given twice"),
   ],
 )
 @pytest.mark.parametrize("compiled", [True, False])

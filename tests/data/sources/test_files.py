@@ -180,8 +180,8 @@ def test_missing_fields_and_files_are_refused(tmp_path):
     spec = f"{kind}:{tmp_path}/a.{kind}"
     fails(spec, r"has no field 'text'; name one of body, n, list with \?text=FIELD")
     fails(f"{spec}?text=body&summary=s", r"no field 's'; .* with \?summary=FIELD")
-    fails(f"{spec}?text=n", "a.*:0: field 'n' holds int, no text; name another field")
-    fails(f"{spec}?text=list", "field 'list' holds list, no text")
+    fails(f"{spec}?text=n", "a.*:0: field 'n' holds int, not text; name another field")
+    fails(f"{spec}?text=list", "field 'list' holds list, not text")
     fails(f"{spec}?txt=body", "option 'txt=body' is not one of text=..., summary=..., name=...")
     fails(f"{kind}:{tmp_path}/*.csv", "no file matches .*csv'; give files, folders of")
     fails(f"{kind}:", f"names no file; write {kind}:FILES")

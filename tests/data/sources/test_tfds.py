@@ -65,8 +65,8 @@ def test_fields_of_known_data_sets_and_of_others(tmp_path):
   assert not corpus.summaries and records(corpus)[0] == ("test", "test:0 3", "a word", "")
   mine = f"tfds:mine?data_dir={tmp_path}"
   fails(mine, r"no field 'text'; name one of .*document.* with \?text=FIELD")
-  fails(f"{mine}&text=n", "field 'n' is no text; name one of (document, summary|summary, document)")
-  fails(f"{mine}&text=ids", "field 'ids' is no text")
+  fails(f"{mine}&text=n", "field 'n' is not text; name one of (document, summary|summary, document)")
+  fails(f"{mine}&text=ids", "field 'ids' is not text")
   fails(f"{mine}&text=document&test=dev", "no split 'dev'; choose one of train, validation, test")
   fails(f"tfds:booksum?data_dir={tmp_path}", "choose tfds:booksum/book, tfds:booksum/chapter")
 
@@ -78,7 +78,7 @@ def test_only_the_fields_asked_for_are_decoded(tmp_path):
   (folder / "round").symlink_to(".")
   spec = f"tfds:pictured?data_dir={tmp_path}/a,b? \\& c"
   assert [r.name for r in records(open_corpus(f"{spec}&name=n"))][0] == "test:0 3"
-  fails(f"{spec}&text=image", "field 'image' is no text; name one of text")
+  fails(f"{spec}&text=image", "field 'image' is not text; name one of text")
   fails(f"{spec}&name=image", "field 'image' is no name; take one text or number")
   fails(spec.replace("\\", ""), "option ' c' is not one of data_dir=.* put a backslash before")
 

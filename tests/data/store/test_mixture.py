@@ -164,7 +164,7 @@ def test_stores_of_any_name_can_be_mixed(stores, tmp_path, monkeypatch):
   (tmp_path / "link").symlink_to(names[0])
   for other, match in (
     ("round", "round: not a token store"),
-    ("link", "'link' stands there twice"),
+    ("link", "'link' is named twice"),
   ):
     path = f"mix:{written[0]}=1,{other}=1"
     with pytest.raises(InputError, match=match):

@@ -198,7 +198,7 @@ def test_folder_of_something_else_is_not_touched(corpus, tmp_path, quiet):
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "thesis.tex").write_text("years of work")
   for out in (tmp_path / "out", tmp_path / "out" / "thesis.tex"):
-    with pytest.raises(InputError, match="is no store; choose another --out"):
+    with pytest.raises(InputError, match="not a store; choose another --out"):
       prepare(str(corpus), out, "bytes", console=quiet)
   assert list(files(tmp_path / "out")) == ["thesis.tex"]
 
@@ -280,7 +280,7 @@ def test_store_is_verified_before_it_is_complete(tmp_path, quiet, monkeypatch):
     shutil.rmtree(tmp_path / "out")
 
   other = "".join(rows).replace("document", "octopus!")
-  then(lambda: file.write_text(other), r"holds another text of .*jsonl:\d+ than the corpus")
+  then(lambda: file.write_text(other), r"its text of .*jsonl:\d+ is not that of the corpus")
   file.write_text("".join(rows))
   records = tmp_path / "out" / "train" / "00000.array_record"
   then(lambda: records.write_bytes(records.read_bytes()[:-900]), "missing or damaged.*delete")

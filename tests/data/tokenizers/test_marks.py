@@ -236,7 +236,7 @@ def test_marks_are_recorded_and_what_was_saved_before_keeps_its_own(tmp_path):
   with pytest.raises(InputError, match="marks.json: not two ids"):
     load_saved(tmp_path / "new")
   (tmp_path / "new" / "tokenizer.marks.json").write_text("[1, 99]")
-  with pytest.raises(InputError, match="has no id 99, which is to mark documents"):
+  with pytest.raises(InputError, match="has no id 99, but its marks name it"):
     load_saved(tmp_path / "new")
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 import infini_jax
 from infini_jax.config import SYSTEMS, Config, InputError, load_config
 from infini_jax.convert import command as conversion
-from infini_jax.paths import folder_to_write
+from infini_jax.paths import folder_to_write, local
 from infini_jax.progress import make_console
 
 CONFIG_HELP = "a Python file with get_config(); any field is set by --config.section.field=value"
@@ -194,6 +194,12 @@ def _report(args: argparse.Namespace, rest: list[str], console: Console) -> None
   report(args.workdir, args.out, console)
 
 
+def _verify(args: argparse.Namespace, rest: list[str], console: Console) -> int:
+  from infini_jax.runs.verify import verify
+
+  return 0 if verify(local(args.path, "PATH"), console) else 1
+
+
 def _generate(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   from infini_jax.inference.command import generate
 
@@ -283,6 +289,10 @@ def _parser() -> argparse.ArgumentParser:
     "--workdir", required=True, action="append", help="the folder of a run; give it again for more"
   )
   made.add_argument("--out", metavar="FILE", help="default: report.html there, or beside several")
+
+  what = "compare a run, a store, a checkpoint or a saved state with the bytes that were written"
+  made = command("verify", _verify, what)
+  made.add_argument("path", metavar="PATH", help="its folder or file")
 
   made = command("generate", _generate, "read a text of any length, and continue it")
   made.add_argument("--workdir", help="the folder of the run")

@@ -57,9 +57,7 @@ def save(path: str, out: Path, step: int | None, dtype: str, console: Console) -
   original = open_run(_original(start))
   added = parameter_shapes(config.model).keys() - flatten_dict(original.engine.params, sep=".")
   with Checkpoints(run) as saved:
-    found = saved.latest() if step is None else step
-    if found is None or not (run.path / "checkpoints" / str(found)).exists():
-      raise InputError(f"{path}: no checkpoint{'' if step is None else f' of step {step}'}")
+    found = saved.chosen(step)
     with saved.reading(found):
       read = {name: saved.stored(name, found).read().result() for name in sorted(added)}
   arrays = {name: value.astype(jax.numpy.dtype(dtype)) for name, value in read.items()}

@@ -19,7 +19,7 @@ from infini_jax.convert.building import building, check_free, check_room, lay_do
 from infini_jax.convert.families import OURS, config_of
 from infini_jax.convert.huggingface import INDEX, MEMORY, WEIGHTS, read_json
 from infini_jax.convert.layout import GATES, Place, nested, parameter_shapes, places
-from infini_jax.data import SentencePieceTokenizer, Tokenizer, load_saved
+from infini_jax.data import SentencePieceTokenizer, Tokenizer
 from infini_jax.models import merged
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
@@ -54,7 +54,7 @@ def export(path: str, out: Path, max_shard_bytes: int, step: int | None, console
   raw["torch_dtype"] = model.run.param_dtype
   if "dtype" in raw:
     raw["dtype"] = model.run.param_dtype
-  source, tokenizer = _Parameters(run, model, step), load_saved(run.tokenizer)
+  source, tokenizer = _Parameters(run, model, step), run.load_tokenizer()
   with building(out) as partial:
     _copy_small(run, tokenizer, original, raw, partial)
     pieces = partial / "pieces"
@@ -85,13 +85,9 @@ class _Parameters:
   def __init__(self, run: Workdir, model: ModelConfig, step: int | None):
     self.model = model
     with Checkpoints(run) as self._checkpoints:  # stored arrays can be read after it is closed
-      newest = self._checkpoints.latest()
-    found = newest if step is None else step
-    if found is None or not (run.path / "checkpoints" / str(found)).exists():
-      raise InputError(f"{run.path}: no checkpoint{'' if step is None else f' of step {step}'}")
-    self.step, self.names = found, parameter_shapes(model).keys()
+      self.step, self.names = self._checkpoints.chosen(step), parameter_shapes(model).keys()
     with self._checkpoints.reading(self.step):
-      self._stored = {name: self._checkpoints.stored(name, found) for name in self.names}
+      self._stored = {name: self._checkpoints.stored(name, self.step) for name in self.names}
 
   def bytes(self) -> int:
     """The size of all tensors in bytes."""

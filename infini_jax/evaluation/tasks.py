@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from infini_jax.config import ALL_SPLITS, SPLITS, Config, InputError
-from infini_jax.data import Store, load_saved
+from infini_jax.data import Store
 from infini_jax.evaluation import (
   perplexity_tables,
   retrieval_tables,
@@ -195,7 +195,7 @@ def open_task(config: Config, path: str, console: Console, task: str) -> Source:
       "cannot read text; leave it out"
     )
   workdir = Workdir(path)
-  tokenizer = load_saved(workdir.tokenizer)
+  tokenizer = workdir.load_tokenizer()
   source = open_source(
     config, workdir.store, console, KINDS[task].source, tokenizer, workdir.stores
   )

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from infini_jax.config import Config, InputError, difference, migrated, resolve
-from infini_jax.data import Tokenizer, load_saved
+from infini_jax.data import Tokenizer
 from infini_jax.inference.engine import Engine
 from infini_jax.inference.lane import Lane
 from infini_jax.models import init, machine
@@ -70,7 +70,7 @@ def open_run(path: str | Path, step: int | None = None) -> Run:
     InputError: there is no run, or no such checkpoint.
   """
   workdir = Workdir(path)
-  tokenizer = load_saved(workdir.tokenizer)
+  tokenizer = workdir.load_tokenizer()
   config = machine.elsewhere(workdir.config())
   here = SingleDeviceSharding(jax.local_devices()[0])
   place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
@@ -121,7 +121,7 @@ def load(path: Path, model: Run | str | Path | None, step: int | None) -> tuple[
     if model is None and not (at and Path(at).is_dir()):
       raise InputError(f"{path}: its run is not at {at!r}; give its place (--workdir, model=)")
     workdir = Workdir(model or at)
-    _check(path, header, workdir.config(), load_saved(workdir.tokenizer))
+    _check(path, header, workdir.config(), workdir.load_tokenizer())
     try:
       run = open_run(workdir.path, header["step"] if step is None else step)
     except InputError as error:

@@ -1,19 +1,27 @@
-"""Checkpoints with Orbax; the only file that imports it."""
+"""Checkpoints with Orbax; the only file that imports it.
+
+A checkpoint has a digest of each of its files, which is written before the checkpoint counts as
+complete. Everything that reads a checkpoint compares them first.
+"""
 
 import contextlib
 import dataclasses
 import gc
 import io
+import itertools
+import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import tensorstore
 
+from infini_jax import digests
 from infini_jax.config import InputError
 from infini_jax.quiet import quiet
 from infini_jax.runs.workdir import Workdir
@@ -21,7 +29,9 @@ from infini_jax.runs.workdir import Workdir
 with quiet():
   import orbax.checkpoint as ocp
 
+LOGGER = logging.getLogger("infini_jax")
 PIECE_BYTES = 8 << 20  # the most bytes of one stored piece of a parameter; reads load whole pieces
+METADATA = "_CHECKPOINT_METADATA"  # Orbax writes into it after the checkpoint is complete
 READING = {  # one tensor at a time, because each thread would keep its own buffer
   "data_copy_concurrency": {"limit": 1},
   "file_io_concurrency": {"limit": 1},
@@ -41,9 +51,13 @@ class Checkpoints:
   """
 
   def __init__(self, workdir: Workdir, keep: int | None = None):
-    self._folder = workdir.path / "checkpoints"
+    self._folder, self._damaged = workdir.path / "checkpoints", workdir.path / "damaged"
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep, create=False, cleanup_tmp_directories=keep is not None
+      max_to_keep=keep,
+      create=False,
+      cleanup_tmp_directories=keep is not None,
+      # Orbax calls it when all files are there, before it gives the folder its name.
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
     )
     self._manager = None
     self._options = options
@@ -62,6 +76,64 @@ class Checkpoints:
     """The newest step that was saved completely, or None."""
     with quiet():
       return self._open().latest_step() if self._folder.exists() else None
+
+  def newest_whole(self, say: Callable[[str], None]) -> int | None:
+    """The newest step whose files are as they were written; None if there is no checkpoint.
+
+    Newer checkpoints are damaged. They are moved to the folder `damaged` of the run, because
+    training will write these steps again.
+
+    Args:
+      say: takes one line about each of them.
+
+    Raises:
+      InputError: all checkpoints are damaged; none is moved.
+    """
+    steps = self._newest_first()
+    found: dict[int, str] = {}
+    for step in steps:
+      if not (problem := self._problem(step)):
+        break
+      found[step] = problem
+    if not steps or len(found) == len(steps):
+      if found:
+        raise InputError(
+          f"{self._folder}: every checkpoint is damaged ({'; '.join(found.values())}); "
+          f"put copies there, or train in another --workdir"
+        )
+      return None
+    for damaged, problem in found.items():
+      place = self._set_aside(damaged)
+      say(f"warning: {problem}; moved to {place}, and step {step} is used instead")
+    if found:
+      self._reopen()
+    return step
+
+  def chosen(self, step: int | None = None) -> int:
+    """The step to read parameters from, whose files are as they were written.
+
+    Args:
+      step: the step that was asked for; None: the newest. If this is damaged, a warning is logged,
+        and it is the one before.
+
+    Raises:
+      InputError: there is no checkpoint, none of this step, or it is damaged.
+    """
+    steps = self._newest_first()
+    if not steps:
+      which = "" if step is None else f" of step {step}"
+      raise InputError(f"{self._folder}: no checkpoint{which}")
+    there = ", ".join(map(str, sorted(steps)))
+    if step is not None and step not in steps:
+      raise InputError(f"{self._folder}: no checkpoint of step {step}; choose one of {there}")
+    problem = ""
+    for one in steps if step is None else [step]:
+      if problem:
+        LOGGER.warning(f"warning: {problem}; step {one} is used instead")
+      if not (problem := self._problem(one, "params/")):
+        return one
+    remedy = "put a copy there" if step is None else f"choose another step of {there}"
+    raise InputError(f"{problem}; {remedy}")
 
   def save(self, step: int, state: Any) -> None:
     """Starts a save, and returns before the files are written. Each step is saved only once.
@@ -101,14 +173,7 @@ class Checkpoints:
     Raises:
       InputError: there is no checkpoint, none of this step, or it is damaged.
     """
-    newest = self.latest()
-    if newest is None:
-      which = "" if step is None else f" of step {step}"
-      raise InputError(f"{self._folder}: no checkpoint{which}")
-    step = newest if step is None else step
-    if not (self._folder / str(step)).exists():
-      there = ", ".join(map(str, sorted(self._open().all_steps())))
-      raise InputError(f"{self._folder}: no checkpoint of step {step}; choose one of {there}")
+    step = self.chosen(step)
     args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
     with self.reading(step):
       return self._open().restore(step, args=args).params, step
@@ -198,6 +263,41 @@ class Checkpoints:
         f"{self._folder}: a checkpoint needs {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are "
         f"free; make room there, and the same command continues from the one before"
       )
+
+  def _newest_first(self) -> list[int]:
+    with quiet():
+      return sorted(self._open().all_steps(), reverse=True) if self._folder.exists() else []
+
+  def _seal(self) -> None:
+    """Writes the digests of the checkpoint that is being saved."""
+    unfinished = self._folder.glob("*.orbax-checkpoint-tmp*")  # older ones were killed
+    newest = max(unfinished, key=lambda folder: folder.stat().st_mtime_ns)
+    digests.seal(newest, without=(METADATA,))
+
+  def _problem(self, step: int, within: str = "") -> str:
+    """One line about a step whose files differ from their digests; empty: nothing differs.
+
+    Checkpoints of older programs have no digests, and are not compared.
+    """
+    folder = self._folder / str(step)
+    if not digests.is_sealed(folder):
+      return ""
+    found = digests.problems(folder, within)
+    return f"{folder}: damaged ({digests.in_one_line(found)})" if found else ""
+
+  def _set_aside(self, step: int) -> Path:
+    """Moves a checkpoint to a free name in the folder `damaged` of the run."""
+    self._damaged.mkdir(exist_ok=True)
+    names = (self._damaged / f"{step}{'' if not i else f'-{i}'}" for i in itertools.count())
+    place = next(name for name in names if not name.exists())
+    return (self._folder / str(step)).rename(place)
+
+  def _reopen(self) -> None:
+    """Lets Orbax list the folder again."""
+    manager, self._manager = self._manager, None
+    if manager is not None:
+      with quiet():
+        manager.close()
 
   def _open(self) -> ocp.CheckpointManager:
     if self._manager is None:

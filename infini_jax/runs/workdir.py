@@ -2,7 +2,7 @@
 
 A workdir is complete without other files:
 
-  run.json         the config of the run and the fingerprint of its corpus
+  run.json         the config of the run, the fingerprints of its corpus and of its vocabulary
   tokenizer/       the vocabulary
   hf/              the small files of the pretrained model, if the run started from one
   checkpoints/N/   the state after N updates: `params`, and `rest` (optimizer, memory, step)
@@ -26,7 +26,8 @@ from rich.console import Console
 
 from infini_jax import config as config_lib
 from infini_jax.config import Config, InputError
-from infini_jax.data import load_saved
+from infini_jax.data import Tokenizer, load_saved
+from infini_jax.digests import matches, signed
 from infini_jax.files import write_json
 from infini_jax.paths import folder_to_write, local
 from infini_jax.tasks import Source, open_source
@@ -54,6 +55,20 @@ class Workdir:
   def tokenizer(self) -> Path:
     """The folder with the vocabulary of the run."""
     return self.path / "tokenizer"
+
+  def load_tokenizer(self) -> Tokenizer:
+    """The vocabulary of the run.
+
+    Raises:
+      InputError: it is missing, damaged, or not the one that the run was made with.
+    """
+    tokenizer, run = load_saved(self.tokenizer), self._run()
+    if run and run["tokenizer"] not in ("", tokenizer.fingerprint):
+      raise InputError(
+        f"{self.tokenizer}: not the vocabulary of this run ({tokenizer.fingerprint}, the run has "
+        f"{run['tokenizer']}): damaged or replaced; put a copy there"
+      )
+    return tokenizer
 
   def original(self) -> Path | None:
     """The folder with the small files of the Hugging Face model that the run, or the run that it
@@ -104,8 +119,13 @@ class Workdir:
     if run is not None and (difference := config_lib.difference(run["config"], config)):
       raise InputError(f"{self.path} holds the run of another config ({difference}): {remedy}")
 
-  def claim(self, config: Config, corpus: str) -> None:
-    """Writes run.json: the config, and the fingerprint of the corpus.
+  def claim(self, config: Config, corpus: str, tokenizer: str = "") -> None:
+    """Writes run.json.
+
+    Args:
+      config: the config of the run.
+      corpus: the fingerprint of the corpus.
+      tokenizer: the fingerprint of the vocabulary; empty: not known.
 
     Raises:
       InputError: the folder holds a run of another config, or on another corpus.
@@ -119,8 +139,12 @@ class Workdir:
       )
     self.path.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
-      content = {"config": json.loads(config.to_json()), "corpus": corpus}
-      write_json(self.path / "run.json", content)
+      content = {
+        "config": json.loads(config.to_json()),
+        "corpus": corpus,
+        "tokenizer": tokenizer or (run or {}).get("tokenizer", ""),
+      }
+      write_json(self.path / "run.json", signed(content))
 
   @contextlib.contextmanager
   def alone(self) -> Iterator[None]:
@@ -159,10 +183,17 @@ class Workdir:
       return None
     try:
       run = json.loads(file.read_text())
+      is_whole = matches(run)
       sections = config_lib.migrated(run["config"])
-      return {"config": config_lib.resolve(sections), "corpus": run["corpus"]}
+      others = {"corpus": run["corpus"], "tokenizer": run.get("tokenizer", "")}
+      run = {"config": config_lib.resolve(sections), **others}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise InputError(f"{file}: cannot be read ({error}); choose another --workdir") from None
+    if not is_whole:
+      raise InputError(
+        f"{file}: damaged or edited; put a copy there, or remove its field sha256 to keep the edit"
+      )
+    return run
 
 
 @contextlib.contextmanager
@@ -207,7 +238,7 @@ def open_inputs(config: Config, path: str, console: Console) -> tuple[Workdir, S
   workdir.check(config)
   saved = None
   if workdir.tokenizer.exists():
-    saved = load_saved(workdir.tokenizer)
+    saved = workdir.load_tokenizer()
   elif config.train.start_from:
-    saved = load_saved(Workdir(config.train.start_from, START_FROM).tokenizer)
+    saved = Workdir(config.train.start_from, START_FROM).load_tokenizer()
   return workdir, open_source(config, workdir.store, console, tokenizer=saved)

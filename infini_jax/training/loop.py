@@ -68,9 +68,12 @@ def train(config: Config, path: str, console: Console) -> TrainState:
     processes.guard(),
   ):
     validation = Validation(config, mesh, source) if t.eval_every else None
-    start = step = saved.latest() or 0
+    with processes.first_alone("checkpoint"):  # process 0 moves damaged checkpoints away
+      alone = jax.process_index() == 0
+      say = lambda line: console.print(line, soft_wrap=True, highlight=False)
+      start = step = (saved.newest_whole(say) if alone else saved.latest()) or 0
     if step <= t.steps:
-      workdir.claim(config, source.fingerprint)
+      workdir.claim(config, source.fingerprint, source.tokenizer.fingerprint)
       if jax.process_index() == 0:
         source.tokenizer.save(workdir.tokenizer)
         workdir.keep_original()

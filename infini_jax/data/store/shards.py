@@ -5,7 +5,9 @@ The only file that imports array_record.
 
 import array
 import contextlib
+import hashlib
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -17,6 +19,8 @@ from infini_jax import files
 from infini_jax.config import InputError
 
 BLOCK = 16_384  # tokens of a record; a slice of a book reads only the records that it needs
+HASH = "sha256"  # the array of an index that holds the hash of the others
+ZIP = (zipfile.BadZipFile, zlib.error)  # of a damaged index
 TOTALS = ("documents", "tokens", "bytes", "words", "characters", "empty", "short")
 
 
@@ -96,12 +100,24 @@ class Shard(NamedTuple):
       raise damaged(self.record_file, f"{found} records instead of {blocks}")
     return reader
 
+  def check(self) -> None:
+    """Reads all its records: each has a checksum of its own."""
+    counts = self.counts()
+    if blocks := int((-(-counts[0] // BLOCK)).sum()):
+      self.open(blocks)
+      for _ in read_records(self.record_file, 0, blocks):
+        pass
+
   def _read(self, name: str) -> Any:
     """One array of the index; None if an older version did not write it."""
     try:
-      with np.load(self.index_file, allow_pickle=False) as arrays:
-        return arrays[name] if name in arrays.files else None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+      with np.load(self.index_file, allow_pickle=False) as file:
+        arrays = dict(file)
+      hashed = arrays.pop(HASH, None)
+      if hashed is not None and hashed.tobytes() != _hash(arrays):
+        raise ValueError("other bytes than were written")
+      return arrays.get(name)
+    except (OSError, EOFError, ValueError, KeyError, NotImplementedError, *ZIP) as error:
       raise damaged(self.index_file, error) from None
 
 
@@ -159,20 +175,30 @@ class ShardWriter:
     totals = [counts.shape[1], *counts.sum(axis=1), self._characters, self._empty, self._short]
     first_empty = self._first_empty.encode("utf-8", "surrogateescape")
     index = self._shard.index_file
+    arrays: dict[str, Any] = {
+      "names": np.frombuffer(bytes(self._names), np.uint8),
+      "counts": counts,
+      "totals": np.array(totals, np.int64),
+      "first_empty": np.frombuffer(first_empty, np.uint8),
+    }
+    arrays[HASH] = np.frombuffer(_hash(arrays), np.uint8)
     with unless_finished(index), files.atomic(index) as temporary, temporary.open("wb") as file:
-      np.savez(
-        file,
-        names=np.frombuffer(bytes(self._names), np.uint8),
-        counts=counts,
-        totals=np.array(totals, np.int64),
-        first_empty=np.frombuffer(first_empty, np.uint8),
-      )
+      np.savez(file, **arrays)
 
   def __enter__(self) -> Self:
     return self
 
   def __exit__(self, *error: Any) -> None:
     self._unfinished.__exit__(*error)
+
+
+def _hash(arrays: dict[str, np.ndarray]) -> bytes:
+  """Of the names, types, shapes and bytes of the arrays of an index."""
+  made = hashlib.sha256()
+  for name, values in sorted(arrays.items()):
+    made.update(f"{name} {values.dtype.str} {values.shape}".encode())
+    made.update(np.ascontiguousarray(values).tobytes())
+  return made.digest()
 
 
 def read_records(file: Path, start: int, stop: int) -> Iterator[bytes]:

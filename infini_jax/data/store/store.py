@@ -32,6 +32,7 @@ from infini_jax.data.store.shards import (
   unless_finished,
 )
 from infini_jax.data.tokenizers import Tokenizer, load_saved
+from infini_jax.digests import matches, signed
 
 FORMAT = 2
 READABLE = (1, FORMAT)  # format 1 has no gaps in the numbers
@@ -205,7 +206,7 @@ class Store:
       )
     try:
       description = json.loads((folder / "store.json").read_text("utf-8"))
-      version = description["format"]
+      version, is_whole = description["format"], matches(description)
     except (ValueError, KeyError, TypeError):
       raise InputError(f"{folder}/store.json: not of a token store; prepare it again") from None
     if version not in READABLE:
@@ -213,6 +214,8 @@ class Store:
         f"{folder}: store of format {version!r}, this program reads {FORMAT}; "
         f"{'update infini_jax' if str(version) > str(FORMAT) else 'prepare it again'}"
       )
+    if not is_whole:
+      raise damaged(folder / "store.json", "other bytes than were written")
     try:
       return cls(folder, description)
     except KeyError as error:
@@ -259,6 +262,13 @@ class Store:
     shards = [s for n in _each(name) for s in self._shards(n, summaries_of(self.folder / n))]
     return Documents({"": shards}, self.dtype, document)
 
+  def all_shards(self) -> list[Shard]:
+    """The shards of all documents and summaries."""
+    found = self.shards(ALL_SPLITS)
+    for split in SPLITS if self.has_summaries else ():
+      found += self._shards(split, summaries_of(self.folder / split))
+    return found
+
   def _shards(self, split: str, folder: Path) -> list[Shard]:
     if split not in self.splits:
       raise InputError(f"split {split!r}: choose one of {', '.join(self.splits)}")
@@ -294,7 +304,7 @@ def write_store(folder: Path, description: dict[str, Any], shards: dict[str, int
       for place in (folder / split, summaries_of(folder / split)):
         Shard(place, number).index_file.unlink(missing_ok=True)
   description = {"format": FORMAT} | description | {"splits": splits, "shards": numbers}
-  write_json(folder / "store.json", description)
+  write_json(folder / "store.json", signed(description))
   # Temporary files of interrupted runs. A run that still writes finds its shards finished.
   for file in files.left_over(folder):
     file.unlink(missing_ok=True)

@@ -111,7 +111,7 @@ def test_wrong_corpora_are_refused(tmp_path):
   for i, target in enumerate(("nowhere.txt", "1.txt", "/dev/null")):
     write(tmp_path / "links", "a.txt", "b.txt", "c.txt")
     (link := tmp_path / f"links/{i}.txt").symlink_to(target)
-    with pytest.raises(InputError, match=f"{i}.txt: cannot be read .a link to nothing, or not a text file"):
+    with pytest.raises(InputError, match=f"{i}.txt: cannot be read .a link to nothing"):
       open_corpus(str(tmp_path / "links"))
     link.unlink()
   (tmp_path / "links/d.txt.gz").touch()

@@ -100,7 +100,7 @@ def test_broken_links_are_reported_in_one_line(tmp_path):
   for name, target in (("b.jsonl", "nowhere"), ("c.jsonl", "c.jsonl"), ("d.jsonl", "/dev/null")):
     (tmp_path / name).symlink_to(target)
     for place in ("", "/*.jsonl", f"/{name}", "/**/*.jsonl"):
-      fails(f"jsonl:{tmp_path}{place}", rf"{name}: cannot be read \(a link to nothing, or not a text file")
+      fails(f"jsonl:{tmp_path}{place}", rf"{name}: cannot be read \(a link to nothing, or")
     (tmp_path / name).unlink()
   (tmp_path / "docs").symlink_to("nowhere")
   corpus = open_corpus(f"jsonl:{tmp_path}")

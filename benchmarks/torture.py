@@ -1,0 +1,160 @@
+"""What kills a run, and what happens to its files: one table.
+
+    python benchmarks/torture.py --workdir=runs/torture
+    python benchmarks/torture.py --workdir=runs/torture --only=damage
+
+`damage` changes each file of the newest checkpoint of a run in six ways. The next start must notice
+each change that alters what is restored, and continue from the checkpoint before.
+"""
+
+import argparse
+import random
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from infini_jax.config import InputError
+from infini_jax.parallel import make_mesh
+from infini_jax.paths import folder_to_write
+from infini_jax.progress import make_console, track
+from infini_jax.runs.checkpoints import Checkpoints
+from infini_jax.runs.workdir import Workdir
+from infini_jax.training.optimizer import make_optimizer
+from infini_jax.training.step import abstract_state
+
+ROOT = Path(__file__).parent.parent
+STEPS = 6  # of the run; it has checkpoints of step 3 and 6
+FLAGS = (
+  "--config.data.tokenizer=bytes",
+  "--config.model.layers=2",
+  "--config.model.width=32",
+  "--config.model.heads=2",
+  "--config.model.kv_heads=1",
+  "--config.model.head_dim=16",
+  "--config.model.ffn=64",
+  "--config.model.vocab_size=512",
+  "--config.model.segment_length=32",
+  "--config.data.segments=2",
+  f"--config.train.steps={STEPS}",
+  "--config.train.checkpoint_every=3",
+  "--config.train.keep_checkpoints=5",
+)
+
+
+def flipped(data: bytes, rng: random.Random) -> bytes:
+  """One bit of a byte is changed."""
+  at = rng.randrange(len(data)) if data else 0
+  return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :] if data else b"\1"
+
+
+# From the bytes of a file to those of the damaged one; None: the file is removed.
+DAMAGES = {
+  "a bit flipped": flipped,
+  "half of it": lambda data, rng: data[: len(data) // 2],
+  "empty": lambda data, rng: b"",
+  "zeros": lambda data, rng: bytes(len(data)),
+  "longer": lambda data, rng: data + b"\0" * 64,
+  "removed": lambda data, rng: None,
+}
+
+
+def main() -> int:
+  """Runs the parts, prints the table; the exit status is 1 if a bar is not met."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  what = "a folder for all that is made"
+  parser.add_argument("--workdir", required=True, type=folder_to_write, help=what)
+  parser.add_argument("--only", choices=PARTS, action="append", help="a part; may be repeated")
+  parser.add_argument("--seed", type=int, default=0, help="of the damages (default %(default)s)")
+  args = parser.parse_args()
+  console, root = make_console(), args.workdir.resolve()
+  table = Table(title=f"torture, seed {args.seed}", title_justify="left")
+  for column in ("part", "cases", "result", "bar"):
+    table.add_column(column)
+  good = True
+  for name in args.only or PARTS:
+    cases, result, bar, met = PARTS[name](root, args.seed, console)
+    table.add_row(name, f"{cases:,}", result, bar)
+    good &= met
+  console.print(table)
+  return 0 if good else 1
+
+
+def trained(root: Path, console: Console) -> Path:
+  """A small run on the pages of the documentation."""
+  run = root / "run"
+  if not (run / "checkpoints" / str(STEPS)).exists():
+    shutil.rmtree(run, ignore_errors=True)
+    config, texts = ROOT / "configs" / "demo.py", f"--config.data.path={ROOT / 'docs'}"
+    command = ["train.py", f"--config={config}", f"--workdir={run}", texts, *FLAGS]
+    with console.status("training a small run"):
+      subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+  return run
+
+
+def damage(root: Path, seed: int, console: Console) -> tuple[int, str, str, bool]:
+  """Restores the newest checkpoint, with one file changed, in all ways."""
+  run, rng = trained(root, console), random.Random(seed)
+  newest = run / "checkpoints" / str(STEPS)
+  files = sorted(file for file in newest.rglob("*") if file.is_file())
+  expected, before = _restored(run, STEPS), _restored(run, STEPS // 2)
+  outcomes: Counter[str] = Counter()
+  with track(console, "damage", len(files) * len(DAMAGES)) as advance:
+    for i, file in enumerate(files):
+      for k, (name, change) in enumerate(DAMAGES.items()):
+        copy = root / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(run, copy)
+        target = copy / file.relative_to(run)
+        data = change(file.read_bytes(), rng)
+        target.unlink() if data is None else target.write_bytes(data)
+        outcome = _outcome(copy, expected, before)
+        outcomes[outcome] += 1
+        if outcome not in ("unchanged", "the one before"):
+          console.print(f"{outcome}: {file.relative_to(newest)}, {name}")
+        advance(i * len(DAMAGES) + k + 1)
+  shutil.rmtree(root / "copy")
+  met = outcomes.keys() <= {"unchanged", "the one before"}
+  result = ", ".join(f"{name}: {count}" for name, count in sorted(outcomes.items()))
+  return outcomes.total(), result, "unchanged, or the one before", met
+
+
+def _restored(run: Path, step: int | None = None) -> list[np.ndarray]:
+  """All arrays that a start restores."""
+  config = Workdir(run).config()
+  mesh = make_mesh(config.mesh)
+  with jax.set_mesh(mesh), Checkpoints(Workdir(run)) as saved:
+    found = saved.newest_whole(lambda line: None) if step is None else step
+    state = saved.restore(found or 0, abstract_state(config, make_optimizer(config), mesh))
+    return [np.asarray(x) for x in jax.tree.leaves(state)]
+
+
+def _outcome(run: Path, expected: list[np.ndarray], before: list[np.ndarray]) -> str:
+  """What a start finds in a run whose newest checkpoint is damaged."""
+  equal = lambda a, b: len(a) == len(b) and all(map(_same, a, b))
+  try:
+    found = _restored(run)
+  except InputError as error:
+    return f"refused ({str(error)[-60:]})"
+  except Exception as error:
+    return f"a traceback ({type(error).__name__})"
+  if equal(found, expected):
+    return "unchanged"
+  return "the one before" if equal(found, before) else "silently wrong"
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+  return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+PARTS = {"damage": damage}
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -3,17 +3,25 @@
     python benchmarks/torture.py --workdir=runs/torture
     python benchmarks/torture.py --workdir=runs/torture --only=damage
 
+`kill` ends a training by SIGKILL at random moments, and starts it again until it is done. `kill by
+two` does so to one of two processes. At the end, all arrays and losses must be those of a run
+without signals, to the bit. `stop` does the same by SIGTERM, which must be answered within 10 s.
 `damage` changes each file of the newest checkpoint of a run in six ways. The next start must notice
 each change that alters what is restored, and continue from the checkpoint before.
 """
 
 import argparse
+import os
 import random
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -25,12 +33,16 @@ from infini_jax.parallel import make_mesh
 from infini_jax.paths import folder_to_write
 from infini_jax.progress import make_console, track
 from infini_jax.runs.checkpoints import Checkpoints
+from infini_jax.runs.metrics import read_metrics
 from infini_jax.runs.workdir import Workdir
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import abstract_state
 
 ROOT = Path(__file__).parent.parent
-STEPS = 6  # of the run; it has checkpoints of step 3 and 6
+STEPS = 6  # of the run that is damaged; it has checkpoints of step 3 and 6
+LONG = 40  # steps of the runs that get signals
+TIMELY = 10  # seconds within which a SIGTERM must be answered
+COUNT = [50]  # signals of a part
 FLAGS = (
   "--config.data.tokenizer=bytes",
   "--config.model.layers=2",
@@ -71,9 +83,12 @@ def main() -> int:
   what = "a folder for all that is made"
   parser.add_argument("--workdir", required=True, type=folder_to_write, help=what)
   parser.add_argument("--only", choices=PARTS, action="append", help="a part; may be repeated")
+  parser.add_argument("--count", type=int, default=50, help="signals of a part (default 50)")
   parser.add_argument("--seed", type=int, default=0, help="of the damages (default %(default)s)")
   args = parser.parse_args()
   console, root = make_console(), args.workdir.resolve()
+  root.mkdir(parents=True, exist_ok=True)
+  COUNT[0] = args.count
   table = Table(title=f"torture, seed {args.seed}", title_justify="left")
   for column in ("part", "cases", "result", "bar"):
     table.add_column(column)
@@ -96,6 +111,127 @@ def trained(root: Path, console: Console) -> Path:
     with console.status("training a small run"):
       subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
   return run
+
+
+class Ended(NamedTuple):
+  """How processes that were sent a signal ended."""
+
+  seconds: float  # from the signal to the end
+  status: int
+
+
+def kill(root: Path, seed: int, console: Console) -> tuple[int, str, str, bool]:
+  """SIGKILL at random moments of one process."""
+  return _interrupted(root, seed, console, signal.SIGKILL, 1)
+
+
+def kill_by_two(root: Path, seed: int, console: Console) -> tuple[int, str, str, bool]:
+  """SIGKILL at random moments of one of two processes; the other must end by itself."""
+  return _interrupted(root, seed, console, signal.SIGKILL, 2)
+
+
+def stop(root: Path, seed: int, console: Console) -> tuple[int, str, str, bool]:
+  """SIGTERM at random moments of one process."""
+  return _interrupted(root, seed, console, signal.SIGTERM, 1)
+
+
+def _interrupted(root, seed, console, number, processes) -> tuple[int, str, str, bool]:
+  """Starts runs, sends the signal to one process at random moments, and compares the ends."""
+  rng, count = random.Random(seed), COUNT[0]
+  straight = root / f"straight-{processes}"
+  seconds = _straight(straight, processes)
+  expected = _restored(straight, LONG), _losses(straight)
+  ends: list[Ended] = []
+  wrong = run = 0
+  name = f"{number.name}, {processes} process{'es' * (processes > 1)}"
+  with track(console, name, count) as advance:
+    while len(ends) < count:
+      run += 1
+      workdir = root / "interrupted"
+      shutil.rmtree(workdir, ignore_errors=True)
+      while True:
+        started = _start(workdir, processes)
+        if len(ends) < count and not _ended(started, rng.uniform(0, seconds)):
+          ends.append(_signalled(started, rng.randrange(processes), number))
+          advance(len(ends), f"{ends[-1].seconds:.1f} s")
+          continue
+        statuses = [process.wait(300) for process in started]
+        if any(statuses):
+          console.print(f"run {run}: ended with {statuses}")
+          wrong += 1
+        break
+      found = _restored(workdir, LONG), _losses(workdir)
+      if not all(map(_same, found[0], expected[0])) or found[1] != expected[1]:
+        console.print(f"run {run}: other arrays or losses than without signals")
+        wrong += 1
+  slowest = max(end.seconds for end in ends)
+  statuses = Counter(end.status for end in ends)
+  told = ", ".join(f"{count} with {status}" for status, count in sorted(statuses.items()))
+  result = f"{run - wrong} of {run} runs as without signals; slowest end {slowest:.1f} s; {told}"
+  met = not wrong and (number == signal.SIGKILL or slowest <= TIMELY)
+  bar = "all runs" + f", ends within {TIMELY} s" * (number == signal.SIGTERM)
+  return len(ends), result, bar, met
+
+
+def _straight(workdir: Path, processes: int) -> float:
+  """Trains without signals, twice, so that the second finds compiled programs; its seconds."""
+  for _ in range(2):
+    shutil.rmtree(workdir, ignore_errors=True)
+    started = time.perf_counter()
+    for process in _start(workdir, processes):
+      if process.wait(600):
+        raise SystemExit(f"{workdir}: training failed; see {workdir}.log")
+  return time.perf_counter() - started
+
+
+def _start(workdir: Path, processes: int) -> list[subprocess.Popen]:
+  """Starts, or continues, a training in processes of its own."""
+  config, texts = ROOT / "configs" / "demo.py", f"--config.data.path={ROOT / 'docs'}"
+  command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}", texts]
+  command += [*FLAGS, f"--config.train.steps={LONG}", "--config.train.eval_every=8"]
+  command += ["--config.train.eval_documents=1", "--config.train.log_every=1"]
+  command += [f"--config.run.compilation_cache={workdir.parent / 'programs'}"]
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  started = []
+  for i in range(processes):
+    where = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={i}"]
+    with open(f"{workdir}.log", "a") as log:
+      started.append(
+        subprocess.Popen(
+          command + where * (processes > 1),
+          cwd=ROOT,
+          stdout=log,
+          stderr=log,
+          env=os.environ | {"JAX_PLATFORMS": "cpu", "INFINI_PEER_TIMEOUT": "10"},
+        )
+      )
+  return started
+
+
+def _ended(started: list[subprocess.Popen], seconds: float) -> bool:
+  """Whether the processes end by themselves in this time."""
+  try:
+    started[0].wait(seconds)
+  except subprocess.TimeoutExpired:
+    return False
+  return True
+
+
+def _signalled(started: list[subprocess.Popen], which: int, number: signal.Signals) -> Ended:
+  """Sends the signal to one process, and waits until all have ended."""
+  since = time.perf_counter()
+  started[which].send_signal(number)
+  for process in started:
+    process.wait(300)
+  return Ended(time.perf_counter() - since, started[which].returncode)
+
+
+def _losses(run: Path) -> list[tuple[int, str, float]]:
+  """The losses of all steps, and the perplexities of all validations."""
+  kinds = {"train": "loss", "validation": "perplexity"}
+  return [(m["step"], kind, m[key]) for kind, key in kinds.items() for m in read_metrics(run, kind)]
 
 
 def damage(root: Path, seed: int, console: Console) -> tuple[int, str, str, bool]:
@@ -153,7 +289,7 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
   return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-PARTS = {"damage": damage}
+PARTS = {"kill": kill, "kill by two": kill_by_two, "stop": stop, "damage": damage}
 
 
 if __name__ == "__main__":

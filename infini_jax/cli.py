@@ -34,6 +34,8 @@ FORBIDDEN = {
   *(errno.ELOOP, errno.ENAMETOOLONG),
 }
 
+STOPPED = 75  # the status of a training that was stopped before its last step: EX_TEMPFAIL
+
 PROCESS_FLAGS = (
   ("--coordinator", "HOST:PORT", "with many processes: where process 0 can be reached"),
   ("--processes", "N", "how many; auto: as many as the cluster says (a Slurm step, TPU hosts)"),
@@ -61,14 +63,16 @@ def main(argv: list[str] | None = None) -> int:
     return _status(args.command, error)
 
 
-def _train(args: argparse.Namespace, rest: list[str], console: Console) -> None:
+def _train(args: argparse.Namespace, rest: list[str], console: Console) -> int:
   with _all_processes(args, console) as check_alike:
     config = load_config(rest, say=_notice(console))
     check_alike(config)
     from infini_jax.training.loop import train
 
     _remember_programs(config)
-    train(config, args.workdir, console)
+    state = train(config, args.workdir, console)
+    status = 0 if int(state.step) >= config.train.steps else STOPPED
+  return status
 
 
 def _eval(args: argparse.Namespace, rest: list[str], console: Console) -> None:

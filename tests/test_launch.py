@@ -35,11 +35,56 @@ def test_every_task_of_slurm_is_told_its_cores(tmp_path):
   assert done.stdout.rstrip().endswith("--config.mesh.dcn=4"), "further flags are passed on"
 
 
-def test_manifest_is_a_jobset_whose_hosts_agree():
+ENDS = [(0, False), (cli.STOPPED, True), (2, False), (1, False)]
+
+
+@pytest.mark.parametrize("status, requeued", ENDS)
+def test_slurm_queues_a_stopped_run_again(tmp_path, status, requeued):
+  """With stand-ins for srun and scontrol."""
+  for name, body in (("srun", f"exit {status}"), ("scontrol", 'echo "scontrol $@"')):
+    (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+    (tmp_path / name).chmod(0o755)
+  env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "17"}
+  env |= {"SLURM_CPUS_PER_TASK": "1", "SLURM_SUBMIT_DIR": str(tmp_path)}
+  command = ["bash", LAUNCH / "slurm_gpu.sbatch"]
+  done = subprocess.run(command, env=env, capture_output=True, text=True)
+  assert done.returncode == status, "Slurm's record of the job has the status of the training"
+  assert ("scontrol requeue 17" in done.stdout) == requeued, done.stdout
+
+
+def restarts(manifest, status):
+  """A stand-in for the JobSet controller: what happens after a pod ends with this status."""
+  spec = manifest["spec"]
+  (job,) = spec["replicatedJobs"]
+  if status == 0:
+    return "done"
+  reason = "BackoffLimitExceeded"
+  for rule in job["template"]["spec"]["podFailurePolicy"]["rules"]:
+    codes = rule["onExitCodes"]
+    pods = job["template"]["spec"]["template"]["spec"]["containers"]
+    assert codes["containerName"] in {pod["name"] for pod in pods}
+    if codes["operator"] == "In" and status in codes["values"] and rule["action"] == "FailJob":
+      reason = "PodFailurePolicy"
+  for rule in spec["failurePolicy"]["rules"]:
+    if reason in rule["onJobFailureReasons"]:
+      return rule["action"]
+  return "RestartJobSet"
+
+
+def test_kubernetes_restarts_a_stopped_run_without_counting_it():
+  manifest = yaml.safe_load(filled_manifest())
+  assert restarts(manifest, cli.STOPPED) == "RestartJobSetAndIgnoreMaxRestarts"
+  assert restarts(manifest, 1) == "RestartJobSet" and restarts(manifest, 0) == "done"
+
+
+def filled_manifest():
   text = (LAUNCH / "gke_jobset.yaml").read_text()
   values = {"SLICES": "2", "HOSTS": "4", "CHIPS": "4"}
-  filled = re.sub(r"\$\{(\w+)\}", lambda found: values.get(found[1], "x"), text)
-  manifest = yaml.safe_load(filled)
+  return re.sub(r"\$\{(\w+)\}", lambda found: values.get(found[1], "x"), text)
+
+
+def test_manifest_is_a_jobset_whose_hosts_agree():
+  manifest = yaml.safe_load(filled_manifest())
   (job,) = manifest["spec"]["replicatedJobs"]
   job_spec = job["template"]["spec"]
   assert (manifest["kind"], job["replicas"]) == ("JobSet", 2)
@@ -48,6 +93,7 @@ def test_manifest_is_a_jobset_whose_hosts_agree():
   (container,) = pod["containers"]
   assert container["resources"]["limits"] == {"google.com/tpu": 4}
   assert [m["name"] for m in container["volumeMounts"]] == [v["name"] for v in pod["volumes"]]
+  text = (LAUNCH / "gke_jobset.yaml").read_text()
   given = set(re.findall(r"(\w+)=", text.split("envsubst")[0]))
   assert set(re.findall(r"\$\{(\w+)\}", text)) <= given, "a parameter is not told of"
 

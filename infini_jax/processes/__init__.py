@@ -6,7 +6,7 @@ With a single process, nothing here starts a service of JAX, and nothing waits.
 from infini_jax.processes.agreement import check_alike, check_same_inputs
 from infini_jax.processes.ending import give_up, guard
 from infini_jax.processes.joining import settings
-from infini_jax.processes.service import process_index
+from infini_jax.processes.service import joined, process_index
 from infini_jax.processes.starting import start
 from infini_jax.processes.together import Anyone, PeerStopped, check_shared, finish, first_alone
 
@@ -20,6 +20,7 @@ __all__ = [
   "first_alone",
   "give_up",
   "guard",
+  "joined",
   "process_index",
   "settings",
   "start",

@@ -228,8 +228,18 @@ class Checkpoints:
         f"choose another step, put a copy there, or remove it: training goes on from the one before"
       ) from None
 
+  def wait(self) -> None:
+    """Waits until the last save is complete.
+
+    Raises:
+      InputError: the disk is full.
+    """
+    if self._manager is not None:
+      with self._writing():
+        self._manager.wait_until_finished()
+
   def close(self) -> None:
-    """Waits for the last save.
+    """Waits for the last save, and releases the manager.
 
     Raises:
       InputError: the disk is full.

@@ -1,8 +1,12 @@
 """The training loop, read from top to bottom.
 
 `step` is the number of updates taken: batch k makes step k + 1. The order of the loop is fixed:
-stop? -> evaluate -> save -> next batch -> step -> log the previous step. So the device never waits
-for a log line, and a checkpoint always holds complete steps.
+stop? -> save -> evaluate -> next batch -> step -> log the previous step. So the device never waits
+for a log line, a checkpoint always holds complete steps, and an evaluation never delays a save.
+
+A signal to stop is noticed at the top of the loop, between the chunks of a validation, and while
+the loop waits for data. What cannot be interrupted is a compilation. The state is saved before one,
+and during it the signal ends the process at once.
 """
 
 import contextlib
@@ -28,7 +32,7 @@ from infini_jax.parallel import check_divisible, local_rows, make_mesh, put_batc
 from infini_jax.parallel.chips import peak_flops
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
-from infini_jax.runs.metrics import MetricWriter, last_logged
+from infini_jax.runs.metrics import MetricWriter, last_logged, read_metrics
 from infini_jax.runs.workdir import Workdir, open_inputs
 from infini_jax.tasks import train_lanes
 from infini_jax.training.ending import tell_end, tell_rates
@@ -91,7 +95,8 @@ def train(config: Config, path: str, console: Console) -> TrainState:
     _warn_of_stuck_gates(config, console)
     logged = last_logged(workdir.path, step)
     tell_rates(config, step, logged, console)
-    if step >= t.steps:
+    missed = validation is not None and _is_missing(config, workdir, step)
+    if step >= t.steps and not missed:
       tell_end(config, path, source, step, logged["loss"] if logged else None, console)
       return state
 
@@ -112,39 +117,60 @@ def train(config: Config, path: str, console: Console) -> TrainState:
     batches = train_batches(lanes, step, t.steps, rows, d.prefetch)
     with (
       _Log(config, workdir, mesh, console, step) as log,
-      _stop_signal() as stopped,
+      _StopSignal() as stopped,
       _profiler(config, workdir.path / "profile") as profile,
       track(console, "train", t.steps, step) as bar,
     ):
       log.stage(stage.config, _step_bytes(update))
+      compiles = True  # the first validation
 
       def show(_, text):
+        stopped.listen()  # the first chunk is computed, so all is compiled
         bar(None, f"validation: {text}")
         if anyone(stopped.is_set()):
           raise _Stopped
 
       while True:
-        last = step >= t.steps
-        stop = anyone(stopped.is_set()) or last
-        if validation and step > start and (last or step % t.eval_every == 0):
-          log.flush(stop)  # the time of a validation is not part of the step
-          try:
-            log.evaluation(step, *validation.run(state.params, show))
-          except _Stopped:
-            stop = True
-            console.print(f"step {step}: told to stop, so its validation is left out")
-        if step > start and (stop or step % t.checkpoint_every == 0):
-          log.flush(stop)  # raises if the loss is not finite, before it is saved
+        last, told = step >= t.steps, anyone(stopped.is_set())
+        due = not told and _is_due(config, step) and (step > start or missed)
+        validates = validation is not None and due
+        if step > start and (
+          last or told or step % t.checkpoint_every == 0 or (validates and compiles)
+        ):
+          log.flush(last or told)  # raises if the loss is not finite, before it is saved
           saved.save(step, state)
+        if validation and validates:
+          log.flush(last)  # the time of a validation is not part of the step
+          try:
+            if compiles:
+              saved.wait()
+              stopped.end_at_once()
+            log.evaluation(step, *validation.run(state.params, show))
+            compiles = False
+            stopped.listen()
+          except _Stopped:
+            told = True
+            console.print(f"step {step}: told to stop, so its validation is left out")
+            if step > start:
+              saved.save(step, state)
         if last:
           bar(step, log.text)
-        if stop:
+        if last or told:
           saved.close()  # wait for the save while a first signal does not end the process
           break
-        batch = put_batch(next(batches), mesh, d.lanes)
+        try:
+          with stopped.during_wait():
+            mine = next(batches)
+        except _Stopped:
+          continue
+        batch = put_batch(mine, mesh, d.lanes)
         stage = stage_at(config, step)
         if step == stage.first > start:
+          saved.save(step, state)
+          saved.wait()
+          stopped.end_at_once()
           update = compiled(stage.config, state, batch, *teacher)
+          stopped.listen()
           log.stage(stage.config, _step_bytes(update))
         profile(step - start)
         state, metrics = update(state, batch, *teacher)
@@ -157,7 +183,19 @@ def train(config: Config, path: str, console: Console) -> TrainState:
 
 
 class _Stopped(Exception):
-  """A signal came during a validation, which may take hours; the step is saved without it."""
+  """A signal came during a validation, or while the loop waits for data."""
+
+
+def _is_due(config: Config, step: int) -> bool:
+  """Whether a validation follows this step."""
+  every = config.train.eval_every
+  return every > 0 and (step >= config.train.steps or step % every == 0)
+
+
+def _is_missing(config: Config, workdir: Workdir, step: int) -> bool:
+  """Whether the process was killed after this step was saved, before its validation was logged."""
+  logged = {line["step"] for line in read_metrics(workdir.path, "validation")}
+  return step > 0 and _is_due(config, step) and step not in logged
 
 
 class _Log:
@@ -174,7 +212,8 @@ class _Log:
     self._rate = make_schedule(config, config.optimizer.learning_rate)
     peak = peak_flops(mesh.devices.flat[0].device_kind)
     self._peak = peak * mesh.size if peak else None
-    self._waiting: tuple[int, Any] | None = None
+    self._waiting: tuple[int, Any] | None = None  # the step that was just dispatched
+    self._left_out: tuple[int, Any] | None = None  # the last one that was not due to be logged
     self._tokens, self._since = 0.0, time.perf_counter()
     self.text = ""
     self.loss: float | None = None
@@ -213,15 +252,17 @@ class _Log:
       self._writer.close()
 
   def _write(self, always: bool = False) -> None:
-    if self._waiting is None:
-      return
-    (step, metrics), self._waiting = self._waiting, None
-    loss, tokens = float(metrics["loss"]), float(metrics["tokens"])
-    check_finite(step, metrics)
-    self._tokens += tokens
     c = self._config
-    if not always and step % c.train.log_every and step != c.train.steps:
+    if self._waiting is not None:
+      (step, metrics), self._waiting = self._waiting, None
+      check_finite(step, metrics)
+      self._tokens += float(metrics["tokens"])
+      self._left_out = step, metrics
+      always |= step % c.train.log_every == 0 or step == c.train.steps
+    if not always or self._left_out is None:
       return
+    (step, metrics), self._left_out = self._left_out, None
+    loss = float(metrics["loss"])
     seconds = time.perf_counter() - self._since
     per_second = self._tokens / seconds
     self._since, self._tokens = time.perf_counter(), 0.0
@@ -306,26 +347,54 @@ def _profiler(config: Config, folder: Path) -> Iterator[Callable[[int], None]]:
     at(last)
 
 
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-  """Yields an event that SIGINT or SIGTERM sets, for the loop to save and stop.
+class _StopSignal:
+  """Notes SIGINT and SIGTERM, so that the loop saves and stops. A second one ends the process."""
 
-  A second signal ends the process.
-  """
-  stopped = threading.Event()
-  if threading.current_thread() is not threading.main_thread():
-    yield stopped
-    return
+  NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
-  def ask(number, frame):
-    stopped.set()
-    signal.signal(
-      number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler
-    )
+  def __init__(self) -> None:
+    self._is_set = self._waits = self._listens = False
+    self._here = threading.current_thread() is threading.main_thread()
 
-  before = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
-  try:
-    yield stopped
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
+  def is_set(self) -> bool:
+    """Whether a signal came."""
+    return self._is_set
+
+  def __enter__(self) -> "_StopSignal":
+    if self._here:
+      self._before = {number: signal.signal(number, self._note) for number in self.NUMBERS}
+      self._listens = True
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    if self._here:
+      for number, handler in self._before.items():
+        signal.signal(number, handler)
+
+  @contextlib.contextmanager
+  def during_wait(self) -> Iterator[None]:
+    """In the body a signal raises `_Stopped`; not with other processes, which must agree first."""
+    self._waits = not processes.joined()
+    try:
+      yield
+    finally:
+      self._waits = False
+
+  def end_at_once(self) -> None:
+    """Until `listen`, a SIGTERM ends the process, because a compilation cannot be interrupted."""
+    if self._here and not self._is_set:
+      signal.signal(signal.SIGTERM, signal.SIG_DFL)
+      self._listens = False
+
+  def listen(self) -> None:
+    """From now on, a SIGTERM is noted again."""
+    if self._here and not self._listens:
+      signal.signal(signal.SIGTERM, self._note)
+      self._listens = True
+
+  def _note(self, number: int, frame: Any) -> None:
+    self._is_set = True
+    final = signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler
+    signal.signal(number, final)
+    if self._waits:
+      raise _Stopped

@@ -226,6 +226,16 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GuardConfig:
+  """Bad steps: loss, gradient or memory is not finite, or the gradient is far too large."""
+
+  in_a_row: int = at_least(0, 3)  # bad steps until training goes back; 0: the first one stops it
+  returns: int = at_least(0, 3)  # times that training goes back to a checkpoint; then it stops
+  spike: float = at_least(0, 0.0)  # a gradient norm above this multiple of its mean is bad; 0: off
+  horizon: int = above(0, 100)  # steps of the running mean of the gradient norm
+
+
+@dataclasses.dataclass(frozen=True)
 class LogConfig:
   """Logs beside `metrics.jsonl`."""
 
@@ -278,6 +288,7 @@ class Config:
   warm: WarmConfig = WarmConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   train: TrainConfig = TrainConfig()
+  guard: GuardConfig = GuardConfig()
   log: LogConfig = LogConfig()
   evaluation: EvalConfig = EvalConfig()
   mesh: MeshConfig = MeshConfig()
@@ -355,4 +366,5 @@ CHANGEABLE = {
   ),
   "run": (*HOW_TO_RUN, "compilation_cache"),
   "log": None,
+  "guard": ("in_a_row", "returns"),
 }

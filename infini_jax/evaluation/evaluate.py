@@ -31,6 +31,7 @@ from infini_jax.models import abstract_params, costs, machine
 from infini_jax.parallel import check_divisible, make_mesh
 from infini_jax.paths import folder_to_write
 from infini_jax.progress import track
+from infini_jax.runs import goodput
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.metrics import read_metrics
 from infini_jax.runs.workdir import Workdir
@@ -126,6 +127,7 @@ def training(folder: Path) -> dict[str, Any]:
   return {
     "training_tokens_per_second": speeds[len(speeds) // 2] if speeds else None,
     "training_step_bytes": max((line.get("step_bytes", 0) for line in lines), default=None),
+    "goodput": goodput.summary(read_metrics(folder, goodput.KIND)),
   }
 
 
@@ -224,6 +226,8 @@ def _about(results: dict[str, Any], path: Path, folder: Path, pictures: dict[str
   table = _table(f"the run, step {results['step']}")
   speed = results["training_tokens_per_second"]
   table.add_row("tokens/s in training", f"{speed:,.0f}" if speed else "")
+  if shares := results.get("goodput"):
+    table.add_row("time of training", goodput.in_words(shares))
   if size := results["training_step_bytes"]:
     table.add_row("GiB a device in training", f"{size / 2**30:,.2f}")
   table.add_row("tokens/s in evaluation", f"{results['memory']['tokens_per_second']:,.0f}")

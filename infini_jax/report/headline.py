@@ -20,6 +20,7 @@ from infini_jax.report.tables import (
   spread,
   variants,
 )
+from infini_jax.runs.goodput import in_words
 
 Shown = str | Cell | None  # None stays blank
 Results = dict[str, Any]  # what a results.json holds
@@ -38,6 +39,7 @@ def headline(runs: list[Run]) -> str:
     "training steps": lambda run: f"{run.last[0]:,}" if run.last else None,
     "training loss, last": lambda run: f"{run.last[1]:.4f}" if run.last else None,
     "training, tokens/s": lambda run: _size(run.training["training_tokens_per_second"], 1),
+    "training, goodput": lambda run: _goodput(run.training.get("goodput")),
     "training, MiB a device": lambda run: _size(run.training["training_step_bytes"], 2**20),
     "evaluated at step": _steps,
   }
@@ -113,6 +115,10 @@ def _parameters(run: Run) -> Shown:
 def _steps(run: Run) -> Shown:
   """The evaluated steps; training may have continued after them."""
   return ", ".join(f"{step:,}" for step in run.steps)
+
+
+def _goodput(shares: dict[str, float] | None) -> Shown:
+  return Cell(f"{shares['steps']:.0%}", in_words(shares)) if shares else None
 
 
 def _size(value: float | None, unit: int) -> Shown:

@@ -317,8 +317,10 @@ class Checkpoints:
 
 def _rest(state: Any) -> dict[str, Any]:
   """All fields of a train state but the parameters, which can be restored without the others."""
-  fields = dataclasses.fields(state)
-  return {field.name: getattr(state, field.name) for field in fields if field.name != "params"}
+  names = [field.name for field in dataclasses.fields(state) if field.name != "params"]
+  rest = {name: getattr(state, name) for name in names}
+  # Older checkpoints lack this field, so it is there only if it is used.
+  return {name: value for name, value in rest.items() if name != "norm" or value is not None}
 
 
 @contextlib.contextmanager

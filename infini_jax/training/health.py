@@ -53,9 +53,18 @@ def memory_metrics(config: ModelConfig, params: Any, grads: Any, memory: Any) ->
 
 def check_finite(step: int, metrics: dict[str, Any]) -> None:
   """Raises FloatingPointError if numbers of a step are not finite; it names the layer and head."""
+  if what := diagnosis(metrics):
+    raise FloatingPointError(
+      f"step {step}: {what}: lower config.optimizer.learning_rate or gate_learning_rate; the "
+      f"checkpoints are of earlier steps"
+    )
+
+
+def diagnosis(metrics: dict[str, Any]) -> str:
+  """What is not finite in the metrics of a step, with the layer and head; empty: nothing."""
   values = {k: np.asarray(metrics[k]) for k in WATCHED if k in metrics}
   if all(np.isfinite(value).all() for value in values.values()):
-    return
+    return ""
   where = ""
   for name, what in PLACES.items():
     bad = np.argwhere(~np.isfinite(values.get(name, np.zeros(0))))
@@ -64,11 +73,7 @@ def check_finite(step: int, metrics: dict[str, Any]) -> None:
       where = f"; {what} of layer {layer}, head {head} is {values[name][layer - 1, head - 1]}"
       where += f" ({len(bad)} of {values[name].size} are)" if len(bad) > 1 else ""
       break
-  raise FloatingPointError(
-    f"step {step}: loss {float(values['loss']):g}, gradient norm {float(values['grad_norm']):g}"
-    f"{where}: lower config.optimizer.learning_rate or gate_learning_rate; the checkpoints are of "
-    f"earlier steps"
-  )
+  return f"loss {float(values['loss']):g}, gradient norm {float(values['grad_norm']):g}{where}"
 
 
 def log_values(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,6 @@ and during it the signal ends the process at once.
 """
 
 import contextlib
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,24 +19,26 @@ import numpy as np
 from rich.console import Console
 
 from infini_jax import processes
-from infini_jax.config import Config, stage_at, tokens_read
+from infini_jax.config import Config, stage_at
 from infini_jax.data import Store
 from infini_jax.data.lanes.loader import train_batches
 from infini_jax.evaluation.validation import Validation
 from infini_jax.models import costs
 from infini_jax.models.machine import check_machine
 from infini_jax.parallel import check_divisible, local_rows, make_mesh, put_batch
-from infini_jax.parallel.chips import peak_flops
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
-from infini_jax.runs.metrics import MetricWriter, last_logged, read_metrics
+from infini_jax.runs.goodput import Goodput
+from infini_jax.runs.metrics import last_logged, read_metrics
 from infini_jax.runs.workdir import Workdir, open_inputs
 from infini_jax.tasks import train_lanes
 from infini_jax.training.ending import tell_end, tell_rates
-from infini_jax.training.health import check_finite, log_values
+from infini_jax.training.guard import Guard, PassedOver, Passing
+from infini_jax.training.log import Log
 from infini_jax.training.optimizer import make_optimizer, make_schedule
 from infini_jax.training.start import check_start, differences, original_params, start_state
 from infini_jax.training.step import TrainState, abstract_state, make_train_step
+from infini_jax.training.stop_signal import Stopped, StopSignal
 from infini_jax.training.trainable import split
 
 GATE_TRAVEL = 4.0  # sigmoid(4) = 0.98: the distance that beta needs to open or shut a gate
@@ -54,6 +53,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
     FloatingPointError: the loss is not finite; the checkpoints are unchanged.
   """
   d, t = config.data, config.train
+  began = Goodput()
 
   # ---- Inputs: everything that the user may have set wrong.
   with processes.first_alone("inputs"):
@@ -102,6 +102,8 @@ def train(config: Config, path: str, console: Console) -> TrainState:
 
     # ---- Compile once, or once for each stage, before its first batch.
     rows = local_rows(mesh, d.lanes)
+    passed = PassedOver(workdir.path)
+    guard, lanes = Guard(config, lanes, passed), Passing(lanes, passed)
     first = put_batch(lanes.batch(step, rows), mesh, d.lanes)
 
     def compiled(config, *arguments):
@@ -110,17 +112,21 @@ def train(config: Config, path: str, console: Console) -> TrainState:
       console.print(f"a step needs {_step_bytes(step) / 2**30:,.2f} GiB a device")
       return step
 
-    update = compiled(stage.config, state, first, *teacher)
+    began.started()
+    with began.spent("compile"):
+      update = compiled(stage.config, state, first, *teacher)
     anyone = processes.Anyone(mesh)
 
     # ---- The loop.
     batches = train_batches(lanes, step, t.steps, rows, d.prefetch)
     with (
-      _Log(config, workdir, mesh, console, step) as log,
-      _StopSignal() as stopped,
+      Log(config, workdir, mesh, console, guard) as log,
+      StopSignal() as stopped,
       _profiler(config, workdir.path / "profile") as profile,
       track(console, "train", t.steps, step) as bar,
     ):
+      log.start(step)
+      log.goodput.include(began)
       log.stage(stage.config, _step_bytes(update))
       compiles = True  # the first validation
 
@@ -128,27 +134,41 @@ def train(config: Config, path: str, console: Console) -> TrainState:
         stopped.listen()  # the first chunk is computed, so all is compiled
         bar(None, f"validation: {text}")
         if anyone(stopped.is_set()):
-          raise _Stopped
+          raise Stopped
 
       while True:
+        if guard.goes_back:  # too many bad steps in a row
+          saved.wait()
+          bad, step, state = step, saved.latest() or 0, None
+          passed.add(step, bad, jax.process_index() == 0)
+          console.print(f"going back to step {step}; batches up to step {bad} are passed over")
+          abstract = abstract_state(config, tx, mesh)
+          state = saved.restore(step, abstract) if step else start_state(config, tx, mesh)
+          batches = train_batches(lanes, step, t.steps, rows, d.prefetch)
+          log.back(step)
         last, told = step >= t.steps, anyone(stopped.is_set())
         due = not told and _is_due(config, step) and (step > start or missed)
         validates = validation is not None and due
         if step > start and (
           last or told or step % t.checkpoint_every == 0 or (validates and compiles)
         ):
-          log.flush(last or told)  # raises if the loss is not finite, before it is saved
-          saved.save(step, state)
+          log.flush(last or told)  # a bad step is known before anything is saved
+          if guard.goes_back:
+            continue
+          with log.goodput.spent("save"):
+            saved.save(step, state)
+          log.saved(step)
         if validation and validates:
           log.flush(last)  # the time of a validation is not part of the step
           try:
             if compiles:
               saved.wait()
               stopped.end_at_once()
-            log.evaluation(step, *validation.run(state.params, show))
+            with log.goodput.spent("evaluation"):
+              log.evaluation(step, *validation.run(state.params, show))
             compiles = False
             stopped.listen()
-          except _Stopped:
+          except Stopped:
             told = True
             console.print(f"step {step}: told to stop, so its validation is left out")
             if step > start:
@@ -156,12 +176,15 @@ def train(config: Config, path: str, console: Console) -> TrainState:
         if last:
           bar(step, log.text)
         if last or told:
-          saved.close()  # wait for the save while a first signal does not end the process
+          with log.goodput.spent("save"):
+            saved.close()  # wait for the save while a first signal does not end the process
+          log.saved(step)
+          log.tell_goodput()
           break
         try:
-          with stopped.during_wait():
+          with stopped.during_wait(), log.waiting():
             mine = next(batches)
-        except _Stopped:
+        except Stopped:
           continue
         batch = put_batch(mine, mesh, d.lanes)
         stage = stage_at(config, step)
@@ -169,7 +192,8 @@ def train(config: Config, path: str, console: Console) -> TrainState:
           saved.save(step, state)
           saved.wait()
           stopped.end_at_once()
-          update = compiled(stage.config, state, batch, *teacher)
+          with log.goodput.spent("compile"):
+            update = compiled(stage.config, state, batch, *teacher)
           stopped.listen()
           log.stage(stage.config, _step_bytes(update))
         profile(step - start)
@@ -182,10 +206,6 @@ def train(config: Config, path: str, console: Console) -> TrainState:
   return state
 
 
-class _Stopped(Exception):
-  """A signal came during a validation, or while the loop waits for data."""
-
-
 def _is_due(config: Config, step: int) -> bool:
   """Whether a validation follows this step."""
   every = config.train.eval_every
@@ -196,90 +216,6 @@ def _is_missing(config: Config, workdir: Workdir, step: int) -> bool:
   """Whether the process was killed after this step was saved, before its validation was logged."""
   logged = {line["step"] for line in read_metrics(workdir.path, "validation")}
   return step > 0 and _is_due(config, step) and step not in logged
-
-
-class _Log:
-  """Logs each step after the next one has started.
-
-  Attributes:
-    text: the text of the progress bar, from the last step that was logged.
-    loss: the loss of that step.
-  """
-
-  def __init__(self, config: Config, workdir: Workdir, mesh: Any, console: Console, step: int):
-    self._config, self._console = config, console
-    self._writer = MetricWriter(workdir.path, config, step) if jax.process_index() == 0 else None
-    self._rate = make_schedule(config, config.optimizer.learning_rate)
-    peak = peak_flops(mesh.devices.flat[0].device_kind)
-    self._peak = peak * mesh.size if peak else None
-    self._waiting: tuple[int, Any] | None = None  # the step that was just dispatched
-    self._left_out: tuple[int, Any] | None = None  # the last one that was not due to be logged
-    self._tokens, self._since = 0.0, time.perf_counter()
-    self.text = ""
-    self.loss: float | None = None
-
-  def stage(self, config: Config, step_bytes: int) -> None:
-    """Sets the config and the device memory, in bytes, of the steps that follow."""
-    self.flush()
-    tokens = config.data.segments * config.model.segment_length
-    self._flops = costs.flops_per_token(config.model, tokens, config.train.part)
-    self._step_bytes = step_bytes
-    self._since, self._tokens = time.perf_counter(), 0.0
-
-  def previous(self, step: int, metrics: Any) -> None:
-    """Takes a step that was just dispatched, and logs the one before, if it is due."""
-    self._write()
-    self._waiting = (step, metrics)
-
-  def flush(self, always: bool = False) -> None:
-    """Waits for the last step, and logs it if it is due, or `always`."""
-    self._write(always)
-
-  def evaluation(self, step: int, text: str, figures: dict[str, float]) -> None:
-    """Logs a validation, and restarts the clock of the steps."""
-    if self._writer:
-      self._writer.write(step, figures, "validation")
-    self._console.print(f"step {step}: validation {text}")
-    self._since, self._tokens = time.perf_counter(), 0.0
-
-  def __enter__(self) -> "_Log":
-    return self
-
-  def __exit__(self, *error: Any) -> None:
-    if error[0] is None:
-      self._write()
-    if self._writer:
-      self._writer.close()
-
-  def _write(self, always: bool = False) -> None:
-    c = self._config
-    if self._waiting is not None:
-      (step, metrics), self._waiting = self._waiting, None
-      check_finite(step, metrics)
-      self._tokens += float(metrics["tokens"])
-      self._left_out = step, metrics
-      always |= step % c.train.log_every == 0 or step == c.train.steps
-    if not always or self._left_out is None:
-      return
-    (step, metrics), self._left_out = self._left_out, None
-    loss = float(metrics["loss"])
-    seconds = time.perf_counter() - self._since
-    per_second = self._tokens / seconds
-    self._since, self._tokens = time.perf_counter(), 0.0
-    self.loss, self.text = loss, f"loss {loss:.3f}  {per_second:,.0f} tokens/s"
-    if "answer_accuracy" in metrics:
-      self.text += f"  answers {float(metrics['answer_accuracy']):.0%}"
-    if self._writer is None:
-      return
-    speed = {
-      "learning_rate": float(self._rate(step - 1)),
-      "tokens_per_second": per_second,
-      "model_flops_per_second": per_second * self._flops,
-      "mfu": per_second * self._flops / self._peak if self._peak else None,
-      "step_bytes": self._step_bytes,  # the most of any device, from XLA
-    }
-    seen = {"tokens_seen": tokens_read(c, step)}
-    self._writer.write(step, {"loss": loss} | seen | speed | log_values(metrics))
 
 
 def _step_bytes(update: Any) -> int:
@@ -345,56 +281,3 @@ def _profiler(config: Config, folder: Path) -> Iterator[Callable[[int], None]]:
     yield at
   finally:
     at(last)
-
-
-class _StopSignal:
-  """Notes SIGINT and SIGTERM, so that the loop saves and stops. A second one ends the process."""
-
-  NUMBERS = (signal.SIGINT, signal.SIGTERM)
-
-  def __init__(self) -> None:
-    self._is_set = self._waits = self._listens = False
-    self._here = threading.current_thread() is threading.main_thread()
-
-  def is_set(self) -> bool:
-    """Whether a signal came."""
-    return self._is_set
-
-  def __enter__(self) -> "_StopSignal":
-    if self._here:
-      self._before = {number: signal.signal(number, self._note) for number in self.NUMBERS}
-      self._listens = True
-    return self
-
-  def __exit__(self, *error: Any) -> None:
-    if self._here:
-      for number, handler in self._before.items():
-        signal.signal(number, handler)
-
-  @contextlib.contextmanager
-  def during_wait(self) -> Iterator[None]:
-    """In the body a signal raises `_Stopped`; not with other processes, which must agree first."""
-    self._waits = not processes.joined()
-    try:
-      yield
-    finally:
-      self._waits = False
-
-  def end_at_once(self) -> None:
-    """Until `listen`, a SIGTERM ends the process, because a compilation cannot be interrupted."""
-    if self._here and not self._is_set:
-      signal.signal(signal.SIGTERM, signal.SIG_DFL)
-      self._listens = False
-
-  def listen(self) -> None:
-    """From now on, a SIGTERM is noted again."""
-    if self._here and not self._listens:
-      signal.signal(signal.SIGTERM, self._note)
-      self._listens = True
-
-  def _note(self, number: int, frame: Any) -> None:
-    self._is_set = True
-    final = signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler
-    signal.signal(number, final)
-    if self._waits:
-      raise _Stopped

@@ -38,6 +38,7 @@ class TrainState:
   opt_state: Any
   memory: Any  # the states of the lanes, if they are carried; else None
   warm: Any  # the states of the companions, if memories start warm; else None
+  norm: Any = None  # the running mean of the gradient norm, with `guard.spike`; else None
 
 
 def abstract_state(config: Config, tx: optax.GradientTransformation, mesh: Any) -> TrainState:
@@ -144,15 +145,20 @@ def make_train_step(
     if config.model.memory.moves_borders:
       batch["shift_BS"] = random_borders(config.model, key, batch["reset_BS"], batch["mask_BT"])
     sums, memory, grads = gradients(state.params, teacher, memory, batch)
+    grad_norm = optax.tree.norm(optimizer.in_float32(grads))
+    is_good, norm = _is_good(config, (sums["loss"], grad_norm, memory), state.norm)
+    kept = _kept(is_good) if config.guard.in_a_row else lambda new, old: new
     with jax.named_scope("optimizer"):
       trained, frozen = split(config, state.params)
       updates, opt_state = tx.update(grads, state.opt_state, trained)
-      params = join(optimizer.apply(trained, updates, key), frozen)
+      trained = kept(optimizer.apply(trained, updates, key), trained)
+      params, opt_state = join(trained, frozen), kept(opt_state, state.opt_state)
     tokens = batch["mask_BT"].sum().astype(jnp.float32)
     metrics = {
       "loss": sums["loss"],
       "tokens": tokens,
-      "grad_norm": optax.tree.norm(optimizer.in_float32(grads)),
+      "grad_norm": grad_norm,
+      "skipped": ~is_good,
     }
     if "asked_BT" in batch:
       metrics["answer_accuracy"] = sums["right"] / batch["asked_BT"].sum()
@@ -160,10 +166,39 @@ def make_train_step(
       metrics["distillation"] = sums["distillation"]
     metrics |= memory_metrics(config.model, params, grads, memory)
     metrics = jax.tree.map(lambda x: shard(x, "_" * x.ndim), metrics)  # every host can read these
-    kept = None if state.memory is None else memory
-    return TrainState(state.step + 1, params, opt_state, kept, warm), metrics
+    memory = None if state.memory is None else kept(memory, state.memory)
+    warm = None if warm is None else kept(warm, state.warm)
+    return TrainState(state.step + 1, params, opt_state, memory, warm, norm), metrics
 
   return train_step
+
+
+def _is_good(config: Config, numbers: Any, norm: Any) -> tuple[jax.Array, Any]:
+  """Whether a step may change the state, and the running mean of the gradient norm after it.
+
+  Args:
+    config: the config of the run.
+    numbers: the loss, the norm of the gradient, the memory: all must be finite.
+    norm: the running mean before the step; 0 before the first; None without `guard.spike`.
+  """
+  floating = [x for x in jax.tree.leaves(numbers) if jnp.issubdtype(x.dtype, jnp.floating)]
+  is_good = jnp.stack([jnp.isfinite(x).all() for x in floating]).all()
+  if norm is None:
+    return is_good, None
+  now = numbers[1]
+  is_good &= (norm == 0) | (now <= config.guard.spike * norm)
+  mean = jnp.where(norm == 0, now, norm + (now - norm) / config.guard.horizon)
+  return is_good, jnp.where(is_good, mean, norm)
+
+
+def _kept(is_good: jax.Array) -> Callable[[Any, Any], Any]:
+  """Returns a function that takes the new floating-point arrays of a good step, and the old ones of
+  a bad step. Counts of steps are always the new ones."""
+
+  def one(new, old):
+    return jnp.where(is_good, new, old) if jnp.issubdtype(new.dtype, jnp.floating) else new
+
+  return lambda new, old: jax.tree.map(one, new, old)
 
 
 def _assemble(config, tx, params):
@@ -173,7 +208,8 @@ def _assemble(config, tx, params):
 
   memory, warm = empty(config.data.carry_state), empty(config.warm.share)
   opt_state = tx.init(split(config, params)[0])  # frozen parameters have no moments
-  return TrainState(jnp.zeros((), jnp.int32), params, opt_state, memory, warm)
+  norm = jnp.zeros(()) if config.guard.spike else None
+  return TrainState(jnp.zeros((), jnp.int32), params, opt_state, memory, warm, norm)
 
 
 def _as_the_original(config, teacher, batch):

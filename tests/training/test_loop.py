@@ -141,6 +141,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_harms_no_checkpoint(
   trained, tmp_path, monkeypatch
 ):
   c, _, _ = trained
+  c = changed(c, guard=changed(c.guard, in_a_row=0))
   make = loop.make_train_step
 
   def poisoned(config, tx):

@@ -8,7 +8,7 @@ Therefore a run needs only its step to continue, and every host can read its own
 Shapes: B lanes, S segments of a chunk, N tokens of a segment, T = S*N.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +28,15 @@ class Readable(Protocol):
 
   def read(self, document: int, start: int, stop: int) -> np.ndarray:
     """Tokens `start` to `stop` of a document: (stop - start,) int32."""
+    ...
+
+
+class Named(Readable, Protocol):
+  """Documents whose names are known."""
+
+  @property
+  def names(self) -> Sequence[str]:
+    """The name of each document."""
     ...
 
 
@@ -56,7 +65,7 @@ class TrainLanes:
 
   def __init__(
     self,
-    documents: Readable,
+    documents: Named,
     *,
     bos: int,
     eos: int,
@@ -83,6 +92,12 @@ class TrainLanes:
       if mix
       else Shuffle(segments_D, lanes, seed)
     )
+
+  def names(self, k: int) -> list[str]:
+    """The names of the documents in batch `k`, in the order of the lanes."""
+    lanes, S = range(self.lanes), self.segments
+    pieces = (p for b in lanes for p in self._order.pieces(b, k * S, (k + 1) * S))
+    return list(dict.fromkeys(self._documents.names[piece.document] for piece in pieces))
 
   def batch(self, k: int, rows: Rows = ALL) -> Batch:
     """Batch `k`, or some rows of it; only the tokens of these rows are read.

@@ -38,6 +38,7 @@ SEEN_ELSEWHERE = {
   "run.compilation_cache": "tests/test_cli.py: a second run finds the first one's programs",
   "run.attention": "tests/ops/test_kernels.py: what each name chooses, and refuses",
   "train.keep_checkpoints": "tests/training/test_loop.py: the checkpoints that are kept",
+  "guard.hang": "tests/training/test_guard.py: a process without progress ends",
   "guard.returns": "tests/training/test_guard.py: training goes back so often",
   "log.tensorboard": "tests/training/test_loop.py: validation and sparse logging",
   "log.wandb": "a package that is not installed here; refused, tests/test_config.py",

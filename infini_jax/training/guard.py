@@ -6,6 +6,7 @@ the steps (`training.step`). After `guard.in_a_row` bad steps training goes back
 checkpoint and passes over the batches since. After `guard.returns` times it stops.
 """
 
+import faulthandler
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,35 @@ from infini_jax.training.health import diagnosis
 
 FILE = "passed_over.json"
 SHOWN = 3  # documents that a line names
+
+
+class Hang:
+  """Ends the process with status 1 if nothing happens for too long, and prints all its stacks.
+
+  A step can wait forever for a device, another process, or a file system. A compilation is not
+  watched.
+
+  Args:
+    seconds: the longest time between two signs of life; 0 watches nothing.
+  """
+
+  def __init__(self, seconds: int):
+    self._seconds = seconds
+
+  def alive(self) -> None:
+    """A sign of life."""
+    if self._seconds:
+      faulthandler.dump_traceback_later(self._seconds, exit=True)
+
+  def rest(self) -> None:
+    """Stops watching until the next sign of life."""
+    faulthandler.cancel_dump_traceback_later()
+
+  def __enter__(self) -> "Hang":
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    self.rest()
 
 
 class PassedOver:

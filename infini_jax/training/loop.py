@@ -33,7 +33,7 @@ from infini_jax.runs.metrics import last_logged, read_metrics
 from infini_jax.runs.workdir import Workdir, open_inputs
 from infini_jax.tasks import train_lanes
 from infini_jax.training.ending import tell_end, tell_rates
-from infini_jax.training.guard import Guard, PassedOver, Passing
+from infini_jax.training.guard import Guard, Hang, PassedOver, Passing
 from infini_jax.training.log import Log
 from infini_jax.training.optimizer import make_optimizer, make_schedule
 from infini_jax.training.start import check_start, differences, original_params, start_state
@@ -122,6 +122,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
     with (
       Log(config, workdir, mesh, console, guard) as log,
       StopSignal() as stopped,
+      Hang(config.guard.hang) as hang,
       _profiler(config, workdir.path / "profile") as profile,
       track(console, "train", t.steps, step) as bar,
     ):
@@ -131,12 +132,14 @@ def train(config: Config, path: str, console: Console) -> TrainState:
       compiles = True  # the first validation
 
       def show(_, text):
+        hang.alive()
         stopped.listen()  # the first chunk is computed, so all is compiled
         bar(None, f"validation: {text}")
         if anyone(stopped.is_set()):
           raise Stopped
 
       while True:
+        hang.alive()
         if guard.goes_back:  # too many bad steps in a row
           saved.wait()
           bad, step, state = step, saved.latest() or 0, None
@@ -164,6 +167,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
             if compiles:
               saved.wait()
               stopped.end_at_once()
+              hang.rest()
             with log.goodput.spent("evaluation"):
               log.evaluation(step, *validation.run(state.params, show))
             compiles = False
@@ -192,6 +196,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
           saved.save(step, state)
           saved.wait()
           stopped.end_at_once()
+          hang.rest()
           with log.goodput.spent("compile"):
             update = compiled(stage.config, state, batch, *teacher)
           stopped.listen()

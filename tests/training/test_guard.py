@@ -3,6 +3,9 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -148,3 +151,42 @@ def test_the_time_of_a_run_is_logged_by_kind(trained, tmp_path):
   shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")  # as if it had been killed before
   train(c, tmp_path / "run", **fields)
   assert read_metrics(tmp_path / "run", "goodput")[-1]["lost"] > 0, "steps 5 and 6 were taken twice"
+
+
+HANGS = """
+import sys
+from infini_jax.cli import main
+from infini_jax.training import loop
+
+read = loop.train_batches
+
+def stuck(*args):
+  import time
+  for k, batch in enumerate(read(*args)):
+    if k == 2:
+      print("stuck", flush=True)
+      time.sleep(60)
+    yield batch
+
+loop.train_batches = stuck
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_process_without_progress_prints_its_stacks_and_ends(trained, tmp_path):
+  c, _, _ = trained
+  config = tmp_path / "config.py"
+  sections = json.loads(c.to_json())
+  sections["guard"] |= {"hang": 3}
+  config.write_text(
+    "from infini_jax.config import base_config\n\n\ndef get_config():\n"
+    f"  config = base_config()\n  config.update({sections!r})\n  return config\n"
+  )
+  command = [sys.executable, "-c", HANGS, "train", f"--config={config}"]
+  started = time.perf_counter()
+  done = subprocess.run(
+    [*command, f"--workdir={tmp_path / 'new'}"], capture_output=True, text=True, timeout=120
+  )
+  assert done.returncode == 1 and "stuck" in done.stdout, done.stdout + done.stderr
+  assert "Timeout (0:00:03)!" in done.stderr and "in stuck" in done.stderr, done.stderr
+  assert time.perf_counter() - started < 60

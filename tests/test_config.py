@@ -315,7 +315,7 @@ def test_difference_names_what_makes_another_run(name):
   new = old.with_fields(**{section: {field: ("other", value)}})
   free = {"data.path", "data.prefetch", "run.remat", "run.implementation", "run.attention"}
   free |= {f for f in FIELDS if f.startswith(("evaluation.", "mesh.", "train.", "needle.", "log."))}
-  free |= {"run.compilation_cache"}
+  free |= {"run.compilation_cache", "guard.in_a_row", "guard.returns", "guard.hang"}
   free -= {f"train.{f}" for f in "seed z_loss part rollout rollout_steps distill_weight".split()}
   found = difference(old, new)
   if name in free:

@@ -94,6 +94,8 @@ ANOTHER = {
   "task.min_segments": 2,
   "task.span": 6,
   "task.late": 0.9,
+  "guard.in_a_row": 0,
+  "guard.spike": 3.0,
   "warm.share": 0.9,
   "warm.start_step": 4,
   "optimizer.name": "adafactor",
@@ -174,6 +176,7 @@ LIVE_IN = {
   **dict.fromkeys(("needle.family", "needle.needles", "needle.digits"), MULTIKEY),
   **{"needle.hops": CHAIN, "needle.facts": FACTS},
   "task.name": PASSKEY,
+  "guard.horizon": {"guard": {"spike": 3.0}},
   **{f"warm.{f.name}": WARM for f in dataclasses.fields(config_lib.WarmConfig)},
   "warm.weight": {**PASSKEY, "warm": WARM["warm"]},
 }  # fmt: skip

@@ -160,7 +160,8 @@ def train(config: Config, path: str, console: Console) -> TrainState:
             continue
           with log.goodput.spent("save"):
             saved.save(step, state)
-          log.saved(step)
+          if not (last or told):
+            log.saved(step)
         if validation and validates:
           log.flush(last)  # the time of a validation is not part of the step
           try:

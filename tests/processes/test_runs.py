@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from infini_jax import cli
 from infini_jax.evaluation.filing import newest, newest_file
 from tests import tiny
 
@@ -195,7 +196,7 @@ def test_a_signal_to_one_saves_the_same_step_and_stops_all(command, job):
   both = endless(command, job, "stopped")
   os.kill(both[1].pid, signal.SIGTERM)
   outputs = [process.communicate(timeout=100) for process in both]
-  assert [process.returncode for process in both] == [0, 0], outputs
+  assert [process.returncode for process in both] == [cli.STOPPED] * 2, outputs
   (checkpoint,) = (job / "stopped" / "checkpoints").iterdir()
   assert f"stopped at step {checkpoint.name}, saved" in outputs[0][0]
   steps = losses(job / "stopped")[0]

@@ -258,6 +258,10 @@ class Checkpoints:
     except InputError:
       raise
     except (OSError, ValueError) as error:
+      manager, self._manager = self._manager, None  # a new one removes what was not finished
+      with contextlib.suppress(Exception):
+        if manager is not None:
+          manager.close()
       _settle()
       text = " ".join(str(error).split()).partition(" [os_error")[0].rpartition(": ")[2]
       reason = getattr(error, "strerror", None) or text

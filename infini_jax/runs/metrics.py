@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import secrets
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from infini_jax.config import Config
 from infini_jax.files import write_text
 
+LOGGER = logging.getLogger("infini_jax")
 FILE = "metrics.jsonl"
 WANDB = "wandb-id"  # the file with the run's id at wandb
 COUNTS = ("gate_histogram",)  # these are histograms already: for the JSON lines only
@@ -31,7 +33,8 @@ class MetricWriter:
   def __init__(self, folder: Path, config: Config, step: int):
     folder.mkdir(parents=True, exist_ok=True)
     _take_out(folder / FILE, step)
-    self._file = open(folder / FILE, "a", buffering=1)
+    self._path = folder / FILE
+    self._unwritten: list[str] = []  # lines that a full disk did not take
     self._tensorboard: Any = None
     self._wandb: Any = None
     if config.log.tensorboard:
@@ -58,7 +61,7 @@ class MetricWriter:
     TensorBoard and wandb get a list as a histogram, TensorBoard one for each layer. They also get
     each gate as a number, if there are at most `GATES`.
     """
-    self._file.write(json.dumps({"step": step, "kind": prefix, **values}) + "\n")
+    self._append(json.dumps({"step": step, "kind": prefix, **values}) + "\n")
     gates = _gates(values.get("gates_LH"))
     if self._tensorboard is not None:
       for name, value in values.items():
@@ -76,9 +79,27 @@ class MetricWriter:
     if self._wandb is not None:
       self._wandb.log({f"{prefix}/{k}": v for k, v in values.items()} | gates, step=step)
 
+  def _append(self, line: str) -> None:
+    """Writes the line after those before it. If the disk does not take them, they are kept for the
+    next call: metrics must not end a training."""
+    self._unwritten.append(line)
+    size = self._path.stat().st_size if self._path.exists() else 0
+    try:
+      with self._path.open("a") as file:
+        file.write("".join(self._unwritten))
+    except OSError as error:
+      if len(self._unwritten) == 1:
+        LOGGER.warning(
+          f"warning: {self._path}: cannot be written ({error.strerror}); its lines are kept until "
+          f"there is room"
+        )
+      with contextlib.suppress(OSError):
+        os.truncate(self._path, size)  # no part of a line stays
+    else:
+      self._unwritten = []
+
   def close(self) -> None:
     """Flushes and closes every output."""
-    self._file.close()
     if self._tensorboard is not None:
       self._tensorboard.close()
     if self._wandb is not None:

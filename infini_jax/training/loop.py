@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from infini_jax import processes
-from infini_jax.config import Config, stage_at
+from infini_jax.config import Config, InputError, stage_at
 from infini_jax.data import Store
 from infini_jax.data.lanes.loader import train_batches
 from infini_jax.evaluation.validation import Validation
@@ -138,6 +138,21 @@ def train(config: Config, path: str, console: Console) -> TrainState:
         if anyone(stopped.is_set()):
           raise Stopped
 
+      def save(needed):
+        """Saves the state. If the disk does not take it, training goes on unless it is needed."""
+        with log.goodput.spent("save"):
+          for is_last_try in (False, True):  # the first may fail because of the save before
+            try:
+              saved.save(step, state)
+              if needed:
+                saved.wait()
+              return
+            except InputError as error:
+              if processes.joined() or (needed and is_last_try):
+                raise
+              said = f"warning: a save failed: {error}"
+          console.print(f"{said}; training goes on", soft_wrap=True, highlight=False)
+
       while True:
         hang.alive()
         if guard.goes_back:  # too many bad steps in a row
@@ -158,15 +173,14 @@ def train(config: Config, path: str, console: Console) -> TrainState:
           log.flush(last or told)  # a bad step is known before anything is saved
           if guard.goes_back:
             continue
-          with log.goodput.spent("save"):
-            saved.save(step, state)
+          save(needed=last or told)
           if not (last or told):
             log.saved(step)
         if validation and validates:
           log.flush(last)  # the time of a validation is not part of the step
           try:
             if compiles:
-              saved.wait()
+              _settled(saved)
               stopped.end_at_once()
               hang.rest()
             with log.goodput.spent("evaluation"):
@@ -177,7 +191,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
             told = True
             console.print(f"step {step}: told to stop, so its validation is left out")
             if step > start:
-              saved.save(step, state)
+              save(needed=True)
         if last:
           bar(step, log.text)
         if last or told:
@@ -194,8 +208,8 @@ def train(config: Config, path: str, console: Console) -> TrainState:
         batch = put_batch(mine, mesh, d.lanes)
         stage = stage_at(config, step)
         if step == stage.first > start:
-          saved.save(step, state)
-          saved.wait()
+          save(needed=False)
+          _settled(saved)
           stopped.end_at_once()
           hang.rest()
           with log.goodput.spent("compile"):
@@ -210,6 +224,12 @@ def train(config: Config, path: str, console: Console) -> TrainState:
           bar(step, log.text)
   tell_end(config, path, source, step, log.loss, console)
   return state
+
+
+def _settled(saved: Checkpoints) -> None:
+  """Waits for the save in progress, and leaves its error to the next one."""
+  with contextlib.suppress(InputError):
+    saved.wait()
 
 
 def _is_due(config: Config, step: int) -> bool:

@@ -1,4 +1,6 @@
 import json
+import logging
+import resource
 import sys
 from types import SimpleNamespace
 
@@ -90,3 +92,23 @@ def test_tensorboard_gets_scalars_and_histograms(tmp_path):
   assert b"config/text_summary" in content and b'"segment_length": 16,' in content
   assert b"gate_histogram" not in content, "counts are no values to make a histogram of"
   assert b"mfu" not in content
+
+
+def test_lines_that_a_full_disk_does_not_take_are_written_when_there_is_room(tmp_path, caplog):
+  writer = MetricWriter(tmp_path, config(log={"tensorboard": False}), 0)
+  writer.write(1, {"loss": 1.0})
+  size = (tmp_path / "metrics.jsonl").stat().st_size
+  _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, most))  # as if the disk ended there
+  try:
+    with caplog.at_level(logging.WARNING, logger="infini_jax"):
+      for step in (2, 3):
+        writer.write(step, {"loss": 1.0})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+  assert (tmp_path / "metrics.jsonl").stat().st_size == size, "no part of a line"
+  (line,) = [r.getMessage() for r in caplog.records if r.name == "infini_jax"]
+  assert "metrics.jsonl: cannot be written" in line
+  writer.write(4, {"loss": 1.0})
+  writer.close()
+  assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]

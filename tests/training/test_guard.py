@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from infini_jax.config import InputError
 from infini_jax.runs.metrics import read_metrics
 from infini_jax.training import loop
 from infini_jax.training.guard import FILE, PassedOver
@@ -190,3 +191,28 @@ def test_a_process_without_progress_prints_its_stacks_and_ends(trained, tmp_path
   assert done.returncode == 1 and "stuck" in done.stdout, done.stdout + done.stderr
   assert "Timeout (0:00:03)!" in done.stderr and "in stuck" in done.stderr, done.stderr
   assert time.perf_counter() - started < 60
+
+
+def test_a_full_disk_ends_no_training_and_harms_no_checkpoint(trained, tmp_path, monkeypatch):
+  c, _, straight = trained
+  save, room = loop.Checkpoints.save, {"left": False}
+
+  def full(self, step, state):
+    if step == 3 and not room["left"]:
+      raise InputError("checkpoints: cannot be written (No space left on device)")
+    save(self, step, state)
+
+  monkeypatch.setattr(loop.Checkpoints, "save", full)
+  fields = {"checkpoint_every": 1, "keep_checkpoints": 9}
+  state, text = train(c, tmp_path / "run", **fields)
+  assert text.count("warning: a save failed: ") == 1 and "training goes on" in text
+  same(state.params, straight.params)
+  kept = {int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()}
+  assert kept == {1, 2, 4, 5, 6}
+  with pytest.raises(InputError, match="No space left"):
+    train(c, tmp_path / "last", steps=3, **fields)
+  kept = {int(p.name) for p in (tmp_path / "last" / "checkpoints").iterdir()}
+  assert kept == {1, 2}, "the last good checkpoints are whole"
+  room["left"] = True
+  state, _ = train(c, tmp_path / "last", **fields)
+  same(state.params, straight.params)

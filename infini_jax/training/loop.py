@@ -50,7 +50,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
 
   Raises:
     InputError: a wrong input; only the prepared corpus has been written.
-    FloatingPointError: the loss is not finite; the checkpoints are unchanged.
+    FloatingPointError: too many steps are bad (`training.guard`); the checkpoints are unchanged.
   """
   d, t = config.data, config.train
   began = Goodput()

@@ -1,5 +1,7 @@
 """Three forms of gated delta, compared with loops in float64, forward and gradient."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,12 +72,13 @@ def test_equals_float64_loops_forward_and_gradient(rng, form):
     )
 
   def graded(f, dtype):
-    def loss(arrays):
-      out, *rest = f(*arrays, jnp.asarray(reset), jnp.asarray(mask))
+    def loss(arrays, reset, mask, weights):
+      out, *rest = f(*arrays, reset, mask)
       outs = (out * mask[..., None, None].astype(dtype), *rest)
       return sum((o * w.astype(dtype)).sum() for o, w in zip(outs, weights, strict=True)), outs
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+    flags = {"reset": jnp.asarray(reset), "mask": jnp.asarray(mask), "weights": weights}
+    return partial(jax.jit(jax.value_and_grad(loss, has_aux=True)), **flags)
 
   with jax.enable_x64(True):
     (_, want), want_grads = jax.tree.map(np.asarray, graded(loops, np.float64)(arrays))

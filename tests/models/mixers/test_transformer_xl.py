@@ -61,14 +61,14 @@ def test_equals_the_score_matrix_forward_and_gradient(rng, short):
   end = T - short
   weight = weight * mask[..., None, None]
 
-  def reference(q, k, v):
+  def reference(q, k, v, before_k, before_v):
     outs = [
       plain(q[b], k[b], v[b], (before_k[b], before_v[b], seen[b]), reset[b], mask[b])
       for b in range(B)
     ]
     return jnp.stack(outs)
 
-  def ours(q, k, v):
+  def ours(q, k, v, before_k, before_v):
     state = LastSegment(jnp.float32(before_k), jnp.float32(before_v), jnp.asarray(seen))
     cut = lambda x: x[:, :end]
     mixer = TransformerXL(CONFIG, nnx.Rngs(0))
@@ -78,15 +78,17 @@ def test_equals_the_score_matrix_forward_and_gradient(rng, short):
 
   def graded(f):
     def summed(*a):
-      out = f(*a)
+      *arrays, weight = a
+      out = f(*arrays)
       return (out * weight[:, :end]).sum(), out
 
-    return jax.value_and_grad(summed, (0, 1, 2), has_aux=True)
+    return jax.jit(jax.value_and_grad(summed, (0, 1, 2), has_aux=True))
 
+  arrays = (q, k, v, before_k, before_v, weight)  # arguments, so that the program is kept
   with jax.enable_x64(True):
     cut = lambda *a: reference(*a)[:, :end]
-    expected = jax.device_get(graded(cut)(*map(jnp.asarray, (q, k, v))))
-  got = graded(ours)(*map(jnp.float32, (q, k, v)))
+    expected = jax.device_get(graded(cut)(*map(jnp.asarray, arrays)))
+  got = graded(ours)(*map(jnp.float32, arrays))
   np.testing.assert_allclose(got[0][1], expected[0][1], rtol=1e-4, atol=1e-5)
   for name, a, b in zip("qkv", got[1], expected[1], strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=f"gradient of {name}")

@@ -110,6 +110,11 @@ class Guard:
     self.skipped = 0
     self.goes_back = False  # too many bad steps in a row
 
+  @property
+  def in_streak(self) -> bool:
+    """Whether the last step was bad. Nothing is saved then, so that training can go back."""
+    return self._in_a_row > 0
+
   def seen(self, step: int, metrics: dict[str, Any]) -> str:
     """Takes the metrics of a step; returns a line about it if it was bad, or else "".
 

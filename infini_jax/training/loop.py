@@ -173,7 +173,8 @@ def train(config: Config, path: str, console: Console) -> TrainState:
           log.flush(last or told)  # a bad step is known before anything is saved
           if guard.goes_back:
             continue
-          save(needed=last or told)
+          if last or told or not guard.in_streak:
+            save(needed=last or told)
           if not (last or told):
             log.saved(step)
         if validation and validates:

@@ -71,15 +71,16 @@ def test_good_steps_after_a_bad_one_go_on_and_a_stop_between_changes_nothing(
   c, _, _ = trained
   poison(lambda k: np.nan if k in (1, 3) else 1.0)
   straight, text = train(c, tmp_path / "straight")
-  assert text.count("skipped:") == 2 and np.isfinite(
-    read_metrics(tmp_path / "straight")[-1]["loss"]
-  )
-  train(c, tmp_path / "run", steps=3)
-  resumed, _ = train(c, tmp_path / "run", steps=6)
-  fields = ("params", "memory", "step")
-  assert int(resumed.step) == 6
-  del fields  # another cosine: only the form is compared
-  same(jax.tree.structure(resumed.params), jax.tree.structure(straight.params))
+  assert text.count("skipped:") == 2
+  assert all(np.isfinite(line["loss"]) for line in read_metrics(tmp_path / "straight"))
+  fields = {"checkpoint_every": 1, "keep_checkpoints": 9}
+  train(c, tmp_path / "run", **fields)
+  kept = {int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()}
+  assert kept == {1, 3, 5, 6}, "nothing is saved after a bad step"
+  for step in (5, 6):  # as if it had been killed after step 3
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+  resumed, _ = train(c, tmp_path / "run", **fields)
+  same(resumed, straight)
 
 
 def test_too_many_in_a_row_are_passed_over_and_the_run_resumes_to_the_bit(
@@ -144,7 +145,7 @@ def test_the_time_of_a_run_is_logged_by_kind(trained, tmp_path):
   _, text = train(c, tmp_path / "run", **fields)
   assert re.search(r"goodput \d+%; (\w+ \d+%, )*", text), text
   lines = read_metrics(tmp_path / "run", "goodput")
-  assert [line["step"] for line in lines] == [2, 4, 6, 6] or lines[-1]["step"] == 6
+  assert lines[-1]["step"] == 6
   last = lines[-1]
   parts = ("steps", "start", "compile", "input", "save", "evaluation", "lost")
   assert sum(last[name] for name in parts) == pytest.approx(last["seconds"], rel=0.02)

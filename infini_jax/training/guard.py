@@ -107,7 +107,6 @@ class Guard:
   def __init__(self, config: Config, lanes: Any, passed: PassedOver):
     self._config, self._lanes, self._passed = config, lanes, passed
     self._in_a_row = self._returns = 0
-    self.skipped = 0
     self.goes_back = False  # too many bad steps in a row
 
   @property
@@ -126,7 +125,7 @@ class Guard:
       self._in_a_row = 0
       return ""
     g = self._config.guard
-    self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
+    self._in_a_row += 1
     norm = float(metrics["grad_norm"])
     what = what or f"gradient norm {norm:g}, more than {g.spike:g} times its mean"
     batch = self._passed.batch_of(step - 1)

@@ -139,7 +139,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
           raise Stopped
 
       def save(needed):
-        """Saves the state. If the disk does not take it, training goes on unless it is needed."""
+        """Saves the state. If the disk does not take it, training continues, unless the save is needed."""
         with log.goodput.spent("save"):
           for is_last_try in (False, True):  # the first may fail because of the save before
             try:
@@ -151,7 +151,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
               if processes.joined() or (needed and is_last_try):
                 raise
               said = f"warning: a save failed: {error}"
-          console.print(f"{said}; training goes on", soft_wrap=True, highlight=False)
+          console.print(f"{said}; training continues", soft_wrap=True, highlight=False)
 
       while True:
         hang.alive()

@@ -206,7 +206,7 @@ def test_a_full_disk_ends_no_training_and_harms_no_checkpoint(trained, tmp_path,
   monkeypatch.setattr(loop.Checkpoints, "save", full)
   fields = {"checkpoint_every": 1, "keep_checkpoints": 9}
   state, text = train(c, tmp_path / "run", **fields)
-  assert text.count("warning: a save failed: ") == 1 and "training goes on" in text
+  assert text.count("warning: a save failed: ") == 1 and "training continues" in text
   same(state.params, straight.params)
   kept = {int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()}
   assert kept == {1, 2, 4, 5, 6}

@@ -31,6 +31,10 @@ class Tokens(NamedTuple):
   x_BTD: jax.Array
   project: Callable  # keys and values of other hidden states; `frozen`: without gradient to weights
 
+  def projections(self) -> dict[str, jax.Array]:
+    """Queries, keys and values by name, for `on_shards`."""
+    return {"q_BTHE": self.q_BTHE, "k_BTKE": self.k_BTKE, "v_BTKE": self.v_BTKE}
+
 
 class Chunk(NamedTuple):
   """How tokens lie in their documents. A field that is None changes nothing.

@@ -146,9 +146,7 @@ class Memorizing(TransformerXL):
       self._read_both,
       token_axes(tokens.q_BTHE, whole=True),
       ("BTHU", state),
-      q_BTHE=tokens.q_BTHE,
-      k_BTKE=tokens.k_BTKE,
-      v_BTKE=tokens.v_BTKE,
+      **tokens.projections(),
       gate_H=self._gate(),
       state=state,
       reset_BS=chunk.reset_BS,
@@ -172,7 +170,7 @@ class Memorizing(TransformerXL):
     if mask_BT is not None:
       real = lambda x: jnp.where(mask_BT.reshape(B, T, *(1,) * (x.ndim - 2)), x, 0)
       new = jax.tree.map(lambda x: real(x) if x.ndim > 1 else x, new)
-    # All that was ever stored, in order: before segment s begins, the store is J of it from s N on.
+    # All stored tokens in their order. Before segment s, the store is J of them, from s N on.
     line = jax.tree.map(lambda x, y: jnp.concatenate([x, y], 1) if y.ndim > 1 else y, store, new)
 
     def segment(_, x):

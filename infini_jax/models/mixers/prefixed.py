@@ -30,9 +30,7 @@ class Prefixed(TransformerXL):
       self._whole,
       token_axes(tokens.q_BTHE, whole=True),
       ("BTHU", LastSegment("BNKE", "BNKU", "BN")),  # type: ignore[arg-type]
-      q_BTHE=tokens.q_BTHE,
-      k_BTKE=tokens.k_BTKE,
-      v_BTKE=tokens.v_BTKE,
+      **tokens.projections(),
       mask_BT=chunk.mask_BT,
     )
 

@@ -139,7 +139,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
           raise Stopped
 
       def save(needed):
-        """Saves the state. If the disk does not take it, training continues, unless the save is needed."""
+        """Saves the state. A failed save ends the training only if it is needed."""
         with log.goodput.spent("save"):
           for is_last_try in (False, True):  # the first may fail because of the save before
             try:

@@ -69,7 +69,7 @@ class Bench:
   def __init__(self, workdir: str, lanes: int):
     run = Workdir(workdir)
     self.config, self.lanes = run.config(), lanes
-    self.task = make_task(self.config, "passkey")
+    self.task = make_task(self.config, "passkey", run.load_tokenizer())
     mesh = make_mesh(self.config.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh), Checkpoints(run) as saved:
       params, _ = saved.restore_params(abstract_params(self.config.model, mesh))

@@ -218,6 +218,27 @@ def test_json_and_back():
       "with config.infini.z_correction=True: its state",
     ),
     (
+      {"warm": {"filler": 1.0}, "infini": {"decay": 0.9}},
+      "config.warm.filler=1.0 with config.infini.decay=0.9: its state is no sum",
+    ),
+    (
+      {"warm": {"filler": 1.0}, "infini": {"rule": "delta"}},
+      "config.warm.filler=1.0 with config.infini.rule='delta': a token cannot be erased twice",
+    ),
+    (
+      {"warm": {"filler": 1.0}, "infini": {"rule": "linear"}},
+      "config.warm.filler=1.0 with config.task.name='text': only the examples of a task",
+    ),
+    (
+      {
+        "warm": {"filler": 1.0},
+        "infini": {"rule": "linear"},
+        "task": {"name": "passkey"},
+        "data": {"carry_state": False},
+      },
+      "config.warm.filler=1.0 with config.warm.share=0: no example starts warm",
+    ),
+    (
       {"warm": {"share": 0.5}, "model": {"mixer": "full"}, "data": {"carry_state": False}},
       "config.warm.share with config.model.mixer='full': its state grows; set it 0",
     ),

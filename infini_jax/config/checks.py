@@ -177,14 +177,30 @@ def _check_swap(config: Config) -> None:
 
 
 def _check_growth(config: Config) -> None:
-  m, growth = config.model, config.warm.growth
-  if growth == 1 or (setting := m.memory.not_additive()) is None:
+  m, warm = config.model, config.warm
+  setting = m.memory.not_additive()
+  for name, off in (("growth", 1), ("filler", 0)):
+    if getattr(warm, name) != off and setting is not None:
+      raise InputError(
+        f"config.warm.{name}={getattr(warm, name)} with "
+        f"config.{setting or f'model.mixer={m.mixer!r}'}: its state is no sum over the text, so no "
+        f"part can count twice; set config.warm.{name}={off}"
+      )
+  if not warm.filler:
     return
-  setting = setting or f"model.mixer={m.mixer!r}"
-  raise InputError(
-    f"config.warm.growth={growth} with config.{setting}: its state is no sum over the text, so no "
-    f"part can count twice; set config.warm.growth=1"
-  )
+  for wrong, given, remedy in (
+    (m.memory.affine, f"{m.mixer}.rule='delta'", "a token cannot be erased twice; set"),
+    (
+      config.task.name == "text",
+      "task.name='text'",
+      "only the examples of a task have filler; set",
+    ),
+    (not warm.share, "warm.share=0", "no example starts warm; set config.warm.share, or"),
+  ):
+    if wrong:
+      raise InputError(
+        f"config.warm.filler={warm.filler} with config.{given}: {remedy} config.warm.filler=0"
+      )
 
 
 def _require(module: str, setting: str, remedy: str) -> None:

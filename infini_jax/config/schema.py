@@ -176,7 +176,8 @@ class WarmConfig:
   `data.carry_state` the state of a long document is warm already.)
 
   With a `growth` above 1 a companion fast-forwards: the text of one step counts several times, so
-  that the counted text grows by this factor at every step.
+  that the counted text grows by this factor at every step. With `filler` the filler of an example
+  that starts warm counts several times too, so that the gradient shows what it dilutes.
   """
 
   share: float = at_least(0, 0.0, most=1)  # 0: off
@@ -186,6 +187,7 @@ class WarmConfig:
   min_tokens: int = above(0, 1024)  # planned lengths are log-uniform, from this
   max_tokens: int = 65_536  # to this, in counted tokens
   growth: float = at_least(1, 1.0)  # factor of the counted text at every step; 1: none
+  filler: float = at_least(0, 0.0)  # a warm example's filler counts this share of what was read
 
 
 @dataclasses.dataclass(frozen=True)

@@ -180,6 +180,7 @@ class Transformer(nnx.Module):
     *,
     reset_BS: Bool[Array, "B S"] | None = None,
     mask_BT: Bool[Array, "B T"] | None = None,
+    times_BT: Float[Array, "B T"] | None = None,
     cut_L: Bool[Array, " L"] | None = None,
     state_only: bool = False,
   ) -> tuple[Float[Array, "B T D"], Any]:
@@ -190,13 +191,14 @@ class Transformer(nnx.Module):
       state: from `state` or an earlier call.
       reset_BS: True where a segment starts a new document.
       mask_BT: False for padding.
+      times_BT: how many times the memory counts each token.
       cut_L: True for the layers that read nothing of their state.
       state_only: the hidden states are not used. The last layer then computes what its state needs.
 
     Returns:
       The normalised hidden states, to be used with `head`, and the state after the chunk.
     """
-    chunk = Chunk(reset_BS, mask_BT, cut_L)
+    chunk = Chunk(reset_BS, mask_BT, times_BT, cut_L)
     policy, apart = REMAT[self.config.run.remat], state_only and len(self._mixer().groups()) == 1
     return self._layers(self.embed(tokens_BT), state, chunk, policy, last_apart=apart)
 

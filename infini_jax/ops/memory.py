@@ -198,8 +198,9 @@ def summarize(
 ) -> Update:
   """What these tokens add to `memory`, equations (8) and (9). Masked tokens add nothing.
 
-  A token counts `write_BNK` times, 0 to 1, in each head; 0 is the same as a masked one. With
-  `decay_BNK` the segment leaves `sigmoid` of the mean of these scores of what was there.
+  A token counts `write_BNK` times in each head; 0 is the same as a masked one, and above 1 the
+  linear rule writes it as often. With `decay_BNK` the segment leaves `sigmoid` of the mean of these
+  scores of what was there.
   """
   whole_BNKE = _keys(k_BNKE, rule)
   k_BNKE = _written(whole_BNKE, mask_BN, write_BNK)

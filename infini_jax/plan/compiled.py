@@ -182,4 +182,6 @@ def example_batch(config: Config) -> dict[str, np.ndarray]:
     batch["warm_B"] = np.zeros(d.lanes, bool)
     if config.warm.growth > 1:
       batch["warm_times_B"] = np.ones(d.lanes, np.float32)
+    if config.warm.filler:
+      batch["times_BT"] = np.ones(batch["tokens_BT"].shape, np.float32)
   return batch

@@ -62,10 +62,9 @@ class Example:
     """Which of those tokens belong to an answer, bool."""
     return self._cut(start, stop, bool, lambda i, _, a, b: np.full(b - a, i in self.answers))
 
-  def is_filler(self, start: int, stop: int) -> bool:
-    """Whether all of those tokens are filler."""
-    fill = lambda _, part, a, b: np.full(b - a, part.filler)
-    return bool(self._cut(start, stop, bool, fill).all())
+  def filler(self, start: int, stop: int) -> np.ndarray:
+    """Which of those tokens are filler, bool."""
+    return self._cut(start, stop, bool, lambda _, part, a, b: np.full(b - a, part.filler))
 
   def shared(self, other: "Example") -> int:
     """A lower bound of the number of tokens that both examples begin with."""

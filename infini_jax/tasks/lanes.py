@@ -2,12 +2,13 @@
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from infini_jax.config import Config
 from infini_jax.data.lanes.documents import ALL, Batch, Rows, empty_batch
-from infini_jax.data.lanes.warm import Companions
+from infini_jax.data.lanes.warm import Companions, Reading
 from infini_jax.tasks.example import Example, Task, check_length
 
 
@@ -37,6 +38,34 @@ def lay(example: Example, row: Batch, start: int, first: int, weight: float = 1.
   row["mask_BT"][at] = True
 
 
+def count_filler(example: Example, row: Batch, start: int, counted: float) -> None:
+  """Lets the filler of an example count as `counted` tokens, or once if it has more.
+
+  Args:
+    example: it is in the row already.
+    row: with times_BT; changed in place.
+    start: the place in the row where the example begins.
+    counted: tokens.
+  """
+  filler = example.filler(0, len(example) - 1)  # targets; each is the input one place later
+  times = row["times_BT"][start + 1 : start + len(example)]
+  times[filler] = max(1.0, counted / max(1, filler.sum()))
+
+
+class Before(NamedTuple):
+  """The earlier text that an example continues.
+
+  Attributes:
+    text: from its start.
+    tokens: how many of them were read.
+    counted: how many tokens the memory counts for them.
+  """
+
+  text: Example
+  tokens: int
+  counted: float
+
+
 class TaskLanes:
   """The endless training of a task: every chunk is packed with whole examples.
 
@@ -58,7 +87,7 @@ class TaskLanes:
     self._task, self._seed, self._config = task, config.train.seed, config.task
     self._bos = np.array([task.tokenizer.bos], np.int32)
     self._companions, self._warm_weight = None, config.warm.weight
-    self._grows = config.warm.growth > 1
+    self._grows, self._filler = config.warm.growth > 1, config.warm.filler
     if config.warm.share:
       self._companions = Companions(config.warm, self.segment_length, self._seed)
     self._earlier = functools.lru_cache(4 * self.lanes)(self._begin)
@@ -82,9 +111,12 @@ class TaskLanes:
       With warm memory, W tokens for each companion: warm_tokens_BT: int32, warm_mask_BT: bool,
       warm_reset_BS: bool; and warm_B: bool, the lanes that take over the companion's state.
       With `warm.growth`, warm_times_B: float32, how many times the companion's tokens count.
+      With `warm.filler`, times_BT: float32, how many times the memory counts each input token.
     """
     lanes = np.arange(self.lanes)[rows].tolist()
     batch = empty_asking(len(lanes), self.segments, self.segment_length)
+    if self._filler:
+      batch["times_BT"] = np.ones_like(batch["weights_BT"])
     for row, lane in enumerate(lanes):
       self._pack({name: values[row] for name, values in batch.items()}, lane, k)
     if self._companions:
@@ -107,37 +139,48 @@ class TaskLanes:
         first, weight = self._task.tokenizer.bos, 1.0
         example = self._task.example(rng, tokens, held_out=False)
       else:
-        before, read = read_before
+        before, read = read_before.text, read_before.tokens
         first, weight = int(before.read(read - 1, read)[0]), self._warm_weight
         example = self._task.continuation(rng, before, read, tokens)
       lay(example, row, slot * N, first, weight)
+      if read_before is not None and self._filler:
+        count_filler(example, row, slot * N, self._filler * read_before.counted)
       row["reset_BS"][slot] = read_before is None
       slot += segments
     row["reset_BS"][slot:] = True
 
-  def _read_before(self, lane: int, k: int) -> tuple[Example, int] | None:
-    """The text that the lane's first example continues, and the number of tokens read of it."""
+  def _read_before(self, lane: int, k: int) -> Before | None:
+    """What the companion has read that the lane's first example continues."""
     if self._companions is None or (last := self._companions.warm(lane, k)) is None:
       return None
-    return self._earlier(lane, last.stream), (last.chunk + 1) * self._companions.tokens
+    text, W = self._earlier(lane, last.stream), self._companions.tokens
+    times = last.chunk + 1.0
+    if self._filler and self._grows:
+      times = sum(self._times(lane, last._replace(chunk=i)) for i in range(last.chunk + 1))
+    return Before(text, (last.chunk + 1) * W, times * W)
 
   def _read_along(self, companions: Companions, lane: int, k: int) -> Batch:
     reading, W = companions.reading(lane, k), companions.tokens
     stream, start = self._earlier(lane, reading.stream), reading.chunk * W
-    span = max(0, start - 1), start + W - 1
-    tokens = np.concatenate([self._bos[start:], stream.read(*span)])
+    tokens = np.concatenate([self._bos[start:], stream.read(max(0, start - 1), start + W - 1)])
     reset = np.zeros(W // self.segment_length, bool)
     reset[0] = reading.chunk == 0
     times = {}
-    if self._grows:  # text on which an answer depends counts once
-      often = companions.times(lane, reading) if stream.is_filler(*span) else 1.0
-      times["warm_times_B"] = np.array(often, np.float32)
+    if self._grows:
+      times["warm_times_B"] = np.array(self._times(lane, reading), np.float32)
     return times | {
       "warm_tokens_BT": tokens.astype(np.int32),
       "warm_mask_BT": np.ones(W, bool),
       "warm_reset_BS": reset,
       "warm_B": np.array(companions.warm(lane, k) is not None),
     }
+
+  def _times(self, lane: int, reading: Reading) -> float:
+    """How many times a reading counts; text on which an answer depends counts once."""
+    assert self._companions is not None
+    start, W = reading.chunk * self._companions.tokens, self._companions.tokens
+    filler = self._earlier(lane, reading.stream).filler(max(0, start - 1), start + W - 1)
+    return self._companions.times(lane, reading) if filler.all() else 1.0
 
   def _begin(self, lane: int, stream: int) -> Example:
     rng = np.random.default_rng((self._seed, 3, lane, stream))

@@ -23,6 +23,7 @@ from infini_jax.training.health import memory_metrics
 from infini_jax.training.trainable import join, split
 
 Batch = dict[str, jax.Array]
+HOW = ("reset_BS", "mask_BT", "times_BT", "shift_BS")  # arrays of a batch that the model reads
 
 
 @jax.tree_util.register_dataclass
@@ -91,7 +92,7 @@ def make_train_step(
 
   def loss_fn(trained, frozen, teacher, memory, batch, total):
     model = bind(config.model, join(trained, frozen))
-    how = {name: batch[name] for name in ("reset_BS", "mask_BT", "shift_BS") if name in batch}
+    how = {name: batch[name] for name in HOW if name in batch}
     hidden_BTD, memory = model(batch["tokens_BT"], memory, **how)
     scores = (hidden_BTD, model.head(), batch["targets_BT"])
     options: dict[str, Any] = {"chunk": t.loss_chunk, "softcap": config.model.family.logit_softcap}

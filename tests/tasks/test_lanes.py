@@ -191,6 +191,35 @@ def test_text_that_will_be_asked_for_counts_once(rng, name):
   assert "warm_times_B" not in without.batch(3)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_filler_of_a_warm_example_counts_like_the_text_before_it(rng, name):
+  seed = int(rng.integers(2**31))
+  warm = {**WARM, "min_tokens": 2000, "max_tokens": 4000, "growth": 1.5}
+  make_lanes = lambda **more: make(
+    name, warm=warm | more, train={"seed": seed}, infini={"rule": "linear"}
+  )
+  (source, lanes), (_, without) = make_lanes(filler=0.5), make_lanes()
+  counted, grown = np.zeros(4), 0
+  for k in range(60):
+    batch, plain = lanes.batch(k), without.batch(k)
+    for array, values in plain.items():
+      np.testing.assert_array_equal(batch[array], values, err_msg=array)
+    assert "times_BT" not in plain and batch["times_BT"].dtype == np.float32
+    for lane, times in enumerate(batch["times_BT"]):
+      words = [source.tokenizer.decode(batch["tokens_BT"][lane, [t]]) for t in range(len(times))]
+      for word in np.array(words)[times > 1]:
+        assert not re.search(r"\d", word), f"{word!r}, which an answer needs, counts several times"
+      several = times[times > 1]
+      if len(several):
+        assert batch["warm_B"][lane], "an example that starts empty counts once"
+        assert len(set(several)) == 1
+        np.testing.assert_allclose(several.sum(), counted[lane] / 2, rtol=1e-5)
+        grown += 1
+      anew, W = batch["warm_reset_BS"][lane, 0], len(batch["warm_tokens_BT"][lane])
+      counted[lane] = counted[lane] * (not anew) + W * batch["warm_times_B"][lane]
+  assert grown > 20, "a weak test: hardly any filler counts several times"
+
+
 def test_held_out_examples_are_documents(rng):
   source, _ = make()
   seed = int(rng.integers(2**31))

@@ -100,7 +100,7 @@ def test_with_a_span_all_pairs_stand_at_the_beginning(pairs, more, far, seed):
   check(task, example, pairs)
   filler, question = task.tokenizer.encode(" ."), example.first_asked - 2
   assert (example.read(span, question) == filler).all()
-  assert example.is_filler(span, question) and not example.is_filler(0, span)
+  assert example.filler(span, question).all() and not example.filler(0, span).all()
 
 
 @settings(max_examples=100, deadline=None)
@@ -129,7 +129,7 @@ def test_pairs_that_companions_have_read_are_asked_for(pairs, chunks, n, seed):
 
 def test_companions_read_pairs_and_filler_alone(rng):
   task = make(pairs=4, distinct_keys=8, span=40)
-  kinds = [task.beginning(rng, 100).is_filler(0, 100) for _ in range(60)]
+  kinds = [bool(task.beginning(rng, 100).filler(0, 100).all()) for _ in range(60)]
   assert 5 < sum(kinds) < 40, "one in three is filler alone"
 
 

@@ -42,6 +42,7 @@ class Chunk(NamedTuple):
   Attributes:
     reset_BS: True where a segment starts a document.
     mask_BT: False for padding.
+    times_BT: how many times the memory counts each token; only a sum over the tokens can do it.
     cut: a scalar, True: nothing of the state is read. The ablation of this layer's reads.
     windowed: a scalar, where every so-many-th layer is global (`family.global_every`): True in the
       other layers, which have the window. The config refuses systems that cannot do it.
@@ -50,6 +51,7 @@ class Chunk(NamedTuple):
 
   reset_BS: jax.Array | None = None
   mask_BT: jax.Array | None = None
+  times_BT: jax.Array | None = None
   cut: jax.Array | None = None
   windowed: jax.Array | None = None
   extends: bool = False

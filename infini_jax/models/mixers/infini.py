@@ -133,7 +133,7 @@ class Infini(Local):
       "scoring": self.scoring(),
       "cut": chunk.cut,
       "own": own,
-      "write_BTK": self._write(x_BTD),
+      "write_BTK": self._counted(self._write(x_BTD), chunk.times_BT),
       "decay_BTK": self._decay(x_BTD),
     }
 
@@ -154,6 +154,14 @@ class Infini(Local):
     x_BTD = x_BTD.astype(jnp.float32)
     score_BTK = product("BTD,DK->BTK", x_BTD, self.w_write_DK[...])
     return jax.nn.hard_sigmoid(score_BTK + self.b_write_K[...][None, None])
+
+  def _counted(self, write_BTK, times_BT):
+    """The same of tokens that count several times."""
+    if times_BT is None:
+      return write_BTK
+    if write_BTK is None:
+      write_BTK = jnp.ones((1, 1, self.config.kv_heads), jnp.float32)
+    return write_BTK * times_BT[..., None]
 
   def _decay(self, x_BTD):
     """The scores of the tokens for a learned decay; None: the decay is the rule's."""

@@ -68,11 +68,13 @@ class SummaryTransformer(Transformer):
     *,
     reset_BS=None,
     mask_BT=None,
+    times_BT=None,
     cut_L=None,
     shift_BS=None,
     state_only=False,
   ):
-    """A chunk of whole segments. `cut_L` is for all layers or none.
+    """A chunk of whole segments. `cut_L` is for all layers or none; a state is no sum over tokens,
+    so the config refuses what makes `times_BT`.
 
     The state is made by the last layer, so `state_only` saves nothing.
 

@@ -34,6 +34,28 @@ def test_adapters_of_the_memory_change_nothing_within_a_segment(rng, implementat
   assert np.abs(with_them[:, N:] - without[:, N:]).max() > 1e-3, "the memory is read differently"
 
 
+@pytest.mark.parametrize("write_gate", [False, True])
+@pytest.mark.parametrize("implementation", ["scan", "parallel"])
+def test_tokens_that_count_several_times_are_written_as_often(rng, implementation, write_gate):
+  """In one layer the linear rule is a sum over tokens, so the memory is linear in the counts."""
+  config = model_config(
+    rule="linear", layers=1, write_gate=write_gate, implementation=implementation
+  )
+  params = fake_params(config)
+  tokens = rng.integers(0, config.vocab_size, (2, 3 * N))
+
+  def memory(times=None):
+    model = bind(config, params)
+    return model(tokens, model.state(2), times_BT=times)[1]
+
+  one, other = (rng.uniform(0, 9, tokens.shape).astype(np.float32) for _ in range(2))
+  both = jax.tree.map(lambda a, b: a + 2 * b, memory(one), memory(other))
+  for got, expected in zip(memory(one + 2 * other), both, strict=True):
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-3)
+  for got, expected in zip(memory(np.ones_like(one)), memory(), strict=True):
+    np.testing.assert_array_equal(got, expected)
+
+
 def test_fresh_adapters_of_the_memory_change_nothing(rng):
   plain = model_config(gate_init=1.0)
   adapted = model_config(gate_init=1.0, adapter_rank=2)

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from infini_jax import processes
-from infini_jax.config import Config
-from infini_jax.data import Store
+from infini_jax.config import Config, InputError
+from infini_jax.data import Store, open_prepared
 from infini_jax.data.sources.base import digest
 from infini_jax.evaluation import filing
 from infini_jax.evaluation import gates as gates_lib
@@ -121,14 +121,25 @@ def evaluate(
 
 
 def training(folder: Path) -> dict[str, Any]:
-  """The cost of training: the median tokens per second, and the most bytes of any device."""
+  """How training went: the median tokens per second, the most bytes of any device, the goodput, and
+  the documents of the corpus that could not be read."""
   lines = read_metrics(folder)
   speeds = sorted(line["tokens_per_second"] for line in lines)
   return {
     "training_tokens_per_second": speeds[len(speeds) // 2] if speeds else None,
     "training_step_bytes": max((line.get("step_bytes", 0) for line in lines), default=None),
     "goodput": goodput.summary(read_metrics(folder, goodput.KIND)),
+    "unread_documents": _unread(Workdir(folder)),
   }
+
+
+def _unread(workdir: Workdir) -> int | None:
+  """The documents that `?bad=skip` left out; None if the store of the corpus is not here."""
+  try:
+    store = open_prepared(workdir.config().data.path, workdir.store)
+  except InputError:
+    return None
+  return sum(totals.get("bad", 0) for totals in store.splits.values())
 
 
 def _run(

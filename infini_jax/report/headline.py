@@ -35,6 +35,7 @@ def headline(runs: list[Run]) -> str:
   figures: dict[str, Callable[[Run], Shown]] = {
     "memory system": lambda run: run.system,
     "trained on": lambda run: run.config.task.name,
+    "documents left out": lambda run: _unread(run.training.get("unread_documents")),
     "parameters": _parameters,
     "training steps": lambda run: f"{run.last[0]:,}" if run.last else None,
     "training loss, last": lambda run: f"{run.last[1]:.4f}" if run.last else None,
@@ -119,6 +120,10 @@ def _steps(run: Run) -> Shown:
 
 def _goodput(shares: dict[str, float] | None) -> Shown:
   return Cell(f"{shares['steps']:.0%}", in_words(shares)) if shares else None
+
+
+def _unread(count: int | None) -> Shown:
+  return f"{count:,} that cannot be read" if count else None
 
 
 def _size(value: float | None, unit: int) -> Shown:

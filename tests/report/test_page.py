@@ -13,6 +13,7 @@ from rich.console import Console
 
 from infini_jax import cli
 from infini_jax.config import InputError
+from infini_jax.data import prepare
 from infini_jax.evaluation import gates as gates_lib
 from infini_jax.evaluation.perplexity import Scores
 from infini_jax.evaluation.retrieval import Cell, Recalled
@@ -160,6 +161,14 @@ def runs(rng, tmp_path):
     model={"rule": "delta", "layers": 3},
   )
   return first, second, memory, out, keys
+
+
+def test_documents_that_were_left_out_are_told(runs, tmp_path):
+  for i in range(9):
+    (tmp_path / f"{i}.txt").write_bytes(b"\xff" if i == 4 else b"some text")
+  prepare(f"text:{tmp_path}?bad=skip", runs[0] / "store", "bytes", console=quiet())
+  table = written(*runs[:2]).table("What was measured")
+  assert table["documents left out"] == ["1 that cannot be read", ""]
 
 
 def test_the_page_is_whole_and_self_contained(runs):

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from infini_jax.config import SPLITS, InputError
@@ -16,6 +16,7 @@ HELD_OUT = 0.04  # the share of documents in validation, and in test, if a hash 
 CALLED = {split: split for split in SPLITS} | dict.fromkeys(("valid", "val", "dev"), "validation")
 # Whole words of a name only: `c4-validation.00001.json.gz`, but not `contest.jsonl`.
 NAMED = re.compile(rf"(?<![a-z])({'|'.join(CALLED)})(?![a-z])")
+BAD = ("stop", "skip")  # what is done about a document that cannot be read
 SAMPLED = 32  # a sample is taken from at least this many parts, if there are as many
 
 
@@ -42,12 +43,42 @@ class Part(abc.ABC):
   size: int
 
   @abc.abstractmethod
-  def read(self) -> Iterator[Record]:
+  def each(self) -> Iterator[Record | InputError]:
     """Its documents, one at a time, always in the same order.
 
-    Raises:
-      InputError: a file cannot be read, or a document has no text in the chosen field.
+    In place of a document that cannot be read, or has no text in the chosen field, comes the error
+    that says why. If the rest of a file cannot be read, one error stands for all of it.
     """
+
+  def read(self, skips: bool = False) -> Iterator[Record]:
+    """The documents alone.
+
+    Args:
+      skips: a document that cannot be read is left out.
+
+    Raises:
+      InputError: a document cannot be read, and `skips` is False.
+    """
+    for record in self.each():
+      if not isinstance(record, InputError):
+        yield record
+      elif not skips:
+        raise record
+
+
+@dataclasses.dataclass(frozen=True)
+class Damaged(Part):
+  """A file that cannot be opened.
+
+  Attributes:
+    why: one line about it.
+  """
+
+  why: str
+
+  def each(self) -> Iterator[Record | InputError]:
+    """The error alone."""
+    yield InputError(self.why)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +92,7 @@ class Corpus:
     note: a line about its splits for the user; may be empty.
     summaries: whether each document comes with a summary.
     left_out: a line about files that are not part of it; empty if there are none.
+    skips: whether documents that cannot be read are left out and counted; else they are errors.
   """
 
   spec: str
@@ -69,6 +101,7 @@ class Corpus:
   note: str = ""
   summaries: bool = False
   left_out: str = ""
+  skips: bool = False
 
   def sample(self, characters: int) -> Iterator[str]:
     """About this many characters of training text, from parts spread evenly over the corpus."""
@@ -77,7 +110,7 @@ class Corpus:
     share = max(1, characters // max(1, len(chosen)))
     for part in chosen:
       texts, read = [], 0
-      for record in part.read():
+      for record in part.read(self.skips):
         if record.split == "train" and record.text:
           texts.append(record.text)
           read += len(record.text)
@@ -88,7 +121,7 @@ class Corpus:
 
 
 class Options(dict[str, str]):
-  """The options after the question mark of a spec: `?text=content&name=id`."""
+  """The options after the question mark of a spec: `?text=content&name=id`; each kind has `bad`."""
 
   @classmethod
   def split(cls, spec: str, allowed: Collection[str]) -> tuple[str, "Options"]:
@@ -98,7 +131,7 @@ class Options(dict[str, str]):
       InputError: an option is not in `allowed`, or has no value.
     """
     place, *query = cut(spec.partition(":")[2], "?", 1)
-    options = cls()
+    options, allowed = cls(), (*allowed, "bad")
     for item in filter(None, cut("".join(query), "&")):
       name, _, value = item.partition("=")
       if name not in allowed or not value:
@@ -108,7 +141,14 @@ class Options(dict[str, str]):
           f"{advice('?')}"
         )
       options[name] = plain(value)
+    if (bad := options.get("bad", "stop")) not in BAD:
+      raise InputError(f"corpus {spec!r}: ?bad={bad}: choose {' or '.join(BAD)}")
     return place, options
+
+  @property
+  def skips(self) -> bool:
+    """Whether documents that cannot be read are left out: `?bad=skip`."""
+    return self.get("bad") == "skip"
 
 
 class Fields(NamedTuple):
@@ -214,10 +254,10 @@ class Group(Part):
 
   parts: list[Part]
 
-  def read(self) -> Iterator[Record]:
+  def each(self) -> Iterator[Record | InputError]:
     """The documents of each part in turn."""
     for part in self.parts:
-      yield from part.read()
+      yield from part.each()
 
 
 def gather(parts: Sequence[Part]) -> list[Part]:
@@ -240,10 +280,18 @@ def gather(parts: Sequence[Part]) -> list[Part]:
   ]
 
 
-def glance(parts: Sequence[Part]) -> Iterator[str]:
+def glance(parts: Sequence[Part], skips: bool) -> Iterator[str]:
   """The first document of a few parts, for the fingerprint; it fails if a field is not text."""
   for part in parts[:: max(1, len(parts) // 16)]:
-    yield from next(part.read(), ())
+    yield from next(part.read(skips), ())
+
+
+def tried(make: Callable[..., Record], *args: Any) -> Record | InputError:
+  """What a function returns, or the InputError that it raises."""
+  try:
+    return make(*args)
+  except InputError as error:
+    return error
 
 
 def digest(parts: Iterable[str]) -> str:

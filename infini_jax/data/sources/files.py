@@ -33,7 +33,7 @@ class Listing(NamedTuple):
 
 
 def find_files(
-  spec: str, patterns: str, suffixes: tuple[str, ...], train: bool = True
+  spec: str, patterns: str, suffixes: tuple[str, ...], train: bool = True, skips: bool = False
 ) -> tuple[list[File], str, str]:
   """The files of a corpus in the order of their names, a note on splits, a line on left-out files.
 
@@ -46,6 +46,7 @@ def find_files(
     patterns: files, folders or patterns such as data/*.jsonl, separated by commas.
     suffixes: the suffixes of files that are taken from a folder, in lower case.
     train: whether there must be a file for train.
+    skips: a file that cannot be read is taken too: its part says why.
 
   Raises:
     InputError: a pattern matches nothing, there is no file for train, or a file cannot be read.
@@ -73,7 +74,8 @@ def find_files(
     )
   rule, note = split_rule(set(splits.values()))
   root = _folder_of(splits)
-  files = [File(p, name_below(root, p), rule[split], file_size(p)) for p, split in splits.items()]
+  size = file_size if not skips else size_or_one
+  files = [File(p, name_below(root, p), rule[split], size(p)) for p, split in splits.items()]
   known = {way.real for way in taken}
   others = left_out(way for way in rest if way.real not in known)
   return sorted(files, key=lambda file: file.name), note, others
@@ -130,6 +132,14 @@ def file_size(file: Path) -> int:
   if not size and packing(file):
     raise unreadable(file, "0 bytes: it was never written whole")
   return size
+
+
+def size_or_one(file: Path) -> int:
+  """The same; 1 if the file cannot be read."""
+  try:
+    return file_size(file)
+  except InputError:
+    return 1
 
 
 def packing(file: Path) -> str:

@@ -20,6 +20,7 @@ from infini_jax.data.sources.base import (
   digest,
   middle,
   part_size,
+  tried,
 )
 from infini_jax.data.sources.files import (
   Listing,
@@ -28,6 +29,7 @@ from infini_jax.data.sources.files import (
   left_out,
   name_below,
   packing,
+  size_or_one,
 )
 from infini_jax.data.sources.specs import plain
 from infini_jax.data.sources.walk import Way, once, one_split, unreadable
@@ -50,10 +52,12 @@ class FolderPart(Part):
 
   documents: list[Document]
 
-  def read(self) -> Iterator[Record]:
+  def each(self) -> Iterator[Record | InputError]:
     """The documents, one at a time."""
-    for document in self.documents:
-      yield Record(self.splits[0], document.name, read_text(document))
+    return (tried(self._record, document) for document in self.documents)
+
+  def _record(self, document: Document) -> Record:
+    return Record(self.splits[0], document.name, read_text(document))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Folder(Corpus):
     chosen = self.train[:: max(1, len(self.train) // 2048)]
     share = max(1, characters // max(1, len(chosen)))
     for document in chosen:
-      yield middle(read_text(document), share)
+      yield middle(_text(document, self.skips), share)
 
 
 def open_text(spec: str, train: bool = True) -> Folder:
@@ -76,10 +80,11 @@ def open_text(spec: str, train: bool = True) -> Folder:
   Raises:
     InputError: as `list_documents`.
   """
-  return open_folder(spec, plain(Options.split(spec, ())[0]), train)
+  path, options = Options.split(spec, ())
+  return open_folder(spec, plain(path), train, options.skips)
 
 
-def open_folder(spec: str, path: str, train: bool = True) -> Folder:
+def open_folder(spec: str, path: str, train: bool = True, skips: bool = False) -> Folder:
   """The corpus in a folder, or `python-stdlib`; for an evaluation also a single file.
 
   The fingerprint covers the names and sizes of all documents, and the content of a few. Reading all
@@ -89,12 +94,13 @@ def open_folder(spec: str, path: str, train: bool = True) -> Folder:
     InputError: as `list_documents`.
   """
   splits, others = _find(path, train)
-  sizes = {d.path: file_size(d.path) for documents in splits.values() for d in documents}
+  size = size_or_one if skips else file_size
+  sizes = {d.path: size(d.path) for documents in splits.values() for d in documents}
   listing: list[str] = []
   for split in SPLITS:
     listing += [f"{split}\0{d.name}\0{sizes[d.path]}" for d in splits[split]]
     some = splits[split][:: max(1, len(splits[split]) // 16)]
-    listing += [digest([read_text(document)]) for document in some]
+    listing += [digest([_text(document, skips)]) for document in some]
   parts: list[Part] = []
   target = part_size(sum(sizes.values()))
   for split in SPLITS:
@@ -107,7 +113,8 @@ def open_folder(spec: str, path: str, train: bool = True) -> Folder:
         documents, filled = [], 0
     if documents:
       parts.append(FolderPart((split,), filled, documents))
-  return Folder(spec, parts, digest(listing), left_out=others, train=splits["train"])
+  fingerprint = digest(listing)
+  return Folder(spec, parts, fingerprint, left_out=others, skips=skips, train=splits["train"])
 
 
 def list_documents(path: str) -> dict[str, list[Document]]:
@@ -152,6 +159,16 @@ def read_text(document: Document) -> str:
       f"{document.path}: holds NUL characters, so it is no text file; remove it from the corpus"
     )
   return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _text(document: Document, skips: bool) -> str:
+  """The text of a document; "" if it cannot be read and such documents are left out."""
+  try:
+    return read_text(document)
+  except InputError:
+    if skips:
+      return ""
+    raise
 
 
 def _find(path: str, train: bool = True) -> tuple[dict[str, list[Document]], str]:

@@ -22,6 +22,7 @@ from infini_jax.data.sources.base import (
   glance,
   part_size,
   split_rule,
+  tried,
 )
 from infini_jax.data.sources.files import left_out
 from infini_jax.data.sources.specs import plain
@@ -29,6 +30,7 @@ from infini_jax.data.sources.walk import Way, one_split, walk
 from infini_jax.paths import expand
 
 ROWS = 16  # rows read at a time
+CANNOT = (ValueError, OSError)  # the classes of Arrow's errors
 UNKNOWN = 4000  # bytes for each row, if the data set does not give its size
 
 
@@ -43,22 +45,31 @@ class HuggingFacePart(Part):
   stop: int
   fields: Fields
 
-  def read(self) -> Iterator[Record]:
+  def each(self) -> Iterator[Record | InputError]:
     """A document for each row, at the place `SPLIT:ROW`."""
     # Only the chosen columns, in Arrow's types: no picture or sound is decoded.
     asked = list(dict.fromkeys(filter(None, self.fields)))
     rows = _load(self.name, self.config)[self.split].select_columns(asked).with_format("arrow")
     for first in range(self.start, self.stop, ROWS):
+      last = min(first + ROWS, self.stop)
       try:
-        found = rows[first : min(first + ROWS, self.stop)].to_pylist()
-      except (ValueError, OSError) as error:  # Arrow's errors are subclasses of these
-        reason = " ".join(str(error).split())
-        raise InputError(
-          f"hf:{self.name}: {self.split}:{first}, or one of the next {ROWS}, cannot be read "
-          f"({reason}); convert the data set"
-        ) from None
+        found = rows[first:last].to_pylist()
+      except CANNOT:  # one of them: each by itself
+        found = [self._one(rows, number) for number in range(first, last)]
       for number, row in enumerate(found, first):
-        yield self.fields.record(self.splits, f"{self.split}:{number}", row)
+        if isinstance(row, InputError):
+          yield row
+        else:
+          yield tried(self.fields.record, self.splits, f"{self.split}:{number}", row)
+
+  def _one(self, rows: Any, number: int) -> dict[str, Any] | InputError:
+    try:
+      return rows[number : number + 1].to_pylist()[0]
+    except CANNOT as error:
+      reason = " ".join(str(error).split())
+      return InputError(
+        f"hf:{self.name}: {self.split}:{number} cannot be read ({reason}); convert the data set"
+      )
 
 
 def open_huggingface(spec: str, train: bool = True) -> Corpus:
@@ -99,10 +110,11 @@ def open_huggingface(spec: str, train: bool = True) -> Corpus:
   return Corpus(
     spec,
     gather(parts),
-    digest(["hf", *fields, *listing, *glance(parts)]),
+    digest(["hf", *fields, *listing, *glance(parts, options.skips)]),
     note,
     bool(fields.summary),
     _left_out(name, config),
+    options.skips,
   )
 
 

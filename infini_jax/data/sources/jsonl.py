@@ -21,6 +21,7 @@ from infini_jax.data.sources.base import (
   gather,
   glance,
   part_size,
+  tried,
 )
 from infini_jax.data.sources.files import File, find_files, packing
 from infini_jax.data.sources.walk import unreadable
@@ -40,12 +41,17 @@ class LinesPart(Part):
   stop: int | None
   fields: Fields
 
-  def read(self) -> Iterator[Record]:
+  def each(self) -> Iterator[Record | InputError]:
     """A document for each line, at the place `FILE:BYTE`: the line's first byte, decompressed."""
-    for place, line in _lines(self.path, self.start, self.stop):
-      row = _parse(f"{self.name}:{place}", line)
-      if row is not None:
-        yield self.fields.record(self.splits, f"{self.name}:{place}", row)
+    try:
+      for place, line in _lines(self.path, self.start, self.stop):
+        if line.strip():
+          yield tried(self._record, f"{self.name}:{place}", line)
+    except InputError as error:
+      yield error
+
+  def _record(self, place: str, line: bytes) -> Record:
+    return self.fields.record(self.splits, place, _parse(place, line))
 
 
 def open_jsonl(spec: str, train: bool = True) -> Corpus:
@@ -55,8 +61,8 @@ def open_jsonl(spec: str, train: bool = True) -> Corpus:
     InputError: there are no such files, a file is not JSON lines, or there is no such field.
   """
   patterns, options = Options.split(spec, Fields._fields)
-  files, note, others = find_files(spec, patterns, SUFFIXES, train)
-  first = next((row for file in files for row in _first_row(file)), None)
+  files, note, others = find_files(spec, patterns, SUFFIXES, train, options.skips)
+  first = next((row for file in files for row in _first_row(file, options.skips)), None)
   if first is None:
     raise InputError(f"corpus {spec!r}: its files are empty; give others")
   fields = Fields.choose(spec, options, list(first))
@@ -76,10 +82,11 @@ def open_jsonl(spec: str, train: bool = True) -> Corpus:
   return Corpus(
     spec,
     gather(parts),
-    digest(["jsonl", *fields, *listing, *glance(parts)]),
+    digest(["jsonl", *fields, *listing, *glance(parts, options.skips)]),
     note,
     bool(fields.summary),
     others,
+    options.skips,
   )
 
 
@@ -113,10 +120,8 @@ def _lines(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, byte
     raise unreadable(path, error) from None
 
 
-def _parse(place: str, line: bytes) -> dict[str, Any] | None:
-  """The object in a line; None for an empty line."""
-  if not line.strip():
-    return None
+def _parse(place: str, line: bytes) -> dict[str, Any]:
+  """The object in a line."""
   try:
     row = json.loads(line)
   except (ValueError, RecursionError) as error:  # includes invalid UTF-8
@@ -132,9 +137,18 @@ def _parse(place: str, line: bytes) -> dict[str, Any] | None:
   return row
 
 
-def _first_row(file: File) -> Iterator[dict[str, Any]]:
-  for place, line in _lines(file.path, 0, None):
-    row = _parse(f"{file.name}:{place}", line)
-    if row is not None:
-      yield row
-      return
+def _first_row(file: File, skips: bool) -> Iterator[dict[str, Any]]:
+  """The first row of a file, if it has one that can be read."""
+  try:
+    for place, line in _lines(file.path, 0, None):
+      if not line.strip():
+        continue
+      try:
+        yield _parse(f"{file.name}:{place}", line)
+        return
+      except InputError:
+        if not skips:
+          raise
+  except InputError:
+    if not skips:
+      raise

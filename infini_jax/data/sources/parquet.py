@@ -9,6 +9,7 @@ from typing import Any
 from infini_jax.config import InputError
 from infini_jax.data.sources.base import (
   Corpus,
+  Damaged,
   Fields,
   Options,
   Part,
@@ -17,8 +18,9 @@ from infini_jax.data.sources.base import (
   gather,
   glance,
   part_size,
+  tried,
 )
-from infini_jax.data.sources.files import find_files
+from infini_jax.data.sources.files import File, find_files
 
 ROWS = 16  # rows read at a time; a row may be a book
 
@@ -33,12 +35,17 @@ class RowsPart(Part):
   stop: int
   fields: Fields
 
-  def read(self) -> Iterator[Record]:
+  def each(self) -> Iterator[Record | InputError]:
     """A document for each row, at the place `FILE:ROW`."""
     columns = [field for field in self.fields if field]
-    rows = read_rows(self.path, columns, self.start, self.stop)
-    for number, row in enumerate(rows, self.start):
-      yield self.fields.record(self.splits, f"{self.name}:{number}", row)
+    try:
+      for number, row in each_row(self.path, columns, self.start, self.stop):
+        if isinstance(row, InputError):
+          yield row
+        else:
+          yield tried(self.fields.record, self.splits, f"{self.name}:{number}", row)
+    except InputError as error:
+      yield error
 
 
 def open_parquet(spec: str, train: bool = True) -> Corpus:
@@ -48,11 +55,13 @@ def open_parquet(spec: str, train: bool = True) -> Corpus:
     InputError: there are no such files, a file is not Parquet, or there is no such field.
   """
   patterns, options = Options.split(spec, Fields._fields)
-  files, note, others = find_files(spec, patterns, (".parquet",), train)
+  files, note, others = find_files(spec, patterns, (".parquet",), train, options.skips)
+  groups, parts = _row_groups(files, options.skips)
+  files = [file for file in files if file.path in groups]
+  if not files:
+    raise InputError(f"corpus {spec!r}: none of its files can be read as Parquet; give others")
   fields = Fields.choose(spec, options, _open(files[0].path).schema_arrow.names)
-  groups = {file.path: row_groups(file.path) for file in files}
   target = part_size(sum(size for found in groups.values() for _, size in found))
-  parts: list[Part] = []
   for file in files:
     start = row = filled = 0
     found = groups[file.path]
@@ -67,10 +76,11 @@ def open_parquet(spec: str, train: bool = True) -> Corpus:
   return Corpus(
     spec,
     gather(parts),
-    digest(["parquet", *fields, *listing, *glance(parts)]),
+    digest(["parquet", *fields, *listing, *glance(parts, options.skips)]),
     note,
     bool(fields.summary),
     others,
+    options.skips,
   )
 
 
@@ -80,6 +90,22 @@ def read_rows(path: Path, columns: list[str], start: int, stop: int) -> Iterator
   Raises:
     InputError: the file is not Parquet, is damaged, lacks a column, or has text that is not UTF-8.
   """
+  for _, row in each_row(path, columns, start, stop):
+    if isinstance(row, InputError):
+      raise row
+    yield row
+
+
+def each_row(
+  path: Path, columns: list[str], start: int, stop: int
+) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+  """The same with the number of each row, and an error in place of a row that cannot be read.
+
+  If a row group is damaged, one error stands for all of it that cannot be read.
+
+  Raises:
+    InputError: the file is not Parquet, or lacks a column.
+  """
   import pyarrow
 
   file = _open(path)
@@ -88,25 +114,51 @@ def read_rows(path: Path, columns: list[str], start: int, stop: int) -> Iterator
     raise InputError(f"{path}: has no column {min(missing)!r}, as other files of its corpus have")
   if several := [column for column in columns if names.count(column) > 1]:
     raise InputError(f"{path}: has several columns {several[0]!r}; rename all but one")
-  row = 0
-  try:
-    for group in range(file.num_row_groups):
-      end = row + file.metadata.row_group(group).num_rows
-      if end <= start or row >= stop:
-        row = end
-        continue
+  first = 0
+  for group in range(file.num_row_groups):
+    row, end = first, first + file.metadata.row_group(group).num_rows
+    first = end
+    if end <= start or row >= stop:
+      continue
+    try:
       for batch in file.iter_batches(ROWS, [group], columns):
-        for values in batch.to_pylist():
+        for values in _values(path, row, batch):
           if start <= row < stop:
-            yield values
+            yield row, values
           row += 1
+    except (pyarrow.ArrowException, OSError) as error:
+      yield row, _unreadable(path, error)
+
+
+def _values(path: Path, first: int, batch: Any) -> list[dict[str, Any] | InputError]:
+  """The fields of the rows of a batch, whose first row has the number `first`."""
+  try:
+    return batch.to_pylist()
   except UnicodeDecodeError as error:
-    raise InputError(
-      f"{path}: row {row}, or one of the next {ROWS}, is not UTF-8 text (byte {error.start}); "
-      f"convert the data set"
-    ) from None
-  except (pyarrow.ArrowException, OSError) as error:
-    raise _unreadable(path, error) from None
+    if batch.num_rows == 1:
+      return [
+        InputError(
+          f"{path}: row {first} is not UTF-8 text (byte {error.start}); convert the data set"
+        )
+      ]
+  one = (_values(path, first + i, batch.slice(i, 1)) for i in range(batch.num_rows))
+  return [values for row in one for values in row]
+
+
+def _row_groups(
+  files: list[File], skips: bool
+) -> tuple[dict[Path, list[tuple[int, int]]], list[Part]]:
+  """The row groups of each file, and a part for each file that cannot be opened."""
+  groups: dict[Path, list[tuple[int, int]]] = {}
+  damaged: list[Part] = []
+  for file in files:
+    try:
+      groups[file.path] = row_groups(file.path)
+    except InputError as error:
+      if not skips:
+        raise
+      damaged.append(Damaged(file.splits, 0, str(error)))
+  return groups, damaged
 
 
 def row_groups(path: Path) -> list[tuple[int, int]]:

@@ -19,6 +19,7 @@ from typing import Any
 from infini_jax.config import SPLITS, InputError
 from infini_jax.data.sources.base import (
   Corpus,
+  Damaged,
   Fields,
   Options,
   Part,
@@ -29,9 +30,10 @@ from infini_jax.data.sources.base import (
   glance,
   part_size,
   split_rule,
+  tried,
 )
-from infini_jax.data.sources.parquet import read_rows, row_groups
-from infini_jax.data.store.shards import read_records
+from infini_jax.data.sources.parquet import each_row, row_groups
+from infini_jax.data.store.shards import each_record
 from infini_jax.quiet import quiet
 
 NAME = re.compile(r"(\w+(?:/[\w.\-]+)?)(?::(\d+\.\d+\.\d+))?")
@@ -57,7 +59,7 @@ class ExamplesPart(Part):
   stop: int
   fields: Fields
 
-  def read(self) -> Iterator[Record]:
+  def each(self) -> Iterator[Record | InputError]:
     """A document for each example, at the place `SPLIT:NUMBER`."""
     import tensorflow_datasets
 
@@ -65,14 +67,33 @@ class ExamplesPart(Part):
     asked = {field: every[field] for field in self.fields if field}  # no picture is decoded
     features = tensorflow_datasets.features.FeaturesDict(asked)
     with _local(self.file) as path:
-      for number, raw in enumerate(self._raw(path), self.first + self.start):
-        example = features.deserialize_example_np(raw)
-        yield self.fields.record(self.splits, f"{self.split}:{number}", example)
+      for number, raw in self._raw(path):
+        place = f"{self.split}:{self.first + number}"
+        if isinstance(raw, InputError):
+          yield raw
+        else:
+          yield tried(self._record, place, features, raw)
 
-  def _raw(self, path: Path) -> Iterator[bytes]:
-    if ".parquet" in path.name:
-      return (row["data"] for row in read_rows(path, ["data"], self.start, self.stop))
-    return read_records(path, self.start, self.stop)
+  def _record(self, place: str, features: Any, raw: bytes) -> Record:
+    try:
+      example = features.deserialize_example_np(raw)
+    except Exception as error:  # of the protocol buffers: any class
+      reason = " ".join(str(error).split())[:200]
+      raise InputError(
+        f"{place}: is no example of its data set ({reason}); prepare it again"
+      ) from None
+    return self.fields.record(self.splits, place, example)
+
+  def _raw(self, path: Path) -> Iterator[tuple[int, bytes | InputError]]:
+    """The bytes of each example with its number in the file, or why they cannot be read."""
+    try:
+      if ".parquet" not in path.name:
+        yield from each_record(path, self.start, self.stop)
+        return
+      for number, row in each_row(path, ["data"], self.start, self.stop):
+        yield number, row if isinstance(row, InputError) else row["data"]
+    except InputError as error:
+      yield self.start, error
 
 
 def open_tfds(spec: str, train: bool = True) -> Corpus:
@@ -126,7 +147,14 @@ def _corpus(spec: str, builder: Any, options: Options, train: bool) -> Corpus:
     each = max(1, split.num_bytes // max(1, split.num_examples))  # bytes for each example
     first = 0
     for file, examples in zip(split.filepaths, split.shard_lengths, strict=True):
-      _check_file(spec, file, examples)
+      try:
+        _check_file(spec, file, examples)
+      except InputError as error:
+        if not options.skips:
+          raise
+        parts.append(Damaged(rule[ours], 0, str(error)))
+        first += examples
+        continue
       step = examples if _is_remote(str(file)) else max(1, target // each)
       for start in range(0, examples, max(1, step)):
         stop = min(start + step, examples)
@@ -135,10 +163,10 @@ def _corpus(spec: str, builder: Any, options: Options, train: bool) -> Corpus:
       first += examples
     listing.append(f"{name}\0{ours}\0{split.shard_lengths}\0{split.num_bytes}")
   if not _is_remote(str(builder.data_dir)):
-    listing += glance(parts)
-  return Corpus(
-    spec, gather(parts), digest(["tfds", *fields, *listing]), note, bool(fields.summary)
-  )
+    listing += glance(parts, options.skips)
+  fingerprint = digest(["tfds", *fields, *listing])
+  summaries = bool(fields.summary)
+  return Corpus(spec, gather(parts), fingerprint, note, summaries, skips=options.skips)
 
 
 def _check_file(spec: str, file: Any, examples: int) -> None:

@@ -95,7 +95,7 @@ def _looked_at(corpus: Corpus) -> Corpus:
   """The corpus with a fingerprint of all its text, unless it has more than `READ` bytes."""
   if sum(part.size for part in corpus.parts) > READ:
     return corpus
-  records = (record for part in corpus.parts for record in part.read())
+  records = (record for part in corpus.parts for record in part.read(corpus.skips))
   texts = ("\0".join(record) for record in records)
   return dataclasses.replace(corpus, fingerprint=digest([corpus.fingerprint, *texts]))
 

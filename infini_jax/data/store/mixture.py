@@ -33,7 +33,7 @@ class Mixture(Store):
     self.weights = tuple(weights[name] / total for name in stores)
     parts = zip(stores.values(), self.weights, strict=True)
     splits = {
-      split: {name: sum(s.splits[split][name] for s in stores.values()) for name in TOTALS}
+      split: {name: sum(s.splits[split].get(name, 0) for s in stores.values()) for name in TOTALS}
       for split in SPLITS
     }
     description = {

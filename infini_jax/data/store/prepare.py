@@ -16,6 +16,7 @@ from infini_jax.data.sources import Corpus, open_corpus
 from infini_jax.data.sources.base import MB, digest
 from infini_jax.data.sources.specs import folder_of
 from infini_jax.data.store.mixture import PREFIX, open_mixture
+from infini_jax.data.store.shards import FIRST
 from infini_jax.data.store.store import FORMAT, READABLE, Store, is_store, write_json, write_store
 from infini_jax.data.store.verify import verify
 from infini_jax.data.store.workers import Job, write_shards
@@ -97,12 +98,11 @@ def prepare(
     "summaries": corpus.summaries,
     "fingerprint": _fingerprint(plan, ready),
   }
-  example = next(
-    filter(None, (shard.first_empty() for job in jobs for shard in job.shards(out))), ""
-  )
+  every = [shard for job in jobs for shard in job.shards(out)]
+  first = {kind: next(filter(None, (shard.first(kind) for shard in every)), "") for kind in FIRST}
   counts = {split: sum(split in job.numbers for job in jobs) for split in SPLITS}
   store = write_store(out, description, counts)
-  for line in _left_out(store, min_tokens, example):
+  for line in _left_out(store, min_tokens, first):
     console.print(line, markup=False, soft_wrap=True)
   marks = f"bos {ready.bos}, eos {ready.eos}"
   console.print(f"{out} ({tokenizer}), {marks}", markup=False, soft_wrap=True)
@@ -189,17 +189,21 @@ def _histogram(store: Store, split: str) -> np.ndarray:
   return total
 
 
-def _left_out(store: Store, min_tokens: int, name: str) -> Iterator[str]:
+def _left_out(store: Store, min_tokens: int, first: dict[str, str]) -> Iterator[str]:
   """Lines about dropped documents, and about empty splits.
 
   Args:
     store: the store that was written.
     min_tokens: shorter documents were dropped.
-    name: the name of a document without text, if there is one.
+    first: about the first document of each kind of `FIRST`.
   """
-  empty = sum(totals["empty"] for totals in store.splits.values())
-  short = sum(totals["short"] for totals in store.splits.values())
+  empty, short, bad = (
+    sum(totals[kind] for totals in store.splits.values()) for kind in ("empty", "short", "bad")
+  )
+  if bad:
+    yield f"left out: {bad:,} documents that cannot be read, the first: {first['bad']}"
   if empty:
+    name = first["empty"]
     shown = name if name.isprintable() else repr(name)
     yield f"left out: {empty:,} empty documents, such as {shown}; if they are not, name their field"
   if short:
@@ -279,6 +283,8 @@ def _jobs(corpus: Corpus) -> list[Job]:
   """A job for every part, with the numbers of its shards; independent of the workers."""
   numbers = {split: itertools.count() for split in SPLITS}
   return [
-    Job(part, {split: next(numbers[split]) for split in part.splits}, corpus.summaries)
+    Job(
+      part, {split: next(numbers[split]) for split in part.splits}, corpus.summaries, corpus.skips
+    )
     for part in corpus.parts
   ]

@@ -21,7 +21,8 @@ from infini_jax.config import InputError
 BLOCK = 16_384  # tokens of a record; a slice of a book reads only the records that it needs
 HASH = "sha256"  # the array of an index that holds the hash of the others
 ZIP = (zipfile.BadZipFile, zlib.error)  # of a damaged index
-TOTALS = ("documents", "tokens", "bytes", "words", "characters", "empty", "short")
+TOTALS = ("documents", "tokens", "bytes", "words", "characters", "empty", "short", "bad")
+FIRST = ("empty", "bad")  # the kinds of documents left out of which the first one is kept
 
 
 class Entry(NamedTuple):
@@ -75,16 +76,20 @@ class Shard(NamedTuple):
     return names.split("\0") if self.counts().shape[1] else []
 
   def totals(self) -> np.ndarray:
-    """The `TOTALS` of its documents and of those left out: int64, shape (7,)."""
+    """The `TOTALS` of its documents and of those left out: int64, shape (8,)."""
     totals = self._read("totals")
     if totals is None:  # an older version did not write them
       tokens, size, words = (counts := self.counts()).sum(axis=1)
-      totals = np.array([counts.shape[1], tokens, size, words, size, 0, 0], np.int64)
-    return totals
+      totals = np.array([counts.shape[1], tokens, size, words, size], np.int64)
+    return np.pad(totals, (0, len(TOTALS) - len(totals)))
 
-  def first_empty(self) -> str:
-    """The name of the first document that was left out because it is empty; "" if none was."""
-    blob = self._read("first_empty")
+  def first(self, kind: str) -> str:
+    """About the first document that was left out; "" if none was.
+
+    Args:
+      kind: of `FIRST`: `empty`, the name of the document; or `bad`, the reason with the place.
+    """
+    blob = self._read(f"first_{kind}")
     return "" if blob is None else blob.tobytes().decode("utf-8", "surrogateescape")
 
   def open(self, blocks: int) -> Any:
@@ -143,8 +148,9 @@ class ShardWriter:
     self._writer: Any = None
     self._names = bytearray()
     self._counts = array.array("q")  # three for each document
-    self._characters = self._empty = self._short = 0
-    self._first_empty = ""
+    self._characters = 0
+    self._left_out = {"empty": 0, "short": 0, "bad": 0}
+    self._first: dict[str, str] = {}
 
   def add(self, entry: Entry) -> None:
     """Writes a document."""
@@ -159,11 +165,15 @@ class ShardWriter:
     self._counts.extend((len(ids), entry.bytes, entry.words))
     self._characters += entry.characters
 
-  def leave_out(self, name: str, empty: bool) -> None:
-    """Counts a document that is not written, because it is empty or too short."""
-    self._short += not empty
-    self._empty += empty
-    self._first_empty = self._first_empty or (name if empty else "")
+  def leave_out(self, kind: str, about: str) -> None:
+    """Counts a document that is not written.
+
+    Args:
+      kind: why: `empty`, `short`, or `bad`, which cannot be read.
+      about: its name, or the reason with the place.
+    """
+    self._left_out[kind] += 1
+    self._first.setdefault(kind, about)
 
   def close(self) -> None:
     """Finishes the shard."""
@@ -172,15 +182,16 @@ class ShardWriter:
       with unless_finished(self._shard.record_file):
         self._unfinished.close()
     counts = np.array(self._counts, np.int64).reshape(-1, 3).T
-    totals = [counts.shape[1], *counts.sum(axis=1), self._characters, self._empty, self._short]
-    first_empty = self._first_empty.encode("utf-8", "surrogateescape")
+    totals = [counts.shape[1], *counts.sum(axis=1), self._characters, *self._left_out.values()]
     index = self._shard.index_file
     arrays: dict[str, Any] = {
       "names": np.frombuffer(bytes(self._names), np.uint8),
       "counts": counts,
       "totals": np.array(totals, np.int64),
-      "first_empty": np.frombuffer(first_empty, np.uint8),
     }
+    for kind in FIRST:
+      about = self._first.get(kind, "").encode("utf-8", "surrogateescape")
+      arrays[f"first_{kind}"] = np.frombuffer(about, np.uint8)
     arrays[HASH] = np.frombuffer(_hash(arrays), np.uint8)
     with unless_finished(index), files.atomic(index) as temporary, temporary.open("wb") as file:
       np.savez(file, **arrays)
@@ -207,15 +218,41 @@ def read_records(file: Path, start: int, stop: int) -> Iterator[bytes]:
   Raises:
     InputError: the file is missing, is not an array_record file, or has fewer records.
   """
+  for _, record in each_record(file, start, stop):
+    if isinstance(record, InputError):
+      raise record
+    yield record
+
+
+def each_record(file: Path, start: int, stop: int) -> Iterator[tuple[int, bytes | InputError]]:
+  """The same with the number of each record, and an error in place of one that cannot be read.
+
+  Raises:
+    InputError: the file is missing, is not an array_record file, or has fewer records.
+  """
+
+  def read(numbers: range) -> list[bytes | InputError]:
+    try:
+      return list(reader.read(list(numbers)))
+    except RuntimeError as error:
+      if len(numbers) == 1:
+        return [_not_read(file, error)]
+    return [record for number in numbers for record in read(range(number, number + 1))]
+
   try:
     reader = array_record_module.ArrayRecordReader(str(file))
     if (found := reader.num_records()) < stop:
       raise IndexError(f"it has {found} of {stop} records")
-    for first in range(start, stop, 16):
-      yield from reader.read(list(range(first, min(first + 16, stop))))
   except (RuntimeError, IndexError) as error:
-    reason = " ".join(str(error).split())
-    raise InputError(f"{file}: missing or damaged ({reason}); copy or prepare it again") from None
+    raise _not_read(file, error) from None
+  for first in range(start, stop, 16):
+    numbers = range(first, min(first + 16, stop))
+    yield from zip(numbers, read(numbers), strict=True)
+
+
+def _not_read(file: Path, why: object) -> InputError:
+  reason = " ".join(str(why).split())
+  return InputError(f"{file}: missing or damaged ({reason}); copy or prepare it again")
 
 
 def damaged(file: Path, why: object) -> InputError:

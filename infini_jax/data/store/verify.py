@@ -55,8 +55,13 @@ def _compare(out: Path, job: Job, tokenizer: Tokenizer, dtype: str, min_tokens: 
   Returns:
     Whether decoding its tokens gives its text; empty if the part has no document.
   """
-  for split, name, text, _ in job.part.read():
-    ids = encode_named(tokenizer, text, name)
+  for split, name, text, _ in job.part.read(job.skips):
+    try:
+      ids = encode_named(tokenizer, text, name)
+    except InputError:
+      if job.skips:
+        continue
+      raise
     if len(ids) < max(1, min_tokens):
       continue
     documents = Documents({"": [Shard(out / split, job.numbers[split])]}, dtype)

@@ -11,11 +11,10 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from rich.console import Console
 
 from infini_jax.config import InputError
-from infini_jax.data.sources import Part
+from infini_jax.data.sources import Part, Record
 from infini_jax.data.sources.base import MB
 from infini_jax.data.store.shards import Entry, Shard, ShardWriter, summaries_of
 from infini_jax.data.tokenizers import Tokenizer, encode_named, load_saved
@@ -30,6 +29,7 @@ class Job(NamedTuple):
   part: Part
   numbers: dict[str, int]  # the number of the shard, by split
   summaries: bool  # whether to write summaries, into shards of their own
+  skips: bool = False  # whether a document that cannot be read is left out and counted
 
   def shards(self, out: Path) -> list[Shard]:
     """All shards that the job writes."""
@@ -96,21 +96,40 @@ def _write(job: Job, out: Path, tokenizer: Tokenizer, dtype: str, min_tokens: in
       shard.folder.name: unfinished.enter_context(ShardWriter(shard, dtype))
       for shard in job.shards(out)
     }
-    for split, name, text, summary in job.part.read():
-      ids = encode_named(tokenizer, text, name)
-      if len(ids) < max(1, min_tokens):
-        writers[split].leave_out(name, empty=not len(ids))
+    for record in job.part.each():
+      entries = _entries(record, tokenizer)
+      if isinstance(entries, InputError):
+        if not job.skips:
+          raise entries
+        split = job.part.splits[0] if isinstance(record, InputError) else record.split
+        writers[split].leave_out("bad", str(entries))
         continue
-      writers[split].add(_entry(name, text, ids))
+      assert not isinstance(record, InputError)
+      text, summary = entries
+      if len(text.ids) < max(1, min_tokens):
+        writers[record.split].leave_out("short" if len(text.ids) else "empty", record.name)
+        continue
+      writers[record.split].add(text)
       if job.summaries:
-        writer = writers[summaries_of(Path(split)).name]
-        writer.add(_entry(name, summary, encode_named(tokenizer, summary, name)))
+        writers[summaries_of(Path(record.split)).name].add(summary)
     for writer in writers.values():
       writer.close()
   return job.part.size
 
 
-def _entry(name: str, text: str, ids: np.ndarray) -> Entry:
+def _entries(record: Record | InputError, tokenizer: Tokenizer) -> tuple[Entry, Entry] | InputError:
+  """What is stored of a document and of its summary; an error if it cannot be read or encoded."""
+  if isinstance(record, InputError):
+    return record
+  _, name, text, summary = record
+  try:
+    return _entry(name, text, tokenizer), _entry(name, summary, tokenizer)
+  except InputError as error:
+    return error
+
+
+def _entry(name: str, text: str, tokenizer: Tokenizer) -> Entry:
+  ids = encode_named(tokenizer, text, name)
   return Entry(name, ids, len(text.encode()), len(text.split()), len(text))
 
 

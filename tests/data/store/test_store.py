@@ -106,12 +106,12 @@ def test_shard_of_an_older_program_has_totals_too(tmp_path):
     tmp_path, 0, [Entry("a", np.arange(3), 7, 2, 5), Entry("b", np.arange(1), 2, 1, 2)], "<u2"
   )
   shard = Shard(tmp_path, 0)
-  assert shard.totals().tolist() == [2, 4, 9, 3, 7, 0, 0] and shard.first_empty() == ""
+  assert shard.totals().tolist() == [2, 4, 9, 3, 7, 0, 0, 0] and shard.first("empty") == ""
   with np.load(shard.index_file) as index:
     np.savez(tmp_path / "old.npz", names=index["names"], counts=index["counts"])
   (tmp_path / "old.npz").rename(shard.index_file)
-  assert shard.totals().tolist() == [2, 4, 9, 3, 9, 0, 0], "for want of characters, bytes"
-  assert shard.first_empty() == "" and shard.names() == ["a", "b"]
+  assert shard.totals().tolist() == [2, 4, 9, 3, 9, 0, 0, 0], "for want of characters, bytes"
+  assert shard.first("empty") == "" and shard.names() == ["a", "b"]
 
 
 def test_names_of_all_kinds(tmp_path):

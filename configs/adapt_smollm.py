@@ -7,7 +7,9 @@ result, in the folder PRETRAINED, on pass keys in 5K tokens. It is then evaluate
 million tokens. `adapt_smollm.py:laptop` is the small proof, for 2 CPU cores. It fine-tunes ORIGINAL
 itself on pass keys in 256 tokens, with segments of 64. `adapt_smollm.py:far` continues from the
 folder LAPTOP. In this stage most examples start from the memory of up to 8,192 tokens.
-docs/adapt.md explains all stages.
+`adapt_smollm.py:keys` and `:million`, for 2 CPU cores too, change no parameter of ORIGINAL. They
+train low-rank adapters of the memory's queries, keys and values, write gates and gates, which is
+what adapters/smollm2-135m-passkey has. docs/adapt.md explains all stages.
 
 Command: infini-jax convert gguf SmolLM2-135M-Instruct.Q4_1.gguf ORIGINAL
 Command: python train.py --config=configs/adapt_smollm.py --workdir=PRETRAINED
@@ -16,6 +18,8 @@ Command: python train.py --config=configs/adapt_smollm.py:passkey --workdir=PASS
 Command: python eval.py --config=configs/adapt_smollm.py:passkey --workdir=PASSKEY
 Command: python train.py --config=configs/adapt_smollm.py:laptop --workdir=LAPTOP
 Command: python train.py --config=configs/adapt_smollm.py:far --workdir=FAR
+Command: python train.py --config=configs/adapt_smollm.py:keys --workdir=KEYS
+Command: python train.py --config=configs/adapt_smollm.py:million --workdir=MILLION
 Hardware: one GPU with 40 GB or more; 2 CPU cores for `:laptop`, and for the other stages in a short
 form (docs/adapt.md)
 Time: not measured; `:laptop` 65 minutes on 2 CPU cores with other work, `:far` 45 minutes
@@ -26,7 +30,7 @@ in 4,096. With the memory held empty they find none
 
 from infini_jax.config import base_config
 
-STAGES = ("pretrain", "passkey", "laptop", "far")
+STAGES = ("pretrain", "passkey", "laptop", "far", "keys", "million")
 
 
 def get_config(stage="pretrain"):
@@ -81,6 +85,28 @@ def get_config(stage="pretrain"):
     w.share, w.weight, w.segments = 0.6, 2.0, 4
     w.min_tokens, w.max_tokens = 256, 8192
 
+  if stage in ("keys", "million"):
+    config.infini.rule, config.infini.gate_init = "linear", -2.0
+    config.infini.write_gate, config.infini.adapter_rank = True, 16
+    t.part, t.checkpoint_every, t.loss_chunk = "gates", 50, 256
+    config.task.late = 0.2
+    d.path = ""
+    m.segment_length = 64
+    d.lanes, d.segments = 4, 4
+    w = config.warm
+    w.weight, w.segments, w.growth, w.max_tokens = 2.0, 4, 1.5, 4_194_304
+  if stage == "keys":
+    t.start_from, t.steps = "ORIGINAL", 285
+    config.task.curriculum_steps = 150
+    o.learning_rate, o.final_fraction = 1e-3, 0.1
+    w.share, w.start_step, w.min_tokens = 0.8, 200, 512
+  if stage == "million":
+    t.start_from, t.steps = "KEYS", 180
+    config.task.curriculum_steps = 0
+    o.learning_rate, o.gate_learning_rate = 3e-3, 0.02
+    o.warmup_steps, o.final_fraction = 10, 0.02
+    w.share, w.min_tokens, w.filler = 0.9, 8192, 1.0
+
   e.max_documents, e.max_tokens = 16, 131_072
   e.lengths = (32_768, 131_072, 262_144, 524_288, 1_048_576)
   e.depths, e.samples = (0.0, 0.5, 1.0), 20
@@ -88,4 +114,6 @@ def get_config(stage="pretrain"):
   if stage in ("laptop", "far"):
     e.lengths, e.depths, e.samples = (256, 1024, 4096), (0.0, 0.5), 20
     e.lanes, e.segments = 20, 4
+  if stage in ("keys", "million"):
+    e.lengths, e.samples, e.lanes = (1024, 8192, 32_768), 8, 8
   return config

@@ -201,6 +201,18 @@ def test_json_and_back():
       "min_segments=7 is more than",
     ),
     ({"data": {"tokenizer": "task"}}, "needs config.task.name='passkey' or 'recall'"),
+    (
+      {"task": {"name": "text", "text_lanes": 1}},
+      "config.task.text_lanes=1 with config.task.name='text': set it 0",
+    ),
+    (
+      {"task": {"name": "passkey", "text_lanes": 8}, "data": {"carry_state": False}},
+      "config.task.text_lanes=8 of config.data.lanes=8: leave lanes for the task",
+    ),
+    (
+      {"task": {"name": "passkey", "text_lanes": 1}, "data": {"carry_state": False, "path": ""}},
+      "config.task.text_lanes=1 without config.data.path: set it to a corpus",
+    ),
     ({"warm": {"share": 1.5}}, "config.warm.share=1.5: choose 0 to 1"),
     ({"warm": {"share": -0.5}}, "config.warm.share=-0.5: choose 0 to 1"),
     ({"warm": {"min_tokens": 9, "max_tokens": 8}}, "config.warm.max_tokens=8: swap them"),

@@ -14,7 +14,7 @@ from infini_jax.data import Store
 from infini_jax.data.tokenizers import ByteTokenizer
 from infini_jax.models import init
 from infini_jax.parallel import abstract_batch, make_mesh
-from infini_jax.tasks import make_task, train_lanes
+from infini_jax.tasks import TaskAndText, make_task, train_lanes
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import abstract_state, abstract_teacher, make_train_step
 from tests.tiny import config
@@ -97,6 +97,8 @@ ANOTHER = {
   "guard.in_a_row": 0,
   "guard.spike": 3.0,
   "warm.share": 0.9,
+  "warm.filler": 1.0,
+  "task.text_lanes": 2,
   "warm.start_step": 4,
   "optimizer.name": "adafactor",
   "optimizer.b1": 0.8,
@@ -142,6 +144,11 @@ WARM = {
   "data": {"carry_state": False},
   "warm": {"share": 0.5, "segments": 1, "min_tokens": 20, "max_tokens": 90},
 }
+BESIDE = {
+  "model": {"segment_length": 128},
+  "data": {"carry_state": False, "path": "four documents"},
+  "task": {"name": "passkey", "text_lanes": 1},
+}
 KNN = {
   "model": {"mixer": "memorizing"},
   "memorizing": {"knn_layers": (1,), "knn_memory": 16, "knn_top": 2},
@@ -176,9 +183,11 @@ LIVE_IN = {
   **dict.fromkeys(("needle.family", "needle.needles", "needle.digits"), MULTIKEY),
   **{"needle.hops": CHAIN, "needle.facts": FACTS},
   "task.name": PASSKEY,
+  **dict.fromkeys(("task.text_lanes", "task.text_weight"), BESIDE),
   "guard.horizon": {"guard": {"spike": 3.0}},
   **{f"warm.{f.name}": WARM for f in dataclasses.fields(config_lib.WarmConfig)},
   "warm.weight": {**PASSKEY, "warm": WARM["warm"]},
+  "warm.filler": {**PASSKEY, "warm": WARM["warm"]},
 }  # fmt: skip
 FIELDS = [
   f"{section}.{field.name}"
@@ -224,6 +233,8 @@ class Observed:
     c = self.config
     filler = Corpus() if c.task.name == "needle" else None
     source = Corpus() if c.task.name == "text" else make_task(c, c.task.name, filler=filler)
+    if c.task.text_lanes:
+      source = TaskAndText(source, Corpus())
     lanes = train_lanes(c, source)
     return [lanes.batch(k) for k in (0, 3, 5)]
 

@@ -70,21 +70,20 @@ def test_traces_at_full_size_without_devices(file):
   assert ("answer_accuracy" in metrics) == (config.task.name != "text")
 
 
-@pytest.mark.parametrize("stage", ["passkey", "laptop"])
+@pytest.mark.parametrize("stage", ["passkey", "laptop", "keys"])
 def test_the_other_stages_of_an_adaptation_can_open_their_gates(stage):
   config = load_config([f"--config={ROOT / 'configs/adapt_smollm.py'}:{stage}"])
   travel = config.train.steps * config.optimizer.gate_learning_rate
-  assert travel > 2 * -config.model.memory.gate_init, (
-    f"gates at -5 that can travel {travel} stay shut"
-  )
+  assert travel > 2 * -config.model.memory.gate_init, f"gates that can travel {travel} stay shut"
 
 
 def test_a_stage_of_an_adaptation_has_the_model_that_it_starts_from():
   model = {}
-  for stage in ("pretrain", "passkey", "laptop", "far"):
+  for stage in ("pretrain", "passkey", "laptop", "far", "keys", "million"):
     config = load_config([f"--config={ROOT / 'configs/adapt_smollm.py'}:{stage}"])
     model[stage] = config.model
-  assert model["passkey"] == model["pretrain"] and model["far"] == model["laptop"]
+  for stage, first in (("passkey", "pretrain"), ("far", "laptop"), ("million", "keys")):
+    assert model[stage] == model[first], f"{stage} starts from {first}"
 
 
 @pytest.mark.slow

@@ -121,6 +121,15 @@ def _check_task(config: Config) -> None:
         f"config.task.min_segments={task.min_segments} is more than config.data.segments="
         f"{d.segments}: an example is whole in one chunk"
       )
+  if task.text_lanes:
+    for wrong, why in (
+      (task.name in ("text", "summarization"), f"with config.task.name={task.name!r}: set it 0"),
+      (task.text_lanes >= d.lanes, f"of config.data.lanes={d.lanes}: leave lanes for the task"),
+      (not d.path, "without config.data.path: set it to a corpus or a prepared store"),
+      (d.tokenizer == "task", "with config.data.tokenizer='task': its words write no text"),
+    ):
+      if wrong:
+        raise InputError(f"config.task.text_lanes={task.text_lanes} {why}")
   if d.tokenizer == "task" and task.name not in ("passkey", "recall"):
     raise InputError("config.data.tokenizer='task' needs config.task.name='passkey' or 'recall'")
   if warm.share and task.name == "summarization":

@@ -152,6 +152,8 @@ class TaskConfig:
   curriculum_steps: int = at_least(0, 0)  # steps in which the longest grows from the shortest
   repeat_weight: float = at_least(0, 0.3)  # passkey: loss weight of the second copy of the key
   context_weight: float = at_least(0, 0.5)  # loss weight of the rest of an example, in total
+  text_lanes: int = at_least(0, 0)  # lanes of a batch that read documents of data.path instead
+  text_weight: float = above(0, 1.0)  # loss weight of the tokens of such a lane, in total
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
-from infini_jax.config import Config, InputError, check
+from infini_jax.config import Config, InputError, WarmConfig, check
 from infini_jax.data import Store
 from infini_jax.evaluation.knock_out import INTACT, Variant
 from infini_jax.evaluation.perplexity import Advance, Perplexity, Scores, change
@@ -118,7 +118,8 @@ def originals(config: Config) -> dict[Variant, Config]:
         config,
         model=model,
         data=dataclasses.replace(config.data, carry_state=False),
-        train=dataclasses.replace(config.train, part="all", rollout=()),
+        train=dataclasses.replace(config.train, part="all", rollout=(), distill_weight=0.0),
+        warm=WarmConfig(),
         evaluation=dataclasses.replace(
           config.evaluation, input_tokens=segments * N, segments=few, knock_out=()
         ),

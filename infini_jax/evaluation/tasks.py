@@ -22,7 +22,7 @@ from infini_jax.evaluation.perplexity import Perplexity
 from infini_jax.evaluation.retrieval import Retrieval
 from infini_jax.evaluation.summarization import Summarization
 from infini_jax.runs.workdir import Workdir
-from infini_jax.tasks import Pairs, Source, check_length, open_source
+from infini_jax.tasks import Pairs, Source, TaskAndText, check_length, open_source
 
 
 class Kind(NamedTuple):
@@ -200,7 +200,7 @@ def open_task(config: Config, path: str, console: Console, task: str) -> Source:
     config, workdir.store, console, KINDS[task].source, tokenizer, workdir.stores
   )
   if KINDS[task].evaluator is Retrieval:
-    assert not isinstance(source, Store | Pairs)
+    assert not isinstance(source, Store | Pairs | TaskAndText)
     for length in config.evaluation.lengths:
       check_length(length, source.shortest, "config.evaluation.lengths")
   return source

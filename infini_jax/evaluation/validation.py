@@ -11,7 +11,7 @@ from infini_jax.evaluation.knock_out import INTACT
 from infini_jax.evaluation.perplexity import Perplexity, exp
 from infini_jax.evaluation.reading import Chunk, Reader
 from infini_jax.evaluation.retrieval import Retrieval
-from infini_jax.tasks import Pairs, Source
+from infini_jax.tasks import Pairs, Source, TaskAndText
 from infini_jax.tasks.summarization import Told
 
 
@@ -27,7 +27,8 @@ class Validation:
       self._run = Expected(config, mesh, source, count)
     else:
       length = config.data.segments * config.model.segment_length
-      self._run = Retrieval(config, mesh, source, (length,), count)
+      task = source.task if isinstance(source, TaskAndText) else source
+      self._run = Retrieval(config, mesh, task, (length,), count)
 
   def run(self, params: Any, advance: Any = None) -> tuple[str, dict[str, float]]:
     """Evaluates; returns a line of text, and the figures for the metrics."""

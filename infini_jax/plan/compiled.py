@@ -176,6 +176,8 @@ def example_batch(config: Config) -> dict[str, np.ndarray]:
   if config.task.name != "text":
     batch["weights_BT"] = np.zeros(batch["tokens_BT"].shape, np.float32)
     batch["asked_BT"] = np.zeros(batch["tokens_BT"].shape, bool)
+  if config.task.text_lanes:
+    batch["text_B"] = np.zeros(d.lanes, bool)
   if config.warm.share:
     read = empty_batch(d.lanes, config.warm.segments, N)
     batch |= {f"warm_{n}": read[n] for n in ("tokens_BT", "mask_BT", "reset_BS")}

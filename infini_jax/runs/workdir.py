@@ -30,7 +30,7 @@ from infini_jax.data import Tokenizer, load_saved
 from infini_jax.digests import matches, signed
 from infini_jax.files import write_json
 from infini_jax.paths import folder_to_write, local
-from infini_jax.tasks import Source, open_source
+from infini_jax.tasks import Source, open_training
 
 START_FROM = "config.train.start_from"
 
@@ -241,4 +241,4 @@ def open_inputs(config: Config, path: str, console: Console) -> tuple[Workdir, S
     saved = workdir.load_tokenizer()
   elif config.train.start_from:
     saved = Workdir(config.train.start_from, START_FROM).load_tokenizer()
-  return workdir, open_source(config, workdir.store, console, tokenizer=saved)
+  return workdir, open_training(config, workdir.store, console, saved)

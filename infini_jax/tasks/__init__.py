@@ -5,7 +5,14 @@ the task that generates examples. No module here depends on a model.
 """
 
 from infini_jax.tasks.example import Task, check_length
-from infini_jax.tasks.from_config import Lanes, Source, open_source, train_lanes
+from infini_jax.tasks.from_config import (
+  Lanes,
+  Source,
+  TaskAndText,
+  open_source,
+  open_training,
+  train_lanes,
+)
 from infini_jax.tasks.lanes import Examples, TaskLanes
 from infini_jax.tasks.registry import make_task
 from infini_jax.tasks.summarization import PairLanes, Pairs
@@ -17,9 +24,11 @@ __all__ = [
   "Pairs",
   "Source",
   "Task",
+  "TaskAndText",
   "TaskLanes",
   "check_length",
   "make_task",
   "open_source",
+  "open_training",
   "train_lanes",
 ]

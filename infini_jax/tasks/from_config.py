@@ -1,5 +1,6 @@
 """From a config to the data of a run (documents or a task), and to its lanes."""
 
+import dataclasses
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +11,7 @@ from infini_jax.config import Config, InputError, stages
 from infini_jax.data.lanes.documents import ALL, Batch, Rows, TrainLanes
 from infini_jax.data.lanes.order import Mix
 from infini_jax.data.lanes.warm import Companions
+from infini_jax.data.sources.base import digest
 from infini_jax.data.store.evaluated import open_evaluated
 from infini_jax.data.store.prepare import open_or_prepare
 from infini_jax.data.store.store import Store
@@ -21,7 +23,31 @@ from infini_jax.tasks.needle_filler import open_filler
 from infini_jax.tasks.registry import make_task
 from infini_jax.tasks.summarization import PairLanes, Pairs
 
-Source = Store | Pairs | Task
+
+@dataclasses.dataclass(frozen=True)
+class TaskAndText:
+  """A task, and documents for the lanes of `task.text_lanes`.
+
+  Attributes:
+    task: the kind of example.
+    text: the documents.
+  """
+
+  task: Task
+  text: Store
+
+  @property
+  def tokenizer(self) -> Tokenizer:
+    """That of both."""
+    return self.task.tokenizer
+
+  @property
+  def fingerprint(self) -> str:
+    """A short hash of both."""
+    return digest([self.task.fingerprint, self.text.fingerprint])
+
+
+Source = Store | Pairs | Task | TaskAndText
 
 
 class Lanes(Protocol):
@@ -75,6 +101,26 @@ def open_source(
   return source
 
 
+def open_training(config: Config, cache: Path, console: Console, own: Tokenizer | None) -> Source:
+  """What a config trains on: as `open_source`, with the documents of `task.text_lanes`.
+
+  Args:
+    config: the config of the run.
+    cache: the folder for the store of a corpus that is not a store yet.
+    console: for progress.
+    own: the tokenizer of the run's parameters, if there are any.
+
+  Raises:
+    InputError: as `open_source`.
+  """
+  if not config.task.text_lanes:
+    return open_source(config, cache, console, tokenizer=own)
+  text = _text(config, cache, console, own, None)
+  task = open_source(config, cache, console, tokenizer=own or text.tokenizer)
+  assert not isinstance(task, Store | Pairs | TaskAndText)
+  return TaskAndText(task, text)
+
+
 def _text(
   config: Config, cache: Path, console: Console, tokenizer: Tokenizer | None, others: Path | None
 ) -> Store:
@@ -116,10 +162,50 @@ def train_lanes(config: Config, source: Source) -> Lanes:
     return _Stages(config, source)
   if isinstance(source, Pairs):
     return PairLanes(source, config)
+  if isinstance(source, TaskAndText):
+    return _TaskBesideText(source, config)
   if not isinstance(source, Store):
     return TaskLanes(source, config)
-  lanes = _text_lanes(config, source, config.train.seed)
-  return _WarmText(config, source, lanes) if config.warm.share else lanes
+  return _documents(config, source)
+
+
+def _documents(config: Config, store: Store) -> Lanes:
+  lanes = _text_lanes(config, store, config.train.seed)
+  return _WarmText(config, store, lanes) if config.warm.share else lanes
+
+
+class _TaskBesideText:
+  """Examples of a task in the first lanes, and documents in the last `task.text_lanes`."""
+
+  def __init__(self, source: TaskAndText, config: Config):
+    lanes, text = config.data.lanes, config.task.text_lanes
+    self._lanes, self._first, self._weight = lanes, lanes - text, config.task.text_weight
+    few = lambda count: config.with_fields(data={"lanes": count})
+    self._task = TaskLanes(source.task, few(lanes - text))
+    self._text = _documents(few(text), source.text)
+
+  def batch(self, k: int, rows: Rows = ALL) -> Batch:
+    """The arrays of `TaskLanes.batch`, and text_B: bool, the lanes of text."""
+    lanes = np.arange(self._lanes)[rows]
+    is_text = lanes >= self._first
+    task = _some(self._task, k, lanes[~is_text])
+    text = _some(self._text, k, lanes[is_text] - self._first)
+    real_BT = text["mask_BT"].astype(np.float32)
+    of_task = {
+      "weights_BT": self._weight * real_BT / np.maximum(1, real_BT.sum(1, keepdims=True)),
+      "asked_BT": np.zeros_like(text["mask_BT"]),
+      "times_BT": np.ones_like(real_BT),
+    }
+    text = of_task | text
+    order = np.argsort(np.concatenate([np.flatnonzero(~is_text), np.flatnonzero(is_text)]))
+    both = {name: np.concatenate([rows, text[name]])[order] for name, rows in task.items()}
+    return both | {"text_B": is_text}
+
+
+def _some(source: Lanes, k: int, lanes: np.ndarray) -> Batch:
+  """Some rows of a batch; also none."""
+  batch = source.batch(k, lanes if len(lanes) else np.array([0]))
+  return {name: rows[: len(lanes)] for name, rows in batch.items()}
 
 
 class _Stages:

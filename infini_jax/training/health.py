@@ -19,7 +19,7 @@ PLACES = {
   "gates_LH": "the gate",
 }
 WATCHED = ("loss", "grad_norm", *PLACES)
-LOGGED = ("grad_norm", "answer_accuracy", "distillation", "memory_L", "z_L", *PLACES)
+LOGGED = ("grad_norm", "answer_accuracy", "text_loss", "distillation", "memory_L", "z_L", *PLACES)
 
 
 def memory_metrics(config: ModelConfig, params: Any, grads: Any, memory: Any) -> dict[str, Any]:

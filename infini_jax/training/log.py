@@ -143,6 +143,8 @@ class Log:
     self.loss, self.text = loss, f"loss {loss:.3f}  {per_second:,.0f} tokens/s"
     if "answer_accuracy" in metrics:
       self.text += f"  answers {float(metrics['answer_accuracy']):.0%}"
+    if "text_loss" in metrics:
+      self.text += f"  text {float(metrics['text_loss']):.3f}"
     if self._writer is None:
       return
     speed = {

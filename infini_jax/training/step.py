@@ -83,7 +83,7 @@ def make_train_step(
 
   The loss is the mean over all real tokens of the batch, independent of the microbatches; targets
   of a task have weights. Metrics: `loss` in nats per token, `tokens`, `grad_norm`, for a task
-  `answer_accuracy`, and those of `health.memory_metrics`.
+  `answer_accuracy`, with lanes of text beside it `text_loss`, and those of `health.memory_metrics`.
 
   With `config.train.distill_weight` the update takes a third argument, the parameters of the
   original; `distillation` is the mean divergence from it, in nats per token.
@@ -106,6 +106,8 @@ def make_train_step(
       sums = {"loss": (nll_BT * weight_BT).sum(), "distillation": (apart_BT * weight_BT).sum()}
     if "asked_BT" in batch:
       sums["right"] = (right_BT & batch["asked_BT"]).sum().astype(jnp.float32)
+    if "text_B" in batch:
+      sums["text"] = (nll_BT * _text(batch)).sum()
     loss = sums["loss"] + t.z_loss * (log_z_BT**2 * weight_BT).sum()
     loss += t.distill_weight * sums.get("distillation", 0.0)
     loss += MIXERS[config.model.mixer].auxiliary(memory) / t.accumulate
@@ -125,6 +127,7 @@ def make_train_step(
 
     parts = (_split(memory, 1, t.accumulate), _split(batch, 0, t.accumulate))
     names = ["loss", *["distillation"] * (teacher is not None), *["right"] * ("asked_BT" in batch)]
+    names += ["text"] * ("text_B" in batch)
     empty = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), trained)
     zero = (dict.fromkeys(names, jnp.zeros(())), empty)
     (sums, grads), memory = jax.lax.scan(body, zero, parts)
@@ -163,6 +166,8 @@ def make_train_step(
     }
     if "asked_BT" in batch:
       metrics["answer_accuracy"] = sums["right"] / batch["asked_BT"].sum()
+    if "text" in sums:
+      metrics["text_loss"] = sums["text"] / jnp.maximum(1.0, _text(batch).sum())
     if "distillation" in sums:
       metrics["distillation"] = sums["distillation"]
     metrics |= memory_metrics(config.model, params, grads, memory)
@@ -226,6 +231,11 @@ def _weights(batch):
   """The loss weight of each target: that of the task, or 1 for every real token."""
   weights_BT = batch.get("weights_BT", batch["mask_BT"])
   return weights_BT.astype(jnp.float32)
+
+
+def _text(batch):
+  """1 for the real tokens of the lanes of text beside a task, (B, T)."""
+  return (batch["text_B"][:, None] & batch["mask_BT"]).astype(jnp.float32)
 
 
 def _read_along(config, params, warm, batch):

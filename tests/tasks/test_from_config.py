@@ -6,7 +6,7 @@ import pytest
 from infini_jax.config import InputError
 from infini_jax.data import TrainLanes
 from infini_jax.data.store.store import Store
-from infini_jax.tasks import TaskLanes, open_source, train_lanes
+from infini_jax.tasks import TaskLanes, open_source, open_training, train_lanes
 from tests.tiny import config
 
 WARM = {"share": 0.5, "segments": 3, "min_tokens": 400, "max_tokens": 4000}
@@ -55,6 +55,34 @@ def test_text_for_a_run_that_starts_from_another_is_in_its_vocabulary(corpus, tm
     assert source.tokenizer.fingerprint == saved.fingerprint
   with pytest.raises(InputError, match="'run': no run yet; set config.train.start_from"):
     open_source(c, tmp_path / "third", quiet)
+
+
+@pytest.mark.parametrize("warm", [{}, {**WARM, "growth": 1.5}])
+def test_lanes_of_text_stand_beside_those_of_a_task(store, tmp_path, quiet, warm):
+  data = {"path": str(store.folder), "carry_state": False, "lanes": 5, "segments": 2}
+  task = {"name": "passkey", "text_lanes": 2, "text_weight": 3.0, "min_segments": 1}
+  more = {"model": {"vocab_size": 264, "segment_length": 512}, "warm": warm}
+  c = config(data=data, task=task, **more)
+  source = open_training(c, tmp_path, quiet, None)
+  assert source.tokenizer.fingerprint == store.tokenizer.fingerprint
+  lanes = train_lanes(c, source)
+  examples = TaskLanes(source.task, c.with_fields(data={"lanes": 3}))
+  of_text = config(data={**data, "lanes": 2}, **more)
+  documents = train_lanes(of_text, store)
+  for k in (0, 1, 7):
+    batch, first, last = lanes.batch(k), examples.batch(k), documents.batch(k)
+    for name, rows in first.items():
+      np.testing.assert_array_equal(batch[name][:3], rows, name)
+    for name, rows in last.items():
+      np.testing.assert_array_equal(batch[name][3:], rows, name)
+    assert batch["text_B"].tolist() == [False] * 3 + [True] * 2
+    assert not batch["asked_BT"][3:].any()
+    np.testing.assert_allclose(batch["weights_BT"][3:].sum(1), 3.0, rtol=1e-5)
+    assert not batch["weights_BT"][3:][~batch["mask_BT"][3:]].any()
+    for rows in (slice(1, 4), np.array([4, 0]), slice(0, 2), slice(3, 5)):
+      part = lanes.batch(k, rows)
+      chosen = np.arange(5)[rows]
+      assert all(np.array_equal(part[name], batch[name][chosen]) for name in batch)
 
 
 def test_what_does_not_fit_is_refused(store, tmp_path, quiet):

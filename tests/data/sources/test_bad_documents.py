@@ -1,4 +1,4 @@
-"""Documents that cannot be read: they stop the work with their name, or are left out and counted."""
+"""Documents that cannot be read stop the work with their name, or are left out and counted."""
 
 import gzip
 import io

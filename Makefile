@@ -2,6 +2,7 @@
 # make demo      the main job on real text: train, generate, evaluate (4 minutes on 2 cores)
 # make passkey   a memory that works: trains on the pass key task, prints what is recalled
 # make recall    the same for associative recall
+# make fuzz      random cases for two hours: operations, configs, damaged files (MINUTES=120)
 # make test      the fast tests; make test-slow  the rest;  make check  lint, types, links of the pages
 # make test-extras  installs every extra into an environment of its own and runs its command
 # make format    mends what ruff can mend
@@ -10,6 +11,7 @@
 # make lock      writes requirements.lock and locks/ anew (needs uv)
 # make clean     removes .venv, runs and what was built
 
+MINUTES ?= 120
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/ready
@@ -19,7 +21,7 @@ EXTRAS = $(shell $(PYTHON) -c 'import tomllib; print(*(e for e in \
   tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"] if e != "dev"))')
 LOCKED = $(shell sed -nE 's/^([A-Za-z0-9._-]+)(\[.*\])?==.*/--no-emit-package \1/p' requirements.lock)
 
-.PHONY: install demo passkey recall test test-slow test-extras check format reference pictures lock \
+.PHONY: install demo passkey recall test test-slow test-extras check format fuzz reference pictures lock \
   lock-extras clean
 
 install: $(READY)
@@ -54,6 +56,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
+
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz --minutes=$(MINUTES)
 
 test-extras: $(READY)
 	INFINI_JAX_TEST_EXTRAS=1 $(BIN)/python -m pytest -q -m slow tests/test_extras.py

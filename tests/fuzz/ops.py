@@ -46,6 +46,7 @@ def case(rng: np.random.Generator, folder: Path) -> str:
   return f"{form}, {rule.name}"
 
 
+ORDER = ("q", "k", "v", "beta", "M", "z", "write", "own_q", "own_k", "own_v")
 LARGEST = {"B": 3, "T": 17, "K": 3, "G": 3, "E": 4, "U": 8}
 
 
@@ -98,7 +99,13 @@ def program(f, dtype):
 def loops_of(arrays, reset, mask, *, N: int, rule: Rule, options):
   """The reference."""
   return reference.infini_attention(
-    *arrays.values(), reset=reset, mask=mask, segment_length=N, rule=rule, cut=False, **options
+    *(arrays[name] for name in ORDER if name in arrays),
+    reset=reset,
+    mask=mask,
+    segment_length=N,
+    rule=rule,
+    cut=False,
+    **options,
   )
 
 
@@ -106,7 +113,7 @@ def ours_of(form: str, N: int, rule: Rule, options):
   """A form of the package."""
 
   def run(arrays, reset, mask):
-    q, k, v, beta, M, z, *_ = arrays.values()
+    q, k, v, beta, M, z = (arrays[name] for name in ORDER[:6])
     more = {"write_BTK": arrays["write"]} if "write" in arrays else {}
     if "own_q" in arrays:
       more["own"] = tuple(arrays[name] for name in ("own_q", "own_k", "own_v"))

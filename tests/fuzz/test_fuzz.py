@@ -1,0 +1,26 @@
+"""The lane of random cases works: a few cases of each part, and what it does with a failure."""
+
+import numpy as np
+import pytest
+
+from tests.fuzz import __main__ as fuzz
+
+
+@pytest.mark.parametrize(("part", "cases"), [("ops", 1), ("configs", 6), ("files", 8)])
+def test_some_cases_of_each_part(part, cases, capsys):
+  seed = str(np.random.SeedSequence().entropy % 2**31)
+  status = fuzz.main([f"--only={part}", f"--cases={cases}", f"--seed={seed}"])
+  said = capsys.readouterr()
+  assert status == 0, said.err
+  assert seed in said.out and "failed" not in said.out
+
+
+def test_a_failure_is_told_with_the_command_that_repeats_it(monkeypatch, capsys):
+  def case(rng, folder):
+    assert rng.integers(2**31) == np.random.default_rng(7).integers(2**31), "another seed"
+    raise ValueError("what was found")
+
+  monkeypatch.setitem(fuzz.PARTS, "ops", case)
+  assert fuzz.main(["--only=ops", "--cases=1", "--seed=7"]) == 1
+  said = capsys.readouterr()
+  assert "--only=ops --seed=7 --cases=1" in said.err and "what was found" in said.err

@@ -5,6 +5,7 @@
 # make fuzz      random cases for two hours: operations, configs, damaged files (MINUTES=120)
 # make test      the fast tests; make test-slow  the rest;  make check  lint, types, links of the pages
 # make test-extras  installs every extra into an environment of its own and runs its command
+# make audit     compares the locked packages with the list of known weaknesses (needs a network)
 # make format    mends what ruff can mend
 # make extra-tpu what an extra adds (tpu, gpu, convert, hf, wandb, tensorboard, reference, docs)
 # make reference the API reference, from the docstrings, in build/reference/
@@ -21,8 +22,8 @@ EXTRAS = $(shell $(PYTHON) -c 'import tomllib; print(*(e for e in \
   tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"] if e != "dev"))')
 LOCKED = $(shell sed -nE 's/^([A-Za-z0-9._-]+)(\[.*\])?==.*/--no-emit-package \1/p' requirements.lock)
 
-.PHONY: install demo passkey recall test test-slow test-extras check format fuzz reference pictures lock \
-  lock-extras clean
+.PHONY: install demo passkey recall test test-slow test-extras check audit format fuzz reference pictures \
+  lock lock-extras clean
 
 install: $(READY)
 
@@ -59,6 +60,11 @@ test-slow: $(READY)
 
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz --minutes=$(MINUTES)
+
+audit: $(READY)
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet pip-audit
+	build/audit/bin/pip-audit --requirement requirements.lock --disable-pip --require-hashes --strict
 
 test-extras: $(READY)
 	INFINI_JAX_TEST_EXTRAS=1 $(BIN)/python -m pytest -q -m slow tests/test_extras.py

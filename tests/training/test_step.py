@@ -246,3 +246,27 @@ def test_vectors_in_bfloat16_learn(rng):
     assert moved(state.params["blocks"][norm], start["blocks"][norm]) > 0, norm
   again, _ = run(*batches)
   jax.tree.map(np.testing.assert_array_equal, again.params, state.params)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_loss_of_text_beside_a_task_is_that_of_its_lanes(rng, accumulate):
+  c = experiment(
+    data={"carry_state": False}, train={"accumulate": accumulate}, log={"tensorboard": False}
+  )
+  b = batch(rng) | {"text_B": np.arange(B) >= 3}
+  b["weights_BT"] = rng.uniform(0.1, 1, b["mask_BT"].shape).astype(np.float32) * b["mask_BT"]
+  b["asked_BT"] = b["mask_BT"] & ~b["text_B"][:, None]
+  run = Run(c)
+  _, metrics = run(b)
+
+  def log_probabilities(params, tokens_BT, reset_BS, mask_BT):
+    model = bind(c.model, params)
+    hidden_BTD, _ = model(tokens_BT, model.state(B), reset_BS=reset_BS, mask_BT=mask_BT)
+    return jax.nn.log_softmax(model.logits(hidden_BTD), axis=-1)
+
+  arrays = (b[name] for name in ("tokens_BT", "reset_BS", "mask_BT"))
+  logp_BTV = np.asarray(jax.jit(log_probabilities)(run.start.params, *arrays))
+  nll_BT = -np.take_along_axis(logp_BTV, b["targets_BT"][..., None], -1)[..., 0]
+  expected = nll_BT[3:][b["mask_BT"][3:]].mean()
+  np.testing.assert_allclose(metrics["text_loss"], expected, rtol=1e-4)
+  assert abs(metrics["loss"] - expected) > 1e-3, "a weak test: all lanes have this loss"

@@ -2,6 +2,7 @@
 # make demo      the main job on real text: train, generate, evaluate (4 minutes on 2 cores)
 # make passkey   a memory that works: trains on the pass key task, prints what is recalled
 # make recall    the same for associative recall
+# make million   a real language model finds keys in 32,768 and 131,072 tokens, with a trained adapter
 # make fuzz      random cases for two hours: operations, configs, damaged files (MINUTES=120)
 # make test      the fast tests; make test-slow  the rest;  make check  lint, types, links of the pages
 # make test-extras  installs every extra into an environment of its own and runs its command
@@ -22,7 +23,7 @@ EXTRAS = $(shell $(PYTHON) -c 'import tomllib; print(*(e for e in \
   tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"] if e != "dev"))')
 LOCKED = $(shell sed -nE 's/^([A-Za-z0-9._-]+)(\[.*\])?==.*/--no-emit-package \1/p' requirements.lock)
 
-.PHONY: install demo passkey recall test test-slow test-extras check audit format fuzz reference pictures \
+.PHONY: install demo passkey recall million test test-slow test-extras check audit format fuzz reference pictures \
   lock lock-extras clean
 
 install: $(READY)
@@ -51,6 +52,9 @@ passkey: $(READY)
 recall: $(READY)
 	$(BIN)/python train.py --config=configs/recall_tiny.py --workdir=runs/recall
 	$(BIN)/python eval.py --workdir=runs/recall
+
+million: $(READY)
+	$(BIN)/python benchmarks/million.py --workdir=runs/million
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=15 -m "not slow"

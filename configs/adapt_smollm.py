@@ -8,8 +8,9 @@ million tokens. `adapt_smollm.py:laptop` is the small proof, for 2 CPU cores. It
 itself on pass keys in 256 tokens, with segments of 64. `adapt_smollm.py:far` continues from the
 folder LAPTOP. In this stage most examples start from the memory of up to 8,192 tokens.
 `adapt_smollm.py:keys` and `:million`, for 2 CPU cores too, change no parameter of ORIGINAL. They
-train low-rank adapters of the memory's queries, keys and values, write gates and gates, which is
-what adapters/smollm2-135m-passkey has. docs/adapt.md explains all stages.
+train low-rank adapters of the memory's queries, keys and values, write gates and gates, as in
+adapters/smollm2-135m-passkey; `:million` with one lane of four on BOOKS. docs/adapt.md explains all
+stages.
 
 Command: infini-jax convert gguf SmolLM2-135M-Instruct.Q4_1.gguf ORIGINAL
 Command: python train.py --config=configs/adapt_smollm.py --workdir=PRETRAINED
@@ -101,11 +102,13 @@ def get_config(stage="pretrain"):
     o.learning_rate, o.final_fraction = 1e-3, 0.1
     w.share, w.start_step, w.min_tokens = 0.8, 200, 512
   if stage == "million":
-    t.start_from, t.steps = "KEYS", 180
+    t.start_from, t.steps = "KEYS", 300
+    d.path = "BOOKS"
+    config.task.text_lanes, config.task.text_weight = 1, 2.0
     config.task.curriculum_steps = 0
     o.learning_rate, o.gate_learning_rate = 3e-3, 0.02
     o.warmup_steps, o.final_fraction = 10, 0.02
-    w.share, w.min_tokens, w.filler = 0.9, 8192, 1.0
+    w.share, w.min_tokens, w.filler = 0.9, 1024, 1.0
 
   e.max_documents, e.max_tokens = 16, 131_072
   e.lengths = (32_768, 131_072, 262_144, 524_288, 1_048_576)

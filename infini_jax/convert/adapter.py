@@ -61,6 +61,7 @@ def save(path: str, out: Path, step: int | None, dtype: str, console: Console) -
     with saved.reading(found):
       read = {name: saved.stored(name, found).read().result() for name in sorted(added)}
   arrays = {name: value.astype(jax.numpy.dtype(dtype)) for name, value in read.items()}
+  config = config.with_fields(task={"text_lanes": 0})  # the adapted run has no corpus
   header = {
     "original": checksum(original.engine.params),
     "step": found,

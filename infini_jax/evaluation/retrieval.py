@@ -205,6 +205,7 @@ class Retrieval:
       for _ in reading:
         done += 1
         if advance is not None:
+          reading.wait()
           advance(done, f"{group.length:,} tokens: {reading.tally.text()}")
         if kept.due:
           seconds = time.perf_counter() - started
@@ -308,6 +309,10 @@ class _GroupReading:
   @property
   def done(self) -> int:
     return self._lanes.done + (self._trunk.done if self._trunk else 0)
+
+  def wait(self) -> None:
+    """Returns when the device has read the last chunk, so that progress is not ahead of it."""
+    jax.block_until_ready((self._trunk.state if self._trunk else None, self._lanes.state))
 
   def __iter__(self) -> Iterator[None]:
     group = self._group

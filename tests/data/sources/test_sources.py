@@ -117,5 +117,5 @@ def test_wrong_corpora_are_refused(tmp_path):
   (tmp_path / "links/d.txt.gz").touch()
   with pytest.raises(InputError, match=r"d.txt.gz: cannot be read \(0 bytes"):
     open_corpus(str(tmp_path / "links"))
-  with pytest.raises(InputError, match="option 'a=b' is not one of its options: it has none"):
+  with pytest.raises(InputError, match=r"option 'a=b' is not one of bad=\.\.\."):
     open_corpus(f"text:{tmp_path}/few?a=b")

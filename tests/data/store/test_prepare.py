@@ -234,6 +234,7 @@ def test_store_json_describes_the_store(store):
     "characters",
     "empty",
     "short",
+    "bad",
     "shards",
   }
 

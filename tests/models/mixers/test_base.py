@@ -62,7 +62,7 @@ def flags(rng):
 def test_the_form_of_a_chunk_is_read_and_write_in_turn(rng, system, cut):
   x = jnp.float32(rng.standard_normal((B, T, D)))
   reset, mask = flags(rng)
-  chunk = Chunk(reset, mask, jnp.array(cut))
+  chunk = Chunk(reset, mask, cut=jnp.array(cut))
   real = jnp.float32(mask)[..., None, None]
   weight = jnp.float32(rng.standard_normal((B, T, H, E))) * real
 

@@ -8,11 +8,10 @@ from tests.fuzz import __main__ as fuzz
 
 @pytest.mark.parametrize(("part", "cases"), [("ops", 1), ("configs", 6), ("files", 8)])
 def test_some_cases_of_each_part(part, cases, capsys):
-  seed = str(np.random.SeedSequence().entropy % 2**31)
-  status = fuzz.main([f"--only={part}", f"--cases={cases}", f"--seed={seed}"])
+  status = fuzz.main([f"--only={part}", f"--cases={cases}", "--seed=1"])  # `make fuzz` varies it
   said = capsys.readouterr()
   assert status == 0, said.err
-  assert seed in said.out and "failed" not in said.out
+  assert "first seed 1" in said.out.replace("\n", " ") and "failed" not in said.out
 
 
 def test_a_failure_is_told_with_the_command_that_repeats_it(monkeypatch, capsys):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.table import Table
+from torture import SMALL
 
 from infini_jax.paths import folder_to_write
 from infini_jax.progress import make_console, track
@@ -29,16 +30,7 @@ EACH = 0.5  # seconds between two looks
 FLAT = 0.02  # the share by which resident memory may grow
 WARM_UP = 30  # seconds: shorter lives are too short to compare
 FLAGS = (
-  "--config.data.tokenizer=bytes",
-  "--config.model.layers=1",
-  "--config.model.width=32",
-  "--config.model.heads=2",
-  "--config.model.kv_heads=1",
-  "--config.model.head_dim=16",
-  "--config.model.ffn=64",
-  "--config.model.vocab_size=512",
-  "--config.model.segment_length=32",
-  "--config.data.segments=2",
+  *SMALL,
   "--config.train.eval_every=500",
   "--config.train.eval_documents=1",
   "--config.train.checkpoint_every=250",

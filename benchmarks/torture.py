@@ -43,7 +43,7 @@ STEPS = 6  # of the run that is damaged; it has checkpoints of step 3 and 6
 LONG = 40  # steps of the runs that get signals
 TIMELY = 10  # seconds within which a SIGTERM must be answered
 COUNT = [50]  # signals of a part
-FLAGS = (
+SMALL = (
   "--config.data.tokenizer=bytes",
   "--config.model.layers=2",
   "--config.model.width=32",
@@ -54,6 +54,9 @@ FLAGS = (
   "--config.model.vocab_size=512",
   "--config.model.segment_length=32",
   "--config.data.segments=2",
+)
+FLAGS = (
+  *SMALL,
   f"--config.train.steps={STEPS}",
   "--config.train.checkpoint_every=3",
   "--config.train.keep_checkpoints=5",

@@ -3,15 +3,18 @@
     python benchmarks/soak.py --workdir=runs/soak
     python benchmarks/soak.py --workdir=runs/soak --steps=2000 --kill=20      # a short form
 
-It trains with validation, saving and metrics. After the first tenth of each process' life, resident
-memory must stay within 2%, and open files and threads must not grow; the run on disk is bounded.
-No program is compiled after the start of a process: the lines of the log are counted.
+It trains with validation, saving and metrics. The life of a process counts from its first logged
+step, without the first tenth. From the first to the second half of it the median of resident memory
+must grow by at most 2%, and the medians of open files and threads not at all. The run on disk must
+stay as large as its checkpoints and metrics. No program is compiled after the start of a process:
+the lines of the log are counted.
 """
 
 import argparse
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -28,7 +31,7 @@ from infini_jax.runs.metrics import read_metrics
 ROOT = Path(__file__).parent.parent
 EACH = 0.5  # seconds between two looks
 FLAT = 0.02  # the share by which resident memory may grow
-WARM_UP = 30  # seconds: shorter lives are too short to compare
+LOOKS = 60  # a half with fewer is too short to compare
 FLAGS = (
   *SMALL,
   "--config.train.eval_every=500",
@@ -40,26 +43,32 @@ FLAGS = (
 
 
 class Look(NamedTuple):
-  """A process at one moment."""
+  """A process at one moment, or the medians of many."""
 
-  seconds: float  # since its start
-  resident: int  # KiB
-  files: int
-  threads: int
+  resident: float  # KiB
+  files: float
+  threads: float
 
 
 class Life(NamedTuple):
-  """One process: what it held after the first tenth of its life, and at most after that."""
+  """One process: what it held in the first and in the second half of its life."""
 
   seconds: float
+  looks: int  # in each half
   early: Look
-  most: Look
+  late: Look
   status: int
 
   @property
   def growth(self) -> float:
     """Of resident memory, as a share."""
-    return self.most.resident / self.early.resident - 1
+    return self.late.resident / self.early.resident - 1
+
+  @property
+  def flat(self) -> bool:
+    """Whether nothing grew."""
+    same = self.late.files <= self.early.files and self.late.threads <= self.early.threads
+    return self.growth <= FLAT and same
 
 
 def main() -> int:
@@ -85,48 +94,50 @@ def main() -> int:
     while not lives or lives[-1].status != 0:
       with log.open("a") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
-      lives.append(watched(process, args.kill, lambda: advance(newest_step(run), "")))
+      lives.append(watched(process, args.kill, run, lambda step: advance(step, "")))
       disk.append(sum(f.stat().st_size for f in run.rglob("*") if f.is_file()))
       if lives[-1].status not in (0, -signal.SIGKILL):
         console.print(f"{log}: a process ended with status {lives[-1].status}")
         return 1
   compiled = len(re.findall(r"^compile: ", log.read_text(), re.M))
   console.print(table(lives))
+  compared = [life for life in lives if life.looks >= LOOKS]
+  flat = sum(life.flat for life in compared)
   console.print(
-    f"{len(lives)} processes, {compiled} compilations of the step, "
-    f"{max(disk) / 2**20:.1f} MiB on disk at most",
+    f"{len(lives)} processes, {flat} of {len(compared)} long ones flat; {compiled} compilations of "
+    f"the step; {disk[0] / 2**20:.1f} MiB on disk after the first, {max(disk) / 2**20:.1f} at most",
     highlight=False,
   )
-  compared = [life for life in lives if life.seconds >= WARM_UP]
-  flat = all(
-    life.growth <= FLAT
-    and life.most.files <= life.early.files
-    and life.most.threads <= life.early.threads
-    for life in compared
-  )
-  return 0 if compared and flat and compiled <= len(lives) else 1
+  return 0 if compared and flat == len(compared) and compiled <= len(lives) else 1
 
 
-def watched(process: subprocess.Popen, seconds: float, advance) -> Life:
-  """Looks at a process until it ends, and kills it after some seconds."""
-  started, looks = time.perf_counter(), []
+def watched(process: subprocess.Popen, seconds: float, run: Path, advance) -> Life:
+  """Looks at a process until it ends, and kills it after some seconds.
+
+  Args:
+    process: the process.
+    seconds: its time.
+    run: the run that it trains.
+    advance: called with the newest logged step at each look.
+  """
+  started, first, looks = time.perf_counter(), newest_step(run), []
   while process.poll() is None:
-    now = time.perf_counter() - started
-    if now > seconds:
+    if time.perf_counter() - started > seconds:
       process.kill()
       break
-    if found := look(process.pid, now):
+    step = newest_step(run)
+    if step != first and (found := look(process.pid)):
       looks.append(found)
-    advance()
+    advance(step)
     time.sleep(EACH)
   status, lived = process.wait(), time.perf_counter() - started
-  tenth = lived / 10 + (lived / 10 if lived > WARM_UP else 0)  # the start is no part of the life
-  late = [one for one in looks if one.seconds >= max(tenth, min(10, lived / 2))] or looks[-1:]
-  most = Look(lived, *(max(one[i] for one in late) for i in (1, 2, 3)))
-  return Life(lived, late[0], most, status)
+  kept = looks[len(looks) // 10 :] or [Look(1, 0, 0)]
+  half = -(-len(kept) // 2)
+  middle = lambda part: Look(*(statistics.median(one[i] for one in part) for i in range(3)))
+  return Life(lived, half, middle(kept[:half]), middle(kept[-half:]), status)
 
 
-def look(pid: int, seconds: float) -> Look | None:
+def look(pid: int) -> Look | None:
   """A process now, from /proc; None if it has ended."""
   try:
     status = Path(f"/proc/{pid}/status").read_text()
@@ -134,7 +145,7 @@ def look(pid: int, seconds: float) -> Look | None:
   except OSError:
     return None
   field = lambda name: int((re.search(rf"^{name}:\s+(\d+)", status, re.M) or [0, 0])[1])
-  return Look(seconds, field("VmRSS"), files, field("Threads"))
+  return Look(field("VmRSS"), files, field("Threads"))
 
 
 def newest_step(run: Path) -> int:
@@ -145,12 +156,12 @@ def newest_step(run: Path) -> int:
 
 def table(lives: list[Life]) -> Table:
   """A row for each process."""
-  made = Table(title="soak: after the first tenth, and the most after that", title_justify="left")
+  made = Table(title="soak: medians of the first half, and of the second", title_justify="left")
   for name in ("seconds", "MiB", "growth", "files", "threads", "ended with"):
     made.add_column(name, justify="right")
   for one in lives:
-    pair = lambda name, one=one: f"{getattr(one.early, name)}, {getattr(one.most, name)}"
-    mib = f"{one.early.resident / 1024:.0f}, {one.most.resident / 1024:.0f}"
+    pair = lambda name, one=one: f"{getattr(one.early, name):.0f}, {getattr(one.late, name):.0f}"
+    mib = f"{one.early.resident / 1024:.0f}, {one.late.resident / 1024:.0f}"
     made.add_row(
       f"{one.seconds:.0f}", mib, f"{one.growth:+.1%}", pair("files"), pair("threads"),
       str(one.status),

@@ -137,7 +137,7 @@ def _status(command: str, error: BaseException) -> int:
     return 130
   if not isinstance(error, InputError) and (line := _outside(error)):
     error = InputError(line)
-  if isinstance(error, InputError | FloatingPointError):
+  if isinstance(error, InputError | FloatingPointError | TimeoutError):
     print(f"infini-jax {command}: {error}", file=sys.stderr)
   else:
     traceback.print_exception(error)

@@ -346,7 +346,8 @@ def test_difference_names_what_makes_another_run(name):
   old = Config().with_fields(model={"mixer": section}) if section in SYSTEMS else Config()
   value = getattr(old.sections()[section], field)
   new = old.with_fields(**{section: {field: ("other", value)}})
-  free = {"data.path", "data.prefetch", "run.remat", "run.implementation", "run.attention"}
+  free = {"data.path", "data.prefetch", "data.patience"}
+  free |= {"run.remat", "run.implementation", "run.attention"}
   free |= {f for f in FIELDS if f.startswith(("evaluation.", "mesh.", "train.", "needle.", "log."))}
   free |= {"run.compilation_cache", "guard.in_a_row", "guard.returns", "guard.hang"}
   free -= {f"train.{f}" for f in "seed z_loss part rollout rollout_steps distill_weight".split()}

@@ -45,6 +45,7 @@ SEEN_ELSEWHERE = {
   "log.profile_start": "tests/training/test_loop.py: profile",
   "log.profile_steps": "tests/training/test_loop.py: profile",
   "data.prefetch": "tests/data/lanes/test_loader.py: by design it changes no batch",
+  "data.patience": "tests/data/lanes/test_loader.py: a read that hangs is tried again",
   "evaluation.split": "tests/evaluation/test_evaluate.py: an earlier step, validation",
   "evaluation.lanes": "tests/evaluation/test_perplexity.py: by design it changes no total",
   "evaluation.segments": "tests/evaluation/test_perplexity.py: by design it changes no total",

@@ -131,6 +131,7 @@ class DataConfig:
   segments: int = above(0, 4)  # S; a training chunk holds T = S*N tokens of each lane
   carry_state: bool = True  # carry each lane's state from step to step, without gradient
   prefetch: int = above(0, 4)  # batches read ahead
+  patience: int = at_least(0, 600)  # seconds until a read that hangs is tried again; 0: never
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,7 +362,8 @@ HOW_TO_RUN = ("remat", "implementation", "attention")
 CHANGEABLE = {
   "evaluation": None,
   "mesh": None,
-  "data": ("path", "prefetch"),  # the fingerprint of the store is compared, not its path
+  # the fingerprint of the store is compared, not its path
+  "data": ("path", "prefetch", "patience"),
   # a run that learns needles compares the fingerprint of its task
   "needle": None,
   "train": tuple(

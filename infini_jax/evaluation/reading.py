@@ -134,9 +134,9 @@ class Reading:
 
   def __iter__(self) -> Iterator[tuple[Chunk, tuple[jax.Array, jax.Array] | None]]:
     """Reads the chunks from `done` on."""
-    config, B = self._reader._config, self._lanes.lanes
+    d, B = self._reader._config.data, self._lanes.lanes
     rows = local_rows(self._reader._mesh, B)
-    for chunk in eval_batches(self._lanes, rows, config.data.prefetch, self.done):
+    for chunk in eval_batches(self._lanes, rows, d.prefetch, self.done, d.patience):
       scores = self._step(chunk, rows)
       self.done += 1
       yield chunk, scores

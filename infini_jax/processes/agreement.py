@@ -28,6 +28,7 @@ MAY_DIFFER = {
   "--process": "the number of the process itself",
   "--config": "the file may lie elsewhere; its fields are compared, as they are in the end",
   "config.data.prefetch": "batches that a host holds in its memory: the same batches",
+  "config.data.patience": "how long a host waits for its file system: the same batches",
   "config.run.compilation_cache": "a folder of the host: the same programs",
 }
 NOT_TYPED = ("command", "run", "typed")  # entries of the parser's result that are not flags

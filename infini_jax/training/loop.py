@@ -118,7 +118,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
     anyone = processes.Anyone(mesh)
 
     # ---- The loop.
-    batches = train_batches(lanes, step, t.steps, rows, d.prefetch)
+    batches = train_batches(lanes, step, t.steps, rows, d.prefetch, d.patience)
     with (
       Log(config, workdir, mesh, console, guard) as log,
       StopSignal() as stopped,
@@ -162,7 +162,7 @@ def train(config: Config, path: str, console: Console) -> TrainState:
           console.print(f"going back to step {step}; batches up to step {bad} are passed over")
           abstract = abstract_state(config, tx, mesh)
           state = saved.restore(step, abstract) if step else start_state(config, tx, mesh)
-          batches = train_batches(lanes, step, t.steps, rows, d.prefetch)
+          batches = train_batches(lanes, step, t.steps, rows, d.prefetch, d.patience)
           log.back(step)
         last, told = step >= t.steps, anyone(stopped.is_set())
         due = not told and _is_due(config, step) and (step > start or missed)

@@ -1,5 +1,8 @@
+import logging
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -49,6 +52,48 @@ def test_error_while_reading_ahead_reaches_the_caller():
   lanes._documents.read = lambda *_: (_ for _ in ()).throw(RuntimeError("the disk is gone"))
   with pytest.raises(RuntimeError, match="the disk is gone"):
     list(train_batches(lanes, 0, 10))
+
+
+class Hangs:
+  """Lanes whose reads of some batches hang so many times."""
+
+  def __init__(self, lanes, **times):
+    self._lanes, self._left = lanes, {int(k[1:]): n for k, n in times.items()}
+    self.released = threading.Event()
+
+  def batch(self, k, rows):
+    if self._left.get(k, 0) > 0:
+      self._left[k] -= 1
+      self.released.wait(60)
+    return self._lanes.batch(k, rows)
+
+
+def test_a_read_that_hangs_is_tried_again(caplog):
+  lanes = train_lanes(FakeDocuments(range(1, 40)))
+  hangs = Hangs(lanes, _3=1, _5=2)
+  with caplog.at_level(logging.WARNING):
+    batches = list(train_batches(hangs, 0, 8, patience=0.3))
+  hangs.released.set()
+  assert len(batches) == 8
+  assert all(same(batch, lanes.batch(k)) for k, batch in enumerate(batches))
+  said = [line for line in caplog.messages if "another thread tries" in line]
+  assert len(said) == 3 and any("batch 3 was not read in 0.3 s" in line for line in said)
+
+
+def test_a_read_that_always_hangs_names_the_batch_and_ends():
+  hangs = Hangs(train_lanes(FakeDocuments(range(1, 40))), _2=9)
+  started = time.perf_counter()
+  with pytest.raises(TimeoutError, match=r"batch 2 was not read in 3 x 0.2 s .*file system"):
+    list(train_batches(hangs, 0, 8, patience=0.2))
+  hangs.released.set()
+  assert time.perf_counter() - started < 10
+
+
+def test_an_error_under_patience_reaches_the_caller():
+  lanes = train_lanes(FakeDocuments(range(1, 40)))
+  lanes._documents.read = lambda *_: (_ for _ in ()).throw(RuntimeError("the disk is gone"))
+  with pytest.raises(RuntimeError, match="the disk is gone"):
+    list(train_batches(lanes, 0, 10, patience=60))
 
 
 def test_needs_no_flags_parsed_and_data_alone_brings_no_jax(store):

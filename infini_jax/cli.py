@@ -272,11 +272,11 @@ def _parser() -> argparse.ArgumentParser:
 
   made = command("plan", _plan, "what a run needs, how fast it can be, whether it fits")
   made.add_argument("--config", action="append", metavar="FILE", help=CONFIG_HELP)
-  made.add_argument("--topology", help="TPU (v5e:4x4, v5p:4x4x4: also compiled) or gpu:h200x8")
+  made.add_argument("--topology", help="TPUs (v5e:4x4, v5p:4x4x4) or GPUs (h200:8, h100:4x8)")
   made.add_argument("--mesh", help="such as fsdp=16,seq=4, instead of config.mesh")
   made.add_argument("--chip", help="with --mesh alone: v5p (default), v5e, v6e, h200 and others")
   made.add_argument(
-    "--no-compile", dest="compile", action="store_false", help="with a TPU: the estimate alone"
+    "--no-compile", dest="compile", action="store_false", help="with a topology: the estimate alone"
   )
   made.add_argument(
     "--table",

@@ -139,8 +139,16 @@ def test_tpu_compiles_a_step(installed, job):
 def test_gpu_has_jaxs_plugin_and_plans(installed, job):
   found = "import jax, jax_plugins.xla_cuda13 as p; print(jax.__version__, p.__name__)"
   assert "xla_cuda13" in run(installed, "-c", found, cwd=job)
-  where = ("--topology=gpu:h100x8", "--mesh=fsdp=8")
+  where = ("--topology=h100:8", "--mesh=fsdp=8", "--no-compile")
   assert "fits:" in run(installed, *COMMAND, "plan", "--config=config.py", *where, cwd=job)
+
+
+@pytest.mark.slow
+@only("gpu-plan")
+def test_gpu_plan_compiles_a_step_without_a_gpu(installed, job):
+  where = ("--topology=h100:8", "--mesh=fsdp=8", "--config.run.compute_dtype=bfloat16")
+  said = run(installed, *COMMAND, "plan", "--config=config.py", *where, cwd=job)
+  assert "XLA's own peak" in said
 
 
 @pytest.mark.slow

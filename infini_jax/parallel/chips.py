@@ -36,7 +36,7 @@ class Chip:
 # TPUs: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, read in November 2026. The bandwidth between
 # chips is given there for both directions (1,200 GB/s for v5p); half of it is the sending rate. The
 # network rate is per chip (v5p 50 Gbit/s), or the rate of a pod divided by its chips; v4's is not
-# given, and v5p's is used. GPUs: NVIDIA's data sheets of the SXM modules (A100 80GB, H100, H200);
+# given, and v5p's is used. GPUs: NVIDIA's data sheets of the SXM modules (A100 80GB to B200);
 # NVLink is given for both directions too; one 200 or 400 Gbit/s port per GPU, as in DGX.
 CHIPS = {
   chip.name: chip
@@ -48,6 +48,7 @@ CHIPS = {
     Chip("a100", ("NVIDIA A100",), "gpu", 312e12, int(80e9), 2.039e12, 300e9, 25e9, 8),
     Chip("h100", ("NVIDIA H100",), "gpu", 989e12, int(80e9), 3.35e12, 450e9, 50e9, 8),
     Chip("h200", ("NVIDIA H200",), "gpu", 989e12, int(141e9), 4.8e12, 450e9, 50e9, 8),
+    Chip("b200", ("NVIDIA B200",), "gpu", 2250e12, int(180e9), 7.7e12, 900e9, 50e9, 8),
   )
 }
 

@@ -48,6 +48,21 @@ def is_size(chip: Chip, count: int) -> bool:
   return any(math.prod(shape) == count for shape in slices(chip.name))
 
 
+def hosts(chip: Chip, shape: Shape) -> str:
+  """What to give instead, if GPUs do not have this shape: (8,) of a host, (2, 8) of two hosts."""
+  count = math.prod(shape)
+  if shape == (count,) and count <= chip.island:
+    return ""
+  if len(shape) == 2 and shape[1] == chip.island:
+    return ""
+  if count <= chip.island:
+    return f"{chip.name}:{count}"
+  whole = count // chip.island
+  sizes = (whole,) if count % chip.island == 0 else (whole, whole + 1)
+  names = [str(chip.island) if n == 1 else f"{n}x{chip.island}" for n in sizes]
+  return " or ".join(f"{chip.name}:{name}" for name in names)
+
+
 def nearest(chip: Chip, shape: Shape, most: int = 3) -> list[str]:
   """The existing slices, or numbers of GPUs, that are nearest to one that does not exist, as text.
 

@@ -15,13 +15,15 @@ from infini_jax.config import Config, InputError, MeshConfig
 from infini_jax.parallel import check_divisible
 from infini_jax.parallel.chips import CHIPS, Chip
 from infini_jax.parallel.mesh import AXES, mesh_sizes
-from infini_jax.parallel.slices import is_size, nearest, slices, together
+from infini_jax.parallel.slices import hosts, is_size, nearest, slices, together
 from infini_jax.paths import file_to_write
 from infini_jax.plan import report
-from infini_jax.plan.compiled import compile_step, tpu_devices
+from infini_jax.plan.compiled import compile_step
 from infini_jax.plan.estimate import estimate
+from infini_jax.plan.gpus import gpu_devices
 from infini_jax.plan.memories import memories, show
 from infini_jax.plan.shares import abstract_mesh
+from infini_jax.plan.tpus import tpu_devices
 from infini_jax.plan.verdict import judge
 from infini_jax.progress import track
 
@@ -45,7 +47,7 @@ def plan(
 
   Raises:
     InputError: the mesh does not fit the devices or the model, the chip is unknown, the slice does
-      not exist, libtpu is missing or jax cannot read its programs, or a file cannot be written.
+      not exist, the compiler is missing or has another version, or a file cannot be written.
   """
   jax.config.update("jax_platforms", "cpu")  # leaves the devices to other programs
   file = None if args.json is None else file_to_write(args.json, "--json", begins=BEGINS)
@@ -59,7 +61,7 @@ def plan(
     show(systems, console)
     write([system._asdict() for system in systems])
     return True
-  chip, count, compiles = _where(args)
+  chip, count = _where(args)
   given = _axes(args.mesh) if args.mesh else None
   if given is not None:
     mesh = MeshConfig(**{"data": -1 if count else 1, **given})
@@ -73,7 +75,10 @@ def plan(
     _check_together(chip, sizes, args.mesh)
   config = dataclasses.replace(config, mesh=mesh)
   check_divisible(config, abstract_mesh(sizes))  # type: ignore[arg-type]
-  devices = tpu_devices(args.topology, mesh.dcn) if compiles and args.compile else None
+  devices = None
+  if count and args.compile:
+    find = tpu_devices if chip.platform == "tpu" else gpu_devices
+    devices = find(args.topology, mesh.dcn)
 
   made = estimate(config, sizes, chip)
   report.show(made, console)
@@ -90,27 +95,23 @@ def plan(
   return verdict.fits
 
 
-def _where(args: Namespace) -> tuple[Chip, int, bool]:
-  """The chip, the number of chips (0: the size of the mesh), and whether XLA can compile for it."""
+def _where(args: Namespace) -> tuple[Chip, int]:
+  """The chip, and the number of chips of the topology; 0: there is none, the mesh gives it."""
   if not args.topology:
     if not args.mesh:
-      raise InputError("give --topology=v5p:4x4x4 (or gpu:h200x8), or --mesh=fsdp=16,seq=4")
-    return _chip(args.chip or DEFAULT_CHIP, "--chip"), 0, False
+      raise InputError("give --topology=v5p:4x4x4 (or h200:8), or --mesh=fsdp=16,seq=4")
+    return _chip(args.chip or DEFAULT_CHIP, "--chip"), 0
   if args.chip:
     raise InputError(f"--chip={args.chip}: --topology={args.topology} names its chip; leave it out")
-  form = re.fullmatch(
-    r"gpu:([a-z]\w*?)x([1-9]\d*)|(\w+):([1-9]\d*(?:x[1-9]\d*)*)", args.topology, re.ASCII
-  )
+  form = re.fullmatch(r"(\w+):([1-9]\d*(?:x[1-9]\d*)*)", args.topology, re.ASCII)
   if form is None:
     raise InputError(
-      f"--topology={args.topology!r}: give a TPU's, such as v5e:4x4 or v5p:4x4x4, or gpu:h200x8"
+      f"--topology={args.topology!r}: give a TPU's, such as v5e:4x4 or v5p:4x4x4, or GPUs of one "
+      f"host or more, such as h200:8 or h100:4x8"
     )
-  chip = _chip(form[1] or form[3], "--topology")
-  if (chip.platform == "gpu") != bool(form[1]):
-    raise InputError(f"--topology={args.topology}: write gpu:h200x8 for GPUs, v5p:4x4x4 for TPUs")
-  shape = tuple(map(int, (form[2] or form[4]).split("x")))
-  if chip.platform == "gpu" and not is_size(chip, shape[0]):
-    others = " or ".join(f"gpu:{chip.name}x{size}" for size in nearest(chip, shape))
+  chip = _chip(form[1], "--topology")
+  shape = tuple(map(int, form[2].split("x")))
+  if chip.platform == "gpu" and (others := hosts(chip, shape)):
     raise InputError(
       f"--topology={args.topology}: a host has {chip.island} of them, and several hosts are used "
       f"whole; give {others}"
@@ -121,7 +122,7 @@ def _where(args: Namespace) -> tuple[Chip, int, bool]:
       f"--topology={args.topology}: {chip.name} has no such slice; nearest: {others} "
       f"(several slices: --config.mesh.dcn=N)"
     )
-  return chip, math.prod(shape), chip.platform == "tpu"
+  return chip, math.prod(shape)
 
 
 def _check_together(chip: Chip, sizes: dict[str, int], mesh: str) -> None:

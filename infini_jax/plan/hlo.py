@@ -129,8 +129,8 @@ def _result(types: str, kind: str, *, started: bool) -> tuple[str, float]:
     (dtype, BYTES.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n))
     for dtype, dims in SHAPE.findall(types)
   ]
-  if started and kind in ("all-gather", "collective-permute") and len(sizes) > 1:
-    sizes = sizes[len(sizes) // 2 :] if kind == "all-gather" else sizes[1:2]  # operands come first
+  if started and kind != "all-reduce" and len(sizes) > 1:  # operands come first, then results
+    sizes = sizes[1:2] if kind == "collective-permute" else sizes[len(sizes) // 2 :]
   return max(sizes, key=lambda s: s[1])[0], sum(size for _, size in sizes)
 
 

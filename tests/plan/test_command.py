@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 from infini_jax import cli
 from infini_jax.cli import load_config
 from infini_jax.config import InputError, MeshConfig
-from infini_jax.plan import compiled
+from infini_jax.parallel.chips import CHIPS
+from infini_jax.plan import compiled, gpus
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent.parent
@@ -45,7 +47,8 @@ def plan(file, *more):
   [
     (["--mesh=fsdp=4,seq=2", "--chip=v5e"], 8),
     (["--topology=v5p:2x2x2", "--no-compile"], 8),
-    (["--topology=gpu:h200x8"], 8),
+    (["--topology=h200:8", "--no-compile"], 8),
+    (["--topology=h100:2x8", "--no-compile"], 16),
     (["--topology=v5e:2x2", "--mesh=tensor=2", "--no-compile"], 4),
     (["--topology=v5e:2x2", "--no-compile", "--config.mesh.dcn=2"], 8),
   ],
@@ -68,7 +71,7 @@ def test_an_estimate_in_tables_and_in_json(file, tmp_path, capsys, monkeypatch, 
   assert 0 < made["share_of_peak"]["without_overlap"] < made["share_of_peak"]["bound"] < 1
   assert made["tokens_per_step"] == 16 * 4 * 16
   assert {s["network"] for s in made["collectives"]} == (
-    {True, False} if "dcn=2" in where[-1] else {False}
+    {True, False} if "dcn=2" in where[-1] or "2x8" in where[0] else {False}
   )
 
 
@@ -83,7 +86,7 @@ def test_changes_that_fit_a_too_large_model_are_named(file, tmp_path, capsys, mo
   assert "most of it: optimizer" in text
   assert "would fit" in text
   monkeypatch.setattr("infini_jax.plan.verdict.MOVES", ())  # the moves take most of the time
-  assert plan(file, "--topology=gpu:a100x1", "--mesh=data=1", *large) == 1
+  assert plan(file, "--topology=a100:1", "--no-compile", "--mesh=data=1", *large) == 1
 
 
 def refused(capsys, file, *more):
@@ -110,14 +113,15 @@ def test_wrong_inputs_are_one_line_with_the_remedy(file, capsys, monkeypatch):
   assert "no AXIS=SIZE" in wrong("--mesh=rows=4")
   assert "there are v4, v5e" in wrong("--mesh=fsdp=2", "--chip=v9")
   assert "there are v4, v5e" in wrong("--topology=v9:2x2", "--no-compile")
-  assert "there are v4, v5e" in wrong("--topology=gpu:b900x8")
-  assert "write gpu:h200x8" in wrong("--topology=h200:8")
-  assert "v5p:4x4x4, or gpu:h200x8" in wrong("--topology=v5p", "--no-compile")
+  assert "there are v4, v5e" in wrong("--topology=b900:8")
+  assert "h200:8 or h100:4x8" in wrong("--topology=gpu:h200x8")
+  assert "v5p:4x4x4, or GPUs" in wrong("--topology=v5p", "--no-compile")
   assert "leave it out" in wrong(*tpu, "--chip=v5e")
   assert "unknown argument" in wrong(*tpu, "--fast")
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   assert "pip install -e '.[tpu]'" in wrong("--topology=v5p:2x2x2")
   assert "--no-compile" in wrong("--topology=v5p:2x2x2")
+  assert "pip install -e '.[gpu-plan]'" in wrong("--topology=h200:8")
 
 
 @pytest.mark.parametrize(
@@ -131,8 +135,11 @@ def test_wrong_inputs_are_one_line_with_the_remedy(file, capsys, monkeypatch):
     ("--topology=v5e:16x32", "--config.mesh.dcn=N"),
     ("--topology=v5e:0x4", "give a TPU's"),
     ("--topology=v5e:²x2", "give a TPU's"),
-    ("--topology=gpu:h200x12", "give gpu:h200x8 or gpu:h200x16"),
-    ("--topology=gpu:h200x0", "give a TPU's"),
+    ("--topology=h200:12", "give h200:8 or h200:2x8"),
+    ("--topology=h200:16", "give h200:2x8"),
+    ("--topology=h200:2x4", "give h200:8"),
+    ("--topology=b200:5x5", "give b200:3x8 or b200:4x8"),
+    ("--topology=h200:0", "give a TPU's"),
     ("--mesh=dcn=2,fsdp=3", "v5p has no slice of 3 chips; nearest: 2x2x1"),
     ("--mesh=fsdp=4,seq=2,fsdp=2", "fsdp is given twice"),
   ],
@@ -180,7 +187,8 @@ def test_a_file_that_cannot_be_written_is_found_before_the_work(
     assert remedy in refused(capsys, file, *what, f"--json={path.format(tmp=tmp_path)}")
 
 
-def test_an_error_of_libtpu_is_reported_in_one_line(file, capsys, monkeypatch):
+@pytest.mark.parametrize("topology", ["v5p:2x2x2", "h100:8"])
+def test_an_error_of_the_compiler_is_reported_in_one_line(file, capsys, monkeypatch, topology):
   from jax.experimental import topologies
 
   def unknown(*_, **__):
@@ -188,9 +196,36 @@ def test_an_error_of_libtpu_is_reported_in_one_line(file, capsys, monkeypatch):
 
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
   monkeypatch.setattr(topologies, "get_topology_desc", unknown)
-  error = refused(capsys, file, "--topology=v5p:2x2x2")
+  error = refused(capsys, file, f"--topology={topology}")
   assert "is not divisible" in error
   assert "--no-compile" in error
+
+
+def test_a_plugin_of_another_version_is_refused_before_compilation(file, capsys, monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+  monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.9.1")
+  error = refused(capsys, file, "--topology=h100:8")
+  assert f"jax_cuda13_plugin 0.9.1 is installed, and jax is {jax.__version__}" in error
+  assert "pip install -e '.[gpu-plan]'" in error
+
+
+@pytest.mark.parametrize("name", gpus.FACTS)
+def test_a_gpu_is_described_by_its_data_sheet(name):
+  """Each line of the description is one field, and brackets close."""
+  text, chip = gpus.description(name), CHIPS[name]
+  assert text.count("{") == text.count("}")
+  field = lambda key: re.search(rf"^ *{key}: (.*)$", text, re.M)[1]
+  assert float(field("device_memory_size")) == chip.memory
+  assert float(field("memory_bandwidth")) == chip.memory_rate
+  assert field("device_description_str").strip('"').startswith(chip.kinds[0])
+  # The rate of the tensor cores is the data sheet's peak, up to the clock that it assumes.
+  facts = gpus.FACTS[name]
+  rate = 2 * facts.cores * 4 * facts.products * facts.clock * 1e9
+  assert rate == pytest.approx(chip.peak, rel=0.12)
+
+
+def test_every_gpu_that_can_be_planned_for_can_be_compiled_for():
+  assert set(gpus.FACTS) == {name for name, chip in CHIPS.items() if chip.platform == "gpu"}
 
 
 def test_a_libtpu_of_another_version_is_refused_before_compilation(file, capsys, monkeypatch):
@@ -241,16 +276,36 @@ def test_a_step_that_xla_cannot_allocate_does_not_fit(file, capsys, monkeypatch,
   assert verdict["changes"]
 
 
+def compiles(file, *more):
+  """The command in a process of its own, without the settings of the tests."""
+  command = [sys.executable, "-m", "infini_jax.cli", "plan", f"--config={file}", *more]
+  env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+  return subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=900)
+
+
+@pytest.mark.slow
+def test_a_step_compiled_for_gpus_that_are_not_there(file, tmp_path):
+  if importlib.util.find_spec("jax_cuda13_plugin") is None:
+    pytest.skip("the compiler for GPUs is not installed: pip install '.[gpu-plan]'")
+  half = "--config.run.compute_dtype=bfloat16"
+  for topology, mesh in (("a100:1", "fsdp=1"), ("b200:2", "tensor=2"), ("h100:2x8", "fsdp=16")):
+    done = compiles(file, f"--topology={topology}", f"--mesh={mesh}", half)
+    assert done.returncode == 0, f"{topology}: {done.stderr}"
+  done = compiles(file, "--topology=h200:4", half, f"--json={tmp_path / 'plan.json'}")
+  assert done.returncode == 0, done.stderr
+  assert done.stderr == "", "warnings of the plugin are kept from the person"
+  made = json.loads((tmp_path / "plan.json").read_text())
+  sent = {part["kind"] for part in made["compiled"]["communication"]["parts"]}
+  assert {"all-gather", "reduce-scatter"} <= sent
+  assert 0 < made["compiled"]["peak"] < made["chip"]["memory"]
+
+
 @pytest.mark.slow
 def test_a_step_compiled_for_a_tpu_that_is_not_there(file, tmp_path):
   if importlib.util.find_spec("libtpu") is None:
     pytest.skip("libtpu is not installed: pip install '.[tpu]'")
 
-  def real(*more):
-    command = [sys.executable, "-m", "infini_jax.cli", "plan", f"--config={file}", *more]
-    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
-    return subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=900)
-
+  real = lambda *more: compiles(file, *more)
   for topology, mesh in (("v5e:1x1", "fsdp=1"), ("v4:2x2x1", "fsdp=4"), ("v5p:1x2x1", "fsdp=2")):
     done = real(f"--topology={topology}", f"--mesh={mesh}")
     assert done.returncode == 0, f"{topology}: {done.stderr}"

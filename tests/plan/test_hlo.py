@@ -59,6 +59,31 @@ def test_collectives_of_every_form_times_the_loops_around_them():
   }
 
 
+STARTED = """\
+ENTRY %main (a: f32[2,8]) -> f32[2,8] {
+  %g = (s32[1,512]{1,0}, s32[4,512]{1,0}) all-gather-start(%p), replica_groups=[1,4]<=[4]
+  %h = s32[4,512]{1,0} all-gather-done(%g)
+  %r = ((f32[64,8]{0,1}), f32[64,2]{0,1}) reduce-scatter-start(%q), replica_groups=[1,4]<=[4]
+  %s = f32[64,2]{0,1} reduce-scatter-done(%r)
+  %e = ((bf16[4,8]{1,0}), bf16[4,8]{1,0}) all-to-all-start(%x), replica_groups=[1,4]<=[4]
+  %f = bf16[4,8]{1,0} all-to-all-done(%e)
+  %y = f32[6]{0} all-reduce-start(%b), replica_groups=[1,4]<=[4]
+  %z = f32[6]{0} all-reduce-done(%y)
+}
+"""
+
+
+def test_the_operands_of_a_started_collective_are_not_counted():
+  """The forms of XLA for GPUs."""
+  parts = {p.kind: (p.times, p.bytes) for p in communication(STARTED, 4).parts}
+  assert parts == {
+    "all-gather": (1, 4 * 512 * 4 * 3 / 4),
+    "reduce-scatter": (1, 64 * 8 * 4 * 3 / 4),
+    "exchange": (1, 4 * 8 * 2 * 3 / 4),
+    "all-reduce": (1, 2 * 6 * 4 * 3 / 4),
+  }
+
+
 def test_loops_of_unknown_length_are_counted():
   found = communication(PROGRAM.replace("constant(3)", "parameter(0)"), 16)
   assert found.unknown_loops == 1

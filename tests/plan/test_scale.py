@@ -1,4 +1,4 @@
-"""Billions of parameters, compiled for TPUs without a TPU: XLA's memory must fit.
+"""Billions of parameters, compiled for TPUs and GPUs that are not there: XLA's memory must fit.
 
 Each test takes minutes and about 3 GiB. libtpu takes a lock, so run one at a time.
 """
@@ -16,11 +16,11 @@ ROOT = Path(__file__).parent.parent.parent
 WIDE = ["--config.mesh.fsdp=64", "--config.data.lanes=64", "--config.evaluation.lanes=64"]
 
 
+GPU = ["--config.mesh.fsdp=8", "--config.mesh.seq=1"]
+NEEDS = {"v": ("libtpu", "tpu"), "h": ("jax_cuda13_plugin", "gpu-plan")}  # by a topology's letter
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(
-  importlib.util.find_spec("libtpu") is None,
-  reason="libtpu is not installed: pip install '.[tpu]'",
-)
 @pytest.mark.parametrize(
   "config,topology,more,bar",
   [
@@ -28,9 +28,15 @@ WIDE = ["--config.mesh.fsdp=64", "--config.data.lanes=64", "--config.evaluation.
     ("llm_8b", "v5p:4x4x4", [], 8.5),
     ("llm_8b", "v5e:16x16", WIDE, 7.0),
     ("million", "v5p:4x4x4", [], 13.0),
+    ("llm_1b", "h100:8", GPU, 12.0),
+    ("llm_8b", "h200:8", GPU, 36.0),
+    ("llm_1b", "h100:8x8", ["--config.mesh.fsdp=64", "--config.mesh.seq=1"], 7.0),
   ],
 )
 def test_a_chip_holds_the_compiled_step(tmp_path, config, topology, more, bar):
+  package, extra = NEEDS[topology[0]]
+  if importlib.util.find_spec(package) is None:
+    pytest.skip(f"{package} is not installed: pip install '.[{extra}]'")
   out = tmp_path / "plan.json"
   env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
   done = subprocess.run(

@@ -2,7 +2,7 @@
 
 import sys
 
-from infini_jax.cli import main
+from infini_jax.cli import program
 
 if __name__ == "__main__":
-  sys.exit(main(["eval", *sys.argv[1:]]))
+  program(["eval", *sys.argv[1:]])

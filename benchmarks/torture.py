@@ -6,11 +6,15 @@
 `kill` ends a training by SIGKILL at random moments, and starts it again until it is done. `kill by
 two` does so to one of two processes. At the end, all arrays and losses must be those of a run
 without signals, to the bit. `stop` does the same by SIGTERM, which must be answered within 10 s.
-`damage` changes each file of the newest checkpoint of a run in six ways. The next start must notice
-each change that alters what is restored, and continue from the checkpoint before.
+`disk` makes calls fail that write to the run: a full disk, a quota, a disk that is read-only or
+broken, once, for a while, for good, or now and then (benchmarks/faults.c, by gcc). The run goes on
+or ends with one line; the next start, on a whole disk, ends with the arrays and losses of a run
+without faults. `damage` changes each file of the newest checkpoint of a run in six ways. The next
+start must notice each change that alters what is restored, and continue from the checkpoint before.
 """
 
 import argparse
+import errno
 import os
 import random
 import shutil
@@ -87,7 +91,7 @@ def main() -> int:
   parser.add_argument("--workdir", required=True, type=folder_to_write, help=what)
   parser.add_argument("--only", choices=PARTS, action="append", help="a part; may be repeated")
   parser.add_argument("--count", type=int, default=50, help="signals of a part (default 50)")
-  parser.add_argument("--seed", type=int, default=0, help="of the damages (default %(default)s)")
+  parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
   args = parser.parse_args()
   console, root = make_console(), args.workdir.resolve()
   root.mkdir(parents=True, exist_ok=True)
@@ -176,6 +180,59 @@ def _interrupted(root, seed, console, number, processes) -> tuple[int, str, str,
   return len(ends), result, bar, met
 
 
+def disk(root: Path, seed: int, console: Console) -> tuple[int, str, str, bool]:
+  """Trains while calls that write fail, and once more while they do not; compares the ends."""
+  rng, count = random.Random(seed), COUNT[0]
+  straight, log, library = root / "straight-1", root / "faults", root / "faults.so"
+  source = ROOT / "benchmarks" / "faults.c"
+  subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+  _straight(straight, 1)
+  expected = _restored(straight, LONG), _losses(straight)
+  workdir = root / "faulty"
+
+  def train(**faults: object) -> int:
+    named = {f"FAULTS_{name}": str(value) for name, value in faults.items()}
+    preload = {"LD_PRELOAD": str(library), "FAULTS_FOLDER": str(workdir)} if faults else {}
+    (process,) = _start(workdir, 1, preload | named)
+    return process.wait(600)
+
+  calls = root / "calls"
+  shutil.rmtree(workdir, ignore_errors=True)
+  train(FROM=10**9, CALLS=calls)
+  most = int(calls.read_text())
+  outcomes: Counter[str] = Counter()
+  wrong = 0
+  with track(console, f"disk, {most} calls", count) as advance:
+    for case in range(count):
+      shutil.rmtree(workdir, ignore_errors=True)
+      log.unlink(missing_ok=True)
+      output = Path(f"{workdir}.log")
+      output.unlink(missing_ok=True)
+      number = rng.choice((errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS))
+      faults = {"FROM": rng.randrange(most), "COUNT": rng.choice((1, 5, most // 10, 0))}
+      if case % 4 == 3:
+        faults = {"EVERY": rng.choice((20, 100, 500)), "SEED": rng.randrange(10**6)}
+      status = train(LOG=log, ERRNO=number, **faults)
+      name = "went on" if status == 0 else "ended with a line"
+      if not log.exists() or not log.stat().st_size:
+        name = "no call failed"
+      said = output.read_text()
+      again = train()
+      same = again == 0 and status in (0, 1, 2) and "Traceback" not in said
+      if same:
+        found = _restored(workdir, LONG), _losses(workdir)
+        same = all(map(_same, found[0], expected[0])) and found[1] == expected[1]
+      if not same:
+        wrong += 1
+        shutil.copy(output, root / f"wrong-{case}.log")
+        told = f"{errno.errorcode[number]}, {faults}: status {status}, then {again}"
+        console.print(f"case {case}: {told}; {root}/wrong-{case}.log", highlight=False)
+      outcomes[name if same else "wrong"] += 1
+      advance(case + 1, ", ".join(f"{n}: {k}" for n, k in outcomes.items()))
+  result = ", ".join(f"{name}: {k}" for name, k in sorted(outcomes.items()))
+  return count, result, "none wrong", not wrong
+
+
 def _straight(workdir: Path, processes: int) -> float:
   """Trains without signals, twice, so that the second finds compiled programs; its seconds."""
   for _ in range(2):
@@ -187,8 +244,10 @@ def _straight(workdir: Path, processes: int) -> float:
   return time.perf_counter() - started
 
 
-def _start(workdir: Path, processes: int) -> list[subprocess.Popen]:
-  """Starts, or continues, a training in processes of its own."""
+def _start(
+  workdir: Path, processes: int, more: dict[str, str] | None = None
+) -> list[subprocess.Popen]:
+  """Starts, or continues, a training in processes of its own; `more` is for their environment."""
   config, texts = ROOT / "configs" / "demo.py", f"--config.data.path={ROOT / 'docs'}"
   command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}", texts]
   command += [*FLAGS, f"--config.train.steps={LONG}", "--config.train.eval_every=8"]
@@ -207,7 +266,7 @@ def _start(workdir: Path, processes: int) -> list[subprocess.Popen]:
           cwd=ROOT,
           stdout=log,
           stderr=log,
-          env=os.environ | {"JAX_PLATFORMS": "cpu", "INFINI_PEER_TIMEOUT": "10"},
+          env=os.environ | {"JAX_PLATFORMS": "cpu", "INFINI_PEER_TIMEOUT": "10"} | (more or {}),
         )
       )
   return started
@@ -292,7 +351,13 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
   return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-PARTS = {"kill": kill, "kill by two": kill_by_two, "stop": stop, "damage": damage}
+PARTS = {
+  "kill": kill,
+  "kill by two": kill_by_two,
+  "stop": stop,
+  "disk": disk,
+  "damage": damage,
+}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import os
 import platform
 import shlex
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -34,6 +35,7 @@ FORBIDDEN = {
   *(errno.ELOOP, errno.ENAMETOOLONG),
 }
 
+END_SECONDS = 5  # how long the threads of libraries may take to end
 STOPPED = 75  # the status of a training that was stopped before its last step: EX_TEMPFAIL
 
 PROCESS_FLAGS = (
@@ -41,6 +43,21 @@ PROCESS_FLAGS = (
   ("--processes", "N", "how many; auto: as many as the cluster says (a Slurm step, TPU hosts)"),
   ("--process", "I", "the number of this process, from 0"),
 )
+
+
+def program(argv: list[str] | None = None) -> NoReturn:
+  """Runs one command as the whole process, and ends it with the command's exit status.
+
+  After a failed save, threads of Orbax wait for minutes for parts that never come, and Python waits
+  for threads. Nothing is left to do then.
+  """
+  status = main(argv)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  late = threading.Timer(END_SECONDS, os._exit, (status,))
+  late.daemon = True
+  late.start()
+  sys.exit(status)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -339,4 +356,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  program()

@@ -2,9 +2,12 @@
 
 import contextlib
 import logging
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 NARRATORS = {"etils", "grain", "orbax", "rouge_score", "tensorflow_datasets"}
 LOGGERS = ("absl", "asyncio", "")  # the loggers that they use; they also raise every failure
@@ -23,11 +26,27 @@ class _NotTheirs(logging.Filter):
     return not any(NARRATORS & {*Path(file).parts} for file in files)
 
 
+def _is_late_answer(error: BaseException | None, trace: TracebackType | None) -> bool:
+  """Whether a part of a failed save ends after the save was given up.
+
+  TensorStore then calls an event loop that Orbax has closed, and prints the traceback. The save
+  itself has reported its failure.
+  """
+  if not isinstance(error, RuntimeError) or str(error) != "Event loop is closed":
+    return False
+  while trace is not None:
+    if "asyncio" not in Path(trace.tb_frame.f_code.co_filename).parts:
+      return False
+    trace = trace.tb_next
+  return True
+
+
 class _Quiet:
   """Installs the filters for the first user, and removes them after the last user."""
 
   def __init__(self) -> None:
     self._lock, self._users = threading.Lock(), 0
+    self._hook = sys.unraisablehook
     self._filter, self._stand_in = _NotTheirs(), logging.lastResort or logging.NullHandler()
 
   def begin(self) -> None:
@@ -40,6 +59,11 @@ class _Quiet:
         logging.getLogger(name).addFilter(self._filter)
       if not logging.root.handlers:
         logging.root.addHandler(self._stand_in)
+      self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
+
+  def _unraisable(self, told: Any) -> None:
+    if not _is_late_answer(told.exc_value, told.exc_traceback):
+      self._hook(told)
 
   def end(self) -> None:
     """Removes a user."""
@@ -49,6 +73,8 @@ class _Quiet:
         return
       for name in LOGGERS:
         logging.getLogger(name).removeFilter(self._filter)
+      if sys.unraisablehook == self._unraisable:
+        sys.unraisablehook = self._hook
       logging.root.removeHandler(self._stand_in)
 
 

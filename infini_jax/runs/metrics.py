@@ -8,8 +8,6 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from infini_jax.config import Config
 from infini_jax.files import write_text
 
@@ -38,11 +36,11 @@ class MetricWriter:
     self._tensorboard: Any = None
     self._wandb: Any = None
     if config.log.tensorboard:
-      from tensorboardX import SummaryWriter
+      from infini_jax.runs.tensorboard import TensorBoard
 
-      self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+      self._tensorboard = TensorBoard(folder / "tensorboard", step + 1)
       indented = config.to_json().replace("\n", "\n    ")  # an indented block of Markdown
-      self._tensorboard.add_text("config", f"    {indented}", step + 1)
+      self._tensorboard.text("config", f"    {indented}", step + 1)
     if config.log.wandb:
       import wandb
 
@@ -69,13 +67,13 @@ class MetricWriter:
           continue
         if isinstance(value, list) and isinstance(value[0], list):
           for layer, row in enumerate(value):
-            self._tensorboard.add_histogram(f"{prefix}/{name}/{layer + 1}", np.array(row), step)
+            self._tensorboard.histogram(f"{prefix}/{name}/{layer + 1}", row, step)
         elif isinstance(value, list):
-          self._tensorboard.add_histogram(f"{prefix}/{name}", np.array(value), step)
+          self._tensorboard.histogram(f"{prefix}/{name}", value, step)
         elif value is not None:
-          self._tensorboard.add_scalar(f"{prefix}/{name}", value, step)
+          self._tensorboard.scalar(f"{prefix}/{name}", value, step)
       for name, gate in gates.items():
-        self._tensorboard.add_scalar(name, gate, step)
+        self._tensorboard.scalar(name, gate, step)
     if self._wandb is not None:
       self._wandb.log({f"{prefix}/{k}": v for k, v in values.items()} | gates, step=step)
 

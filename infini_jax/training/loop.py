@@ -140,18 +140,21 @@ def train(config: Config, path: str, console: Console) -> TrainState:
 
       def save(needed):
         """Saves the state. A failed save ends the training only if it is needed."""
+        failures = {}
         with log.goodput.spent("save"):
           for is_last_try in (False, True):  # the first may fail because of the save before
             try:
               saved.save(step, state)
               if needed:
                 saved.wait()
-              return
+              break
             except InputError as error:
               if processes.joined() or (needed and is_last_try):
                 raise
-              said = f"warning: a save failed: {error}"
-          console.print(f"{said}; training continues", soft_wrap=True, highlight=False)
+              failures[str(error)] = step
+        for failure in failures:
+          line = f"warning: a save failed: {failure}; training continues"
+          console.print(line, soft_wrap=True, highlight=False)
 
       while True:
         hang.alive()

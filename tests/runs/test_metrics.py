@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import resource
@@ -6,6 +7,7 @@ from types import SimpleNamespace
 
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from infini_jax.runs import tensorboard
 from infini_jax.runs.metrics import MetricWriter, read_metrics
 from tests.tiny import changed, config
 
@@ -36,6 +38,28 @@ def test_lines_of_a_killed_process_after_its_checkpoint_are_removed(tmp_path):
   events = b"".join(f.read_bytes() for f in (tmp_path / "tensorboard").iterdir())
   purged = Event(step=3, session_log=SessionLog(status=SessionLog.START)).SerializeToString()
   assert purged in events, "TensorBoard would draw steps 3 and 4 twice"
+
+
+def test_a_full_disk_stops_no_curve_and_keeps_its_points(tmp_path, monkeypatch, caplog):
+  """More points than a queue would hold; the file after the failure has all of them."""
+  write, room = tensorboard.EventsWriter.flush, {"left": False}
+
+  def flush(self):
+    if not room["left"]:
+      raise OSError(errno.ENOSPC, "No space left on device")
+    return write(self)
+
+  monkeypatch.setattr(tensorboard.EventsWriter, "flush", flush)
+  monkeypatch.setattr(tensorboard, "EACH", 0)
+  curves = tensorboard.TensorBoard(tmp_path / "tensorboard", 1)
+  for step in range(1, 50):
+    curves.scalar(f"loss/{step}", 1.0, step)
+    curves.histogram("gates", [0.5, 0.5], step)
+  assert caplog.text.count("its curves are kept until there is room") == 1
+  room["left"] = True
+  curves.close()
+  newest = max((tmp_path / "tensorboard").iterdir(), key=lambda file: file.name)
+  assert all(f"loss/{step}".encode() in newest.read_bytes() for step in range(1, 50))
 
 
 def test_wandb_goes_on_in_the_same_run_and_begins_another_at_step_0(tmp_path, monkeypatch):

@@ -35,6 +35,9 @@ FORBIDDEN = {
   *(errno.ELOOP, errno.ENAMETOOLONG),
 }
 
+# Errors of a disk or of a network file system, which may be gone at the next start.
+BROKEN = {errno.EIO, errno.ENOTCONN, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT}
+
 END_SECONDS = 5  # how long the threads of libraries may take to end
 STOPPED = 75  # the status of a training that was stopped before its last step: EX_TEMPFAIL
 
@@ -154,7 +157,14 @@ def _status(command: str, error: BaseException) -> int:
     return 130
   if not isinstance(error, InputError) and (line := _outside(error)):
     error = InputError(line)
-  if isinstance(error, InputError | FloatingPointError | TimeoutError):
+  if isinstance(error, OSError) and error.errno in BROKEN:
+    where = f"{error.filename}: " if error.filename else ""
+    print(
+      f"infini-jax {command}: {where}{error.strerror}; does its file system answer? The same "
+      f"command goes on",
+      file=sys.stderr,
+    )
+  elif isinstance(error, InputError | FloatingPointError | TimeoutError):
     print(f"infini-jax {command}: {error}", file=sys.stderr)
   else:
     traceback.print_exception(error)

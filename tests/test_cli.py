@@ -141,6 +141,13 @@ def test_errors_of_the_machine_are_one_line_and_bugs_are_a_traceback(capsys):
     assert cli._status("train", error) == 2
     line = capsys.readouterr().err
     assert said in line and line.count("\n") == 1, line
+  for error, said in (
+    (OSError(5, "Input/output error", "runs/a"), "runs/a: Input/output error; does its file"),
+    (TimeoutError("batch 7 was not read"), "train: batch 7 was not read"),
+  ):
+    assert cli._status("train", error) == 1, "another start may succeed"
+    line = capsys.readouterr().err
+    assert said in line and line.count("\n") == 1, line
   assert cli._status("train", RuntimeError("a fault")) == 1
   assert "RuntimeError: a fault" in capsys.readouterr().err
 

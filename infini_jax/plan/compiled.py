@@ -42,14 +42,13 @@ class Compiled:
   seconds: float
 
 
-def compile_step(config: Config, devices: list[Any]) -> Compiled:
-  """Compiles the whole training step. It takes minutes for billions of parameters.
+def compile_program(config: Config, devices: list[Any]) -> jax.stages.Compiled:
+  """The whole training step, compiled. It takes minutes for billions of parameters.
 
   Raises:
-    InputError: jax cannot read the compiled program.
+    jax.errors.JaxRuntimeError: the step is too large for a TPU, or another error of XLA.
   """
   mesh = make_mesh(config.mesh, devices)
-  began = time.perf_counter()
   with jax.set_mesh(mesh):
     tx = make_optimizer(config)
     state = abstract_state(config, tx, mesh)
@@ -57,12 +56,22 @@ def compile_step(config: Config, devices: list[Any]) -> Compiled:
     arguments = (state, batch, *abstract_teacher(config, mesh))
     with cudnn_of(devices):
       lowered = jax.jit(make_train_step(config, tx), donate_argnums=0).lower(*arguments)
-    try:
-      step = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-      if "RESOURCE_EXHAUSTED" not in str(error):
-        raise
-      return no_room(str(error), time.perf_counter() - began)
+    return lowered.compile()
+
+
+def compile_step(config: Config, devices: list[Any]) -> Compiled:
+  """Compiles the whole training step, and reads what it needs and sends.
+
+  Raises:
+    InputError: jax cannot read the compiled program.
+  """
+  began = time.perf_counter()
+  try:
+    step = compile_program(config, devices)
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    return no_room(str(error), time.perf_counter() - began)
   try:
     m: Any = step.memory_analysis()
     sent = communication(step.as_text() or "", len(devices))

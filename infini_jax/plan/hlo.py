@@ -102,14 +102,14 @@ def _runs(bodies: dict[str, list[str]], entry: str) -> tuple[Counter, int]:
         called += [b.strip().lstrip("%") for b in branches[1].split(",")]
       trips: int | None = 1
       if " while(" in line:
-        trips = _trips(line, bodies)
+        trips = loop_trips(line, bodies)
         unknown += trips is None
       for other in called:
         runs[other] += runs[name] * (1 if trips is None else trips)
   return runs, unknown
 
 
-def _trips(line: str, bodies: dict[str, list[str]]) -> int | None:
+def loop_trips(line: str, bodies: dict[str, list[str]]) -> int | None:
   """The iterations of a loop that counts from 0: stated by XLA, or found in its condition."""
   if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
     return int(known[1])

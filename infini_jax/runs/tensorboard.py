@@ -11,11 +11,9 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 LOGGER = logging.getLogger("infini_jax")
 EACH = 10  # seconds between two writes
@@ -32,30 +30,36 @@ class TensorBoard:
   """
 
   def __init__(self, folder: Path, first: int):
+    from tensorboardX import event_file_writer, summary  # here, for it changes the environment
+    from tensorboardX.proto import event_pb2
+
+    self._summary, self._event = summary, event_pb2.Event
+    self._writer = event_file_writer.EventsWriter
+    self._file: Any = None
     self._folder, self._numbers = folder, itertools.count()
-    self._file: EventsWriter | None = None
-    self._events = [Event(step=first, session_log=SessionLog(status=SessionLog.START))]
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._events = [self._event(step=first, session_log=start)]
     self._next, self._told = 0.0, False
 
   def text(self, name: str, text: str, step: int) -> None:
     """Adds a text in Markdown."""
-    self._add(Event(summary=summary.text(name, text), step=step))
+    self._add(self._event(summary=self._summary.text(name, text), step=step))
 
   def scalar(self, name: str, value: float, step: int) -> None:
     """Adds a point of a curve."""
-    self._add(Event(summary=summary.scalar(name, value), step=step))
+    self._add(self._event(summary=self._summary.scalar(name, value), step=step))
 
   def histogram(self, name: str, values: Sequence[float], step: int) -> None:
     """Adds a histogram of numbers."""
-    made = summary.histogram(name, np.asarray(values, np.float64), bins="auto")
-    self._add(Event(summary=made, step=step))
+    made = self._summary.histogram(name, np.asarray(values, np.float64), bins="auto")
+    self._add(self._event(summary=made, step=step))
 
   def close(self) -> None:
     """Writes what waits, if the disk takes it."""
     self._write()
     self._end()
 
-  def _add(self, event: Event) -> None:
+  def _add(self, event: Any) -> None:
     event.wall_time = time.time()
     self._events.append(event)
     del self._events[:-KEPT]
@@ -69,7 +73,7 @@ class TensorBoard:
       if self._file is None:
         self._folder.mkdir(parents=True, exist_ok=True)
         suffix = f".{time.time_ns()}.{next(self._numbers)}"
-        self._file = EventsWriter(str(self._folder / "events"), suffix)
+        self._file = self._writer(str(self._folder / "events"), suffix)
       for event in self._events:
         self._file.write_event(event)
       self._file.flush()

@@ -5,6 +5,7 @@ import resource
 import sys
 from types import SimpleNamespace
 
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from infini_jax.runs import tensorboard
@@ -42,14 +43,14 @@ def test_lines_of_a_killed_process_after_its_checkpoint_are_removed(tmp_path):
 
 def test_a_full_disk_stops_no_curve_and_keeps_its_points(tmp_path, monkeypatch, caplog):
   """More points than a queue would hold; the file after the failure has all of them."""
-  write, room = tensorboard.EventsWriter.flush, {"left": False}
+  write, room = EventsWriter.flush, {"left": False}
 
   def flush(self):
     if not room["left"]:
       raise OSError(errno.ENOSPC, "No space left on device")
     return write(self)
 
-  monkeypatch.setattr(tensorboard.EventsWriter, "flush", flush)
+  monkeypatch.setattr(EventsWriter, "flush", flush)
   monkeypatch.setattr(tensorboard, "EACH", 0)
   curves = tensorboard.TensorBoard(tmp_path / "tensorboard", 1)
   for step in range(1, 50):

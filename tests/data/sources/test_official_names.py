@@ -12,6 +12,7 @@ import pytest
 from infini_jax.config import SPLITS
 from infini_jax.data import list_documents, read_text
 from infini_jax.evaluation.filing import newest_file
+from infini_jax.runs.metrics import read_metrics
 from tests import tiny
 from tests.compiling import QUICKLY
 from tests.data.sources.tfds_fakes import pg19, write_tfds
@@ -73,8 +74,7 @@ def test_books_are_prepared_mixed_trained_on_and_evaluated(run, tmp_path):
   config = (f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/run")
   run("train.py", *config, "--config.train.steps=3")
   assert "going on from step 3" in run("train.py", *config, "--config.train.steps=5")
-  losses = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-  assert [line["step"] for line in losses] == [1, 2, 3, 4, 5]
+  assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5]
 
   run("eval.py", *config, "--task=perplexity")
   only = f"--config.data.path={tmp_path}/booksum/book"

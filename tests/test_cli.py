@@ -158,6 +158,23 @@ def test_a_wrong_input_is_one_line_in_a_real_process_too(job):
   assert "Traceback" not in done.stderr
 
 
+def test_a_process_ends_beside_a_thread_of_a_library_that_hangs():
+  code = """
+import threading, time
+from infini_jax import cli
+
+def main(argv):
+  threading.Thread(target=time.sleep, args=(300,)).start()
+  print("done")
+  return 3
+
+cli.main, cli.END_SECONDS = main, 0.5
+cli.program(["train"])
+"""
+  done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, timeout=60)
+  assert (done.returncode, done.stdout) == (3, "done\n"), done.stderr
+
+
 def test_versions_and_help(capsys):
   said = lambda: "".join(capsys.readouterr())
   assert cli.main([]) == 0

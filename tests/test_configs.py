@@ -91,10 +91,10 @@ def test_every_system_of_the_comparison_traces(comparison=ROOT / "configs/compar
   """At the same size, on the same batches; only the fields of the memory differ."""
   mesh = AbstractMesh((1,) * len(AXES), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
   seen = set()
-  systems = "infini-linear infini-delta local full transformer_xl compressive memorizing rmt"
-  for system in (*systems.split(), "autocompressor"):
+  systems = "infini-linear infini-delta gated_delta local full transformer_xl compressive"
+  for system in (*systems.split(), "memorizing", "rmt", "autocompressor"):
     config = load_config([f"--config={comparison}:{system}"])
-    seen.add((config.model.mixer, config.infini.rule))
+    seen.add((config.model.mixer, getattr(config.model.memory, "rule", "")))
     assert config.data.carry_state == (system != "full")
     with jax.sharding.use_abstract_mesh(mesh):
       tx = make_optimizer(config)

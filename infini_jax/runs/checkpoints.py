@@ -74,8 +74,7 @@ class Checkpoints:
 
   def latest(self) -> int | None:
     """The newest step that was saved completely, or None."""
-    with quiet():
-      return self._open().latest_step() if self._folder.exists() else None
+    return next(iter(self._newest_first()), None)
 
   def newest_whole(self, say: Callable[[str], None]) -> int | None:
     """The newest step whose files are as they were written; None if there is no checkpoint.
@@ -279,8 +278,10 @@ class Checkpoints:
       )
 
   def _newest_first(self) -> list[int]:
+    """The steps on the disk. Orbax's manager is not asked: to open it, all processes must meet."""
     with quiet():
-      return sorted(self._open().all_steps(), reverse=True) if self._folder.exists() else []
+      steps = ocp.utils.checkpoint_steps(self._folder) if self._folder.exists() else []
+    return sorted(steps, reverse=True)
 
   def _seal(self) -> None:
     """Writes the digests of the checkpoint that is being saved."""

@@ -182,6 +182,18 @@ def test_a_full_disk_is_one_line_and_no_checkpoint(rng, tmp_path, monkeypatch):
   assert Checkpoints(Workdir(tmp_path / "run")).latest() == 1, "what is not whole was taken for it"
 
 
+def test_the_newest_step_is_found_without_orbax(trained, monkeypatch):
+  """One process looks while the others wait. Orbax's manager opens only when all processes meet."""
+  _, workdir, _ = trained
+
+  def meets(self):
+    raise AssertionError("the other processes wait, so this would wait for them forever")
+
+  monkeypatch.setattr(Checkpoints, "_open", meets)
+  saved = Checkpoints(Workdir(workdir), keep=2)
+  assert saved.latest() == saved.newest_whole(print) == saved.chosen() == 6
+
+
 def test_empty_workdir(tmp_path):
   workdir = Workdir(tmp_path / "none")
   assert Checkpoints(workdir).latest() is None

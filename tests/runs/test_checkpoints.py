@@ -133,7 +133,9 @@ def test_saving_changes_nothing_of_how_the_host_program_logs(tmp_path, monkeypat
       checkpoints.save(step, TrainState(np.array(step), x, x, None, None))
       logging.getLogger("host").warning("host %d", step)
       absl.logging.error("absl %d", step)
-    assert checkpoints.latest() == 2 and logging.root.manager.disable == 0
+    assert logging.root.manager.disable == 0
+    checkpoints.wait()
+    assert checkpoints.latest() == 2
   assert state() == before
   assert said.getvalue() == "host 1\nabsl 1\nhost 2\nabsl 2\n"
 

@@ -30,9 +30,9 @@ from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import initial_state, make_train_step
 
 VARIANTS = {
-  "infini, linear": {"mixer": "infini", "rule": "linear"},
-  "infini, delta": {"mixer": "infini", "rule": "delta"},
-  "local": {"mixer": "local"},
+  "infini, linear": {"model": {"mixer": "infini"}, "infini": {"rule": "linear"}},
+  "infini, delta": {"model": {"mixer": "infini"}, "infini": {"rule": "delta"}},
+  "local": {"model": {"mixer": "local"}},
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from infini_jax.data.lanes.documents import ALL, Batch, EvalLanes, Rows
 from infini_jax.quiet import quiet
 
+LOGGER = logging.getLogger("infini_jax")
 READS = 3  # times that a batch is tried before the program ends
 
 
@@ -79,7 +80,9 @@ def patient(read: Callable[[int], Batch], seconds: float, what: str) -> Callable
           raise error
         return value
       if tries < READS:
-        logging.warning("%s %d was not read in %g s; another thread tries", what, index, seconds)
+        LOGGER.warning(
+          f"warning: {what} {index} was not read in {seconds:g} s; another thread tries"
+        )
     raise TimeoutError(
       f"{what} {index} was not read in {READS} x {seconds:g} s (config.data.patience): does the "
       f"file system of config.data.path answer?"

@@ -63,7 +63,7 @@ class Checkpoints:
     self._options = options
     self._context = tensorstore.Context(READING)
     self._background = contextlib.ExitStack()  # contexts from the first save until `close`
-    self._saved = False
+    self._saved = self._failed = False
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -244,9 +244,12 @@ class Checkpoints:
       InputError: the disk is full.
     """
     manager, self._manager, self._saved = self._manager, None, False
-    if manager is not None:
-      with self._background, self._writing():
-        manager.close()
+    with self._background:
+      if manager is not None:
+        with self._writing():
+          manager.close()
+      if self._failed:
+        _settle()  # parts of a failed save say so when they are collected
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
@@ -257,6 +260,7 @@ class Checkpoints:
     except InputError:
       raise
     except (OSError, ValueError) as error:
+      self._failed = True
       manager, self._manager = self._manager, None  # a new one removes what was not finished
       with contextlib.suppress(Exception):
         if manager is not None:

@@ -26,7 +26,7 @@ from rich.console import Console
 
 from infini_jax import config as config_lib
 from infini_jax.config import Config, InputError
-from infini_jax.data import Tokenizer, load_saved
+from infini_jax.data import Tokenizer, is_saved, load_saved
 from infini_jax.digests import matches, signed
 from infini_jax.files import write_json
 from infini_jax.paths import folder_to_write, local
@@ -237,8 +237,9 @@ def open_inputs(config: Config, path: str, console: Console) -> tuple[Workdir, S
   workdir = Workdir(folder_to_write(path, "--workdir"))
   workdir.check(config)
   saved = None
-  if workdir.tokenizer.exists():
-    saved = workdir.load_tokenizer()
+  begun = (workdir.path / "checkpoints").exists()
+  if is_saved(workdir.tokenizer) or (begun and workdir.tokenizer.exists()):
+    saved = workdir.load_tokenizer()  # without a checkpoint a start may have been stopped before it
   elif config.train.start_from:
     saved = Workdir(config.train.start_from, START_FROM).load_tokenizer()
   return workdir, open_training(config, workdir.store, console, saved)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import json
 import logging
 import os
 import resource
@@ -21,10 +22,10 @@ from infini_jax.config import InputError, MeshConfig
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh, param_shardings, put_batch
 from infini_jax.runs.checkpoints import Checkpoints
-from infini_jax.runs.workdir import Workdir
+from infini_jax.runs.workdir import Workdir, open_inputs
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import TrainState, abstract_state, make_train_step
-from tests.tiny import SYSTEMS, config, fake_params, systems
+from tests.tiny import SYSTEMS, config, fake_params, quiet, systems
 
 
 def same(a, b):
@@ -194,6 +195,19 @@ def test_the_newest_step_is_found_without_orbax(trained, monkeypatch):
   monkeypatch.setattr(Checkpoints, "_open", meets)
   saved = Checkpoints(Workdir(workdir), keep=2)
   assert saved.latest() == saved.newest_whole(print) == saved.chosen() == 6
+
+
+def test_a_start_that_was_stopped_before_its_vocabulary_was_saved_begins_anew(trained, tmp_path):
+  c, workdir, _ = trained
+  run = tmp_path / "run"
+  (run / "tokenizer").mkdir(parents=True)
+  shutil.copy(workdir / "run.json", run)
+  (run / "tokenizer" / "tokenizer.bytes.0a1b2c3d.tmp").touch()
+  _, source = open_inputs(c, str(run), quiet())
+  assert source.tokenizer.fingerprint == json.loads((run / "run.json").read_text())["tokenizer"]
+  (run / "checkpoints").mkdir()
+  with pytest.raises(InputError, match="holds no saved tokenizer"):
+    open_inputs(c, str(run), quiet())
 
 
 def test_empty_workdir(tmp_path):

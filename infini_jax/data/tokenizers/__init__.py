@@ -23,6 +23,7 @@ __all__ = [
   "Tokenizer",
   "WordTokenizer",
   "encode_named",
+  "is_saved",
   "load_saved",
   "load_tokenizer",
   "sentencepiece_model",
@@ -59,6 +60,12 @@ def load_tokenizer(spec: str) -> Tokenizer:
     return SentencePieceTokenizer.load(place)
   except OSError as error:
     raise InputError(f"tokenizer {spec!r}: {error.strerror}; choose {SPECS}") from None
+
+
+def is_saved(folder: Path) -> bool:
+  """Whether `save` came to its end there: it writes this file last."""
+  kinds = (ByteTokenizer, WordTokenizer, SentencePieceTokenizer, HuggingFaceTokenizer)
+  return any((folder / kind.file).exists() for kind in kinds)
 
 
 def load_saved(folder: Path) -> Tokenizer:

@@ -31,10 +31,10 @@ from infini_jax.progress import make_console, track
 
 CLOCK = {"v4": 1.05e9, "v5e": 1.5e9, "v5p": 1.75e9, "v6e": 1.74e9}  # Hz of XLA's cycles, TPUs
 COLLECTIVES = r"all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
-# A category, and what is searched in the scope of an operation. The first that is found counts.
+# A category, and what is searched in the names of an operation. The first that is found counts.
 SCOPES = (
   ("optimizer", r"/optimizer/|optimizer\)"),
-  ("local attention: kernel", r"splash_mha|dot_product_attention"),
+  ("local attention: kernel", r" splash|dot_product_attention"),
   ("local attention: around it", r"/local/|\(local|static_sparsity_splash"),
   ("memory", r"/memory/|\(memory"),
   ("mixing", r"infini/|gated_delta/|/local_attention/"),
@@ -48,7 +48,8 @@ def category(one: Moved) -> str:
   """What an operation is for."""
   if re.search(COLLECTIVES, one.op):
     return "collectives"
-  return next((name for name, text in SCOPES if re.search(text, one.scope)), "rest of the layers")
+  names = f"{one.scope} {one.name}"  # a kernel for TPUs has no scope
+  return next((name for name, text in SCOPES if re.search(text, names)), "rest of the layers")
 
 
 def main() -> int:

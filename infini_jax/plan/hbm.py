@@ -45,6 +45,7 @@ class Moved:
   """An operation of the program that moves bytes, loop iterations included.
 
   Attributes:
+    name: XLA's name of it.
     op: XLA's operation; of a kernel, its target.
     scope: the JAX names that it was made of, joined by '/'.
     times: how often it runs.
@@ -53,6 +54,7 @@ class Moved:
     multiplies: whether it holds a matrix product.
   """
 
+  name: str
   op: str
   scope: str
   times: int
@@ -142,6 +144,7 @@ class _Program:
         cycles = re.search(r'estimated_cycles":"(\d+)"', line.text)
         target = re.search(r'custom_call_target="([^"]+)"', line.text)
         yield Moved(
+          name=line.name,
           op=target[1] if target else line.op,
           scope=self._scope(line),
           times=times,

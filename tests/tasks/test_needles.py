@@ -272,7 +272,9 @@ def test_answers_weigh_1_together_and_the_rest_what_the_config_says(rng, stores,
 def test_continuations_make_one_text_whatever_was_read_before(rng, tasks, kind, i):
   task, decode = tasks(kind, i), tasks(kind, i).tokenizer.decode
   told = 0
-  for _ in range(6):
+  for turn in range(60):
+    if turn >= 6 and (told > 3 or not task.has_depth):
+      break  # six are enough, unless the needles of all of them came late
     planned = task.shortest + int(rng.integers(200))
     before = task.beginning(rng, planned)
     assert len(before) >= planned and not before.asked(0, planned).any()
@@ -303,7 +305,7 @@ def test_training_packs_whole_texts_and_starts_some_warm(rng, stores):
   )
   task = make_task(c, "needle", filler=stores["bytes"])
   lanes, warm = TaskLanes(task, c), 0
-  for k in range(9):
+  for k in range(14):
     batch = lanes.batch(k)
     warm += batch["warm_B"].sum()
     for lane in range(3):

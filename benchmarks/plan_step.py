@@ -71,8 +71,8 @@ def main() -> int:
       text = args.read.read_text()
     else:
       config = load_config(rest)
-      find = tpu_devices if chip.platform == "tpu" else gpu_devices
-      devices = find(args.topology, config.mesh.dcn)
+      tpus, slices = chip.platform == "tpu", config.mesh.dcn
+      devices = tpu_devices(args.topology, slices) if tpus else gpu_devices(args.topology)
       began = time.perf_counter()
       with track(console, f"compile for {args.topology}"):
         step = compile_program(config, devices)

@@ -48,8 +48,13 @@ def is_size(chip: Chip, count: int) -> bool:
   return any(math.prod(shape) == count for shape in slices(chip.name))
 
 
-def hosts(chip: Chip, shape: Shape) -> str:
-  """What to give instead, if GPUs do not have this shape: (8,) of a host, (2, 8) of two hosts."""
+def nearest_hosts(chip: Chip, shape: Shape) -> str:
+  """The topologies of GPUs that are nearest to a wrong one, as text; empty if it is right.
+
+  Args:
+    chip: the GPU.
+    shape: (8,) is one host, or a part of it; (2, 8) is two hosts.
+  """
   count = math.prod(shape)
   if shape == (count,) and count <= chip.island:
     return ""

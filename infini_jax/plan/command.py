@@ -15,7 +15,7 @@ from infini_jax.config import Config, InputError, MeshConfig
 from infini_jax.parallel import check_divisible
 from infini_jax.parallel.chips import CHIPS, Chip
 from infini_jax.parallel.mesh import AXES, mesh_sizes
-from infini_jax.parallel.slices import hosts, is_size, nearest, slices, together
+from infini_jax.parallel.slices import is_size, nearest, nearest_hosts, slices, together
 from infini_jax.paths import file_to_write
 from infini_jax.plan import report
 from infini_jax.plan.compiled import compile_step
@@ -77,8 +77,8 @@ def plan(
   check_divisible(config, abstract_mesh(sizes))  # type: ignore[arg-type]
   devices = None
   if count and args.compile:
-    find = tpu_devices if chip.platform == "tpu" else gpu_devices
-    devices = find(args.topology, mesh.dcn)
+    tpus = chip.platform == "tpu"
+    devices = tpu_devices(args.topology, mesh.dcn) if tpus else gpu_devices(args.topology)
 
   made = estimate(config, sizes, chip)
   report.show(made, console)
@@ -111,7 +111,7 @@ def _where(args: Namespace) -> tuple[Chip, int]:
     )
   chip = _chip(form[1], "--topology")
   shape = tuple(map(int, form[2].split("x")))
-  if chip.platform == "gpu" and (others := hosts(chip, shape)):
+  if chip.platform == "gpu" and (others := nearest_hosts(chip, shape)):
     raise InputError(
       f"--topology={args.topology}: a host has {chip.island} of them, and several hosts are used "
       f"whole; give {others}"

@@ -59,12 +59,8 @@ FACTS = {
 }
 
 
-def gpu_devices(topology: str, slices: int = 1) -> list[Any]:
+def gpu_devices(topology: str) -> list[Any]:
   """Devices, for compilation only, of a topology such as 'h200:8' or 'h100:4x8' (hosts x GPUs).
-
-  Args:
-    topology: the name of the chip, and the hosts and GPUs of a host.
-    slices: not used; hosts are the outermost devices of a mesh.
 
   Raises:
     InputError: the plugin is not installed, is not the version for jax, or refuses the topology.

@@ -2,8 +2,7 @@
 
 A fusion reads its operands and writes its results; what happens inside it stays on the chip. Arrays
 in the vector memory of a TPU are not counted, and the padding of tiles is. Of an operand that is
-only sliced, the slices are counted. So this is more than the least (`plan.traffic`), and what XLA
-planned.
+only sliced, the slices are counted. `plan.traffic` estimates a lower bound of the same bytes.
 """
 
 import dataclasses
@@ -13,15 +12,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from infini_jax.plan.hlo import BYTES, loop_trips
+from infini_jax.plan.hlo import BRANCHES, BYTES, computations, loop_trips
 
 SHAPE = re.compile(r"\b(pred|bf16|f8e\w+|[suf]\d+)\[([\d,]*)\](\{[^}]*\})?")
 LAYOUT = re.compile(r"\{([\d,]*)(?::T\((\d+)(?:,(\d+))?\))?")
 ON_CHIP = re.compile(r"S\([1-9]\)")
-HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 NAMED = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*)$")
 CALLS = re.compile(r"calls=%?([\w.\-]+)")
-BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 EITHER = re.compile(r"(?:true|false)_computation=%?([\w.\-]+)")
 # Names for arrays that are there already, and the second half of an asynchronous pair.
 FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "iota"}
@@ -111,17 +108,8 @@ class _Program:
   """The computations of a program."""
 
   def __init__(self, text: str):
-    self.bodies: dict[str, list[Line]] = {}
-    self.entry, body = "", []
-    for line in text.splitlines():
-      if line and not line[0].isspace():
-        if header := HEADER.match(line):
-          body = self.bodies[header[2]] = []
-          self.entry = header[2] if header[1] else self.entry
-      elif found := NAMED.match(line):
-        type_, op, operands = _parts(found[3])
-        body.append(Line(found[2], type_, op, operands, bool(found[1]), line))
-    self._raw = {name: [line.text for line in body] for name, body in self.bodies.items()}
+    self._raw, self.entry = computations(text)
+    self.bodies = {name: [*map(_line, filter(NAMED.match, raw))] for name, raw in self._raw.items()}
 
   def walk(self, name: str, times: int, clock: float) -> Iterator[Moved]:
     """The operations of a computation, and of those that it runs."""
@@ -260,6 +248,13 @@ class _Program:
 
 def _in_hbm(type_: str) -> float:
   return sum(array.bytes for array in arrays(type_) if array.in_hbm)
+
+
+def _line(text: str) -> Line:
+  """An operation, from a line that `NAMED` matches."""
+  root, name, rest = NAMED.match(text).groups()  # type: ignore[union-attr]
+  type_, op, operands = _parts(rest)
+  return Line(name, type_, op, operands, bool(root), text)
 
 
 def _parts(text: str) -> tuple[str, str, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Counts the collectives in XLA's text of a compiled program, loop iterations included."""
+"""Reads XLA's text of a compiled program: its computations, its loops, and its collectives."""
 
 import dataclasses
 import math
@@ -52,7 +52,7 @@ class Communication:
 
 def communication(text: str, devices: int) -> Communication:
   """Reads `compiled.as_text()` of a program for `devices` devices."""
-  bodies, entry = _computations(text)
+  bodies, entry = computations(text)
   runs, unknown = _runs(bodies, entry)
   times: Counter = Counter()
   chains: list[tuple[str, list[str]]] = []
@@ -78,7 +78,7 @@ def communication(text: str, devices: int) -> Communication:
   return Communication(tuple(sorted(parts, key=lambda p: -p.bytes)), unknown)
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+def computations(text: str) -> tuple[dict[str, list[str]], str]:
   """The lines of every computation, and the name of the entry computation."""
   bodies: dict[str, list[str]] = {}
   entry, lines = "", []

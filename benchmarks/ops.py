@@ -18,7 +18,8 @@ from rich.table import Table
 from infini_jax.ops import infini_attention
 from infini_jax.ops import memory as mem
 from infini_jax.ops.attention import segment_attention
-from infini_jax.ops.memory import MemoryState, Rule
+from infini_jax.ops.memory import MemoryState
+from infini_jax.ops.rule import Rule
 from infini_jax.progress import make_console
 
 

@@ -25,7 +25,7 @@ FAMILIES = (
 )
 KNOCK_OUTS = ("empty", "reads", "layers", "swap")
 KERNELS = ("auto", "reference", "xla", "splash", "cudnn")
-IMPLEMENTATIONS = ("auto", "scan", "parallel")
+IMPLEMENTATIONS = ("auto", "scan", "parallel", "kernels")
 ACTIVATIONS = ("swiglu", "geglu", "gelu")
 REMAT_POLICIES = ("none", "full", "dots", "offload")
 PARTS = ("all", "gates", "attention", "lora")
@@ -92,7 +92,7 @@ class RunConfig:
   """How a model is computed on a machine."""
 
   remat: str = choice("full", REMAT_POLICIES)  # what is recomputed for the gradient
-  implementation: str = choice("auto", IMPLEMENTATIONS)  # how the segments are computed
+  implementation: str = choice("auto", IMPLEMENTATIONS)  # how segments are computed: docs/scale.md
   attention: str = choice("auto", KERNELS)  # kernel inside segments; splash: TPU
   compute_dtype: str = choice("float32", DTYPES)
   param_dtype: str = choice("float32", DTYPES)  # the type of stored parameters: docs/scale.md

@@ -109,6 +109,12 @@ class Infini(System):
         f"config.{name}.z_correction=True with config.{name}.rule='linear': its read-outs would "
         f"grow without end, for z stands still; set config.{name}.rule='delta'"
       )
+    refined = [field for field in NO_KERNELS if getattr(self, field)]
+    if model.run.implementation == "kernels" and refined:
+      raise InputError(
+        f"config.run.implementation='kernels' with config.{name}.{refined[0]}=True: the kernels do "
+        f"not have it; set config.run.implementation='auto'"
+      )
 
   def not_divided(self, implementation: str) -> tuple[str, str] | None:
     """A scan over segments, and z_correction, where every token needs z."""
@@ -130,6 +136,10 @@ class Infini(System):
     if self.write_gate:
       return f"{self.name}.write_gate=True"
     return f"{self.name}.adapter_rank={self.adapter_rank}" if self.adapter_rank else None
+
+
+# Refinements of Infini-attention that its kernels do not have, `ops.infini.no_kernels`.
+NO_KERNELS = ("normalize_keys", "z_correction", "readout_norm")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -152,7 +152,7 @@ def segment_attention(
     qkv = fold(q_BSNHE), fold(k_BSNKE), fold(v_BSNKU)
     mask_BN, scale = None if mask_BSN is None else fold(mask_BSN), scoring.scale_of(E)
     if kernel == "splash":
-      out_BNHU = kernels.splash(*qkv, mask_BN, scale, scoring.softcap)
+      out_BNHU = kernels.splash(*qkv, scale, scoring.softcap)
     else:
       out_BNHU = kernels.cudnn(*qkv, mask_BN, scale)
     return out_BNHU.reshape(B, S, *out_BNHU.shape[1:])

@@ -8,48 +8,55 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from infini_jax.ops import kernels, memory_kernels
 from infini_jax.ops import memory as mem
 from infini_jax.ops.attention import (
   PLAIN,
   QKV,
   Scoring,
-  Segment,
-  append,
-  close_full,
-  inside,
-  segment_attention,
   to_segments,
 )
+from infini_jax.ops.inputs import Inputs, summary
 from infini_jax.ops.lanes import where_lane
-from infini_jax.ops.memory import MemoryState, Rule, Update, as_rule
-from infini_jax.ops.rotary import Frequencies, Rope, rotate
+from infini_jax.ops.local import LocalAttention
+from infini_jax.ops.memory import MemoryState
+from infini_jax.ops.rotary import Rope, computed
+from infini_jax.ops.rule import Rule, as_rule
 from infini_jax.ops.shards import axis_size, on_shards, token_axes
 
+NO_KERNELS = ("normalize_keys", "z_correction", "readout_norm")  # fields of `Rule`
 MEMORY = MemoryState("BKEU", "BKE")  # type: ignore[arg-type]  # the letters of its arrays
 
 
-class Inputs(NamedTuple):
-  """What a layer computes of its tokens, in one argument; `infini_attention` describes each."""
+class Mixing(NamedTuple):
+  """How local output and read-out become one."""
 
-  q_BTHE: Array
-  k_BTKE: Array
-  v_BTKU: Array
-  mask_BT: Array | None
-  write_BTK: Array | None
-  decay_BTK: Array | None
-  own: QKV | None
+  beta_H: Array
+  rule: Rule
+  cut: Array | None
 
-  def memory(self) -> QKV:
-    """The queries, keys and values that the memory takes."""
-    return self.own or QKV(self.q_BTHE, self.k_BTKE, self.v_BTKU)
+  def __call__(self, local_BNHU: Array, recalled_BNHU: Array, z_BKE: Array) -> Array:
+    """`ops.memory.mix`."""
+    return mem.mix(local_BNHU, recalled_BNHU, z_BKE, *self)
+
+  def gate(self, z_BSKE: Array) -> Array:
+    """The share of the memory in each segment and query head, (B,S,H)."""
+    B, S, K = z_BSKE.shape[:3]
+    gate_BSH = jnp.broadcast_to(
+      mem.gate_values(self.beta_H, self.rule.gate)[None, None], (B, S, len(self.beta_H))
+    )
+    if self.rule.scale_first_segment:
+      return gate_BSH
+    empty_BSK = mem.is_empty(z_BSKE)[..., None]
+    return jnp.where(empty_BSK, 0.0, gate_BSH.reshape(B, S, K, -1)).reshape(B, S, -1)
 
 
 class Form(NamedTuple):
   """How a chunk is computed."""
 
-  run: Callable  # `_scan` or `_parallel`
+  run: Callable  # `_scan`, `_parallel` or `_kernels`
   rule: Rule
-  local: Callable  # attention inside segments
+  local: LocalAttention
 
 
 def infini_attention(
@@ -91,7 +98,8 @@ def infini_attention(
       the local attention; the memory never sees them.
     scoring: the scale of the local attention's scores, and their softcap.
     reset_BS: True where a segment starts a new document: the memory is emptied before it.
-    mask_BT: False for padding, which is neither seen nor written; its outputs are 0.
+    mask_BT: False for padding, which is neither seen nor written; its outputs are 0. The kernels of
+      TPUs and GPUs need it last in its segment.
     write_BTK: how much of a token is written to the memory of each head, 0 to 1; None: all of it.
     decay_BTK: of a segment, the memory leaves `sigmoid` of the mean of its tokens' scores (Gated
       DeltaNet, arXiv 2412.06464, by segments); None: what the rule says.
@@ -99,7 +107,8 @@ def infini_attention(
     cut: True reads 0 wherever the memory holds something, `A = (1 - g) A_dot`, and writes as
       otherwise: the ablation of the reads. None: the same as False.
     implementation: 'scan' goes through the segments one by one and recomputes them in the backward
-      pass (least memory); 'parallel' is the exact prefix form; 'auto' chooses 'parallel'.
+      pass (least memory); 'parallel' is the exact prefix form; 'kernels' is the same by
+      `ops.memory_kernels`. 'auto' is 'kernels' on a TPU where they can do it, else 'parallel'.
     attention: the kernel of the local attention: see `ops.attention.segment_attention`.
 
   In a mesh each device computes its own lanes and heads. T may be divided too, each device holding
@@ -125,8 +134,9 @@ def infini_attention(
   axis = axes["T"] if axis_size(axes["T"]) > 1 else None
   if axis is not None:
     _check_divided(T, segment_length, axis, rule, implementation)
-  local = partial(_local, theta=rope_theta, kernel=attention, scoring=scoring)
-  run = _scan if implementation == "scan" else partial(_parallel, axis=axis)
+  form = choose_form(implementation, q_BTHE, v_BTKU, segment_length, rule)
+  run = _scan if form == "scan" else partial(FORMS[form], axis=axis)
+  local = LocalAttention(rope_theta, attention, scoring)
   return on_shards(
     partial(_segments, N=segment_length, form=Form(run, rule, local)),
     axes,
@@ -136,7 +146,7 @@ def infini_attention(
     state=state,
     reset_BS=reset_BS,
     cut=cut,
-    rope=_computed(rope_theta),
+    rope=computed(rope_theta),
   )
 
 
@@ -150,8 +160,8 @@ def _segments(inputs, beta_H, state, reset_BS, cut, rope, *, N, form):
   state = mem.empty_memory(inputs.k_BTKE, inputs.v_BTKU) if state is None else state
   reset_BS = jnp.zeros((B, S), bool) if reset_BS is None else reset_BS
   inputs = jax.tree.map(lambda x: to_segments(x, N), inputs._replace(mask_BT=mask_BT))
-  local = partial(form.local, rope=rope)
-  mix = partial(mem.mix, beta_H=beta_H, rule=form.rule, cut=cut)
+  local = form.local.computed(rope)
+  mix = Mixing(beta_H, form.rule, cut)
   out_BSNHU, state = form.run(inputs, state, reset_BS, form.rule, local, mix)
   out_BTHU = out_BSNHU.reshape(B, S * N, *out_BSNHU.shape[3:])[:, :T]
   if mask_BT is not None:
@@ -159,23 +169,68 @@ def _segments(inputs, beta_H, state, reset_BS, cut, rope, *, N, form):
   return out_BTHU, state
 
 
-def _local(inputs, rope, *, theta, kernel, scoring):
-  """Attention inside each segment, (B,S,N,H,U)."""
-  turn = jax.vmap(_rotation(None, theta, rope), 1, 1)
-  with jax.named_scope("local"):
-    qkv = turn(inputs.q_BTHE), turn(inputs.k_BTKE), inputs.v_BTKU
-    return segment_attention(*qkv, inputs.mask_BT, kernel=kernel, scoring=scoring)
-
-
 def _parallel(inputs, state, reset_BS, rule, local, mix, *, axis):
   """All segments side by side. The arrays of `inputs` have S before N = T."""
-  local_BSNHU = local(inputs)
+  with jax.named_scope("local"):
+    local_BSNHU = local(*inputs[:4])
   with jax.named_scope("memory"):
     q_BSNHE, k_BSNKE, v_BSNKU = inputs.memory()
     how = reset_BS, inputs.mask_BT, rule, axis, inputs.write_BTK, inputs.decay_BTK
     before, after = mem.prefix(k_BSNKE, v_BSNKU, state, *how)
     recalled = jax.vmap(mem.read, 1, 1)(q_BSNHE, before)
   return jax.vmap(mix, 1, 1)(local_BSNHU, recalled, before.z_BKE), after
+
+
+def _kernels(inputs, state, reset_BS, rule, local, mix, *, axis):
+  """`_parallel` by `ops.memory_kernels`: the same arrays, but heads first on a TPU.
+
+  Queries, keys and values go from kernel to kernel, so that the gradients of all that use them are
+  summed by kernels too.
+  """
+  on, (B, S, N) = kernels.platform(), inputs.q_BTHE.shape[:3]
+  splash = local.is_splash(inputs.q_BTHE, inputs.v_BTKU)
+  order = "BHSNE" if on == "tpu" else "BSNHE"
+  arrange = lambda x: jnp.transpose(x, (0, 3, 1, 2, 4)) if on == "tpu" else x
+  restore = lambda x: jnp.transpose(x, (0, 2, 3, 1, 4)) if on == "tpu" else x
+  q, k, v = map(arrange, (inputs.q_BTHE, inputs.k_BTKE, inputs.v_BTKU))
+  if splash:
+    with jax.named_scope("local"):
+      (turned_q, q), (turned_k, k) = local.turned(q, k)
+
+  with jax.named_scope("memory"):
+    own = inputs.own and tuple(map(arrange, inputs.own))
+    own_q, own_k, own_v = own or (q, k, v)
+    count_BSKN = _counts(inputs, B, S, N)
+    written, keys, own_v = memory_kernels.write(own_k, own_v, count_BSKN, order=order, on=on)
+    v = v if own else own_v
+    erased = lambda z_BSKE: memory_kernels.erase(own_k, count_BSKN, z_BSKE, order=order, on=on)
+    scores = None
+    if inputs.decay_BTK is not None:
+      scores = mem.segment_scores(inputs.decay_BTK, inputs.mask_BT)
+    sums = mem.Sums(written, keys, erased)
+    (M_BSKEU, z_BSKE), after = mem.recurrence(sums, state, reset_BS, rule, axis, scores)
+    M_BSKEU = M_BSKEU if mix.cut is None else jnp.where(mix.cut, 0.0, M_BSKEU)
+
+  with jax.named_scope("local"):
+    if splash:
+      out, local_order = local.attend(turned_q, turned_k, v), "BKSGNE"
+    else:
+      out, local_order = arrange(local(*inputs[:2], restore(v), inputs.mask_BT)), order
+  with jax.named_scope("memory"):
+    memory = M_BSKEU, z_BSKE, mix.gate(z_BSKE)
+    out = memory_kernels.read(own_q, out, *memory, order=order, local_order=local_order, on=on)
+  return restore(out), after
+
+
+def _counts(inputs, B, S, N):
+  """How much each token is written, (B,S,K,N); K is 1 where it is the same in all heads."""
+  count_BSKN = jnp.ones((B, S, 1, N), jnp.float32)
+  if inputs.write_BTK is not None:
+    write_BSNK = inputs.write_BTK
+    count_BSKN = jnp.swapaxes(jnp.broadcast_to(write_BSNK, (B, S, N, write_BSNK.shape[-1])), 2, 3)
+  if inputs.mask_BT is not None:
+    count_BSKN = jnp.where(inputs.mask_BT[:, :, None], count_BSKN, 0)
+  return count_BSKN
 
 
 def _scan(inputs, state, reset_BS, rule, local, mix):
@@ -186,115 +241,44 @@ def _scan(inputs, state, reset_BS, rule, local, mix):
     inputs, reset_B = xs
     memory = where_lane(reset_B, 0, memory)
     alone = jax.tree.map(lambda x: x[:, None], inputs)
-    out_BNHU = mix(local(alone)[:, 0], mem.read(inputs.memory().q_BTHE, memory), memory.z_BKE)
-    return mem.commit(memory, _summary(inputs, memory, rule), rule), out_BNHU
+    with jax.named_scope("local"):
+      local_BNHU = local(*alone[:4])[:, 0]
+    out_BNHU = mix(local_BNHU, mem.read(inputs.memory().q_BTHE, memory), memory.z_BKE)
+    return mem.commit(memory, summary(inputs, memory, rule), rule), out_BNHU
 
   by_segment = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (inputs, reset_BS))
   state, out_SBNHU = jax.lax.scan(segment, state, by_segment)
   return jnp.moveaxis(out_SBNHU, 0, 1), state
 
 
-class InfiniStream(NamedTuple):
-  """A layer's state while its segment is open: constant in size, however much was read."""
+def choose_form(implementation: str, q: Array, v: Array, N: int, rule: Rule) -> str:
+  """'scan', 'parallel' or 'kernels'."""
+  if implementation in ("scan", "parallel"):
+    return implementation
+  on = kernels.platform()
+  reason = no_kernels(on, N, q.shape[-1], v.shape[-1], rule)
+  if implementation == "auto":
+    return "kernels" if on == "tpu" and reason is None else "parallel"
+  if reason:
+    raise ValueError(f"implementation='kernels': {reason}; choose 'auto' or 'parallel'")
+  return "kernels"
 
-  memory: MemoryState  # of the closed segments; this alone is read
-  pending: Update  # what the open segment will add when it closes
-  cache: Segment  # the open segment; its keys are rotated
 
-
-def open_stream(
-  state: MemoryState, cache: Segment, rule: str | Rule, scored: bool = False
-) -> InfiniStream:
-  """Begins a segment after whole ones: nothing pending, `cache` empty.
+def no_kernels(on: str, N: int, E: int, U: int, rule: Rule) -> str | None:
+  """Why `implementation='kernels'` cannot do it; None if it can.
 
   Args:
-    state: the memory.
-    cache: a segment without tokens.
-    rule: how it is written.
-    scored: tokens will come with `decay_BTK`.
+    on: the platform, 'cpu', 'gpu' or 'tpu'.
+    N, E, U: tokens of a segment, sizes of a key and a value.
+    rule: how the memory is written and mixed.
   """
-  return InfiniStream(state, mem.no_update(state, as_rule(rule), scored), cache)
+  refined = [name for name in NO_KERNELS if getattr(rule, name)]
+  if refined:
+    return f"memory.{refined[0]} has plain JAX alone"
+  return memory_kernels.why_not(on, N, E, U)
 
 
-def extend_stream(
-  q_BTHE: Float[Array, "B T H E"],
-  k_BTKE: Float[Array, "B T K E"],
-  v_BTKU: Float[Array, "B T K U"],
-  beta_H: Float[Array, " H"],
-  stream: InfiniStream,
-  mask_BT: Bool[Array, "B T"],
-  *,
-  rule: str | Rule,
-  rope_theta: Rope | None = None,
-  write_BTK: Float[Array, "B T K"] | None = None,
-  decay_BTK: Float[Array, "B T K"] | None = None,
-  own: QKV | tuple[Array, Array, Array] | None = None,
-  scoring: Scoring = PLAIN,
-  cut: Bool[Array, ""] | None = None,
-) -> tuple[Float[Array, "B T H U"], InfiniStream]:
-  """T more tokens of each lane's open segment; closes it when it is full.
-
-  Equal to `infini_attention` over the same tokens. Each lane stands at its own place in its
-  segment; its tokens come first in its row of `mask_BT` and never run past the segment's end.
-  """
-  return on_shards(
-    partial(_extend, rule=as_rule(rule), theta=rope_theta, scoring=scoring),
-    token_axes(q_BTHE, whole=True),
-    ("BTHU", stream),
-    inputs=Inputs(q_BTHE, k_BTKE, v_BTKU, mask_BT, write_BTK, decay_BTK, own and QKV(*own)),
-    beta_H=beta_H,
-    stream=stream,
-    cut=cut,
-    rope=_computed(rope_theta),
-  )
-
-
-def _extend(inputs, beta_H, stream, cut, rope, *, rule, theta, scoring):
-  memory, pending, cache = stream
-  turn = _rotation(cache.fill_B, theta, rope)
-  q_BTHE, k_BTKE = turn(inputs.q_BTHE), turn(inputs.k_BTKE)
-  position_BT, cache = append(cache, k_BTKE, inputs.v_BTKU, inputs.mask_BT)
-  local_BTHU = inside(q_BTHE, position_BT, cache, scoring)
-  recalled_BTHU = mem.read(inputs.memory().q_BTHE, memory)
-  out_BTHU = mem.mix(local_BTHU, recalled_BTHU, memory.z_BKE, beta_H, rule, cut)
-
-  pending = mem.joined(pending, _summary(inputs, memory, rule))
-  full_B, cache = close_full(cache, cache.k_BNKE.shape[1])
-
-  def close(memory, pending):
-    closed = mem.commit(memory, pending, rule)
-    return where_lane(full_B, closed, memory), where_lane(full_B, 0, pending)
-
-  memory, pending = jax.lax.cond(full_B.any(), close, lambda *x: x, memory, pending)
-  return out_BTHU, InfiniStream(memory, pending, cache)
-
-
-def _summary(inputs: Inputs, memory: MemoryState, rule: Rule) -> Update:
-  """What these tokens add to the memory."""
-  _, k_BTKE, v_BTKU = inputs.memory()
-  counts = inputs.write_BTK, inputs.decay_BTK
-  return mem.summarize(k_BTKE, v_BTKU, memory, inputs.mask_BT, rule, *counts)
-
-
-def _computed(rope: Rope | None) -> Frequencies | None:
-  """Frequencies that are computed go to every device as an array; theta is a constant."""
-  return rope if isinstance(rope, Frequencies) else None
-
-
-def _rotation(
-  first_B: Array | None, theta: Rope | None, rope: Frequencies | None
-) -> Callable[[Array], Array]:
-  """Rotates tokens (B,T,heads,E). The first of each lane has the position `first_B`, or 0."""
-  theta = theta if rope is None else rope
-  if theta is None:
-    return lambda x: x
-
-  def rotated(x_BTHE):
-    position_BT = jnp.arange(x_BTHE.shape[1], dtype=jnp.int32)[None]
-    position_BT = position_BT if first_B is None else first_B[:, None] + position_BT
-    return rotate(x_BTHE, position_BT, theta)
-
-  return rotated
+FORMS = {"parallel": _parallel, "kernels": _kernels}
 
 
 def _check_divided(T, segment_length, axis, rule, implementation):
@@ -312,8 +296,10 @@ def _check_divided(T, segment_length, axis, rule, implementation):
 
 
 def _check(q, k, v, beta, segment_length, implementation):
-  if implementation not in ("auto", "scan", "parallel"):
-    raise ValueError(f"implementation={implementation!r}: choose 'auto', 'scan' or 'parallel'")
+  if implementation not in ("auto", "scan", *FORMS):
+    raise ValueError(
+      f"implementation={implementation!r}: choose 'auto', 'scan', 'parallel' or 'kernels'"
+    )
   if segment_length < 1:
     raise ValueError(f"segment_length={segment_length}: must be at least 1")
   if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[-1] != k.shape[-1]:

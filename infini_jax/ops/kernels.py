@@ -1,9 +1,9 @@
 """The vendors' attention kernels behind one name, for causal attention inside segments.
 
 Segments are independent, so they become lanes and every kernel does what it is best at: a plain
-causal square of N x N. Each function here takes `q_BNHE, k_BNKE, v_BNKU, mask_BN`, one device's
-share, and returns `out_BNHU`. `scale` and `softcap` are those of `attention.Scoring`. `why_not`
-says in words why a kernel cannot do it.
+causal square of N x N. Each function here takes one device's share, with any padding last in its
+segment. `scale` and `softcap` are those of `attention.Scoring`. `why_not` says why a kernel
+cannot do it, in words.
 """
 
 import jax
@@ -76,16 +76,32 @@ def splash(
   q_BNHE: Float[Array, "B N H E"],
   k_BNKE: Float[Array, "B N K E"],
   v_BNKU: Float[Array, "B N K U"],
-  mask_BN: Bool[Array, "B N"] | None,
   scale: float,
   softcap: float = 0.0,
   *,
   interpret: bool = False,
 ) -> Float[Array, "B N H U"]:
-  """Pallas' splash attention for TPUs; padding is another sequence, which sees itself."""
+  """Pallas' splash attention for TPUs."""
+  q_BNHE = q_BNHE * jnp.asarray(scale, q_BNHE.dtype)
+  q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q_BNHE, k_BNKE, v_BNKU))
+  return jnp.moveaxis(splash_heads(q, k, v, softcap, interpret=interpret), 1, 2)
+
+
+def splash_heads(
+  q_BHNE: Float[Array, "B H N E"],
+  k_BKNE: Float[Array, "B K N E"],
+  v_BKNU: Float[Array, "B K N U"],
+  softcap: float = 0.0,
+  *,
+  interpret: bool = False,
+) -> Float[Array, "B H N U"]:
+  """`splash` with heads first, as its kernel takes them; segments may be among the heads.
+
+  The queries are scaled already. Padding that comes last needs no mask: no token before it sees it.
+  """
   from jax.experimental.pallas.ops.tpu import splash_attention as pallas  # slow to import
 
-  N, H = q_BNHE.shape[1:3]
+  H, N = q_BHNE.shape[1:3]
   block = max(b for b in range(LANE, min(N, SPLASH_BLOCK) + 1, LANE) if N % b == 0)
   sizes = pallas.BlockSizes(
     block_q=block,
@@ -103,15 +119,7 @@ def splash(
     interpret=interpret,
   )
 
-  def lane(q_HNE, k_KNE, v_KNU, mask_N):
-    if mask_N is None:
-      return kernel(q_HNE, k_KNE, v_KNU)
-    parts = mask_N.astype(jnp.int32)
-    return kernel(q_HNE, k_KNE, v_KNU, segment_ids=pallas.SegmentIds(parts, parts))
-
-  q_BNHE = q_BNHE * jnp.asarray(scale, q_BNHE.dtype)
-  q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q_BNHE, k_BNKE, v_BNKU))
-  return jnp.moveaxis(jax.vmap(lane)(q, k, v, mask_BN), 1, 2)
+  return jax.vmap(kernel)(q_BHNE, k_BKNE, v_BKNU)
 
 
 def cudnn(

@@ -27,14 +27,11 @@ from jaxtyping import Array, Bool, Float
 
 from infini_jax.ops.attention import split_heads
 from infini_jax.ops.lanes import each_in_turn
+from infini_jax.ops.rule import GATES, Rule
 from infini_jax.ops.shards import carried
 
 # Delta stays contractive while a segment adds at most so many times what z holds.
 DELTA_GROWTH = 2.0
-GATES: dict[str, Callable[[Array], Array]] = {
-  "sigmoid": jax.nn.sigmoid,
-  "hard_sigmoid": jax.nn.hard_sigmoid,  # relu6(x + 3) / 6
-}
 READOUT_EPSILON = 1e-6  # added to the mean square of a read-out
 
 
@@ -43,40 +40,6 @@ class MemoryState(NamedTuple):
 
   M_BKEU: Array
   z_BKE: Array
-
-
-class Rule(NamedTuple):
-  """How the memory is written, equation (8) or (9), and mixed, equation (10).
-
-  The refinements are off by default.
-
-  A padded token writes nothing under any of them, and a segment of padding alone changes nothing.
-
-  Attributes:
-    name: 'linear' or 'delta'.
-    normalize_keys: sum normalization (Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174): a token is
-      written, and recalled by delta, under `sigma(k) / sum_e sigma(k)_e`, so that each adds exactly
-      1 to `sum(z)`. Queries need none: their scale cancels in the read.
-    z_correction: a token adds to `z` only what is new in its key (ARMT, arXiv 2407.04841):
-      `gamma * sigma(k)` with `gamma = clip(1 - z.sigma(k) / |sigma(k)|^2, 0, 1)`, which has no
-      gradient. `z` is that before the segment, and gamma 1 while it is empty. `M` is written as
-      ever.
-    decay: what a segment leaves of the memory before its own part is added, 1 for all:
-      `M' = decay * (M - recalled) + written`, `z' = decay * z + keys`. Gated delta with a constant
-      gate (arXiv 2412.06464), per segment.
-    gate: 'sigmoid', or 'hard_sigmoid', `relu6(beta + 3) / 6`, which reaches 0 and 1.
-    readout_norm: each head's A_mem is divided by its root mean square; where empty it stays 0.
-    scale_first_segment: True scales the local output by `1 - g` even while the memory is empty, as
-      the formula says literally; otherwise a head with an empty memory is all local.
-  """
-
-  name: str = "linear"
-  normalize_keys: bool = False
-  z_correction: bool = False
-  decay: float = 1.0
-  gate: str = "sigmoid"
-  readout_norm: bool = False
-  scale_first_segment: bool = False
 
 
 class Update(NamedTuple):
@@ -88,22 +51,6 @@ class Update(NamedTuple):
   new_BKE: Array | None  # the part of the keys that z does not hold yet: z-correction
   scores_BK: Array | None = None  # the sum of the scores of a learned decay,
   tokens_BK: Array | None = None  # and of how many tokens
-
-
-def as_rule(rule: str | Rule) -> Rule:
-  """A rule given by its name alone, or in full.
-
-  Raises:
-    ValueError: an unknown name or gate, or a decay outside its bounds.
-  """
-  rule = Rule(rule) if isinstance(rule, str) else rule
-  if rule.name not in ("linear", "delta"):
-    raise ValueError(f"rule={rule.name!r}: choose 'linear' or 'delta'")
-  if not 0 < rule.decay <= 1:
-    raise ValueError(f"decay={rule.decay}: must be above 0, and at most 1 (no decay)")
-  if rule.gate not in GATES:
-    raise ValueError(f"gate={rule.gate!r}: choose 'sigmoid' or 'hard_sigmoid'")
-  return rule
 
 
 def sigma(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -212,7 +159,7 @@ def summarize(
     weight = jnp.einsum("BNKE,BKE->BNK", whole_BNKE, memory.z_BKE)
     recalled = jnp.einsum("BNKE,BNKU->BKEU", k_BNKE, _divide(value, weight[..., None]))
   new = _new_keys(whole_BNKE, k_BNKE, memory.z_BKE) if rule.z_correction else None
-  scored = (None, None) if decay_BNK is None else _scores(decay_BNK, mask_BN)
+  scored = (None, None) if decay_BNK is None else segment_scores(decay_BNK, mask_BN)
   return Update(written, recalled, k_BNKE.sum(1), new, *scored)
 
 
@@ -284,17 +231,44 @@ def prefix(
   whole_BSNKE = _keys(k_BSNKE, rule)
   k_BSNKE = _written(whole_BSNKE, mask_BSN, write_BSNK)
   written_BSKEU = jnp.einsum("BSNKE,BSNKU->BSKEU", k_BSNKE, v_BSNKU.astype(jnp.float32))
-  keys_BSKE = k_BSNKE.sum(2)
-  scored = (None, None) if decay_BSNK is None else _scores(decay_BSNK, mask_BSN)
-  left_BSK = _left(keys_BSKE, rule, *scored)
 
+  def erased(z_BSKE):
+    weight_BSNK = jnp.einsum("BSNKE,BSKE->BSNK", whole_BSNKE, z_BSKE)
+    scaled_BSNKE = _divide(whole_BSNKE, weight_BSNK[..., None])
+    return jnp.einsum("BSNKE,BSNKI->BSKEI", k_BSNKE, scaled_BSNKE)
+
+  sums = Sums(written_BSKEU, k_BSNKE.sum(2), erased, (whole_BSNKE, k_BSNKE))
+  scores = None if decay_BSNK is None else segment_scores(decay_BSNK, mask_BSN)
+  return recurrence(sums, memory, reset_BS, rule, axis, scores)
+
+
+class Sums(NamedTuple):
+  """What each of S segments adds, as sums over its tokens."""
+
+  written_BSKEU: Array
+  keys_BSKE: Array
+  erased: Callable  # from z_BSKE before the segments to P_BSKEI: delta takes `P M` from the memory
+  pairs: tuple[Array, Array] | None = None  # keys, and written keys, BSNKE: z-correction alone
+
+
+def recurrence(
+  sums: Sums,
+  memory: MemoryState,
+  reset_BS: Bool[Array, "B S"],
+  rule: Rule,
+  axis: str | None = None,
+  scores: tuple[Array, Array] | None = None,
+) -> tuple[MemoryState, MemoryState]:
+  """`prefix`, from the sums of each segment; `scores` are those of `segment_scores`."""
+  keys_BSKE = sums.keys_BSKE
+  left_BSK = _left(keys_BSKE, rule, *(scores or (None, None)))
   over_segments = partial(each_in_turn, reset_BS)
 
   def step_z(z_BKE, left_BK, keys_BKE, keys):
     new_BKE = keys_BKE if keys is None else _new_keys(keys[0], keys[1], z_BKE)
     return _fade(z_BKE, left_BK) + new_BKE
 
-  corrected = (whole_BSNKE, k_BSNKE) if rule.z_correction else None
+  corrected = sums.pairs if rule.z_correction else None
   kept: Any = None
   if axis is None:
     z_BSKE, z_BKE = over_segments(step_z, memory.z_BKE, left_BSK, keys_BSKE, corrected)
@@ -306,9 +280,7 @@ def prefix(
 
   P_BSKEI = None
   if rule.name == "delta":
-    weight_BSNK = jnp.einsum("BSNKE,BSKE->BSNK", whole_BSNKE, z_BSKE)
-    scaled_BSNKE = _divide(whole_BSNKE, weight_BSNK[..., None])
-    P_BSKEI = jnp.einsum("BSNKE,BSNKI->BSKEI", k_BSNKE, scaled_BSNKE)
+    P_BSKEI = sums.erased(z_BSKE)
     P_BSKEI *= _fade(_damping(keys_BSKE, z_BSKE, rule), left_BSK)[..., None, None]
 
   def step_M(M_BKEU, left_BK, P_BKEI, written_BKEU):
@@ -318,13 +290,15 @@ def prefix(
     return M_next if written_BKEU is None else M_next + written_BKEU
 
   if axis is None:
-    M_BSKEU, M_BKEU = over_segments(step_M, memory.M_BKEU, left_BSK, P_BSKEI, written_BSKEU)
+    M_BSKEU, M_BKEU = over_segments(step_M, memory.M_BKEU, left_BSK, P_BSKEI, sums.written_BSKEU)
   else:
     if P_BSKEI is not None:  # a matrix is what is left: that of the recurrence itself
       E = keys_BSKE.shape[-1]
       whole = jnp.broadcast_to(jnp.eye(E), (*memory.z_BKE.shape, E))
       kept = over_segments(step_M, whole, left_BSK, P_BSKEI, None)
-    own = over_segments(step_M, jnp.zeros_like(memory.M_BKEU), left_BSK, P_BSKEI, written_BSKEU)
+    own = over_segments(
+      step_M, jnp.zeros_like(memory.M_BKEU), left_BSK, P_BSKEI, sums.written_BSKEU
+    )
     M_BSKEU, M_BKEU = carried(kept, own, memory.M_BKEU, axis)
   return MemoryState(M_BSKEU, z_BSKE), MemoryState(M_BKEU, z_BKE)
 
@@ -362,7 +336,7 @@ def _left(
   return jnp.where(is_empty(keys_BKE), 1.0, decay)
 
 
-def _scores(decay: Array, mask: Array | None) -> tuple[Array, Array]:
+def segment_scores(decay: Array, mask: Array | None) -> tuple[Array, Array]:
   """The sums of scores (..., N, K) over the real tokens of a segment, and how many these are."""
   mask = jnp.ones_like(decay[..., 0], bool) if mask is None else mask
   real = jnp.broadcast_to(mask[..., None], decay.shape)

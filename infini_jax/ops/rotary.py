@@ -1,6 +1,7 @@
 """Rotary positions (Su et al., arXiv 2104.09864), in the half-rotation layout of Llama."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -30,13 +31,43 @@ def rotate(
   Returns:
     The rotated array, in the type of `x_BTHE`; the angles are computed in float32.
   """
-  rope = frequencies(x_BTHE.shape[-1], rope) if isinstance(rope, float) else rope
-  frequency_E, magnitude = rope
-  angle_BTHE = position_BT.astype(jnp.float32)[:, :, None, None] * frequency_E[None, None, None]
-  sin, cos = magnitude * jnp.sin(angle_BTHE), magnitude * jnp.cos(angle_BTHE)
+  cos, sin = turns(position_BT[..., None], x_BTHE.shape[-1], rope)
   first, second = jnp.split(x_BTHE.astype(jnp.float32), 2, axis=-1)
   turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
   return turned.astype(x_BTHE.dtype)
+
+
+def rotation(first_B: Array | None, rope: Rope | None) -> Callable[[Array], Array]:
+  """Rotates tokens (B,T,heads,E). The first of each lane has the position `first_B`, or 0.
+
+  Args:
+    first_B: int32.
+    rope: as of `rotate`; None leaves the tokens as they are.
+  """
+  if rope is None:
+    return lambda x: x
+
+  def rotated(x_BTHE):
+    position_BT = jnp.arange(x_BTHE.shape[1], dtype=jnp.int32)[None]
+    position_BT = position_BT if first_B is None else first_B[:, None] + position_BT
+    return rotate(x_BTHE, position_BT, rope)
+
+  return rotated
+
+
+def computed(rope: Rope | None) -> Frequencies | None:
+  """Frequencies that are computed go to every device as an array; theta is a constant."""
+  return rope if isinstance(rope, Frequencies) else None
+
+
+def turns(
+  position: Int[Array, "*T"], E: int, rope: Rope
+) -> tuple[Float[Array, "*T half"], Float[Array, "*T half"]]:
+  """Cosine and sine of the angle of each pair of a head of size E, float32, times `magnitude`."""
+  rope = frequencies(E, rope) if isinstance(rope, float) else rope
+  frequency_E, magnitude = rope
+  angle = position.astype(jnp.float32)[..., None] * frequency_E[(None,) * position.ndim]
+  return magnitude * jnp.cos(angle), magnitude * jnp.sin(angle)
 
 
 def frequencies(E: int, theta: float, scaling: tuple[float, ...] = ()) -> Frequencies:

@@ -10,6 +10,7 @@ import pytest
 from infini_jax.ops import MemoryState, Rule, gate_values, infini_attention
 from infini_jax.ops import infini as infini_module
 from infini_jax.ops import memory as memory_module
+from infini_jax.ops import stream as stream_module
 from infini_jax.ops.attention import Segment
 from tests.ops import reference
 
@@ -21,7 +22,7 @@ attend = jax.jit(
   infini_attention,
   static_argnames=("segment_length", "rule", "rope_theta", "implementation"),
 )
-extend = jax.jit(infini_module.extend_stream, static_argnames=("rule", "rope_theta"))
+extend = jax.jit(stream_module.extend_stream, static_argnames=("rule", "rope_theta"))
 
 
 def inputs(rng, T):
@@ -57,11 +58,11 @@ def token_by_token(arrays, N, *, rule, **options):
   """The streaming form: outputs, and the memory after the open segment is written too."""
   q, k, v, beta, M, z, *more = arrays
   empty = Segment(jnp.zeros((B, N, K, E)), jnp.zeros((B, N, K, U)), jnp.zeros(B, jnp.int32))
-  stream = infini_module.open_stream(MemoryState(M, z), empty, rule)
+  stream = stream_module.open_stream(MemoryState(M, z), empty, rule)
 
   def token(stream, xs):
     q, k, v, *more = (x[:, None] for x in xs)
-    out, stream = infini_module.extend_stream(
+    out, stream = stream_module.extend_stream(
       q, k, v, beta, stream, jnp.ones((B, 1), bool), rule=rule, **options, **more_of(more)
     )
     return stream, out[:, 0]
@@ -151,13 +152,14 @@ def test_equals_float64_loops_forward_and_gradient(rng, rule, options):
       arrays, segment_length=N, reset_BS=reset, mask_BT=mask, implementation=form, **ours
     )
 
-  forms = [
-    ("scan", whole("scan"), (reset, mask), flagged),
-    ("parallel", whole("parallel"), (reset, mask), flagged),
+  rounds = ["scan", "parallel"]
+  if infini_module.no_kernels("cpu", N, E, U, rule) is None:
+    rounds.append("kernels")
+  calls = [(form, whole(form), (reset, mask), flagged) for form in rounds] + [
     ("stream", lambda arrays, _, mask: token_by_token(arrays, N, **ours), (no_reset, no_mask),
      unflagged),
   ]  # fmt: skip
-  for form, f, flags, ((_, expected), expected_grads) in forms:
+  for form, f, flags, ((_, expected), expected_grads) in calls:
     (_, got), grads = graded(f, np.float32)(single(*arrays), *map(jnp.asarray, flags))
     for name, a, b in zip(("out", "M", "z"), got, expected, strict=True):
       np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=f"{form}: {name}")
@@ -184,7 +186,7 @@ def test_token_by_token_equals_whole_segments(rng, rule, pieces):
   q, k, v, beta, M, z = single(*inputs(rng, T), *memory(rng))
   whole, _ = attend(q, k, v, beta, MemoryState(M, z), segment_length=N, rule=rule, rope_theta=50.0)
   empty = Segment(jnp.zeros((B, N, K, E)), jnp.zeros((B, N, K, U)), jnp.zeros(B, jnp.int32))
-  stream = infini_module.open_stream(MemoryState(M, z), empty, rule)
+  stream = stream_module.open_stream(MemoryState(M, z), empty, rule)
   outs, start = [], 0
   for piece in pieces:
     part = slice(start, start + piece)
@@ -214,7 +216,7 @@ def test_shut_gate_is_local_attention_and_open_gate_is_memory(rng):
   np.testing.assert_allclose(opened[:, :4], memory_only, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("implementation", ["scan", "parallel"])
+@pytest.mark.parametrize("implementation", ["scan", "parallel", "kernels"])
 @pytest.mark.parametrize("rule", ["linear", "delta"])
 def test_no_output_depends_on_a_later_token(rng, implementation, rule):
   q, k, v, beta, M, z = single(*inputs(rng, 12), *memory(rng))
@@ -277,7 +279,7 @@ def test_delta_never_expands_a_memory_whose_z_stays_small(rng):
   assert np.all(norms[:, 1:] <= norms[:, :-1] * (1 + 1e-5)), "delta makes old memories larger"
 
 
-@pytest.mark.parametrize("implementation", ["scan", "parallel"])
+@pytest.mark.parametrize("implementation", ["scan", "parallel", "kernels"])
 def test_a_segment_of_padding_does_not_decay(rng, implementation):
   arrays = inputs(rng, 12), memory(rng)
   mask = jnp.zeros((B, 12), bool)
@@ -320,7 +322,7 @@ def test_gate_values():
   )
 
 
-@pytest.mark.parametrize("implementation", ["scan", "parallel"])
+@pytest.mark.parametrize("implementation", ["scan", "parallel", "kernels"])
 def test_cut_scales_local_attention_and_writes_as_ever(rng, implementation):
   arrays = (*inputs(rng, 12), *memory(rng))
   options = dict(segment_length=4, rule="delta", implementation=implementation)
@@ -375,6 +377,7 @@ def test_masked_tokens_write_nothing_and_return_zero(rng):
     (dict(rule=Rule("delta", decay=0.0)), "must be above 0"),
     (dict(rule=Rule(gate="relu")), "choose 'sigmoid' or 'hard_sigmoid'"),
     (dict(implementation="fast"), "choose 'auto'"),
+    (dict(implementation="kernels", rule=Rule(z_correction=True)), "memory.z_correction has plain"),
     (dict(segment_length=0), "at least 1"),
     (dict(reset_BS=jnp.zeros((B, 7), bool)), "reset_BS has shape"),
   ],

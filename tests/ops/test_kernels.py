@@ -26,7 +26,7 @@ def test_splash_equals_the_reference_forward_and_gradient(rng, masked, scoring):
     return jax.jit(jax.value_and_grad(lambda *qkv: (run(*qkv) * weight).sum(), (0, 1, 2)))(q, k, v)
 
   with jax.numpy_dtype_promotion("standard"):  # splash's code mixes types
-    how = (mask if masked else None, scoring.scale_of(E), scoring.softcap)
+    how = scoring.scale_of(E), scoring.softcap
     ours = graded(lambda *qkv: kernels.splash(*qkv, *how, interpret=True))
   alone = lambda *qkv: segment_attention(
     *(x[:, None] for x in qkv), mask[:, None], kernel="reference", scoring=scoring

@@ -12,9 +12,11 @@ from infini_jax.models.lora import Adapter
 from infini_jax.models.mixers.base import empty_segment
 from infini_jax.models.mixers.local import Local
 from infini_jax.ops import memory as mem
-from infini_jax.ops.infini import InfiniStream, extend_stream, infini_attention, open_stream
-from infini_jax.ops.memory import MemoryState, Rule
+from infini_jax.ops.infini import infini_attention
+from infini_jax.ops.memory import MemoryState
+from infini_jax.ops.rule import Rule
 from infini_jax.ops.shards import on_shards, token_axes
+from infini_jax.ops.stream import InfiniStream, extend_stream, open_stream
 from infini_jax.parallel import product, zeros
 
 WRITE_INIT = 2.0  # of 3, from which on a write gate is open, and has no gradient

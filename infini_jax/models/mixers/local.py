@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from infini_jax.models.mixers.base import Mixer, empty_segment
@@ -10,9 +11,9 @@ from infini_jax.ops.attention import (
   close_full,
   inside,
   open_positions,
-  segment_attention,
   to_segments,
 )
+from infini_jax.ops.local import LocalAttention
 from infini_jax.ops.rotary import rotate
 from infini_jax.ops.shards import on_shards, token_axes
 
@@ -60,20 +61,14 @@ class Local(Mixer):
 
   def _segments(self, q_BTHE, k_BTKE, v_BTKE, mask_BT, windowed):
     B, T = q_BTHE.shape[:2]
-    N, rope = self.config.segment_length, self.rope(windowed)
-    position = jnp.arange(T, dtype=jnp.int32)[None] % N
-
-    turn = lambda x: to_segments(rotate(x, position, rope), N)
-    mask_BSN = None if mask_BT is None else to_segments(mask_BT, N)
-    out_BSNHU = segment_attention(
-      turn(q_BTHE),
-      turn(k_BTKE),
-      to_segments(v_BTKE, N),
-      mask_BSN,
-      kernel=self.config.run.attention,
-      scoring=self.scoring(),
-    )
+    arrays = q_BTHE, k_BTKE, v_BTKE, mask_BT
+    arrays = jax.tree.map(lambda x: to_segments(x, self.config.segment_length), arrays)
+    out_BSNHU = self.local(windowed)(*arrays)
     return out_BSNHU.reshape(B, -1, *out_BSNHU.shape[3:])[:, :T]
+
+  def local(self, windowed: Any = None) -> LocalAttention:
+    """How attention inside segments is computed."""
+    return LocalAttention(self.rope(windowed), self.config.run.attention, self.scoring())
 
   def open(self, state: Any, lanes: int, dtype: Any) -> Any:
     """A segment without tokens. Its keys are rotated when they come, and not at every read."""

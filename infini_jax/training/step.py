@@ -15,7 +15,7 @@ from infini_jax.models import abstract_params, bind, init
 from infini_jax.models.mixers import MIXERS
 from infini_jax.models.mixers.summaries import random_borders
 from infini_jax.ops.lanes import where_lane
-from infini_jax.ops.loss import cross_entropy, divergence
+from infini_jax.ops.loss import divergence, weighted_loss
 from infini_jax.ops.memory import fast_forward
 from infini_jax.parallel import shard
 from infini_jax.training import optimizer
@@ -98,18 +98,18 @@ def make_train_step(
     options: dict[str, Any] = {"chunk": t.loss_chunk, "softcap": config.model.family.logit_softcap}
     weight_BT = _weights(batch) / total
     if teacher is None:
-      nll_BT, log_z_BT, right_BT = cross_entropy(*scores, **options)
+      loss, (nll_BT, right_BT) = weighted_loss(*scores, weight_BT, z_loss=t.z_loss, **options)
       sums = {"loss": (nll_BT * weight_BT).sum()}
     else:
       told = _as_the_original(config, teacher, batch)
       nll_BT, log_z_BT, right_BT, apart_BT = divergence(*scores, *told, **options)
       sums = {"loss": (nll_BT * weight_BT).sum(), "distillation": (apart_BT * weight_BT).sum()}
+      loss = sums["loss"] + t.z_loss * (log_z_BT**2 * weight_BT).sum()
+      loss += t.distill_weight * sums["distillation"]
     if "asked_BT" in batch:
       sums["right"] = (right_BT & batch["asked_BT"]).sum().astype(jnp.float32)
     if "text_B" in batch:
       sums["text"] = (nll_BT * _text(batch)).sum()
-    loss = sums["loss"] + t.z_loss * (log_z_BT**2 * weight_BT).sum()
-    loss += t.distill_weight * sums.get("distillation", 0.0)
     loss += MIXERS[config.model.mixer].auxiliary(memory) / t.accumulate
     return loss, (sums, memory)
 

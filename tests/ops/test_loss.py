@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infini_jax.ops.loss import cross_entropy, divergence
+from infini_jax.ops.loss import cross_entropy, divergence, weighted_loss
 
 B, T, D, V = 2, 10, 6, 17
 
@@ -50,6 +50,45 @@ def test_equals_float64_forward_and_gradient_whatever_the_chunk(rng, chunk, soft
   np.testing.assert_array_equal(outs[2], right(hidden, head, targets))
   for name, a, b in zip(("hidden", "head"), grads, expected_grads, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=f"gradient of {name}")
+
+
+@pytest.mark.parametrize("chunk,softcap", [(3, 1.5), (10, 0.0)])
+def test_the_weighted_loss_has_the_gradient_of_cross_entropy(rng, chunk, softcap):
+  hidden, head, targets = inputs(rng)
+  weights = rng.standard_normal((B, T))
+
+  def expected(hidden, head):
+    nll, log_z = plain(hidden, head, jnp.asarray(targets), softcap)
+    return 3 * (weights * (nll + 0.1 * log_z**2)).sum(), nll
+
+  def ours(hidden, head):
+    how = {"chunk": chunk, "softcap": softcap, "z_loss": 0.1}
+    weight = jnp.asarray(weights, jnp.float32)
+    loss, (nll, right) = weighted_loss(hidden, head, jnp.asarray(targets), weight, **how)
+    assert right.dtype == bool
+    return 3 * loss, nll
+
+  with jax.enable_x64(True):
+    reference = jax.value_and_grad(expected, (0, 1), has_aux=True)(hidden, head)
+    (loss, nll), grads = jax.device_get(reference)
+  arrays = jnp.asarray(hidden, jnp.float32), jnp.asarray(head, jnp.float32)
+  (got, outs), got_grads = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(*arrays)
+  np.testing.assert_allclose(got, loss, rtol=1e-5)
+  np.testing.assert_allclose(ours(*arrays)[0], loss, rtol=1e-5, err_msg="without a gradient")
+  np.testing.assert_allclose(outs, nll, rtol=1e-5, atol=1e-5)
+  for name, a, b in zip(("hidden", "head"), got_grads, grads, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=f"gradient of {name}")
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_weighted_loss_computes_the_logits_once(rng, frozen):
+  """Products with the head: logits, the gradient of the hidden states, and that of the head."""
+  shapes = [jax.ShapeDtypeStruct(s, np.float32) for s in ((1, 64, 4), (32, 4))]
+  targets, weights = jnp.zeros((1, 64), jnp.int32), jnp.ones((1, 64))
+  loss = lambda *x: weighted_loss(*x, targets, weights, chunk=16)[0]
+  program = jax.make_jaxpr(jax.grad(loss, (0,) if frozen else (0, 1)))(*shapes)
+  products = str(program).count("dot_general")
+  assert products == 3 - frozen, f"{products} products: are the logits computed again?"
 
 
 @pytest.mark.parametrize("chunk", [3, 10])

@@ -43,14 +43,14 @@ def executed_flops_per_token(
     tokens: as in `flops_per_token`.
     part: likewise.
     block: rows of a block of attention scores, which is computed whole on the diagonal.
-    head_again: whether the loss is computed in chunks, whose logits are computed again.
+    head_again: whether the logits are computed again for the gradient.
   """
   # What lies outside a window is masked, not skipped.
   unbounded = dataclasses.replace(config.family, window=0)
   parts = forward_flops(dataclasses.replace(config, family=unbounded), tokens)
   seen = _seen(config, tokens)
   whole = (seen + min(block, seen)) / (seen + 1)  # of causal squares that are computed in blocks
-  again = {"none": 0.0, "dots": 0.0, "full": 1.0, "offload": 1.0}[config.run.remat]
+  again = 0.0 if config.run.remat in ("none", "dots") else 1.0
   mixing = 0.0 if config.run.remat == "none" else 1.0
   # The backward pass of a fused kernel computes the scores again: five products instead of four.
   return (

@@ -23,6 +23,7 @@ REMAT = {
   "none": None,  # keep everything
   "dots": checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the weight products
   "full": checkpoint_policies.nothing_saveable,  # keep only a layer's input
+  "auto": checkpoint_policies.nothing_saveable,  # `plan.remat` chooses before a training
   "offload": checkpoint_policies.save_and_offload_only_these_names(  # keep it in the host's memory
     names_which_can_be_saved=[],
     names_which_can_be_offloaded=["layer_input"],

@@ -53,9 +53,13 @@ CHIPS = {
 }
 
 
+def chip_of(device_kind: str) -> Chip | None:
+  """The chip of a `device_kind`, or None if it is not known (such as a CPU)."""
+  known = (chip for chip in CHIPS.values() if device_kind.startswith(chip.kinds))
+  return next(known, None)
+
+
 def peak_flops(device_kind: str) -> float | None:
-  """The peak FLOP/s of a `device_kind` in bfloat16, or None if it is not known (such as a CPU)."""
-  for chip in CHIPS.values():
-    if device_kind.startswith(chip.kinds):
-      return chip.peak
-  return None
+  """Its peak FLOP/s in bfloat16."""
+  chip = chip_of(device_kind)
+  return None if chip is None else chip.peak

@@ -22,6 +22,7 @@ from infini_jax.plan.compiled import compile_step
 from infini_jax.plan.estimate import estimate
 from infini_jax.plan.gpus import gpu_devices
 from infini_jax.plan.memories import memories, show
+from infini_jax.plan.remat import settled
 from infini_jax.plan.shares import abstract_mesh
 from infini_jax.plan.tpus import tpu_devices
 from infini_jax.plan.verdict import judge
@@ -80,6 +81,7 @@ def plan(
     tpus = chip.platform == "tpu"
     devices = tpu_devices(args.topology, mesh.dcn) if tpus else gpu_devices(args.topology)
 
+  config = settled(config, sizes, chip, lambda line: console.print(line, highlight=False))
   made = estimate(config, sizes, chip)
   report.show(made, console)
   found = None

@@ -114,7 +114,7 @@ def estimate(config: Config, sizes: dict[str, int], chip: Chip) -> Estimate:
 
   T = config.data.segments * m.segment_length
   tokens = config.data.lanes * T
-  head_again = part.segments * m.segment_length > t.loss_chunk
+  head_again = bool(t.distill_weight) and part.segments * m.segment_length > t.loss_chunk
   full = dataclasses.replace(m, mixer="full")
   flops = {
     "model": flops_per_token(m, T, t.part),
@@ -197,6 +197,7 @@ def _working(config: Config, s: Shares, params: Any) -> tuple[str, dict[str, flo
   copies = rows * (4 * (4 * D + 4 * s.heads * E) + c * s.ffn)
   kept = {"none": activations + copies + rows * D * c, "full": rows * D * c}
   kept["dots"] = kept["full"] + rows * c * products
+  kept["auto"] = kept["full"]
   kept["offload"] = 0  # in the host's memory
   saved = m.layers * (kept[m.run.remat] + state)
   if m.run.remat == "none" and s.stored > 1:

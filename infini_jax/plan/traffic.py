@@ -128,7 +128,7 @@ def memory_traffic(config: Config, s: Shares, params: float, optimizer: float) -
     mixing *= 2  # the memory moves them once more
   ffn = 2 * D + s.ffn * (up + 1)
   forward = s.tokens * (qkv + mixing + s.heads * E + D + ffn)
-  passes = 3 + (m.run.remat in ("full", "offload"))
+  passes = 3 + (m.run.remat not in ("none", "dots"))
   layers = m.layers * c * (forward * passes + weights * (passes + 1))
   loss = s.tokens * s.vocab * 4 * 4 + s.vocab * D * 4 * c
   update = 2 * (params + optimizer + params)

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from record import Results, add_json, spread
 from rich.console import Console
-from rich.table import Table
 
 from infini_jax.cli import load_config
 from infini_jax.data.tokenizers import ByteTokenizer
@@ -64,6 +64,7 @@ def main() -> None:
   parser.add_argument("--near", type=int, default=4000, help="default %(default)s")
   parser.add_argument("--far", type=int, default=1_000_000, help="default %(default)s")
   parser.add_argument("--tokens", type=int, default=300, help="to write (default %(default)s)")
+  add_json(parser)
   args, rest = parser.parse_known_args()
   console = make_console()
   if args.workdir:
@@ -93,28 +94,29 @@ def main() -> None:
         own.append((time.perf_counter() - started[0], time.process_time() - started[1]))
   ended = resident()
 
-  table = Table(title=f"{args.tokens} tokens each, in turns")
-  for column in (
-    "session",
-    "position",
-    "ms a token",
-    "speed",
-    "CPU ms a token",
-    "speed",
-    "state MB",
-  ):
-    table.add_column(column, justify="left" if column == "session" else "right")
+  results = Results(
+    f"{args.tokens} tokens each, in turns",
+    {
+      "session": "",
+      "position": ",",
+      "ms a token": ".3f",
+      "spread": ".0%",
+      "speed": ".3f",
+      "CPU ms a token": ".3f",
+      "CPU speed": ".3f",
+      "state MB": ".3f",
+    },
+  )
   names = ("near the beginning", "far into the text", "near, weights stacked")
-  medians = [[statistics.median(part) for part in zip(*own, strict=True)] for own in times]
-  for name, session, both in zip(names, sessions, medians, strict=True):
-    cells = [
-      cell
-      for first, own in zip(medians[0], both, strict=True)
-      for cell in (f"{1e3 * own:.3f}", f"{first / own:.3f}")
-    ]
-    state = f"{session.state_bytes / MB:.3f}"
-    table.add_row(name, f"{session.positions[0]:,}", *cells, state)
-  console.print(table)
+  columns = [[*zip(*own, strict=True)] for own in times]  # of each session: seconds, CPU seconds
+  first, first_cpu = (statistics.median(part) for part in columns[0])
+  for name, session, (wall, cpu) in zip(names, sessions, columns, strict=True):
+    taken, own = statistics.median(wall), statistics.median(cpu)
+    values = 1e3 * taken, spread(wall), first / taken, 1e3 * own, first_cpu / own
+    results.add(name, session.positions[0], *values, session.state_bytes / MB)
+  results.more |= {"resident when compiled": begun, "resident at the end": ended}
+  results.show(console)
+  results.write(args.json)
   console.print(
     f"resident: {begun / MB:,.1f} MB when compiled, {ended / MB:,.1f} MB after {args.far:,} tokens "
     f"more, and writing; {run.engine.config.model.mixer} on {jax.devices()[0].device_kind}",

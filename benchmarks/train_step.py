@@ -11,14 +11,16 @@ of different days.
 """
 
 import argparse
+import os
 import statistics
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.table import Table
+from record import Results, add_json, spread
 
+from infini_jax import cpu
 from infini_jax.cli import load_config
 from infini_jax.config import Config, resolve
 from infini_jax.data.lanes.documents import empty_batch
@@ -85,7 +87,9 @@ def main() -> None:
   parser.add_argument("--lengths", help="tokens of a sequence, such as 2048,32768")
   parser.add_argument("--tokens", type=int, help="tokens of a step; by default the config's")
   parser.add_argument("--rounds", type=int, default=5)
+  add_json(parser)
   args, rest = parser.parse_known_args()
+  cpu.set_flags(os.environ)
   if not any(a.startswith("--config=") for a in rest):
     rest = ["--config=configs/demo.py", *rest]
   base, console = load_config(rest), make_console()
@@ -93,15 +97,22 @@ def main() -> None:
   tokens = args.tokens or base.data.lanes * T
   lengths = [int(n) for n in args.lengths.split(",")] if args.lengths else [T]
   devices = jax.device_count()
-  table = Table(
-    title=f"{devices} x {jax.devices()[0].device_kind}, jax {jax.__version__}, {tokens:,} tokens "
-    f"a step, {base.model.run.compute_dtype}"
+  results = Results(
+    f"{devices} x {jax.devices()[0].device_kind}, jax {jax.__version__}, {tokens:,} tokens "
+    f"a step, {base.model.run.compute_dtype}",
+    {
+      "T": ",",
+      "variant": "",
+      "ms a step": ",.0f",
+      "spread": ".0%",
+      "tokens/s": ",.0f",
+      "model TFLOP/s": ".3g",
+      "of the ceiling": ".1%",
+      "of the peak": ".1%",
+      "time to local": ".3f",
+      "peak GiB": ".2f",
+    },
   )
-  for column in (
-    *("T", "variant", "ms a step", "tokens/s", "model TFLOP/s", "of the ceiling", "of the peak"),
-    *("time to local", "peak GiB"),
-  ):
-    table.add_column(column, justify="right")
   for T in lengths:
     with console.status(f"compiling T={T:,}"):
       steps = {name: Step(base, changes, T, tokens) for name, changes in VARIANTS.items()}
@@ -121,14 +132,14 @@ def main() -> None:
       c = steps[name].config
       flops = flops_per_token(c.model, T, c.train.part) * tokens / median
       peak = peak_flops(jax.devices()[0].device_kind)
-      table.add_row(
-        *(f"{T:,}", name, f"{median * 1e3:,.0f}", f"{tokens / median:,.0f}"),
-        *(f"{flops / 1e12:.3g}", f"{flops / best:.1%}"),
-        f"{flops / (peak * devices):.1%}" if peak else "",
-        *(f"{median / local:.3f}", f"{steps[name].peak / 2**30:.2f}" if on_device else ""),
+      held = steps[name].peak / 2**30 if on_device else None
+      results.add(
+        *(T, name, 1e3 * median, spread(values), tokens / median, flops / 1e12, flops / best),
+        *(flops / (peak * devices) if peak else None, median / local, held),
       )
     del steps
-  console.print(table)
+  results.show(console)
+  results.write(args.json)
 
 
 if __name__ == "__main__":

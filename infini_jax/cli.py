@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 import infini_jax
+from infini_jax import cpu
 from infini_jax.config import SYSTEMS, Config, InputError, load_config
 from infini_jax.convert import command as conversion
 from infini_jax.paths import folder_to_write, local
@@ -54,6 +55,7 @@ def program(argv: list[str] | None = None) -> NoReturn:
   After a failed save, threads of Orbax wait for minutes for parts that never come, and Python waits
   for threads. Nothing is left to do then.
   """
+  cpu.set_flags(os.environ)
   status = main(argv)
   sys.stdout.flush()
   sys.stderr.flush()

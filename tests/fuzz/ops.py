@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from infini_jax.ops import MemoryState, Rule, infini_attention
-from infini_jax.ops import infini as infini_module
 from infini_jax.ops import memory as memory_module
+from infini_jax.ops import stream as stream_module
 from infini_jax.ops.attention import Segment
 from tests.ops import reference
 
@@ -127,11 +127,11 @@ def ours_of(form: str, N: int, rule: Rule, options):
     empty = Segment(
       jnp.zeros((B, N, K, E)), jnp.zeros((B, N, K, v.shape[-1])), jnp.zeros(B, jnp.int32)
     )
-    stream = infini_module.open_stream(MemoryState(M, z), empty, rule)
+    stream = stream_module.open_stream(MemoryState(M, z), empty, rule)
 
     def token(stream, xs):
       q, k, v, more = jax.tree.map(lambda x: x[:, None], xs)
-      out, stream = infini_module.extend_stream(
+      out, stream = stream_module.extend_stream(
         q, k, v, beta, stream, jnp.ones((B, 1), bool), rule=rule, **options, **more
       )
       return stream, out[:, 0]

@@ -9,8 +9,8 @@ import pytest
 
 from infini_jax.models import bind
 from infini_jax.ops import MemoryState, Rule, infini_attention
-from infini_jax.ops import infini as infini_module
 from infini_jax.ops import memory as memory_module
+from infini_jax.ops import stream as stream_module
 from infini_jax.ops.attention import Segment
 from tests.ops import reference
 from tests.tiny import fake_params, model_config
@@ -41,12 +41,12 @@ def whole(implementation):
 
 def token_by_token(q, k, v, beta, M, z, decay, reset, mask):
   empty = Segment(jnp.zeros((B, N, K, E)), jnp.zeros((B, N, K, U)), jnp.zeros(B, jnp.int32))
-  stream = infini_module.open_stream(MemoryState(M, z), empty, RULE, scored=True)
+  stream = stream_module.open_stream(MemoryState(M, z), empty, RULE, scored=True)
 
   def token(stream, xs):
     q, k, v, decay = (x[:, None] for x in xs)
     real = jnp.ones((B, 1), bool)
-    out, stream = infini_module.extend_stream(
+    out, stream = stream_module.extend_stream(
       q, k, v, beta, stream, real, rule=RULE, decay_BTK=decay, **PLAIN
     )
     return stream, out[:, 0]

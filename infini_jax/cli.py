@@ -92,23 +92,13 @@ def _train(args: argparse.Namespace, rest: list[str], console: Console) -> int:
     from infini_jax.training.loop import train
 
     _remember_programs(config)
-    state = train(_settled(config, console), args.workdir, console)
+    if config.model.run.remat == "auto":
+      from infini_jax.plan.remat import settled_here
+
+      config = settled_here(config, _notice(console))
+    state = train(config, args.workdir, console)
     status = 0 if int(state.step) >= config.train.steps else STOPPED
   return status
-
-
-def _settled(config: Config, console: Console) -> Config:
-  """`plan.remat.settled` on the devices at hand."""
-  if config.model.run.remat != "auto":
-    return config
-  from infini_jax.parallel import check_divisible, make_mesh
-  from infini_jax.parallel.chips import chip_of
-  from infini_jax.plan.remat import settled
-
-  mesh = make_mesh(config.mesh)
-  check_divisible(config, mesh)
-  chip = chip_of(mesh.devices.flat[0].device_kind)
-  return settled(config, dict(mesh.shape), chip, _notice(console))
 
 
 def _eval(args: argparse.Namespace, rest: list[str], console: Console) -> None:

@@ -3,11 +3,20 @@
 from collections.abc import Callable
 
 from infini_jax.config import Config
-from infini_jax.parallel.chips import Chip
+from infini_jax.parallel import check_divisible, make_mesh
+from infini_jax.parallel.chips import Chip, chip_of
 from infini_jax.plan.estimate import estimate
 
 FASTEST_FIRST = "dots", "full"
 SHARE = 0.9  # of the memory that may be planned, for the estimate is not exact
+
+
+def settled_here(config: Config, say: Callable[[str], None]) -> Config:
+  """`settled` on the devices of this process."""
+  mesh = make_mesh(config.mesh)
+  check_divisible(config, mesh)
+  chip = chip_of(mesh.devices.flat[0].device_kind)
+  return settled(config, dict(mesh.shape), chip, say)
 
 
 def settled(

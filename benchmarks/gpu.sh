@@ -22,7 +22,7 @@ case $size in
     paper="--config=configs/lm_paper.py --lengths=32768 --tokens=32768 --rounds=5"
     large="--config=configs/llm_1b.py --lengths=2048,32768,262144 --tokens=262144 --rounds=3"
     decode="--config=configs/llm_1b.py --near=4096 --far=65536 --tokens=100"
-    steps=200 seconds="60 90 180 90 60"
+    steps=200 seconds="60 70 170 90 50"
     ;;
   tiny)
     export JAX_PLATFORMS=cpu
@@ -95,10 +95,15 @@ sys.exit(not both or max(difference[step] for step in both[:10]) > 1e-3)
 PY
 # shellcheck disable=SC2086
 {
-  part "ops" "$t_ops" "$python" benchmarks/ops.py $ops
-  part "a step of the paper's model" "$t_paper" "$python" benchmarks/train_step.py $paper $one
-  part "a step of 1.5B at fixed tokens" "$t_large" "$python" benchmarks/train_step.py $large $one
-  part "decoding with 1.5B" "$t_decode" "$python" benchmarks/decode.py $decode $one
+  part "ops" "$t_ops" "$python" benchmarks/ops.py $ops --json="$out/ops.json"
+  for form in parallel kernels; do
+    part "a step of the paper's model, $form" "$t_paper" "$python" benchmarks/train_step.py \
+      $paper $one --config.run.implementation=$form --json="$out/paper-$form.json"
+  done
+  part "a step of 1.5B at fixed tokens, kernels" "$t_large" "$python" benchmarks/train_step.py \
+    $large $one --config.run.implementation=kernels --json="$out/large.json"
+  part "decoding with 1.5B" "$t_decode" "$python" benchmarks/decode.py $decode $one \
+    --json="$out/decode.json"
 }
 echo "$((SECONDS - began)) s in all, $failed parts failed: $summary"
 ((failed == 0))

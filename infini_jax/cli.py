@@ -39,6 +39,7 @@ FORBIDDEN = {
 # Errors of a disk or of a network file system, which may be gone at the next start.
 BROKEN = {errno.EIO, errno.ENOTCONN, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT}
 
+AUTO = "auto"  # of `config.run.compilation_cache`: the user's own folder
 END_SECONDS = 5  # how long the threads of libraries may take to end
 STOPPED = 75  # the status of a training that was stopped before its last step: EX_TEMPFAIL
 
@@ -118,12 +119,19 @@ def _notice(console: Console) -> Callable[[str], None]:
 
 
 def _remember_programs(config: Config) -> None:
-  """Turns on JAX's persistent compilation cache if the config names a folder for it."""
-  if config.model.run.compilation_cache:
-    import jax
+  """Keeps compiled programs for later runs."""
+  name = config.model.run.compilation_cache
+  if not name or (name == AUTO and os.environ.get("JAX_COMPILATION_CACHE_DIR")):
+    return
+  if name == AUTO:
+    folder = cpu.programs(os.environ)
+    if folder is None:  # there is no place for them
+      return
+  else:
+    folder = folder_to_write(name, "config.run.compilation_cache")
+  import jax
 
-    folder = folder_to_write(config.model.run.compilation_cache, "config.run.compilation_cache")
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+  jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 @contextlib.contextmanager

@@ -49,6 +49,7 @@ def _programs() -> str:
 
 if PROGRAMS not in os.environ:  # set by the first process for its child processes
   os.environ[PROGRAMS] = _programs()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ[PROGRAMS]  # of commands that tests start
 jax.config.update("jax_compilation_cache_dir", os.environ[PROGRAMS])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 flags.FLAGS.mark_as_parsed()

@@ -96,7 +96,7 @@ class RunConfig:
   attention: str = choice("auto", KERNELS)  # kernel inside segments; splash: TPU
   compute_dtype: str = choice("float32", DTYPES)
   param_dtype: str = choice("float32", DTYPES)  # the type of stored parameters: docs/scale.md
-  compilation_cache: str = ""  # a folder for compiled programs, shared by runs; empty: none
+  compilation_cache: str = "auto"  # a folder for compiled programs; auto: the user's; empty: none
 
 
 @dataclasses.dataclass(frozen=True)

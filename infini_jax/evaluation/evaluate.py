@@ -47,7 +47,8 @@ def own_config(path: str) -> Config:
     InputError: there is no run.
   """
   config = Workdir(path).config()
-  if os.access(config.model.run.compilation_cache, os.W_OK):
+  folder = config.model.run.compilation_cache
+  if folder == "auto" or os.access(folder, os.W_OK):
     return config
   return config.with_fields(run={"compilation_cache": ""})
 

@@ -33,7 +33,7 @@ case $size in
     paper="--config=configs/lm_paper.py --lengths=256 --tokens=256 --rounds=1 $narrow"
     large="--config=configs/llm_1b.py --lengths=64,256 --tokens=256 --rounds=1 $narrow"
     decode="--config=configs/llm_1b.py --near=100 --far=300 --tokens=5 $narrow"
-    steps=4 seconds="120 120 120 120 120"
+    steps=4 seconds="240 240 240 240 240"
     ;;
   *) echo "benchmarks/gpu.sh: $size: give tiny, or nothing" >&2; exit 2 ;;
 esac

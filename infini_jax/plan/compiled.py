@@ -77,9 +77,11 @@ def compile_step(config: Config, devices: list[Any]) -> Compiled:
     sent = communication(step.as_text() or "", len(devices))
   except jax.errors.JaxRuntimeError as error:
     said = " ".join(str(error).split())[:160]
-    raise InputError(
-      f"the compiled program cannot be read ({said}): {versions()}; {REMEDY}"
-    ) from None
+    if devices[0].platform == "tpu":
+      remedy = f"{versions()}; {REMEDY}"
+    else:
+      remedy = "jax and its plugin may not fit together; pip install -e '.[gpu-plan]'"
+    raise InputError(f"the compiled program cannot be read ({said}): {remedy}") from None
   return Compiled(
     fits=True,
     peak=m.peak_memory_in_bytes,

@@ -18,8 +18,11 @@ from infini_jax.config import (
   RunConfig,
   stages,
 )
-from infini_jax.ops import kernels
+from infini_jax.ops import kernels, memory_kernels
 from infini_jax.parallel.mesh import mesh_sizes
+
+# The choice of plain JAX.
+PLAIN = {"attention": "xla", "implementation": "parallel"}
 
 
 def here(config: Config, say: Callable[[str], None]) -> Config:
@@ -30,9 +33,10 @@ def here(config: Config, say: Callable[[str], None]) -> Config:
     say: takes one line about everything that was changed.
   """
   changed = []
-  if reason := _why_not(config.model):
-    changed.append(f"config.run.attention={config.model.run.attention!r} cannot be used ({reason})")
-    config = config.with_fields(run={"attention": "auto"})
+  for name, reason in _cannot(config.model).items():
+    was = getattr(config.model.run, name)
+    changed.append(f"config.run.{name}={was!r} cannot be used ({reason})")
+    config = config.with_fields(run={name: "auto"})
   try:
     mesh_sizes(config.mesh, jax.device_count())
   except InputError as error:
@@ -53,22 +57,24 @@ def check_machine(config: Config) -> None:
   """Makes sure that these devices can train as a config says.
 
   Raises:
-    InputError: they have no such attention kernel.
+    InputError: they have no such kernels.
   """
   for stage in stages(config):
-    if reason := _why_not(stage.config.model):
-      raise InputError(
-        f"config.run.attention={stage.config.model.run.attention!r}: {reason}; choose 'auto' or "
-        f"'xla'"
-      )
+    for name, reason in _cannot(stage.config.model).items():
+      was = getattr(stage.config.model.run, name)
+      raise InputError(f"config.run.{name}={was!r}: {reason}; choose 'auto' or {PLAIN[name]!r}")
 
 
-def _why_not(model: ModelConfig) -> str | None:
-  """Why the model's attention kernel cannot be used here; None if it can."""
-  if not model.memory.kernels or model.run.attention not in ("splash", "cudnn"):
-    return None
-  sizes, dtype = (model.segment_length, model.head_dim, model.head_dim), model.run.compute_dtype
-  platform = kernels.platform()
-  return kernels.why_not(
-    model.run.attention, platform, *sizes, jax.numpy.dtype(dtype), model.family.attention_softcap
-  )
+def _cannot(model: ModelConfig) -> dict[str, str]:
+  """The fields of `run` whose kernels cannot be used here, and why."""
+  run, on = model.run, kernels.platform()
+  N, E = model.segment_length, model.head_dim
+  reasons: dict[str, str | None] = {}
+  if model.memory.kernels and run.attention in ("splash", "cudnn"):
+    more = jax.numpy.dtype(run.compute_dtype), model.family.attention_softcap
+    reasons["attention"] = kernels.why_not(run.attention, on, N, E, E, *more)
+  if model.memory.matrix and run.implementation == "kernels":
+    reasons["implementation"] = (
+      "a CPU only interprets them" if on == "cpu" else memory_kernels.why_not(on, N, E, E)
+    )
+  return {name: reason for name, reason in reasons.items() if reason}

@@ -29,6 +29,14 @@ def test_a_kernel_that_is_not_here_becomes_auto(kernel, mixer):
   assert said[0].endswith("auto instead, which computes the same") and "\n" not in said[0]
 
 
+def test_kernels_of_the_memory_are_not_interpreted():
+  said = []
+  assert here(recorded({"implementation": "kernels"}), said.append) == recorded()
+  assert "config.run.implementation='kernels' cannot be used (a CPU only interprets" in said[0]
+  with pytest.raises(InputError, match="choose 'auto' or 'parallel'"):
+    check_machine(recorded({"implementation": "kernels"}))
+
+
 def test_what_can_be_used_stays():
   said = []
   for model in ({"attention": "xla", "remat": "offload", "implementation": "scan"}, {}):

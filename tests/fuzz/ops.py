@@ -11,6 +11,7 @@ from infini_jax.ops import MemoryState, Rule, infini_attention
 from infini_jax.ops import memory as memory_module
 from infini_jax.ops import stream as stream_module
 from infini_jax.ops.attention import Segment
+from infini_jax.ops.infini import no_kernels
 from tests.ops import reference
 
 DRAWS = 4  # random arrays for each compiled program
@@ -21,8 +22,11 @@ def case(rng: np.random.Generator, folder: Path) -> str:
   sizes = {name: int(rng.integers(1, most + 1)) for name, most in LARGEST.items()}
   sizes["E"] *= 2  # rotary positions turn pairs
   rule, options = some_rule(rng), {"rope_theta": [None, 10.0, 1e4][rng.integers(3)]}
-  form = str(rng.choice(["scan", "parallel", "stream"]))
   N = int(rng.integers(1, 7))
+  forms = ["scan", "parallel", "stream"]
+  if no_kernels("cpu", N, sizes["E"], sizes["U"], rule) is None:
+    forms.append("kernels")
+  form = str(rng.choice(forms))
   with_write, with_own = rng.random(2) < 0.4
   ours = program(ours_of(form, N, rule, options), np.float32)
   with jax.enable_x64(True):

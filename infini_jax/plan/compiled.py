@@ -77,11 +77,7 @@ def compile_step(config: Config, devices: list[Any]) -> Compiled:
     sent = communication(step.as_text() or "", len(devices))
   except jax.errors.JaxRuntimeError as error:
     said = " ".join(str(error).split())[:160]
-    if devices[0].platform == "tpu":
-      remedy = f"{versions()}; {REMEDY}"
-    else:
-      remedy = "jax and its plugin may not fit together; pip install -e '.[gpu-plan]'"
-    raise InputError(f"the compiled program cannot be read ({said}): {remedy}") from None
+    raise InputError(f"the compiled program cannot be read ({said}): {remedy(devices)}") from None
   return Compiled(
     fits=True,
     peak=m.peak_memory_in_bytes,
@@ -91,6 +87,13 @@ def compile_step(config: Config, devices: list[Any]) -> Compiled:
     communication=sent,
     seconds=time.perf_counter() - began,
   )
+
+
+def remedy(devices: list[Any]) -> str:
+  """What to do if jax cannot read a program that was compiled for these devices."""
+  if devices[0].platform in ("gpu", "cuda"):
+    return "jax and its plugin may not fit together; pip install -e '.[gpu-plan]'"
+  return f"{versions()}; {REMEDY}"
 
 
 def no_room(error: str, seconds: float) -> Compiled:

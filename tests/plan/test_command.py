@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -259,6 +260,7 @@ def test_a_program_that_cannot_be_read_is_reported_in_one_line(file, monkeypatch
   assert "\n" not in str(caught.value)
   assert "RET_CHECK" in str(caught.value)
   assert f"jax {jax.__version__} is made for" in str(caught.value)
+  assert "gpu-plan" in compiled.remedy([SimpleNamespace(platform="cuda")])
 
 
 def test_a_step_that_xla_cannot_allocate_does_not_fit(file, capsys, monkeypatch, tmp_path):

@@ -14,7 +14,7 @@ import pytest
 
 from infini_jax.config import systems
 from infini_jax.ops import infini, kernels, memory_kernels
-from infini_jax.ops.memory import MemoryState
+from infini_jax.ops.memory import MemoryState, sigma
 from infini_jax.ops.memory_kernels import blocks
 from infini_jax.ops.rotary import Frequencies, rotate, turns
 from infini_jax.ops.rule import Rule
@@ -74,7 +74,7 @@ def test_write_sums_what_each_token_adds(rng, small, order):
   for count in (jnp.abs(counts), (counts > 0).astype(jnp.float32)[:, :, :1]):
 
     def plain(k, v, count):
-      counted = blocks.sigma(k) * jnp.swapaxes(count, 2, 3)[..., None]
+      counted = sigma(k) * jnp.swapaxes(count, 2, 3)[..., None]
       return jnp.einsum("BSNKE,BSNKU->BSKEU", counted, v), counted.sum(2), v
 
     def ours(k, v, count):
@@ -92,7 +92,7 @@ def test_erase_is_what_delta_recalls(rng, small, order):
   count, z = jnp.abs(count), jnp.abs(z).at[0, 1].set(0.0)  # one memory is empty
 
   def plain(k, count, z):
-    keys = blocks.sigma(k)
+    keys = sigma(k)
     weight = jnp.einsum("BSNKE,BSKE->BSNK", keys, z)
     share = jnp.swapaxes(count, 2, 3) / jnp.where(weight > 0, weight, jnp.inf)
     return jnp.einsum("BSNKE,BSNKI->BSKEI", keys * share[..., None], keys)
@@ -112,7 +112,7 @@ def test_read_mixes_by_the_gate_of_each_segment(rng, small, order, local_order):
   M = M.at[1, 0].set(0.0)
 
   def plain(q, local, M, z, gate):
-    s = blocks.sigma(q).reshape(B, S, N, K, H // K, E)
+    s = sigma(q).reshape(B, S, N, K, H // K, E)
     value = jnp.einsum("BSNKGE,BSKEU->BSNKGU", s, M)
     weight = jnp.einsum("BSNKGE,BSKE->BSNKG", s, z)[..., None]
     recalled = (value / jnp.where(weight > 0, weight, jnp.inf)).reshape(B, S, N, H, U)
@@ -214,6 +214,17 @@ def test_the_kernels_say_why_they_cannot(on, shape, reason):
 
 def test_the_config_knows_what_the_kernels_do_not_have():
   assert infini.NO_KERNELS == systems.NO_KERNELS, "a config is refused for other fields than here"
+
+
+@pytest.mark.parametrize(
+  "on,N,rows",
+  [("tpu", 2048, 512), ("tpu", 2176, 128), ("tpu", 4224, 384), ("gpu", 48, 16)],
+)
+def test_blocks_divide_a_segment(on, N, rows):
+  """In whole vectors on a TPU, and in powers of two on a GPU."""
+  shape = blocks.Shape("BSNHE", jnp.zeros((1, 1, N, 1, 128)), on)
+  assert N % shape.tokens == shape.tokens % shape.rows == 0
+  assert shape.rows == rows and shape.tokens <= blocks.TOKENS
 
 
 def test_auto_takes_kernels_on_a_tpu_and_where_they_can(monkeypatch):

@@ -48,8 +48,11 @@ class Shape:
     self.B, self.S, self.N = (sizes[letter] for letter in "BSN")
     self.H = sizes["H"] if "H" in sizes else sizes["K"] * sizes["G"]
     self.G = G  # query heads that share a key/value head
-    self.rows = largest(self.N, ROWS.get(self.on, LANE))
-    self.tokens = largest(self.N, TOKENS, self.rows)
+    if self.on == "gpu":  # Triton takes powers of two
+      self.rows = min(self.N & -self.N, ROWS["gpu"])
+    else:
+      self.rows = largest(self.N, ROWS.get(self.on, LANE), LANE if self.on == "tpu" else 1)
+    self.tokens = largest(self.N, max(TOKENS, self.rows), self.rows)
     self.blocks = self.N // self.tokens
 
   def token(self, size: int, order: str = "") -> pl.BlockSpec:
@@ -133,17 +136,8 @@ def _params(on: str):
 
 
 def largest(whole: int, most: int, of: int = 1) -> int:
-  """The largest divisor of `whole` that is a multiple of `of` and at most `most`, by halving."""
-  size = whole
-  while size > most and size % 2 == 0 and (size // 2) % of == 0:
-    size //= 2
-  return size
-
-
-def sigma(x: Array) -> Array:
-  """`elu(x) + 1` in float32."""
-  x = x.astype(jnp.float32)
-  return jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0)))
+  """The largest divisor of `whole` that is a multiple of `of`, and at most `most`."""
+  return max(size for size in range(of, min(whole, most) + 1, of) if whole % size == 0)
 
 
 def slope(x: Array) -> Array:
@@ -153,9 +147,7 @@ def slope(x: Array) -> Array:
 
 def dot(a: Array, b: Array, over: tuple[int, int], tile: Tile) -> Array:
   """A float32 product of two matrices over these dimensions."""
-  if (
-    tile.on == "tpu" and not tile.exact
-  ):  # what a TPU does to float32 numbers by default, said once
+  if tile.on == "tpu" and not tile.exact:  # a TPU rounds float32 factors so by default
     a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
   precision = jax.lax.Precision.HIGHEST if tile.exact else jax.lax.Precision.DEFAULT
   dimensions = (((over[0],), (over[1],)), ((), ()))

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from infini_jax.ops.memory import sigma
 from infini_jax.ops.memory_kernels.blocks import (
   LANE,
   Shape,
   dot,
   each,
   inverse_of,
-  sigma,
   slope,
   zeros,
 )

@@ -1,11 +1,13 @@
 """Training speed and memory on a CPU beside PyTorch, each in its own process, in turns.
 
-    python benchmarks/peer.py --torch=PYTHON [--rounds=5] [--only=linear,delta,sdpa] [--json=FILE]
+    python benchmarks/peer.py --torch=PYTHON [--jla=PYTHON] [--rounds=5]
+        [--only=linear,delta,sdpa] [--json=FILE]
 
 PYTHON is an interpreter that has torch, and infini-transformer-pytorch for the rules. A step is the
 loss and the gradient of a model of the same shape in float32, without an optimizer. Steps are
 interleaved, so that other work of the machine affects all alike. Compare rows of one run. `sdpa` is
-a plain PyTorch decoder with full attention over the same text.
+a plain PyTorch decoder with full attention over the same text. `gla` (with --jla, an interpreter
+that has jax-linear-attention) has gated linear attention in place of the memory.
 """
 
 import argparse
@@ -108,6 +110,7 @@ def main() -> None:
   """Measures all, and prints one table."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
   parser.add_argument("--torch", default=sys.executable, help="an interpreter that has torch")
+  parser.add_argument("--jla", help="an interpreter that has jax-linear-attention")
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--threads", type=int, default=2)
   parser.add_argument("--tokens", type=int, default=SHAPE["tokens"])
@@ -135,6 +138,8 @@ def main() -> None:
     commands = {"PyTorch": [args.torch, str(HERE / "peer_torch.py"), rule]}
     if rule != "sdpa":
       commands |= {f: [sys.executable, __file__, "--own", rule, f] for f in FORMS}
+    if rule == "linear" and args.jla:
+      commands["gla"] = [args.jla, str(HERE / "peer_jla.py")]
     children = {name: Child(command, shape) for name, command in commands.items()}
     turns = [child for _ in range(args.rounds + 1) for child in children.values()]
     with track(console, rule, len(turns)) as advance:

@@ -69,7 +69,7 @@ def test_the_weighted_loss_has_the_gradient_of_cross_entropy(rng, chunk, softcap
     return 3 * loss, nll
 
   with jax.enable_x64(True):
-    reference = jax.value_and_grad(expected, (0, 1), has_aux=True)(hidden, head)
+    reference = jax.jit(jax.value_and_grad(expected, (0, 1), has_aux=True))(hidden, head)
     (loss, nll), grads = jax.device_get(reference)
   arrays = jnp.asarray(hidden, jnp.float32), jnp.asarray(head, jnp.float32)
   (got, outs), got_grads = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(*arrays)
@@ -155,7 +155,7 @@ def test_divergence_equals_float64_and_teaches_the_model_alone(rng, chunk=3, sof
   got, same = ours(*arrays)
   assert same, "cross-entropy is another one beside a teacher"
   loss = lambda *arrays: (ours(*arrays)[0] * weights.astype(np.float32)).sum()
-  gradients = jax.grad(loss, (0, 1, 2, 3))(*arrays)
+  gradients = jax.jit(jax.grad(loss, (0, 1, 2, 3)))(*arrays)
   np.testing.assert_allclose(got, expected[0], rtol=1e-4, atol=1e-5)
   for a, b in zip(gradients[:2], expected[1], strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

@@ -54,13 +54,18 @@ def test_is_transformer_xl_mixed_with_the_nearest_of_the_store(rng, pieces):
 
   ours, xl = mixer(gate), TransformerXL(CONFIG, nnx.Rngs(0))
   state, local_state = ours.state(B, layer=1), xl.state(B)
+
+  @jax.jit
+  def read(arrays, chunk, state, local_state):
+    tokens = Tokens(*arrays, x_BTD=None, project=None)
+    return ours(tokens, chunk, state), xl(tokens, chunk, local_state)
+
   outs, locals_, begin = [], [], 0
   for piece in pieces:
     part = slice(begin * N, (begin + piece) * N)
-    tokens = Tokens(*(jnp.float32(x[:, part]) for x in (q, k, v)), x_BTD=None, project=None)
+    arrays = [jnp.float32(x[:, part]) for x in (q, k, v)]
     chunk = Chunk(reset[:, begin : begin + piece], mask[:, part])
-    out, state = ours(tokens, chunk, state)
-    local, local_state = xl(tokens, chunk, local_state)
+    (out, state), (local, local_state) = read(arrays, chunk, state, local_state)
     outs.append(out)
     locals_.append(local)
     begin += piece
@@ -84,7 +89,7 @@ def test_the_store_and_the_cache_have_no_gradient_and_the_gate_has(rng):
     return made(Tokens(q, kv, kv, None, None), Chunk(), made.state(B, layer=1))[0][:, 3 * N :].sum()
 
   kv = jnp.float32(rng.standard_normal((B, T, K, E)))
-  grad, gate = jax.grad(later, (0, 1))(kv, jnp.zeros(H))
+  grad, gate = jax.jit(jax.grad(later, (0, 1)))(kv, jnp.zeros(H))
   np.testing.assert_array_equal(grad[:, : 3 * N], 0, "what was stored has no gradient")
   assert np.abs(grad[:, 3 * N :]).max() > 0 and np.abs(gate).min() > 0
 

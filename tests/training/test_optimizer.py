@@ -6,7 +6,8 @@ import pytest
 
 from infini_jax.config import MeshConfig
 from infini_jax.parallel import make_mesh, param_shardings
-from infini_jax.training.optimizer import apply, make_optimizer, make_schedule
+from infini_jax.training.optimizer import apply, make_optimizer
+from infini_jax.training.schedule import make_schedule
 from tests.tiny import config
 
 

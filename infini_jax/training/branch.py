@@ -80,33 +80,51 @@ def begin_branch(config: Config, path: str, branch: Branch) -> None:
       f"--branch={branch.run}: the rates up to step {step} depend on its length, because they "
       f"decay from step {last} on; choose a checkpoint up to there by --step"
     )
-  if step > (first := decay_start(config.optimizer, config.train.steps)):
+  schedule, steps = config.optimizer.schedule, config.train.steps
+  if step > (first := decay_start(config.optimizer, steps)):
+    remedy = "set it to 'wsd', and config.optimizer.decay_steps"
+    if schedule == "wsd":
+      remedy = f"set config.train.steps={steps} to {steps + step - first} or more"
     raise InputError(
-      f"config.train.steps={config.train.steps}: the decay would begin at step {first}, before "
-      f"step {step} of --branch={branch.run}: set it to {config.train.steps + step - first} or more"
+      f"config.optimizer.schedule={schedule!r}: the decay would begin at step {first}, before step "
+      f"{step} of --branch={branch.run}: {remedy}"
     )
   half = here.path.with_name(f"{here.path.name}.tmp")
   shutil.rmtree(half, ignore_errors=True)
+  try:
+    _copy(there, config, step, half)
+    half.replace(here.path)
+  except BaseException:
+    shutil.rmtree(half, ignore_errors=True)
+    raise
+
+
+def _copy(there: Workdir, config: Config, step: int, new: Path) -> None:
+  """Writes the workdir of a branch, with copies of all that it needs of the run."""
   for folder in (there.tokenizer, there.path / ORIGINAL, there.store):
     if folder.exists():
-      shutil.copytree(folder, half / folder.name)
-  shutil.copytree(there.path / "checkpoints" / str(step), half / "checkpoints" / str(step))
+      shutil.copytree(folder, new / folder.name)
+  checkpoint = Path("checkpoints", str(step))
+  shutil.copytree(there.path / checkpoint, new / checkpoint)
   if (there.path / METRICS).exists():
-    shutil.copyfile(there.path / METRICS, half / METRICS)  # training removes what comes later
+    shutil.copyfile(there.path / METRICS, new / METRICS)  # training removes what comes later
   if (there.path / PASSED_OVER).exists():
     parts = json.loads((there.path / PASSED_OVER).read_text())
-    write_json(half / PASSED_OVER, [part for part in parts if part[0] <= step])
-  write_json(half / FILE, {"run": str(there.path), "step": step})
-  there.copy_run(config, half)
-  half.replace(here.path)
+    write_json(new / PASSED_OVER, [part for part in parts if part[0] <= step])
+  write_json(new / FILE, {"run": str(there.path), "step": step})
+  there.copy_run(config, new)
 
 
 def _is_begun(here: Path, there: Path, step: int | None) -> bool:
   """Whether the workdir holds this branch already."""
   if not here.exists() or not any(here.iterdir()):
     return False
-  content = json.loads((here / FILE).read_text()) if (here / FILE).exists() else {}
-  if content.get("run") != str(there) or step not in (None, content.get("step")):
-    what = f"a branch of {content['run']}, step {content['step']}" if content else "no branch"
+  try:
+    content = json.loads((here / FILE).read_text())
+    run, first = content["run"], content["step"]
+  except (OSError, ValueError, KeyError, TypeError):
+    run = first = None
+  if run != str(there) or step not in (None, first):
+    what = f"a branch of {run}, step {first}" if run else "no branch"
     raise InputError(f"--workdir={here}: holds {what}; name a new folder")
   return True

@@ -106,7 +106,8 @@ def test_what_cannot_branch_is_refused_and_leaves_nothing(stable, trained, tmp_p
   for config_, branch, message in (
     (wsd, Branch(str(tmp_path / "none")), "no run here"),
     (wsd, Branch(run, 5), "no checkpoint of step 5; choose one of 2, 4, 6, 8"),
-    (wsd, Branch(run, 6), r"train.steps=7: the decay would begin at step 4, before step 6 of .* 9"),
+    (wsd, Branch(run, 6), r"at step 4, before step 6 of .*: set config.train.steps=7 to 9 or m"),
+    (planned(wsd, 9, schedule="cosine", decay_steps=0), Branch(run, 6), "set it to 'wsd', and con"),
     (planned(wsd, 7, b1=0.5), Branch(run, 4), r"decay \(config.optimizer.b1: 0.9 there, 0.5 here"),
     (planned(wsd, 7, ema=0.6), Branch(run, 4), "config.optimizer.ema: 0.5 there, 0.6 here"),
     (ended, Branch(str(trained[1]), 3), "rates up to step 3 .* decay from step 2 on; choose a ch"),
@@ -134,7 +135,7 @@ def test_one_command_decays_from_a_stable_checkpoint(stable, tmp_path, capsys):
   command = ["train", f"--branch={workdir}", "--step=4", f"--workdir={tmp_path / 'new'}"]
   wsd = ["--config.optimizer.schedule=wsd", "--config.optimizer.decay_steps=2"]
   assert cli.main([*command, *wsd, "--config.train.steps=5"]) == 2
-  assert "set it to 6 or more" in capsys.readouterr().err and not (tmp_path / "new").exists()
+  assert "to 6 or more" in capsys.readouterr().err and not (tmp_path / "new").exists()
   assert cli.main([*command, *wsd, "--config.train.steps=6"]) == 0
   run = Workdir(tmp_path / "new")
   assert run.config() == planned(c, 6, schedule="wsd", decay_steps=2)

@@ -300,3 +300,14 @@ def test_the_average_of_the_parameters_is_kept_in_float32_and_spared_by_a_bad_st
     want = jax.tree.map(lambda a, x, w=new: np.float32(x) * w + (1 - w) * np.asarray(a), want, now)
   assert_same(state.ema, want, rtol=1e-5, atol=1e-6)
   assert np.abs(np.float32(state.params["embed_VD"]) - state.ema["embed_VD"]).max() > 1e-4
+
+
+def test_the_average_of_a_part_is_of_what_is_trained(rng):
+  c = experiment(train={"part": "attention"}, optimizer={"ema": 0.9})
+  tx, mesh = make_optimizer(c), make_mesh(MeshConfig())
+  with jax.set_mesh(mesh):
+    state = abstract_state(c, tx, mesh)
+    after, _ = jax.eval_shape(make_train_step(c, tx), state, put_batch(batch(rng), mesh, B))
+  assert state.ema["embed_VD"] is None and state.ema["blocks"]["attention"]["w_q_DHE"] is not None
+  shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert shapes(after) == shapes(state)

@@ -29,6 +29,9 @@ TASK_HELP = (
   "with every ablation), surgery (what it cost to adapt an original); default: the task of the "
   "training, and the gates"
 )
+BRANCH_HELP = "begin a new workdir from a checkpoint (--step) of this run (docs/optimizers.md)"
+STEP_HELP = "which checkpoint; the newest by default"
+EMA_HELP = "the moving average of the parameters (config.optimizer.ema), not their last values"
 
 # Errors of a path that a user can fix: a file instead of a folder or the reverse, no permission.
 FORBIDDEN = {
@@ -88,16 +91,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train(args: argparse.Namespace, rest: list[str], console: Console) -> int:
   with _all_processes(args, console) as check_alike:
-    config = load_config(rest, say=_notice(console))
-    check_alike(config)
+    from infini_jax.training.branch import branch_of
     from infini_jax.training.loop import train
+
+    branch = branch_of(args.branch, args.step)
+    config = load_config(rest, branch and branch.config(), _notice(console))
+    check_alike(config)
 
     _remember_programs(config)
     if config.model.run.remat == "auto":
       from infini_jax.plan.remat import settled_here
 
       config = settled_here(config, _notice(console))
-    state = train(config, args.workdir, console)
+    state = train(config, args.workdir, console, branch)
     status = 0 if int(state.step) >= config.train.steps else STOPPED
   return status
 
@@ -110,7 +116,7 @@ def _eval(args: argparse.Namespace, rest: list[str], console: Console) -> None:
     check_alike(config)
     _remember_programs(config)
     tasks = [name for name in (args.task or "").replace(" ", "").split(",") if name]
-    evaluate(config, args.workdir, console, args.step, tasks, args.typed)
+    evaluate(config, args.workdir, console, args.step, tasks, args.typed, args.ema)
 
 
 def _notice(console: Console) -> Callable[[str], None]:
@@ -290,8 +296,11 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--workdir", required=True, help="the folder of the run")
     for flag, value, help in PROCESS_FLAGS:
       made.add_argument(flag, metavar=value, help=help)
-    if name == "eval":
-      made.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+    made.add_argument("--step", type=int, help=STEP_HELP)
+    if name == "train":
+      made.add_argument("--branch", metavar="RUN", help=BRANCH_HELP)
+    else:
+      made.add_argument("--ema", action="store_true", help=EMA_HELP)
       made.add_argument("--task", metavar="A,B,...", help=TASK_HELP)
 
   made = command("prepare", _prepare, "tokenize a corpus once, and write a store for training")
@@ -375,7 +384,8 @@ def _parser() -> argparse.ArgumentParser:
     help=r"text that ends it, not shown; may be repeated (\n, \t, \r as in Python, \\ a backslash)",
   )
   made.add_argument("--seed", type=int, default=0)
-  made.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+  made.add_argument("--step", type=int, help=STEP_HELP)
+  made.add_argument("--ema", action="store_true", help=EMA_HELP)
   return parser
 
 

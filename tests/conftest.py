@@ -88,6 +88,26 @@ def trained(texts, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def averaged(trained, tmp_path_factory):
+  """The trained run with a moving average beside its parameters: config, workdir, the average."""
+  import dataclasses
+  import shutil
+
+  import jax.numpy as jnp
+
+  from infini_jax.runs.checkpoints import Checkpoints
+  from infini_jax.runs.workdir import Workdir
+
+  c, workdir, state = trained
+  folder = shutil.copytree(workdir, tmp_path_factory.mktemp("averaged") / "run")
+  shutil.rmtree(folder / "checkpoints")
+  ema = jax.tree.map(lambda x: jnp.asarray(0.5 * jax.device_get(x)), state.params)
+  with Checkpoints(Workdir(folder)) as saved:
+    saved.save(6, dataclasses.replace(state, ema=ema))
+  return c, folder, ema
+
+
+@pytest.fixture(scope="session")
 def trained_on_task(tmp_path_factory):
   """A finished run of four steps on passkey examples that start warm: config, workdir, state."""
   from infini_jax.training.loop import train

@@ -102,6 +102,12 @@ ANOTHER = {
   "task.text_lanes": 2,
   "warm.start_step": 4,
   "optimizer.name": "adafactor",
+  "optimizer.schedule": "linear",
+  "optimizer.decay_shape": "linear",
+  "optimizer.momentum": 0.8,
+  "optimizer.ema": 0.9,
+  "weight_decay.vectors": 1.0,
+  "weight_decay.gates": 1.0,
   "optimizer.b1": 0.8,
   "optimizer.b2": 0.9,
   "optimizer.final_fraction": 0.3,
@@ -158,6 +164,7 @@ SUMMARY = {
   "model": {"mixer": "autocompressor"},
   "autocompressor": {"summary_tokens": 2, "summary_steps": 2},
 }
+WSD = {"optimizer": {"schedule": "wsd", "decay_steps": 2}}
 GATED_DELTA = {"model": {"mixer": "gated_delta"}}
 RMT = {"model": {"mixer": "rmt"}, "rmt": {"summary_tokens": 2}}
 OLD = {
@@ -186,6 +193,8 @@ LIVE_IN = {
   "task.name": PASSKEY,
   **dict.fromkeys(("task.text_lanes", "task.text_weight"), BESIDE),
   "guard.horizon": {"guard": {"spike": 3.0}},
+  **dict.fromkeys(("optimizer.decay_steps", "optimizer.decay_shape"), WSD),
+  "optimizer.momentum": {"optimizer": {"name": "muon"}},
   **{f"warm.{f.name}": WARM for f in dataclasses.fields(config_lib.WarmConfig)},
   "warm.weight": {**PASSKEY, "warm": WARM["warm"]},
   "warm.filler": {**PASSKEY, "warm": WARM["warm"]},

@@ -12,6 +12,7 @@ from infini_jax.config.base import base_config
 from infini_jax.config.bounds import InputError
 from infini_jax.config.checks import check
 from infini_jax.config.migration import migrated, moved_to
+from infini_jax.config.optimization import decay_start
 from infini_jax.config.resolve import check_name, difference, from_json, resolve
 from infini_jax.config.schema import (
   ALL_SPLITS,
@@ -59,6 +60,7 @@ __all__ = [
   "base_config",
   "check",
   "check_name",
+  "decay_start",
   "difference",
   "from_json",
   "load_config",

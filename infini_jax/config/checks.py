@@ -4,6 +4,7 @@ import importlib.util
 
 from infini_jax.config.adaptation import check_adaptation
 from infini_jax.config.bounds import InputError, check_bounds
+from infini_jax.config.optimization import check_optimizer
 from infini_jax.config.schema import LEAST, MOST, Config, ModelConfig
 from infini_jax.config.systems import SYSTEMS
 
@@ -12,12 +13,8 @@ def check(config: Config) -> None:
   """Raises InputError, with the remedy, for the first wrong combination of fields of a config."""
   for name, section in config.sections().items():
     check_bounds(name, section)
-  m, d, o, t = config.model, config.data, config.optimizer, config.train
-  for name in ("b1", "b2"):
-    if (value := getattr(o, name)) >= 1:
-      raise InputError(
-        f"config.optimizer.{name}={value}: must be below 1, because at 1 the mean never changes"
-      )
+  m, d, t = config.model, config.data, config.train
+  check_optimizer(config.optimizer, t.steps)
   if m.heads % m.kv_heads:
     raise InputError(
       f"config.model.heads={m.heads} is not a multiple of config.model.kv_heads={m.kv_heads}: "

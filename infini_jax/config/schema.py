@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 from infini_jax.config.bounds import above, at_least, choice, choices
+from infini_jax.config.optimization import OptimizerConfig, WeightDecayConfig
 from infini_jax.config.systems import SYSTEMS, System
 
 TASKS = ("text", "passkey", "recall", "needle", "summarization")
@@ -30,7 +31,6 @@ ACTIVATIONS = ("swiglu", "geglu", "gelu")
 REMAT_POLICIES = ("none", "full", "dots", "offload", "auto")
 PARTS = ("all", "gates", "attention", "lora")
 DTYPES = ("float32", "bfloat16")
-OPTIMIZERS = ("adamw", "adafactor")
 SPLITS = ("train", "validation", "test")
 ALL_SPLITS = "all"  # all three splits; only for evaluations
 LEAST, MOST = 1e-15, 1e15  # bounds of a divisor of logits, so that the result is finite in float32
@@ -194,22 +194,6 @@ class WarmConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-  """AdamW, or Adafactor as in the paper; the gates are a group of their own."""
-
-  name: str = choice("adamw", OPTIMIZERS)
-  learning_rate: float = above(0, 1e-3)  # the peak, after warm-up
-  warmup_steps: int = at_least(0, 100)
-  final_fraction: float = at_least(0, 0.1)  # the cosine ends at this share of the peak
-  b1: float = at_least(0, 0.9)
-  b2: float = at_least(0, 0.95)
-  eps: float = above(0, 1e-8)
-  weight_decay: float = at_least(0, 0.1)  # for matrices only; norms and gates have none
-  clip_norm: float = at_least(0, 1.0)  # for the norm of the whole gradient; 0: no clipping
-  gate_learning_rate: float = above(0, 0.01)  # the peak for gates, with the same schedule
-
-
-@dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """The length, start, seed and intervals of training."""
 
@@ -293,6 +277,7 @@ class Config:
   needle: NeedleConfig = NeedleConfig()
   warm: WarmConfig = WarmConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
+  weight_decay: WeightDecayConfig = WeightDecayConfig()
   train: TrainConfig = TrainConfig()
   guard: GuardConfig = GuardConfig()
   log: LogConfig = LogConfig()

@@ -32,7 +32,9 @@ PARTS = ("lora", "gates")  # values of train.part that add parameters and change
 KEPT = ("model", "family", *SYSTEMS, "adapters", "run", "task", "needle", "evaluation")
 
 
-def save(path: str, out: Path, step: int | None, dtype: str, console: Console) -> None:
+def save(
+  path: str, out: Path, step: int | None, dtype: str, console: Console, ema: bool = False
+) -> None:
   """Writes the parameters that training added to `OUT/adapter.safetensors`.
 
   Args:
@@ -41,9 +43,10 @@ def save(path: str, out: Path, step: int | None, dtype: str, console: Console) -
     step: the step of the checkpoint; None: the newest.
     dtype: the number type in the file.
     console: where the table is printed.
+    ema: takes the moving average of the parameters, not their last values.
 
   Raises:
-    InputError: no such run or checkpoint, or training changed parameters of the original.
+    InputError: no such run, checkpoint or average, or training changed parameters of the original.
   """
   check_free(out)
   run = Workdir(path)
@@ -57,9 +60,9 @@ def save(path: str, out: Path, step: int | None, dtype: str, console: Console) -
   original = open_run(_original(start))
   added = parameter_shapes(config.model).keys() - flatten_dict(original.engine.params, sep=".")
   with Checkpoints(run) as saved:
-    found = saved.chosen(step)
+    found = saved.chosen(step, ema)
     with saved.reading(found):
-      read = {name: saved.stored(name, found).read().result() for name in sorted(added)}
+      read = {name: saved.stored(name, found, ema).read().result() for name in sorted(added)}
   arrays = {name: value.astype(jax.numpy.dtype(dtype)) for name, value in read.items()}
   config = config.with_fields(task={"text_lanes": 0})  # the adapted run has no corpus
   header = {

@@ -21,6 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made.add_argument("out", metavar="OUT", help=out)
     return made
 
+  def checkpoint(made):
+    made.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+    what = "the moving average of the parameters (config.optimizer.ema), not their last values"
+    made.add_argument("--ema", action="store_true", help=what)
+
   folder = (
     "DIR_OR_NAME",
     "config.json, *.safetensors and a tokenizer; or a model's name on the hub",
@@ -41,10 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default="5G",
     help="largest size of one file of weights (default %(default)s)",
   )
-  made.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+  checkpoint(made)
   what = "saves what training added to a model: adapters, gates"
   made = kind("adapter", ("WORKDIR", "the folder of a run"), what, "the folder to make")
-  made.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+  checkpoint(made)
   made.add_argument(
     "--dtype",
     choices=("float32", "bfloat16"),
@@ -75,7 +80,7 @@ def convert(args: argparse.Namespace, console: Console) -> None:
   elif args.kind == "adapter":
     from infini_jax.convert.adapter import save
 
-    save(str(source), out, args.step, args.dtype, console)
+    save(str(source), out, args.step, args.dtype, console, args.ema)
   elif args.kind == "adapt":
     from infini_jax.convert.adapter import adapt
 
@@ -83,7 +88,7 @@ def convert(args: argparse.Namespace, console: Console) -> None:
   else:
     from infini_jax.convert.export import export
 
-    export(str(source), out, _bytes(args.max_shard_bytes), args.step, console)
+    export(str(source), out, _bytes(args.max_shard_bytes), args.step, console, args.ema)
 
 
 def _bytes(text: str) -> int:

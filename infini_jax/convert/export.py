@@ -27,7 +27,14 @@ from infini_jax.runs.tensors import save
 from infini_jax.runs.workdir import Workdir
 
 
-def export(path: str, out: Path, max_shard_bytes: int, step: int | None, console: Console) -> None:
+def export(
+  path: str,
+  out: Path,
+  max_shard_bytes: int,
+  step: int | None,
+  console: Console,
+  ema: bool = False,
+) -> None:
   """Makes a folder that transformers can load. Adapters are merged into their weights.
 
   Args:
@@ -36,9 +43,10 @@ def export(path: str, out: Path, max_shard_bytes: int, step: int | None, console
     max_shard_bytes: the largest size of one file of weights, in bytes.
     step: the step of the checkpoint; None: the newest.
     console: where progress is shown.
+    ema: takes the moving average of the parameters, not their last values.
 
   Raises:
-    InputError: no such run or checkpoint, no family fits the model, or the disk is full.
+    InputError: no such run, checkpoint or average, no family fits the model, or the disk is full.
   """
   check_free(out)
   run = Workdir(path)
@@ -54,7 +62,7 @@ def export(path: str, out: Path, max_shard_bytes: int, step: int | None, console
   raw["torch_dtype"] = model.run.param_dtype
   if "dtype" in raw:
     raw["dtype"] = model.run.param_dtype
-  source, tokenizer = _Parameters(run, model, step), run.load_tokenizer()
+  source, tokenizer = _Parameters(run, model, step, ema), run.load_tokenizer()
   with building(out) as partial:
     _copy_small(run, tokenizer, original, raw, partial)
     pieces = partial / "pieces"
@@ -82,12 +90,14 @@ def export(path: str, out: Path, max_shard_bytes: int, step: int | None, console
 class _Parameters:
   """The parameters of a checkpoint, read one layer at a time."""
 
-  def __init__(self, run: Workdir, model: ModelConfig, step: int | None):
+  def __init__(self, run: Workdir, model: ModelConfig, step: int | None, ema: bool):
     self.model = model
     with Checkpoints(run) as self._checkpoints:  # stored arrays can be read after it is closed
-      self.step, self.names = self._checkpoints.chosen(step), parameter_shapes(model).keys()
+      self.step, self.names = self._checkpoints.chosen(step, ema), parameter_shapes(model).keys()
     with self._checkpoints.reading(self.step):
-      self._stored = {name: self._checkpoints.stored(name, self.step) for name in self.names}
+      stored = self._checkpoints.stored
+      self._stored = {name: stored(name, self.step, ema) for name in self.names}
+      self._dtypes = {name: stored(name, self.step).dtype.numpy_dtype for name in self.names}
 
   def bytes(self) -> int:
     """The size of all tensors in bytes."""
@@ -109,7 +119,8 @@ class _Parameters:
 
   def _part(self, name: str, layer: int | EllipsisType) -> np.ndarray:
     with self._checkpoints.reading(self.step):
-      return self._stored[name][layer].read().result()
+      value = self._stored[name][layer].read().result()
+    return value.astype(self._dtypes[name], copy=False)
 
 
 def _lay_down(source: _Parameters, folder: Path, console: Console) -> dict[str, np.ndarray]:

@@ -60,6 +60,7 @@ def evaluate(
   step: int | None = None,
   tasks: Sequence[str] = (),
   command: str | None = None,
+  ema: bool = False,
 ) -> dict[str, dict[str, Any]]:
   """Evaluates a checkpoint and writes its results into `WORKDIR/evaluation/`.
 
@@ -71,6 +72,7 @@ def evaluate(
     tasks: some of `NAMES`; by default `config.evaluation.task`, else the task of the run, and the
       gates.
     command: the command that was typed, for the results.
+    ema: evaluates the moving average of the parameters, not their last values.
 
   Returns:
     The content of the `results.json` of each task.
@@ -94,11 +96,12 @@ def evaluate(
   with jax.set_mesh(mesh):
     evaluators = {task: KINDS[task].evaluator(read[task], mesh, s) for task, s in sources.items()}
     with Checkpoints(workdir) as saved:
-      params, step = saved.restore_params(abstract_params(config.model, mesh), step)
+      params, step = saved.restore_params(abstract_params(config.model, mesh), step, ema)
       newest = saved.latest() or step
     gates_LH = gates_lib.gates(config.model, params)
     about: dict[str, Any] = {
       "step": step,
+      "weights": filing.WEIGHTS[ema],
       "parameters": costs.parameter_count(params),
       **training(workdir.path),
     }
@@ -235,7 +238,8 @@ def _show(
 
 def _about(results: dict[str, Any], path: Path, folder: Path, pictures: dict[str, Path]) -> Table:
   """A table of what was evaluated, the speed, and the paths of the files."""
-  table = _table(f"the run, step {results['step']}")
+  averaged = ", moving average" * filing.is_averaged(results)
+  table = _table(f"the run, step {results['step']}{averaged}")
   speed = results["training_tokens_per_second"]
   table.add_row("tokens/s in training", f"{speed:,.0f}" if speed else "")
   if shares := results.get("goodput"):

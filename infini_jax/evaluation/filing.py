@@ -23,6 +23,7 @@ from infini_jax.evaluation.tasks import KINDS
 from infini_jax.files import write_json
 
 FILE = "results.json"
+WEIGHTS = ("last", "moving average")  # which parameters were evaluated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Evaluated:
     protocol: the fields that change the figures, by name, such as "evaluation.max_tokens".
     knock_out: the ablations that were computed too.
     step: the step of the checkpoint.
+    averaged: whether the moving average of the parameters was evaluated.
   """
 
   task: str
@@ -45,6 +47,7 @@ class Evaluated:
   protocol: Mapping[str, Any]
   knock_out: tuple[str, ...]
   step: int
+  averaged: bool = False
 
   @classmethod
   def of(cls, results: Mapping[str, Any]) -> "Evaluated":
@@ -58,6 +61,7 @@ class Evaluated:
       protocol(task, migrated(results["settings"])) if said is None else _today(said),
       tuple(results.get("knocked_out", ())),
       results["step"],
+      is_averaged(results),
     )
 
   @property
@@ -76,13 +80,14 @@ class Evaluated:
     """The whole identity in words, without fields that are off."""
     corpus = "corpus {path} (text {text:.8})".format(**self.corpus) if self.corpus else ""
     fields = (f"{k.partition('.')[2]} {_words(v)}" for k, v in self.protocol.items() if _on(v))
-    return "; ".join(filter(None, [corpus, self.split, *fields]))
+    averaged = f"{WEIGHTS[True]} of the parameters" * self.averaged
+    return "; ".join(filter(None, [corpus, self.split, *fields, averaged]))
 
   @property
   def key(self) -> str:
     """A key that is equal for comparable figures: the same task, text and protocol.
 
-    It does not depend on the ablations or the step.
+    It does not depend on the ablations, the step, or whether the parameters are averaged.
     """
     text = self.corpus and self.corpus["text"]
     on = {name: value for name, value in self.protocol.items() if value}
@@ -104,7 +109,14 @@ class Evaluated:
       name.append(digest([self.key, *self.knock_out])[:6])
     if self.step != newest:
       name.append(f"step-{self.step}")
+    if self.averaged:
+      name.append("ema")
     return Path(job, "-".join(filter(None, name)))
+
+
+def is_averaged(results: Mapping[str, Any]) -> bool:
+  """Whether results are of the moving average of the parameters; older results are not."""
+  return results.get("weights") == WEIGHTS[True]
 
 
 def told_apart(some: Mapping[str, Evaluated]) -> dict[str, str]:
@@ -140,6 +152,7 @@ def _flat(one: Evaluated, texts: Mapping[str, set[str]]) -> dict[str, str]:
   else:
     corpus = "{path} ({text:.6})".format(**one.corpus)
   fields = {k.partition(".")[2]: _words(value) for k, value in one.protocol.items() if _on(value)}
+  fields["weights"] = WEIGHTS[one.averaged]
   return {"corpus": corpus, "split": one.split or "split not named", **fields}
 
 

@@ -43,7 +43,7 @@ def generate(args: argparse.Namespace, console: Console) -> None:
 
   errors = make_console(stderr=True)
   how: dict[str, Any] = {"model": args.workdir} if args.load_state else {}
-  session = Session.load(args.load_state or args.workdir, step=args.step, **how)
+  session = Session.load(args.load_state or args.workdir, step=args.step, ema=args.ema, **how)
   if session.lanes > 1:
     raise InputError(f"{args.load_state}: a state of {session.lanes} lanes; use Session.load")
   if session.ended[0]:
@@ -51,7 +51,8 @@ def generate(args: argparse.Namespace, console: Console) -> None:
       f"{args.load_state}: the model has ended its document, so nothing follows it; give a state "
       f"from before (--tokens=0 writes nothing), or begin another document with --workdir"
     )
-  _say(errors, f"step {session.run.step} of {session.run.workdir}")
+  averaged = ", moving average" * session.run.ema
+  _say(errors, f"step {session.run.step} of {session.run.workdir}{averaged}")
   failed, interrupted = None, False
   if name:
     try:

@@ -61,13 +61,19 @@ class Run(NamedTuple):
   tokenizer: Tokenizer
   workdir: str = ""
   step: int = 0
+  ema: bool = False
 
 
-def open_run(path: str | Path, step: int | None = None) -> Run:
+def open_run(path: str | Path, step: int | None = None, ema: bool = False) -> Run:
   """The model of a workdir, on one device, with the settings of this machine.
 
+  Args:
+    path: the workdir.
+    step: the step of the checkpoint; None: the newest.
+    ema: takes the moving average of the parameters, not their last values.
+
   Raises:
-    InputError: there is no run, or no such checkpoint.
+    InputError: there is no run, no such checkpoint, or no average in it.
   """
   workdir = Workdir(path)
   tokenizer = workdir.load_tokenizer()
@@ -76,8 +82,8 @@ def open_run(path: str | Path, step: int | None = None) -> Run:
   place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
   shapes = jax.eval_shape(lambda: init(config.model, jax.random.key(0)))
   with Checkpoints(workdir) as saved:
-    params, step = saved.restore_params(jax.tree.map(place, shapes), step)
-  return Run(Engine(config, params), tokenizer, str(workdir.path), step)
+    params, step = saved.restore_params(jax.tree.map(place, shapes), step, ema)
+  return Run(Engine(config, params), tokenizer, str(workdir.path), step, ema)
 
 
 def save(path: Path, run: Run, stream: Any, lanes: Sequence[Lane]) -> None:
@@ -95,6 +101,7 @@ def save(path: Path, run: Run, stream: Any, lanes: Sequence[Lane]) -> None:
     "tokenizer": run.tokenizer.fingerprint,
     "workdir": run.workdir,
     "step": run.step,
+    "ema": run.ema,
     "position": [lane.position for lane in lanes],
     "unread": [len(lane.unread) for lane in lanes],
     "recent": [len(lane.recent) for lane in lanes],
@@ -123,7 +130,8 @@ def load(path: Path, model: Run | str | Path | None, step: int | None) -> tuple[
     workdir = Workdir(model or at)
     _check(path, header, workdir.config(), workdir.load_tokenizer())
     try:
-      run = open_run(workdir.path, header["step"] if step is None else step)
+      step = header["step"] if step is None else step
+      run = open_run(workdir.path, step, bool(header.get("ema")))
     except InputError as error:
       raise InputError(f"{path}: {error}; a run keeps more by train.keep_checkpoints") from None
   if header["parameters"] != checksum(run.engine.params):

@@ -51,6 +51,7 @@ class Session:
     lanes: int = 1,
     step: int | None = None,
     model: "str | Path | Session | None" = None,
+    ema: bool = False,
   ) -> "Session":
     """Opens a run, or a state that `save` wrote.
 
@@ -60,6 +61,8 @@ class Session:
       step: the step of the checkpoint; by default the newest, or for a state its own.
       model: for a state: the path of its run, if it has moved; or a session that shares its
         parameters.
+      ema: for a run: takes the moving average of the parameters (`config.optimizer.ema`), not
+        their last values. A state knows which of them it was made with.
 
     Raises:
       InputError: there is no such run or checkpoint; a state is damaged, or of another model.
@@ -70,9 +73,11 @@ class Session:
     if path.is_dir():
       if model is not None:
         raise InputError(f"{path}: a run needs no model=; give a state, or leave it out")
-      return cls(saved.open_run(path, step), lanes)
+      return cls(saved.open_run(path, step, ema), lanes)
     if not path.exists():
       raise InputError(f"{path}: no run or state here; give a run's folder, or what `save` wrote")
+    if ema:
+      raise InputError(f"{path}: a state knows its parameters; leave ema=True (--ema) out")
     opened = model.run if isinstance(model, Session) else model
     if opened is not None and not isinstance(opened, saved.Run):
       opened = _path("model", opened)

@@ -44,7 +44,8 @@ class Estimate:
 
   Attributes:
     sizes: devices along each axis of the mesh.
-    resting: bytes per chip between steps: parameters, optimizer, memory state. Exact.
+    resting: bytes per chip between steps: parameters, optimizer, memory state, and more where a
+      run has it. Exact.
     working: additional bytes per chip in the phase of a step that needs most. Modelled.
     phase: the name of that phase.
     tokens: tokens of a step, all chips together.
@@ -107,6 +108,8 @@ def estimate(config: Config, sizes: dict[str, int], chip: Chip) -> Estimate:
     "optimizer": chip_bytes(state.opt_state),
     "memory state": chip_bytes((state.memory, state.warm)),
   }
+  if state.ema is not None:
+    resting["moving average"] = chip_bytes(state.ema)
   if teacher := abstract_teacher(config, abstract_mesh(sizes)):
     resting["original"] = chip_bytes(teacher)
   part = shares(config, sizes, chip.platform)
@@ -127,7 +130,8 @@ def estimate(config: Config, sizes: dict[str, int], chip: Chip) -> Estimate:
   chips = 1
   for n in sizes.values():
     chips *= n
-  moved = memory_traffic(config, part, resting["parameters"], resting["optimizer"])
+  statistics = resting["optimizer"] + resting.get("moving average", 0)
+  moved = memory_traffic(config, part, resting["parameters"], statistics)
   seconds = {
     "compute": flops["executed"] * tokens / (chips * chip.peak),
     "HBM": moved / chip.memory_rate,

@@ -83,6 +83,8 @@ def collectives(config: Config, s: Shares, sizes: dict[str, int], chip: Chip) ->
   add("gradients of copies", "all-reduce", copies, A, part)
 
   tensor = axes_of(COMPUTE, "H")
+  if config.optimizer.name == "muon":  # gradients and momentum to the devices of layers, and back
+    add("matrices of layers", "exchange", (*storage, *tensor), 4, L * layer * 4 / s.stored)
   add("activations", "all-reduce", tensor, A * (4 + again) * L, hidden)
   add("embedding and loss", "all-reduce", tensor, A * 2, hidden)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from infini_jax.evaluation.filing import Evaluated, told_apart
+from infini_jax.evaluation.filing import Evaluated, is_averaged, told_apart
 from infini_jax.evaluation.perplexity import change
 from infini_jax.evaluation.retrieval_tables import measure
 from infini_jax.html import Cell, table
@@ -94,17 +94,22 @@ def _rows_of(task: str, key: str, runs: list[Run]) -> dict[str, Callable[[Run], 
 
 
 def _of(key: str, figure: Callable[[Results], Shown]) -> Callable[[Run], Shown]:
-  """A figure of the results with this key. A note names the step if it is not the newest."""
+  """A figure of the results with this key.
+
+  A note names the step if it is not the newest, and the parameters if they are not the last ones.
+  """
 
   def of(run: Run) -> Shown:
     results = run.results(key)
     if not results or "memory" not in results:
       return None
     shown = figure(results)
-    if shown is None or results["step"] == run.steps[-1]:
+    notes = [f"step {results['step']:,}"] * (results["step"] != run.steps[-1])
+    notes += [f"{results['weights']} of the parameters"] * is_averaged(results)
+    if shown is None or not notes:
       return shown
     cell = shown if isinstance(shown, Cell) else Cell(shown)
-    return cell._replace(note="\n".join(filter(None, [cell.note, f"step {results['step']:,}"])))
+    return cell._replace(note="\n".join(filter(None, [cell.note, *notes])))
 
   return of
 

@@ -12,7 +12,7 @@ from typing import Any
 from infini_jax.config import Config, InputError
 from infini_jax.evaluation import filing
 from infini_jax.evaluation.evaluate import training
-from infini_jax.evaluation.filing import Evaluated, told_apart
+from infini_jax.evaluation.filing import Evaluated, is_averaged, told_apart
 from infini_jax.evaluation.tasks import NAMES
 from infini_jax.runs.metrics import read_metrics
 from infini_jax.runs.workdir import Workdir
@@ -64,11 +64,13 @@ class Run:
   def results(self, key: str) -> dict[str, Any] | None:
     """The results whose `Evaluated.key` is `key`, or None.
 
-    Among several, prefers the newest step, then results with ablations, then those of the task
-    itself over those of `knockout`.
+    Among several, prefers the newest step, then the last values of the parameters over their
+    moving average, then results with ablations, then those of the task itself over those of
+    `knockout`.
     """
     found = [(name, r) for name, r in self.evaluations.items() if Evaluated.of(r).key == key]
-    order = lambda one: (one[1]["step"], bool(one[1].get("knocked_out")), not is_knock_out(one[0]))
+    plain = lambda name, r: (not is_averaged(r), bool(r.get("knocked_out")), not is_knock_out(name))
+    order = lambda one: (one[1]["step"], *plain(*one))
     return max(found, key=order)[1] if found else None
 
   @property

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 import tensorstore
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from infini_jax import digests
 from infini_jax.config import InputError
@@ -31,6 +32,7 @@ with quiet():
 
 LOGGER = logging.getLogger("infini_jax")
 PIECE_BYTES = 8 << 20  # the most bytes of one stored piece of a parameter; reads load whole pieces
+EMA = "ema"  # the moving average of the parameters: a field of the state, a folder, a flag
 METADATA = "_CHECKPOINT_METADATA"  # Orbax writes into it after the checkpoint is complete
 READING = {  # one tensor at a time, because each thread would keep its own buffer
   "data_copy_concurrency": {"limit": 1},
@@ -108,15 +110,16 @@ class Checkpoints:
       self._reopen()
     return step
 
-  def chosen(self, step: int | None = None) -> int:
+  def chosen(self, step: int | None = None, ema: bool = False) -> int:
     """The step to read parameters from, whose files are as they were written.
 
     Args:
       step: the step that was asked for; None: the newest. If this is damaged, a warning is logged,
         and it is the one before.
+      ema: whether the moving average of the parameters is read.
 
     Raises:
-      InputError: there is no checkpoint, none of this step, or it is damaged.
+      InputError: there is no checkpoint, none of this step, it is damaged, or has no average.
     """
     steps = self._newest_first()
     if not steps:
@@ -129,7 +132,15 @@ class Checkpoints:
     for one in steps if step is None else [step]:
       if problem:
         LOGGER.warning(f"warning: {problem}; step {one} is used instead")
-      if not (problem := self._problem(one, "params/")):
+      problem = self._problem(one, "params/")
+      if not problem and ema:
+        if not (self._folder / str(one) / EMA).exists():
+          raise InputError(
+            f"{self._folder / str(one)}: holds no moving average of the parameters; leave --ema "
+            f"out, or train with config.optimizer.ema, for example 0.999"
+          )
+        problem = self._problem(one, f"{EMA}/")
+      if not problem:
         return one
     remedy = "put a copy there" if step is None else f"choose another step of {there}"
     raise InputError(f"{problem}; {remedy}")
@@ -146,11 +157,13 @@ class Checkpoints:
         return
       self._check_room(sum(x.nbytes for x in jax.tree.leaves(state)))
       params = ocp.args.StandardSave(state.params, save_args=_in_pieces(state.params))
-      rest = ocp.args.StandardSave(_rest(state))
+      items = {"params": params, "rest": ocp.args.StandardSave(_rest(state))}
+      if state.ema is not None:
+        items[EMA] = ocp.args.StandardSave(state.ema, save_args=_in_pieces(state.ema))
       if not self._saved:
         self._background.enter_context(quiet())
         self._saved = True
-      self._open().save(step, args=ocp.args.Composite(params=params, rest=rest))
+      self._open().save(step, args=ocp.args.Composite(**items))
 
   def restore(self, step: int, abstract: Any) -> Any:
     """The whole state of a step, with the shapes, types and shardings of `abstract`.
@@ -158,24 +171,37 @@ class Checkpoints:
     Raises:
       InputError: the checkpoint is damaged, removed, or of another model.
     """
-    args = ocp.args.Composite(
-      params=ocp.args.StandardRestore(abstract.params),
-      rest=ocp.args.StandardRestore(_rest(abstract)),
-    )
+    parts = {"params": abstract.params, "rest": _rest(abstract)}
+    if abstract.ema is not None:
+      parts[EMA] = abstract.ema
     with self.reading(step):
-      saved = self._open().restore(step, args=args)
-    return type(abstract)(params=saved.params, **saved.rest)
+      saved = self._restored(step, parts)
+    ema = {EMA: saved[EMA]} if EMA in parts else {}
+    return type(abstract)(params=saved["params"], **saved["rest"], **ema)
 
-  def restore_params(self, abstract: Any, step: int | None = None) -> tuple[Any, int]:
+  def restore_params(
+    self, abstract: Any, step: int | None = None, ema: bool = False
+  ) -> tuple[Any, int]:
     """The parameters only, for evaluation and generation, and their step.
 
+    Args:
+      abstract: their shapes, types and shardings.
+      step: of the checkpoint; None: the newest.
+      ema: the moving average of those that were trained, in place of their last values.
+
     Raises:
-      InputError: there is no checkpoint, none of this step, or it is damaged.
+      InputError: there is no checkpoint, none of this step, it is damaged, or has no average.
     """
-    step = self.chosen(step)
-    args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
+    step = self.chosen(step, ema)
+    wanted = flatten_dict(abstract)
+    averaged = self._averaged(step) if ema else set()
+    parts = {"params": abstract} if not ema or wanted.keys() - averaged else {}
+    if ema:
+      parts[EMA] = unflatten_dict({k: x if k in averaged else None for k, x in wanted.items()})
     with self.reading(step):
-      return self._open().restore(step, args=args).params, step
+      saved = self._restored(step, parts)
+    found = [flatten_dict(saved[part]) for part in parts]
+    return unflatten_dict({k: x for part in found for k, x in part.items() if x is not None}), step
 
   def save_params(self, params: Any) -> None:
     """Saves only parameters, as step 0, and waits until they are written.
@@ -198,9 +224,13 @@ class Checkpoints:
         saved = ocp.args.PyTreeSave(params, save_args=_in_pieces(params))
         manager.save(0, args=ocp.args.Composite(params=saved))
 
-  def stored(self, path: str, step: int) -> tensorstore.TensorStore:
-    """One parameter of a step, by its path with dots. Only the slices that you read are loaded."""
-    folder = self._folder / str(step) / "params"
+  def stored(self, path: str, step: int, ema: bool = False) -> tensorstore.TensorStore:
+    """One parameter of a step, by its path with dots, or with `ema` its moving average.
+
+    Only the slices that you read are loaded. What was not trained has no average.
+    """
+    averaged = ema and tuple(path.split(".")) in self._averaged(step)
+    folder = self._folder / str(step) / (EMA if averaged else "params")
     together = ocp.type_handlers.is_ocdbt_checkpoint(folder)
     info = ocp.type_handlers.ParamInfo(name=path, parent_dir=folder)
     spec = ocp.type_handlers.get_json_tspec_read(info, together)
@@ -272,6 +302,17 @@ class Checkpoints:
         f"{self._folder}: cannot be written ({reason}); make room there, or choose another place"
       ) from None
 
+  def _restored(self, step: int, parts: dict[str, Any]) -> Any:
+    """Some parts of a checkpoint, by their names."""
+    args = {name: ocp.args.StandardRestore(abstract) for name, abstract in parts.items()}
+    return self._open().restore(step, args=ocp.args.Composite(**args))
+
+  def _averaged(self, step: int) -> set[tuple[str, ...]]:
+    """The paths of the parameters that have a moving average."""
+    with self.reading(step):
+      tree = ocp.StandardCheckpointHandler().metadata(self._folder / str(step) / EMA).tree
+    return {path for path, x in flatten_dict(tree).items() if x is not None}
+
   def _check_room(self, size: int) -> None:
     """Raises InputError now; Orbax reports a full disk at the next save only, many steps later."""
     free = shutil.disk_usage(self._folder).free
@@ -325,8 +366,8 @@ class Checkpoints:
 
 
 def _rest(state: Any) -> dict[str, Any]:
-  """All fields of a train state but the parameters, which can be restored without the others."""
-  names = [field.name for field in dataclasses.fields(state) if field.name != "params"]
+  """All fields of a train state but parameters, which can be restored without the others."""
+  names = [field.name for field in dataclasses.fields(state) if field.name not in ("params", EMA)]
   rest = {name: getattr(state, name) for name in names}
   # Older checkpoints lack this field, so it is there only if it is used.
   return {name: value for name, value in rest.items() if name != "norm" or value is not None}

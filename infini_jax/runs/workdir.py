@@ -5,7 +5,9 @@ A workdir is complete without other files:
   run.json         the config of the run, the fingerprints of its corpus and of its vocabulary
   tokenizer/       the vocabulary
   hf/              the small files of the pretrained model, if the run started from one
-  checkpoints/N/   the state after N updates: `params`, and `rest` (optimizer, memory, step)
+  checkpoints/N/   the state after N updates: `params`, `ema` if there is an average, and `rest`
+                   (optimizer, memory, step)
+  branch.json      of which run and step the run is a branch, if it is one
   store/, stores/  the corpus in tokens, and other corpora that were evaluated
   metrics.jsonl    one line per log, beside tensorboard/
   evaluation/T/    results.json and pictures of each task T, by corpus and protocol
@@ -139,12 +141,13 @@ class Workdir:
       )
     self.path.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
-      content = {
-        "config": json.loads(config.to_json()),
-        "corpus": corpus,
-        "tokenizer": tokenizer or (run or {}).get("tokenizer", ""),
-      }
-      write_json(self.path / "run.json", signed(content))
+      _write(self.path, config, corpus, tokenizer or (run or {}).get("tokenizer", ""))
+
+  def copy_run(self, config: Config, folder: Path) -> None:
+    """Writes the run.json of this run into another folder, with another config."""
+    run = self._run()
+    assert run is not None
+    _write(folder, config, run["corpus"], run["tokenizer"])
 
   @contextlib.contextmanager
   def alone(self) -> Iterator[None]:
@@ -194,6 +197,12 @@ class Workdir:
         f"{file}: damaged or edited; put a copy there, or remove its field sha256 to keep the edit"
       )
     return run
+
+
+def _write(folder: Path, config: Config, corpus: str, tokenizer: str) -> None:
+  """Writes run.json."""
+  content = {"config": json.loads(config.to_json()), "corpus": corpus, "tokenizer": tokenizer}
+  write_json(folder / "run.json", signed(content))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from rich.console import Console
 from infini_jax.config import Config
 from infini_jax.data import Store
 from infini_jax.tasks import Source
-from infini_jax.training.optimizer import make_schedule
+from infini_jax.training.schedule import make_schedule
 
 NOTICEABLE = 1e-3  # the smallest relative change of the rate that is reported
 
@@ -35,7 +35,7 @@ def tell_rates(config: Config, step: int, logged: dict[str, Any], console: Conso
   after = float(share(step))
   said = (f"{name} from {peak * before:.3g} to {peak * after:.3g}" for name, peak in rates.items())
   console.print(
-    f"config.train.steps={config.train.steps} moves the end of the cosine: after step {step} "
+    f"config.train.steps={config.train.steps} moves the decay of the rates: after step {step} "
     f"{', '.join(said)}",
     soft_wrap=True,
   )

@@ -16,7 +16,7 @@ from infini_jax.runs.metrics import MetricWriter, read_metrics
 from infini_jax.runs.workdir import Workdir
 from infini_jax.training.guard import Guard
 from infini_jax.training.health import check_finite, log_values
-from infini_jax.training.optimizer import make_schedule
+from infini_jax.training.schedule import make_schedule
 
 
 class Log:

@@ -32,10 +32,12 @@ from infini_jax.runs.goodput import Goodput
 from infini_jax.runs.metrics import last_logged, read_metrics
 from infini_jax.runs.workdir import Workdir, open_inputs
 from infini_jax.tasks import train_lanes
+from infini_jax.training.branch import Branch, begin_branch
 from infini_jax.training.ending import tell_end, tell_rates
 from infini_jax.training.guard import Guard, Hang, PassedOver, Passing
 from infini_jax.training.log import Log
-from infini_jax.training.optimizer import make_optimizer, make_schedule
+from infini_jax.training.optimizer import check_matrices, make_optimizer
+from infini_jax.training.schedule import make_schedule
 from infini_jax.training.start import check_start, differences, original_params, start_state
 from infini_jax.training.step import TrainState, abstract_state, make_train_step
 from infini_jax.training.stop_signal import Stopped, StopSignal
@@ -45,8 +47,14 @@ GATE_TRAVEL = 4.0  # sigmoid(4) = 0.98: the distance that beta needs to open or 
 SAMPLED = 100_000  # the most steps whose learning rates are computed for a mean
 
 
-def train(config: Config, path: str, console: Console) -> TrainState:
+def train(config: Config, path: str, console: Console, branch: Branch | None = None) -> TrainState:
   """Trains until `config.train.steps`, from the newest checkpoint in the workdir, if there is one.
+
+  Args:
+    config: the config of the run.
+    path: the workdir.
+    console: for progress.
+    branch: the checkpoint of another run that a new workdir goes on from.
 
   Raises:
     InputError: a wrong input; only the prepared corpus has been written.
@@ -58,6 +66,9 @@ def train(config: Config, path: str, console: Console) -> TrainState:
   # ---- Inputs: everything that the user may have set wrong.
   with processes.first_alone("inputs"):
     check_start(config)
+    check_matrices(config)
+    if branch:
+      begin_branch(config, path, branch)
     workdir, source = open_inputs(config, path, console)
   processes.check_same_inputs(workdir.path, workdir.standing(), [source])
   lanes = train_lanes(config, source)

@@ -1,9 +1,10 @@
-"""AdamW, or Adafactor as in the paper, with the gates in a group of their own.
+"""AdamW, Adafactor as in the paper, Muon or Lion, with the gates in a group of their own.
 
 All computation and all statistics are in float32. If parameters are stored in bfloat16, the new
 values are rounded at random (`apply`), because the nearest value is usually the old one.
 """
 
+import math
 import zlib
 from typing import Any
 
@@ -11,46 +12,62 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from infini_jax.config import Config
+from infini_jax.config import Config, InputError
+from infini_jax.models import init
 from infini_jax.ops.shards import letters_of
 from infini_jax.parallel.mesh import in_mesh
-
-
-def make_schedule(config: Config, peak: float) -> optax.Schedule:
-  """Linear warm-up to `peak`, then a cosine to `final_fraction` of it at the last step."""
-  o, steps = config.optimizer, config.train.steps
-
-  def schedule(step):
-    step = jnp.asarray(step, jnp.float32)
-    warmup = (step + 1) / max(1, o.warmup_steps)
-    progress = (step - o.warmup_steps) / max(1, steps - o.warmup_steps)
-    cosine = (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1))) / 2
-    return peak * jnp.minimum(warmup, o.final_fraction + (1 - o.final_fraction) * cosine)
-
-  return schedule
+from infini_jax.training.muon import is_matrix, muon
+from infini_jax.training.schedule import make_schedule
+from infini_jax.training.trainable import split
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
   """The whole update: clipping over all parameters, then one rule per group.
 
-  Gates have their own learning rate, no decay, and no scaling by their size, because such scaling
-  would keep them at their start of 0. Vectors (norms, biases) have no decay.
+  Gates have their own learning rate and Adam, with every optimizer. They are not scaled by their
+  size, because such scaling would keep them at their start of 0.
   """
-  o = config.optimizer
-  rate = make_schedule(config, o.learning_rate)
-  gate = optax.adam(make_schedule(config, o.gate_learning_rate), o.b1, o.b2, o.eps)
-  if o.name == "adamw":
-    groups = {
-      "gate": gate,
-      "matrix": optax.adamw(rate, o.b1, o.b2, o.eps, weight_decay=o.weight_decay),
-      "vector": optax.adam(rate, o.b1, o.b2, o.eps),
-    }
-  else:
-    matrix, vector = _adafactor(rate, o.b1, o.weight_decay), _adafactor(rate, o.b1, 0.0)
-    groups = {"gate": gate, "matrix": matrix, "vector": vector}
-    groups |= {"stacked matrix": _layer_by_layer(matrix), "stacked vector": _layer_by_layer(vector)}
+  o, of = config.optimizer, config.weight_decay
+  rate, gate_rate = (make_schedule(config, r) for r in (o.learning_rate, o.gate_learning_rate))
+  adamw = lambda rate, decay: optax.adamw(rate, o.b1, o.b2, o.eps, weight_decay=decay)
+  adam = lambda rate, decay: adamw(rate, decay) if decay else optax.adam(rate, o.b1, o.b2, o.eps)
+  lion = lambda rate, decay: optax.lion(rate, o.b1, o.b2, weight_decay=decay)
+  factored = lambda rate, decay: _adafactor(rate, o.b1, decay)
+  matrices, embeddings, vectors, gates = (
+    o.weight_decay * times for times in (of.matrices, of.embeddings, of.vectors, of.gates)
+  )
+  matrix, vector = {
+    "adamw": (adamw, adam),
+    "muon": (adamw, adam),
+    "lion": (lion, lion),
+    "adafactor": (factored, factored),
+  }[o.name]
+  groups = {
+    "gate": adam(gate_rate, gates),
+    "matrix": matrix(rate, matrices),
+    "vector": vector(rate, vectors),
+  }
+  if embeddings != matrices:
+    groups["embedding"] = matrix(rate, embeddings)
+  if o.name == "muon":
+    groups["orthogonal"] = muon(rate, o.momentum, matrices)
+  if o.name == "adafactor":
+    groups |= {f"stacked {name}": _layer_by_layer(groups[name]) for name in ("matrix", "vector")}
   clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity()
-  return _in_float32(optax.chain(clip, optax.partition(groups, lambda p: _label(p, o.name))))
+  return _in_float32(optax.chain(clip, optax.partition(groups, lambda p: _labels(p, groups))))
+
+
+def check_matrices(config: Config) -> None:
+  """Raises InputError if the optimizer is Muon, and no trained parameter is a matrix for it."""
+  if config.optimizer.name != "muon":
+    return
+  shapes = jax.eval_shape(lambda: init(config.model, jax.random.key(0)))
+  trained = jax.tree_util.tree_leaves_with_path(split(config, shapes)[0])
+  if not any(is_matrix(path) for path, _ in trained):
+    raise InputError(
+      f"config.optimizer.name='muon' with config.train.part={config.train.part!r}: no matrix of "
+      f"the layers is trained; set config.optimizer.name='adamw'"
+    )
 
 
 def apply(params: Any, updates: Any, key: jax.Array) -> Any:
@@ -75,6 +92,23 @@ def apply(params: Any, updates: Any, key: jax.Array) -> Any:
   return jax.tree_util.tree_map_with_path(one, params, updates)
 
 
+def averaged(config: Config, ema: Any, params: Any, step: jax.Array) -> Any:
+  """The moving average of the parameters after an update, in float32.
+
+  It is the mean of the parameters after each update so far. The weight of an update is
+  `config.optimizer.ema` times that of the next one. So the random start has no weight.
+
+  Args:
+    config: the config of the run.
+    ema: the average before the update.
+    params: the parameters after the update.
+    step: the number of updates before it.
+  """
+  decay = config.optimizer.ema
+  weights = -jnp.expm1((step + 1).astype(jnp.float32) * math.log(decay)) / (1 - decay)
+  return optax.incremental_update(in_float32(params), ema, 1 / weights)
+
+
 def _round_at_random(x: jax.Array, key: jax.Array) -> jax.Array:
   """Converts float32 to bfloat16: it adds random bits to the low bits, and cuts these off."""
   where = jax.typeof(x).sharding.spec if in_mesh() else None
@@ -97,13 +131,20 @@ def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformatio
   )
 
 
-def _label(params: Any, name: str) -> Any:
+def _labels(params: Any, groups: Any) -> Any:
+  """The group of each parameter."""
+
   def one(path, leaf):
     if path[-1].key == "beta_H":
       return "gate"
-    bias = path[-1].key.startswith("b_")
-    kind = "matrix" if len(letters_of(path)) > 1 and not bias else "vector"
-    return f"stacked {kind}" if name == "adafactor" and path[0].key == "blocks" else kind
+    in_layers, stacked = path[0].key == "blocks", "stacked matrix" in groups
+    if len(letters_of(path)) < 2 or path[-1].key.startswith("b_"):
+      return "stacked vector" if stacked and in_layers else "vector"
+    if not in_layers:
+      return "embedding" if "embedding" in groups else "matrix"
+    if stacked:
+      return "stacked matrix"
+    return "orthogonal" if "orthogonal" in groups and is_matrix(path) else "matrix"
 
   return jax.tree_util.tree_map_with_path(one, params)
 

@@ -40,6 +40,7 @@ class TrainState:
   memory: Any  # the states of the lanes, if they are carried; else None
   warm: Any  # the states of the companions, if memories start warm; else None
   norm: Any = None  # the running mean of the gradient norm, with `guard.spike`; else None
+  ema: Any = None  # the moving average of the trained parameters, float32, if it is on; else None
 
 
 def abstract_state(config: Config, tx: optax.GradientTransformation, mesh: Any) -> TrainState:
@@ -157,6 +158,9 @@ def make_train_step(
       updates, opt_state = tx.update(grads, state.opt_state, trained)
       trained = kept(optimizer.apply(trained, updates, key), trained)
       params, opt_state = join(trained, frozen), kept(opt_state, state.opt_state)
+      ema = state.ema
+      if ema is not None:
+        ema = kept(optimizer.averaged(config, ema, trained, state.step), ema)
     tokens = batch["mask_BT"].sum().astype(jnp.float32)
     metrics = {
       "loss": sums["loss"],
@@ -174,7 +178,7 @@ def make_train_step(
     metrics = jax.tree.map(lambda x: shard(x, "_" * x.ndim), metrics)  # every host can read these
     memory = None if state.memory is None else kept(memory, state.memory)
     warm = None if warm is None else kept(warm, state.warm)
-    return TrainState(state.step + 1, params, opt_state, memory, warm, norm), metrics
+    return TrainState(state.step + 1, params, opt_state, memory, warm, norm, ema), metrics
 
   return train_step
 
@@ -213,9 +217,13 @@ def _assemble(config, tx, params):
     return state if wanted and jax.tree.leaves(state) else None
 
   memory, warm = empty(config.data.carry_state), empty(config.warm.share)
-  opt_state = tx.init(split(config, params)[0])  # frozen parameters have no moments
+  trained, _ = split(config, params)
+  opt_state = tx.init(trained)  # frozen parameters have no moments
   norm = jnp.zeros(()) if config.guard.spike else None
-  return TrainState(jnp.zeros((), jnp.int32), params, opt_state, memory, warm, norm)
+  ema = None
+  if config.optimizer.ema:  # copies: a step is given both, and writes into both
+    ema = jax.tree.map(jnp.copy, optimizer.in_float32(trained))
+  return TrainState(jnp.zeros((), jnp.int32), params, opt_state, memory, warm, norm, ema)
 
 
 def _as_the_original(config, teacher, batch):

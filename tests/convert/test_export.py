@@ -223,3 +223,25 @@ def test_weights_that_are_not_finite_are_not_exported(rng, tmp_path, value, dtyp
   layer[1, 2] = value
   with pytest.raises(InputError, match=re.escape(f"tensor one {said}")):
     lay_down(tmp_path / "file", [("one", layer.T.T)], (3, 4), dtype)
+
+
+def test_the_average_is_exported_in_the_type_of_the_parameters(rng, tmp_path):
+  """A parameter that was not trained has no average, and is exported as it is."""
+  c = config(model={"param_dtype": "bfloat16"})
+  run = Workdir(tmp_path / "run")
+  run.claim(c, "a corpus")
+  ByteTokenizer().save(run.tokenizer)
+  params = fake_params(c.model, int(rng.integers(1000)))
+  ema = jax.tree.map(lambda x: np.float32(x) + 1, jax.device_get(params))
+  state = TrainState(jax.numpy.array(0), params, None, None, None, ema=ema | {"embed_VD": None})
+  with Checkpoints(run) as saved:
+    saved.save(0, state)
+  for averaged in (False, True):
+    export(str(run.path), tmp_path / f"out{averaged}", 10**9, None, console(), ema=averaged)
+  last, mean = (tensors_of(tmp_path / f"out{averaged}") for averaged in (False, True))
+  assert {name: x.dtype for name, x in last.items()} == {name: x.dtype for name, x in mean.items()}
+  embedding = "model.embed_tokens.weight"
+  np.testing.assert_array_equal(last[embedding], mean[embedding])
+  norm = "model.norm.weight"
+  want = (np.float32(params["final_norm"]["scale_E"]) + 1).astype(last[norm].dtype)
+  np.testing.assert_array_equal(mean[norm], want)

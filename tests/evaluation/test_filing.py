@@ -116,3 +116,22 @@ def test_only_settings_that_change_figures_change_the_folder():
 def test_a_task_that_was_not_evaluated_is_reported_in_one_line(tmp_path):
   with pytest.raises(InputError, match="recall was not evaluated; eval.py --workdir="):
     newest(tmp_path, "recall")
+
+
+def test_results_of_the_average_stand_apart_and_say_so(averaged):
+  c, workdir, _ = averaged
+  c = changed(c, evaluation=changed(c.evaluation, knock_out=()))
+  read = lambda **how: evaluate(c, str(workdir), quiet(), tasks=("perplexity",), **how)[
+    "perplexity"
+  ]
+  last, mean = read(), read(ema=True)
+  assert (last["weights"], mean["weights"]) == ("last", "moving average")
+  assert last["memory"]["perplexity"] != mean["memory"]["perplexity"]
+  own, other = map(Evaluated.of, (last, mean))
+  assert own.key == other.key, "they can be compared"
+  assert other.folder("perplexity", 6).name == own.folder("perplexity", 6).name + "-ema"
+  assert len(list(files(workdir / "evaluation"))) == 2
+  page = report([str(workdir)], None, quiet()).read_text("utf-8")
+  assert "weights moving average" in page and f"{last['memory']['perplexity']:,.3f}" in page
+  older = {name: value for name, value in last.items() if name != "weights"}
+  assert Evaluated.of(older) == own

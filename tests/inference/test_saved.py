@@ -192,3 +192,23 @@ def test_a_state_with_the_names_of_before_is_read(rng, mixer):
     read = staticmethod(arrays.get)
 
   jax.tree.map(np.testing.assert_array_equal, _stream(File, engine.template(2)), stream)
+
+
+def test_a_session_of_the_average_has_its_parameters_and_so_has_its_state(averaged, tmp_path):
+  _, workdir, ema = averaged
+  session = Session.load(workdir, ema=True)
+  same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, jax.device_get(b))
+  same(session.run.engine.params, ema)
+  session.read("What was read before.")
+  session.save(tmp_path / "a.state")
+  again = Session.load(tmp_path / "a.state")
+  same(again.run.engine.params, ema)
+  assert tokens(again) == tokens(session)
+  refused(tmp_path / "a.state", "leave ema=True", ema=True)
+
+
+def test_a_run_without_an_average_says_so(trained):
+  with pytest.raises(
+    InputError, match="holds no moving average of the parameters; leave --ema out"
+  ):
+    Session.load(trained[1], ema=True)

@@ -29,9 +29,14 @@ def sizes(**axes):
 
 
 @pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
-@pytest.mark.parametrize("optimizer,dtype", [("adamw", "float32"), ("adafactor", "bfloat16")])
-def test_resting_bytes_are_those_of_real_arrays(mesh, optimizer, dtype):
-  c = config(mesh=mesh, optimizer={"name": optimizer}, model=MODEL | {"param_dtype": dtype})
+@pytest.mark.parametrize(
+  "optimizer,ema,dtype",
+  [("adamw", 0, "float32"), ("adafactor", 0, "bfloat16")]
+  + [("muon", 0.9, "bfloat16"), ("lion", 0.9, "float32")],
+)
+def test_resting_bytes_are_those_of_real_arrays(mesh, optimizer, ema, dtype):
+  fields = {"name": optimizer, "ema": ema}
+  c = config(mesh=mesh, optimizer=fields, model=MODEL | {"param_dtype": dtype})
   real = make_mesh(MeshConfig(**mesh))
   with jax.set_mesh(real):
     state = initial_state(c, make_optimizer(c), real)
@@ -46,6 +51,7 @@ def test_resting_bytes_are_those_of_real_arrays(mesh, optimizer, dtype):
     "parameters": on_it(state.params),
     "optimizer": on_it(state.opt_state),
     "memory state": on_it((state.memory, state.warm)),
+    **({"moving average": on_it(state.ema)} if ema else {}),
   }
   assert sum(p.chip_bytes for p in made.parameters) == made.resting["parameters"]
 
@@ -74,6 +80,23 @@ def test_bfloat16_halves_parameters_and_leaves_statistics_and_sums_of_gradients(
   assert half.resting["parameters"] < 0.51 * whole.resting["parameters"], "gates are float32"
   assert half.resting["optimizer"] == whole.resting["optimizer"]
   assert half.working["gradients"] > 0.7 * whole.working["gradients"], "their sum is float32"
+
+
+def test_muon_and_lion_have_one_moment_and_an_average_is_a_float32_copy():
+  adamw, muon, lion = (made(optimizer={"name": n}).resting for n in ("adamw", "muon", "lion"))
+  assert muon["optimizer"] < 0.75 * adamw["optimizer"] and lion["optimizer"] < muon["optimizer"]
+  assert lion["optimizer"] == pytest.approx(adamw["optimizer"] / 2, rel=0.02)
+  half = made(optimizer={"ema": 0.9}, model={"param_dtype": "bfloat16"}).resting
+  assert half["moving average"] == adamw["parameters"] and "moving average" not in adamw
+
+
+def test_muon_sends_whole_matrices_to_devices_and_back():
+  sent_by = lambda **how: {c.what: c for c in made(**how).collectives}
+  (plain, muon) = (sent_by(optimizer={"name": name}) for name in ("adamw", "muon"))
+  assert muon.keys() - plain.keys() == {"matrices of layers"}
+  assert muon["matrices of layers"].kind == "exchange"
+  alone = sent_by(mesh={"data": 1}, optimizer={"name": "muon"})
+  assert "matrices of layers" not in alone
 
 
 def test_work_that_is_divided_further_takes_less_of_everything():

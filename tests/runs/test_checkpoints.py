@@ -24,7 +24,7 @@ from infini_jax.parallel import make_mesh, param_shardings, put_batch
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir, open_inputs
 from infini_jax.training.optimizer import make_optimizer
-from infini_jax.training.step import TrainState, abstract_state, make_train_step
+from infini_jax.training.step import TrainState, abstract_state, initial_state, make_train_step
 from tests.tiny import SYSTEMS, config, fake_params, quiet, systems
 
 
@@ -276,3 +276,51 @@ def test_a_damaged_checkpoint_is_one_line(trained, tmp_path):
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
   assert "checkpoints/6: damaged, removed, or of another model" in done.stderr, done.stderr
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+  """A checkpoint of a run that trains attention only, with a moving average of it."""
+  c = config(optimizer={"ema": 0.9}, train={"part": "attention"}, model={"param_dtype": "bfloat16"})
+  mesh = make_mesh(MeshConfig(1, 2, 2, 2))
+  folder = tmp_path_factory.mktemp("averaged")
+  with jax.set_mesh(mesh):
+    start = initial_state(c, make_optimizer(c), mesh)
+    ema = jax.tree.map(lambda x: x + 1, start.ema)
+    state = dataclasses.replace(start, ema=ema, step=jnp.array(4, jnp.int32))
+    with Checkpoints(Workdir(folder)) as saved:
+      saved.save(4, state)
+  return c, folder, state
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1, 1), (1, 1, 1, 1)], ids=str)
+def test_a_moving_average_is_restored_and_stands_in_for_what_was_trained(averaged, sizes):
+  c, folder, state = averaged
+  assert state.ema["embed_VD"] is None, "what is not trained needs no memory"
+  mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+  with jax.set_mesh(mesh), Checkpoints(Workdir(folder)) as saved:
+    abstract = abstract_state(c, make_optimizer(c), mesh)
+    same(saved.restore(4, abstract), state)
+    plain, _ = saved.restore_params(abstract.params)
+    same(plain, state.params)
+    mean, step = saved.restore_params(abstract.params, ema=True)
+  assert step == 4
+  same(mean["embed_VD"], plain["embed_VD"])
+  name = lambda tree: tree["blocks"]["attention"]["w_q_DHE"]
+  same(name(mean), jnp.asarray(name(jax.device_get(state.ema)), jnp.bfloat16))
+  assert jax.tree.map(lambda x: (x.dtype, x.sharding), mean) == jax.tree.map(
+    lambda x: (x.dtype, x.sharding), plain
+  )
+
+
+def test_single_parameters_of_the_average_are_read_and_a_missing_one_is_named(averaged, trained):
+  _, folder, state = averaged
+  with Checkpoints(Workdir(folder)) as saved:
+    read = lambda name, ema: saved.stored(name, 4, ema).read().result()
+    attention = "blocks.attention.w_q_DHE"
+    same(read(attention, True), state.ema["blocks"]["attention"]["w_q_DHE"])
+    same(read(attention, False), state.params["blocks"]["attention"]["w_q_DHE"])
+    same(read("embed_VD", True), state.params["embed_VD"])
+  with Checkpoints(Workdir(trained[1])) as saved:
+    with pytest.raises(InputError, match="6: holds no moving average .* leave --ema out, or train"):
+      saved.chosen(ema=True)

@@ -8,7 +8,7 @@ import pytest
 from infini_jax.cli import _parser
 from infini_jax.data import Store
 from infini_jax.training import ending
-from infini_jax.training.optimizer import make_schedule
+from infini_jax.training.schedule import make_schedule
 from tests.tiny import changed, config, quiet
 
 C = config(

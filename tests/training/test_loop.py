@@ -288,3 +288,19 @@ def test_metrics_of_a_task(trained_on_task):
   # Two held-out examples of the length of a chunk, at each depth.
   tokens = c.data.segments * c.model.segment_length * 2 * len(c.evaluation.depths)
   assert all(line["tokens"] == tokens and 0 <= line["exact_match"] <= 1 for line in scores)
+
+
+@pytest.mark.parametrize("name", ["muon", pytest.param("lion", marks=pytest.mark.slow)])
+def test_another_optimizer_and_an_average_go_on_to_the_bit_on_a_mesh(texts, tmp_path, name):
+  c = config(
+    texts,
+    optimizer={"name": name, "ema": 0.7, "schedule": "wsd", "decay_steps": 2},
+    weight_decay={"embeddings": 0.0, "gates": 0.5},
+    train={"steps": 4, "checkpoint_every": 2},
+    mesh={"data": 1, "fsdp": 2, "seq": 2, "tensor": 2},
+  )
+  straight = retrain(c, tmp_path / "run")
+  shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")  # as if it had been killed before
+  same(retrain(c, tmp_path / "run"), straight)
+  where = lambda tree: jax.tree.map(lambda x: x.sharding, tree)
+  assert where(straight.ema) == where(straight.params), "divided like the parameters"

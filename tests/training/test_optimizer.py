@@ -6,8 +6,11 @@ import pytest
 
 from infini_jax.config import MeshConfig
 from infini_jax.parallel import make_mesh, param_shardings
-from infini_jax.training.optimizer import apply, make_optimizer, make_schedule
+from infini_jax.training.optimizer import apply, averaged, make_optimizer
+from infini_jax.training.schedule import make_schedule
 from tests.tiny import config
+
+NAMES = ["adamw", "adafactor", "muon", "lion"]
 
 
 def params(rng, L=2):
@@ -42,25 +45,7 @@ def steps(tx, params, gradients):
   return params
 
 
-def test_schedule_warms_up_and_ends_where_it_says():
-  c = config(
-    optimizer={"warmup_steps": 10, "final_fraction": 0.2, "learning_rate": 3.0},
-    train={"steps": 110},
-  )
-  rate = make_schedule(c, c.optimizer.learning_rate)
-  np.testing.assert_allclose([rate(s) for s in (0, 4, 9, 10)], [0.3, 1.5, 3.0, 3.0], rtol=1e-6)
-  np.testing.assert_allclose(rate(60), 3.0 * (0.2 + 0.8 / 2), rtol=1e-6)
-  np.testing.assert_allclose([rate(110), rate(500)], [0.6, 0.6], rtol=1e-5)
-  values = np.array([rate(s) for s in range(111)])
-  assert (np.diff(values[:10]) > 0).all() and (np.diff(values[10:]) <= 1e-6).all()
-
-
-def test_schedule_without_warm_up_starts_at_the_peak():
-  c = config(optimizer={"warmup_steps": 0}, train={"steps": 10})
-  np.testing.assert_allclose(make_schedule(c, 2.0)(0), 2.0, rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+@pytest.mark.parametrize("name", NAMES)
 def test_only_matrices_decay(rng, name):
   c = config(optimizer={"name": name, "weight_decay": 0.1, "warmup_steps": 0})
   start = params(rng)
@@ -75,7 +60,7 @@ def test_only_matrices_decay(rng, name):
     )
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+@pytest.mark.parametrize("name", NAMES)
 def test_gates_have_their_own_learning_rate(rng, name):
   start = params(rng)
   gradients = [like(rng, start)] * 4
@@ -117,7 +102,7 @@ def test_adafactor_treats_stacked_layers_as_separate_tensors(rng):
       jax.tree.map(compare, got, alone[name])
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+@pytest.mark.parametrize("name", NAMES)
 def test_decay_is_scaled_by_the_learning_rate(rng, name):
   """Without a gradient, every optimizer multiplies a matrix by 1 - rate * decay."""
   fields = {"name": name, "weight_decay": 0.1, "learning_rate": 0.02, "warmup_steps": 2}
@@ -200,7 +185,7 @@ def test_every_mesh_rounds_alike(rng, sizes):
   assert (other["embed_VD"] != got["embed_VD"]).any(), "another seed, other bits"
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+@pytest.mark.parametrize("name", NAMES)
 def test_statistics_of_bfloat16_are_those_of_float32(rng, name):
   """They are computed and stored in float32: in bfloat16, a mean of many squares stops changing."""
   tx, start = make_optimizer(config(optimizer={"name": name})), halved(params(rng))
@@ -223,3 +208,68 @@ def test_float32_parameters_are_added_to_as_ever(rng):
     after(start, updates),
     jax.jit(optax.apply_updates)(start, updates),
   )
+
+
+# ---- Groups of weight decay, and the average of the parameters.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_group_decays_as_much_as_it_is_told(rng, name):
+  """Without a gradient, a parameter is multiplied by 1 - rate * decay."""
+  times = {"matrices": 2.0, "embeddings": 0.0, "vectors": 0.5, "gates": 3.0}
+  rates = {"learning_rate": 0.02, "gate_learning_rate": 0.03, "schedule": "constant"}
+  fields = {"name": name, "weight_decay": 0.1, "warmup_steps": 0, **rates}
+  start = params(rng)
+  end = steps(
+    make_optimizer(config(optimizer=fields, weight_decay=times)),
+    start,
+    [jax.tree.map(jnp.zeros_like, start)],
+  )
+  attention = lambda t: t["blocks"]["attention"]
+  for group, rate, of in (
+    ("matrices", 0.02, lambda t: attention(t)["w_q_DHE"]),
+    ("embeddings", 0.02, lambda t: t["embed_VD"]),
+    ("vectors", 0.02, lambda t: attention(t)["b_q_HE"]),
+    ("vectors", 0.02, lambda t: t["final_norm"]["scale_E"]),
+    ("vectors", 0.02, lambda t: t["blocks"]["ffn_norm"]["scale_E"]),
+    ("gates", 0.03, beta),
+  ):
+    left = 1 - rate * 0.1 * times[group]
+    np.testing.assert_allclose(of(end), of(start) * left, rtol=1e-5, err_msg=group)
+
+
+def test_lion_moves_every_parameter_by_its_rate(rng):
+  fields = {"name": "lion", "learning_rate": 0.02, "gate_learning_rate": 0.05, "warmup_steps": 0}
+  c = config(optimizer=fields | {"schedule": "constant", "weight_decay": 0.0})
+  start = params(rng)
+  end = steps(make_optimizer(c), start, [like(rng, start) for _ in range(3)])
+  for path, moved in jax.tree_util.tree_leaves_with_path(jax.tree.map(jnp.subtract, end, start)):
+    if path[-1].key != "beta_H":  # a sum of three steps
+      odd = np.abs(np.asarray(moved)) / 0.02
+      np.testing.assert_allclose(odd, np.where(odd > 2, 3, 1), rtol=1e-4, err_msg=str(path))
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
+def test_the_decay_of_embeddings_by_itself_changes_nothing_else(rng, name):
+  start = params(rng)
+  gradients = [like(rng, start) for _ in range(2)]
+  plain, own = (
+    steps(make_optimizer(config(optimizer={"name": name}, weight_decay=decay)), start, gradients)
+    for decay in ({}, {"embeddings": 0.5})
+  )
+  assert (plain.pop("embed_VD") != own.pop("embed_VD")).any()
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+  jax.tree.map(close, plain, own)
+
+
+def test_the_average_is_the_weighted_mean_of_what_followed_each_update(rng):
+  decay = float(rng.uniform(0.01, 0.9999))
+  c = config(optimizer={"ema": decay})
+  seen = rng.standard_normal((30, 4)).astype(np.float32)
+  ema = {"scale_E": jnp.full(4, 1e6, jnp.float32)}  # the start has no weight
+  one = jax.jit(lambda ema, x, step: averaged(c, ema, {"scale_E": x}, step))
+  for step, x in enumerate(seen):
+    ema = one(ema, jnp.asarray(x), step)
+    weights = decay ** np.arange(step, -1, -1, dtype=np.float64)
+    want = (weights[:, None] * seen[: step + 1]).sum(0) / weights.sum()
+    np.testing.assert_allclose(ema["scale_E"], want, rtol=1e-4, atol=1e-5)

@@ -1,5 +1,7 @@
 """One update: its loss, the carried state, and a single compilation."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -270,3 +272,42 @@ def test_the_loss_of_text_beside_a_task_is_that_of_its_lanes(rng, accumulate):
   expected = nll_BT[3:][b["mask_BT"][3:]].mean()
   np.testing.assert_allclose(metrics["text_loss"], expected, rtol=1e-4)
   assert abs(metrics["loss"] - expected) > 1e-6, "a weak test: all lanes have this loss"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_average_of_the_parameters_is_kept_in_float32_and_spared_by_a_bad_step(rng, dtype):
+  c = experiment(model={"param_dtype": dtype}, optimizer={"ema": 0.6})
+  run, seen = Run(c), []
+  state = run.start
+  trained = jax.tree.map(lambda x: jnp.array(x, jnp.float32), state.params)
+  state = dataclasses.replace(state, ema=trained)
+  for bad in (False, False, True, False):
+    b, before = batch(rng), state
+    if bad:
+      b["weights_BT"] = np.full(b["mask_BT"].shape, np.nan, np.float32)
+    else:
+      b["weights_BT"] = b["mask_BT"].astype(np.float32)
+    state, _ = run.update(state, b)
+    if bad:
+      assert_same(state.ema, before.ema, rtol=0)
+      seen.append((jax.device_get(before.ema), 0.0))
+    else:
+      seen.append((jax.device_get(state.params), 1.0))
+  assert {x.dtype for x in jax.tree.leaves(state.ema)} == {jnp.dtype("float32")}
+  want = trained
+  for step, (now, good) in enumerate(seen):
+    new = good * (1 - 0.6) / (1 - 0.6 ** (step + 1))
+    want = jax.tree.map(lambda a, x, w=new: np.float32(x) * w + (1 - w) * np.asarray(a), want, now)
+  assert_same(state.ema, want, rtol=1e-5, atol=1e-6)
+  assert np.abs(np.float32(state.params["embed_VD"]) - state.ema["embed_VD"]).max() > 1e-4
+
+
+def test_the_average_of_a_part_is_of_what_is_trained(rng):
+  c = experiment(train={"part": "attention"}, optimizer={"ema": 0.9})
+  tx, mesh = make_optimizer(c), make_mesh(MeshConfig())
+  with jax.set_mesh(mesh):
+    state = abstract_state(c, tx, mesh)
+    after, _ = jax.eval_shape(make_train_step(c, tx), state, put_batch(batch(rng), mesh, B))
+  assert state.ema["embed_VD"] is None and state.ema["blocks"]["attention"]["w_q_DHE"] is not None
+  shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert shapes(after) == shapes(state)

@@ -5,6 +5,7 @@ values are rounded at random (`apply`), because the nearest value is usually the
 """
 
 import zlib
+from functools import partial
 from typing import Any
 
 import jax
@@ -48,9 +49,12 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
   else:
     matrix, vector = _adafactor(rate, o.b1, o.weight_decay), _adafactor(rate, o.b1, 0.0)
     groups = {"gate": gate, "matrix": matrix, "vector": vector}
-    groups |= {"stacked matrix": _layer_by_layer(matrix), "stacked vector": _layer_by_layer(vector)}
+    # The mixers of a pattern's systems have other numbers of layers than the rest.
+    for of in ("", *dict.fromkeys(config.model.pattern)):
+      groups[f"stacked matrix {of}".strip()] = _layer_by_layer(matrix)
+      groups[f"stacked vector {of}".strip()] = _layer_by_layer(vector)
   clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity()
-  return _in_float32(optax.chain(clip, optax.partition(groups, lambda p: _label(p, o.name))))
+  return _in_float32(optax.chain(clip, optax.partition(groups, partial(_label, config))))
 
 
 def apply(params: Any, updates: Any, key: jax.Array) -> Any:
@@ -97,13 +101,19 @@ def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformatio
   )
 
 
-def _label(params: Any, name: str) -> Any:
+def _label(config: Config, params: Any) -> Any:
+  adafactor = config.optimizer.name == "adafactor"
+
   def one(path, leaf):
     if path[-1].key == "beta_H":
       return "gate"
     bias = path[-1].key.startswith("b_")
     kind = "matrix" if len(letters_of(path)) > 1 and not bias else "vector"
-    return f"stacked {kind}" if name == "adafactor" and path[0].key == "blocks" else kind
+    if not adafactor or path[0].key != "blocks":
+      return kind
+    names = [key.key for key in path]
+    of = names[names.index("mixer") + 1] if config.model.pattern and "mixer" in names else ""
+    return f"stacked {kind} {of}".strip()
 
   return jax.tree_util.tree_map_with_path(one, params)
 

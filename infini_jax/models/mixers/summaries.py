@@ -70,11 +70,12 @@ class SummaryTransformer(Transformer):
     mask_BT=None,
     times_BT=None,
     cut_L=None,
+    empty_L=None,
     shift_BS=None,
     state_only=False,
   ):
-    """A chunk of whole segments. `cut_L` is for all layers or none; a state is no sum over tokens,
-    so the config refuses what makes `times_BT`.
+    """A chunk of whole segments. `cut_L` and `empty_L` are for all layers or none; a state is no
+    sum over tokens, so the config refuses what makes `times_BT`.
 
     The state is made by the last layer, so `state_only` saves nothing.
 
@@ -85,8 +86,8 @@ class SummaryTransformer(Transformer):
     S = -(-T // N)
     mask_BT = jnp.ones((B, T), bool) if mask_BT is None else mask_BT
     reset_BS = jnp.zeros((B, S), bool) if reset_BS is None else reset_BS
-    if cut_L is not None:
-      reset_BS |= cut_L.all()
+    for flag_L in (cut_L, empty_L):
+      reset_BS = reset_BS if flag_L is None else reset_BS | flag_L.all()
     if shift_BS is not None:
       N += 2 * _reach(c)  # room for the longest
       cut = partial(_cut, N=c.segment_length, W=N)

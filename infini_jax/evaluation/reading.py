@@ -91,6 +91,7 @@ class Reader:
 
   def _hidden(self, params, state, batch, cut_L, empty_L, state_only=False):
     model = bind(self._config.model, params)
+    more = {} if empty_L is None else {"empty_L": empty_L}  # only layers with their own state do it
     hidden_BTD, state = model(
       batch["tokens_BT"],
       state,
@@ -98,7 +99,7 @@ class Reader:
       mask_BT=batch["mask_BT"],
       cut_L=cut_L,
       state_only=state_only,
-      empty_L=empty_L,
+      **more,
     )
     return model, hidden_BTD, state
 

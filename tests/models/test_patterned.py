@@ -94,9 +94,7 @@ def model(request):
 
 def draw(rng):
   tokens = rng.integers(0, 32, (B, T)).astype(np.int32)
-  reset = rng.random((B, T // N)) < 0.3
-  mask = np.ones((B, T), bool)
-  return tokens, reset, mask
+  return jnp.array(tokens), jnp.array(rng.random((B, T // N)) < 0.3), jnp.ones((B, T), bool)
 
 
 def close(got, want, **tolerance):
@@ -106,7 +104,8 @@ def close(got, want, **tolerance):
 
 def test_the_scan_is_a_plain_loop_over_layers(rng, model):
   tokens, reset, mask = draw(rng)
-  close(model(tokens, None, reset, mask), model.loop(model.params, tokens, model.state(), reset, mask))
+  plain = model.loop(model.params, tokens, model.state(), reset, mask)
+  close(model(tokens, None, reset, mask), plain)
 
 
 def test_its_gradient_is_that_of_the_loop(rng, model):
@@ -157,6 +156,7 @@ def test_token_by_token_is_the_whole_also_by_separate_layers(rng, model):
         close(bound.together(apart), stream)
 
 
+@pytest.mark.slow
 def test_reading_without_logits_leaves_the_same_state(rng, model):
   tokens, reset, mask = draw(rng)
   bound = bind(model.config, model.params)
@@ -164,6 +164,7 @@ def test_reading_without_logits_leaves_the_same_state(rng, model):
   close(bound(tokens, model.state(), state_only=True, **how)[1], model(tokens, None, reset)[1])
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient(rng):
   tokens, reset, mask = draw(rng)
   grads = []
@@ -196,9 +197,8 @@ def test_a_pattern_of_one_system_computes_what_the_system_does(rng):
   attention["mixer"] = {"infini": attention["mixer"]}
   same = {**params, "blocks": {**params["blocks"], "attention": attention}}
   both = patterned(("infini", "infini"), 4)
-  for config, p in ((alone, params), (both, same)):
-    bound = bind(config, p)
+  logits = []
+  for bound in (bind(alone, params), bind(both, same)):
     hidden, _ = bound(tokens, bound.state(B), reset_BS=reset, mask_BT=mask)
-    logits = bound.logits(hidden)
-    first = logits if config is alone else first
-  close(logits, first)
+    logits.append(bound.logits(hidden))
+  close(*logits)

@@ -61,7 +61,7 @@ class SummaryTransformer(Transformer):
     dtype = jnp.dtype(self.config.run.compute_dtype)
     return Summaries(zeros(shape, "_BAI", dtype), zeros(shape[:3], "_BA", bool))
 
-  def __call__(
+  def __call__(  # type: ignore[override]
     self,
     tokens_BT,
     state,
@@ -70,12 +70,11 @@ class SummaryTransformer(Transformer):
     mask_BT=None,
     times_BT=None,
     cut_L=None,
-    empty_L=None,
     shift_BS=None,
     state_only=False,
   ):
-    """A chunk of whole segments. `cut_L` and `empty_L` are for all layers or none; a state is no
-    sum over tokens, so the config refuses what makes `times_BT`.
+    """A chunk of whole segments. `cut_L` is for all layers or none; a state is no sum over tokens,
+    so the config refuses what makes `times_BT`.
 
     The state is made by the last layer, so `state_only` saves nothing.
 
@@ -86,8 +85,8 @@ class SummaryTransformer(Transformer):
     S = -(-T // N)
     mask_BT = jnp.ones((B, T), bool) if mask_BT is None else mask_BT
     reset_BS = jnp.zeros((B, S), bool) if reset_BS is None else reset_BS
-    for flag_L in (cut_L, empty_L):
-      reset_BS = reset_BS if flag_L is None else reset_BS | flag_L.all()
+    if cut_L is not None:
+      reset_BS |= cut_L.all()
     if shift_BS is not None:
       N += 2 * _reach(c)  # room for the longest
       cut = partial(_cut, N=c.segment_length, W=N)

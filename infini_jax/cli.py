@@ -230,7 +230,8 @@ def _plan(args: argparse.Namespace, rest: list[str], console: Console) -> int:
 
   def config_of(mixer: str) -> Config:
     carry = f"--config.data.carry_state={config.data.carry_state and not SYSTEMS[mixer].grows}"
-    return load_config([*rest, f"--config.model.mixer={mixer}", carry])
+    alone = [f"--config.model.mixer={mixer}", "--config.model.pattern=()"]
+    return load_config([*rest, *alone, carry])
 
   return 0 if plan(config, args, console, config_of) else 1
 

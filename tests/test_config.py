@@ -17,6 +17,7 @@ from infini_jax.config import (
   from_json,
   resolve,
 )
+from infini_jax.config.resolve import unread
 from tests.tiny import config
 
 FIELDS = [
@@ -138,6 +139,55 @@ def test_json_and_back():
     ({"model": {"head_dim": 7}}, "config.model.head_dim=7: rotary positions rotate pairs"),
     ({"train": {"accumulate": 3}}, "config.data.lanes=8 is not a multiple of"),
     ({"model": {"mixer": "full"}}, "set config.data.carry_state=False"),
+    ({"model": {"pattern": ("infini", "ful")}}, "config.model.pattern='ful': choose one of infini"),
+    (
+      {"model": {"pattern": ("infini", "infini", "local")}},
+      "its 3 layers do not divide config.model.layers=4; set config.model.layers=6, or a pattern",
+    ),
+    (
+      {"model": {"pattern": ("infini", "rmt")}},
+      "'rmt' cannot be some of the layers, because all layers share its memory; set config.model.",
+    ),
+    (
+      {"model": {"pattern": ("memorizing", "local")}},
+      "'memorizing' cannot be some of the layers, because knn_layers chooses its layers",
+    ),
+    (
+      {"model": {"pattern": ("infini", "full")}},
+      "with config.model.pattern=('infini', 'full'): its state grows without end; set config.data.",
+    ),
+    (
+      {
+        "model": {"pattern": ("infini", "full")},
+        "data": {"carry_state": False},
+        "mesh": {"seq": 2},
+      },
+      "config.mesh.seq=2 with config.model.pattern=('infini', 'full'): 'full' layers: its tokens",
+    ),
+    (
+      {
+        "model": {"pattern": ("infini", "full")},
+        "data": {"carry_state": False},
+        "warm": {"share": 0.5},
+      },
+      "config.warm.share with config.model.pattern=('infini', 'full'): its state grows; set it 0",
+    ),
+    (
+      {"model": {"pattern": ("infini", "gated_delta")}, "warm": {"share": 0.5, "growth": 2.0}},
+      "growth=2.0 with config.model.pattern=('infini', 'gated_delta'): its state is no sum over",
+    ),
+    (
+      {"model": {"pattern": ("local", "infini")}, "infini": {"decay": 2.0}},
+      "config.infini.decay=2.0: must be above 0",
+    ),
+    (
+      {"model": {"pattern": ("local", "local")}, "train": {"part": "gates"}},
+      "part='gates' with config.model.pattern=('local', 'local'): it has no gates",
+    ),
+    (
+      {"model": {"pattern": ("infini", "transformer_xl")}, "family": {"window": 512}},
+      "window=512 with config.model.pattern=('infini', 'transformer_xl'): only infini, gated_delta",
+    ),
     ({"model": {"mixer": "memorizing"}}, "there is no layer 9; they are counted from 1 to config"),
     (
       {"model": {"mixer": "memorizing"}, "memorizing": {"knn_layers": (0,)}},
@@ -325,6 +375,41 @@ def test_every_mistake_is_one_line_with_its_remedy(sections, message):
   with pytest.raises(InputError) as error:
     resolve(sections)
   assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_pattern_keeps_the_section_of_each_of_its_systems():
+  sections = {
+    "model": {"pattern": ["infini", "compressive", "infini", "local"], "layers": 8},
+    "infini": {"rule": "delta", "gate_init": -2.0},
+    "compressive": {"compression_rate": 2},
+    "warm": {"share": 0.0},
+  }
+  c = resolve(sections)
+  m = c.model
+  assert from_json(c.to_json()) == c
+  assert list(m.by_system) == ["infini", "compressive", "local"]
+  assert m.layers_of("infini") == (0, 2, 4, 6) and m.by_system["infini"].layers == 4
+  assert m.by_system["infini"].memory.rule == "delta" and not m.by_system["infini"].pattern
+  assert m.memory.with_memory(8) == (True, True, True, False) * 2
+  assert m.title == "infini+compressive+infini+local" and not m.is_plain
+  alone = dataclasses.replace(m, pattern=())
+  assert alone.memory == m.by_system["infini"].memory, "its own section stays"
+  before = {k: v for k, v in json.loads(Config().to_json())["model"].items() if k != "pattern"}
+  assert resolve({"model": before}) == Config(), "an older run.json has no pattern"
+
+
+def test_fields_that_no_layer_of_a_pattern_reads_are_told():
+  given = {"model": {"pattern": ("infini", "full"), "mixer": "rmt"}, "rmt": {"summary_tokens": 7}}
+  assert unread(given) == (
+    "config.model.mixer, config.rmt.summary_tokens have no effect with config.model.pattern="
+    "('infini', 'full')"
+  )
+  assert unread({"model": {"pattern": ("infini", "local")}, "infini": {"rule": "delta"}}) is None
+
+
+def test_local_layers_beside_a_memory_leave_it_a_sum():
+  pattern = {"model": {"pattern": ("infini", "local")}, "warm": {"share": 0.5, "growth": 2.0}}
+  assert resolve(pattern).model.memory.not_additive() is None
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -64,6 +64,7 @@ SEEN_ELSEWHERE = {
 }
 # Values for fields that cannot simply be doubled.
 ANOTHER = {
+  "model.pattern": ("infini", "local"),
   "model.mixer": "local",
   "infini.rule": "delta",
   "infini.gate_init": 1.0,

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from infini_jax import config as config_lib
 from infini_jax.config import Config, ModelConfig, SizesConfig
+from infini_jax.config.schema import from_sections
 from infini_jax.models import init
 
 LETTERS = np.array(list("abcdefghij klmno pqrs tuvw xyz.\n"))
@@ -103,6 +104,17 @@ def of_model(model: ModelConfig, **fields) -> ModelConfig:
     part, own = found[0]
     changes[part] = dataclasses.replace(changes.get(part, parts[part]), **{own: value})
   return dataclasses.replace(model, **changes)
+
+
+def patterned(pattern: tuple[str, ...], layers: int, **fields) -> ModelConfig:
+  """`MODEL` with these systems in turn; fields of their sections by their names."""
+  sections = config_lib.Config(model=model_config(layers=layers)).sections()
+  sections["model"] = dataclasses.replace(sections["model"], pattern=pattern)
+  made = {
+    name: dataclasses.replace(config_lib.SYSTEMS[name](), **fields.pop(name, {}))
+    for name in dict.fromkeys(pattern)
+  }
+  return of_model(from_sections(sections | made).model, **fields)
 
 
 def config(path: Path | str = "", **sections) -> Config:

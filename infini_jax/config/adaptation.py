@@ -54,7 +54,7 @@ def tokens_read(config: Config, step: int) -> int:
 def original(model: ModelConfig) -> ModelConfig:
   """The config of the original model: full attention over its input, and no adapters."""
   none = dataclasses.replace(model.adapters, rank=0)
-  return dataclasses.replace(model, mixer="full", adapters=none)
+  return dataclasses.replace(model, mixer="full", pattern=(), adapters=none)
 
 
 def check_adaptation(config: Config) -> None:
@@ -69,7 +69,7 @@ def check_adaptation(config: Config) -> None:
     )
   if t.part == "gates" and not m.memory.gated:
     raise InputError(
-      f"config.train.part='gates' with config.model.mixer={m.mixer!r}: it has no gates; set "
+      f"config.train.part='gates' with config.{m.setting}: it has no gates; set "
       f"config.train.part='all'"
     )
   if t.distill_weight and not t.start_from:
@@ -89,7 +89,7 @@ def _check_rollout(config: Config) -> None:
   lengths = (*t.rollout, m.segment_length)
   if not m.memory.any_length:
     raise InputError(
-      f"config.train.rollout={t.rollout} with config.model.mixer={m.mixer!r}: its state depends on "
+      f"config.train.rollout={t.rollout} with config.{m.setting}: its state depends on "
       f"the segment's length; set config.train.rollout=()"
     )
   if lengths[0] < 1 or any(a >= b for a, b in zip(lengths, lengths[1:], strict=False)):

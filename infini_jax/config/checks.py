@@ -31,15 +31,17 @@ def check(config: Config) -> None:
       f"config.data.lanes={d.lanes} is not a multiple of config.train.accumulate={t.accumulate}: "
       f"the lanes are divided among the microbatches"
     )
-  m.memory.check(m)
+  _check_pattern(m)
+  for own in m.by_system.values():
+    own.memory.check(own)
   if d.carry_state and m.memory.grows:
     raise InputError(
-      f"config.data.carry_state=True with config.model.mixer={m.mixer!r}: its state grows without "
+      f"config.data.carry_state=True with config.{m.setting}: its state grows without "
       f"end; set config.data.carry_state=False"
     )
   if not m.memory.layered and "layers" in config.evaluation.knock_out:
     raise InputError(
-      f"config.evaluation.knock_out='layers' with config.model.mixer={m.mixer!r}: one memory "
+      f"config.evaluation.knock_out='layers' with config.{m.setting}: one memory "
       f"serves all its layers; leave 'empty' or 'reads'"
     )
   if "swap" in config.evaluation.knock_out:
@@ -52,6 +54,21 @@ def check(config: Config) -> None:
     _check_sequence_parallel(config)
   if config.log.wandb:
     _require("wandb", "config.log.wandb=True", "pip install -e '.[wandb]'")
+
+
+def _check_pattern(m: ModelConfig) -> None:
+  for name in m.pattern:
+    if why := SYSTEMS[name].in_pattern:
+      raise InputError(
+        f"config.model.pattern={m.pattern}: {name!r} cannot be some of the layers, because {why}; "
+        f"set config.model.pattern=() and config.model.mixer={name!r}, or leave it out"
+      )
+  if m.pattern and m.layers % len(m.pattern):
+    over = -(-m.layers // len(m.pattern)) * len(m.pattern)
+    raise InputError(
+      f"config.model.pattern={m.pattern}: its {len(m.pattern)} layers do not divide "
+      f"config.model.layers={m.layers}; set config.model.layers={over}, or a pattern that does"
+    )
 
 
 def _check_rope(scaling: tuple[float, ...]) -> None:
@@ -87,10 +104,10 @@ def _check_window(m: ModelConfig) -> None:
     if (value := getattr(f, name)) and not m.memory.windows:
       able = [name for name, system in SYSTEMS.items() if system.windows]
       raise InputError(
-        f"config.family.{name}={value} with config.model.mixer={m.mixer!r}: only "
+        f"config.family.{name}={value} with config.{m.setting}: only "
         f"{', '.join(able)} can do it; set it 0"
       )
-  if not m.memory.grows and f.window and m.segment_length > f.window:
+  if not m.is_plain and f.window and m.segment_length > f.window:
     raise InputError(
       f"config.model.segment_length={m.segment_length} is more than config.family.window="
       f"{f.window}: set config.model.segment_length to at most the window"
@@ -101,8 +118,7 @@ def _check_sequence_parallel(config: Config) -> None:
   m = config.model
   if wrong := m.memory.not_divided(m.run.implementation):
     setting, why = wrong
-    setting = setting or f"model.mixer={m.mixer!r}"
-    raise InputError(f"config.mesh.seq={config.mesh.seq} with config.{setting}: {why}")
+    raise InputError(f"config.mesh.seq={config.mesh.seq} with config.{setting or m.setting}: {why}")
 
 
 def _check_task(config: Config) -> None:
@@ -138,7 +154,7 @@ def _check_task(config: Config) -> None:
     )
   if warm.share and config.model.memory.grows:
     raise InputError(
-      f"config.warm.share with config.model.mixer={config.model.mixer!r}: its state grows; set it 0"
+      f"config.warm.share with config.{config.model.setting}: its state grows; set it 0"
     )
   _check_growth(config)
   if warm.min_tokens > warm.max_tokens:
@@ -189,13 +205,13 @@ def _check_growth(config: Config) -> None:
     if getattr(warm, name) != off and setting is not None:
       raise InputError(
         f"config.warm.{name}={getattr(warm, name)} with "
-        f"config.{setting or f'model.mixer={m.mixer!r}'}: its state is no sum over the text, so no "
+        f"config.{setting or m.setting}: its state is no sum over the text, so no "
         f"part can count twice; set config.warm.{name}={off}"
       )
   if not warm.filler:
     return
   for wrong, given, remedy in (
-    (m.memory.affine, f"{m.mixer}.rule='delta'", "a token cannot be erased twice; set"),
+    (m.memory.affine, f"{_affine(m)}.rule='delta'", "a token cannot be erased twice; set"),
     (
       config.task.name == "text",
       "task.name='text'",
@@ -207,6 +223,11 @@ def _check_growth(config: Config) -> None:
       raise InputError(
         f"config.warm.filler={warm.filler} with config.{given}: {remedy} config.warm.filler=0"
       )
+
+
+def _affine(m: ModelConfig) -> str:
+  """The memory system with the delta rule, if there is one."""
+  return next((name for name, own in m.by_system.items() if own.memory.affine), "")
 
 
 def _require(module: str, setting: str, remedy: str) -> None:

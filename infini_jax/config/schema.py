@@ -11,7 +11,8 @@ from typing import Any
 
 from infini_jax.config.bounds import above, at_least, choice, choices
 from infini_jax.config.optimization import OptimizerConfig, WeightDecayConfig
-from infini_jax.config.systems import SYSTEMS, System
+from infini_jax.config.pattern import BySystem, sections_of
+from infini_jax.config.systems import SYSTEMS
 
 TASKS = ("text", "passkey", "recall", "needle", "summarization")
 FAMILIES = (
@@ -41,6 +42,7 @@ class SizesConfig:
   """The sizes of a decoder like Llama, and the memory system of its attention layers."""
 
   mixer: str = choice("infini", tuple(SYSTEMS))  # the memory system: docs/mixers.md
+  pattern: tuple[str, ...] = choices((), tuple(SYSTEMS))  # of layers, repeated; (): all have mixer
   layers: int = above(0, 4)  # L
   width: int = above(0, 256)  # D
   heads: int = above(0, 4)  # H
@@ -100,10 +102,11 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig(SizesConfig):
+class ModelConfig(SizesConfig, BySystem):
   """A whole model: sizes, family, its memory system, adapters, and how it is computed.
 
-  `memory` has the class that `mixer` names. A value of another class is replaced by the defaults.
+  `memory` has the class that `mixer` names, or is the `Pattern` of `pattern`. It may be given as a
+  tuple of sections. A section that is not given, or is of another system, has the defaults.
   """
 
   family: FamilyConfig = FamilyConfig()
@@ -112,9 +115,7 @@ class ModelConfig(SizesConfig):
   run: RunConfig = RunConfig()
 
   def __post_init__(self):
-    system = SYSTEMS.get(self.mixer, System)
-    if type(self.memory) is not system:
-      object.__setattr__(self, "memory", system())
+    object.__setattr__(self, "memory", sections_of(self.mixer, self.pattern, self.memory))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,7 +293,8 @@ class Config:
     """
     m = self.model
     sizes = SizesConfig(**{f.name: getattr(m, f.name) for f in dataclasses.fields(SizesConfig)})
-    of_model = {"model": sizes, "family": m.family, m.mixer: m.memory}
+    of_model = {"model": sizes, "family": m.family}
+    of_model |= {name: own.memory for name, own in m.by_system.items()}
     of_model |= {"adapters": m.adapters, "run": m.run}
     others = (f.name for f in dataclasses.fields(self) if f.name != "model")
     return of_model | {name: getattr(self, name) for name in others}
@@ -322,7 +324,7 @@ def from_sections(sections: dict[str, Any]) -> Config:
   model = ModelConfig(
     **vars(sizes),
     family=sections.get("family", FamilyConfig()),
-    memory=sections.get(sizes.mixer),
+    memory=tuple(sections.get(name) for name in sizes.pattern or (sizes.mixer,)),
     adapters=sections.get("adapters", AdaptersConfig()),
     run=sections.get("run", RunConfig()),
   )

@@ -31,6 +31,7 @@ class System:
   exports: ClassVar[bool] = False  # its parameters are those of Llama, and gates
   matrix: ClassVar[bool] = False  # its state is M, a matrix for each head, and z, the normaliser
   moves_borders: ClassVar[bool] = False  # in training, segments end at random places
+  in_pattern: ClassVar[str] = ""  # why it cannot be some of the layers of `model.pattern`
 
   @property
   def affine(self) -> bool:
@@ -44,6 +45,10 @@ class System:
 
   def with_memory(self, layers: int) -> tuple[bool, ...]:
     """Which of the layers have a memory."""
+    return (True,) * layers
+
+  def ablated(self, layers: int) -> tuple[bool, ...]:
+    """Which of the layers an ablation acts on."""
     return (True,) * layers
 
   def check(self, model: Any) -> None:
@@ -202,6 +207,7 @@ class Memorizing(System):
   """Memorizing Transformers (arXiv 2203.08913)."""
 
   gated = True
+  in_pattern = "knn_layers chooses its layers"
 
   knn_layers: tuple[int, ...] = (9,)  # the layers with a store, from 1
   knn_memory: int = above(0, 65_536)  # keys for each lane and head in each store
@@ -229,6 +235,7 @@ class Summaries(System):
   """The systems whose memory is summary embeddings, which all layers share."""
 
   layered = False
+  in_pattern = "all layers share its memory"
 
   summary_tokens: int = above(0, 50)  # P: summary embeddings of a segment
 

@@ -147,4 +147,5 @@ def _config(header: dict[str, Any]) -> Config:
   older = {name: header[name] for name in ("model", "task", "evaluation") if name in header}
   given = migrated(header.get("config", older))
   alone = given["task"]["name"] != "text"
-  return resolve(given | {"data": {"tokenizer": "run", "carry_state": not alone}})
+  found = resolve(given | {"data": {"tokenizer": "run", "carry_state": False}})
+  return found.with_fields(data={"carry_state": not (alone or found.model.memory.grows)})

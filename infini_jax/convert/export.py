@@ -18,7 +18,7 @@ from infini_jax.config import SYSTEMS, InputError, ModelConfig
 from infini_jax.convert.building import building, check_free, check_room, lay_down
 from infini_jax.convert.families import OURS, config_of
 from infini_jax.convert.huggingface import INDEX, MEMORY, WEIGHTS, read_json
-from infini_jax.convert.layout import GATES, Place, nested, parameter_shapes, places
+from infini_jax.convert.layout import Place, gates, nested, parameter_shapes, places
 from infini_jax.data import SentencePieceTokenizer, Tokenizer
 from infini_jax.models import merged
 from infini_jax.progress import track
@@ -53,7 +53,7 @@ def export(
   model = run.config().model
   if not model.memory.exports:
     able = ", ".join(name for name, system in SYSTEMS.items() if system.exports)
-    raise InputError(f"{path}: config.model.mixer={model.mixer!r} cannot be exported; {able} can")
+    raise InputError(f"{path}: config.{model.setting} cannot be exported; {able} can")
   if setting := model.memory.not_exported():
     raise InputError(f"{path}: config.{setting} cannot be exported: no format has a place for it")
   original = run.original()
@@ -80,7 +80,7 @@ def export(
     if len(shards) > 1:
       content = {"metadata": {"total_size": size}, "weight_map": index}
       _write_json(partial / INDEX, content)
-    if not model.memory.grows:
+    if not model.is_plain:
       _write_memory(source, partial / MEMORY)
     del tensors
     shutil.rmtree(pieces)
@@ -164,11 +164,11 @@ def _shards(tensors: dict[str, np.ndarray], most: int) -> list[list[str]]:
 def _write_memory(source: _Parameters, file: Path) -> None:
   m = source.model
   settings = {
-    "model": {name: getattr(m, name) for name in OURS},
-    m.mixer: dataclasses.asdict(m.memory),
+    "model": {name: getattr(m, name) for name in OURS if name != "pattern" or m.pattern},
+    **{name: dataclasses.asdict(own.memory) for name, own in m.by_system.items()},
   }
-  gates = {"gates_LH": source.read(GATES)} if GATES in source.names else {}
-  save(file, gates, {"memory": json.dumps(settings)})
+  found = {"gates_LH": source.read(path)} if (path := gates(m)) else {}
+  save(file, found, {"memory": json.dumps(settings)})
 
 
 def _copy_small(
@@ -218,7 +218,7 @@ def _show(
   table.add_row("family", family)
   table.add_row("step", str(step))
   table.add_row("bytes", f"{size:,} as {model.run.param_dtype}, in {files} file{'s' * (files > 1)}")
-  memory = f"mixer {model.mixer}, in {MEMORY}" if not model.memory.grows else "none"
+  memory = f"mixer {model.title}, in {MEMORY}" if not model.is_plain else "none"
   table.add_row("memory", memory)
   table.add_row("folder", str(out))
   console.print(table)

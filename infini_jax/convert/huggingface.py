@@ -13,7 +13,7 @@ from infini_jax.convert.building import check_free
 from infini_jax.convert.families import OURS, positions_of, read_config
 from infini_jax.convert.hub import find_folder
 from infini_jax.convert.incoming import Incoming, original_model, with_memory, write_run
-from infini_jax.convert.layout import GATES, Place, parameter_shapes, places
+from infini_jax.convert.layout import Place, gates, parameter_shapes, places
 from infini_jax.convert.settings import unknown
 from infini_jax.convert.vocabulary import find_tokenizer
 from infini_jax.runs.tensors import Tensors
@@ -206,9 +206,11 @@ def _memory(file: Path, model: ModelConfig) -> tuple[ModelConfig, np.ndarray | N
     older = "mixer" in settings  # an older export has all fields in one object
     settings = migrated({"model": settings}) if older else settings
     settings.pop("run", None)  # a section of older exports
-    mixer = settings["model"]["mixer"]
-    system = SYSTEMS[mixer]
-    if not system.exports or system.grows or settings.keys() - {"model", mixer}:
+    names = settings["model"].get("pattern") or [settings["model"]["mixer"]]
+    systems = [SYSTEMS[name] for name in names]
+    if not all(one.exports for one in systems) or all(one.grows for one in systems):
+      raise KeyError
+    if settings.keys() - {"model", *names}:
       raise KeyError
     if settings["model"].keys() - set(OURS):
       raise KeyError
@@ -219,7 +221,7 @@ def _memory(file: Path, model: ModelConfig) -> tuple[ModelConfig, np.ndarray | N
     raise InputError(
       f"{file}: not written by `infini-jax convert export`; remove it to convert without a memory"
     ) from None
-  shape = parameter_shapes(model).get(GATES)
+  shape = parameter_shapes(model).get(gates(model))
   found = opened.shapes.get("gates_LH")
   if shape != found:
     raise InputError(f"{file}: gates are {found} where the model needs {shape}; export it again")

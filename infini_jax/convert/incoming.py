@@ -16,7 +16,7 @@ from rich.table import Table
 from infini_jax.config import Config, DataConfig, FamilyConfig, ModelConfig, RunConfig, resolve
 from infini_jax.convert.building import building, check_finite, check_room, lay_down
 from infini_jax.convert.families import OF_FAMILY, OF_SIZES, write_config
-from infini_jax.convert.layout import GATES, Place, nested, parameter_shapes, places
+from infini_jax.convert.layout import Place, gates, nested, parameter_shapes, places
 from infini_jax.data import Tokenizer
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
@@ -45,7 +45,7 @@ class Incoming(NamedTuple):
   Attributes:
     model: the config of the model.
     tensor: reads and returns the tensor of a place and a layer.
-    gates_LH: the gates of the memory; None: the model has none.
+    gates_LH: the gates of the layers with a memory; None: the model has none.
     tokenizer: the tokenizer of the model.
     raw: the content of its `config.json`; None: there was none.
     positions: the longest text that it was trained on, in tokens.
@@ -115,7 +115,7 @@ def _lay_down(incoming: Incoming, folder: Path, console: Console) -> dict[str, n
       params[place.parameter] = lay_down(file, layers(place), shape, model.run.param_dtype)
   if incoming.gates_LH is not None:
     check_finite("gates_LH", incoming.gates_LH, incoming.gates_LH)
-    params[GATES] = incoming.gates_LH
+    params[gates(model)] = incoming.gates_LH
   return params
 
 
@@ -125,9 +125,9 @@ def _config(incoming: Incoming) -> Config:
   segments = max(1, min(CHUNK, incoming.positions) // N)
   whole = max(1, incoming.positions // N) * N
   evaluation: dict[str, Any] = {"lanes": 1, "segments": segments, "input_tokens": whole}
-  if alone := model.memory.grows:
+  if model.is_plain:
     evaluation["knock_out"] = ()  # it has no memory
-  data = {"tokenizer": "run", "carry_state": not alone}
+  data = {"tokenizer": "run", "carry_state": not model.memory.grows}
   start = Config(model, DataConfig(carry_state=False))
   return resolve({"data": data, "evaluation": evaluation}, start)
 
@@ -160,7 +160,7 @@ def _show(
   table = Table(title="converted")
   table.add_column("what")
   table.add_column("value", overflow="fold")
-  table.add_row("family", f"{family}, mixer {model.mixer}")
+  table.add_row("family", f"{family}, mixer {model.title}")
   table.add_row("parameters", f"{count:,}")
   table.add_row("bytes", f"{size:,} as {model.run.param_dtype}")
   tokenizer = incoming.tokenizer

@@ -33,7 +33,6 @@ NAMES = {
   "blocks.ffn.w_down_FD": ("mlp.down_proj.weight", "ffn_down.weight"),
 }
 PRE_FFN_NORM = "pre_feedforward_layernorm.weight"
-GATES = "blocks.attention.mixer.beta_H"
 
 
 class Place(NamedTuple):
@@ -99,6 +98,15 @@ def places(model: ModelConfig) -> list[Place]:
       huggingface, gguf, shape = f"model.layers.{{}}.{huggingface}", f"blk.{{}}.{gguf}", shape[1:]
     found.append(Place(parameter, shape, layers, huggingface, gguf))
   return found
+
+
+def gates(model: ModelConfig) -> str:
+  """The path of the gates; empty: the model has none. Of the systems that can be exported, only one
+  has gates."""
+  for name, own in model.by_system.items():
+    if own.memory.gated:
+      return f"blocks.attention.mixer.{f'{name}.' if model.pattern else ''}beta_H"
+  return ""
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:

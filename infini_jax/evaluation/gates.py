@@ -18,13 +18,16 @@ def gates(config: ModelConfig, params: Any) -> np.ndarray | None:
 
   It is 0 in layers without a memory.
   """
-  mixer = params["blocks"]["attention"].get("mixer", {})
-  if "beta_H" not in mixer:
-    return None
-  on_every_host = lambda beta_LH: shard(gate_values(beta_LH, config.memory.gate), "__")
-  gates_LH = np.asarray(jax.jit(on_every_host)(mixer["beta_H"]))
+  mixers = params["blocks"]["attention"].get("mixer", {})
+  mixers = mixers if config.pattern else {config.mixer: mixers}
+  gates_LH = np.zeros((config.layers, config.heads), np.float32)
+  gated = {name: own for name, own in config.by_system.items() if "beta_H" in mixers.get(name, {})}
+  for name, own in gated.items():
+    on_every_host = lambda beta_LH, own=own: shard(gate_values(beta_LH, own.memory.gate), "__")
+    of_system_LH = np.asarray(jax.jit(on_every_host)(mixers[name]["beta_H"]))
+    gates_LH[list(config.layers_of(name))] = of_system_LH
   with_memory_L = np.array(config.memory.with_memory(config.layers))
-  return np.where(with_memory_L[:, None], gates_LH, 0.0)
+  return np.where(with_memory_L[:, None], gates_LH, 0.0) if gated else None
 
 
 def summary(gates_LH: np.ndarray) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Ablations: the same evaluation with less of the memory. The difference is the memory's effect.
 
-empty    the memory is held empty: every segment is read as if a document began there
+empty    the memory is held empty: every segment is read as if a document began there; layers of
+         full attention beside others (`model.pattern`) still see the document
 reads    the memory is written, and its read-outs are 0
 layers   as `reads`, for each layer separately
 swap     every segment is read with the memory of another document; each lane writes its own memory
@@ -35,7 +36,8 @@ def knock_outs(config: Config) -> list[Variant]:
   """The ablations of `config.evaluation.knock_out`; none for a model without memory."""
   if not config.model.memory.remembers:
     return []
-  layers = range(config.model.layers)
+  m = config.model
+  layers = [i for i, ablated in enumerate(m.memory.ablated(m.layers)) if ablated]
   by_name = {
     "empty": [EMPTY],
     "reads": [Variant("reads cut", cut=tuple(layers))],

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from infini_jax.config import Config
+from infini_jax.config import Config, ModelConfig
 from infini_jax.data import EvalLanes
 from infini_jax.data.lanes.loader import eval_batches
 from infini_jax.evaluation.knock_out import Variant
 from infini_jax.models import bind
-from infini_jax.models.mixers import MIXERS
+from infini_jax.models.states import reserve, with_memory_of
 from infini_jax.ops.lanes import where_lane
 from infini_jax.ops.loss import cross_entropy
 from infini_jax.parallel import in_mesh, local_rows, put_batch, shard
@@ -61,8 +61,8 @@ class Reader:
     """
     return Reading(self, params, lanes, variant, wanted, {} if forks is None else forks)
 
-  def _score_chunk(self, params, state, batch, cut_L):
-    model, hidden_BTD, state = self._hidden(params, state, batch, cut_L)
+  def _score_chunk(self, params, state, batch, cut_L, empty_L=None):
+    model, hidden_BTD, state = self._hidden(params, state, batch, cut_L, empty_L)
     nll_BT, _, right_BT = cross_entropy(
       hidden_BTD,
       model.head(),
@@ -80,16 +80,18 @@ class Reader:
     for s in range(S):
       part = {name: of_segment(x, s) for name, x in batch.items()}
       other = jax.tree.map(lambda x, s=s: _of_lanes(x, from_BS[:, s]), state)
+      other = with_memory_of(self._config.model, state, other)
       state = self._read_chunk(params, state, part, None)
       scores.append(self._score_chunk(params, other, part, None)[1])
     nll_BT, right_BT = (jnp.concatenate(x, 1) for x in zip(*scores, strict=True))
     return state, (nll_BT, right_BT)
 
-  def _read_chunk(self, params, state, batch, cut_L):
-    return self._hidden(params, state, batch, cut_L, state_only=True)[2]
+  def _read_chunk(self, params, state, batch, cut_L, empty_L=None):
+    return self._hidden(params, state, batch, cut_L, empty_L, state_only=True)[2]
 
-  def _hidden(self, params, state, batch, cut_L, state_only=False):
+  def _hidden(self, params, state, batch, cut_L, empty_L, state_only=False):
     model = bind(self._config.model, params)
+    more = {} if empty_L is None else {"empty_L": empty_L}  # only layers with their own state do it
     hidden_BTD, state = model(
       batch["tokens_BT"],
       state,
@@ -97,6 +99,7 @@ class Reader:
       mask_BT=batch["mask_BT"],
       cut_L=cut_L,
       state_only=state_only,
+      **more,
     )
     return model, hidden_BTD, state
 
@@ -116,6 +119,8 @@ class Reading:
     self._reader, self._params, self._lanes = reader, params, lanes
     self._variant, self._wanted, self._forks = variant, wanted, forks
     self._others = Others(lanes.lanes)
+    # The layers whose memory is held empty, where others carry the text itself.
+    self._held_L = held_L(reader._config.model) if variant.empty else None
     self.done = 0
     self.state = reader._start(params, lanes.lanes)
 
@@ -145,10 +150,11 @@ class Reading:
     reader, variant, params = self._reader, self._variant, self._params
     config = reader._config
     scored = self._wanted(chunk)
-    if variant.empty and not scored:
+    empty = variant.empty and self._held_L is None  # nothing else is carried
+    if empty and not scored:
       return None  # a chunk without scores has no effect here
     batch = {k: chunk[k][rows] for k in ("tokens_BT", "targets_BT", "mask_BT", "reset_BS")}
-    if variant.empty:
+    if empty:
       batch["reset_BS"] = np.ones_like(batch["reset_BS"])
     else:
       for read in np.unique(chunk["skip_B"][chunk["skip_B"] > 0]).tolist():
@@ -156,18 +162,24 @@ class Reading:
     if variant.swap:  # the memory of a lane that has ended stays readable
       batch["reset_BS"] = batch["reset_BS"] & (chunk["document_BS"][rows] >= 0)
       from_BS = self._others.of(chunk, config.model.segment_length)
-    reserve = MIXERS[config.model.mixer].reserve
-    self.state = reserve(self.state, batch["tokens_BT"].shape[1])
+    self.state = reserve(config.model, self.state, batch["tokens_BT"].shape[1])
     placed = put_batch(batch, reader._mesh, self._lanes.lanes)
     if scored and variant.swap:
       self.state, scores = reader._score_swapped(params, self.state, placed, from_BS)
       return scores
-    cut_L = variant.cut_L(config.model.layers)
+    flags = variant.cut_L(config.model.layers), self._held_L
     if scored:
-      self.state, scores = reader._score(params, self.state, placed, cut_L)
+      self.state, scores = reader._score(params, self.state, placed, *flags)
       return scores
-    self.state = reader._read(params, self.state, placed, cut_L)
+    self.state = reader._read(params, self.state, placed, *flags)
     return None
+
+
+def held_L(model: ModelConfig) -> np.ndarray | None:
+  """The layers whose memory an evaluation holds empty; None: all that carry anything."""
+  if not (model.pattern and model.memory.grows):
+    return None
+  return np.array(model.memory.ablated(model.layers))
 
 
 class Others:

@@ -23,8 +23,7 @@ from infini_jax.data.sources.base import digest
 from infini_jax.evaluation.kept import Kept
 from infini_jax.evaluation.knock_out import INTACT, Variant
 from infini_jax.evaluation.reading import Reader
-from infini_jax.models.mixers import MIXERS
-from infini_jax.models.mixers.base import Mixer
+from infini_jax.models.states import has_one_size
 from infini_jax.tasks import Examples, Task, check_length
 
 Advance = Callable[[int, str], None]  # called with the chunks done, and the accuracy so far
@@ -157,10 +156,8 @@ class Retrieval:
     lengths: tuple[int, ...] = (),
     samples: int = 0,
   ):
-    e, mixer = config.evaluation, MIXERS[config.model.mixer]
-    can_fork = (
-      mesh.size == 1 and mixer.reserve is Mixer.reserve
-    )  # a state of one size, on one device
+    e = config.evaluation
+    can_fork = mesh.size == 1 and has_one_size(config.model)  # on one device
     self._groups: list[_Group] = []
     for length in lengths or e.lengths:
       check_length(length, task.shortest, "config.evaluation.lengths")

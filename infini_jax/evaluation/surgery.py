@@ -98,10 +98,10 @@ def originals(config: Config) -> dict[Variant, Config]:
   run = Workdir(path)
   its_own = run.config()
   there, N = its_own.model, m.segment_length
-  if not there.memory.grows or m.memory.grows:
+  if not there.is_plain or m.is_plain:
     raise InputError(
-      f"--task=surgery: the mixer is {there.mixer!r} in config.train.start_from={path!r} and "
-      f"{m.mixer!r} here: evaluate the run that started from one with 'full'"
+      f"--task=surgery: the mixer is {there.title!r} in config.train.start_from={path!r} and "
+      f"{m.title!r} here: evaluate the run that started from one with 'full'"
     )
   with Checkpoints(run) as saved:
     if saved.latest() is None:
@@ -136,10 +136,11 @@ def draw(costs: dict[str, Cost], results: dict[str, Any], folder: Path) -> dict[
 def show(costs: dict[str, Cost], results: dict[str, Any], config: Config, console: Console) -> None:
   """Prints the figures."""
   original, m = costs[ORIGINAL.name], config.model
+  starts = [f"{x.memory.gate_init:g}" for x in m.by_system.values() if x.memory.gated]
   rows = {
     ORIGINAL.name: f"the original, windows of {m.segment_length:,}",
     WIDE.name: "the original, windows as long as its training's",
-    STEP_0.name: f"adapted, step 0, gates at {m.memory.gate_init:g}",
+    STEP_0.name: f"adapted, step 0, gates at {', '.join(starts)}",
     INTACT.name: f"adapted, step {results['step']:,}",
   }
   e = config.evaluation

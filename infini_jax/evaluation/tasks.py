@@ -97,14 +97,14 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
   """
   own = config.evaluation.task or config.task.name
   own = next(name for name, kind in KINDS.items() if kind.source == own)
-  mixer, memory = config.model.mixer, config.model.memory
+  setting, memory = config.model.setting, config.model.memory
   jobs = []
   for name in dict.fromkeys(names or (own, *(("gates",) if memory.gated else ()))):
     if name not in NAMES:
       raise InputError(f"--task={name}: choose some of {','.join(NAMES)}")
     if name == "gates":
       if not memory.gated:
-        raise InputError(f"--task=gates: config.model.mixer={mixer!r} has no gates; leave it out")
+        raise InputError(f"--task=gates: config.{setting} has no gates; leave it out")
       jobs.append(Job(name))
     elif name == "knockout":
       possible = ["empty"]
@@ -115,7 +115,7 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
       variants = knock_outs(dataclasses.replace(config, evaluation=all_of_them))
       if not variants:
         raise InputError(
-          f"--task=knockout: config.model.mixer={mixer!r} has no memory to take away; leave it out"
+          f"--task=knockout: config.{setting} has no memory to take away; leave it out"
         )
       jobs.append(Job(name, own, (INTACT, *variants)))
     elif name == "surgery":

@@ -5,6 +5,7 @@ values of the open one. If the state of the mixer has a fixed size, the stream h
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,8 +15,8 @@ import numpy as np
 from infini_jax.config import Config
 from infini_jax.inference.sampling import Sampling, sample
 from infini_jax.models import bind
-from infini_jax.models.mixers import MIXERS
-from infini_jax.models.mixers.base import Mixer
+from infini_jax.models.patterned import by_layer
+from infini_jax.models.states import has_one_size, reserve
 from infini_jax.ops.lanes import where_lane
 from infini_jax.parallel import in_mesh, shard
 
@@ -34,9 +35,9 @@ class Engine:
     self.config, self._model, self.params = config, config.model, params
     self.segment = config.model.segment_length  # N
     self.chunk = config.evaluation.segments * self.segment  # T
-    self._reserve = MIXERS[config.model.mixer].reserve
+    self._reserve = partial(reserve, config.model)
     apart = self._can_be_apart() if apart is None else apart
-    self._layers = _one_by_one(params["blocks"]) if apart else None
+    self._layers = by_layer(config.model, params["blocks"]) if apart else None
     self._start = jax.jit(self._start_stream, static_argnums=1)
     self._read = jax.jit(self._read_chunk, donate_argnums=1)
     self._extend = jax.jit(self._extend_segment, donate_argnums=1)
@@ -105,7 +106,7 @@ class Engine:
 
   def _can_be_apart(self) -> bool:
     """Whether the state has a fixed size, layers do not share summaries, and there is one CPU."""
-    if not self._model.memory.layered or self._reserve is not Mixer.reserve:
+    if not self._model.memory.layered or not has_one_size(self._model):
       return False
     return not in_mesh() and jax.default_backend() == "cpu"
 
@@ -137,10 +138,3 @@ def _renewed(stream: Any, start: Any, which_B: jax.Array) -> Any:
     return where_lane(which_B, jnp.pad(new, room), old, axis=1)
 
   return jax.tree.map(one, stream, start)
-
-
-def _one_by_one(stacked: Any) -> list[Any]:
-  """Stacked arrays as one tree for each layer; on a CPU they are views of the same memory."""
-  leaves, tree = jax.tree.flatten(jax.tree.map(np.asarray, stacked))
-  each = zip(*leaves, strict=True)
-  return [jax.tree.unflatten(tree, map(jax.device_put, layer)) for layer in each]

@@ -47,16 +47,20 @@ def executed_flops_per_token(
   """
   # What lies outside a window is masked, not skipped.
   unbounded = dataclasses.replace(config.family, window=0)
-  parts = forward_flops(dataclasses.replace(config, family=unbounded), tokens)
-  seen = _seen(config, tokens)
-  whole = (seen + min(block, seen)) / (seen + 1)  # of causal squares that are computed in blocks
+  parts = forward_flops(config, tokens)
+  attention = 0.0
+  for name, own in config.by_system.items():
+    seen = _seen(own, tokens)
+    whole = (seen + min(block, seen)) / (seen + 1)  # of causal squares that are computed in blocks
+    unbounded_of = dataclasses.replace(own, family=unbounded)
+    attention += _attention_flops(config, name, unbounded_of, tokens) * whole
   again = 0.0 if config.run.remat in ("none", "dots") else 1.0
   mixing = 0.0 if config.run.remat == "none" else 1.0
   # The backward pass of a fused kernel computes the scores again: five products instead of four.
   return (
     parts["weights"] * (3 + again)
     + parts["head"] * (4 if head_again else 3)
-    + parts["attention"] * whole * (3.5 + mixing)
+    + attention * (3.5 + mixing)
     + parts["memory"] * (3 + mixing)
     - sum(_frozen_flops(config, part))
   )
@@ -68,9 +72,16 @@ def forward_flops(config: ModelConfig, tokens: int) -> dict[str, float]:
   return {
     "weights": c.layers * _layer_flops(c),
     "head": _head_flops(c),
-    "attention": 4.0 * c.heads * c.head_dim * _pairs(c, tokens),
-    "memory": float(MIXERS[c.mixer].memory_flops(c, _layer_flops(c))),
+    "attention": sum(_attention_flops(c, *system, tokens) for system in c.by_system.items()),
+    "memory": sum(
+      float(MIXERS[name].memory_flops(own, _layer_flops(c))) for name, own in c.by_system.items()
+    ),
   }
+
+
+def _attention_flops(c: ModelConfig, name: str, own: ModelConfig, tokens: int) -> float:
+  """Queries with keys, and weights with values, in the layers of one system."""
+  return 4.0 * c.heads * c.head_dim * _pairs(own, tokens, c.layers_of(name))
 
 
 def _layer_flops(c: ModelConfig) -> float:
@@ -100,14 +111,21 @@ def _frozen_flops(c: ModelConfig, part: str) -> tuple[float, ...]:
   return frozen if part == "attention" else (*frozen, c.layers * _projection_flops(c))
 
 
-def _pairs(c: ModelConfig, tokens: int) -> float:
-  """The keys that a query attends to in all layers: the mean over a causal sequence."""
+def _pairs(c: ModelConfig, tokens: int, numbers: tuple[int, ...]) -> float:
+  """The keys that a query attends to in all layers: the mean over a causal sequence.
+
+  Args:
+    c: the model of one system.
+    tokens: T.
+    numbers: the numbers of its layers, from 0, in the whole model.
+  """
   all_of_it = (_seen(c, tokens) + 1) / 2
   if not c.memory.grows or not c.family.window:  # a segment is no longer than the window
     return c.layers * all_of_it
   window = min(c.family.window, tokens)
   near = window - window * (window - 1) / (2 * tokens)
-  wide = c.layers // c.family.global_every if c.family.global_every else 0
+  every = c.family.global_every
+  wide = sum((layer + 1) % every == 0 for layer in numbers) if every else 0
   return wide * all_of_it + (c.layers - wide) * near
 
 

@@ -8,6 +8,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from infini_jax.config import ModelConfig
 from infini_jax.models.mixers.summaries import AutocompressorTransformer, RmtTransformer
+from infini_jax.models.patterned import PatternTransformer
 from infini_jax.models.transformer import Transformer
 from infini_jax.parallel import param_shardings
 
@@ -20,6 +21,8 @@ TRANSFORMERS: dict[str, type[Transformer]] = {
 
 def build(config: ModelConfig, rngs: nnx.Rngs) -> Transformer:
   """The module of this config, its parameters fresh."""
+  if config.pattern:
+    return PatternTransformer(config, rngs)
   return TRANSFORMERS.get(config.mixer, Transformer)(config, rngs)
 
 

@@ -4,6 +4,7 @@ Parameters are a nested dict of arrays whose names end in their dimensions. The 
 in front (L) and run by one scan.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -71,7 +72,8 @@ class Attention(nnx.Module):
       self.lora_q = Adapter(c, rngs, into, heads)
       self.lora_k, self.lora_v = Adapter(c, rngs, into, kv_heads), Adapter(c, rngs, into, kv_heads)
       self.lora_o = Adapter(c, rngs, heads, into)
-    self.mixer = MIXERS[c.mixer](c, rngs)
+    if not c.pattern:  # else `patterned` has the mixers, for layers differ in them alone
+      self.mixer = MIXERS[c.mixer](c, rngs)
 
   def __call__(self, x_BTD, state, chunk):
     """The state goes in and comes out: of whole segments, or of the open one (`chunk.extends`)."""
@@ -183,6 +185,7 @@ class Transformer(nnx.Module):
     mask_BT: Bool[Array, "B T"] | None = None,
     times_BT: Float[Array, "B T"] | None = None,
     cut_L: Bool[Array, " L"] | None = None,
+    empty_L: Bool[Array, " L"] | None = None,
     state_only: bool = False,
   ) -> tuple[Float[Array, "B T D"], Any]:
     """Reads a chunk of whole segments.
@@ -194,13 +197,17 @@ class Transformer(nnx.Module):
       mask_BT: False for padding.
       times_BT: how many times the memory counts each token.
       cut_L: True for the layers that read nothing of their state.
+      empty_L: True for the layers that start every segment with an empty state.
       state_only: the hidden states are not used. The last layer then computes what its state needs.
 
     Returns:
       The normalised hidden states, to be used with `head`, and the state after the chunk.
     """
-    chunk = Chunk(reset_BS, mask_BT, times_BT, cut_L)
-    policy, apart = REMAT[self.config.run.remat], state_only and len(self._mixer().groups()) == 1
+    if empty_L is not None and reset_BS is None:
+      B, T = tokens_BT.shape
+      reset_BS = jnp.zeros((B, -(-T // self.config.segment_length)), bool)
+    chunk = Chunk(reset_BS, mask_BT, times_BT, cut_L, empty=empty_L)
+    policy, apart = REMAT[self.config.run.remat], state_only and self._is_one_scan()
     return self._layers(self.embed(tokens_BT), state, chunk, policy, last_apart=apart)
 
   def open(self, state: Any, lanes: int) -> Any:
@@ -268,41 +275,38 @@ class Transformer(nnx.Module):
   def _mixer(self):
     return MIXERS[self.config.mixer](self.config, nnx.Rngs(0))
 
+  def _is_one_scan(self):
+    return len(self._mixer().groups()) == 1
+
   def _layers(self, x_BTD, state, chunk, policy, layers=None, last_apart=False):
-    """All layers. `chunk.cut` has one entry for each layer."""
+    """All layers. `chunk.cut` and `chunk.empty` have one entry for each layer."""
     graph, stacked = nnx.split(self.blocks)
-    cut_L, windowed_L = chunk.cut, self._windowed()
-
-    def layer(x_BTD, xs):
-      params, state, cut, windowed = xs
-      x_BTD = checkpoint_name(x_BTD, "layer_input")
-      own = chunk._replace(cut=cut, windowed=windowed)
-      return nnx.merge(graph, params)(x_BTD, state, own)
-
-    if policy is not None:
-      layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
+    layer, flags = one_layer(graph, chunk, policy), self._flags(chunk)
     if layers is not None:
       after = []
       for i, (params, own) in enumerate(zip(layers, state, strict=True)):
-        cut, windowed = (None if x is None else x[i] for x in (cut_L, windowed_L))
-        x_BTD, own = layer(x_BTD, (params, own, cut, windowed))
+        x_BTD, own = layer(x_BTD, (params, own, jax.tree.map(lambda x: x[i], flags)))  # noqa: B023
         after.append(own)
       return self.final_norm(x_BTD), after
     groups, parts = self._mixer().groups(), []
     if last_apart:  # a loop of one round is none: XLA leaves out of it what nothing depends on
-      whole, last = (stacked, state, cut_L, windowed_L), self.config.layers - 1
+      whole, last = (stacked, state, flags), self.config.layers - 1
       for some in (slice(0, last), slice(last, None)):
         own = jax.tree.map(lambda x: x[some], whole)  # noqa: B023
         x_BTD, part = jax.lax.scan(layer, x_BTD, own)
         parts.append(part)
       return self.final_norm(x_BTD), jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
     for (first, after), part in zip(groups, self._parts(state), strict=True):
-      xs = (stacked, cut_L, windowed_L)
+      xs = (stacked, flags)
       if len(groups) > 1:
         xs = jax.tree.map(lambda x: x[first:after], xs)  # noqa: B023
-      x_BTD, part = jax.lax.scan(layer, x_BTD, (xs[0], part, *xs[1:]))
+      x_BTD, part = jax.lax.scan(layer, x_BTD, (xs[0], part, xs[1]))
       parts.append(part)
     return self.final_norm(x_BTD), self._joined(parts)
+
+  def _flags(self, chunk):
+    """What differs between layers, each (L,) or None: `Chunk.of_layer`."""
+    return chunk.cut, self._windowed(), chunk.empty
 
   def _windowed(self) -> Bool[Array, " L"] | None:
     """Which layers have the window and rotate by positions, where others see all, or do not."""
@@ -318,6 +322,23 @@ class Transformer(nnx.Module):
   @staticmethod
   def _joined(parts):
     return tuple(parts) if len(parts) > 1 else parts[0]
+
+
+def one_layer(graph: Any, chunk: Chunk, policy: Any) -> Callable[[Any, Any], tuple[Any, Any]]:
+  """The body of a scan over layers.
+
+  Args:
+    graph: of a `Block`.
+    chunk: how the tokens lie in their documents.
+    policy: what is kept for the gradient; None: everything.
+  """
+
+  def layer(x_BTD, xs):
+    params, state, flags = xs
+    x_BTD = checkpoint_name(x_BTD, "layer_input")
+    return nnx.merge(graph, params)(x_BTD, state, chunk.of_layer(flags))
+
+  return layer if policy is None else jax.checkpoint(layer, policy=policy, prevent_cse=False)
 
 
 def shifted(x_BTHE: Float[Array, "B T H E"], b_HE: Float[Array, "H E"]) -> Array:

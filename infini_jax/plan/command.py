@@ -21,7 +21,7 @@ from infini_jax.plan import report
 from infini_jax.plan.compiled import compile_step
 from infini_jax.plan.estimate import estimate
 from infini_jax.plan.gpus import gpu_devices
-from infini_jax.plan.memories import memories, show
+from infini_jax.plan.memories import memories, of_pattern, show
 from infini_jax.plan.remat import settled
 from infini_jax.plan.shares import abstract_mesh
 from infini_jax.plan.tpus import tpu_devices
@@ -58,7 +58,7 @@ def plan(
       file.write_text(json.dumps(content, indent=2) + "\n")
 
   if args.table == "memory":
-    systems = memories(config_of)
+    systems = memories(config_of) + of_pattern(config.model)
     show(systems, console)
     write([system._asdict() for system in systems])
     return True

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from infini_jax.config import Config, original
+from infini_jax.config import Config, ModelConfig, original
 from infini_jax.models.costs import executed_flops_per_token, flops_per_token, forward_flops
 from infini_jax.models.mixers import MIXERS
 from infini_jax.parallel.chips import Chip
@@ -19,6 +19,7 @@ from infini_jax.plan.shares import (
   abstract_mesh,
   chip_bytes,
   laid_out,
+  of_system,
   shares,
   spec_text,
 )
@@ -118,7 +119,7 @@ def estimate(config: Config, sizes: dict[str, int], chip: Chip) -> Estimate:
   T = config.data.segments * m.segment_length
   tokens = config.data.lanes * T
   head_again = bool(t.distill_weight) and part.segments * m.segment_length > t.loss_chunk
-  full = dataclasses.replace(m, mixer="full")
+  full = dataclasses.replace(m, mixer="full", pattern=())
   flops = {
     "model": flops_per_token(m, T, t.part),
     "executed": executed_flops_per_token(m, T, t.part, block=part.block, head_again=head_again)
@@ -187,23 +188,8 @@ def _working(config: Config, s: Shares, params: Any) -> tuple[str, dict[str, flo
   m, t = config.model, config.train
   D, E, c, stored = m.width, m.head_dim, s.compute, 4 if m.run.param_dtype == "float32" else 2
   layer_weights = D * E * 2 * (s.heads + s.kv_heads) + D * s.ffn * (3 if m.gated_ffn else 2)
-  rows, keys, more = MIXERS[m.mixer].work(m, s)
-  products = (2 * s.heads + 2 * s.kv_heads) * E + D + s.ffn * (2 if m.gated_ffn else 1)
-  floats = (4 * s.heads + 2 * s.kv_heads) * E * 4 if m.memory.matrix else 0  # sigma, read-outs
-  activations = rows * (c * (products + 2 * D + 2 * s.ffn) + floats)
-  scores = 0.0
-  if s.kernel in ("xla", "reference"):
-    squares = 1 if m.memory.grows or s.kernel == "xla" else s.segments  # 1: one segment at a time
-    scores = s.lanes * squares * s.heads * s.block * keys * (4 + c)
-  state = s.lanes * s.kv_heads * E * (E + 1) * 4 if m.memory.matrix else 0
-
-  # Without rematerialization, float32 copies of the norms and of the gate's inputs are kept too.
-  copies = rows * (4 * (4 * D + 4 * s.heads * E) + c * s.ffn)
-  kept = {"none": activations + copies + rows * D * c, "full": rows * D * c}
-  kept["dots"] = kept["full"] + rows * c * products
-  kept["auto"] = kept["full"]
-  kept["offload"] = 0  # in the host's memory
-  saved = m.layers * (kept[m.run.remat] + state)
+  layers = [(own.layers, *_layer(own, of_system(s, own))) for own in m.by_system.values()]
+  saved = sum(count * kept for count, kept, _ in layers)
   if m.run.remat == "none" and s.stored > 1:
     saved += m.layers * layer_weights * c  # gathered weights are kept too
   # A gradient has the type of its parameter; the sum over microbatches is float32.
@@ -212,7 +198,6 @@ def _working(config: Config, s: Shares, params: Any) -> tuple[str, dict[str, flo
 
   tokens_of_lane = s.tokens // max(s.lanes, 1)
   logits = s.lanes * min(t.loss_chunk, tokens_of_lane) * s.vocab * (4 + 4 + c)
-  states = 4 * s.segments * state * (2 if m.memory.affine else 1)
   head = s.head_rows * D
   phases = {
     "the loss": {
@@ -226,7 +211,7 @@ def _working(config: Config, s: Shares, params: Any) -> tuple[str, dict[str, flo
       "activations kept for the gradient": saved,
       "gradients": sums + trained + layer_weights * c,
       "gathered weights": layer_weights * c if s.stored > 1 or c != stored else 0,
-      "one layer": activations + scores + states + more,
+      "one layer": max(one for _, _, one in layers),
     },
     "the update": {
       "gradients": sums + trained,
@@ -235,3 +220,29 @@ def _working(config: Config, s: Shares, params: Any) -> tuple[str, dict[str, flo
   }
   phase = max(phases, key=lambda name: sum(phases[name].values()))
   return phase, {name: float(n) for name, n in phases[phase].items() if n}
+
+
+def _layer(m: ModelConfig, s: Shares) -> tuple[float, float]:
+  """Bytes that a layer keeps for the gradient, and that its own gradient needs.
+
+  `m` has one memory system.
+  """
+  D, E, c = m.width, m.head_dim, s.compute
+  rows, keys, more = MIXERS[m.mixer].work(m, s)
+  products = (2 * s.heads + 2 * s.kv_heads) * E + D + s.ffn * (2 if m.gated_ffn else 1)
+  floats = (4 * s.heads + 2 * s.kv_heads) * E * 4 if m.memory.matrix else 0  # sigma, read-outs
+  activations = rows * (c * (products + 2 * D + 2 * s.ffn) + floats)
+  scores = 0.0
+  if s.kernel in ("xla", "reference"):
+    squares = 1 if m.memory.grows or s.kernel == "xla" else s.segments  # 1: one segment at a time
+    scores = s.lanes * squares * s.heads * s.block * keys * (4 + c)
+  state = s.lanes * s.kv_heads * E * (E + 1) * 4 if m.memory.matrix else 0
+  states = 4 * s.segments * state * (2 if m.memory.affine else 1)
+
+  # Without rematerialization, float32 copies of the norms and of the gate's inputs are kept too.
+  copies = rows * (4 * (4 * D + 4 * s.heads * E) + c * s.ffn)
+  kept = {"none": activations + copies + rows * D * c, "full": rows * D * c}
+  kept["dots"] = kept["full"] + rows * c * products
+  kept["auto"] = kept["full"]
+  kept["offload"] = 0  # in the host's memory
+  return kept[m.run.remat] + state, activations + scores + states + more

@@ -25,6 +25,7 @@ class Memory(NamedTuple):
     formula: the closed form, in the glossary's letters.
     closed: the value of the formula.
     refused: why this config cannot have this system; then there are no figures.
+    layers: of `model.pattern`, the layers of this system; 0: all layers have it.
   """
 
   mixer: str
@@ -33,6 +34,7 @@ class Memory(NamedTuple):
   formula: str = ""
   closed: int = 0
   refused: str = ""
+  layers: int = 0
 
 
 def memories(config_of: Callable[[str], Config]) -> list[Memory]:
@@ -42,6 +44,13 @@ def memories(config_of: Callable[[str], Config]) -> list[Memory]:
     config_of: returns the config with the system of the given name, or raises InputError.
   """
   return [memory(config_of, mixer) for mixer in SYSTEMS]
+
+
+def of_pattern(model: ModelConfig) -> list[Memory]:
+  """Counts the state of each system of `model.pattern` in its own layers; none without one."""
+  if not model.pattern:
+    return []
+  return [_counted(own)._replace(layers=own.layers) for own in model.by_system.values()]
 
 
 def show(found: list[Memory], console: Console) -> None:
@@ -54,15 +63,16 @@ def show(found: list[Memory], console: Console) -> None:
   for column in ("numbers", "compression", "MiB", "bytes", "formula"):
     table.add_column(column, justify="left" if column == "formula" else "right")
   for m in found:
+    name = f"{m.mixer}, {m.layers} layers of the pattern" if m.layers else m.mixer
     if m.refused:
-      table.add_row(m.mixer, "", "", "", "", m.refused)
+      table.add_row(name, "", "", "", "", m.refused)
       continue
     each = " a token" if SYSTEMS[m.mixer].grows else ""
     bounded = m.elements and not each
     compression = f"{largest / m.elements:,.1f}x" if bounded and largest else ""
     ratio = f"{m.bytes / base:,.1f}x" if bounded else ""
     mib = f"{m.bytes / 2**20:,.2f}{each}"
-    table.add_row(m.mixer, f"{m.elements:,}{each}", compression, mib, ratio, m.formula)
+    table.add_row(name, f"{m.elements:,}{each}", compression, mib, ratio, m.formula)
   console.print(table)
 
 
@@ -72,13 +82,17 @@ def memory(config_of: Callable[[str], Config], mixer: str) -> Memory:
     model = config_of(mixer).model
   except InputError as error:
     return Memory(mixer, refused=str(error).partition(":")[0])
+  return _counted(model)
+
+
+def _counted(model: ModelConfig) -> Memory:
   leaves = jax.tree.leaves(_state(model))
   # Counters and document numbers are not counted; the memory itself is floating point.
   held = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating) and x.ndim > 2]
   elements = sum(math.prod(x.shape) for x in held)
   size = sum(math.prod(x.shape) * x.dtype.itemsize for x in held)
-  formula, closed = MIXERS[mixer].table_1(model)
-  return Memory(mixer, elements, size, formula, closed)
+  formula, closed = MIXERS[model.mixer].table_1(model)
+  return Memory(model.mixer, elements, size, formula, closed)
 
 
 def _state(model: ModelConfig) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from infini_jax.config import Config, InputError
+from infini_jax.config import Config, InputError, ModelConfig
 from infini_jax.ops.attention import BLOCK_ROWS
 from infini_jax.ops.kernels import LANE, SPLASH_BLOCK, choose
 from infini_jax.ops.loss import divides_vocabulary
@@ -82,6 +82,13 @@ def shares(config: Config, sizes: dict[str, int], platform: str) -> Shares:
     kernel=kernel,
     block=block,
   )
+
+
+def of_system(s: Shares, own: ModelConfig) -> Shares:
+  """The shares in the layers of one memory system: not every one has the kernel."""
+  if own.memory.kernels or s.kernel == "reference":
+    return s
+  return dataclasses.replace(s, kernel="xla", block=min(own.segment_length, BLOCK_ROWS))
 
 
 def abstract_mesh(sizes: dict[str, int]) -> AbstractMesh:

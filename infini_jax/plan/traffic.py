@@ -88,11 +88,13 @@ def collectives(config: Config, s: Shares, sizes: dict[str, int], chip: Chip) ->
   add("activations", "all-reduce", tensor, A * (4 + again) * L, hidden)
   add("embedding and loss", "all-reduce", tensor, A * 2, hidden)
 
-  if m.memory.matrix:
+  for own in m.by_system.values():
+    if not own.memory.matrix:
+      continue
     E = m.head_dim
     heads = s.lanes * s.kv_heads * 4  # float32, for each lane and head
-    state, left = heads * E * (E + 1), heads * (E * E if m.memory.affine else 1) + heads
-    passes = A * L * (3 if again else 2)
+    state, left = heads * E * (E + 1), heads * (E * E if own.memory.affine else 1) + heads
+    passes = A * own.layers * (3 if again else 2)
     if s.seq <= GATHERED:
       add("memories", "all-gather", seq, passes, (state + left) * s.seq)
     else:
@@ -126,12 +128,13 @@ def memory_traffic(config: Config, s: Shares, params: float, optimizer: float) -
   weights = D * E * 2 * (s.heads + s.kv_heads) + D * s.ffn * (up + 1)
   qkv = D + (s.heads + 2 * s.kv_heads) * E
   mixing = (2 * s.heads + 2 * s.kv_heads) * E
-  if m.memory.matrix:
-    mixing *= 2  # the memory moves them once more
   ffn = 2 * D + s.ffn * (up + 1)
-  forward = s.tokens * (qkv + mixing + s.heads * E + D + ffn)
   passes = 3 + (m.run.remat not in ("none", "dots"))
-  layers = m.layers * c * (forward * passes + weights * (passes + 1))
+  layers = 0
+  for own in m.by_system.values():
+    moved = mixing * (2 if own.memory.matrix else 1)  # the memory moves them once more
+    forward = s.tokens * (qkv + moved + s.heads * E + D + ffn)
+    layers += own.layers * c * (forward * passes + weights * (passes + 1))
   loss = s.tokens * s.vocab * 4 * 4 + s.vocab * D * 4 * c
   update = 2 * (params + optimizer + params)
   return t.accumulate * (layers + loss) + update

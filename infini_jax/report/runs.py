@@ -43,7 +43,7 @@ class Run:
   def system(self) -> str:
     """The memory system and its variant in a few words."""
     m = self.config.model
-    return ", ".join(filter(None, (m.mixer, m.memory.label)))
+    return ", ".join(filter(None, (m.title, m.memory.label)))
 
   @property
   def names(self) -> dict[str, str]:

@@ -71,8 +71,10 @@ def configs(runs: list[Run]) -> str:
     marked=differ,
   )
   if len(runs) == 1:
-    usual = Config().with_fields(model={"mixer": runs[0].config.model.mixer})
+    m, no_pattern = runs[0].config.model, Config()
+    usual = no_pattern.with_fields(model={"mixer": m.mixer, "pattern": m.pattern})
     default = _flat(json.loads(usual.to_json()))
+    default["model.pattern"] = _flat(json.loads(no_pattern.to_json()))["model.pattern"]
     given = [[name, _value(flat[0][name]), _value(default[name])] for name in flat[0]]
     rows = [row for row in given if row[1] != row[2]]
     first = table("Fields that are set", ["field", *names, "default"], rows, words=True)

@@ -7,6 +7,7 @@ import numpy as np
 
 from infini_jax.config import ModelConfig
 from infini_jax.ops import gate_values
+from infini_jax.parallel import shard
 
 DEAD = 0.01  # a gate below this value counts as shut
 
@@ -32,10 +33,28 @@ def memory_metrics(config: ModelConfig, params: Any, grads: Any, memory: Any) ->
     readout_max_LK: the largest possible read-out of any query. A read-out is a mean of the rows
       M_e / z_e with the weights sigma(q)_e z_e > 0, so max |M_eu| / z_e is its least upper bound.
     empty_LK: True where the memory of every lane is empty.
+    remembers_L: only with `model.pattern`: False for layers without such a memory. They have 0 in
+      the other metrics.
   """
   if not config.memory.matrix:
     return {}
-  beta = lambda tree: tree["blocks"]["attention"]["mixer"]["beta_H"]
+  mixers = lambda tree: tree["blocks"]["attention"]["mixer"]
+  if not config.pattern:
+    return _metrics(config, mixers(params), mixers(grads), memory)
+  metrics = {"remembers_L": jnp.zeros(config.layers, bool)}
+  for name, own in config.by_system.items():
+    if own.memory.matrix:
+      found = _metrics(own, mixers(params)[name], mixers(grads)[name], memory[name])
+      layers = np.array(config.layers_of(name))
+      for metric, x in (found | {"remembers_L": jnp.ones(own.layers, bool)}).items():
+        every = metrics.get(metric, jnp.zeros((config.layers, *x.shape[1:]), x.dtype))
+        metrics[metric] = every.at[layers].set(shard(x, "_" * x.ndim))
+  return metrics
+
+
+def _metrics(config: ModelConfig, params: Any, grads: Any, memory: Any) -> dict[str, Any]:
+  """`memory_metrics` of the layers of one system, from their mixers."""
+  beta = lambda tree: tree["beta_H"]
   M_LBKEU, z_LBKE = memory
   written_LBKE = z_LBKE > 0
   rows_LBKE = jnp.abs(M_LBKEU).max(-1) / jnp.where(written_LBKE, z_LBKE, 1.0)
@@ -86,7 +105,8 @@ def log_values(metrics: dict[str, Any]) -> dict[str, Any]:
   if "gates_LH" in metrics:
     gates_LH, empty_LK = np.asarray(metrics["gates_LH"]), np.asarray(metrics["empty_LK"])
     empty_LH = np.repeat(empty_LK, gates_LH.shape[1] // empty_LK.shape[1], axis=1)
-    values["dead_heads"] = float(((gates_LH < DEAD) | empty_LH).mean())
+    dead_LH = (gates_LH < DEAD) | empty_LH
+    values["dead_heads"] = float(dead_LH[metrics.get("remembers_L", slice(None))].mean())
     bins = [np.histogram(gates_H, bins=10, range=(0, 1))[0].tolist() for gates_H in gates_LH]
     values["gate_histogram"] = bins
   return values

@@ -274,7 +274,7 @@ def _describe(config, state, mesh, source, step, console) -> None:
   c = config
   T = c.data.segments * c.model.segment_length
   console.print(
-    f"{c.model.mixer}: {parameters:,} parameters on {devices} ({sizes}); "
+    f"{c.model.title}: {parameters:,} parameters on {devices} ({sizes}); "
     f"{costs.flops_per_token(c.model, T, c.train.part) / 1e6:,.1f} MFLOP a token"
   )
   text = f"task {c.task.name}"

@@ -6,6 +6,7 @@ values are rounded at random (`apply`), because the nearest value is usually the
 
 import math
 import zlib
+from functools import partial
 from typing import Any
 
 import jax
@@ -52,9 +53,14 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
   if o.name == "muon":
     groups["orthogonal"] = muon(rate, o.momentum, matrices)
   if o.name == "adafactor":
-    groups |= {f"stacked {name}": _layer_by_layer(groups[name]) for name in ("matrix", "vector")}
+    # The mixers of a pattern's systems have other numbers of layers than the rest.
+    for of in ("", *dict.fromkeys(config.model.pattern)):
+      for name in ("matrix", "vector"):
+        groups[f"stacked {name} {of}".strip()] = _layer_by_layer(groups[name])
   clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity()
-  return _in_float32(optax.chain(clip, optax.partition(groups, lambda p: _labels(p, groups))))
+  return _in_float32(
+    optax.chain(clip, optax.partition(groups, partial(_labels, groups, config.model.pattern)))
+  )
 
 
 def check_matrices(config: Config) -> None:
@@ -131,19 +137,21 @@ def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformatio
   )
 
 
-def _labels(params: Any, groups: Any) -> Any:
+def _labels(groups: Any, pattern: tuple[str, ...], params: Any) -> Any:
   """The group of each parameter."""
 
   def one(path, leaf):
     if path[-1].key == "beta_H":
       return "gate"
-    in_layers, stacked = path[0].key == "blocks", "stacked matrix" in groups
-    if len(letters_of(path)) < 2 or path[-1].key.startswith("b_"):
-      return "stacked vector" if stacked and in_layers else "vector"
+    names = [key.key for key in path]
+    in_layers, stacked = names[0] == "blocks", "stacked matrix" in groups
+    of = names[names.index("mixer") + 1] if pattern and "mixer" in names else ""
+    if len(letters_of(path)) < 2 or names[-1].startswith("b_"):
+      return f"stacked vector {of}".strip() if stacked and in_layers else "vector"
     if not in_layers:
       return "embedding" if "embedding" in groups else "matrix"
     if stacked:
-      return "stacked matrix"
+      return f"stacked matrix {of}".strip()
     return "orthogonal" if "orthogonal" in groups and is_matrix(path) else "matrix"
 
   return jax.tree_util.tree_map_with_path(one, params)

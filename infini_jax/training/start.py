@@ -46,10 +46,10 @@ def check_start(config: Config) -> None:
         f"set config.model as in its run.json"
       )
   model = run.config().model
-  if config.train.distill_weight and not model.memory.grows:
+  if config.train.distill_weight and not model.is_plain:
     raise InputError(
       f"config.train.distill_weight={config.train.distill_weight}: config.train.start_from="
-      f"{config.train.start_from!r} has the mixer {model.mixer!r} and is no original to learn "
+      f"{config.train.start_from!r} has the mixer {model.title!r} and is no original to learn "
       f"from; start from one with 'full', or set the weight to 0"
     )
   others = {
@@ -79,7 +79,8 @@ def differences(config: Config) -> list[tuple[str, Any, Any]]:
 def _settings(config: Config) -> dict[str, Any]:
   """The settings of the model, by "section.field"."""
   m = config.model
-  sections = {name: config.sections()[name] for name in ("model", "family", m.mixer, "adapters")}
+  names = ("model", "family", *m.by_system, "adapters")
+  sections = {name: config.sections()[name] for name in names}
   return {f"{name}.{k}": v for name, section in sections.items() for k, v in vars(section).items()}
 
 

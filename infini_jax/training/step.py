@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from infini_jax.config import Config, original
 from infini_jax.models import abstract_params, bind, init
-from infini_jax.models.mixers import MIXERS
 from infini_jax.models.mixers.summaries import random_borders
+from infini_jax.models.states import auxiliary
 from infini_jax.ops.lanes import where_lane
 from infini_jax.ops.loss import divergence, weighted_loss
 from infini_jax.ops.memory import fast_forward
@@ -111,7 +111,7 @@ def make_train_step(
       sums["right"] = (right_BT & batch["asked_BT"]).sum().astype(jnp.float32)
     if "text_B" in batch:
       sums["text"] = (nll_BT * _text(batch)).sum()
-    loss += MIXERS[config.model.mixer].auxiliary(memory) / t.accumulate
+    loss += auxiliary(config.model, memory) / t.accumulate
     return loss, (sums, memory)
 
   def gradients(params, teacher, memory, batch):

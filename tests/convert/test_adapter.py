@@ -16,13 +16,13 @@ from tests.tiny import changed, config, fake_params, write_original
 MODEL = {"kv_heads": 1, "gate_init": -5.0, "lora_rank": 3, "write_gate": True, "adapter_rank": 2}
 
 
-def make(folder, rng, part="lora"):
+def make(folder, rng, part="lora", **more):
   """The folders of an original and of a run that added parameters to it."""
   plain = config(model={"kv_heads": 1})
   original, run = folder / "original", folder / f"run-{part}"
   if not original.exists():
     write_original(original, plain)
-  c = config(model=MODEL)
+  c = config(model=MODEL | more, data={"carry_state": not more})
   c = changed(c, train=changed(c.train, start_from=str(original), part=part))
   Workdir(run).claim(c, "a corpus")
   ByteTokenizer().save(Workdir(run).tokenizer)
@@ -52,6 +52,15 @@ def test_a_run_comes_back_from_its_original_and_a_small_file(tmp_path, rng, dtyp
   size = (tmp_path / "adapter" / FILE).stat().st_size
   added = sum(x.size for name, x in want.items() if name not in before)
   assert size < added * (4 if dtype == "float32" else 2) + 8_000, "more is in it than was added"
+
+
+def test_the_adapter_of_a_pattern_holds_the_gates_of_its_memory_layers(tmp_path, rng):
+  original, run = make(tmp_path, rng, "gates", pattern=("infini", "full"), lora_rank=0)
+  save(str(run), tmp_path / "adapter", None, "float32", console())
+  adapt(str(original), tmp_path / "adapter", tmp_path / "back", console())
+  (model, want, _), (again, found, _) = params_of(run), params_of(tmp_path / "back")
+  assert again == model and model.pattern == ("infini", "full")
+  jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, (want, found)))
 
 
 def test_a_file_that_is_not_an_adapter_of_this_model_is_refused(tmp_path, rng):

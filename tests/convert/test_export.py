@@ -9,16 +9,19 @@ import jax
 import numpy as np
 import pytest
 
-from infini_jax.config import HOW_TO_RUN, InputError, ModelConfig
+from infini_jax.config import HOW_TO_RUN, InputError, MeshConfig, ModelConfig
 from infini_jax.convert.building import lay_down
 from infini_jax.convert.export import export
 from infini_jax.convert.families import ARCHITECTURES, config_of, fits, read_config
 from infini_jax.convert.huggingface import INDEX, MEMORY, WEIGHTS, convert
 from infini_jax.data import load_saved
 from infini_jax.data.tokenizers import ByteTokenizer
+from infini_jax.models import completed
+from infini_jax.parallel import make_mesh
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.tensors import Tensors, save
 from infini_jax.runs.workdir import Workdir
+from infini_jax.training.start import check_start, original_params
 from infini_jax.training.step import TrainState
 from tests.convert.golden import HERE
 from tests.convert.reading import console, params_of
@@ -106,6 +109,32 @@ def test_an_adapted_run_is_exported_with_its_memory(converted, rng, tmp_path, dt
   same_params(run.path, tmp_path / "again", usual)
 
 
+@pytest.mark.parametrize("pattern", [("infini", "full"), ("local", "infini")], ids="+".join)
+def test_the_weights_of_a_pattern_are_those_of_the_original(converted, tmp_path, pattern):
+  """The same weights in the same layers, and gates in those with a memory."""
+  start = Workdir(converted("qwen2"))
+  model = of_model(start.config().model, pattern=pattern, rule="delta", segment_length=16)
+  c = run_config(model, data={"carry_state": False}, train={"start_from": str(start.path)})
+  check_start(c)
+  run, here = Workdir(tmp_path / "run"), make_mesh(MeshConfig(data=1), jax.devices()[:1])
+  run.claim(c, "a corpus")
+  load_saved(start.tokenizer).save(run.tokenizer)
+  with jax.set_mesh(here), Checkpoints(run) as saved:
+    params = completed(model, original_params(c, here), jax.random.key(0), here)
+    saved.save_params(jax.device_get(params))
+  gates_LH = params["blocks"]["attention"]["mixer"]["infini"]["beta_H"]
+  assert gates_LH.shape == (model.layers // 2, model.heads)
+  out = tmp_path / "out"
+  export(str(run.path), out, 10**9, None, console())
+  before, after = tensors_of(HERE / "qwen2"), tensors_of(out)
+  assert before.keys() == after.keys()
+  for tensor, value in before.items():
+    np.testing.assert_array_equal(after[tensor], value, strict=True, err_msg=tensor)
+  convert(str(out), tmp_path / "again", None, console())
+  same_params(run.path, tmp_path / "again")
+  assert Workdir(tmp_path / "again").config().data.carry_state == ("full" not in pattern)
+
+
 def test_a_run_trained_from_scratch_is_exported(rng, tmp_path):
   """Local attention, a tokenizer of the package, and adapters, which are merged."""
   c = config(model={"mixer": "local", "lora_rank": 2, "tied_embeddings": False})
@@ -139,6 +168,10 @@ def test_what_cannot_be_exported_is_refused(converted, rng, tmp_path):
   run.claim(config(model={"mixer": "compressive"}), "a corpus")
   with pytest.raises(InputError, match="mixer='compressive' cannot be exported"):
     export(str(run.path), tmp_path / "out", 10**9, None, console())
+  other = Workdir(tmp_path / "pattern")
+  other.claim(config(model={"pattern": ("infini", "compressive")}), "a corpus")
+  with pytest.raises(InputError, match=r"pattern=\('infini', 'compressive'\) cannot be exported"):
+    export(str(other.path), tmp_path / "out", 10**9, None, console())
   with pytest.raises(InputError, match="no checkpoint of step 7"):
     export(str(converted("qwen2")), tmp_path / "out", 10**9, 7, console())
   with pytest.raises(InputError, match="no run here"):

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infini_jax.evaluation import gates
-from tests.tiny import fake_params, model_config
+from tests.tiny import fake_params, model_config, patterned
 
 
 def test_gates_are_the_sigmoid_of_beta_and_absent_without_a_memory():
@@ -21,6 +21,16 @@ def test_a_layer_without_a_store_reads_nothing():
   gates_LH = gates.gates(c, fake_params(c))
   np.testing.assert_array_equal(gates_LH[[0, 2]], 0.0)
   assert 0 < gates_LH[1].min() < 1
+
+
+def test_gates_of_a_pattern_stand_in_their_layers():
+  c = patterned(("local", "infini", "full"), 6)
+  params = fake_params(c)
+  gates_LH = gates.gates(c, params)
+  beta = np.asarray(params["blocks"]["attention"]["mixer"]["infini"]["beta_H"])
+  np.testing.assert_allclose(gates_LH[[1, 4]], 1 / (1 + np.exp(-beta)), rtol=1e-6)
+  np.testing.assert_array_equal(gates_LH[[0, 2, 3, 5]], 0.0)
+  assert gates.gates(none := patterned(("local", "full"), 2), fake_params(none)) is None
 
 
 def test_summary_counts_every_head_once():

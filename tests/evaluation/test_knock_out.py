@@ -30,6 +30,20 @@ def test_a_model_without_memory_has_no_ablations():
   assert len(knock_outs(full)) == 4, "what full attention remembers can be held back too"
 
 
+def test_of_a_pattern_the_layers_with_a_memory_are_cut():
+  names = ("empty", "reads", "layers")
+  model = {"pattern": ("local", "infini", "full"), "layers": 6}
+  c = config(model=model, data={"carry_state": False}, evaluation={"knock_out": names})
+  assert knock_outs(c) == [
+    Variant("empty", empty=True),
+    Variant("reads cut", cut=(1, 4)),
+    Variant("layer 2 cut", cut=(1,)),
+    Variant("layer 5 cut", cut=(4,)),
+  ]
+  none = config(model={"pattern": ("local", "full")}, data={"carry_state": False})
+  assert knock_outs(none) == []
+
+
 @pytest.mark.parametrize(
   "variant,cut",
   [(INTACT, []), (Variant("empty", empty=True), []), (Variant("x", cut=(0, 2)), [0, 2])],

@@ -39,7 +39,7 @@ class Case:
 
   def __init__(self, store, documents, **model):
     self.store, self.documents = store, documents
-    carry = model.get("mixer") != "full"
+    carry = "full" not in (model.get("mixer"), *model.get("pattern", ()))
     model = {"rule": "delta", "logit_softcap": 2.0, **model}
     self.config = config(model=model, data={"carry_state": carry})
     self.params = fake_params(self.config.model)
@@ -58,7 +58,7 @@ class Case:
     assert done[-1][1] == f"perplexity {scores.perplexity:.3f}", "the last says what is found"
     return scores
 
-  def plainly(self, empty=False, max_tokens=None, cut=()):
+  def plainly(self, empty=False, max_tokens=None, cut=(), layers=None):
     """Nats of every token of each document, each read by one call."""
     model = bind(self.config.model, self.params)
     longest = int(-(-self.documents.tokens.max() // N) * N)
@@ -67,7 +67,8 @@ class Case:
     def read(tokens_T):
       reset = jnp.full((1, longest // N), empty)
       cut_L = jnp.isin(jnp.arange(2), jnp.array(cut)) if cut else None
-      hidden, _ = model(tokens_T[None], model.state(1), reset_BS=reset, cut_L=cut_L)
+      only = {} if layers is None else {"empty_L": jnp.array(layers)}
+      hidden, _ = model(tokens_T[None], model.state(1), reset_BS=reset, cut_L=cut_L, **only)
       return jax.nn.log_softmax(model.logits(hidden))[0]
 
     nats = []
@@ -224,6 +225,25 @@ def test_every_system_reads_a_document_as_one_call_does(store, documents, name):
     assert abs(out.nats - got.nats) > 1e-4 * got.nats, "the memory does nothing: a weak test"
 
 
+def test_beside_full_attention_only_the_memory_is_held_empty(store, documents):
+  case = Case(store, documents, pattern=("infini", "full"))
+  got = case.evaluate(lanes=2, segments=2)
+  np.testing.assert_allclose(got.nats, sum(x.sum() for x in case.plainly()), rtol=1e-5)
+  out = case.evaluate(Variant("empty", empty=True), lanes=2, segments=2)
+  want = sum(x.sum() for x in case.plainly(layers=(True, False)))
+  np.testing.assert_allclose(out.nats, want, rtol=1e-5)
+  everywhere = sum(x.sum() for x in case.plainly(empty=True))
+  for other, what in ((got.nats, "nothing"), (everywhere, "full attention too")):
+    assert abs(out.nats - other) > 1e-5 * other, f"it takes away {what}"
+
+
+@pytest.mark.slow
+def test_beside_local_attention_the_memory_held_empty_is_the_local_model(store, documents):
+  case = Case(store, documents, pattern=("infini", "local"))
+  out = case.evaluate(Variant("empty", empty=True), lanes=2, segments=2)
+  np.testing.assert_allclose(out.nats, sum(x.sum() for x in case.plainly(empty=True)), rtol=1e-5)
+
+
 def test_limits_on_documents_and_tokens(case, scores):
   one = case.evaluate(max_documents=1)
   assert one.documents == 1 and one.per_document[0][:2] == scores.per_document[0][:2]
@@ -289,8 +309,24 @@ def test_swapped_every_segment_is_read_with_the_memory_of_the_other_document(cas
     states = [read(part[d : d + 1], states[d])[1] for d in range(2)]
   np.testing.assert_allclose([total for *_, total in got.per_document], nats, rtol=1e-5)
   intact = case.evaluate(documents=documents, lanes=2, segments=2)
-  for name, swapped, own in zip(("first", "second"), nats, [d[-1] for d in intact.per_document], strict=True):
-    assert abs(swapped - own) > 1e-5 * own, f"a swap changes nothing in the {name} document"
+  for swapped, (name, *_, own) in zip(nats, intact.per_document, strict=True):
+    assert abs(swapped - own) > 1e-5 * own, f"a swap changes nothing in document {name}"
+
+
+@pytest.mark.slow
+def test_a_swap_leaves_each_document_its_own_full_attention(store, documents):
+  case = Case(store, documents, pattern=("infini", "full"))
+  text = "the same text, word for word. " * 4
+  same = Cut(case.store.tokenizer, [text] * 2)
+  got, own = (
+    case.evaluate(variant, documents=same, lanes=2, segments=2) for variant in (SWAP, INTACT)
+  )
+  np.testing.assert_allclose(got.nats, own.nats, rtol=1e-5)
+  others = Cut(case.store.tokenizer, [text, text[::-1]])
+  got, own = (
+    case.evaluate(variant, documents=others, lanes=2, segments=2) for variant in (SWAP, INTACT)
+  )
+  assert abs(got.nats - own.nats) > 1e-6 * own.nats
 
 
 def test_the_memory_of_a_document_of_the_same_text_is_as_good_as_its_own(case):

@@ -26,6 +26,8 @@ CASES = {
   "windowed": {"window": N, "global_every": 2, "window_theta": 100.0},
   "local": {"mixer": "local"},
   "full": {"mixer": "full"},
+  "pattern": {"pattern": ("infini", "full"), "rule": "delta"},
+  "local-pattern": {"pattern": ("local", "infini"), "layers": 4},
   "compressive": {"mixer": "compressive", "compression_rate": 2, "compressed_memory": 8},
   "autocompressor": {"mixer": "autocompressor", "summary_tokens": 2, "summary_steps": 2},
   "memorizing": {"mixer": "memorizing", "knn_layers": (1,), "knn_memory": 24, "knn_top": 4},
@@ -46,7 +48,7 @@ class Case:
   def __init__(self, **model):
     self.config = config(
       model={"segment_length": N, **model},
-      data={"carry_state": model.get("mixer") != "full"},
+      data={"carry_state": "full" not in (model.get("mixer"), *model.get("pattern", ()))},
       evaluation={"segments": CHUNK // N},
     )
     self.params = fake_params(self.config.model)
@@ -297,7 +299,7 @@ def test_lanes_stop_by_themselves(rng, infini):
 
 
 @slow
-@pytest.mark.parametrize("name", ["infini-delta", "transformer_xl", "memorizing"])
+@pytest.mark.parametrize("name", ["infini-delta", "transformer_xl", "memorizing", "local-pattern"])
 def test_separate_layers_equal_the_stacked_ones_slowly(rng, name):
   one_by_one_is_stacked(rng, Case(**CASES[name]))
 

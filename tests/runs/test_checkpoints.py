@@ -69,6 +69,7 @@ def test_parameters_alone_and_a_chosen_step(trained):
 
 # tests/training/test_loop.py tests `infini` in float32; `full` has no state between chunks.
 RESUMED = {name: model for name, model in SYSTEMS.items() if name not in ("infini", "full")}
+RESUMED |= {"pattern": {"pattern": ("infini", "local"), "rule": "delta"}}
 RESUMED |= {"bfloat16": {**SYSTEMS["infini"], "param_dtype": "bfloat16"}}
 
 

@@ -12,7 +12,7 @@ from infini_jax import cli
 from infini_jax.ops.memory import MemoryState, read
 from infini_jax.runs.metrics import read_metrics
 from infini_jax.training.health import check_finite, log_values, memory_metrics
-from tests.tiny import CONFIG_FILE, RUN, model_config
+from tests.tiny import CONFIG_FILE, RUN, model_config, patterned
 
 L, B, K, H, E, U = 3, 4, 2, 4, 6, 6
 
@@ -82,6 +82,27 @@ def test_other_mixers_have_no_metrics_and_can_still_be_checked(rng):
   assert log_values(plain) == {"grad_norm": 1.0}
   with pytest.raises(FloatingPointError, match=r"^step 4: loss nan, gradient norm 1: lower config"):
     check_finite(4, {**plain, "loss": np.float32(np.nan)})
+
+
+def test_of_a_pattern_the_metrics_stand_in_their_layers(rng):
+  c = patterned(("full", "infini", "local"), 9, heads=H, kv_heads=K, head_dim=E)
+  M, z = memory(rng)
+  alone, beta, grad = metrics(rng, M, z)
+  tree = lambda x: {"blocks": {"attention": {"mixer": {"infini": {"beta_H": jnp.asarray(x)}}}}}
+  state = {"infini": MemoryState(jnp.asarray(M), jnp.asarray(z)), "full": None, "local": ()}
+  found = jax.device_get(memory_metrics(c, tree(beta), tree(grad), state))
+  np.testing.assert_array_equal(found.pop("remembers_L"), [False, True, False] * 3)
+  for name, x in alone.items():
+    np.testing.assert_allclose(found[name][1::3], x, rtol=1e-5)
+    assert not found[name][::3].any(), "a layer without a memory has 0"
+  whole = {"loss": np.float32(2), "grad_norm": np.float32(1), **found}
+  good = {"loss": np.float32(2), "grad_norm": np.float32(1), **alone}
+  mask = {"remembers_L": np.array([False, True, False] * 3)}
+  assert log_values(whole | mask)["dead_heads"] == log_values(good)["dead_heads"]
+  bad = np.array(found["z_max_LK"])
+  bad[7, 1] = np.nan
+  with pytest.raises(FloatingPointError, match="the normalizer z of layer 8, head 2 is nan"):
+    check_finite(1, {**whole, "z_max_LK": bad})
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

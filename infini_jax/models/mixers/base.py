@@ -46,6 +46,7 @@ class Chunk(NamedTuple):
     cut: a scalar, True: nothing of the state is read. The ablation of this layer's reads.
     windowed: a scalar, where every so-many-th layer is global (`family.global_every`): True in the
       other layers, which have the window. The config refuses systems that cannot do it.
+    empty: a scalar, True: every segment of this layer starts a document.
     extends: the tokens continue the open segment; otherwise they are whole segments.
   """
 
@@ -54,7 +55,14 @@ class Chunk(NamedTuple):
   times_BT: jax.Array | None = None
   cut: jax.Array | None = None
   windowed: jax.Array | None = None
+  empty: jax.Array | None = None
   extends: bool = False
+
+  def of_layer(self, flags: tuple[Any, Any, Any]) -> "Chunk":
+    """The chunk with the scalars `cut`, `windowed` and `empty` of one layer."""
+    cut, windowed, empty = flags
+    reset_BS = self.reset_BS if empty is None else self.reset_BS | empty
+    return self._replace(reset_BS=reset_BS, cut=cut, windowed=windowed, empty=empty)
 
 
 class Stream(NamedTuple):

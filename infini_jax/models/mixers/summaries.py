@@ -61,7 +61,7 @@ class SummaryTransformer(Transformer):
     dtype = jnp.dtype(self.config.run.compute_dtype)
     return Summaries(zeros(shape, "_BAI", dtype), zeros(shape[:3], "_BA", bool))
 
-  def __call__(
+  def __call__(  # type: ignore[override]
     self,
     tokens_BT,
     state,

@@ -1,0 +1,44 @@
+"""What every state has, whichever memory systems the layers have."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from infini_jax.config import ModelConfig
+from infini_jax.models.mixers import MIXERS, Mixer
+
+
+def reserve(config: ModelConfig, state: Any, tokens: int) -> Any:
+  """Room for `tokens` more, in the parts of a state or stream that grow."""
+  return _each(config, state, lambda name, part: MIXERS[name].reserve(part, tokens))
+
+
+def has_one_size(config: ModelConfig) -> bool:
+  """Whether no part of the state ever needs more room."""
+  return all(MIXERS[name].reserve is Mixer.reserve for name in config.by_system)
+
+
+def auxiliary(config: ModelConfig, state: Any) -> jax.Array | float:
+  """The mixers' own loss, from the state after a chunk; mean over all layers and lanes."""
+  if not config.pattern:
+    return MIXERS[config.mixer].auxiliary(state)
+  losses = (
+    MIXERS[name].auxiliary(state[name]) * (own.layers / config.layers)
+    for name, own in config.by_system.items()
+  )
+  return sum(losses, 0.0)
+
+
+def with_memory_of(config: ModelConfig, state: Any, other: Any) -> Any:
+  """A state whose memories are those of another state; caches of the whole text stay."""
+  if not config.pattern:
+    return other
+  own = config.by_system
+  return {name: state[name] if own[name].memory.grows else other[name] for name in state}
+
+
+def _each(config: ModelConfig, state: Any, f: Callable[[str, Any], Any]) -> Any:
+  if not config.pattern:
+    return f(config.mixer, state)
+  return {name: f(name, part) for name, part in state.items()}

@@ -54,9 +54,9 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     groups["orthogonal"] = muon(rate, o.momentum, matrices)
   if o.name == "adafactor":
     # The mixers of a pattern's systems have other numbers of layers than the rest.
-    for of in ("", *dict.fromkeys(config.model.pattern)):
+    for system in ("", *dict.fromkeys(config.model.pattern)):
       for name in ("matrix", "vector"):
-        groups[f"stacked {name} {of}".strip()] = _layer_by_layer(groups[name])
+        groups[f"stacked {name} {system}".strip()] = _layer_by_layer(groups[name])
   clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity()
   return _in_float32(
     optax.chain(clip, optax.partition(groups, partial(_labels, groups, config.model.pattern)))

@@ -177,6 +177,14 @@ def test_json_and_back():
       "growth=2.0 with config.model.pattern=('infini', 'gated_delta'): its state is no sum over",
     ),
     (
+      {
+        "model": {"pattern": ("infini", "full")},
+        "data": {"carry_state": False},
+        "evaluation": {"task": "summarization"},
+      },
+      "knock_out='empty' with config.model.pattern=('infini', 'full'): a summary without the",
+    ),
+    (
       {"model": {"pattern": ("local", "infini")}, "infini": {"decay": 2.0}},
       "config.infini.decay=2.0: must be above 0",
     ),

@@ -44,6 +44,12 @@ def check(config: Config) -> None:
       f"config.evaluation.knock_out='layers' with config.{m.setting}: one memory "
       f"serves all its layers; leave 'empty' or 'reads'"
     )
+  summary = (config.evaluation.task or config.task.name) == "summarization"
+  if m.pattern and m.memory.grows and summary and "empty" in config.evaluation.knock_out:
+    raise InputError(
+      f"config.evaluation.knock_out='empty' with config.{m.setting}: a summary without the memory "
+      f"is written from the last segment, so full attention would lose the text too; leave it out"
+    )
   if "swap" in config.evaluation.knock_out:
     _check_swap(config)
   _check_task(config)

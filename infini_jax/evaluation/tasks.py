@@ -19,6 +19,7 @@ from infini_jax.evaluation import (
 )
 from infini_jax.evaluation.knock_out import INTACT, Variant, knock_outs
 from infini_jax.evaluation.perplexity import Perplexity
+from infini_jax.evaluation.reading import held_L
 from infini_jax.evaluation.retrieval import Retrieval
 from infini_jax.evaluation.summarization import Summarization
 from infini_jax.runs.workdir import Workdir
@@ -107,7 +108,8 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
         raise InputError(f"--task=gates: config.{setting} has no gates; leave it out")
       jobs.append(Job(name))
     elif name == "knockout":
-      possible = ["empty"]
+      # A summary with an empty memory is written from the last segment: see `config.checks`.
+      possible = [] if own == "summarization" and held_L(config.model) is not None else ["empty"]
       if own != "summarization":  # else only "empty": generated tokens are read too
         possible += ["reads", "layers"] if memory.layered else ["reads"]
         possible += ["swap"] if config.evaluation.lanes > 1 and config.mesh.seq == 1 else []

@@ -7,6 +7,7 @@ import jax
 
 from infini_jax.config import ModelConfig
 from infini_jax.models.mixers import MIXERS, Mixer
+from infini_jax.ops import memory
 
 
 def reserve(config: ModelConfig, state: Any, tokens: int) -> Any:
@@ -28,6 +29,22 @@ def auxiliary(config: ModelConfig, state: Any) -> jax.Array | float:
     for name, own in config.by_system.items()
   )
   return sum(losses, 0.0)
+
+
+def fast_forward(config: ModelConfig, before: Any, after: Any, times_B: jax.Array) -> Any:
+  """The state as if what was read between two states had been read `times_B` times.
+
+  Args:
+    config: the model; it has one memory that is a sum over the text, and no other.
+    before: the earlier state.
+    after: the later one.
+    times_B: of each lane.
+  """
+  forward = lambda x, y: jax.vmap(memory.fast_forward, (0, 0, None))(x, y, times_B)
+  if not config.pattern:
+    return forward(before, after)
+  kept = lambda x, y: forward(x, y) if jax.tree.leaves(y) else y
+  return {name: kept(before[name], part) for name, part in after.items()}
 
 
 def with_memory_of(config: ModelConfig, state: Any, other: Any) -> Any:

@@ -13,10 +13,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from infini_jax.config import Config, original
 from infini_jax.models import abstract_params, bind, init
 from infini_jax.models.mixers.summaries import random_borders
-from infini_jax.models.states import auxiliary
+from infini_jax.models.states import auxiliary, fast_forward
 from infini_jax.ops.lanes import where_lane
 from infini_jax.ops.loss import divergence, weighted_loss
-from infini_jax.ops.memory import fast_forward
 from infini_jax.parallel import shard
 from infini_jax.training import optimizer
 from infini_jax.training.health import memory_metrics
@@ -263,7 +262,7 @@ def _read_along(config, params, warm, batch):
       return after
     anew_B = batch["warm_reset_BS"][:, 0]
     before = where_lane(anew_B, jax.tree.map(jnp.zeros_like, warm), warm, axis=1)
-    return jax.vmap(fast_forward, (0, 0, None))(before, after, batch["warm_times_B"])
+    return fast_forward(config.model, before, after, batch["warm_times_B"])
 
 
 def _split(tree: Any, axis: int, parts: int) -> Any:

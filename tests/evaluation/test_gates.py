@@ -30,7 +30,8 @@ def test_gates_of_a_pattern_stand_in_their_layers():
   beta = np.asarray(params["blocks"]["attention"]["mixer"]["infini"]["beta_H"])
   np.testing.assert_allclose(gates_LH[[1, 4]], 1 / (1 + np.exp(-beta)), rtol=1e-6)
   np.testing.assert_array_equal(gates_LH[[0, 2, 3, 5]], 0.0)
-  assert gates.gates(none := patterned(("local", "full"), 2), fake_params(none)) is None
+  none = patterned(("local", "full"), 2)
+  assert gates.gates(none, fake_params(none)) is None
 
 
 def test_summary_counts_every_head_once():

@@ -4,7 +4,7 @@ import pytest
 
 from infini_jax.models import costs
 from infini_jax.models.costs import forward_flops
-from tests.tiny import changed, model_config
+from tests.tiny import changed, model_config, patterned
 
 # Llama 3's dimensions, with separate head and embedding. The figures are
 # `3 (2 weights + L H (N + 1) 2E + L 2E^2 (H + K))` at N = 2048, computed by hand.
@@ -50,6 +50,19 @@ def test_only_full_attention_grows_with_t():
   assert costs.flops_per_token(c, 64) == costs.flops_per_token(c, 6400)
   full = changed(c, mixer="full")
   assert costs.flops_per_token(full, 6400) > costs.flops_per_token(full, 64)
+
+
+def test_a_pattern_is_the_sum_of_its_layers():
+  whole = forward_flops(patterned(("infini", "full", "compressive", "local"), 8), 64)
+  parts = [forward_flops(model_config(mixer=name, layers=2), 64)
+           for name in ("infini", "full", "compressive", "local")]  # fmt: skip
+  for name in ("weights", "attention", "memory"):
+    assert whole[name] == pytest.approx(sum(part[name] for part in parts)), name
+  assert whole["head"] == parts[0]["head"]
+  wide = {"window": 8, "global_every": 4}  # the global layers are the last of each four: local
+  windowed = forward_flops(patterned(("infini", "infini", "infini", "full"), 8, **wide), 64)
+  other = forward_flops(patterned(("full", "infini", "infini", "infini"), 8, **wide), 64)
+  assert windowed["attention"] > other["attention"]
 
 
 def test_a_window_bounds_what_a_layer_attends_to():

@@ -189,6 +189,28 @@ def test_every_mixer_is_laid_out_with_shared_heads(mixer, heads, kv_heads, sizes
   assert places(after.params) == places(before.params)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "pattern,carry,sizes",
+  [(("infini", "full"), False, (2, 2, 1, 2)), (("local", "infini"), True, (2, 1, 2, 2))],
+)
+def test_a_pattern_trains_the_same_on_a_mesh(pattern, carry, sizes):
+  c = experiment("adafactor", {**FAMILY, "pattern": pattern}, data={"carry_state": carry})
+  losses, expected, _ = run(c, (1, 1, 1, 1))
+  got, state, _ = run(c, sizes)
+  np.testing.assert_allclose(got, losses, rtol=2e-5)
+  close = lambda a, b: np.testing.assert_allclose(*jax.device_get((a, b)), rtol=1e-3, atol=1e-4)
+  jax.tree.map(close, (state.params, state.memory), (expected.params, expected.memory))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_a_pattern_is_laid_out_as_its_systems(name):
+  c = experiment(name, data={"carry_state": False})
+  model = changed(c.model, pattern=("infini", "full"), write_gate=True, kv_heads=2, heads=4)
+  before, after = traced(changed(c, model=model), (2, 2, 1, 2))
+  assert places(after.params) == places(before.params)
+
+
 @pytest.mark.parametrize("alone", ["adamw", "adafactor"], indirect=True)
 def test_large_moments_and_parameters_are_divided_over_fsdp(alone):
   c = alone[0]

@@ -56,6 +56,20 @@ def test_resting_bytes_are_those_of_real_arrays(mesh, optimizer, ema, dtype):
   assert sum(p.chip_bytes for p in made.parameters) == made.resting["parameters"]
 
 
+def test_a_pattern_costs_what_its_layers_cost():
+  nothing = {"carry_state": False, "segments": 8}
+  whole = made({"fsdp": 4}, model={"layers": 4, "pattern": ("infini", "full")}, data=nothing)
+  each = [
+    made({"fsdp": 4}, model={"layers": 4, "mixer": name}, data=nothing)
+    for name in ("infini", "full")
+  ]
+  for name in ("model", "executed", "full attention"):
+    want = sum(one.flops[name] for one in each) / 2
+    assert whole.flops[name] == pytest.approx(want, rel=1e-9), name
+  low, high = sorted(one.total for one in each)
+  assert 0.9 * low <= whole.total <= high
+
+
 def made(mesh=None, chip=V5E, **sections):
   mesh = mesh or {"fsdp": 4, "seq": 2}
   sections["model"] = {**MODEL, "remat": "full", **sections.get("model", {})}

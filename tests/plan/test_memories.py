@@ -69,6 +69,20 @@ def test_states_are_what_the_formulas_say(kv_heads):
     assert memory.elements == memory.closed, memory
 
 
+def test_a_pattern_has_a_row_for_each_of_its_systems(capsys, monkeypatch):
+  monkeypatch.setenv("COLUMNS", "140")
+  pattern = ["--config.model.pattern=infini,infini,local,full", "--config.data.carry_state=False"]
+  assert cli.main(["plan", "--config=configs/demo.py", "--table=memory", *pattern]) == 0
+  shown = capsys.readouterr().out
+  for name, layers, numbers in (
+    ("infini", 2, f"{2 * 3 * 32 * 33:,}"),
+    ("local", 1, "0"),
+    ("full", 1, f"{2 * 3 * 32:,} a token"),
+  ):
+    (row,) = [x for x in shown.splitlines() if f"{name}, {layers} layers of the pattern" in x]
+    assert f" {numbers} " in row
+
+
 def test_systems_that_a_config_cannot_have_are_named(capsys, monkeypatch):
   monkeypatch.setenv("COLUMNS", "120")
   assert cli.main(["plan", "--config=configs/demo.py", "--table=memory"]) == 0

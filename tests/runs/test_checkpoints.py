@@ -25,7 +25,7 @@ from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir, open_inputs
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import TrainState, abstract_state, initial_state, make_train_step
-from tests.tiny import SYSTEMS, config, fake_params, quiet, systems
+from tests.tiny import SYSTEMS, changed, config, fake_params, quiet, systems
 
 
 def same(a, b):
@@ -102,6 +102,22 @@ def test_every_system_continues_from_a_checkpoint_as_if_it_had_not_stopped(rng, 
   same(resumed, state)
   carried = [np.any(x) for x in jax.tree.leaves(jax.device_get(state.memory))]
   assert any(carried) or name == "local", "nothing is carried: a weak test"
+
+
+@pytest.mark.slow
+def test_a_pattern_is_restored_on_another_mesh_bit_by_bit(tmp_path):
+  c = config(model={"pattern": ("infini", "local"), "layers": 4, "write_gate": True})
+  checkpoints, states = Checkpoints(Workdir(tmp_path / "run")), []
+  for axes in ({"data": 2, "fsdp": 2, "tensor": 2}, {"data": 8}):
+    mesh, tx = make_mesh(changed(c.mesh, **axes), jax.devices()), make_optimizer(c)
+    with jax.set_mesh(mesh):
+      if not states:
+        states.append(initial_state(c, tx, mesh))
+        checkpoints.save(1, states[0])
+      else:
+        states.append(checkpoints.restore(1, abstract_state(c, tx, mesh)))
+  checkpoints.close()
+  same(*states)
 
 
 def test_only_the_newest_are_kept(tmp_path):

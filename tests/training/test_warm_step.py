@@ -141,10 +141,18 @@ def test_without_a_share_the_program_has_no_warm_memory():
   assert programs[0] == programs[1]
 
 
-def test_a_companion_that_fast_forwards_equals_reading_each_piece_that_often():
+@pytest.mark.parametrize(
+  "model",
+  [
+    {"layers": 1},
+    pytest.param({"layers": 2, "pattern": ("local", "infini")}, marks=pytest.mark.slow),
+  ],
+  ids=str,
+)
+def test_a_companion_that_fast_forwards_equals_reading_each_piece_that_often(model):
   """Exact for the linear rule in one layer, where keys and values depend only on the tokens."""
   warm = {"share": 0.5, "segments": 2, "min_tokens": 512, "max_tokens": 512, "growth": 2.0}
-  c = task_config(model={"rule": "linear", "layers": 1}, warm=warm)
+  c = task_config(model={"rule": "linear", **model}, warm=warm)
   run, lanes = Run(c), train_lanes(c, make_task(c, "passkey"))
   batches = [lanes.batch(k) for k in range(5)]
   state, _ = run(*batches)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from infini_jax.evaluation.filing import Evaluated, is_averaged, told_apart
+from infini_jax.evaluation.filing import WEIGHTS, Evaluated, is_averaged, told_apart
 from infini_jax.evaluation.perplexity import change
 from infini_jax.evaluation.retrieval_tables import measure
 from infini_jax.html import Cell, table
@@ -105,7 +105,7 @@ def _of(key: str, figure: Callable[[Results], Shown]) -> Callable[[Run], Shown]:
       return None
     shown = figure(results)
     notes = [f"step {results['step']:,}"] * (results["step"] != run.steps[-1])
-    notes += [f"{results['weights']} of the parameters"] * is_averaged(results)
+    notes += [f"{WEIGHTS[True]} of the parameters"] * is_averaged(results)
     if shown is None or not notes:
       return shown
     cell = shown if isinstance(shown, Cell) else Cell(shown)

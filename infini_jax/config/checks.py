@@ -7,6 +7,8 @@ from infini_jax.config.bounds import InputError, check_bounds
 from infini_jax.config.schema import LEAST, MOST, Config, ModelConfig
 from infini_jax.config.systems import SYSTEMS
 
+BY_WIDTH = ("adamw",)  # optimizers whose learning rate follows muP
+
 
 def check(config: Config) -> None:
   """Raises InputError, with the remedy, for the first wrong combination of fields of a config."""
@@ -27,6 +29,7 @@ def check(config: Config) -> None:
     raise InputError(
       f"config.model.head_dim={m.head_dim}: rotary positions rotate pairs, choose an even size"
     )
+  _check_width(config)
   _check_rope(m.family.rope_scaling)
   _check_window(m)
   if d.lanes % t.accumulate:
@@ -55,6 +58,20 @@ def check(config: Config) -> None:
     _check_sequence_parallel(config)
   if config.log.wandb:
     _require("wandb", "config.log.wandb=True", "pip install -e '.[wandb]'")
+
+
+def _check_width(config: Config) -> None:
+  m, o = config.model, config.optimizer
+  if m.width_base > m.width:
+    raise InputError(
+      f"config.model.width_base={m.width_base} is more than config.model.width={m.width}: it is "
+      f"the width of a narrower model whose rates are given; set it to {m.width} at most, or 0"
+    )
+  if m.width_base and o.name not in BY_WIDTH:
+    raise InputError(
+      f"config.model.width_base={m.width_base} with config.optimizer.name={o.name!r}: how its rate "
+      f"changes with the width is known for {', '.join(BY_WIDTH)} alone; set width_base=0"
+    )
 
 
 def _check_rope(scaling: tuple[float, ...]) -> None:

@@ -15,6 +15,11 @@ from infini_jax.config import Config
 from infini_jax.ops.shards import letters_of
 from infini_jax.parallel.mesh import in_mesh
 
+HIDDEN = (
+  "w_",
+  "down_",
+)  # names of matrices whose products sum over the width, heads or F
+
 
 def make_schedule(config: Config, peak: float) -> optax.Schedule:
   """Linear warm-up to `peak`, then a cosine to `final_fraction` of it at the last step."""
@@ -45,12 +50,20 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
       "matrix": optax.adamw(rate, o.b1, o.b2, o.eps, weight_decay=o.weight_decay),
       "vector": optax.adam(rate, o.b1, o.b2, o.eps),
     }
+    if (ratio := config.model.width_ratio) != 1:  # rate times decay is the same at every width
+      groups["hidden"] = optax.adamw(
+        make_schedule(config, o.learning_rate * ratio),
+        *(o.b1, o.b2, o.eps),
+        weight_decay=o.weight_decay / ratio,
+      )
   else:
     matrix, vector = _adafactor(rate, o.b1, o.weight_decay), _adafactor(rate, o.b1, 0.0)
     groups = {"gate": gate, "matrix": matrix, "vector": vector}
     groups |= {"stacked matrix": _layer_by_layer(matrix), "stacked vector": _layer_by_layer(vector)}
   clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity()
-  return _in_float32(optax.chain(clip, optax.partition(groups, lambda p: _label(p, o.name))))
+  return _in_float32(
+    optax.chain(clip, optax.partition(groups, lambda p: _label(p, o.name, "hidden" in groups)))
+  )
 
 
 def apply(params: Any, updates: Any, key: jax.Array) -> Any:
@@ -97,12 +110,14 @@ def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformatio
   )
 
 
-def _label(params: Any, name: str) -> Any:
+def _label(params: Any, name: str, widened: bool = False) -> Any:
   def one(path, leaf):
     if path[-1].key == "beta_H":
       return "gate"
     bias = path[-1].key.startswith("b_")
     kind = "matrix" if len(letters_of(path)) > 1 and not bias else "vector"
+    if widened and path[-1].key.startswith(HIDDEN):
+      return "hidden"
     return f"stacked {kind}" if name == "adafactor" and path[0].key == "blocks" else kind
 
   return jax.tree_util.tree_map_with_path(one, params)

@@ -119,7 +119,7 @@ def activations(config: Config, params: Any, tokens_BT: jax.Array) -> dict[str, 
 
 
 def moved(config: Config, steps: int, batch: dict[str, jax.Array]) -> dict[str, float]:
-  """How far each activation is from where it began after some steps: the root of the mean square."""
+  """How far each activation is from where it began after some steps, root mean square."""
   mesh = make_mesh(config.mesh, jax.devices()[:1])
   with jax.set_mesh(mesh):
     tx = make_optimizer(config)
@@ -184,6 +184,8 @@ def rates(widths: list[int], args: argparse.Namespace) -> int:
   for base, title in ((0, "width_base=0"), (BASE, f"width_base={BASE} (muP)")):
     for width in widths:
       losses = found.get((base, width)) or found.get((0, width), {})
+      if not losses:
+        continue
       best = min(losses, key=lambda rate: losses[rate])  # noqa: B023
       row = [losses.get(rate, float("nan")) for rate in every]
       table.add_row(title, str(width), *(f"{loss:.3f}" for loss in row), f"{best:g}")

@@ -16,6 +16,7 @@ from infini_jax.progress import track
 from infini_jax.runs.metrics import read_metrics
 from infini_jax.sweep.grid import Combination
 
+TRAIN = (sys.executable, "-u", "-m", "infini_jax.cli", "train")
 LOG = "train.log"  # in a run's workdir: what its process printed
 STOPPED = 75  # the status of a training that was stopped before its last step
 POLL = 0.5  # seconds between two looks at a run
@@ -55,40 +56,39 @@ def run_all(
     console: for a line about each run.
   """
   failed, stopped, say = [], [], _say(console)
-  with _Signals() as signals, track(console, "sweep", len(runs)) as advance:
+  with _Signals() as signals:
     for i, run in enumerate(runs, 1):
       if signals.told:
         break
       workdir, what = folder / run.name, f"run {i} of {len(runs)}, {run.name}"
       if is_finished(workdir, run.config):
         say(f"{what}: finished before")
-      else:
-        say(f"{what}: {workdir / LOG}")
-        began = time.perf_counter()
-        look = lambda done=i - 1, run=run, workdir=workdir: advance(done, _standing(run, workdir))
+        continue
+      say(f"{what}: {workdir / LOG}")
+      began = time.perf_counter()
+      with track(console, f"run {i}", run.config.train.steps) as advance:
+        look = lambda run=run, workdir=workdir, advance=advance: _show(run, workdir, advance)
         status = _train(workdir, [*arguments, *run.flags], signals, look)
-        seconds = f"{time.perf_counter() - began:,.0f} s"
-        if status == 0:
-          say(f"{what}: {_standing(run, workdir)}, {seconds}")
-        elif status == STOPPED:
-          stopped.append(run.name)
-          say(f"{what}: stopped, {_standing(run, workdir)}")
-        else:
-          failed.append(run.name)
-          say(f"{what}: failed with status {status} after {seconds}: {_last_line(workdir / LOG)}")
-      advance(i)
+      seconds = f"{time.perf_counter() - began:,.0f} s"
+      if status == 0:
+        say(f"{what}: {_standing(workdir)}, {seconds}")
+      elif status == STOPPED:
+        stopped.append(run.name)
+        say(f"{what}: stopped at {_standing(workdir)}")
+      else:
+        failed.append(run.name)
+        say(f"{what}: failed with status {status} after {seconds}: {_last_line(workdir / LOG)}")
   return Outcome(failed, stopped, signals.told)
 
 
 def _train(workdir: Path, arguments: Sequence[str], signals: "_Signals", look: Callable) -> int:
   """Trains one run; returns the exit status of its process."""
   workdir.mkdir(parents=True, exist_ok=True)
-  command = [sys.executable, "-u", "-m", "infini_jax.cli", "train", *arguments]
   with open(workdir / LOG, "ab") as log:
     # In a session of its own, a process gets only the signals that are passed on: a second one
     # would end it before it has saved.
     process = subprocess.Popen(
-      [*command, f"--workdir={workdir}"],
+      [*TRAIN, *arguments, f"--workdir={workdir}"],
       stdin=subprocess.DEVNULL,
       stdout=log,
       stderr=subprocess.STDOUT,
@@ -134,12 +134,17 @@ class _Signals:
       self._process.terminate()
 
 
-def _standing(run: Combination, workdir: Path) -> str:
+def _show(run: Combination, workdir: Path, advance: Callable[..., None]) -> None:
+  """Shows the last logged step of a run; the last of all is told when the process has ended."""
+  lines = read_metrics(workdir)
+  if lines and lines[-1]["step"] < run.config.train.steps:
+    advance(lines[-1]["step"], f"loss {lines[-1]['loss']:.4f}")
+
+
+def _standing(workdir: Path) -> str:
   """The last logged step of a run and its loss."""
   lines = read_metrics(workdir)
-  if not lines:
-    return f"step 0 of {run.config.train.steps}"
-  return f"step {lines[-1]['step']} of {run.config.train.steps}, loss {lines[-1]['loss']:.4f}"
+  return f"step {lines[-1]['step']}, loss {lines[-1]['loss']:.4f}" if lines else "step 0"
 
 
 def _last_line(log: Path) -> str:

@@ -178,7 +178,7 @@ def rates(widths: list[int], args: argparse.Namespace) -> int:
     found.setdefault((m.width_base, m.width), {})[rate] = figures(run)[TRAINING]
   every = sorted({rate for losses in found.values() for rate in losses})
   table = Table(title=f"{TRAINING} by width and learning rate")
-  for name in ("", "width", *(f"{rate:g}" for rate in every), "best rate"):
+  for name in ("", "width", *(f"{rate:g}" for rate in every), "least at"):
     table.add_column(name, justify="left" if not name else "right")
   curves: dict[str, dict[str, list[float]]] = {}
   for base, title in ((0, "width_base=0"), (BASE, f"width_base={BASE} (muP)")):
@@ -186,9 +186,10 @@ def rates(widths: list[int], args: argparse.Namespace) -> int:
       losses = found.get((base, width)) or found.get((0, width), {})
       if not losses:
         continue
-      best = min(losses, key=lambda rate: losses[rate])  # noqa: B023
       row = [losses.get(rate, float("nan")) for rate in every]
-      table.add_row(title, str(width), *(f"{loss:.3f}" for loss in row), f"{best:g}")
+      table.add_row(
+        title, str(width), *("" if loss != loss else f"{loss:.3f}" for loss in row), least(losses)
+      )
       curves.setdefault(title, {})[f"width {width}"] = row
   make_console().print(table)
   if args.out:
@@ -196,18 +197,30 @@ def rates(widths: list[int], args: argparse.Namespace) -> int:
   return 0
 
 
+def least(losses: dict[float, float]) -> str:
+  """The rate with the least loss, by a parabola through it and its neighbours in log(rate)."""
+  every = sorted(losses)
+  i = every.index(min(every, key=lambda rate: losses[rate]))
+  if i in (0, len(every) - 1):
+    return f"{every[i]:g} or {'less' if i == 0 else 'more'}"
+  x = np.log(every[i - 1 : i + 2])
+  a, b, _ = np.polyfit(x, [losses[rate] for rate in every[i - 1 : i + 2]], 2)
+  return f"{np.exp(-b / (2 * a)):.4f}"
+
+
 def _draw(out: Path, curves: dict, xs: list, xlabel: str, ylabel: str, log: bool) -> None:
   """A picture with one panel for each parametrization."""
   import matplotlib
 
-  matplotlib.rcParams["svg.hashsalt"] = "widths"  # the same picture for the same figures
+  matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "widths"}  # small, reproducible
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(8, 3.4), layout="constrained")
-  panels = figure.subplots(1, len(curves), sharey=True)
+  panels = figure.subplots(1, len(curves), sharex=True, sharey=True)
   for axes, (title, lines) in zip(panels, curves.items(), strict=True):
     for name, ys in lines.items():
-      axes.plot(xs, ys, marker=".", label=name)
+      there = [(x, y) for x, y in zip(xs, ys, strict=True) if y == y]
+      axes.plot(*zip(*there, strict=True), marker=".", label=name)
     axes.set_xscale("log", base=2)
     if log:
       axes.set_yscale("log")

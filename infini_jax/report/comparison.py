@@ -44,7 +44,9 @@ def comparison(runs: Sequence[Run], by: Sequence[str]) -> Table:
       return math.inf
     return value if any(word in chosen[0] for word in LESS) else -value
 
-  title = f"{len(runs)} runs" + (f", the best {chosen[0]} first" if chosen else "")
+  title = f"{len(runs)} run{'s' * (len(runs) > 1)}" + (
+    f", the best {chosen[0]} first" if chosen else ""
+  )
   table = Table(title=title)
   for name in ("run", *titles):
     table.add_column(name, overflow="fold")

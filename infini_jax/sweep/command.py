@@ -14,7 +14,6 @@ from infini_jax.paths import folder_to_write, local
 from infini_jax.sweep.grid import Combination, combinations, read_grid, with_values
 
 FILE = "sweep.json"  # in the folder of a sweep: the fields of its grid
-BY = "sort by this figure, such as 'validation perplexity'; give it again for more columns"
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -32,13 +31,17 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
   how = parser.add_mutually_exclusive_group()
   how.add_argument("--print", action="store_true", help="print the commands, and train nothing")
   how.add_argument("--slurm", action="store_true", help="print a script with an array for Slurm")
-  parser.add_argument("--by", action="append", metavar="FIGURE", help=BY)
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `compare`."""
   parser.add_argument("path", nargs="+", metavar="PATH", help="workdirs, or folders of them")
-  parser.add_argument("--by", action="append", metavar="FIGURE", help=BY)
+  parser.add_argument(
+    "--by",
+    action="append",
+    metavar="FIGURE",
+    help="sort by this figure, such as 'validation perplexity'; give it again for more columns",
+  )
 
 
 def sweep(args: argparse.Namespace, rest: list[str], console: Console) -> int:
@@ -77,7 +80,8 @@ def sweep(args: argparse.Namespace, rest: list[str], console: Console) -> int:
     write_json(folder / FILE, {"fields": fields, "command": args.typed})
     outcome = run_all(folder, runs, rest, console)
   if begun := [str(folder / run.name) for run in runs if (folder / run.name / "run.json").exists()]:
-    _show(begun, args.by, console)
+    _show(begun, [], console)
+    say(f"next: infini-jax compare {shlex.quote(args.out)} --by=FIGURE sorts by another figure")
   if outcome.failed:
     say(f"{len(outcome.failed)} of {len(runs)} runs failed: {' '.join(outcome.failed)}")
   if outcome.stopped or outcome.told:
@@ -92,14 +96,14 @@ def compare(args: argparse.Namespace, rest: list[str], console: Console) -> None
     InputError: a folder holds no run, or no run has the figure.
   """
   found = [workdir for path in args.path for workdir in _workdirs(local(path, "PATH"))]
-  _show(found, args.by, console)
+  _show(found, args.by or [], console)
 
 
-def _show(workdirs: Sequence[str], by: list[str] | None, console: Console) -> None:
+def _show(workdirs: Sequence[str], by: Sequence[str], console: Console) -> None:
   from infini_jax.report.comparison import comparison
   from infini_jax.report.runs import read_runs
 
-  console.print(comparison(read_runs(workdirs), by or []))
+  console.print(comparison(read_runs(workdirs), by))
 
 
 def _workdirs(path: Path) -> list[str]:

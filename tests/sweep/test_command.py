@@ -102,8 +102,8 @@ def test_a_sweep_trains_goes_on_and_compares(file, tmp_path):
   fixed = ("--config.mesh.data=1", "--grid", missing)
   done = sweep(*fixed, "--grid", "optimizer.learning_rate=1e-2")
   assert done.returncode == 1, done.stdout + done.stderr
-  assert "1 of 2 runs failed: path=" in done.stdout and "config.data.path" in done.stdout
-  assert "step 6, loss" in done.stdout and "1 runs, the best training loss first" in done.stdout
+  assert "1 of 2 runs failed: path=" in done.stdout and "no such folder" in done.stdout
+  assert "step 6, loss" in done.stdout and "1 run, the best training loss first" in done.stdout
   done = sweep(*fixed[:2], f"data.path={tmp_path / 'corpus'}", "--grid",
                "optimizer.learning_rate=1e-2,1e-5")  # fmt: skip
   assert done.returncode == 0, done.stdout + done.stderr

@@ -72,7 +72,7 @@ def run_all(
       seconds = f"{time.perf_counter() - began:,.0f} s"
       if status == 0:
         say(f"{what}: {_standing(workdir)}, {seconds}")
-      elif status == STOPPED:
+      elif status == STOPPED or signals.told:  # while it compiles, a signal ends it at once
         stopped.append(run.name)
         say(f"{what}: stopped at {_standing(workdir)}")
       else:

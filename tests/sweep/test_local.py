@@ -19,7 +19,8 @@ from infini_jax.sweep import local
 from infini_jax.sweep.grid import Combination
 from tests.tiny import config
 
-# Fails with a seed of 2, waits for a signal with a seed of 3; else it takes all steps at once.
+# Fails with a seed of 2; with 3 it waits for a signal, and with 6 it is ended by one, as while it
+# compiles; else it takes all steps at once.
 TRAINING = """
 import json, pathlib, signal, sys, time
 flags = dict(argument.split("=", 1) for argument in sys.argv[1:])
@@ -30,6 +31,10 @@ signal.signal(signal.SIGTERM, lambda *_: told.append(1))
 if seed == 2:
   print("infini-jax train: a mistake; mend it")
   sys.exit(2)
+if seed == 6:
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  (workdir / "waits").touch()
+  time.sleep(60)
 step = 6
 if seed == 3 and not (workdir / "checkpoints").exists():
   step = 4
@@ -76,14 +81,25 @@ def test_a_failure_is_named_and_the_others_go_on(sweep, tmp_path):
   assert [starts(tmp_path, seed) for seed in (1, 2, 4, 5)] == [1, 2, 1, 1]
 
 
-def test_a_signal_stops_the_run_at_a_saved_step_and_the_same_sweep_goes_on(sweep, tmp_path):
+def tell_when(file):
+  """Sends SIGTERM to this process when the file is there."""
+
   def tell():
-    while not (tmp_path / "seed=3" / "waits").exists():
+    while not file.exists():
       time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGTERM)
 
-  before = signal.getsignal(signal.SIGTERM)
   threading.Thread(target=tell).start()
+
+
+def test_a_run_that_a_signal_ends_at_once_has_not_failed(sweep, tmp_path):
+  tell_when(tmp_path / "seed=6" / "waits")
+  assert sweep(6, 1)[0] == ([], ["seed=6"], True) and starts(tmp_path, 1) == 0
+
+
+def test_a_signal_stops_the_run_at_a_saved_step_and_the_same_sweep_goes_on(sweep, tmp_path):
+  before = signal.getsignal(signal.SIGTERM)
+  tell_when(tmp_path / "seed=3" / "waits")
   outcome, said = sweep(3, 1)
   assert outcome == ([], ["seed=3"], True) and "stopped at step 4" in said
   assert starts(tmp_path, 1) == 0, "no other run is started"

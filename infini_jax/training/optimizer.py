@@ -15,10 +15,8 @@ from infini_jax.config import Config
 from infini_jax.ops.shards import letters_of
 from infini_jax.parallel.mesh import in_mesh
 
-HIDDEN = (
-  "w_",
-  "down_",
-)  # names of matrices whose products sum over the width, heads or F
+# Names of matrices whose products sum over the width, the heads or the feed-forward.
+HIDDEN = ("w_", "down_")
 
 
 def make_schedule(config: Config, peak: float) -> optax.Schedule:

@@ -22,6 +22,7 @@ from infini_jax.config import SYSTEMS, Config, InputError, load_config
 from infini_jax.convert import command as conversion
 from infini_jax.paths import folder_to_write, local
 from infini_jax.progress import make_console
+from infini_jax.sweep import command as sweeping
 
 CONFIG_HELP = "a Python file with get_config(); any field is set by --config.section.field=value"
 TASK_HELP = (
@@ -338,6 +339,11 @@ def _parser() -> argparse.ArgumentParser:
 
   what = "convert pretrained weights to a run, or a run to a folder for transformers"
   conversion.add_arguments(command("convert", _convert, what))
+
+  what = "train a config once for each combination of some fields' values"
+  sweeping.add_sweep(command("sweep", sweeping.sweep, what))
+  what = "a table of runs: in what their configs differ, and their figures, the best first"
+  sweeping.add_compare(command("compare", sweeping.compare, what))
 
   made = command("report", _report, "one HTML page with runs and the results of their evaluations")
   made.add_argument(

@@ -65,6 +65,14 @@ def test_json_and_back():
     ({"family": {"embed_scale": 0.0}}, "config.family.embed_scale=0.0: must be more than 0"),
     ({"family": {"window": -1}}, "config.family.window=-1: must be 0 or more"),
     (
+      {"model": {"width": 64, "width_base": 128}},
+      "config.model.width_base=128 is more than config.model.width=64: it is the width of a",
+    ),
+    (
+      {"model": {"width_base": 64}, "optimizer": {"name": "adafactor"}},
+      "config.model.width_base=64 with config.optimizer.name='adafactor': how its rate changes",
+    ),
+    (
       {"family": {"rope_scaling": (8.0, 1.0)}},
       "rope_scaling=(8.0, 1.0): give (factor,), or (factor",
     ),

@@ -76,6 +76,7 @@ ANOTHER = {
   "run.compute_dtype": "bfloat16",
   "run.param_dtype": "bfloat16",
   "model.kv_heads": 1,
+  "model.width_base": 8,
   "infini.gate": "hard_sigmoid",
   "infini.decay": 0.9,
   "compressive.compression": "mean",

@@ -8,6 +8,8 @@ from infini_jax.config.optimization import check_optimizer
 from infini_jax.config.schema import LEAST, MOST, Config, ModelConfig
 from infini_jax.config.systems import SYSTEMS
 
+BY_WIDTH = ("adamw",)  # optimizers whose learning rate follows muP
+
 
 def check(config: Config) -> None:
   """Raises InputError, with the remedy, for the first wrong combination of fields of a config."""
@@ -24,6 +26,7 @@ def check(config: Config) -> None:
     raise InputError(
       f"config.model.head_dim={m.head_dim}: rotary positions rotate pairs, choose an even size"
     )
+  _check_width(config)
   _check_rope(m.family.rope_scaling)
   _check_window(m)
   if d.lanes % t.accumulate:
@@ -74,6 +77,20 @@ def _check_pattern(m: ModelConfig) -> None:
     raise InputError(
       f"config.model.pattern={m.pattern}: its {len(m.pattern)} layers do not divide "
       f"config.model.layers={m.layers}; set config.model.layers={over}, or a pattern that does"
+    )
+
+
+def _check_width(config: Config) -> None:
+  m, o = config.model, config.optimizer
+  if m.width_base > m.width:
+    raise InputError(
+      f"config.model.width_base={m.width_base} is more than config.model.width={m.width}: it is "
+      f"the width of a narrower model whose rates are given; set it to {m.width} at most, or 0"
+    )
+  if m.width_base and o.name not in BY_WIDTH:
+    raise InputError(
+      f"config.model.width_base={m.width_base} with config.optimizer.name={o.name!r}: how its rate "
+      f"changes with the width is known for {', '.join(BY_WIDTH)} alone; set width_base=0"
     )
 
 

@@ -45,6 +45,7 @@ class SizesConfig:
   pattern: tuple[str, ...] = choices((), tuple(SYSTEMS))  # of layers, repeated; (): all have mixer
   layers: int = above(0, 4)  # L
   width: int = above(0, 256)  # D
+  width_base: int = at_least(0, 0)  # rates are given for this width; 0: for D: docs/widths.md
   heads: int = above(0, 4)  # H
   kv_heads: int = above(0, 4)  # K; H is a multiple of K
   head_dim: int = above(0, 64)  # E = U
@@ -58,6 +59,16 @@ class SizesConfig:
   def gated_ffn(self) -> bool:
     """Whether the feed-forward layers have a gate, which is a third matrix."""
     return self.activation != "gelu"
+
+  @property
+  def init_width(self) -> int:
+    """The width that embeddings are drawn for: their size does not change above `width_base`."""
+    return self.width_base or self.width
+
+  @property
+  def width_ratio(self) -> float:
+    """base / width, by which muP multiplies logits and the rates of hidden matrices; else 1."""
+    return self.init_width / self.width
 
 
 @dataclasses.dataclass(frozen=True)

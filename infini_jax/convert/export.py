@@ -105,8 +105,10 @@ class _Parameters:
     return count * jnp.dtype(self.model.run.param_dtype).itemsize
 
   def read(self, name: str, layer: int | EllipsisType = ...) -> np.ndarray:
-    """A parameter, or one layer of it, with its adapter merged."""
+    """A parameter, or one layer of it, with its adapter merged and the factor of logits in it."""
     value = self._part(name, layer)
+    if name == "final_norm.scale_E":
+      return self._for_head(value)
     weight = name.rpartition(".")[2]
     adapter = f"blocks.attention.lora_{weight.split('_')[1]}."
     beside = [other for other in self.names if other.startswith(adapter)]
@@ -116,6 +118,13 @@ class _Parameters:
     together = {n: jnp.asarray(part) for n, part in (parts | {name: value}).items()}
     _, tree = merged(self.model, nested(together))
     return np.asarray(tree["blocks"]["attention"][weight])
+
+  def _for_head(self, scale_E: np.ndarray) -> np.ndarray:
+    """The scale of the last norm, which multiplies logits as `width_ratio` does."""
+    ratio, one = self.model.width_ratio, float(self.model.family.norm_plus_one)
+    if ratio == 1:
+      return scale_E
+    return ((scale_E.astype(np.float32) + one) * ratio - one).astype(scale_E.dtype)
 
   def _part(self, name: str, layer: int | EllipsisType) -> np.ndarray:
     with self._checkpoints.reading(self.step):

@@ -82,7 +82,8 @@ SWITCHES = ("tie_word_embeddings", "use_sliding_window")
 LARGEST = 2**31 - 1  # the largest size that is accepted
 # The fields of a model that no config.json has. A config.json decides OF_SIZES and OF_FAMILY.
 OURS = ("mixer", "pattern", "segment_length")
-OF_SIZES = tuple(f.name for f in dataclasses.fields(SizesConfig) if f.name not in OURS)
+FOLDED = ("width_base",)  # `export` multiplies a parameter instead
+OF_SIZES = tuple(f.name for f in dataclasses.fields(SizesConfig) if f.name not in OURS + FOLDED)
 OF_FAMILY = tuple(f.name for f in dataclasses.fields(FamilyConfig))
 
 

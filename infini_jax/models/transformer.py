@@ -156,12 +156,12 @@ class Transformer(nnx.Module):
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     c = config
     self.config = c
-    self.embed_VD = matrix(rngs, (c.vocab_size, c.width), c.width, c)
+    self.embed_VD = matrix(rngs, (c.vocab_size, c.width), c.init_width, c)
     stack = nnx.vmap(lambda r: Block(c, r), in_axes=0, out_axes=0)
     self.blocks = stack(rngs.split(c.layers))
     self.final_norm = RMSNorm(c.width, c)
     if not c.tied_embeddings:
-      self.head_VD = matrix(rngs, (c.vocab_size, c.width), c.width, c)
+      self.head_VD = matrix(rngs, (c.vocab_size, c.width), c.init_width, c)
 
   def state(self, lanes: int) -> Any:
     """The state before anything was read: the mixer's, once per layer (L in front).
@@ -208,7 +208,9 @@ class Transformer(nnx.Module):
       reset_BS = jnp.zeros((B, -(-T // self.config.segment_length)), bool)
     chunk = Chunk(reset_BS, mask_BT, times_BT, cut_L, empty=empty_L)
     policy, apart = REMAT[self.config.run.remat], state_only and self._is_one_scan()
-    return self._layers(self.embed(tokens_BT), state, chunk, policy, last_apart=apart)
+    x_BTD = self.embed(tokens_BT)
+    hidden_BTD, state = self._layers(x_BTD, state, chunk, policy, last_apart=apart)
+    return self.for_head(hidden_BTD), state
 
   def open(self, state: Any, lanes: int) -> Any:
     """From the state after whole segments to that of an open one, for `extend`."""
@@ -255,7 +257,13 @@ class Transformer(nnx.Module):
         quicker where slicing these copies them. The stream is then a list, too: see `apart`.
     """
     chunk = Chunk(mask_BT=mask_BT, extends=True)
-    return self._layers(self.embed(tokens_BT), stream, chunk, None, layers=layers)
+    hidden_BTD, stream = self._layers(self.embed(tokens_BT), stream, chunk, None, layers=layers)
+    return self.for_head(hidden_BTD), stream
+
+  def for_head(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """What `head` is multiplied with: logits have the factor `width_ratio`."""
+    ratio = self.config.width_ratio
+    return hidden_BTD if ratio == 1 else hidden_BTD * ratio
 
   def head(self) -> Float[Array, "V D"]:
     """The output embedding as stored."""

@@ -56,13 +56,19 @@ def gates(found: dict[str, Any]) -> str:
   )
 
 
+def differing(runs: Sequence[Run]) -> tuple[list[str], list[dict[str, Any]]]:
+  """The fields in which the configs of runs differ, and all fields of each: by section.field."""
+  flat = [_flat(json.loads(run.config.to_json())) for run in runs]
+  every = dict.fromkeys(name for fields in flat for name in fields)
+  return [name for name in every if len({str(fields.get(name)) for fields in flat}) > 1], flat
+
+
 def configs(runs: list[Run]) -> str:
   """The fields in which runs differ, or that one run sets; and, folded, the whole config."""
-  flat = [_flat(json.loads(run.config.to_json())) for run in runs]
+  differ, flat = differing(runs)
   names = [run.name for run in runs]
   every = dict.fromkeys(name for fields in flat for name in fields)
-  differ = [name for name in every if len({str(fields.get(name)) for fields in flat}) > 1]
-  row = lambda name: [name, *(_value(fields.get(name, "")) for fields in flat)]
+  row = lambda name: [name, *(shown(fields.get(name, "")) for fields in flat)]
   whole = table(
     "The whole config",
     ["field", *names],
@@ -75,7 +81,7 @@ def configs(runs: list[Run]) -> str:
     usual = no_pattern.with_fields(model={"mixer": m.mixer, "pattern": m.pattern})
     default = _flat(json.loads(usual.to_json()))
     default["model.pattern"] = _flat(json.loads(no_pattern.to_json()))["model.pattern"]
-    given = [[name, _value(flat[0][name]), _value(default[name])] for name in flat[0]]
+    given = [[name, shown(flat[0][name]), shown(default[name])] for name in flat[0]]
     rows = [row for row in given if row[1] != row[2]]
     first = table("Fields that are set", ["field", *names, "default"], rows, words=True)
   elif differ:
@@ -106,7 +112,7 @@ def environments(commands: dict[str, list[dict[str, Any]]]) -> str:
   )
   flat = [_flat(results["settings"]) for results in first.values()]
   fields = dict.fromkeys(field for settings in flat for field in settings)
-  values = {field: [_value(settings.get(field, "")) for settings in flat] for field in fields}
+  values = {field: [shown(settings.get(field, "")) for settings in flat] for field in fields}
   whole = table(
     "Settings of the evaluations",
     ["field", *first],
@@ -263,5 +269,6 @@ def _flat(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
   }
 
 
-def _value(value: Any) -> str:
+def shown(value: Any) -> str:
+  """The value of a field as text."""
   return "empty" if value == "" else str(tuple(value) if isinstance(value, list) else value)

@@ -21,6 +21,9 @@ from infini_jax.training.muon import is_matrix, muon
 from infini_jax.training.schedule import make_schedule
 from infini_jax.training.trainable import split
 
+# Names of matrices whose products sum over the width, the heads or the feed-forward.
+HIDDEN = ("w_", "down_")
+
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
   """The whole update: clipping over all parameters, then one rule per group.
@@ -50,6 +53,8 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
   }
   if embeddings != matrices:
     groups["embedding"] = matrix(rate, embeddings)
+  if (ratio := config.model.width_ratio) != 1:  # rate times decay is the same at every width
+    groups["hidden"] = matrix(make_schedule(config, o.learning_rate * ratio), matrices / ratio)
   if o.name == "muon":
     groups["orthogonal"] = muon(rate, o.momentum, matrices)
   if o.name == "adafactor":
@@ -144,6 +149,8 @@ def _labels(groups: Any, pattern: tuple[str, ...], params: Any) -> Any:
     if path[-1].key == "beta_H":
       return "gate"
     names = [key.key for key in path]
+    if "hidden" in groups and names[-1].startswith(HIDDEN):
+      return "hidden"
     in_layers, stacked = names[0] == "blocks", "stacked matrix" in groups
     of = names[names.index("mixer") + 1] if pattern and "mixer" in names else ""
     if len(letters_of(path)) < 2 or names[-1].startswith("b_"):

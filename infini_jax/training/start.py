@@ -46,6 +46,12 @@ def check_start(config: Config) -> None:
         f"set config.model as in its run.json"
       )
   model = run.config().model
+  if model.width_base != config.model.width_base and model.width_ratio != config.model.width_ratio:
+    raise InputError(
+      f"config.model.width_base={config.model.width_base}: config.train.start_from="
+      f"{config.train.start_from!r} has {model.width_base}, and its logits another factor; set "
+      f"config.model.width_base={model.width_base}"
+    )
   if config.train.distill_weight and not model.is_plain:
     raise InputError(
       f"config.train.distill_weight={config.train.distill_weight}: config.train.start_from="

@@ -24,7 +24,7 @@ from infini_jax.runs.workdir import Workdir
 from infini_jax.training.start import check_start, original_params
 from infini_jax.training.step import TrainState
 from tests.convert.golden import HERE
-from tests.convert.reading import console, params_of
+from tests.convert.reading import console, logits_of, params_of
 from tests.tiny import config, fake_params, of_model, run_config
 
 
@@ -242,6 +242,22 @@ def test_a_run_exports_its_originals_files_after_the_original_is_deleted(convert
   assert {key: written[key] for key in SAID} == SAID and written["rope_theta"] == 5e6
   generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
   assert generation["eos_token_id"] == [2, 5]
+
+
+@pytest.mark.parametrize("plus_one", [False, True])
+def test_the_factor_of_logits_of_a_wide_model_is_exported_too(rng, tmp_path, plus_one):
+  """muP's base / width: it goes into the last norm, for no config.json has a place for it."""
+  family = {"norm_plus_one": True, "embed_scale": 4.0, "post_norms": True} if plus_one else {}
+  family |= {"activation": "geglu", "query_scale": 0.25} if plus_one else {}
+  c = config(model={"mixer": "full", "width_base": 5, **family}, data={"carry_state": False})
+  run = make_run(tmp_path / "run", c, rng)
+  ByteTokenizer().save(run.tokenizer)
+  export(str(run.path), tmp_path / "out", 10**9, None, console())
+  convert(str(tmp_path / "out"), tmp_path / "again", None, console())
+  tokens_BT = rng.integers(0, 256, (2, 16))
+  before, after = (logits_of(tmp_path / name, tokens_BT) for name in ("run", "again"))
+  np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
+  assert params_of(tmp_path / "again")[0].width_base == 0
 
 
 @pytest.mark.parametrize(

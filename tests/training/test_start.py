@@ -163,6 +163,8 @@ def test_other_shapes_other_tokens_and_no_run_are_refused(trained, tmp_path):
     InputError, match=r"w_k_DKE is \(2, 16, 2, 8\), this config's \(2, 32, 2, 8\)"
   ):
     begin(c, tmp_path / "run", workdir, model={"width": 32})
+  with pytest.raises(InputError, match="width_base=8: config.train.start_from=.* has 0, and its"):
+    begin(c, tmp_path / "run", workdir, model={"width_base": 8})
   with pytest.raises(InputError, match="blocks.attention.mixer.beta_H is .* config's missing"):
     begin(c, tmp_path / "run", workdir, model={"mixer": "local"})
   with pytest.raises(InputError, match="no run there; train one, or make one from pretrained"):

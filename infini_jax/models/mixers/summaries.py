@@ -51,7 +51,7 @@ class SummaryTransformer(Transformer):
     super().__init__(config, rngs)
     # RMT: the first memory. AutoCompressors: what stands behind every segment.
     self.summary_PD = matrix(
-      rngs, (config.memory.summary_tokens, config.width), config.width, config
+      rngs, (config.memory.summary_tokens, config.width), config.init_width, config
     )
 
   def state(self, lanes: int) -> Summaries:
@@ -117,7 +117,7 @@ class SummaryTransformer(Transformer):
       pick = lambda x_BTD, place_BT: jnp.take_along_axis(x_BTD, place_BT[..., None], 1)
       rows = {"x_BTD": hidden_BTD, "place_BT": place_BT}
       hidden_BTD = on_shards(pick, BY_LANE, "BTD", **rows)
-    return shard(hidden_BTD[:, :T], "BTD"), state
+    return self.for_head(shard(hidden_BTD[:, :T], "BTD")), state
 
   def open(self, state: Summaries, lanes: int) -> SummaryStream:
     """The summaries go through all layers: their keys and values stand before the open segment."""
@@ -136,6 +136,7 @@ class SummaryTransformer(Transformer):
     hidden_BTD, layers = self._behind(x_BTD, stream.layers, mask_BT)
     stream = SummaryStream(stream.summaries, layers)
     full_B = layers.cache.fill_B[0] == self.config.segment_length
+    hidden_BTD = self.for_head(hidden_BTD)
     return hidden_BTD, jax.lax.cond(full_B.any(), self._close, lambda s, _: s, stream, full_B)
 
   def _close(self, stream, full_B):

@@ -1,0 +1,97 @@
+"""Many runs as one table for the console: what their configs differ in, and figures, best first."""
+
+import math
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from infini_jax.config import InputError
+from infini_jax.evaluation.retrieval_tables import measure
+from infini_jax.report.headline import COSTS
+from infini_jax.report.runs import Run
+from infini_jax.report.tables import differing, plain, recall_of, scalars, short, shown
+from infini_jax.runs.metrics import read_metrics
+
+TRAINING = "training loss"  # the mean over the last tenth of the logged steps
+PART = 10
+LESS = ("loss", "perplexity", "bits", "nats", "seconds")  # words of figures that are better if less
+USUAL = ("perplexity", "validation perplexity", TRAINING)  # what sorts, the first that a run has
+
+
+def comparison(runs: Sequence[Run], by: Sequence[str]) -> Table:
+  """The table.
+
+  Args:
+    runs: of any workdirs.
+    by: names of figures. The first sorts the runs; a run without it comes last. None: the
+      perplexity of an evaluation, that of a validation, or the training loss.
+
+  Raises:
+    InputError: no run has a figure of this name.
+  """
+  found = {run.name: figures(run) for run in runs}
+  every = list(dict.fromkeys(name for of_run in found.values() for name in of_run))
+  chosen = [_chosen(name, every) for name in by] or [n for n in USUAL if n in every][:1]
+  columns = list(dict.fromkeys([*chosen, *[TRAINING] * (TRAINING in every)]))
+  fields, flat = differing(runs)
+  values = dict(zip(found, flat, strict=True))
+  last = [field.partition(".")[2] for field in fields]
+  titles = [n if last.count(n) == 1 else f for f, n in zip(fields, last, strict=True)]
+
+  def order(run: Run) -> float:
+    value = found[run.name].get(chosen[0], math.nan) if chosen else math.nan
+    if math.isnan(value):
+      return math.inf
+    return value if any(word in chosen[0] for word in LESS) else -value
+
+  title = f"{len(runs)} run{'s' * (len(runs) > 1)}" + (
+    f", the best {chosen[0]} first" if chosen else ""
+  )
+  table = Table(title=title)
+  for name in ("run", *titles):
+    table.add_column(name, overflow="fold")
+  for name in ("step", *columns):
+    table.add_column(name, justify="right")
+  for run in sorted(runs, key=order):
+    mine = [shown(values[run.name].get(field, "")) for field in fields]
+    step = f"{run.last[0]:,} of {run.config.train.steps:,}" if run.last else "0"
+    of_run = found[run.name]
+    table.add_row(
+      run.name, *mine, step, *(short(of_run[n]) if n in of_run else "" for n in columns)
+    )
+  return table
+
+
+def figures(run: Run) -> dict[str, float]:
+  """All figures of a run by name: training, the newest validation, evaluations."""
+  made: dict[str, float] = {}
+  for name, what in run.names.items():
+    memory = run.evaluations[name].get("memory", {})
+    what = "" if what.partition(":")[0] == "perplexity" and name == "perplexity" else f"{what}: "
+    if "cells" in memory:
+      shares = [measure(run.evaluations[name]["task"], recall_of(cell)) for cell in memory["cells"]]
+      made[f"{what}recalled"] = sum(shares) / len(shares)
+    made |= {f"{what}{plain(k)}": v for k, v in scalars(memory) if k not in COSTS}
+  if lines := read_metrics(run.path, "validation"):
+    own = {k: v for k, v in scalars(lines[-1]) if k not in (*COSTS, "step")}
+    made |= {f"validation {plain(k)}": v for k, v in own.items()}
+  losses = [loss for _, loss in run.losses]
+  if losses:
+    tail = losses[-max(1, len(losses) // PART) :]
+    made[TRAINING] = sum(tail) / len(tail)
+  return made
+
+
+def _chosen(name: str, every: Sequence[str]) -> str:
+  """The figure of this name, or the only one that has it as a part.
+
+  Raises:
+    InputError: there is none, or several.
+  """
+  some = [name] if name in every else [one for one in every if name in one]
+  if len(some) != 1:
+    raise InputError(
+      f"--by={name}: {'several figures have it' if some else 'no run has it'}; choose one of "
+      f"{', '.join(some or every) or 'those that infini-jax eval makes'}"
+    )
+  return some[0]

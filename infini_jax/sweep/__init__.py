@@ -1,0 +1,1 @@
+"""`infini-jax sweep`: one training for each combination of some fields' values."""

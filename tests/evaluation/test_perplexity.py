@@ -289,7 +289,9 @@ def test_swapped_every_segment_is_read_with_the_memory_of_the_other_document(cas
     states = [read(part[d : d + 1], states[d])[1] for d in range(2)]
   np.testing.assert_allclose([total for *_, total in got.per_document], nats, rtol=1e-5)
   intact = case.evaluate(documents=documents, lanes=2, segments=2)
-  for name, swapped, own in zip(("first", "second"), nats, [d[-1] for d in intact.per_document], strict=True):
+  for name, swapped, own in zip(
+    ("first", "second"), nats, [d[-1] for d in intact.per_document], strict=True
+  ):
     assert abs(swapped - own) > 1e-5 * own, f"a swap changes nothing in the {name} document"
 
 

@@ -5,9 +5,7 @@ import argparse
 from rich.console import Console
 
 from infini_jax.config import InputError
-from infini_jax.data.store.beam import prepare_with_beam
-from infini_jax.data.store.parts import join_parts, prepare_part
-from infini_jax.data.store.prepare import prepare
+from infini_jax.data import join_parts, prepare, prepare_part, prepare_with_beam
 from infini_jax.paths import folder_to_write
 
 

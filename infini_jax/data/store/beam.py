@@ -81,7 +81,7 @@ def _options(runner: str, flags: Sequence[str]) -> Any:
   try:
     with quiet():
       from apache_beam.options.pipeline_options import PipelineOptions
-      from apache_beam.runners import create_runner
+      from apache_beam.runners import PipelineRunner, create_runner
       from apache_beam.runners.portability.portable_runner import PortableRunner
   except ImportError:
     raise InputError(
@@ -91,8 +91,13 @@ def _options(runner: str, flags: Sequence[str]) -> Any:
   try:
     with quiet():
       made = create_runner(runner)
-  except (ImportError, AttributeError, TypeError, ValueError) as error:
-    raise InputError(f"--runner={runner}: {_line(error)}") from None
+  except (ImportError, AttributeError, TypeError, ValueError):
+    made = None
+  if not isinstance(made, PipelineRunner):
+    raise InputError(
+      f"--runner={runner}: Beam has no such runner, or not its packages; choose DirectRunner, "
+      f"DataflowRunner (pip install 'apache-beam[gcp]'), FlinkRunner, SparkRunner or PortableRunner"
+    )
   options, said = PipelineOptions([f"--runner={runner}", *flags]), io.StringIO()
   try:
     with contextlib.redirect_stderr(said):

@@ -24,7 +24,7 @@ from infini_jax.data.store.work import PARTS, Work
 from infini_jax.data.store.workers import Job, write_shards
 from infini_jax.progress import make_console
 
-REMEDY = "give the settings of its parts"
+REMEDY = "choose another --out, or give the settings of its parts"
 
 
 class Portion(NamedTuple):
@@ -99,7 +99,6 @@ def prepare_part(
   work.check_plan()
   if jobs:
     verify(work.out, jobs, work.tokenizer, work.dtype, work.min_tokens, console)
-  portion.file(work.out).parent.mkdir(exist_ok=True)
   write_json(portion.file(work.out), _description(portion, work))
   console.print(
     f"{work.out}: part {portion} is complete; when all {portion.of} are, run the same command with "

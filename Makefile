@@ -9,9 +9,10 @@
 # make audit     compares the locked packages with the list of known weaknesses (needs a network)
 # make format    mends what ruff can mend
 # make extra-tpu what an extra adds (tpu, gpu, gpu-plan, convert, hf, wandb, tensorboard, reference, docs)
+# make extra-beam  an environment of its own for Apache Beam, in .venv-beam
 # make reference the API reference, from the docstrings, in build/reference/
 # make lock      writes requirements.lock and locks/ anew (needs uv)
-# make clean     removes .venv, runs and what was built
+# make clean     removes .venv, .venv-beam, runs and what was built
 
 MINUTES ?= 120
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -21,9 +22,11 @@ COMPILE := uv pip compile pyproject.toml --universal --fork-strategy fewest --py
   --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --quiet
 EXTRAS = $(shell $(PYTHON) -c 'import tomllib; print(*(e for e in \
   tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"] if e != "dev"))')
+# Beam needs other versions of these than requirements.lock has. All others stay as they are there.
+NOT_BEAM := beartype|pillow|protobuf|pyarrow|python-dateutil
 LOCKED = $(shell sed -nE 's/^([A-Za-z0-9._-]+)(\[.*\])?==.*/--no-emit-package \1/p' requirements.lock)
 
-.PHONY: install demo passkey recall million test test-slow test-extras check audit format fuzz reference pictures \
+.PHONY: install extra-beam demo passkey recall million test test-slow test-extras check audit format fuzz reference pictures \
   lock lock-extras clean
 
 install: $(READY)
@@ -39,6 +42,11 @@ $(READY): requirements.lock pyproject.toml
 
 extra-%: locks/%.lock $(READY)
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock -r $<
+
+extra-beam: locks/beam.lock pyproject.toml
+	$(PYTHON) -m venv .venv-beam
+	.venv-beam/bin/python -m pip install --quiet --require-hashes -r $<
+	.venv-beam/bin/python -m pip install --quiet --no-build-isolation --no-deps -e .
 
 demo: $(READY)
 	$(BIN)/python train.py --config=configs/demo.py --workdir=runs/demo
@@ -97,11 +105,15 @@ lock:
 # What each extra adds to requirements.lock, in the versions that go with it.
 lock-extras:
 	@mkdir -p locks
-	@for extra in $(EXTRAS); do \
+	@for extra in $(filter-out beam,$(EXTRAS)); do \
 	  echo "locks/$$extra.lock"; \
 	  $(COMPILE) --extra $$extra --constraint requirements.lock $(LOCKED) --no-header \
 	    --output-file locks/$$extra.lock || exit 1; \
 	done
+	@echo locks/beam.lock
+	@mkdir -p build
+	@sed -nE 's/^([^ ]+==[^\]+).*/\1/p' requirements.lock | grep -vE '^($(NOT_BEAM))==' >build/beam.txt
+	@$(COMPILE) --extra dev --extra beam --constraint build/beam.txt --no-header --output-file locks/beam.lock
 
 clean:
-	rm -rf .venv runs build dist *.egg-info
+	rm -rf .venv .venv-beam runs build dist *.egg-info

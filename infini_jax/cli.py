@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
   args.typed = shlex.join(["infini-jax", *argv])
   if "config" in args:
     rest = [*(f"--config={file}" for file in args.config or ()), *rest]
-  elif rest:
+  elif rest and not getattr(args, "runner", None):  # Beam's flags are its own
     parser.error(f"unknown arguments: {' '.join(rest)}")
   console = make_console()
   try:
@@ -211,16 +211,9 @@ def _outside(error: BaseException) -> str:
 
 
 def _prepare(args: argparse.Namespace, rest: list[str], console: Console) -> None:
-  from infini_jax.data import prepare
+  from infini_jax.data import command
 
-  prepare(
-    args.source,
-    folder_to_write(args.out, "--out"),
-    args.tokenizer,
-    workers=args.workers,
-    min_tokens=args.min_tokens,
-    console=console,
-  )
+  command.run(args, rest, console)
 
 
 def _plan(args: argparse.Namespace, rest: list[str], console: Console) -> int:
@@ -321,6 +314,10 @@ def _parser() -> argparse.ArgumentParser:
     "--min-tokens", type=int, default=1, help="leave shorter documents out (default %(default)s)"
   )
   made.add_argument("--workers", type=int, help="processes; all cores by default")
+  how = made.add_mutually_exclusive_group()
+  how.add_argument("--part", metavar="I/N", help="on N machines: write part I alone, from 1")
+  how.add_argument("--join", action="store_true", help="complete the store from all its parts")
+  how.add_argument("--runner", help="a runner of Apache Beam, with its own flags as --name=value")
 
   made = command("plan", _plan, "what a run needs, how fast it can be, whether it fits")
   made.add_argument("--config", action="append", metavar="FILE", help=CONFIG_HELP)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-NARRATORS = {"etils", "grain", "orbax", "rouge_score", "tensorflow_datasets"}
+NARRATORS = {"apache_beam", "etils", "grain", "orbax", "rouge_score", "tensorflow_datasets"}
 LOGGERS = ("absl", "asyncio", "")  # the loggers that they use; they also raise every failure
 
 

@@ -28,6 +28,7 @@ SEEN_ELSEWHERE = {
     "tests/models/test_families.py: each alone changes the logits",
   ),
   "data.path": "tests/test_cli.py: each corpus is another path",
+  "data.stages": "tests/data/store/test_mixture.py: each stage has other weights",
   "data.tokenizer": "tests/data: open_or_prepare",
   "train.start_from": "tests/training/test_start.py",
   "needle.filler": "tests/tasks/test_needles.py: a run is asked in any text",

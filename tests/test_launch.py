@@ -35,6 +35,24 @@ def test_every_task_of_slurm_is_told_its_cores(tmp_path):
   assert done.stdout.rstrip().endswith("--config.mesh.dcn=4"), "further flags are passed on"
 
 
+def test_slurm_prepares_a_corpus_in_parts_and_joins_them(texts, tmp_path, monkeypatch):
+  """Each task of the array, then the join, with the arguments that they give to a stand-in."""
+  python = tmp_path / "python"
+  python.write_text('#!/bin/sh\nshift 3\nprintf "%s\\n" "$@"\n')
+  python.chmod(0o755)
+  env = {"PATH": "/usr/bin:/bin", "SLURM_SUBMIT_DIR": str(tmp_path), "PYTHON": str(python)}
+  env |= {"SLURM_CPUS_PER_TASK": "1", "SOURCE": str(texts), "OUT": "store", "WAIT": "0"}
+  env |= {"TOKENIZER": "train:300"}
+  monkeypatch.chdir(tmp_path)
+  tasks = [{"SLURM_ARRAY_TASK_ID": f"{i}", "SLURM_ARRAY_TASK_COUNT": "2"} for i in (1, 2)]
+  for task, more in ((tasks[0], []), (tasks[1] | {"PARTS": "2"}, []), ({}, ["--join"])):
+    command = ["bash", LAUNCH / "prepare_slurm.sbatch", "--min-tokens=2", *more]
+    done = subprocess.run(command, env=env | task, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert cli.main(done.stdout.splitlines()) == 0
+  assert (tmp_path / "store" / "store.json").is_file()
+
+
 ENDS = [(0, False), (cli.STOPPED, True), (2, False), (1, False)]
 
 

@@ -162,7 +162,7 @@ def test_every_output_is_checked_before_anything_starts(places, capsys, monkeypa
     raise AssertionError("something was started")
 
   for started in (
-    "infini_jax.data.store.prepare.open_corpus",
+    "infini_jax.data.store.work.open_corpus",
     "infini_jax.tasks.from_config.open_or_prepare",
     "infini_jax.convert.huggingface.convert",
     "infini_jax.convert.gguf.convert",

@@ -12,6 +12,7 @@ from infini_jax.config.base import base_config
 from infini_jax.config.bounds import InputError
 from infini_jax.config.checks import check
 from infini_jax.config.migration import migrated, moved_to
+from infini_jax.config.mixing import MixStage, mix_stages
 from infini_jax.config.optimization import decay_start
 from infini_jax.config.resolve import check_name, difference, from_json, resolve
 from infini_jax.config.schema import (
@@ -49,6 +50,7 @@ __all__ = [
   "FamilyConfig",
   "InputError",
   "MeshConfig",
+  "MixStage",
   "ModelConfig",
   "NeedleConfig",
   "RunConfig",
@@ -65,6 +67,7 @@ __all__ = [
   "from_json",
   "load_config",
   "migrated",
+  "mix_stages",
   "moved_to",
   "original",
   "resolve",

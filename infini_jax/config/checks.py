@@ -4,6 +4,7 @@ import importlib.util
 
 from infini_jax.config.adaptation import check_adaptation
 from infini_jax.config.bounds import InputError, check_bounds
+from infini_jax.config.mixing import check_mixing
 from infini_jax.config.optimization import check_optimizer
 from infini_jax.config.schema import LEAST, MOST, Config, ModelConfig
 from infini_jax.config.systems import SYSTEMS
@@ -57,6 +58,7 @@ def check(config: Config) -> None:
     _check_swap(config)
   _check_task(config)
   check_adaptation(config)
+  check_mixing(config)
   if config.mesh.data < 1 and config.mesh.data != -1:
     raise InputError(f"config.mesh.data={config.mesh.data}: must be at least 1, or -1 for the rest")
   if config.mesh.seq > 1:

@@ -138,6 +138,7 @@ class DataConfig:
   """
 
   path: str = ""  # a prepared store, a corpus, or mix:STORE=WEIGHT,...: docs/data.md
+  stages: tuple[str, ...] = ()  # of a mixture: STEP=WEIGHT:WEIGHT, other weights from a step on
   tokenizer: str = "bytes"  # or train:SIZE, sentencepiece:FILE, huggingface:FILE, run, task
   lanes: int = above(0, 8)  # B, over all hosts
   segments: int = above(0, 4)  # S; a training chunk holds T = S*N tokens of each lane

@@ -15,6 +15,8 @@ from infini_jax.data.sources import (
   open_corpus,
   read_text,
 )
+from infini_jax.data.store.beam import prepare_with_beam
+from infini_jax.data.store.parts import join_parts, prepare_part
 from infini_jax.data.store.prepare import open_or_prepare, open_prepared, prepare
 from infini_jax.data.store.store import Documents, Store
 from infini_jax.data.tokenizers import (
@@ -44,6 +46,7 @@ __all__ = [
   "encode_named",
   "eval_batches",
   "is_saved",
+  "join_parts",
   "list_documents",
   "load_saved",
   "load_tokenizer",
@@ -51,6 +54,8 @@ __all__ = [
   "open_or_prepare",
   "open_prepared",
   "prepare",
+  "prepare_part",
+  "prepare_with_beam",
   "read_text",
   "sentencepiece_model",
   "train_batches",

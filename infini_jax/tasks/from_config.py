@@ -7,12 +7,13 @@ from typing import Protocol
 import numpy as np
 from rich.console import Console
 
-from infini_jax.config import Config, InputError, stages
+from infini_jax.config import Config, InputError, MixStage, mix_stages, stages
 from infini_jax.data.lanes.documents import ALL, Batch, Rows, TrainLanes
 from infini_jax.data.lanes.order import Mix
 from infini_jax.data.lanes.warm import Companions
 from infini_jax.data.sources.base import digest
 from infini_jax.data.store.evaluated import open_evaluated
+from infini_jax.data.store.mixture import Mixture
 from infini_jax.data.store.prepare import open_or_prepare
 from infini_jax.data.store.store import Store
 from infini_jax.data.tokenizers import Tokenizer, train_size
@@ -221,18 +222,48 @@ class _Stages:
 
 
 def _text_lanes(config: Config, store: Store, seed: int, segments: int = 0) -> TrainLanes:
-  documents = store.split("train")
+  documents, segments = store.split("train"), segments or config.data.segments
   return TrainLanes(
     documents,
     bos=store.tokenizer.bos,
     eos=store.tokenizer.eos,
     lanes=config.data.lanes,
-    segments=segments or config.data.segments,
+    segments=segments,
     segment_length=config.model.segment_length,
     seed=seed,
     carry_state=config.data.carry_state,
-    mix=Mix(documents.source_D, store.weights) if store.weights else None,
+    mix=_mix(config, store, documents.source_D, segments) if store.weights else None,
   )
+
+
+def _mix(config: Config, store: Store, source_D: np.ndarray, segments: int) -> Mix:
+  """How the stores are mixed, for lanes with chunks of this many segments."""
+  made = [(stage.first * segments, stage.weights) for stage in _mix_stages(config, store)]
+  return Mix(source_D, store.weights, tuple(made))
+
+
+def _mix_stages(config: Config, store: Store) -> tuple[MixStage, ...]:
+  made = mix_stages(config)
+  for text, stage in zip(config.data.stages, made, strict=True):
+    if (found := len(stage.weights)) != (count := len(store.weights)):
+      raise InputError(
+        f"config.data.stages={text!r}: has {found} weights, and config.data.path has {count} "
+        f"stores; give a weight for each of them, in their order"
+      )
+  return made
+
+
+def mixture_shares(config: Config, source: Source, k: int) -> dict[str, float]:
+  """The share of each store in the tokens of the documents that begin in batch k, by its path.
+
+  It is empty without `data.stages`.
+  """
+  store = source.text if isinstance(source, TaskAndText) else source
+  if not config.data.stages or not isinstance(store, Mixture):
+    return {}
+  begun = [stage.weights for stage in _mix_stages(config, store) if stage.first <= k]
+  weights = [store.weights, *begun][-1]
+  return {name: weight / sum(weights) for name, weight in zip(store.names, weights, strict=True)}
 
 
 class _WarmText:

@@ -38,6 +38,7 @@ class Log:
     self._left_out: tuple[int, Any] | None = None  # the last one that was not due to be logged
     self._tokens, self._since = 0.0, time.perf_counter()
     self._last = self._since  # the end of the last step, skipped or not
+    self._shares: dict[str, float] = {}
     self.text = ""
     self.loss: float | None = None
 
@@ -48,6 +49,14 @@ class Log:
     self._flops = costs.flops_per_token(config.model, tokens, config.train.part)
     self._step_bytes = step_bytes
     self._since, self._tokens = time.perf_counter(), 0.0
+
+  def mixture(self, step: int, shares: dict[str, float]) -> None:
+    """Sets the shares of the stores of a mixture after `step` steps, and tells a change."""
+    if shares != self._shares:
+      self.flush()
+      self._shares = shares
+      told = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+      self._console.print(f"step {step}: new documents are {told}", soft_wrap=True, highlight=False)
 
   def previous(self, step: int, metrics: Any) -> None:
     """Takes a step that was just dispatched, and logs the one before, if it is due."""
@@ -154,5 +163,6 @@ class Log:
       "mfu": per_second * self._flops / self._peak if self._peak else None,
       "step_bytes": self._step_bytes,  # the most of any device, from XLA
     }
-    seen = {"tokens_seen": tokens_read(c, step)}
+    seen: dict[str, float] = {"tokens_seen": tokens_read(c, step)}
+    seen |= {f"mixture/{name}": share for name, share in self._shares.items()}
     self._writer.write(step, {"loss": loss} | seen | speed | log_values(metrics))

@@ -31,7 +31,7 @@ from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.goodput import Goodput
 from infini_jax.runs.metrics import last_logged, read_metrics
 from infini_jax.runs.workdir import Workdir, open_inputs
-from infini_jax.tasks import train_lanes
+from infini_jax.tasks import mixture_shares, train_lanes
 from infini_jax.training.branch import Branch, begin_branch
 from infini_jax.training.ending import tell_end, tell_rates
 from infini_jax.training.guard import Guard, Hang, PassedOver, Passing
@@ -231,6 +231,7 @@ def train(config: Config, path: str, console: Console, branch: Branch | None = N
             update = compiled(stage.config, state, batch, *teacher)
           stopped.listen()
           log.stage(stage.config, _step_bytes(update))
+        log.mixture(step, mixture_shares(config, source, passed.batch_of(step)))
         profile(step - start)
         state, metrics = update(state, batch, *teacher)
         step += 1

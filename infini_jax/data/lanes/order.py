@@ -33,6 +33,7 @@ class Mix(NamedTuple):
 
   source_D: np.ndarray  # the number of the store of each document, from 0
   weights: tuple[float, ...]  # the share of each store in the tokens
+  stages: tuple[tuple[int, tuple[float, ...]], ...] = ()  # other weights from a segment on
 
 
 class _Endless:
@@ -125,33 +126,37 @@ class Mixed(_Endless):
   """Several stores, mixed by their shares of the tokens. Each store has epochs of its own.
 
   A free lane takes the next document of the store that is furthest behind its weight. So the tokens
-  of each store follow the weights as closely as whole documents allow.
+  of each store follow the weights as closely as whole documents allow. Where a stage begins, the
+  count starts again, and documents under way are read to their end.
 
   Args:
     segments_D: the segments of each document.
     tokens_D: the tokens of each document.
-    mix: the store of each document, and the weights.
+    mix: the store of each document, the weights, and the stages with other weights.
     lanes: B.
     seed: the seed of the orders of all epochs.
   """
 
   def __init__(self, segments_D: np.ndarray, tokens_D: np.ndarray, mix: Mix, lanes: int, seed: int):
     self._segments_D, self._tokens_D, self._seed = segments_D, tokens_D, seed
-    self._weights = mix.weights
+    self._stages = ((0, mix.weights), *mix.stages)
     self._own = [np.flatnonzero(mix.source_D == i) for i in range(len(mix.weights))]
     self._size = min(BLOCK, 8 * len(segments_D) + 1024)
     nothing = [0] * len(mix.weights)
-    super().__init__(([0] * lanes, nothing, nothing), len(mix.weights))
+    super().__init__(([0] * lanes, nothing, nothing, 0), len(mix.weights))
 
   def _lay_out(self, block: int) -> tuple[Sequence[_Laid], tuple]:
-    segment_B, taken, given = self._starts[block]  # the last two: documents, tokens of each store
+    # Documents of each store since the beginning, and its tokens since the stage began.
+    segment_B, taken, given, stage = self._starts[block]
     taken, given, stores = [*taken], [*given], range(len(taken))
     free = [(segment, lane) for lane, segment in enumerate(segment_B)]
     heapq.heapify(free)
     rows: list[list[tuple[int, int, int]]] = [[] for _ in free]
     for _ in range(self._size):
       begin, lane = free[0]
-      store = min(stores, key=lambda i: given[i] / self._weights[i])
+      while stage + 1 < len(self._stages) and self._stages[stage + 1][0] <= begin:
+        stage, given = stage + 1, [0 for _ in stores]
+      store = self._furthest_behind(given, stage)
       epoch, place = divmod(taken[store], len(self._own[store]))
       document = self._epoch(epoch, store)[place]
       end = begin + int(self._segments_D[document])
@@ -162,7 +167,12 @@ class Mixed(_Endless):
     columns = (np.array(row, np.int64).reshape(-1, 3).T for row in rows)
     laid = [(documents, begins, ends) for documents, begins, ends in columns]
     next_B = [end for end, _ in sorted(free, key=lambda one: one[1])]
-    return laid, (next_B, taken, given)
+    return laid, (next_B, taken, given, stage)
+
+  def _furthest_behind(self, given: list[int], stage: int) -> int:
+    weights = self._stages[stage][1]
+    read = (i for i, weight in enumerate(weights) if weight)
+    return min(read, key=lambda i: given[i] / weights[i])
 
   def _permute(self, *key: int) -> np.ndarray:
     own = self._own[key[1]]

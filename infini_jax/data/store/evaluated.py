@@ -11,8 +11,9 @@ from infini_jax.data.sources import Corpus, open_corpus
 from infini_jax.data.sources.base import MB, digest
 from infini_jax.data.sources.specs import cut, folder_of, plain
 from infini_jax.data.store.mixture import PREFIX, open_mixture, tokenizer_spec
-from infini_jax.data.store.prepare import prepare, read_plan
+from infini_jax.data.store.prepare import prepare
 from infini_jax.data.store.store import Store, is_store
+from infini_jax.data.store.work import read_plan
 from infini_jax.data.tokenizers import OWN, Tokenizer
 from infini_jax.paths import expand
 

@@ -46,6 +46,11 @@ class Mixture(Store):
     super().__init__(first.folder, description)
 
   @property
+  def names(self) -> list[str]:
+    """The paths of the stores, in the order of the weights."""
+    return list(self._stores)
+
+  @property
   def text(self) -> str:
     """A short hash of the documents of all stores, without the weights."""
     return digest([store.text for store in self._stores.values()])

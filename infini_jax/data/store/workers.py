@@ -64,7 +64,7 @@ def write_shards(
   workers = min(workers or os.cpu_count() or 1, len(jobs))
   total = sum(job.part.size for job in jobs)
   if workers < 2 or total < SPAWN_ABOVE:
-    done = (_write(job, out, tokenizer, dtype, min_tokens) for job in jobs)
+    done = (write_job(job, out, tokenizer, dtype, min_tokens) for job in jobs)
     return _follow(done, total, console)
   # spawn, not fork: JAX may already run threads in this process, which a fork would break.
   spawn = multiprocessing.get_context("spawn")
@@ -89,8 +89,19 @@ def _follow(done: Iterable[int], total: int, console: Console) -> None:
       advance(finished)
 
 
-def _write(job: Job, out: Path, tokenizer: Tokenizer, dtype: str, min_tokens: int) -> int:
-  """Runs a job, and returns the size of its part."""
+def write_job(job: Job, out: Path, tokenizer: Tokenizer, dtype: str, min_tokens: int) -> int:
+  """Runs a job in this process, and returns the size of its part.
+
+  Args:
+    job: the job. Two processes may run it at the same time: they write the same files.
+    out: the folder of the store.
+    tokenizer: the tokenizer of the store.
+    dtype: the type of the ids on disk.
+    min_tokens: shorter documents are dropped.
+
+  Raises:
+    InputError: a document is not text or cannot be encoded. The job leaves no shard then.
+  """
   with contextlib.ExitStack() as unfinished:
     writers = {
       shard.folder.name: unfinished.enter_context(ShardWriter(shard, dtype))
@@ -151,4 +162,4 @@ def _end_with_parent() -> None:
 
 
 def _work(job: Job, out: Path, dtype: str, min_tokens: int) -> int:
-  return _write(job, out, _worker_tokenizer, dtype, min_tokens)
+  return write_job(job, out, _worker_tokenizer, dtype, min_tokens)

@@ -15,7 +15,7 @@ from infini_jax.data import open_prepared, prepare
 from infini_jax.data.lanes.documents import TrainLanes
 from infini_jax.data.lanes.order import Mix, Mixed
 from infini_jax.runs.workdir import Workdir
-from infini_jax.tasks import open_source, train_lanes
+from infini_jax.tasks import mixture_shares, open_source, train_lanes
 from tests.data.data_fakes import FakeDocuments
 from tests.tiny import changed, config, quiet, write_corpus
 
@@ -86,6 +86,56 @@ def test_a_batch_is_a_pure_function_of_seed_and_k(monkeypatch, rng):
     assert np.array_equal(blocks.batch(k)["tokens_BT"], expected[k])
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+  stores=STORES,
+  lanes=st.integers(1, 4),
+  firsts=st.lists(st.integers(0, 90), min_size=1, max_size=3, unique=True).map(sorted),
+  data=st.data(),
+)
+def test_each_stage_follows_its_own_weights(stores, lanes, firsts, data):
+  some = st.lists(st.sampled_from([0.0, 0.5, 1.0, 4.0]), min_size=len(stores), max_size=len(stores))
+  stages = tuple((first, tuple(data.draw(some.filter(any)))) for first in firsts)
+  tokens, mix, plain = mixed(stores, lanes)
+  order = Mixed(-(-tokens // 3), tokens, mix._replace(stages=stages), lanes, 0)
+  begun = []
+  for lane in range(lanes):
+    at, before = 0, list(plain.pieces(lane, 0, firsts[0]))
+    assert before == list(order.pieces(lane, 0, firsts[0])), "nothing changes before a stage"
+    for piece in order.pieces(lane, 0, 200):
+      assert piece.slot == at, "a lane has holes"
+      begun.append((piece.slot, lane, piece.document))
+      at += piece.segments
+  begun.sort()
+  longest = [max(lengths) for lengths, _ in stores]
+  for (first, weights), end in zip(stages, (*firsts[1:], 200), strict=True):
+    had = np.zeros(len(stores))
+    for slot, _, document in begun:
+      if first <= slot < end:
+        had[mix.source_D[document]] += tokens[document]
+        for i, j in itertools.permutations(np.flatnonzero(weights), 2):
+          lead = had[i] / weights[i] - had[j] / weights[j]
+          assert lead <= longest[i] / weights[i] + 1e-9, "never ahead by more than a document"
+    assert not had[np.array(weights) == 0].any(), "a weight of 0 is nothing of the store"
+
+
+def test_a_batch_of_stages_is_a_pure_function_of_seed_and_k(monkeypatch, rng):
+  stores = [(rng.integers(1, 90, 7), 1.0), (rng.integers(1, 9, 30), 2.0)]
+  tokens, mix, _ = mixed(stores, 3)
+  mix = mix._replace(stages=((40, (1.0, 0.0)), (100, (1.0, 9.0))))
+  make = lambda: TrainLanes(
+    FakeDocuments(tokens), bos=7, eos=9, lanes=3, segments=4, segment_length=5, seed=0, mix=mix
+  )
+  lanes = make()
+  expected = [lanes.batch(k)["tokens_BT"] for k in range(60)]
+  rows = pickle.loads(pickle.dumps(make())).batch(30, np.array([0, 2]))["tokens_BT"]
+  assert np.array_equal(rows, expected[30][[0, 2]])
+  monkeypatch.setattr("infini_jax.data.lanes.order.BLOCK", 5)
+  blocks = make()
+  for k in reversed(range(60)):
+    assert np.array_equal(blocks.batch(k)["tokens_BT"], expected[k])
+
+
 def test_the_order_never_changes_between_versions():
   mix = Mix(np.array([0, 1, 0, 1, 1]), (1.0, 2.0))
   order = Mixed(np.array([4, 1, 2, 2, 1]), np.array([40, 10, 20, 20, 10]), mix, 1, 0)
@@ -135,6 +185,33 @@ def test_a_config_mixes_stores_by_tokens(stores, tmp_path):
   prepared = open_prepared(c.data.path, tmp_path)
   again = train_lanes(c, prepared).batch(11)
   assert all(np.array_equal(batch[name], again[name]) for name in batch)
+
+
+def test_the_stages_of_a_config_begin_at_their_steps(stores, tmp_path):
+  c = mixture(stores, long=3, short=1)
+  staged = changed(c, data=changed(c.data, stages=("20=0:1", "60=1:1")))
+  source = open_source(staged, tmp_path, quiet())
+  plain, lanes = train_lanes(c, source), train_lanes(staged, source)
+  same = [
+    all(np.array_equal(plain.batch(k)[name], batch[name]) for name in batch)
+    for k, batch in ((k, lanes.batch(k)) for k in range(80))
+  ]
+  assert all(same[:20]) and not any(same[60:])
+  documents, S = source.split("train"), c.data.segments
+  for lane in range(4):
+    for k in range(80):
+      for piece in lanes._order.pieces(lane, k * S, (k + 1) * S):
+        if piece.first == 0 and 20 <= k < 60:
+          assert documents.source_D[piece.document] == 1
+  long, short = (str(stores[name].folder) for name in ("long", "short"))
+  told = [mixture_shares(staged, source, k) for k in (0, 19, 20, 59, 60, 999)]
+  assert told[0] == told[1] == {long: 0.75, short: 0.25}
+  assert told[2] == told[3] == {long: 0.0, short: 1.0}
+  assert told[4] == told[5] == {long: 0.5, short: 0.5}
+  assert mixture_shares(c, source, 0) == {}
+  wrong = changed(c, data=changed(c.data, stages=("20=1:2:3",)))
+  with pytest.raises(InputError, match="'20=1:2:3': has 3 weights, .* has 2 stores; give a weight"):
+    train_lanes(wrong, source)
 
 
 def test_a_run_continues_only_with_the_same_stores_and_weights(stores, tmp_path):

@@ -135,9 +135,9 @@ def _chat(
   if trains:
     splits = ("train", "validation") if config.train.eval_every else ("train",)
   corpus = open_conversations(config.data.path, trains)
-  if corpus.note and not (trains and len(splits) == 1):
-    console.print(corpus.note, highlight=False, soft_wrap=True)
   say = lambda line: console.print(line, highlight=False, soft_wrap=True)
+  if corpus.note:
+    say(corpus.note)
   vocabulary = tokenizer or load_tokenizer(config.data.tokenizer)
   return read_conversations(config, corpus, vocabulary, splits, say)
 

@@ -63,8 +63,9 @@ def render(
 
 @functools.lru_cache(64)
 def _compiled(text: str, name: str) -> Any:
+  environment = _environment()
   with one_line(f"{name}: is no Jinja template", "correct it, or choose another"):
-    return _environment().from_string(text)
+    return environment.from_string(text)
 
 
 @functools.lru_cache(1)

@@ -1,8 +1,15 @@
 """Teaches SmolLM2-135M fifty answers about a novel, and gives it a memory (docs/chat.md).
 
 It starts from the converted model in the folder ORIGINAL. The questions and answers are in
-docs/examples/. They are written with the model's own chat template, and only the
-answers are learned. All weights of attention are trained, in segments of 64 tokens.
+docs/examples/. They are written with the model's own chat template, and only the answers are
+learned. All weights of attention are trained, in segments of 64 tokens.
+
+Command: infini-jax convert gguf SmolLM2-135M-Instruct.Q4_1.gguf ORIGINAL
+Command: python train.py --config=configs/chat_smollm.py --workdir=RUN
+Command: infini-jax generate --workdir=RUN --ask="What is the name of Dr. Jekyll's butler?"
+Hardware: 2 CPU cores
+Time: TIME
+Expect: EXPECT
 """
 
 from infini_jax.config import base_config

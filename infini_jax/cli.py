@@ -25,9 +25,9 @@ from infini_jax.progress import make_console
 
 CONFIG_HELP = "a Python file with get_config(); any field is set by --config.section.field=value"
 TASK_HELP = (
-  "some of perplexity, passkey, needle, recall, summarization, chat, gates, knockout (the run's own "
-  "task with every ablation), surgery (what it cost to adapt an original); default: the task of the "
-  "training, and the gates"
+  "some of perplexity, passkey, needle, recall, summarization, chat, gates, knockout (the run's "
+  "own task with every ablation), surgery (what it cost to adapt an original); default: the task "
+  "of the training, and the gates"
 )
 
 # Errors of a path that a user can fix: a file instead of a folder or the reverse, no permission.

@@ -181,7 +181,8 @@ def _check_swap(config: Config) -> None:
     (
       (written := e.task or config.task.name) in ("summarization", "chat"),
       f"evaluation.task={written!r}",
-      "a text is written with its own memory; leave 'swap' out",
+      f"{'a summary' if written == 'summarization' else 'an answer'} is written with its own memory; "
+      f"leave 'swap' out",
     ),
   ):
     if wrong:

@@ -1,4 +1,4 @@
-"""The commands of docs/chat.md, run as they are written: the model answers what the original does not.
+"""The commands of docs/chat.md, run as written: the model answers what the original does not.
 
 It takes about five minutes on two idle cores.
 """

@@ -181,8 +181,8 @@ def _check_swap(config: Config) -> None:
     (
       (written := e.task or config.task.name) in ("summarization", "chat"),
       f"evaluation.task={written!r}",
-      f"{'a summary' if written == 'summarization' else 'an answer'} is written with its own memory; "
-      f"leave 'swap' out",
+      f"{'a summary' if written == 'summarization' else 'an answer'} is written with its own "
+      f"memory; leave 'swap' out",
     ),
   ):
     if wrong:

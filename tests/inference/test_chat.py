@@ -66,9 +66,8 @@ def test_the_next_question_reads_only_what_is_new(engine):
   talk += [assistant("Ann."), user("When?")]
   second = session.chat(talk, **GREEDY)
   (new,) = session.given
-  assert new == chat.encode("<|im_end|>\n<|im_start|>user\nWhen?<|im_end|>\n<|im_start|>assistant\n")[
-    1:
-  ].tolist()
+  rest = "<|im_end|>\n<|im_start|>user\nWhen?<|im_end|>\n<|im_start|>assistant\n"
+  assert new == chat.encode(rest)[1:].tolist()
   again = session_of(engine)
   assert again.chat(talk, **GREEDY) == second and again.positions == session.positions
 
@@ -78,7 +77,8 @@ def test_a_template_that_changes_earlier_answers_reads_all_again(engine):
   chat = Chat(session.tokenizer, session.tokenizer.template)
   talk = [user("One?")]
   session.chat(talk, **GREEDY)
-  session._told = Told.of(session.positions[0], chat.render(talk, ask=True) + "a</think>b<|im_end|>")
+  text = chat.render(talk, ask=True) + "a</think>b<|im_end|>"
+  session._told = Told.of(session.positions[0], text)
   session.given.clear()
   talk += [assistant("a</think>b"), user("Two?")]
   second = session.chat(talk, **GREEDY)

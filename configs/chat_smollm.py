@@ -8,8 +8,8 @@ Command: infini-jax convert gguf SmolLM2-135M-Instruct.Q4_1.gguf ORIGINAL
 Command: python train.py --config=configs/chat_smollm.py --workdir=RUN
 Command: infini-jax generate --workdir=RUN --ask="What is the name of Dr. Jekyll's butler?"
 Hardware: 2 CPU cores
-Time: TIME
-Expect: EXPECT
+Time: not measured on a machine without other work
+Expect: 91% of the answer tokens are the likeliest after 19 steps (docs/chat.md)
 """
 
 from infini_jax.config import base_config

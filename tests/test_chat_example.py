@@ -1,6 +1,6 @@
 """The commands of docs/chat.md, run as written: the model answers what the original does not.
 
-It takes about five minutes on two idle cores.
+It takes 24 steps of 1,024 tokens on a model of 135 million parameters.
 """
 
 import os

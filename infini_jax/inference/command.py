@@ -142,11 +142,9 @@ def _answer(session: Session, args: argparse.Namespace, question: str, errors: C
   """
   names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
   how: dict[str, Any] = {name: getattr(args, name) for name in names}
-  with _printing(), track(errors, "read the question") as bar:
-    say = lambda text: print(text, end="", flush=True)
-    advance = lambda n: bar(n, f"{n:,} tokens")
-    template, tokens = args.chat_template, args.tokens
-    session.chat([_user(question)], say, tokens=tokens, template=template, advance=advance, **how)
+  how |= {"tokens": args.tokens, "template": args.chat_template}
+  with _printing():  # and no bar, which would stand in the middle of the answer
+    session.chat([_user(question)], lambda text: print(text, end="", flush=True), **how)
     print(flush=True)
   _say(errors, _size(session))
   if args.save_state:

@@ -26,9 +26,9 @@ from infini_jax.sweep import command as sweeping
 
 CONFIG_HELP = "a Python file with get_config(); any field is set by --config.section.field=value"
 TASK_HELP = (
-  "some of perplexity, passkey, needle, recall, summarization, gates, knockout (the run's own task "
-  "with every ablation), surgery (what it cost to adapt an original); default: the task of the "
-  "training, and the gates"
+  "some of perplexity, passkey, needle, recall, summarization, chat, gates, knockout (the run's "
+  "own task with every ablation), surgery (what it cost to adapt an original); default: the task "
+  "of the training, and the gates"
 )
 BRANCH_HELP = "begin a new workdir from a checkpoint (--step) of this run (docs/optimizers.md)"
 STEP_HELP = "which checkpoint; the newest by default"
@@ -364,6 +364,13 @@ def _parser() -> argparse.ArgumentParser:
   prompt.add_argument("--prompt", help="the text to continue")
   prompt.add_argument("--prompt-file", help="a file of text; - is standard input, of any length")
   prompt.add_argument("--prompt-document", help="SPLIT:NUMBER, a document of the run's own corpus")
+  made.add_argument("--ask", help="a question, in the chat template of the model")
+  made.add_argument("--ask-about", metavar="FILE", help="with --ask: a text, read before it")
+  made.add_argument(
+    "--chat-template",
+    default="own",
+    help="own, plain, file:FILE (default %(default)s; docs/chat.md)",
+  )
   made.add_argument("--prompt-tokens", type=int, help="read at most so many tokens of the prompt")
   made.add_argument(
     "--tokens", type=int, default=200, help="how many to write; 0: only read (default %(default)s)"

@@ -262,6 +262,11 @@ def test_json_and_back():
     ({"task": {"name": "sorting"}}, "choose one of text, passkey, recall"),
     ({"needle": {"family": "hay"}}, "config.needle.family='hay': choose one of single, multikey"),
     ({"needle": {"needles": 0}}, "config.needle.needles=0: choose 1 to 32"),
+    ({"chat": {"too_long": "drop"}}, "config.chat.too_long='drop': choose one of refuse, cut"),
+    (
+      {"task": {"name": "chat"}, "warm": {"share": 0.5}},
+      "config.warm.share with config.task.name='chat': set it 0",
+    ),
     ({"needle": {"needles": 33}}, "config.needle.needles=33: choose 1 to 32"),
     ({"needle": {"hops": 33}}, "config.needle.hops=33: choose 1 to 32"),
     ({"needle": {"facts": 3}}, "config.needle.facts=3: choose 1 to 2"),
@@ -472,7 +477,8 @@ def test_difference_names_what_makes_another_run(name):
   new = old.with_fields(**{section: {field: ("other", value)}})
   free = {"data.path", "data.prefetch", "data.patience"}
   free |= {"run.remat", "run.implementation", "run.attention"}
-  free |= {f for f in FIELDS if f.startswith(("evaluation.", "mesh.", "train.", "needle.", "log."))}
+  sections = ("evaluation.", "mesh.", "train.", "needle.", "chat.", "log.")
+  free |= {f for f in FIELDS if f.startswith(sections)}
   free |= {"run.compilation_cache", "guard.in_a_row", "guard.returns", "guard.hang"}
   free -= {f"train.{f}" for f in "seed z_loss part rollout rollout_steps distill_weight".split()}
   found = difference(old, new)

@@ -148,7 +148,7 @@ def _check_sequence_parallel(config: Config) -> None:
 
 def _check_task(config: Config) -> None:
   d, task, warm, e = config.data, config.task, config.warm, config.evaluation
-  if task.name != "text":
+  if task.name not in ("text", "chat"):
     if d.carry_state:
       raise InputError(
         f"config.data.carry_state=True with config.task.name={task.name!r}: its examples end "
@@ -161,7 +161,10 @@ def _check_task(config: Config) -> None:
       )
   if task.text_lanes:
     for wrong, why in (
-      (task.name in ("text", "summarization"), f"with config.task.name={task.name!r}: set it 0"),
+      (
+        task.name in ("text", "summarization", "chat"),
+        f"with config.task.name={task.name!r}: set it 0",
+      ),
       (task.text_lanes >= d.lanes, f"of config.data.lanes={d.lanes}: leave lanes for the task"),
       (not d.path, "without config.data.path: set it to a corpus or a prepared store"),
       (d.tokenizer == "task", "with config.data.tokenizer='task': its words write no text"),
@@ -170,8 +173,8 @@ def _check_task(config: Config) -> None:
         raise InputError(f"config.task.text_lanes={task.text_lanes} {why}")
   if d.tokenizer == "task" and task.name not in ("passkey", "recall"):
     raise InputError("config.data.tokenizer='task' needs config.task.name='passkey' or 'recall'")
-  if warm.share and task.name == "summarization":
-    raise InputError("config.warm.share with config.task.name='summarization': set it 0")
+  if warm.share and task.name in ("summarization", "chat"):
+    raise InputError(f"config.warm.share with config.task.name={task.name!r}: set it 0")
   if e.temperature and not LEAST <= e.temperature <= MOST:
     raise InputError(
       f"config.evaluation.temperature={e.temperature}: must be 0 (greedy), or from {LEAST:g} to "
@@ -214,9 +217,10 @@ def _check_swap(config: Config) -> None:
     (e.lanes == 1, "evaluation.lanes=1", "no other document is read beside it; set it 2 or more"),
     (config.mesh.seq > 1, f"mesh.seq={config.mesh.seq}", "set config.mesh.seq=1"),
     (
-      (e.task or config.task.name) == "summarization",
-      "evaluation.task='summarization'",
-      "a summary is written with its own memory; leave 'swap' out",
+      (written := e.task or config.task.name) in ("summarization", "chat"),
+      f"evaluation.task={written!r}",
+      f"{'a summary' if written == 'summarization' else 'an answer'} is written with its own "
+      f"memory; leave 'swap' out",
     ),
   ):
     if wrong:

@@ -14,7 +14,8 @@ from infini_jax.config.optimization import OptimizerConfig, WeightDecayConfig
 from infini_jax.config.pattern import BySystem, sections_of
 from infini_jax.config.systems import SYSTEMS
 
-TASKS = ("text", "passkey", "recall", "needle", "summarization")
+TASKS = ("text", "passkey", "recall", "needle", "summarization", "chat")
+TOO_LONG = ("refuse", "cut", "leave_out")
 FAMILIES = (
   "single",
   "multikey",
@@ -155,7 +156,7 @@ class TaskConfig:
   token. The loss weight of an answer is 1 in total, whatever its length.
   """
 
-  name: str = choice("text", TASKS)  # text, summarization, passkey, recall or needle
+  name: str = choice("text", TASKS)  # text, summarization, chat, passkey, recall or needle
   digits: int = above(0, 4)  # passkey: digits of the key
   late: float = at_least(0, 0.0, most=1)  # passkey: share of training keys near the end
   pairs: int = above(0, 32)  # recall: pairs of key and value in an example
@@ -180,6 +181,15 @@ class NeedleConfig:
   facts: int = at_least(1, 1, most=2)  # facts: 1: where is a person? 2: where is a thing?
   digits: int = above(0, 4)  # digits of each number
   filler: str = ""  # the corpus of the text around them; empty: data.path
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatConfig:
+  """The task `chat`: how conversations become text, and which of them fit. docs/chat.md."""
+
+  template: str = "own"  # own, own:NAME, plain, file:FILE, or Jinja text
+  max_tokens: int = at_least(0, 0)  # of a conversation; 0: no limit, or a chunk without carry_state
+  too_long: str = choice("refuse", TOO_LONG)  # cut: the middle of its longest question
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,9 +274,9 @@ class EvalConfig:
   lengths: tuple[int, ...] = at_least(1, (1024, 4096))  # tokens of a task's examples
   depths: tuple[float, ...] = at_least(0, (0.0, 0.5, 1.0), most=1)  # of the key: 0 start, 1 end
   samples: int = above(0, 100)  # new examples of each length and depth
-  summary_length: int = above(0, 1024)  # the most tokens of a generated summary
-  temperature: float = at_least(0, 0.5)  # of generated summaries; 0: greedy
-  top_p: float = above(0, 0.95, most=1)  # of generated summaries
+  summary_length: int = above(0, 1024)  # the most tokens of a generated summary or answer
+  temperature: float = at_least(0, 0.5)  # of generated summaries and answers; 0: greedy
+  top_p: float = above(0, 0.95, most=1)  # of generated summaries and answers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,6 +298,7 @@ class Config:
   data: DataConfig = DataConfig()
   task: TaskConfig = TaskConfig()
   needle: NeedleConfig = NeedleConfig()
+  chat: ChatConfig = ChatConfig()
   warm: WarmConfig = WarmConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   weight_decay: WeightDecayConfig = WeightDecayConfig()
@@ -363,8 +374,9 @@ CHANGEABLE = {
   "mesh": None,
   # the fingerprint of the store is compared, not its path
   "data": ("path", "prefetch", "patience"),
-  # a run that learns needles compares the fingerprint of its task
+  # a run that learns needles or conversations compares the fingerprint of its task
   "needle": None,
+  "chat": None,
   "train": tuple(
     f.name
     for f in dataclasses.fields(TrainConfig)

@@ -19,7 +19,9 @@ from infini_jax.convert.building import building, check_free, check_room, lay_do
 from infini_jax.convert.families import OURS, config_of
 from infini_jax.convert.huggingface import INDEX, MEMORY, WEIGHTS, read_json
 from infini_jax.convert.layout import Place, gates, nested, parameter_shapes, places
-from infini_jax.data import SentencePieceTokenizer, Tokenizer
+from infini_jax.data import SentencePieceTokenizer, Tokenizer, find_template
+from infini_jax.data.tokenizers.templates import BESIDE, DEFAULT
+from infini_jax.data.tokenizers.templates import FILE as CHAT
 from infini_jax.models import merged
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
@@ -186,8 +188,12 @@ def _copy_small(
   """Copies the tokenizer and the small files that were imported with the weights."""
   for folder in (run.tokenizer, original):
     for file in sorted(folder.iterdir()) if folder else ():
-      if file.name not in ("config.json", "tokenizer.marks.json"):
+      if file.name not in ("config.json", "tokenizer.marks.json", CHAT):
         shutil.copyfile(file, out / file.name)
+  text = tokenizer.template.texts.get(DEFAULT) if tokenizer.template else None
+  there = find_template(out)
+  if text is not None and (there is None or there.texts.get(DEFAULT) != text):
+    (out / BESIDE).write_text(text, "utf-8")
   for name, id in (("bos_token_id", tokenizer.bos), ("eos_token_id", tokenizer.eos)):
     raw.setdefault(name, id)
   if not (out / "tokenizer_config.json").exists() and (said := _describe(tokenizer, out)):

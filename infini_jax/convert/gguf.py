@@ -16,8 +16,9 @@ from infini_jax.convert.incoming import Incoming, original_model, write_run
 from infini_jax.convert.layout import Place, places
 from infini_jax.convert.pieces import piece_tokenizer
 from infini_jax.convert.vocabulary import check_size
-from infini_jax.data import HuggingFaceTokenizer, Tokenizer
+from infini_jax.data import HuggingFaceTokenizer, Template, Tokenizer
 from infini_jax.data.tokenizers.marks import Declared, find_marks
+from infini_jax.data.tokenizers.templates import DEFAULT
 
 LLAMA_MARKS = {("llama", 1), ("llama", 2)}
 ROTATED = ("attn_q", "attn_k")  # tensors whose rows have another order within a head
@@ -171,11 +172,17 @@ class _File:
       str(self.path),
       "convert the Hugging Face folder of this model",
     )
+    made: Tokenizer
     if kind == "gpt2":
       content = tokenizer_json(tokens, get("merges"), kinds, get("pre"), self.path)
-      return HuggingFaceTokenizer(content, str(self.path), marks)
-    add_space = get("add_space_prefix", True)
-    return piece_tokenizer(tokens, scores, kinds, ids, add_space, self.path)
+      made = HuggingFaceTokenizer(content, str(self.path), marks)
+    else:
+      add_space = get("add_space_prefix", True)
+      made = piece_tokenizer(tokens, scores, kinds, ids, add_space, self.path)
+    if chat := self._get("tokenizer.chat_template", ""):
+      roles = zip(("bos_token", "eos_token"), marks, strict=True)
+      made.template = Template({DEFAULT: chat}, {role: tokens[id] for role, id in roles})
+    return made
 
   def _scaling(self, theta: float, head_dim: int) -> tuple[float, ...]:
     """The scaling as llama.cpp reads it: a factor without a type is linear; `none` ignores it."""

@@ -114,16 +114,13 @@ class Summarization:
       variant: the whole memory, or the memory held empty.
       advance: called with the number of documents done.
     """
-    from rouge_score.rouge_scorer import RougeScorer
-
-    with quiet():
-      scorer, started = RougeScorer(list(ROUGES), use_stemmer=True), time.perf_counter()
+    scores_of, started = scorer(), time.perf_counter()
     run = Run(Engine(self._config, params), self._pairs.tokenizer)
     done: dict[int, Summary] = {}
     for batch in self._batches():
       for document, tokens, written in self._write(run, batch, variant):
         reference = self._text(self._references, document)
-        scores = {k: v.fmeasure for k, v in scorer.score(reference, written).items()}
+        scores = scores_of(reference, written)
         name = self._documents.names[document]
         done[document] = Summary(name, tokens, written, reference, **scores)
       if advance is not None:
@@ -151,7 +148,7 @@ class Summarization:
       closed = (len(prompt) - 1) // N * N  # tokens of closed segments, only in the memory
       prompts.append(prompt[closed * variant.empty :])
       read.append(len(ids))
-      seeds.append(_seed(self._config.train.seed, ids))
+      seeds.append(seed_of(self._config.train.seed, ids))
     seeds += seeds[-1:] * (e.lanes - len(batch))
     prompts += prompts[-1:] * (e.lanes - len(batch))  # the same lanes in all batches, for the mesh
     session = Session(run, e.lanes, begin=False)
@@ -177,7 +174,16 @@ class Summarization:
     return self._pairs.tokenizer.decode(ids)
 
 
-def _seed(run: int, ids: np.ndarray) -> int:
+def scorer() -> Callable[[str, str], dict[str, float]]:
+  """Returns a function of a reference and a text: F of ROUGE-1, -2 and -L, each from 0 to 1."""
+  from rouge_score.rouge_scorer import RougeScorer
+
+  with quiet():
+    made = RougeScorer(list(ROUGES), use_stemmer=True)
+  return lambda one, other: {k: v.fmeasure for k, v in made.score(one, other).items()}
+
+
+def seed_of(run: int, ids: np.ndarray) -> int:
   """The seed of a document's draws, from the run and the document only, not from its place."""
   named = f"{run} ".encode() + ids.astype("<i4").tobytes()
   return int.from_bytes(hashlib.blake2b(named, digest_size=4).digest())

@@ -12,18 +12,20 @@ from rich.console import Console
 from infini_jax.config import ALL_SPLITS, SPLITS, Config, InputError
 from infini_jax.data import Store
 from infini_jax.evaluation import (
+  chat_tables,
   perplexity_tables,
   retrieval_tables,
   summarization_tables,
   surgery,
 )
+from infini_jax.evaluation.chat import Answering
 from infini_jax.evaluation.knock_out import INTACT, Variant, knock_outs
 from infini_jax.evaluation.perplexity import Perplexity
 from infini_jax.evaluation.reading import held_L
 from infini_jax.evaluation.retrieval import Retrieval
 from infini_jax.evaluation.summarization import Summarization
 from infini_jax.runs.workdir import Workdir
-from infini_jax.tasks import Pairs, Source, TaskAndText, check_length, open_source
+from infini_jax.tasks import Conversations, Pairs, Source, TaskAndText, check_length, open_source
 
 
 class Kind(NamedTuple):
@@ -71,6 +73,15 @@ KINDS = {
     summarization_tables,
     (*READ, *_fields("evaluation", "summary_length temperature top_p")),
   ),
+  "chat": Kind(
+    "chat",
+    Answering,
+    chat_tables,
+    (
+      *_fields("evaluation", "max_documents summary_length temperature top_p"),
+      *_fields("chat", "template max_tokens too_long"),
+    ),
+  ),
   "surgery": Kind(
     "text",
     surgery.Surgery,
@@ -108,9 +119,10 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
         raise InputError(f"--task=gates: config.{setting} has no gates; leave it out")
       jobs.append(Job(name))
     elif name == "knockout":
-      # A summary with an empty memory is written from the last segment: see `config.checks`.
-      possible = [] if own == "summarization" and held_L(config.model) is not None else ["empty"]
-      if own != "summarization":  # else only "empty": generated tokens are read too
+      # A text with an empty memory is written from the last segment: see `config.checks`.
+      writes = own in ("summarization", "chat")
+      possible = [] if writes and held_L(config.model) is not None else ["empty"]
+      if not writes:  # else only "empty": generated tokens are read too
         possible += ["reads", "layers"] if memory.layered else ["reads"]
         possible += ["swap"] if config.evaluation.lanes > 1 and config.mesh.seq == 1 else []
       all_of_them = dataclasses.replace(config.evaluation, knock_out=tuple(possible))
@@ -202,7 +214,7 @@ def open_task(config: Config, path: str, console: Console, task: str) -> Source:
     config, workdir.store, console, KINDS[task].source, tokenizer, workdir.stores
   )
   if KINDS[task].evaluator is Retrieval:
-    assert not isinstance(source, Store | Pairs | TaskAndText)
+    assert not isinstance(source, Store | Pairs | Conversations | TaskAndText)
     for length in config.evaluation.lengths:
       check_length(length, source.shortest, "config.evaluation.lengths")
   return source

@@ -1,4 +1,4 @@
-"""A small evaluation during training: documents, summaries, or examples of the task."""
+"""A small evaluation during training: documents, summaries, answers, or examples of the task."""
 
 from typing import Any, NamedTuple
 
@@ -7,11 +7,12 @@ from jax.sharding import Mesh
 
 from infini_jax.config import Config
 from infini_jax.data import EvalLanes, Store
+from infini_jax.evaluation.chat import Likelihood
 from infini_jax.evaluation.knock_out import INTACT
 from infini_jax.evaluation.perplexity import Perplexity, exp
 from infini_jax.evaluation.reading import Chunk, Reader
 from infini_jax.evaluation.retrieval import Retrieval
-from infini_jax.tasks import Pairs, Source, TaskAndText
+from infini_jax.tasks import Conversations, Pairs, Source, TaskAndText
 from infini_jax.tasks.summarization import Told
 
 
@@ -20,11 +21,13 @@ class Validation:
 
   def __init__(self, config: Config, mesh: Mesh, source: Source):
     count = config.train.eval_documents
-    self._run: Perplexity | Retrieval | Expected
+    self._run: Perplexity | Retrieval | Expected | Likelihood
     if isinstance(source, Store):
       self._run = Perplexity(config, mesh, source.split("validation"), source.tokenizer, count)
     elif isinstance(source, Pairs):
       self._run = Expected(config, mesh, source, count)
+    elif isinstance(source, Conversations):
+      self._run = Likelihood(config, mesh, source.split("validation"), count)
     else:
       length = config.data.segments * config.model.segment_length
       task = source.task if isinstance(source, TaskAndText) else source

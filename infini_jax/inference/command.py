@@ -19,10 +19,11 @@ from rich.console import Console
 from infini_jax.config import InputError
 from infini_jax.data import open_prepared
 from infini_jax.inference.arguments import LARGEST_SEED, whole
+from infini_jax.inference.chat import asked
 from infini_jax.inference.sampling import Sampling
 from infini_jax.inference.saved import BEGINS
 from infini_jax.inference.session import Session
-from infini_jax.inference.texts import WRONG, names_file, tokens_of
+from infini_jax.inference.texts import WRONG, lines_of, names_file, tokens_of
 from infini_jax.paths import file_to_write, local
 from infini_jax.progress import make_console, track
 from infini_jax.runs.workdir import Workdir
@@ -39,6 +40,7 @@ def generate(args: argparse.Namespace, console: Console) -> None:
   """
   _check(args)
   stop = [_stop(text) for text in args.stop]
+  question = _question(args)
   name, source = _source(args)
 
   errors = make_console(stderr=True)
@@ -53,6 +55,9 @@ def generate(args: argparse.Namespace, console: Console) -> None:
     )
   averaged = ", moving average" * session.run.ema
   _say(errors, f"step {session.run.step} of {session.run.workdir}{averaged}")
+  if question:
+    _answer(session, args, question, errors)
+    return
   failed, interrupted = None, False
   if name:
     try:
@@ -97,6 +102,55 @@ def _check(args: argparse.Namespace) -> None:
     file_to_write(args.save_state, "--save-state", begins=BEGINS, replaced=True)
   if args.workdir:
     Workdir(args.workdir).config()
+
+
+def _question(args: argparse.Namespace) -> str:
+  """The message of --ask, after the text of --ask-about; empty if nothing is asked.
+
+  Raises:
+    InputError: the flags do not go together, or the template does not take the question.
+  """
+  if args.ask is None:
+    if args.ask_about is not None:
+      raise InputError(f"--ask-about={args.ask_about}: there is no question; give --ask=TEXT")
+    return ""
+  prompts = ("prompt", "prompt_file", "prompt_document", "load_state", "stop")
+  for name in (name for name in prompts if getattr(args, name)):
+    raise InputError(
+      f"--ask with --{name.replace('_', '-')}: a question is a conversation of its own; leave one "
+      f"out (--ask-about=FILE reads a text before it)"
+    )
+  if not args.ask.strip():
+    raise InputError("--ask is empty: give a question")
+  _check_text("--ask", args.ask)
+  about = ""
+  if args.ask_about is not None:
+    file = _file("--ask-about", args.ask_about)
+    about = "".join(lines_of(file)).strip() + "\n\n"
+  question = about + args.ask
+  asked(Workdir(args.workdir).load_tokenizer(), args.chat_template, [_user(question)])
+  return question
+
+
+def _user(text: str) -> dict[str, str]:
+  return {"role": "user", "content": text}
+
+
+def _answer(session: Session, args: argparse.Namespace, question: str, errors: Console) -> None:
+  """Prints the answer to a question while it is written, and saves the state if asked.
+
+  The text is read as one message, so all of it is in the memory of this process.
+  """
+  names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
+  how: dict[str, Any] = {name: getattr(args, name) for name in names}
+  how |= {"tokens": args.tokens, "template": args.chat_template}
+  with _printing():  # and no bar, which would stand in the middle of the answer
+    session.chat([_user(question)], lambda text: print(text, end="", flush=True), **how)
+    print(flush=True)
+  _say(errors, _size(session))
+  if args.save_state:
+    session.save(local(args.save_state))
+    _say(errors, f"{args.save_state}: saved; Session.load reads it")
 
 
 def _stop(text: str) -> str:

@@ -21,6 +21,7 @@ from jax.sharding import SingleDeviceSharding
 
 from infini_jax.config import Config, InputError, difference, migrated, resolve
 from infini_jax.data import Tokenizer
+from infini_jax.inference.chat import Told
 from infini_jax.inference.engine import Engine
 from infini_jax.inference.lane import Lane
 from infini_jax.models import init, machine
@@ -86,7 +87,9 @@ def open_run(path: str | Path, step: int | None = None, ema: bool = False) -> Ru
   return Run(Engine(config, params), tokenizer, str(workdir.path), step, ema)
 
 
-def save(path: Path, run: Run, stream: Any, lanes: Sequence[Lane]) -> None:
+def save(
+  path: Path, run: Run, stream: Any, lanes: Sequence[Lane], told: Told | None = None
+) -> None:
   """Writes the file of a state, completely or not at all.
 
   Raises:
@@ -106,12 +109,16 @@ def save(path: Path, run: Run, stream: Any, lanes: Sequence[Lane]) -> None:
     "unread": [len(lane.unread) for lane in lanes],
     "recent": [len(lane.recent) for lane in lanes],
   }
+  if told is not None:
+    header["chat"] = list(told)
   text = json.dumps(header)  # one entry, so that equal states give equal bytes
   tensors.save(path, arrays, {f"{KIND}{FORMAT}": text}, checksum=True)
 
 
-def load(path: Path, model: Run | str | Path | None, step: int | None) -> tuple[Run, Any, list]:
-  """Loads a state. Returns its run, its stream, and its lanes.
+def load(
+  path: Path, model: Run | str | Path | None, step: int | None
+) -> tuple[Run, Any, list[Lane], Told | None]:
+  """Loads a state. Returns its run, its stream, its lanes, and the conversation that it holds.
 
   The run is that of `model` (an open run or a path), else that of the header.
 
@@ -141,7 +148,8 @@ def load(path: Path, model: Run | str | Path | None, step: int | None) -> tuple[
     )
   with _whole(path):
     lanes = _lanes(file, header)
-    return run, _stream(file, run.engine.template(len(lanes))), lanes
+    told = Told(*header["chat"]) if "chat" in header else None
+    return run, _stream(file, run.engine.template(len(lanes))), lanes, told
 
 
 def checksum(params: Any) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ import numpy as np
 
 from infini_jax.config import InputError
 from infini_jax.data import Tokenizer
+from infini_jax.data.chat.render import Message
+from infini_jax.inference import chat as chats
 from infini_jax.inference import saved
 from infini_jax.inference.arguments import seeds, short, stops, whole
 from infini_jax.inference.lane import Lane
@@ -40,6 +42,7 @@ class Session:
     self.run = run
     self._lanes = [Lane() for _ in range(whole("lanes", lanes, least=1))]
     self._stream = run.engine.start(self.lanes)
+    self._told: chats.Told | None = None  # the conversation that it holds, if it holds one
     for lane in self._lanes:
       lane.take([run.tokenizer.bos] * bool(begin))
 
@@ -81,15 +84,17 @@ class Session:
     opened = model.run if isinstance(model, Session) else model
     if opened is not None and not isinstance(opened, saved.Run):
       opened = _path("model", opened)
-    run, stream, texts = saved.load(path, opened, step)
+    run, stream, texts, told = saved.load(path, opened, step)
     if lanes not in (1, len(texts)):
       raise InputError(f"{path}: a state of {len(texts)} lanes, not {lanes}; leave lanes= out")
-    return cls._of(run, stream, texts)
+    return cls._of(run, stream, texts, told)
 
   @classmethod
-  def _of(cls, run: saved.Run, stream: Any, lanes: list[Lane]) -> "Session":
+  def _of(
+    cls, run: saved.Run, stream: Any, lanes: list[Lane], told: chats.Told | None
+  ) -> "Session":
     session = object.__new__(cls)
-    session.run, session._stream, session._lanes = run, stream, lanes
+    session.run, session._stream, session._lanes, session._told = run, stream, lanes, told
     return session
 
   def save(self, path: str | Path) -> None:
@@ -98,12 +103,13 @@ class Session:
     Raises:
       InputError: the file cannot be written.
     """
-    saved.save(_path("path", path), self.run, self.run.engine.together(self._stream), self._lanes)
+    stream = self.run.engine.together(self._stream)
+    saved.save(_path("path", path), self.run, stream, self._lanes, self._told)
 
   def fork(self) -> "Session":
     """An independent copy; the parameters are shared."""
     stream = jax.tree.map(jnp.copy, self._stream)
-    return self._of(self.run, stream, [lane.copy() for lane in self._lanes])
+    return self._of(self.run, stream, [lane.copy() for lane in self._lanes], self._told)
 
   def reset(self, lanes: int | Sequence[int] | None = None) -> None:
     """Begins a new document, as in a new session: in all lanes, or in the lanes of these numbers.
@@ -114,6 +120,7 @@ class Session:
     some = range(self.lanes) if lanes is None else np.atleast_1d(np.asarray(lanes)).tolist()
     chosen = {whole("lane", i, most=self.lanes - 1) for i in some}
     with _whole():
+      self._told = None
       if len(chosen) == self.lanes:
         self._stream = self.run.engine.start(self.lanes)
       elif chosen:
@@ -163,7 +170,11 @@ class Session:
     jax.block_until_ready(self._stream)
 
   def read(
-    self, source: Source | Sequence[Source], advance: Callable[[int], None] | None = None
+    self,
+    source: Source | Sequence[Source],
+    advance: Callable[[int], None] | None = None,
+    *,
+    marked: bool = False,
   ) -> int:
     """Reads more text, which may be endless; at most one chunk of it is in memory.
 
@@ -171,6 +182,7 @@ class Session:
       source: a text, the Path of a text file, an open file or stream of text, or tokens (any
         iterable of numbers or of arrays). With several lanes, a list with one of these for each.
       advance: called with the number of tokens read so far in this call, of all lanes.
+      marked: bos and eos may be among tokens, as a chat template writes them.
 
     Returns:
       The number of tokens that were read, of all lanes.
@@ -184,15 +196,17 @@ class Session:
     if not isinstance(sources, list | tuple) or len(sources) != self.lanes:
       raise InputError(f"a session of {self.lanes} lanes reads a list of {self.lanes} texts")
     tokens = [tokens_of(each, self.tokenizer) for each in sources]
+    self._told = None
     for i, (its, ended) in enumerate(zip(tokens, self.ended, strict=True)):
-      if ended and next(its, None) is not None:
+      if ended and not marked and next(its, None) is not None:
         raise InputError(self._over(i))
     T, N = self.run.engine.chunk, self.run.engine.segment
     taken = 0
     while True:
       for lane, its in zip(self._lanes, tokens, strict=True):
         before = lane.position
-        lane.take(self._known(islice(its, max(0, T + 1 - len(lane.unread))), begins=not before))
+        ids = islice(its, max(0, T + 1 - len(lane.unread)))
+        lane.take(self._known(ids, begins=not before, marked=marked))
         taken += lane.position - before
       if advance is not None:
         advance(taken)
@@ -215,6 +229,7 @@ class Session:
     top_k: int = 0,
     repetition_penalty: float = 1.0,
     stop: str | Sequence[str] = (),
+    ends: Collection[int] = (),
     seed: int | Sequence[int] = 0,
   ) -> Iterator[Piece]:
     """Generates text in every lane until it ends; yields one `Piece` for each token.
@@ -229,6 +244,7 @@ class Session:
       top_k: draw only from this many likeliest tokens; 0: all.
       repetition_penalty: above 1, tokens among the last 256 become less likely.
       stop: texts that end a lane; they are not shown, but are part of the text.
+      ends: tokens that end a lane beside eos, such as the one that ends a turn of a conversation.
       seed: the seed of the draws, 0 to 2^32 - 1: one for each lane, or one; lane i then has
         `seed + i`.
 
@@ -242,8 +258,66 @@ class Session:
       raise InputError("nothing to continue from: read at least one token in every lane")
     if all(self.ended):
       raise InputError(self._over(0))
-    writers = [Writer(self.tokenizer, lane.recent, stop) for lane in self._lanes]
+    writers = [Writer(self.tokenizer, lane.recent, stop, ends) for lane in self._lanes]
     return self._write(tokens, sampling, writers, seeds_B)
+
+  def chat(
+    self,
+    messages: Sequence[Message],
+    say: chats.Say | None = None,
+    *,
+    tokens: int = 512,
+    template: str = "own",
+    advance: Callable[[int], None] | None = None,
+    **sampling: Any,
+  ) -> str:
+    """Answers a conversation, written with the chat template of the model.
+
+    The session holds the conversation afterwards, with the answer. If the text of the next call
+    goes on from there, only what is new is read; else, for example with a template that writes
+    earlier answers differently, all of it is read again.
+
+    Args:
+      messages: all messages so far, each with `role` and `content`; the last one is a question.
+      say: called with each new piece of the answer while it is written.
+      tokens: the most tokens of the answer.
+      template: as `config.chat.template`: own, plain, file:FILE or Jinja text.
+      advance: called with the number of tokens read so far.
+      **sampling: temperature, top_p, top_k, repetition_penalty and seed, as for `generate`.
+
+    Returns:
+      The answer, without space around it.
+
+    Raises:
+      InputError: the session has several lanes or holds other text; the messages are wrong; the
+        template is missing or fails.
+    """
+    if self.lanes > 1:
+      raise InputError(f"a session of {self.lanes} lanes holds no conversation; open one with 1")
+    chat, text = chats.asked(self.tokenizer, template, messages)
+    told, lane = self._told, self._lanes[0]
+    is_new = not lane.read and lane.unread in ([], [self.tokenizer.bos])
+    rest = told.rest(text) if told is not None and told.position == lane.position else None
+    if told is None and not is_new:
+      raise InputError("the session holds other text: reset() it, and put that text into a message")
+    if rest is None:
+      self.reset()
+      self._lanes[0] = Lane()  # the template writes bos itself, if it belongs there
+    self.read([chat.encode(text) if rest is None else chat.goes_on(rest)], advance, marked=True)
+    self._told = chats.Told(0, 0, "")  # until the answer is whole
+    answer, drawn = "", -1
+    special = set(self.tokenizer.special.values())
+    is_plain = True
+    for piece in self.generate(tokens, ends=(chat.end,), **sampling):
+      answer, drawn = answer + piece.text, piece.token
+      is_plain &= drawn not in special or bool(piece.end)
+      if say is not None and piece.text:
+        say(piece.text)
+    if is_plain:
+      ended = [name for name, id in self.tokenizer.special.items() if id == drawn]
+      whole = text + answer + (ended[0] if ended else "")
+      self._told = chats.Told.of(self.positions[0], whole)
+    return answer.strip()
 
   def _write(
     self, tokens: int, sampling: Sampling, writers: list[Writer], seeds_B: np.ndarray
@@ -284,14 +358,14 @@ class Session:
     logits_BV, self._stream = self.run.engine.extend(self._stream, pieces)
     return logits_BV
 
-  def _known(self, tokens: Iterator[int], begins: bool) -> list[int]:
+  def _known(self, tokens: Iterator[int], begins: bool, marked: bool) -> list[int]:
     """The tokens as a list; raises InputError if one is not of this model, or is bos or eos."""
     ids, V = list(tokens), self.run.engine.config.model.vocab_size
     for token in (min(ids, default=0), max(ids, default=0)):
       if not 0 <= token < V:
         raise InputError(f"token {token}: the model has 0 to {V - 1}; use its own tokenizer")
     bos, eos = self.tokenizer.bos, self.tokenizer.eos
-    if {bos, eos} & set(ids[1:] if begins and ids[:1] == [bos] else ids):
+    if not marked and {bos, eos} & set(ids[1:] if begins and ids[:1] == [bos] else ids):
       raise InputError(
         f"a document's mark among tokens ({bos} begins one, {eos} ends it): a session adds the "
         f"first itself; leave it out, and begin another document with reset()"

@@ -41,11 +41,11 @@ def tokens_of(source: Source, tokenizer: Tokenizer) -> Iterator[int]:
         f"{source!r}: a file of this name exists, and a str is read as the text that it is: give "
         f"its Path to read the file, or io.StringIO of it to read the name"
       )
-    return _encoded(_lines(io.StringIO(source), "the text"), tokenizer)
+    return _encoded(lines_of(io.StringIO(source), "the text"), tokenizer)
   if isinstance(source, os.PathLike):
     source = Path(source)
   if isinstance(source, Path) or hasattr(source, "readline"):
-    return _encoded(_lines(source), tokenizer, _name(source))
+    return _encoded(lines_of(source), tokenizer, _name(source))
   if isinstance(source, bytes | bytearray | memoryview) or not isinstance(source, Iterable):
     raise InputError(
       f"cannot read {short(source)}: give text, a Path, an opened file or tokens (bytes are "
@@ -119,7 +119,7 @@ def _cut(text: str) -> int:
   return LONG
 
 
-def _lines(source: Any, name: str = "") -> Iterator[str]:
+def lines_of(source: Any, name: str = "") -> Iterator[str]:
   r"""Lines as they arrive, with "\n" for every kind of newline; very long lines come in parts."""
   name, read = name or _name(source), 0
   if getattr(source, "closed", False):

@@ -1,6 +1,6 @@
 """From tokens to text that can be shown: whole characters, without stop strings."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from infini_jax.data import Tokenizer
@@ -16,20 +16,35 @@ class Piece(NamedTuple):
   lane: int
   token: int
   text: str  # empty for half a character, or for the possible beginning of a stop string
-  end: str = ""  # why the lane has ended: "document" (eos was generated), "stop" or "length"
+  end: str = ""  # why the lane has ended: "document" (eos), "turn", "stop" or "length"
 
 
 class Writer:
-  """The text of one lane, token by token; stop strings must not be empty."""
+  """The text of one lane, token by token; stop strings must not be empty.
 
-  def __init__(self, tokenizer: Tokenizer, before: Sequence[int], stop: Sequence[str] = ()):
-    self._tokenizer, self._stop = tokenizer, tuple(stop)
+  Args:
+    tokenizer: the vocabulary.
+    before: the tokens before the first one.
+    stop: texts that end it.
+    ends: tokens that end it.
+  """
+
+  def __init__(
+    self,
+    tokenizer: Tokenizer,
+    before: Sequence[int],
+    stop: Sequence[str] = (),
+    ends: Collection[int] = (),
+  ):
+    self._tokenizer, self._stop, self._ends = tokenizer, tuple(stop), ends
     self._ids = list(before)[-CONTEXT:]
     self._shown = self._whole(tokenizer.decode(self._ids))  # characters of their text
     self._held = ""  # whole characters that may be the beginning of a stop string
 
   def push(self, token: int, last: bool) -> tuple[str, str]:
     """The text that can be shown now, and why the lane has ended ("" if it has not)."""
+    if token in self._ends:
+      return self._held, "turn"
     if token == self._tokenizer.eos:
       return self._held, "document"
     self._held += self._new(token)

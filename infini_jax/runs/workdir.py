@@ -28,7 +28,7 @@ from rich.console import Console
 
 from infini_jax import config as config_lib
 from infini_jax.config import Config, InputError
-from infini_jax.data import Tokenizer, is_saved, load_saved
+from infini_jax.data import Tokenizer, find_template, is_saved, load_saved
 from infini_jax.digests import matches, signed
 from infini_jax.files import write_json
 from infini_jax.paths import folder_to_write, local
@@ -70,6 +70,8 @@ class Workdir:
         f"{self.tokenizer}: not the vocabulary of this run ({tokenizer.fingerprint}, the run has "
         f"{run['tokenizer']}): damaged or replaced; put a copy there"
       )
+    if tokenizer.template is None and (self.path / ORIGINAL).is_dir():
+      tokenizer.template = find_template(self.path / ORIGINAL)  # older imports kept it only there
     return tokenizer
 
   def original(self) -> Path | None:

@@ -4,6 +4,7 @@
 the task that generates examples. No module here depends on a model.
 """
 
+from infini_jax.tasks.chat import Conversations
 from infini_jax.tasks.example import Task, check_length
 from infini_jax.tasks.from_config import (
   Lanes,
@@ -19,6 +20,7 @@ from infini_jax.tasks.registry import make_task
 from infini_jax.tasks.summarization import PairLanes, Pairs
 
 __all__ = [
+  "Conversations",
   "Examples",
   "Lanes",
   "PairLanes",

@@ -12,11 +12,13 @@ from infini_jax.data.lanes.documents import ALL, Batch, Rows, TrainLanes
 from infini_jax.data.lanes.order import Mix
 from infini_jax.data.lanes.warm import Companions
 from infini_jax.data.sources.base import digest
+from infini_jax.data.sources.conversations import open_conversations
 from infini_jax.data.store.evaluated import open_evaluated
 from infini_jax.data.store.mixture import Mixture
 from infini_jax.data.store.prepare import open_or_prepare
 from infini_jax.data.store.store import Store
-from infini_jax.data.tokenizers import Tokenizer, train_size
+from infini_jax.data.tokenizers import Tokenizer, load_tokenizer, train_size
+from infini_jax.tasks.chat import ChatLanes, Conversations, read_conversations
 from infini_jax.tasks.example import Task
 from infini_jax.tasks.lanes import TaskLanes
 from infini_jax.tasks.needle_families import IN_FILLER
@@ -48,7 +50,7 @@ class TaskAndText:
     return digest([self.task.fingerprint, self.text.fingerprint])
 
 
-Source = Store | Pairs | Task | TaskAndText
+Source = Store | Pairs | Conversations | Task | TaskAndText
 
 
 class Lanes(Protocol):
@@ -73,7 +75,7 @@ def open_source(
     config: the config of the run.
     cache: the folder for the store of a corpus that is not a store yet.
     console: for progress.
-    task: text, summarization, passkey, recall or needle; by default the task of the run.
+    task: text, summarization, chat, passkey, recall or needle; by default the task of the run.
     tokenizer: the tokenizer of the run's parameters, if there are any.
     others: for an evaluation, the folder for the stores of corpora other than that in `cache`.
 
@@ -87,6 +89,8 @@ def open_source(
       raise InputError("config.data.path is empty: set it to a folder of text or a prepared store")
     store = _text(config, cache, console, tokenizer, others)
     source = store if task == "text" else Pairs(store)
+  elif task == "chat":
+    source = _chat(config, console, tokenizer, trains=others is None)
   else:
     hides = task == "needle" and config.needle.family in IN_FILLER
     filler = open_filler(config, cache, console, tokenizer, others) if hides else None
@@ -118,8 +122,25 @@ def open_training(config: Config, cache: Path, console: Console, own: Tokenizer 
     return open_source(config, cache, console, tokenizer=own)
   text = _text(config, cache, console, own, None)
   task = open_source(config, cache, console, tokenizer=own or text.tokenizer)
-  assert not isinstance(task, Store | Pairs | TaskAndText)
+  assert not isinstance(task, Store | Pairs | Conversations | TaskAndText)
   return TaskAndText(task, text)
+
+
+def _chat(
+  config: Config, console: Console, tokenizer: Tokenizer | None, trains: bool
+) -> Conversations:
+  """The conversations of a config: those that a training reads, or those of an evaluation."""
+  if not config.data.path:
+    raise InputError("config.data.path is empty: set it to jsonl:FILES or parquet:FILES")
+  splits: tuple[str, ...] = (config.evaluation.split,)
+  if trains:
+    splits = ("train", "validation") if config.train.eval_every else ("train",)
+  corpus = open_conversations(config.data.path, trains)
+  say = lambda line: console.print(line, highlight=False, soft_wrap=True)
+  if corpus.note:
+    say(corpus.note)
+  vocabulary = tokenizer or load_tokenizer(config.data.tokenizer)
+  return read_conversations(config, corpus, vocabulary, splits, say)
 
 
 def _text(
@@ -163,6 +184,8 @@ def train_lanes(config: Config, source: Source) -> Lanes:
     return _Stages(config, source)
   if isinstance(source, Pairs):
     return PairLanes(source, config)
+  if isinstance(source, Conversations):
+    return ChatLanes(source, config)
   if isinstance(source, TaskAndText):
     return _TaskBesideText(source, config)
   if not isinstance(source, Store):

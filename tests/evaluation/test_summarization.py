@@ -14,7 +14,7 @@ from infini_jax.evaluation import summarization_tables
 from infini_jax.evaluation.evaluate import evaluate
 from infini_jax.evaluation.filing import newest_file
 from infini_jax.evaluation.knock_out import INTACT, Variant
-from infini_jax.evaluation.summarization import Summarization, _seed
+from infini_jax.evaluation.summarization import Summarization, seed_of
 from infini_jax.evaluation.validation import Validation
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh
@@ -129,7 +129,7 @@ def test_draws_for_a_document_do_not_depend_on_other_documents(pairs):
     assert [s.written for s in one] == [s.written for s in two], variant.name
     assert [s.written for s in fewer] == [s.written for s in two][:2], variant.name
   ids = np.arange(5, dtype=np.int32)
-  assert len({_seed(0, ids), _seed(1, ids), _seed(0, ids[:4]), _seed(0, ids[::-1])}) == 4
+  assert len({seed_of(0, ids), seed_of(1, ids), seed_of(0, ids[:4]), seed_of(0, ids[::-1])}) == 4
 
 
 def test_with_the_memory_held_empty_only_the_open_segment_is_read(pairs, greedy):

@@ -132,7 +132,7 @@ class EvalLanes:
 
   Args:
     documents: the documents of any split.
-    bos: the id before the first token of a document.
+    bos: the id before the first token of a document; one for all, or (documents,) one for each.
     lanes: B, over all hosts.
     segments: S.
     segment_length: N.
@@ -154,7 +154,7 @@ class EvalLanes:
     self,
     documents: Readable,
     *,
-    bos: int,
+    bos: int | np.ndarray,
     lanes: int,
     segments: int,
     segment_length: int,
@@ -173,11 +173,8 @@ class EvalLanes:
     self._skip_D = np.zeros_like(self._tokens) if skip_D is None else skip_D
     self.predictions = int((self._tokens - self._skip_D).sum())
     self.lanes, self.segments, self.segment_length = lanes, segments, segment_length
-    self._documents, self._bos, self._input_segments = (
-      documents,
-      bos,
-      input_tokens // segment_length,
-    )
+    self._documents, self._input_segments = documents, input_tokens // segment_length
+    self._bos_D = np.broadcast_to(bos, len(documents.tokens))
     size_D = -(-(self._tokens - self._skip_D) // segment_length)
     if skip_D is not None:
       size_D = -(-size_D // segments) * segments
@@ -220,7 +217,8 @@ class EvalLanes:
         first = piece.first + skip // self.segment_length
         left = -(-n // self.segment_length) - first  # the rest of the last chunk is empty
         piece = piece._replace(first=first, segments=min(piece.segments, left))
-        _fill(chunk, row, piece, self._documents, n, self._bos, None, read=lane in held)
+        bos = int(self._bos_D[piece.document])
+        _fill(chunk, row, piece, self._documents, n, bos, None, read=lane in held)
         at = slice(piece.slot, piece.slot + piece.segments)
         chunk["document_BS"][row, at] = piece.document
         places = np.arange(piece.first, piece.first + piece.segments)

@@ -5,6 +5,7 @@ one at a time. So only the list of parts grows with the corpus.
 """
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
 
 from infini_jax.config import InputError
@@ -24,7 +25,7 @@ __all__ = [
   "read_text",
 ]
 
-KINDS = {
+KINDS: dict[str, Callable[[str, bool], Corpus]] = {
   "text": folders.open_text,
   "jsonl": jsonl.open_jsonl,
   "parquet": parquet.open_parquet,

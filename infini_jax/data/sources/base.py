@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from infini_jax.config import SPLITS, InputError
 from infini_jax.data.sources.specs import advice, cut, plain
@@ -151,6 +151,31 @@ class Options(dict[str, str]):
     return self.get("bad") == "skip"
 
 
+class Rows(Protocol):
+  """A kind of row of a data set: a tuple of the fields that are read of it, "" for none."""
+
+  @property
+  def of_whole_files(self) -> bool:
+    """Whether a file of lines is read as one part, so that errors can count its lines."""
+    ...
+
+  @classmethod
+  def choose(cls, spec: str, options: Options, there_are: Collection[str]) -> "Rows":
+    """The fields that the options name, else the usual ones."""
+    ...
+
+  def record(self, splits: tuple[str, ...], place: str, row: Mapping[str, Any]) -> Record:
+    """The document in a row."""
+    ...
+
+  @property
+  def tells_summaries(self) -> bool:
+    """Whether each document comes with a summary."""
+    ...
+
+  def __iter__(self) -> Iterator[str]: ...
+
+
 class Fields(NamedTuple):
   """The fields of a data set's rows that hold text, summary and name; "" for none."""
 
@@ -179,6 +204,16 @@ class Fields(NamedTuple):
         )
     return chosen
 
+  @property
+  def of_whole_files(self) -> bool:
+    """A document's place is a byte, so a file may be read in parts."""
+    return False
+
+  @property
+  def tells_summaries(self) -> bool:
+    """Whether a field holds summaries."""
+    return bool(self.summary)
+
   def record(self, splits: tuple[str, ...], place: str, row: Mapping[str, Any]) -> Record:
     """The document in a row.
 
@@ -197,7 +232,7 @@ class Fields(NamedTuple):
       name = " ".join([place, *_encodable(value).replace("\0", " ").split()])
     text = _text(place, self.text, row)
     summary = _text(place, self.summary, row) if self.summary else ""
-    return Record(_choose_split(splits, place), name, text, summary)
+    return Record(choose_split(splits, place), name, text, summary)
 
 
 def choose_splits(
@@ -335,7 +370,8 @@ def _encodable(text: str) -> str:
   return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _choose_split(splits: tuple[str, ...], name: str) -> str:
+def choose_split(splits: tuple[str, ...], name: str) -> str:
+  """The split of the document with this name, of those that its part may have."""
   hashed = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
   share = int.from_bytes(hashed) / 2**64
   taken = 1 + int(share / HELD_OUT)

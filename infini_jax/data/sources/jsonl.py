@@ -17,6 +17,7 @@ from infini_jax.data.sources.base import (
   Options,
   Part,
   Record,
+  Rows,
   digest,
   gather,
   glance,
@@ -39,14 +40,18 @@ class LinesPart(Part):
   name: str
   start: int
   stop: int | None
-  fields: Fields
+  fields: Rows
 
   def each(self) -> Iterator[Record | InputError]:
-    """A document for each line, at the place `FILE:BYTE`: the line's first byte, decompressed."""
+    """A document for each line, at the place `FILE:BYTE`: the line's first byte, decompressed.
+
+    Where the fields are read from whole files, the place is `FILE, line NUMBER`.
+    """
     try:
-      for place, line in _lines(self.path, self.start, self.stop):
+      for number, (place, line) in enumerate(_lines(self.path, self.start, self.stop), 1):
         if line.strip():
-          yield tried(self._record, f"{self.name}:{place}", line)
+          where = f", line {number}" if self.fields.of_whole_files else f":{place}"
+          yield tried(self._record, f"{self.name}{where}", line)
     except InputError as error:
       yield error
 
@@ -54,24 +59,29 @@ class LinesPart(Part):
     return self.fields.record(self.splits, place, _parse(place, line))
 
 
-def open_jsonl(spec: str, train: bool = True) -> Corpus:
+def open_jsonl(spec: str, train: bool = True, kind: Any = Fields) -> Corpus:
   """The corpus `jsonl:FILES?text=FIELD&summary=FIELD&name=FIELD`.
+
+  Args:
+    spec: the spec.
+    train: as for `open_corpus`.
+    kind: what a line holds: a class of `Rows`.
 
   Raises:
     InputError: there are no such files, a file is not JSON lines, or there is no such field.
   """
-  patterns, options = Options.split(spec, Fields._fields)
+  patterns, options = Options.split(spec, kind._fields)
   files, note, others = find_files(spec, patterns, SUFFIXES, train, options.skips)
   first = next((row for file in files for row in _first_row(file, options.skips)), None)
   if first is None:
     raise InputError(f"corpus {spec!r}: its files are empty; give others")
-  fields = Fields.choose(spec, options, list(first))
+  fields = kind.choose(spec, options, list(first))
   parts: list[Part] = []
   sizes = [file.size * (PACKED if packing(file.path) else 1) for file in files]
   target = part_size(sum(sizes))
   for file, size in zip(files, sizes, strict=True):
     # A compressed file can only be read from its start.
-    step = max(1, size) if packing(file.path) else target
+    step = max(1, size) if packing(file.path) or fields.of_whole_files else target
     for start in range(0, size, step):
       stop = start + step if start + step < size else None
       part = LinesPart(
@@ -84,7 +94,7 @@ def open_jsonl(spec: str, train: bool = True) -> Corpus:
     gather(parts),
     digest(["jsonl", *fields, *listing, *glance(parts, options.skips)]),
     note,
-    bool(fields.summary),
+    fields.tells_summaries,
     others,
     options.skips,
   )
@@ -127,12 +137,11 @@ def _parse(place: str, line: bytes) -> dict[str, Any]:
   except (ValueError, RecursionError) as error:  # includes invalid UTF-8
     reason = " ".join(str(error).split())
     raise InputError(
-      f"{place}: the line at this byte is not JSON ({reason}); a file of JSON lines has one object "
-      f"a line"
+      f"{place}: the line there is not JSON ({reason}); a file of JSON lines has one object a line"
     ) from None
   if not isinstance(row, dict):
     raise InputError(
-      f"{place}: the line at this byte holds {type(row).__name__}, not an object with fields"
+      f"{place}: the line there holds {type(row).__name__}, not an object with fields"
     )
   return row
 

@@ -14,6 +14,7 @@ from infini_jax.data.sources.base import (
   Options,
   Part,
   Record,
+  Rows,
   digest,
   gather,
   glance,
@@ -33,7 +34,7 @@ class RowsPart(Part):
   name: str
   start: int
   stop: int
-  fields: Fields
+  fields: Rows
 
   def each(self) -> Iterator[Record | InputError]:
     """A document for each row, at the place `FILE:ROW`."""
@@ -48,19 +49,24 @@ class RowsPart(Part):
       yield error
 
 
-def open_parquet(spec: str, train: bool = True) -> Corpus:
+def open_parquet(spec: str, train: bool = True, kind: Any = Fields) -> Corpus:
   """The corpus `parquet:FILES?text=FIELD&summary=FIELD&name=FIELD`.
+
+  Args:
+    spec: the spec.
+    train: as for `open_corpus`.
+    kind: what a row holds: a class of `Rows`.
 
   Raises:
     InputError: there are no such files, a file is not Parquet, or there is no such field.
   """
-  patterns, options = Options.split(spec, Fields._fields)
+  patterns, options = Options.split(spec, kind._fields)
   files, note, others = find_files(spec, patterns, (".parquet",), train, options.skips)
   groups, parts = _row_groups(files, options.skips)
   files = [file for file in files if file.path in groups]
   if not files:
     raise InputError(f"corpus {spec!r}: none of its files can be read as Parquet; give others")
-  fields = Fields.choose(spec, options, _open(files[0].path).schema_arrow.names)
+  fields = kind.choose(spec, options, _open(files[0].path).schema_arrow.names)
   target = part_size(sum(size for found in groups.values() for _, size in found))
   for file in files:
     start = row = filled = 0
@@ -78,7 +84,7 @@ def open_parquet(spec: str, train: bool = True) -> Corpus:
     gather(parts),
     digest(["parquet", *fields, *listing, *glance(parts, options.skips)]),
     note,
-    bool(fields.summary),
+    fields.tells_summaries,
     others,
     options.skips,
   )

@@ -12,6 +12,7 @@ from infini_jax.data.tokenizers.pieces import (
   train_sentencepiece,
 )
 from infini_jax.data.tokenizers.simple import ByteTokenizer, WordTokenizer
+from infini_jax.data.tokenizers.templates import Template, find_template, load_template
 from infini_jax.paths import local
 
 __all__ = [
@@ -20,9 +21,11 @@ __all__ = [
   "ByteTokenizer",
   "HuggingFaceTokenizer",
   "SentencePieceTokenizer",
+  "Template",
   "Tokenizer",
   "WordTokenizer",
   "encode_named",
+  "find_template",
   "is_saved",
   "load_saved",
   "load_tokenizer",
@@ -69,11 +72,17 @@ def is_saved(folder: Path) -> bool:
 
 
 def load_saved(folder: Path) -> Tokenizer:
-  """The tokenizer that `save` wrote into a folder.
+  """The tokenizer that `save` wrote into a folder, with its chat template.
 
   Raises:
     InputError: the folder holds none.
   """
+  tokenizer = _load_saved(folder)
+  tokenizer.template = load_template(folder)
+  return tokenizer
+
+
+def _load_saved(folder: Path) -> Tokenizer:
   if (folder / ByteTokenizer.file).exists():
     return ByteTokenizer()
   if (folder / WordTokenizer.file).exists():

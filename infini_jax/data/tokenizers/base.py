@@ -1,12 +1,14 @@
 """The interface of every tokenizer, and functions that all of them use."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from infini_jax.config import InputError
+from infini_jax.data.tokenizers.templates import Template
 
 FURTHEST = 1 << 16  # the most ids between the last piece of a vocabulary and an added token
 
@@ -18,6 +20,16 @@ class Tokenizer(Protocol):
   bos: int
   eos: int
   fingerprint: str  # a short hash of its content
+  template: Template | None  # how conversations become text, if that is known
+
+  @property
+  def special(self) -> Mapping[str, int]:
+    """The ids that no text gives, by the names that `encode_marked` reads; bos and eos too."""
+    ...
+
+  def encode_marked(self, text: str) -> np.ndarray:
+    """As `encode`, but the names of special tokens in the text become these tokens."""
+    ...
 
   def encode(self, text: str) -> np.ndarray:
     """The ids of a text, int32, shape (n,), without bos and eos.
@@ -50,6 +62,25 @@ def encode_named(tokenizer: Tokenizer, text: str, name: str) -> np.ndarray:
     return tokenizer.encode(text)
   except InputError as error:
     raise InputError(f"{name}: {error}" if name else str(error)) from None
+
+
+def encode_apart(tokenizer: Tokenizer, text: str) -> np.ndarray:
+  """As `Tokenizer.encode_marked`: the text between two special tokens is encoded on its own."""
+  names = tokenizer.special
+  longest_first = sorted(map(re.escape, names), key=len, reverse=True)
+  pieces = re.split(f"({'|'.join(longest_first)})", text)
+  found = (
+    np.array([names[piece]], np.int32) if i % 2 else tokenizer.encode(piece)
+    for i, piece in enumerate(pieces)
+    if piece
+  )
+  return np.concatenate([np.zeros(0, np.int32), *found])
+
+
+def save_template(template: Template | None, folder: Path) -> None:
+  """Writes the chat template of a tokenizer, if it has one."""
+  if template is not None:
+    template.save(folder)
 
 
 def plain_text(text: str) -> str:

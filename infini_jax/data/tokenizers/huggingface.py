@@ -1,5 +1,6 @@
 """A Hugging Face `tokenizer.json`: the only file that imports the package tokenizers."""
 
+import functools
 import hashlib
 import json
 import re
@@ -11,10 +12,11 @@ import numpy as np
 import tokenizers
 
 from infini_jax.config import InputError
-from infini_jax.data.tokenizers.base import plain_text, within, without_marks
+from infini_jax.data.tokenizers.base import plain_text, save_template, within, without_marks
 from infini_jax.data.tokenizers.failing import one_line
 from infini_jax.data.tokenizers.json_file import TokenizerJson
 from infini_jax.data.tokenizers.marks import Declared, declared_marks, find_marks
+from infini_jax.data.tokenizers.templates import Template, find_template, load_template
 from infini_jax.files import write_bytes
 
 BYTE = re.compile("<0x[0-9A-F]{2}>")
@@ -32,6 +34,7 @@ class HuggingFaceTokenizer:
   """
 
   file, marks_file = "tokenizer.json", "tokenizer.marks.json"
+  template: Template | None = None
 
   def __init__(
     self,
@@ -48,6 +51,7 @@ class HuggingFaceTokenizer:
     self._content, (self.bos, self.eos) = parsed.content, marks
     self._tokenizer.encode_special_tokens = True
     self.size = 1 + max(parsed.ids.values())
+    self.special = {n: id for n, id in parsed.ids.items() if n in parsed.special or id in marks}
     own = b"" if marks == parsed.first_marks() else repr(marks).encode()  # as in older versions
     own += b"gaps" * parsed.has_gaps
     self.fingerprint = hashlib.blake2b(parsed.content + own, digest_size=8).hexdigest()
@@ -58,6 +62,17 @@ class HuggingFaceTokenizer:
     with one_line(what, "leave the text out, divide it, or choose another tokenizer"):
       ids = self._tokenizer.encode(plain_text(text), add_special_tokens=False).ids
     return without_marks(np.asarray(ids, np.int32), self.bos, self.eos)
+
+  def encode_marked(self, text: str) -> np.ndarray:
+    """The ids of a text; names of special tokens in the text are these tokens."""
+    what = f"the tokenizer fails on a text of {len(text):,} characters"
+    with one_line(what, "leave the text out, divide it, or choose another tokenizer"):
+      ids = self._marked.encode(plain_text(text), add_special_tokens=False).ids
+    return np.asarray(ids, np.int32)
+
+  @functools.cached_property
+  def _marked(self) -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer.from_str(TokenizerJson(self._content, "tokenizer.json").open())
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     """The text that the tokenizer's own decoder gives for the ids that are not special."""
@@ -82,16 +97,19 @@ class HuggingFaceTokenizer:
     return len(token) if "ByteLevel" in kinds else len(token.encode())
 
   def save(self, folder: Path) -> None:
-    """Writes the tokenizer.json as it was read, and its marks."""
+    """Writes the tokenizer.json as it was read, its marks, and its chat template."""
+    save_template(self.template, folder)
     write_bytes(folder / self.marks_file, json.dumps((self.bos, self.eos)).encode())
     write_bytes(folder / self.file, self._content)
 
   @classmethod
   def load(cls, file: Path) -> "HuggingFaceTokenizer":
     """Reads a tokenizer.json, with the marks that a file beside it records or declares."""
-    if marks := cls._recorded(file):
-      return cls(file.read_bytes(), str(file), marks)
-    return cls.with_declared(file.read_bytes(), file)
+    if not (marks := cls._recorded(file)):
+      return cls.with_declared(file.read_bytes(), file)
+    loaded = cls(file.read_bytes(), str(file), marks)
+    loaded.template = load_template(file.parent) or find_template(file.parent)
+    return loaded
 
   @classmethod
   def with_declared(
@@ -103,7 +121,9 @@ class HuggingFaceTokenizer:
     """
     parsed = TokenizerJson(content, str(file))
     declared = declared_marks(parsed.ids, file, raw)
-    return cls(parsed, str(file), find_marks(parsed.ids, parsed.special, declared, str(file)))
+    made = cls(parsed, str(file), find_marks(parsed.ids, parsed.special, declared, str(file)))
+    made.template = find_template(file.parent)
+    return made
 
   @classmethod
   def load_saved(cls, file: Path) -> "HuggingFaceTokenizer":

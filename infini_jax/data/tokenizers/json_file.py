@@ -72,7 +72,14 @@ class TokenizerJson:
     with the ids of the file; otherwise their ids would depend on how many tokens come before them.
     Dropout, truncation and padding are off.
     """
-    hidden = {token for token, id in self.ids.items() if id in marks} | self._specials
+    return self._written({token for token, id in self.ids.items() if id in marks} | self._specials)
+
+  def open(self) -> str:
+    """The file for encoding text in which the names of special tokens are these tokens."""
+    return self._written(set())
+
+  def _written(self, hidden: set[str]) -> str:
+    """The file, with names for the hidden tokens that no text contains."""
     secret = secrets.token_hex(16)
 
     def rename(token: str) -> str:

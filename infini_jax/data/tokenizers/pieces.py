@@ -11,9 +11,17 @@ import numpy as np
 import sentencepiece
 
 from infini_jax.config import InputError
-from infini_jax.data.tokenizers.base import FURTHEST, plain_text, within, without_marks
+from infini_jax.data.tokenizers.base import (
+  FURTHEST,
+  encode_apart,
+  plain_text,
+  save_template,
+  within,
+  without_marks,
+)
 from infini_jax.data.tokenizers.failing import one_line
 from infini_jax.data.tokenizers.marks import BESIDE, added_tokens, declared_marks, read_object
+from infini_jax.data.tokenizers.templates import Template, find_template
 from infini_jax.files import write_bytes
 
 SPACE = "\u2581"  # how SentencePiece writes a space in its pieces
@@ -34,6 +42,7 @@ class SentencePieceTokenizer:
   """
 
   file = "tokenizer.model"
+  template: Template | None = None
 
   def __init__(self, model: bytes, name: str = "SentencePiece model"):
     self._model, self._processor = model, _opened(model, name)
@@ -46,6 +55,8 @@ class SentencePieceTokenizer:
     every = list(range(self.size))
     special = np.array(self._processor.is_control(every)) | self._processor.is_unknown(every)
     self._is_text: np.ndarray = ~special
+    marked = {*np.flatnonzero(self._processor.is_control(every)).tolist(), self.bos, self.eos}
+    self.special = {self.piece(id): id for id in sorted(marked)}
     # A literal U+2581 would be decoded as a space: byte pieces encode it, if the model has them.
     pieces = [f"<0x{byte:02X}>" for byte in SPACE.encode()]
     ids = [self._processor.piece_to_id(piece) for piece in pieces]
@@ -59,7 +70,9 @@ class SentencePieceTokenizer:
     Added tokens with ids beyond the embedding are left out.
     """
     model = file.read_bytes()
-    return cls(_with_declared(model, file, raw), str(file))
+    loaded = cls(_with_declared(model, file, raw), str(file))
+    loaded.template = find_template(file.parent)
+    return loaded
 
   def encode(self, text: str) -> np.ndarray:
     """The ids of a text; names of pieces such as `<s>` in the text are ordinary text."""
@@ -67,6 +80,10 @@ class SentencePieceTokenizer:
     with one_line(what, "leave the text out, divide it, or choose another tokenizer"):
       ids = self._encode(plain_text(text))
     return without_marks(np.asarray(ids, np.int32), self.bos, self.eos)
+
+  def encode_marked(self, text: str) -> np.ndarray:
+    """The same, but the names of control pieces such as `<s>` become these pieces."""
+    return encode_apart(self, text)
 
   def _encode(self, text: str) -> list[int]:
     if self._space_bytes is None or SPACE not in text:
@@ -96,6 +113,7 @@ class SentencePieceTokenizer:
 
   def save(self, folder: Path) -> None:
     """Writes the model."""
+    save_template(self.template, folder)
     write_bytes(folder / self.file, self._model)
 
 

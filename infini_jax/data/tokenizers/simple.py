@@ -3,26 +3,33 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from infini_jax.data.tokenizers.base import within
+from infini_jax.data.tokenizers.base import encode_apart, save_template, within
+from infini_jax.data.tokenizers.templates import Template
 from infini_jax.files import write_bytes
 
 
 class ByteTokenizer:
   """UTF-8 bytes as ids 0 to 255; id 256 is both bos and eos."""
 
+  template: Template | None = None
   file = "tokenizer.bytes"
   size = 257
   bos = eos = 256
+  special: Mapping[str, int] = {"<|document|>": 256}
   fingerprint = hashlib.blake2b(b"bytes", digest_size=8).hexdigest()
 
   def encode(self, text: str) -> np.ndarray:
     """One id for each byte."""
     return np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int32)
+
+  def encode_marked(self, text: str) -> np.ndarray:
+    """The same; `<|document|>` is id 256."""
+    return encode_apart(self, text)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     """The text of the ids; bytes that are not UTF-8 become the replacement character."""
@@ -35,6 +42,7 @@ class ByteTokenizer:
 
   def save(self, folder: Path) -> None:
     """Writes a file whose name identifies this tokenizer."""
+    save_template(self.template, folder)
     write_bytes(folder / self.file, b"one id per UTF-8 byte, 256 between documents\n")
 
 
@@ -46,10 +54,12 @@ class WordTokenizer:
   """
 
   file = "tokenizer.words.json"
-  special = ("<s>", "<unknown>")
+  first = ("<s>", "<unknown>")
+  special: Mapping[str, int] = {"<s>": 0}
+  template: Template | None = None
 
   def __init__(self, pieces: Sequence[str]):
-    self._pieces = [*self.special, *pieces]
+    self._pieces = [*self.first, *pieces]
     self._ids = {piece: i for i, piece in enumerate(self._pieces)}
     longest_first = sorted(map(re.escape, pieces), key=len, reverse=True)
     self._pattern = re.compile("|".join([*longest_first, "."]), re.DOTALL)
@@ -61,10 +71,14 @@ class WordTokenizer:
     """One id for each piece."""
     return np.array([self._ids.get(p, 1) for p in self._pattern.findall(text)], np.int32)
 
+  def encode_marked(self, text: str) -> np.ndarray:
+    """The same; `<s>` is id 0."""
+    return encode_apart(self, text)
+
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     """The text of the pieces, joined."""
     kept = within(ids, self.size).tolist()
-    return "".join(self._pieces[i] for i in kept if i >= len(self.special))
+    return "".join(self._pieces[i] for i in kept if i >= len(self.first))
 
   def count_bytes(self, ids: Sequence[int] | np.ndarray) -> int:
     """The UTF-8 bytes of the pieces; each piece is whole characters."""
@@ -72,4 +86,5 @@ class WordTokenizer:
 
   def save(self, folder: Path) -> None:
     """Writes the pieces."""
-    write_bytes(folder / self.file, json.dumps(self._pieces[len(self.special) :]).encode())
+    save_template(self.template, folder)
+    write_bytes(folder / self.file, json.dumps(self._pieces[len(self.first) :]).encode())

@@ -214,7 +214,7 @@ def test_small_files_are_read_as_one_part(tmp_path, monkeypatch):
 def test_broken_files_are_named_with_the_place(tmp_path):
   good = '{"text": "a"}\n'
   for name, data, match in (
-    ("a.jsonl", (good + "{oops\n").encode(), "a.jsonl:14: the line at this byte is not JSON"),
+    ("a.jsonl", (good + "{oops\n").encode(), "a.jsonl:14: the line there is not JSON"),
     ("b.jsonl", (good + "[1]\n").encode(), "b.jsonl:14: .* holds list, not an object"),
     ("c.jsonl", (good + '{"txt": 1}\n').encode(), "c.jsonl:14: has no field 'text'; .*one of txt"),
     ("d.jsonl", good.encode() + b'{"text": "\xff"}\n', "d.jsonl:14: .* is not JSON"),

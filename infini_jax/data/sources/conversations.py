@@ -1,0 +1,92 @@
+"""Conversations in JSON lines or Parquet: a row has messages, or a prompt and its completion."""
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from infini_jax.config import InputError
+from infini_jax.data.sources import jsonl, parquet
+from infini_jax.data.sources.base import Corpus, Options, Record, choose_split
+
+KINDS = {"jsonl": jsonl.open_jsonl, "parquet": parquet.open_parquet}
+
+
+class Conversation(NamedTuple):
+  """The fields that hold the messages, or the prompt and its completion; "" for none."""
+
+  messages: str
+  prompt: str = ""
+  completion: str = ""
+
+  @property
+  def of_whole_files(self) -> bool:
+    """The place of a conversation is the number of its line."""
+    return True
+
+  @property
+  def tells_summaries(self) -> bool:
+    """There are none."""
+    return False
+
+  @classmethod
+  def choose(cls, spec: str, options: Options, there_are: Collection[str]) -> "Conversation":
+    """The fields that the options name, else `messages`, else `prompt` and `completion`.
+
+    Raises:
+      InputError: the data set has no such field.
+    """
+    asked = cls(*(options.get(role, "") for role in cls._fields))
+    if any(asked[1:]) and not asked.messages:
+      chosen = cls("", asked.prompt or "prompt", asked.completion or "completion")
+    elif asked.messages or "messages" in there_are:
+      chosen = cls(asked.messages or "messages")
+    else:
+      chosen = cls("", "prompt", "completion")
+    missing = [name for name in chosen if name and name not in there_are]
+    if missing or (asked.messages and any(asked[1:])):
+      what = f"has no field {missing[0]!r}" if missing else "names messages and a prompt"
+      raise InputError(
+        f"corpus {spec!r}: {what}; name one of {', '.join(there_are)} with ?messages=FIELD, or two "
+        f"with ?prompt=FIELD&completion=FIELD"
+      )
+    return chosen
+
+  def record(self, splits: tuple[str, ...], place: str, row: Mapping[str, Any]) -> Record:
+    """The conversation in a row; the text of the record is its messages as JSON.
+
+    Raises:
+      InputError: a field is missing.
+    """
+    for field in filter(None, self):
+      if row.get(field) is None:
+        raise InputError(
+          f"{place}: has no field {field!r}, only {', '.join(row) or 'none'}; complete the row, or "
+          f"take it out"
+        )
+    if self.messages:
+      messages = row[self.messages]
+    else:
+      messages = [
+        {"role": "user", "content": row[self.prompt]},
+        {"role": "assistant", "content": row[self.completion]},
+      ]
+    return Record(choose_split(splits, place), place, json.dumps(messages, default=str))
+
+
+def open_conversations(spec: str, train: bool = True) -> Corpus:
+  """The corpus `jsonl:FILES?messages=FIELD`, or `?prompt=FIELD&completion=FIELD`; parquet: too.
+
+  Args:
+    spec: the spec.
+    train: whether there must be conversations to train on.
+
+  Raises:
+    InputError: another kind of corpus, or an error of the files.
+  """
+  kind = spec.partition(":")[0]
+  if kind not in KINDS:
+    raise InputError(
+      f"config.data.path={spec!r}: conversations are read from jsonl:FILES or parquet:FILES "
+      f"(docs/chat.md); name the files so"
+    )
+  return KINDS[kind](spec, train, Conversation)

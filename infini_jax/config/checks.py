@@ -48,7 +48,7 @@ def check(config: Config) -> None:
       f"config.evaluation.knock_out='layers' with config.{m.setting}: one memory "
       f"serves all its layers; leave 'empty' or 'reads'"
     )
-  summary = (config.evaluation.task or config.task.name) == "summarization"
+  summary = (config.evaluation.task or config.task.name) in ("summarization", "chat")
   if m.pattern and m.memory.grows and summary and "empty" in config.evaluation.knock_out:
     raise InputError(
       f"config.evaluation.knock_out='empty' with config.{m.setting}: a summary without the memory "

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 import infini_jax
-from infini_jax import cpu
+from infini_jax import buckets, cpu
 from infini_jax.config import SYSTEMS, Config, InputError, load_config
 from infini_jax.convert import command as conversion
 from infini_jax.paths import folder_to_write, local
@@ -85,9 +85,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.error(f"unknown arguments: {' '.join(rest)}")
   console = make_console()
   try:
-    return args.run(args, rest, console) or 0
+    status = args.run(args, rest, console) or 0
   except (FloatingPointError, KeyboardInterrupt, OSError, RuntimeError, ValueError) as error:
-    return _status(args.command, error)
+    status = _status(args.command, error)
+  try:
+    buckets.flush()
+  except (KeyboardInterrupt, OSError, ValueError) as error:
+    return _status(args.command, error) or status
+  return status
 
 
 def _train(args: argparse.Namespace, rest: list[str], console: Console) -> int:

@@ -12,11 +12,12 @@ import stat
 import tempfile
 from pathlib import Path
 
-from infini_jax import files
+from infini_jax import buckets, files
 from infini_jax.config import InputError
 
 # A URL, also with only one slash, as pathlib writes it. A folder of this name is given as ./gs:/x.
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:/")
+PLACED = re.compile(r"(?:^|(?<=[:,]))(?:s3|gs)://[^,?]*")  # in the spec of a corpus
 INSIDE = 256  # bytes that the paths inside a folder of the package may add to its path
 SHOWN = 200  # the most characters of a path in a message
 WHY = {
@@ -27,27 +28,40 @@ WHY = {
 
 
 def expand(path: str) -> str:
-  """Expands `~` and `~user` to the home folders; leaves other paths unchanged."""
-  return os.path.expanduser(path)
+  """Expands `~` and `~user` to the home folders, and URLs of object stores to their copies.
+
+  Args:
+    path: a path, or the spec of a corpus with URLs as places.
+  """
+  return os.path.expanduser(PLACED.sub(lambda match: _fetched(match[0]), path))
 
 
-def local(path: str | os.PathLike[str], name: str = "") -> Path:
+def local(path: str | os.PathLike[str], name: str = "", *, writes: bool = False) -> Path:
   """A path on this machine, for reading or writing. It need not exist.
+
+  A folder or file of an object store is copied to this machine first.
 
   Args:
     path: the path as the user gave it.
     name: the name of the flag or the field, for the error message.
+    writes: whether an object store gets what is written there.
 
   Raises:
-    InputError: it is empty, a URL, the home of an unknown user, or not a possible path.
+    InputError: it is empty, another URL, the home of an unknown user, or not a possible path.
+    OSError: the object store does not answer.
   """
   text = os.fspath(path)
+  if buckets.is_url(text):
+    try:
+      return buckets.keep(text) if writes else buckets.fetch(text)
+    except InputError as error:
+      raise InputError(f"{name}={error}" if name else str(error)) from None
   if not text:
     raise InputError(f"{name or 'a path'} is empty; give one")
   if "\0" in text:
     raise _wrong(text, name, "holds a NUL character, which no path may hold; leave it out")
   if URL.match(text):
-    raise _wrong(text, name, "is a URL, and only local paths can be used; give one")
+    raise _wrong(text, name, "is a URL; give a local path, s3://BUCKET/NAME or gs://BUCKET/NAME")
   home = text.split("/")[0]
   found = expand(text)
   if home.startswith("~") and found.split("/")[0] == home:
@@ -67,8 +81,9 @@ def folder_to_write(path: str | os.PathLike[str], name: str = "") -> Path:
 
   Raises:
     InputError: it cannot be written or made, or `local` refuses the path.
+    OSError: the object store does not answer.
   """
-  found = local(path, name)
+  found = local(path, name, writes=True)
   whole = found.absolute()
   place = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
   if not place.exists():
@@ -94,8 +109,11 @@ def file_to_write(
 
   Raises:
     InputError: it cannot be written, or `local` refuses the path.
+    OSError: the object store does not answer.
   """
-  found = local(path, name)
+  found = local(path, name, writes=True)
+  if buckets.is_url(path):
+    found.parent.mkdir(parents=True, exist_ok=True)
   if found.is_dir() or os.fspath(path).endswith("/"):
     raise _wrong(path, name, "is a folder; name a file")
   if found.is_symlink() and not found.exists():
@@ -116,6 +134,16 @@ def file_to_write(
   if begins and found.is_file() and not _fits(found, begins):
     raise _wrong(path, name, "exists, and holds something else; choose another, or remove it")
   return found
+
+
+def _fetched(url: str) -> str:
+  """The copy of a place in the spec of a corpus. Of a pattern, the files that match are copied."""
+  begins = re.search(r"[*\[]", url)
+  if begins is None:
+    return str(buckets.fetch(url))
+  folder = url[: url.rindex("/", 0, begins.start())]
+  pattern = url[len(folder) + 1 :]
+  return f"{buckets.fetch(folder, pattern)}/{pattern}"
 
 
 def _fits(file: Path, begins: bytes) -> bool:

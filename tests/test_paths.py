@@ -30,8 +30,7 @@ def places(tmp_path, monkeypatch):
 # Impossible paths for reading and writing.
 NO_PATHS = {
   "": "is empty",
-  "gs://bucket/run": "is a URL",
-  "s3://bucket/run": "is a URL",
+  "http://bucket/run": "is a URL",
   "file:///tmp/run": "is a URL",
   "gs:/bucket/run": "is a URL",
   "a\0b": "NUL",
@@ -201,11 +200,11 @@ def test_every_output_is_checked_before_anything_starts(places, capsys, monkeypa
 def test_urls_are_refused_as_inputs_and_homes_are_expanded(places, capsys):
   run = f"--workdir={places / 'run'}"
   for name, *command in (
-    ("--workdir", "generate", "--workdir=gs://b/run", "--prompt=x"),
-    ("--workdir", "report", "--workdir=s3://b/run"),
-    ("--load-state", "generate", "--load-state=gs://b/a.state"),
-    ("FILE", "convert", "gguf", "gs://b/a.gguf", str(places / "new")),
-    ("config.train.start_from", "train", CONFIG, run, "--config.train.start_from=gs://b/run"),
+    ("--workdir", "generate", "--workdir=http://b/run", "--prompt=x"),
+    ("--workdir", "report", "--workdir=ftp://b/run"),
+    ("--load-state", "generate", "--load-state=http://b/a.state"),
+    ("FILE", "convert", "gguf", "http://b/a.gguf", str(places / "new")),
+    ("config.train.start_from", "train", CONFIG, run, "--config.train.start_from=http://b/run"),
   ):
     error = one_line(capsys, *command)
     assert f"{name}=" in error and "is a URL" in error, error
@@ -234,7 +233,7 @@ def test_a_config_a_corpus_and_a_vocabulary_at_home(texts, tmp_path, capsys, mon
     capsys, "prepare", f"--source={texts}", "--out=~/new", "--tokenizer=huggingface:~/t.json"
   )
   os.mkfifo(tmp_path / "pipe")
-  for path, why in (("gs://b/t.json", "is a URL"), ("~", "not a file"), ("pipe", "not a file")):
+  for path, why in (("http://b/t.json", "is a URL"), ("~", "not a file"), ("pipe", "not a file")):
     vocabulary = f"--tokenizer=huggingface:{path}"
     assert why in one_line(capsys, "prepare", f"--source={texts}", "--out=~/new", vocabulary)
   assert not (tmp_path / "~").exists()

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from infini_jax import buckets
 from infini_jax.config import InputError
 from infini_jax.data import Tokenizer
 from infini_jax.data.chat.render import Message
@@ -102,9 +103,11 @@ class Session:
 
     Raises:
       InputError: the file cannot be written.
+      OSError: the object store does not answer.
     """
-    stream = self.run.engine.together(self._stream)
-    saved.save(_path("path", path), self.run, stream, self._lanes, self._told)
+    file, stream = _path("path", path, writes=True), self.run.engine.together(self._stream)
+    saved.save(file, self.run, stream, self._lanes, self._told)
+    buckets.flush()
 
   def fork(self) -> "Session":
     """An independent copy; the parameters are shared."""
@@ -380,10 +383,10 @@ class Session:
     )
 
 
-def _path(name: str, value: Any) -> Path:
+def _path(name: str, value: Any, writes: bool = False) -> Path:
   if not isinstance(value, str | os.PathLike):
     raise InputError(f"{name}={short(value)}: must be the path of a run or of a state")
-  return local(value)
+  return local(value, writes=writes)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from infini_jax.buckets import is_url
 from infini_jax.config import InputError
 from infini_jax.evaluation.filing import Evaluated
 from infini_jax.html import (
@@ -62,7 +63,10 @@ def report(workdirs: Sequence[str], out: str | None, console: Console) -> Path:
   for run in runs:
     for name in run.evaluations:
       _check(run, name)
+  whose = str(workdirs[0]).rstrip("/")
   folder = runs[0].path if len(runs) == 1 else runs[0].path.parent
+  if is_url(whose):
+    out = out or f"{whose if len(runs) == 1 else whose.rpartition('/')[0]}/report.html"
   file = file_to_write(out or folder / "report.html", "--out", begins=BEGINS)
   whole = page(runs, file.parent)
   try:

@@ -172,7 +172,7 @@ def test_no_change_that_is_named_needs_a_slice_that_does_not_exist(file, capsys)
     ("/nowhere/plan.json", "make it first"),
     ("{tmp}", "is a folder"),
     ("{tmp}/new/", "is a folder"),
-    ("gs://bucket/plan.json", "is a URL"),
+    ("http://bucket/plan.json", "is a URL"),
     ("", "is empty"),
   ],
 )

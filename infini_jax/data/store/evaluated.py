@@ -41,7 +41,7 @@ def open_evaluated(
   Raises:
     InputError: there is no such text, it cannot be read, or a store has other tokens.
   """
-  path = expand(path)
+  path = path if path.startswith(PREFIX) else expand(path)
   if not path.startswith(PREFIX) and not (path and is_store(folder_of(path))):
     return _encoded(path, own, others, console, tokenizer)
   store = open_mixture(path) if path.startswith(PREFIX) else Store.open(folder_of(path))

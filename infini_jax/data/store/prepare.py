@@ -110,9 +110,9 @@ def open_or_prepare(
   Raises:
     InputError: as `prepare` and `open_mixture`; or the store at `path` has another tokenizer.
   """
-  path = expand(path)
   if path.startswith(PREFIX):
     return open_mixture(path, None if own else tokenizer)
+  path = expand(path)
   if not path or not is_store(folder_of(path)):
     remedy = "choose another --workdir, or set config.data.path back"
     return prepare(path, cache, tokenizer, console=console, own=own, remedy=remedy)
@@ -131,7 +131,7 @@ def open_prepared(path: str, cache: Path) -> Store:
   Raises:
     InputError: as `open_mixture` and `Store.open`.
   """
-  path = expand(path)
   if path.startswith(PREFIX):
     return open_mixture(path)
+  path = expand(path)
   return Store.open(folder_of(path) if path and is_store(folder_of(path)) else cache)

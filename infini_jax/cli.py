@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import errno
 import functools
 import importlib.metadata
 import os
@@ -10,7 +9,6 @@ import platform
 import shlex
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -18,8 +16,9 @@ from rich.console import Console
 
 import infini_jax
 from infini_jax import buckets, cpu
-from infini_jax.config import SYSTEMS, Config, InputError, load_config
+from infini_jax.config import SYSTEMS, Config, load_config
 from infini_jax.convert import command as conversion
+from infini_jax.failures import status_of
 from infini_jax.paths import folder_to_write, local
 from infini_jax.progress import make_console
 from infini_jax.sweep import command as sweeping
@@ -33,15 +32,6 @@ TASK_HELP = (
 BRANCH_HELP = "begin a new workdir from a checkpoint (--step) of this run (docs/optimizers.md)"
 STEP_HELP = "which checkpoint; the newest by default"
 EMA_HELP = "the moving average of the parameters (config.optimizer.ema), not their last values"
-
-# Errors of a path that a user can fix: a file instead of a folder or the reverse, no permission.
-FORBIDDEN = {
-  *(errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EPERM, errno.EROFS),
-  *(errno.ELOOP, errno.ENAMETOOLONG),
-}
-
-# Errors of a disk or of a network file system, which may be gone at the next start.
-BROKEN = {errno.EIO, errno.ENOTCONN, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT}
 
 AUTO = "auto"  # of `config.run.compilation_cache`: the user's own folder
 END_SECONDS = 5  # how long the threads of libraries may take to end
@@ -87,11 +77,11 @@ def main(argv: list[str] | None = None) -> int:
   try:
     status = args.run(args, rest, console) or 0
   except (FloatingPointError, KeyboardInterrupt, OSError, RuntimeError, ValueError) as error:
-    status = _status(args.command, error)
+    status = status_of(args.command, error)
   try:
     buckets.flush()
   except (KeyboardInterrupt, OSError, ValueError) as error:
-    return _status(args.command, error) or status
+    return status_of(args.command, error) or status
   return status
 
 
@@ -174,45 +164,7 @@ def _all_processes(
   except BaseException as error:
     why = " ".join(str(error).split()) or type(error).__name__
     together = not isinstance(error, KeyboardInterrupt)
-    processes.give_up(_status(args.command, error), together=together, why=why)
-
-
-def _status(command: str, error: BaseException) -> int:
-  """Prints an error, and returns its exit status."""
-  if isinstance(error, KeyboardInterrupt):
-    return 130
-  if not isinstance(error, InputError) and (line := _outside(error)):
-    error = InputError(line)
-  if isinstance(error, OSError) and error.errno in BROKEN:
-    where = f"{error.filename}: " if error.filename else ""
-    print(
-      f"infini-jax {command}: {where}{error.strerror}; does its file system answer? The same "
-      f"command goes on",
-      file=sys.stderr,
-    )
-  elif isinstance(error, InputError | FloatingPointError | TimeoutError):
-    print(f"infini-jax {command}: {error}", file=sys.stderr)
-  else:
-    traceback.print_exception(error)
-  return 2 if isinstance(error, InputError) else 1
-
-
-def _outside(error: BaseException) -> str:
-  """One line about an error of the machine, such as a full disk; empty for other errors."""
-  text = " ".join(str(error).split())
-  if isinstance(error, OSError) and error.errno in FORBIDDEN:
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror}; choose another place, or set its permissions"
-  if os.strerror(errno.ENOSPC) in text or os.strerror(errno.EDQUOT) in text:
-    return f"{text[:300]}; make room there, or choose another place"
-  if text.startswith("attention="):  # operations do not have the name of the config's section
-    return f"config.run.{text}"
-  if text.startswith("RESOURCE_EXHAUSTED"):  # XLA's message for a full device memory
-    return (
-      f"{text[:200]}: too much for a device; infini-jax plan says what a run needs: lower "
-      f"config.data.lanes, or raise config.train.accumulate or config.mesh.fsdp"
-    )
-  return ""
+    processes.give_up(status_of(args.command, error), together=together, why=why)
 
 
 def _prepare(args: argparse.Namespace, rest: list[str], console: Console) -> None:

@@ -128,30 +128,6 @@ def test_wrong_inputs_are_named_in_one_line_with_the_remedy(job, tmp_path, capsy
   assert "no checkpoint of step 99" in refused(capsys, "generate", run, "--step=99", "--prompt=a")
 
 
-def test_errors_of_the_machine_are_one_line_and_bugs_are_a_traceback(capsys):
-  for error, said in (
-    (
-      PermissionError(13, "Permission denied", "runs/a"),
-      "train: runs/a: Permission denied; choose",
-    ),
-    (OSError(28, "No space left on device"), "No space left on device; make room there"),
-    (ValueError("attention='splash': it needs a TPU"), "config.run.attention='splash': it needs"),
-    (RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 9"), "infini-jax plan says what"),
-  ):
-    assert cli._status("train", error) == 2
-    line = capsys.readouterr().err
-    assert said in line and line.count("\n") == 1, line
-  for error, said in (
-    (OSError(5, "Input/output error", "runs/a"), "runs/a: Input/output error; does its file"),
-    (TimeoutError("batch 7 was not read"), "train: batch 7 was not read"),
-  ):
-    assert cli._status("train", error) == 1, "another start may succeed"
-    line = capsys.readouterr().err
-    assert said in line and line.count("\n") == 1, line
-  assert cli._status("train", RuntimeError("a fault")) == 1
-  assert "RuntimeError: a fault" in capsys.readouterr().err
-
-
 def test_a_wrong_input_is_one_line_in_a_real_process_too(job):
   done = real("train.py", f"--config={job / 'config.py'}", f"--workdir={job / 'x'}", "--config.a=1")
   assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

@@ -1,7 +1,11 @@
 """The counts and tokens of one lane of a session."""
 
+import contextlib
+import signal
+import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from infini_jax.inference.sampling import RECENT
 
@@ -39,3 +43,20 @@ class Lane:
     other = Lane()
     other.read, other.unread, other.recent = self.read, self.unread.copy(), self.recent.copy()
     return other
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+  """Delays Ctrl-C to the end of the body, so that the lanes count exactly what the model read."""
+  usual = signal.getsignal(signal.SIGINT)
+  if not callable(usual) or threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  came: list[Any] = []
+  signal.signal(signal.SIGINT, lambda *event: came.append(event))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, usual)
+    if came:
+      usual(*came[0])

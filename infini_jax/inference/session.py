@@ -1,9 +1,6 @@
 """`Session`: a model with a state. It can read text, generate text, be copied and be saved."""
 
-import contextlib
 import os
-import signal
-import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -20,7 +17,7 @@ from infini_jax.data.chat.render import Message
 from infini_jax.inference import chat as chats
 from infini_jax.inference import saved
 from infini_jax.inference.arguments import seeds, short, stops, whole
-from infini_jax.inference.lane import Lane
+from infini_jax.inference.lane import Lane, together
 from infini_jax.inference.sampling import NOTHING, RECENT, Sampling
 from infini_jax.inference.texts import Source, tokens_of
 from infini_jax.inference.writing import Piece, Writer
@@ -122,7 +119,7 @@ class Session:
     """
     some = range(self.lanes) if lanes is None else np.atleast_1d(np.asarray(lanes)).tolist()
     chosen = {whole("lane", i, most=self.lanes - 1) for i in some}
-    with _whole():
+    with together():
       self._told = None
       if len(chosen) == self.lanes:
         self._stream = self.run.engine.start(self.lanes)
@@ -216,7 +213,7 @@ class Session:
       long = [i for i, lane in enumerate(self._lanes) if len(lane.unread) > T]
       if not long:
         return taken
-      with _whole():
+      with together():
         if len(long) == self.lanes and all(lane.read % N == 0 for lane in self._lanes):
           tokens_BT = np.array([lane.give(T) for lane in self._lanes], np.int32)
           self._stream = self.run.engine.read(self._stream, tokens_BT)
@@ -330,7 +327,7 @@ class Session:
       going = [i for i in going if not self.ended[i]]
       if not going:
         return
-      with _whole():
+      with together():
         token_B = self._next(going, sampling, seeds_B).tolist()
         drawn = [(i, token_B[i]) for i in going]
         for i, token in drawn:
@@ -387,20 +384,3 @@ def _path(name: str, value: Any, writes: bool = False) -> Path:
   if not isinstance(value, str | os.PathLike):
     raise InputError(f"{name}={short(value)}: must be the path of a run or of a state")
   return local(value, writes=writes)
-
-
-@contextlib.contextmanager
-def _whole() -> Iterator[None]:
-  """Delays Ctrl-C to the end of the body, so that the lanes count exactly what the model read."""
-  usual = signal.getsignal(signal.SIGINT)
-  if not callable(usual) or threading.current_thread() is not threading.main_thread():
-    yield
-    return
-  came: list[Any] = []
-  signal.signal(signal.SIGINT, lambda *event: came.append(event))
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGINT, usual)
-    if came:
-      usual(*came[0])

@@ -13,8 +13,8 @@ CREDENTIALS = {
   "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
   "gs": "GOOGLE_APPLICATION_CREDENTIALS, or gcloud auth application-default login",
 }
-TRIES = {"max_retries": 3, "retry_timeout": datetime.timedelta(seconds=20)}  # of one request
-CLIENT = {"connect_timeout": "5 seconds", "timeout": "10 minutes", "allow_http": True}
+TRIES: Any = {"max_retries": 3, "retry_timeout": datetime.timedelta(seconds=20)}  # of a request
+CLIENT: Any = {"connect_timeout": "5 seconds", "timeout": "10 minutes", "allow_http": True}
 ABSENT = ("NoSuchBucket", "404 Not Found")
 REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "redential", "403 Forb")
 Given = TypeVar("Given")

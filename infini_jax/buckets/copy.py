@@ -22,6 +22,7 @@ MANIFEST = ".infini_jax.json"
 UNFINISHED = "orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
 EACH = 10.0  # seconds between two passes
 NOTHING = (0, 0)  # size and time of a file that is not there yet
+OLDER = (-1, -1)  # of a file that the store has in an older state
 
 
 class Gone(Exception):
@@ -71,6 +72,9 @@ class Copy:
         if before == version and file.exists():
           continue  # the copy may be newer
         if tuple(last) != NOTHING and _seen(file) not in (None, tuple(last)):
+          if self._begins(name):
+            known[name] = [version, *OLDER]
+            continue
           raise InputError(
             f"{self.url}: {name or 'the file'} has changed there and in the copy {self.path}; move "
             f"the copy away to take what is there"
@@ -119,8 +123,7 @@ class Copy:
       if not new and not gone:
         return
       is_folder = not self.path.is_file()
-      if is_folder:
-        self._check_alone(self._remote.versions(), known)
+      theirs = self._others(known, new) if is_folder else {}
       for name in new:
         try:
           known[name] = [self._remote.write(name, self._local(name)), *here[name]]
@@ -129,19 +132,39 @@ class Copy:
             raise
           raise Gone from None
       if is_folder:
-        listed = json.dumps({"files": {name: size for name, (size, _) in here.items()}}).encode()
-        known[MANIFEST] = [self._remote.write(MANIFEST, listed), *NOTHING]
+        kept = {name: size for name, size in theirs.items() if name not in gone}
+        listed = json.dumps({"files": kept | {name: size for name, (size, _) in here.items()}})
+        known[MANIFEST] = [self._remote.write(MANIFEST, listed.encode()), *NOTHING]
       for name in gone:
         self._remote.remove(name)
         del known[name]
 
-  def _check_alone(self, versions: dict[str, tuple[str, int]], known: dict[str, list]) -> None:
-    """Refuses if another machine has written the manifest since this one read or wrote it."""
-    if versions.get(MANIFEST, ("",))[0] != known.get(MANIFEST, ("",))[0]:
-      raise InputError(
-        f"{self.url}: another machine writes there too. {self._safe}; move it away to take what is "
-        f"there"
-      )
+  def _others(self, known: dict[str, list], new: list[str]) -> dict[str, int]:
+    """The files of the manifest, and their sizes. Other machines may have written other files."""
+    versions = self._remote.versions()
+    listed = self._manifest() if MANIFEST in versions else {}
+    for name in (name for name in new if name in listed and name in versions):
+      if versions[name][0] != known.get(name, ("",))[0] and not self._begins(name):
+        raise InputError(
+          f"{self.url}: another machine writes {name} too. {self._safe}; move it away to take what "
+          f"is there"
+        )
+    return listed
+
+  def _begins(self, name: str) -> bool:
+    """Whether a file begins with what the store has: it was brought there before a kill."""
+    there = self._remote.read(name)
+    try:
+      with self._local(name).open("rb") as here:
+        return here.read(len(there)) == there
+    except OSError:
+      return False
+
+  def _manifest(self) -> dict[str, int]:
+    try:
+      return dict(json.loads(self._remote.read(MANIFEST))["files"])
+    except (ValueError, KeyError, TypeError):
+      raise InputError(f"{self.url}/{MANIFEST}: damaged; remove it to take all files") from None
 
   @property
   def _safe(self) -> str:
@@ -168,10 +191,7 @@ class Copy:
     if manifest is None:
       return versions
     known[MANIFEST] = [manifest[0], *NOTHING]
-    try:
-      names = json.loads(self._remote.read(MANIFEST))["files"].keys()
-    except (ValueError, KeyError, TypeError, AttributeError):
-      raise InputError(f"{self.url}/{MANIFEST}: damaged; remove it to take all files") from None
+    names = self._manifest().keys()
     if missing := sorted(names - versions.keys()):
       raise InputError(f"{self.url}: {missing[0]} is missing there; put a copy there")
     return {name: versions[name] for name in names}

@@ -56,6 +56,28 @@ def test_a_process_that_was_killed_before_a_pass_loses_nothing(remote):
   assert remote.files("runs/a")["2"] == b"two"
 
 
+@pytest.mark.parametrize("more", [b"", b"more"])
+def test_a_process_that_was_killed_in_a_pass_continues(remote, monkeypatch, more):
+  """What was written to the store is not in the record, and the file may have grown since."""
+  copy = buckets.keep(RUN)
+  put(copy / "metrics.jsonl", b"1")
+  buckets.flush()
+  put(copy / "metrics.jsonl", b"12")
+  put(copy / "new", b"x")
+  with monkeypatch.context() as patch:
+    patch.setattr(copies.Copy, "_note", lambda *_: None)
+    buckets.flush()
+  (remote.root / "bucket" / "runs" / "a" / copies.MANIFEST).write_text(
+    '{"files": {"metrics.jsonl": 1}}'
+  )
+  put(copy / "metrics.jsonl", b"12" + more)
+  remote.machine("here")
+  buckets.keep(RUN)
+  buckets.flush()
+  remote.machine("there")
+  assert tree(buckets.fetch(RUN)) == {"metrics.jsonl": b"12" + more, "new": b"x"}
+
+
 def test_half_of_a_pass_is_not_seen(remote, monkeypatch):
   copy = buckets.keep(RUN)
   put(copy / "checkpoints" / "1" / "x", b"one")
@@ -102,7 +124,7 @@ def test_two_machines_that_write_are_told_and_keep_what_they_have(remote):
   buckets._copies.update(here)
   own = here[RUN].path / "run.json"
   put(own, b"333")
-  with pytest.raises(InputError, match="another machine writes there too"):
+  with pytest.raises(InputError, match="another machine writes run.json too"):
     buckets.flush()
   assert own.read_bytes() == b"333" and remote.files("runs/a")["run.json"] == b"22"
   remote.machine("here")
@@ -110,6 +132,23 @@ def test_two_machines_that_write_are_told_and_keep_what_they_have(remote):
     buckets.fetch(RUN)
   os.rename(here[RUN].path, here[RUN].path.with_name("aside"))
   assert tree(buckets.fetch(RUN)) == {"run.json": b"22"}
+
+
+def test_two_machines_that_write_other_files_both_succeed(remote):
+  """As a training on one machine, and an evaluation of it on another."""
+  put(buckets.keep(RUN) / "metrics.jsonl", b"1")
+  buckets.flush()
+  here = dict(buckets._copies)
+  remote.machine("there")
+  put(buckets.keep(RUN) / "evaluation" / "results.json", b"2")
+  buckets.flush()
+  remote.machine("here")
+  buckets._copies.update(here)
+  put(here[RUN].path / "metrics.jsonl", b"11")
+  buckets.flush()
+  remote.machine("third")
+  wanted = {"metrics.jsonl": b"11", "evaluation/results.json": b"2"}
+  assert tree(buckets.fetch(RUN)) == wanted
 
 
 def test_a_fetch_that_was_killed_begins_again(remote, monkeypatch):

@@ -96,12 +96,10 @@ class Copy:
         if failed:
           LOGGER.warning(f"{self.url}: answers again, and has all that was written")
         failed = False
-      except InputError as error:
-        LOGGER.warning(f"warning: {error}")
-        return
-      except OSError as error:
+      except (InputError, OSError) as error:
         if not failed:
-          LOGGER.warning(f"warning: {self.url}: {error.strerror}; it is tried again. {self._safe}")
+          text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+          LOGGER.warning(f"warning: {self.url}: {text}; it is tried again. {self._safe}")
         failed = True
 
   def push(self) -> None:

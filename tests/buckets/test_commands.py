@@ -68,9 +68,12 @@ def test_a_run_in_a_real_server_is_killed_and_goes_on_elsewhere_to_the_bit(texts
   url = f"http://127.0.0.1:{port}"
   settings = {"AWS_ENDPOINT_URL": url, "AWS_ALLOW_HTTP": "true", "AWS_REGION": "us-east-1"}
   settings |= {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "JAX_PLATFORMS": "cpu"}
+  settings["XLA_FLAGS"] = ""  # one device
   on = lambda name: {**os.environ, **settings, "XDG_CACHE_HOME": str(tmp_path / name)}
   make = f"import boto3; s3 = boto3.client('s3', endpoint_url='{url}'); "
-  make += "s3.create_bucket(Bucket='bucket')"
+  make += "s3.create_bucket(Bucket='bucket'); import pathlib; root = pathlib.Path(r'" + str(texts)
+  make += "'); [s3.upload_file(str(f), 'bucket', 'corpus/' + f.relative_to(root).as_posix())"
+  make += " for f in root.rglob('*') if f.is_file()]"
   flags = [*FLAGS, "--config.train.steps=400", "--config.train.checkpoint_every=20"]
 
   def start(name, workdir):
@@ -83,7 +86,7 @@ def test_a_run_in_a_real_server_is_killed_and_goes_on_elsewhere_to_the_bit(texts
       if subprocess.run([SERVER, "-c", make], env=on("x"), capture_output=True).returncode == 0:
         break
       time.sleep(1)
-    prepare = [sys.executable, "-m", "infini_jax.cli", "prepare", f"--source={texts}"]
+    prepare = [sys.executable, "-m", "infini_jax.cli", "prepare", "--source=s3://bucket/corpus"]
     prepare += ["--out=s3://bucket/store", "--tokenizer=bytes", "--workers=1"]
     subprocess.run(prepare, cwd=ROOT, env=on("a"), check=True)
     whole = start("a", tmp_path / "whole")

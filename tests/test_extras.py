@@ -200,6 +200,23 @@ def test_beam_writes_the_store_of_one_machine(installed, job, texts):
 
 
 @pytest.mark.slow
+@only("objects")
+def test_objects_copies_in_both_directions(installed, job):
+  """With a folder in the place of the store; tests/buckets has a server."""
+  (job / "remote" / "bucket").mkdir(parents=True)
+  program = """
+import obstore
+local = obstore.store.LocalStore
+obstore.store.from_url = lambda url, **_: local(prefix="remote/bucket")
+from infini_jax import buckets
+buckets.keep("s3://bucket/a.txt").write_text("kept")
+buckets.flush()
+"""
+  run(installed, "-c", program, cwd=job, XDG_CACHE_HOME=str(job / "cache"))
+  assert (job / "remote" / "bucket" / "a.txt").read_text() == "kept"
+
+
+@pytest.mark.slow
 @only("wandb")
 def test_wandb_writes_a_run(installed, job):
   train = ("train", "--config=config.py", "--workdir=run", "--config.log.wandb=True")

@@ -225,6 +225,7 @@ def test_every_system_reads_a_document_as_one_call_does(store, documents, name):
     assert abs(out.nats - got.nats) > 1e-4 * got.nats, "the memory does nothing: a weak test"
 
 
+@pytest.mark.slow
 def test_beside_full_attention_only_the_memory_is_held_empty(store, documents):
   case = Case(store, documents, pattern=("infini", "full"))
   got = case.evaluate(lanes=2, segments=2)

@@ -197,7 +197,11 @@ class Stopped(Exception):
   """Stops the evaluation."""
 
 
-@pytest.mark.parametrize("variant", [INTACT, Variant("swap", swap=True)], ids=lambda v: v.name)
+@pytest.mark.parametrize(
+  "variant",
+  [INTACT, pytest.param(Variant("swap", swap=True), marks=pytest.mark.slow)],
+  ids=lambda v: v.name,
+)
 def test_a_stopped_evaluation_continues_where_it_was(variant, tmp_path, monkeypatch):
   """After any chunk: in a common beginning, between lengths, or inside an example."""
   monkeypatch.setattr(retrieval, "FORKS_FROM", 1)

@@ -47,6 +47,7 @@ def stable(texts, tmp_path_factory):
   return c, workdir
 
 
+@pytest.mark.slow
 def test_a_decay_from_a_stable_checkpoint_equals_the_run_that_was_planned_so(stable, tmp_path):
   c, workdir = stable
   decays = planned(c, 7, schedule="wsd", decay_steps=3, **SHAPE)

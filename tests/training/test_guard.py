@@ -115,6 +115,7 @@ def test_it_stops_with_the_diagnosis_after_it_went_back_often_enough(trained, tm
   assert kept and max(kept) <= 4
 
 
+@pytest.mark.slow
 def test_a_gradient_far_above_its_mean_is_skipped(trained, tmp_path, poison):
   c, _, _ = trained
   others = c.data.lanes - 1

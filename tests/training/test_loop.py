@@ -290,7 +290,8 @@ def test_metrics_of_a_task(trained_on_task):
   assert all(line["tokens"] == tokens and 0 <= line["exact_match"] <= 1 for line in scores)
 
 
-@pytest.mark.parametrize("name", ["muon", pytest.param("lion", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["muon", "lion"])
 def test_another_optimizer_and_an_average_go_on_to_the_bit_on_a_mesh(texts, tmp_path, name):
   c = config(
     texts,

@@ -89,7 +89,7 @@ def alone(request):
   return c, losses, jax.device_get(state)
 
 
-# Fast tests have Adafactor with all family features, divided over lanes, width and heads; and AdamW,
+# Fast tests have Adafactor with all family features, divided over lanes, width and heads, and AdamW
 # divided over the sequence.
 FAST = {("adafactor", "2x2x2"), ("adamw", "seq")}
 

@@ -16,8 +16,10 @@ CREDENTIALS = {
 TRIES: Any = {"max_retries": 3, "retry_timeout": datetime.timedelta(seconds=20)}  # of a request
 CLIENT: Any = {"connect_timeout": "5 seconds", "timeout": "10 minutes", "allow_http": True}
 ABSENT = ("NoSuchBucket", "404 Not Found")
-REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "redential", "403 Forb")
-REFUSED += ("169.254.169.254",)  # where machines in a cloud ask for credentials, if none are set
+REFUSED = (
+  *("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "redential", "403 Forb"),
+  "169.254.169.254",  # where machines in a cloud ask for credentials, if none are set
+)
 Given = TypeVar("Given")
 
 

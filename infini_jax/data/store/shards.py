@@ -20,7 +20,9 @@ from infini_jax.config import InputError
 
 BLOCK = 16_384  # tokens of a record; a slice of a book reads only the records that it needs
 HASH = "sha256"  # the array of an index that holds the hash of the others
-ZIP = (zipfile.BadZipFile, zlib.error)  # of a damaged index
+# Errors of a damaged index. A flag of an entry that was changed asks for a password or for another
+# method of compression: zipfile then raises a RuntimeError.
+ZIP = (zipfile.BadZipFile, zlib.error, RuntimeError)
 TOTALS = ("documents", "tokens", "bytes", "words", "characters", "empty", "short", "bad")
 FIRST = ("empty", "bad")  # the kinds of documents left out of which the first one is kept
 
@@ -122,7 +124,7 @@ class Shard(NamedTuple):
       if hashed is not None and hashed.tobytes() != _hash(arrays):
         raise ValueError("other bytes than were written")
       return arrays.get(name)
-    except (OSError, EOFError, ValueError, KeyError, NotImplementedError, *ZIP) as error:
+    except (OSError, EOFError, ValueError, KeyError, *ZIP) as error:
       raise damaged(self.index_file, error) from None
 
 

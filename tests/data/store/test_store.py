@@ -199,3 +199,15 @@ def test_damaged_files_are_refused(copy):
   (copy / "train" / "00000.npz").write_bytes(b"PK\x03\x04")
   with pytest.raises(InputError, match="00000.npz: missing or damaged"):
     Store.open(copy).split("train")
+
+
+@pytest.mark.parametrize("place, value", [(8, 1), (10, 99)], ids=["password", "compression"])
+def test_changed_flags_of_an_index_are_damage(copy, place, value):
+  """Of the first entry, in the directory at the end of the file and at the entry."""
+  file = copy / "train" / "00000.npz"
+  content = bytearray(file.read_bytes())
+  for begin, after in ((content.index(b"PK\x01\x02"), place), (0, place - 2)):
+    content[begin + after] = value
+  file.write_bytes(content)
+  with pytest.raises(InputError, match="00000.npz: missing or damaged"):
+    Store.open(copy).split("train")

@@ -157,6 +157,11 @@ def changed(base, **fields):
   return dataclasses.replace(base, **fields)
 
 
+def like(rng: np.random.Generator, tree: Any) -> Any:
+  """Random arrays with the shapes and types of a tree."""
+  return jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), tree)
+
+
 def write_corpus(folder: Path, documents: int = 8, characters: int = 300) -> Path:
   """Documents of different lengths in train/, and two each in validation/ and test/."""
   rng = np.random.default_rng(0)

@@ -1,6 +1,5 @@
 """The table of the scores of answers, and a file of the answers."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,14 @@ from rich.table import Table
 from infini_jax.config import Config
 from infini_jax.evaluation.chat import SCORES, Answered
 from infini_jax.evaluation.knock_out import label_of
+from infini_jax.evaluation.summarization_tables import write_predictions
 
 SHOWN = 3  # the answers that are printed
 
 
 def draw(found: dict[str, Answered], results: dict[str, Any], folder: Path) -> dict[str, Path]:
   """Writes the answers to `predictions.jsonl`; there is no picture."""
-  with open(folder / "predictions.jsonl", "w", encoding="utf-8") as file:
-    for i, answer in enumerate(found["memory"].answers):
-      others = {n: f.answers[i].written for n, f in found.items() if n != "memory"}
-      line = answer._asdict() | {"knocked_out": others}
-      file.write(json.dumps(line, ensure_ascii=False) + "\n")
+  write_predictions(folder, {name: f.answers for name, f in found.items()})
   return {}
 
 

@@ -1,6 +1,7 @@
 """The table and picture of summary scores, and a file of the summaries and references."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,7 @@ def draw(found: dict[str, Summarized], results: dict[str, Any], folder: Path) ->
   """Writes the summaries to `predictions.jsonl`, and draws ROUGE-1 by the tokens read."""
   from matplotlib.figure import Figure
 
-  with open(folder / "predictions.jsonl", "w", encoding="utf-8") as file:
-    for i, summary in enumerate(found["memory"].summaries):
-      others = {n: f.summaries[i].written for n, f in found.items() if n != "memory"}
-      line = summary._asdict() | {"knocked_out": others}
-      file.write(json.dumps(line, ensure_ascii=False) + "\n")
+  write_predictions(folder, {name: f.summaries for name, f in found.items()})
   figure = Figure(figsize=(6.5, 4), layout="constrained")
   axes = figure.subplots()
   for name, summarized in found.items():
@@ -71,3 +68,17 @@ def verdict(found: dict[str, Summarized], console: Console) -> None:
       "The memory carries nothing that helps: from the last segment alone the summaries are as "
       "good. docs/memory.md says how to find out why."
     )
+
+
+def write_predictions(folder: Path, found: dict[str, Sequence[Any]]) -> None:
+  """Writes `predictions.jsonl`: each text of the whole memory, with those of the ablations.
+
+  Args:
+    folder: of the results.
+    found: by the name of the ablation, the texts: named tuples with a field `written`.
+  """
+  with open(folder / "predictions.jsonl", "w", encoding="utf-8") as file:
+    for i, one in enumerate(found["memory"]):
+      others = {name: texts[i].written for name, texts in found.items() if name != "memory"}
+      line = one._asdict() | {"knocked_out": others}
+      file.write(json.dumps(line, ensure_ascii=False) + "\n")

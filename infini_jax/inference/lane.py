@@ -46,7 +46,7 @@ class Lane:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
   """Delays Ctrl-C to the end of the body, so that the lanes count exactly what the model read."""
   usual = signal.getsignal(signal.SIGINT)
   if not callable(usual) or threading.current_thread() is not threading.main_thread():

@@ -17,7 +17,7 @@ from infini_jax.data.chat.render import Message
 from infini_jax.inference import chat as chats
 from infini_jax.inference import saved
 from infini_jax.inference.arguments import seeds, short, stops, whole
-from infini_jax.inference.lane import Lane, together
+from infini_jax.inference.lane import Lane, uninterrupted
 from infini_jax.inference.sampling import NOTHING, RECENT, Sampling
 from infini_jax.inference.texts import Source, tokens_of
 from infini_jax.inference.writing import Piece, Writer
@@ -119,7 +119,7 @@ class Session:
     """
     some = range(self.lanes) if lanes is None else np.atleast_1d(np.asarray(lanes)).tolist()
     chosen = {whole("lane", i, most=self.lanes - 1) for i in some}
-    with together():
+    with uninterrupted():
       self._told = None
       if len(chosen) == self.lanes:
         self._stream = self.run.engine.start(self.lanes)
@@ -213,7 +213,7 @@ class Session:
       long = [i for i, lane in enumerate(self._lanes) if len(lane.unread) > T]
       if not long:
         return taken
-      with together():
+      with uninterrupted():
         if len(long) == self.lanes and all(lane.read % N == 0 for lane in self._lanes):
           tokens_BT = np.array([lane.give(T) for lane in self._lanes], np.int32)
           self._stream = self.run.engine.read(self._stream, tokens_BT)
@@ -327,7 +327,7 @@ class Session:
       going = [i for i in going if not self.ended[i]]
       if not going:
         return
-      with together():
+      with uninterrupted():
         token_B = self._next(going, sampling, seeds_B).tolist()
         drawn = [(i, token_B[i]) for i in going]
         for i, token in drawn:

@@ -1,7 +1,6 @@
 """Muon makes each matrix of each layer orthogonal by itself, on every mesh."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -10,7 +9,7 @@ from infini_jax.config import InputError, MeshConfig
 from infini_jax.parallel import make_mesh, param_shardings
 from infini_jax.training.muon import RMS, is_matrix
 from infini_jax.training.optimizer import check_matrices, make_optimizer
-from tests.tiny import config, fake_params
+from tests.tiny import config, fake_params, like
 
 MODEL = {"rule": "delta", "write_gate": True, "adapter_rank": 2, "lora_rank": 4, "width": 32}
 # Where the two sides of each matrix of a layer meet: (D, H E), (H E, D), ...
@@ -23,10 +22,6 @@ SIDES = {
 def muon(**optimizer):
   fields = {"name": "muon", "clip_norm": 0.0, "warmup_steps": 0, "schedule": "constant"}
   return config(model=MODEL, optimizer=fields | optimizer)
-
-
-def noise(rng, tree):
-  return jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), tree)
 
 
 def updates(tx, params, gradients):
@@ -44,7 +39,7 @@ def test_each_layers_matrix_is_updated_as_if_it_were_alone(rng):
   """Compared with Optax's Muon of a single matrix, with all heads side by side."""
   c = muon(learning_rate=0.02, weight_decay=0.3)
   params = fake_params(c.model, int(rng.integers(1 << 30)))
-  gradients = [noise(rng, params) for _ in range(2)]
+  gradients = [like(rng, params) for _ in range(2)]
   got, _ = updates(make_optimizer(c), params, gradients)
   alone = optax.contrib.muon(0.02, beta=c.optimizer.momentum, weight_decay=0.3, consistent_rms=RMS)
   flat = jax.tree_util.tree_leaves_with_path
@@ -69,7 +64,7 @@ def test_each_layers_matrix_is_updated_as_if_it_were_alone(rng):
 def test_an_update_is_nearly_orthogonal_and_as_large_as_that_of_adam(rng):
   c = muon(learning_rate=1.0, weight_decay=0.0)
   params = fake_params(c.model)
-  got, _ = updates(make_optimizer(c), params, [noise(rng, params)])
+  got, _ = updates(make_optimizer(c), params, [like(rng, params)])
   attention = got["blocks"]["attention"]
   for name, sides in (("w_q_DHE", (32, 16)), ("w_o_HED", (16, 32))):
     for update in np.asarray(attention[name]):
@@ -81,7 +76,7 @@ def test_an_update_is_nearly_orthogonal_and_as_large_as_that_of_adam(rng):
 def test_all_that_is_no_matrix_of_a_layer_is_updated_as_by_adamw(rng):
   made = muon()
   params = fake_params(made.model)
-  gradients = [noise(rng, params) for _ in range(2)]
+  gradients = [like(rng, params) for _ in range(2)]
   got, _ = updates(make_optimizer(made), params, gradients)
   want, _ = updates(make_optimizer(muon(name="adamw")), params, gradients)
   flat = jax.tree_util.tree_leaves_with_path
@@ -97,7 +92,7 @@ def test_all_that_is_no_matrix_of_a_layer_is_updated_as_by_adamw(rng):
 def test_every_mesh_makes_the_same_update_and_keeps_its_layout(rng, sizes, layers):
   made = config(model={"layers": layers}, optimizer={"name": "muon", "weight_decay": 0.1})
   params = fake_params(made.model)
-  gradients = [noise(rng, params) for _ in range(2)]
+  gradients = [like(rng, params) for _ in range(2)]
   tx = make_optimizer(made)
   want, want_state = updates(tx, params, gradients)
   mesh = make_mesh(MeshConfig(*sizes))

@@ -8,7 +8,7 @@ from infini_jax.config import MeshConfig
 from infini_jax.parallel import make_mesh, param_shardings
 from infini_jax.training.optimizer import apply, averaged, make_optimizer
 from infini_jax.training.schedule import make_schedule
-from tests.tiny import config
+from tests.tiny import config, like
 
 NAMES = ["adamw", "adafactor", "muon", "lion"]
 
@@ -31,10 +31,6 @@ def params(rng, L=2):
 
 def beta(tree):
   return tree["blocks"]["attention"]["mixer"]["beta_H"]
-
-
-def like(rng, tree):
-  return jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), tree)
 
 
 def steps(tx, params, gradients):

@@ -224,7 +224,8 @@ def _draw(out: Path, curves: dict, xs: list, xlabel: str, ylabel: str, log: bool
     axes.set_xscale("log", base=2)
     if log:
       axes.set_yscale("log")
-    axes.set(title=title, xlabel=xlabel, xticks=xs, xticklabels=[f"{x:g}" for x in xs])
+    axes.set(title=title, xlabel=xlabel, xticks=xs)
+    axes.set_xticklabels([f"{x:g}" for x in xs], rotation=45)  # rates may lie close together
     axes.minorticks_off()
     axes.grid(alpha=0.3)
   panels[0].set_ylabel(ylabel)

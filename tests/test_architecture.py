@@ -1,6 +1,7 @@
 """The rules of docs/architecture.md: allowed imports, libraries in one file, no import effects."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -17,13 +18,22 @@ ROW = re.compile(r"^\| `(\w+)` \| [^|]+ \|([^|]*)\|$", re.MULTILINE)
 MAY_IMPORT = {room: set(re.findall(r"`(\w+)`", others)) for room, others in ROW.findall(MAP)}
 
 
+@functools.cache
+def nodes_of(file):
+  """The syntax of a file, node by node."""
+  return (*ast.walk(ast.parse(file.read_text())),)
+
+
+@functools.cache
 def imports(file):
   """Every module that a file imports, at any place."""
-  for node in ast.walk(ast.parse(file.read_text())):
+  found = []
+  for node in nodes_of(file):
     if isinstance(node, ast.Import):
-      yield from (alias.name for alias in node.names)
+      found += [alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom) and node.module:
-      yield from (f"{node.module}.{alias.name}" for alias in node.names)
+      found += [f"{node.module}.{alias.name}" for alias in node.names]
+  return found
 
 
 def room(file):
@@ -65,8 +75,7 @@ def test_each_library_is_imported_by_one_file(library):
 
 def test_one_file_makes_consoles_and_progress_bars():
   for file in FILES:
-    nodes = ast.walk(ast.parse(file.read_text()))
-    made = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+    made = {ast.unparse(node.func) for node in nodes_of(file) if isinstance(node, ast.Call)}
     bars = [name for name in imports(file) if name.startswith("rich.progress")]
     if file != PACKAGE / "progress.py":
       assert not bars and "Console" not in made, f"{file}: infini_jax.progress has them"
@@ -92,10 +101,10 @@ PUBLIC |= {"TrainLanes", "EvalLanes"}
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
 def test_a_function_has_at_most_eight_arguments(file):
-  tree = ast.parse(file.read_text())
-  classes = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name in PUBLIC]
+  nodes = nodes_of(file)
+  classes = [n for n in nodes if isinstance(n, ast.ClassDef) and n.name in PUBLIC]
   made = {method for n in classes for method in n.body}
-  for node in ast.walk(tree):
+  for node in nodes:
     if isinstance(node, ast.FunctionDef) and node.name not in PUBLIC and node not in made:
       names = [a.arg for a in (*node.args.args, *node.args.kwonlyargs) if a.arg != "self"]
       assert len(names) <= 8, (
@@ -109,7 +118,7 @@ def test_no_code_compares_the_name_of_a_memory_system():
 
   found = []
   for file in FILES:
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in nodes_of(file):
       if isinstance(node, ast.Compare):
         words = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant)}
         if "mixer" in ast.unparse(node) and words & SYSTEMS.keys():
@@ -120,7 +129,7 @@ def test_no_code_compares_the_name_of_a_memory_system():
 def test_every_checkpoints_is_closed():
   """Every `Checkpoints` is made in a `with` statement."""
   for file in FILES:
-    nodes = [*ast.walk(ast.parse(file.read_text()))]
+    nodes = nodes_of(file)
     made = {n for n in nodes if isinstance(n, ast.Call) and ast.unparse(n.func) == "Checkpoints"}
     closed = {item.context_expr for n in nodes if isinstance(n, ast.With) for item in n.items}
     assert made <= closed, f"{file}: with Checkpoints(...) as saved"

@@ -5,6 +5,7 @@ import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,11 +13,13 @@ from infini_jax import config as config_lib
 from infini_jax.config import stage_at
 from infini_jax.data import Store
 from infini_jax.data.tokenizers import ByteTokenizer
-from infini_jax.models import init
+from infini_jax.models import abstract_params, bind, init
+from infini_jax.ops.loss import weighted_loss
 from infini_jax.parallel import abstract_batch, make_mesh
 from infini_jax.tasks import TaskAndText, make_task, train_lanes
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import abstract_state, abstract_teacher, make_train_step
+from infini_jax.training.trainable import split
 from tests.tiny import config
 
 # Fields that the traced program does not show, and the tests that show them.
@@ -261,6 +264,33 @@ class Observed:
       return jax.make_jaxpr(lambda key: init(self.config.model, key))(jax.random.key(0))
 
   @functools.cached_property
+  def loss(self):
+    """The program of the loss: the cheap half of an update."""
+    m, name = self.config.model, "tokens_BT"
+    with jax.set_mesh(self.mesh):
+      params = abstract_params(m, self.mesh)
+      tokens = abstract_batch({name: self.batches[0][name]}, self.mesh)[name]
+
+      def score(params, tokens_BT):
+        model = bind(m, params)
+        hidden_BTD, state = model(tokens_BT, model.state(len(tokens_BT)))
+        options = {"chunk": self.config.train.loss_chunk, "softcap": m.family.logit_softcap}
+        ones_BT = jnp.ones(tokens_BT.shape)
+        return weighted_loss(hidden_BTD, model.head(), tokens_BT, ones_BT, **options), state
+
+      return jax.make_jaxpr(score)(params, tokens)
+
+  @functools.cached_property
+  def update(self):
+    """The program of the optimizer alone."""
+    tx = make_optimizer(self.config)
+    with jax.set_mesh(self.mesh):
+      params = abstract_params(self.config.model, self.mesh)
+      trained, _ = split(self.config, params)
+      make = lambda grads, params: tx.update(grads, tx.init(params), params)
+      return jax.make_jaxpr(make)(trained, trained)
+
+  @functools.cached_property
   def step(self):
     """The program of an update, and the shardings of its arrays."""
     tx, first = make_optimizer(self.config), stage_at(self.config, 0).config
@@ -278,7 +308,7 @@ class Observed:
     return re.sub(r"0x[0-9a-f]+", "", str(part))
 
 
-PARTS = ("mesh", "batches", "start", "step")
+PARTS = ("mesh", "batches", "start", "update", "loss", "step")
 
 
 def differ(a, b):

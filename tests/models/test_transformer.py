@@ -280,10 +280,10 @@ def plain_gradient(infini):
   "fields",
   [
     {"remat": "dots"},
-    {"remat": "full"},
+    pytest.param({"remat": "full"}, marks=pytest.mark.slow),
     {"remat": "offload"},
     {"implementation": "scan"},
-    {"implementation": "parallel"},
+    pytest.param({"implementation": "parallel"}, marks=pytest.mark.slow),
   ],
   ids=str,
 )

@@ -75,30 +75,28 @@ def token_by_token(arrays, N, *, rule, **options):
 EVERYTHING = dict(normalize_keys=True, z_correction=True, decay=0.7)
 PLAIN = dict(rope_theta=100.0, cut=False)
 HARD = dict(gate="hard_sigmoid", readout_norm=True)
-# Fast tests have z-correction alone with delta; "everything" has all options with both rules.
-ALONE = ("normalize_keys", "z_correction", "decay")
-SLOW = {(name, label) for name in ("linear", "delta") for label in ALONE}
-SLOW |= {("linear", "other"), ("linear", "everything")}
-SLOW -= {("delta", "z_correction")}
+# Fast tests have each rule alone, and every option with delta in one of three cases.
+FAST = {("linear", "plain"), ("delta", "plain"), ("delta", "everything")}
+OTHER = dict(scale_first_segment=True, **HARD)
 CASES = [
   pytest.param(
     Rule(name, **fields),
     {**PLAIN, **options},
     id=f"{name}-{label}",
-    marks=[pytest.mark.slow] * ((name, label) in SLOW),
+    marks=[pytest.mark.slow] * ((name, label) not in FAST),
   )
   for name in ("linear", "delta")
   for label, fields, options in (
     ("plain", {}, {}),
-    ("other", {"scale_first_segment": True, **HARD}, {"rope_theta": None}),
+    ("other", OTHER, {"rope_theta": None}),
     ("normalize_keys", {"normalize_keys": True}, {}),
     ("z_correction", {"z_correction": True}, {}),
     ("decay", {"decay": 0.7}, {}),
     ("everything", {**EVERYTHING, **HARD}, {}),
   )
 ] + [
-  pytest.param(Rule("delta"), {**PLAIN, "cut": True}, id="cut"),
-  pytest.param(Rule("linear"), {**PLAIN, "write": True}, id="linear-write"),
+  pytest.param(Rule("delta", **OTHER), {"rope_theta": None, "cut": True}, id="cut-other"),
+  pytest.param(Rule("linear"), {**PLAIN, "write": True}, id="linear-write", marks=pytest.mark.slow),
   pytest.param(Rule("delta"), {**PLAIN, "write": True, "own": True}, id="delta-write-own"),
 ]
 

@@ -2,17 +2,21 @@
 
 import io
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
 from infini_jax.config import InputError
 from infini_jax.data.tokenizers import ByteTokenizer
+from infini_jax.runs.metrics import read_metrics
 from infini_jax.tasks import open_source, train_lanes
 from infini_jax.tasks.chat import packed
+from infini_jax.training.loop import train
 from tests.data.chat.vocabulary import assistant, user
-from tests.tiny import config
+from tests.tiny import changed, config, quiet
 
 N = 16
 
@@ -187,3 +191,30 @@ def test_other_conversations_or_another_template_are_another_run(tmp_path, rng):
   assert opened(settings(tmp_path, rows[:2]))[0].fingerprint != first
   other = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
   assert opened(settings(tmp_path, rows, chat={"template": other}))[0].fingerprint != first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("carry", [False, True])
+def test_a_run_on_conversations_is_the_same_on_a_mesh_and_goes_on_to_the_bit(tmp_path, rng, carry):
+  data = {"lanes": 8, "segments": 16, "carry_state": carry}
+  c = settings(
+    tmp_path,
+    conversations(rng, 40),
+    data=data,
+    train={"checkpoint_every": 3, "steps": 6},
+    mesh={"data": 2, "fsdp": 2, "tensor": 2},
+  )
+  run = tmp_path / "run"
+  whole = train(c, str(run), quiet())
+  losses = [line["loss"] for line in read_metrics(run)]
+  plain = changed(c, mesh=changed(c.mesh, data=8, fsdp=1, tensor=1))
+  train(plain, str(tmp_path / "plain"), quiet())
+  beside = [line["loss"] for line in read_metrics(tmp_path / "plain")]
+  np.testing.assert_allclose(losses, beside, rtol=2e-5, err_msg="the mesh changes the numbers")
+  shutil.rmtree(run / "checkpoints" / "6")  # as if it had been killed after step 3
+  again = train(c, str(run), quiet())
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(*jax.device_get((a, b))),
+    (again.params, again.memory),
+    (whole.params, whole.memory),
+  )

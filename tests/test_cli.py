@@ -212,6 +212,7 @@ def test_train_evaluate_and_generate(job):
   assert first.stdout == second.stdout, "the same seed writes the same text"
 
 
+@pytest.mark.slow
 def test_a_second_run_finds_the_first_ones_programs(job):
   programs = lambda: {p.name for p in (job / "programs").iterdir() if "train_step" in p.name}
   before = programs()

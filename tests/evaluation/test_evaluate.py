@@ -136,6 +136,7 @@ def test_missing_runs_and_steps_are_refused(trained, tmp_path):
       evaluate(other, str(workdir), quiet(), tasks=tasks)
 
 
+@pytest.mark.slow
 def test_a_set_of_tasks_restores_once_and_reads_nothing_twice(
   trained_on_task, tmp_path, monkeypatch
 ):

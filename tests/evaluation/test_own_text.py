@@ -180,6 +180,7 @@ def test_needles_can_be_hidden_in_other_text(run, tmp_path):
     assert task.store.folder.parent == workdir.stores
 
 
+@pytest.mark.slow
 def test_two_corpora_have_separate_named_results(trained, tmp_path):
   c, workdir, _ = trained
   shutil.copytree(workdir, tmp_path / "run")

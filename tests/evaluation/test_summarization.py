@@ -118,6 +118,7 @@ def test_limits_and_sampling(pairs, greedy):
   assert narrow == [s.written for s in greedy[2].summaries], "top_p of nearly 0 is greedy"
 
 
+@pytest.mark.slow
 def test_draws_for_a_document_do_not_depend_on_other_documents(pairs):
   """They depend on the seed of the run, not on the number of lanes or documents."""
   how = {"temperature": 1.5, "top_p": 1.0, "summary_length": 8}

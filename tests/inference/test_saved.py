@@ -194,6 +194,7 @@ def test_a_state_with_the_names_of_before_is_read(rng, mixer):
   jax.tree.map(np.testing.assert_array_equal, _stream(File, engine.template(2)), stream)
 
 
+@pytest.mark.slow
 def test_a_session_of_the_average_has_its_parameters_and_so_has_its_state(averaged, tmp_path):
   _, workdir, ema = averaged
   session = Session.load(workdir, ema=True)

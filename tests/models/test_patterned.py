@@ -117,6 +117,7 @@ def test_its_gradient_is_that_of_the_loop(rng, model):
   close(*(jax.jit(jax.grad(f))(model.params) for f in (ours, theirs)), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_cut_and_empty_act_on_single_layers(rng, model):
   tokens, reset, mask = draw(rng)
   for which in ("cut", "empty"):
@@ -126,6 +127,7 @@ def test_cut_and_empty_act_on_single_layers(rng, model):
     close(got, model.loop(model.params, tokens, model.state(), reset, mask, *more))
 
 
+@pytest.mark.slow
 def test_chunk_after_chunk_is_the_whole(rng, model):
   tokens, reset, _ = draw(rng)
   whole, _ = model(tokens, None, reset)

@@ -28,11 +28,25 @@ def sizes(**axes):
   return {**dict.fromkeys(AXES, 1), **axes}
 
 
-@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+# Fast tests have each optimizer and each mesh.
+OPTIMIZERS = [
+  *[("adamw", 0, "float32"), ("adafactor", 0, "bfloat16")],
+  *[("muon", 0.9, "bfloat16"), ("lion", 0.9, "float32")],
+]
+
+
 @pytest.mark.parametrize(
-  "optimizer,ema,dtype",
-  [("adamw", 0, "float32"), ("adafactor", 0, "bfloat16")]
-  + [("muon", 0.9, "bfloat16"), ("lion", 0.9, "float32")],
+  "mesh,optimizer,ema,dtype",
+  [
+    pytest.param(
+      MESHES[name],
+      *how,
+      id=f"{name}-{how[0]}",
+      marks=[pytest.mark.slow] * (i % len(OPTIMIZERS) != j % len(MESHES)),
+    )
+    for i, name in enumerate(MESHES)
+    for j, how in enumerate(OPTIMIZERS)
+  ],
 )
 def test_resting_bytes_are_those_of_real_arrays(mesh, optimizer, ema, dtype):
   fields = {"name": optimizer, "ema": ema}

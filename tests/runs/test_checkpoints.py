@@ -310,7 +310,9 @@ def averaged(tmp_path_factory):
   return c, folder, state
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1, 1), (1, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+  "sizes", [(8, 1, 1, 1), pytest.param((1, 1, 1, 1), marks=pytest.mark.slow)], ids=str
+)
 def test_a_moving_average_is_restored_and_stands_in_for_what_was_trained(averaged, sizes):
   c, folder, state = averaged
   assert state.ema["embed_VD"] is None, "what is not trained needs no memory"

@@ -65,6 +65,7 @@ def test_a_bad_step_changes_only_the_count_of_steps(trained, tmp_path, poison):
   assert line["step"] == 3 and "loss nan" in line["why"]
 
 
+@pytest.mark.slow
 def test_good_steps_after_a_bad_one_go_on_and_a_stop_between_changes_nothing(
   trained, tmp_path, poison
 ):
@@ -195,6 +196,7 @@ def test_a_process_without_progress_prints_its_stacks_and_ends(trained, tmp_path
   assert time.perf_counter() - started < 60
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_no_training_and_harms_no_checkpoint(trained, tmp_path, monkeypatch):
   c, _, straight = trained
   save, room = loop.Checkpoints.save, {"left": False}

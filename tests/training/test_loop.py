@@ -85,6 +85,7 @@ def test_six_steps_equal_three_a_stop_and_three_more(trained, tmp_path, batches,
     same(batch, lanes.batch(k))
 
 
+@pytest.mark.slow
 def test_a_finished_run_continues_on_another_mesh_if_steps_are_added(trained, tmp_path):
   c, workdir, _ = trained
   shutil.copytree(workdir, tmp_path / "run")
@@ -137,6 +138,7 @@ def test_another_config_is_refused_and_nothing_is_lost(trained):
   assert files() == before
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_harms_no_checkpoint(
   trained, tmp_path, monkeypatch
 ):

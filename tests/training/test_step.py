@@ -250,7 +250,7 @@ def test_vectors_in_bfloat16_learn(rng):
   jax.tree.map(np.testing.assert_array_equal, again.params, state.params)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_loss_of_text_beside_a_task_is_that_of_its_lanes(rng, accumulate):
   c = experiment(
     data={"carry_state": False}, train={"accumulate": accumulate}, log={"tensorboard": False}
@@ -274,7 +274,7 @@ def test_the_loss_of_text_beside_a_task_is_that_of_its_lanes(rng, accumulate):
   assert abs(metrics["loss"] - expected) > 1e-6, "a weak test: all lanes have this loss"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_the_average_of_the_parameters_is_kept_in_float32_and_spared_by_a_bad_step(rng, dtype):
   c = experiment(model={"param_dtype": dtype}, optimizer={"ema": 0.6})
   run, seen = Run(c), []

@@ -69,6 +69,7 @@ def moved(c, rows, key):
   return float(jnp.sqrt(jnp.mean(change(key) ** 2)))
 
 
+@pytest.mark.slow
 def test_a_step_moves_a_wide_layer_as_far_as_a_narrow_one(rng):
   """The coordinate check in small; benchmarks/widths.py has the large one, with the memory."""
   rows, key = batch(rng), jax.random.key(int(rng.integers(2**31)))

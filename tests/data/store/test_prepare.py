@@ -95,7 +95,7 @@ def test_killed_worker_is_reported_with_the_remedy(tmp_path):
   assert "InputError" in printed and "a worker was killed" in printed.splitlines()[-1], printed
 
 
-@pytest.mark.parametrize("kind", ["text", "jsonl"])
+@pytest.mark.parametrize("kind", [pytest.param("text", marks=pytest.mark.slow), "jsonl"])
 def test_a_killed_run_continues_and_writes_the_same_store(tmp_path, quiet, monkeypatch, kind):
   monkeypatch.setattr(base, "SMALLEST", 20_000)
   corpus = write_corpus(tmp_path / "corpus", documents=64, characters=5_000)

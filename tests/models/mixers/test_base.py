@@ -65,7 +65,7 @@ def flags(rng):
   return jnp.asarray(reset), jnp.asarray(mask)
 
 
-@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("cut", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_form_of_a_chunk_is_read_and_write_in_turn(rng, system, cut):
   x = jnp.float32(rng.standard_normal((B, T, D)))
   reset, mask = flags(rng)

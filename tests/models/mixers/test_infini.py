@@ -34,8 +34,15 @@ def test_adapters_of_the_memory_change_nothing_within_a_segment(rng, implementat
   assert np.abs(with_them[:, N:] - without[:, N:]).max() > 1e-3, "the memory is read differently"
 
 
-@pytest.mark.parametrize("write_gate", [False, True])
-@pytest.mark.parametrize("implementation", ["scan", "parallel"])
+@pytest.mark.parametrize(
+  "implementation,write_gate",
+  [
+    ("scan", True),
+    ("parallel", False),
+    pytest.param("scan", False, marks=pytest.mark.slow),
+    pytest.param("parallel", True, marks=pytest.mark.slow),
+  ],
+)
 def test_tokens_that_count_several_times_are_written_as_often(rng, implementation, write_gate):
   """In one layer the linear rule is a sum over tokens, so the memory is linear in the counts."""
   config = model_config(

@@ -5,7 +5,7 @@ values of the open one. If the state of the mixer has a fixed size, the stream h
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -40,11 +40,21 @@ class Engine:
     self._layers = by_layer(config.model, params["blocks"]) if apart else None
     self._start = jax.jit(self._start_stream, static_argnums=1)
     self._read = jax.jit(self._read_chunk, donate_argnums=1)
-    self._extend = jax.jit(self._extend_segment, donate_argnums=1)
+    self._extend = jax.jit(self.logits, donate_argnums=1)
     self._stack = jax.jit(lambda params, stream: bind(self._model, params).together(stream))
     self._unstack = jax.jit(lambda params, stream: bind(self._model, params).apart(stream))
     self._renew = jax.jit(_renewed, donate_argnums=0)
     self._draw = jax.jit(self._draw_tokens, static_argnums=4)
+
+  @cached_property
+  def checksum(self) -> str:
+    """A hash of all bits of all parameters; it almost surely differs for different parameters."""
+    return checksum(self.params)
+
+  @property
+  def layers(self) -> Any:
+    """The parameters of each layer by itself, where single tokens go through these; else None."""
+    return self._layers
 
   def start(self, lanes: int) -> Any:
     """A new stream, in which no lane has read anything."""
@@ -61,6 +71,10 @@ class Engine:
   def together(self, stream: Any) -> Any:
     """The stream with its layers stacked, as it is saved; the old stream stays valid."""
     return self._stack(self.params, stream) if isinstance(stream, list) else stream
+
+  def apart(self, stream: Any) -> Any:
+    """The stream with separate layers; the old stream stays valid."""
+    return stream if isinstance(stream, list) else self._unstack(self.params, stream)
 
   def read(self, stream: Any, tokens_BT: np.ndarray) -> Any:
     """Reads a whole chunk in all lanes; no lane may have an open segment. The stream is donated."""
@@ -82,8 +96,7 @@ class Engine:
       row[: len(piece)] = piece
     mask_BT = np.arange(tokens_BT.shape[1])[None] < lengths_B[:, None]
     if self._layers is not None and tokens_BT.shape[1] == 1:
-      stream = stream if isinstance(stream, list) else self._unstack(self.params, stream)
-      return self._extend(self.params, stream, tokens_BT, mask_BT, self._layers)
+      return self._extend(self.params, self.apart(stream), tokens_BT, mask_BT, self._layers)
     stream = self._reserve(self.together(stream), tokens_BT.shape[1])
     return self._extend(self.params, stream, tokens_BT, mask_BT)
 
@@ -119,7 +132,10 @@ class Engine:
     _, state = model(tokens_BT, model.close(stream), state_only=True)
     return model.open(state, len(tokens_BT))
 
-  def _extend_segment(self, params, stream, tokens_BT, mask_BT, *layers):
+  def logits(
+    self, params: Any, stream: Any, tokens_BT: Any, mask_BT: Any, *layers: Any
+  ) -> tuple[jax.Array, Any]:
+    """As `extend`, to be compiled as a part of another program: arrays in, arrays out."""
     model = bind(self._model, params)
     hidden_BTD, stream = model.extend(tokens_BT, stream, mask_BT, *layers)
     last_B = jnp.maximum(mask_BT.sum(1) - 1, 0)
@@ -129,6 +145,24 @@ class Engine:
   def _draw_tokens(self, logits_BV, seeds_B, positions_B, recent_BW, sampling):
     key = lambda seed, position: jax.random.fold_in(jax.random.key(seed), position)
     return sample(logits_BV, jax.vmap(key)(seeds_B, positions_B), sampling, recent_BW)
+
+
+def checksum(params: Any) -> str:
+  """A hash of all bits of all parameters."""
+  sums = np.asarray(_sums(jax.tree.leaves(params))).tolist()
+  return "".join(f"{value:08x}" for value in sums)
+
+
+@jax.jit
+def _sums(leaves):
+  """For each array, the sum of its bits as numbers with odd weights by place, modulo 2^32."""
+
+  def one(x):
+    kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32).reshape(-1)
+    return jnp.sum(bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+
+  return jnp.stack([one(x) for x in leaves])
 
 
 def _renewed(stream: Any, start: Any, which_B: jax.Array) -> Any:

@@ -103,7 +103,7 @@ class Batch:
           lane = session._lanes[0]
           (tokens_B[i],), positions_B[i] = lane.give(1), lane.read % 2**32
           recent_BW[i, RECENT - len(lane.recent) :] = lane.recent
-      how = Settings(*(np.array(each) for each in zip(*map(_numbers, self._how), strict=True)))
+      how = Settings(*map(np.array, zip(*map(_numbers, self._how), strict=True)))  # type: ignore[arg-type]
       draws = (self._seeds_B, positions_B, recent_BW, self._likeliest_B & active_B)
       out, self._stream = self._step(
         self.engine.params, self._stream, tokens_B, active_B, how, draws, self.engine.layers

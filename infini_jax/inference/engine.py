@@ -111,11 +111,15 @@ class Engine:
     """Draws the next token of each lane, (B,); it depends only on the arguments."""
     return np.asarray(self._draw(logits_BV, seeds_B, positions_B, recent_BW, sampling))
 
+  def paddings(self) -> list[int]:
+    """The numbers of tokens that `extend` is compiled for."""
+    sizes = [1]
+    while sizes[-1] < self.segment:
+      sizes.append(min(sizes[-1] * STEP, self.segment))
+    return sizes
+
   def _padded(self, size: int) -> int:
-    length = 1
-    while length < size:
-      length *= STEP
-    return min(length, self.segment)
+    return next(length for length in self.paddings() if length >= size)
 
   def _can_be_apart(self) -> bool:
     """Whether the state has a fixed size, layers do not share summaries, and there is one CPU."""

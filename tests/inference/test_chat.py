@@ -154,7 +154,7 @@ def test_a_saved_conversation_goes_on(workdir, tmp_path):
   session.save(tmp_path / "state")
   talk = [user("One?"), assistant(first or "-"), user("Two?")]
   loaded = Session.load(tmp_path / "state", model=session)
-  assert loaded._told == session.told
+  assert loaded.told == session.told
   assert loaded.chat(talk, **GREEDY) == session.chat(talk, **GREEDY)
 
 

@@ -38,6 +38,7 @@ class Engine:
     self._reserve = partial(reserve, config.model)
     apart = self._can_be_apart() if apart is None else apart
     self._layers = by_layer(config.model, params["blocks"]) if apart else None
+    self._templates: dict[int, Any] = {}
     self._start = jax.jit(self._start_stream, static_argnums=1)
     self._read = jax.jit(self._read_chunk, donate_argnums=1)
     self._extend = jax.jit(self.logits, donate_argnums=1)
@@ -66,7 +67,10 @@ class Engine:
 
   def template(self, lanes: int) -> Any:
     """The shapes and types of a new stream."""
-    return jax.eval_shape(lambda: self._start_stream(self.params, lanes))
+    if lanes not in self._templates:
+      shapes = jax.eval_shape(lambda: self._start_stream(self.params, lanes))
+      self._templates[lanes] = shapes
+    return self._templates[lanes]
 
   def together(self, stream: Any) -> Any:
     """The stream with its layers stacked, as it is saved; the old stream stays valid."""

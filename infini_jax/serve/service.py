@@ -78,7 +78,8 @@ class Service:
   def complete(self, asking: Asking, owner: str, emit: Callable[[Event], None]) -> tuple[Job, int]:
     """The job of a request for a completion, and the length of the session's text before it.
 
-    The job's result is the length of the text after it. A request that fails, or whose client goes away, leaves the session as it was before.
+    The job's result is the length of the text at the end. A request that fails, or whose client
+    goes away, leaves the session as it was before.
 
     Raises:
       ApiError: there is no such session, another request uses it, or the model has ended it.
@@ -212,23 +213,29 @@ class Service:
 
 
 def warm_up(run: Run, batch: Batch, file: Path) -> None:
-  """Compiles every program that a request can need, by using it."""
+  """Compiles every program that a request can need, by using it.
+
+  To JAX, a new state and one that a program has made are of different kinds.
+  """
   engine = run.engine
   id = next(id for id in range(3, 99) if id not in (run.tokenizer.bos, run.tokenizer.eos))
-  for size in engine.paddings():
-    _, stream = engine.extend(engine.start(1), [[id] * size])
-    engine.together(stream)
-  session = Session(run)
-  session.read([[id] * (engine.chunk + 1)])
-  session.fork()
-  while session.catch_up():
+  new, read = Session(run), Session(run)
+  read.read([[id] * (2 * engine.chunk + 1)])
+  while read.catch_up():
     pass
-  lane = batch.join(session, Sampling(), 0, likeliest=True)
-  batch.step()
-  session = batch.leave(lane).fork()
-  session.save(file)
-  lane = batch.join(Session.load(file, model=session), Sampling(temperature=0.0), 0)
-  batch.step()
-  batch.leave(lane)
-  batch.clear()
+  read.save(file)
+  loaded = Session.load(file, model=new)
   file.unlink()
+  for session in (new, read, loaded):
+    session.fork().read([[id] * (engine.chunk + 1)])
+    for _ in range(2):
+      lane = batch.join(session, Sampling(), 0, likeliest=True)
+      batch.step()
+      session = batch.leave(lane).fork()
+    batch.clear()
+    lane = batch.join(session, Sampling(), 0)
+    batch.clear()
+  for size in engine.paddings():
+    for stream in (engine.start(1), engine.read(engine.start(1), np.full((1, engine.chunk), id))):
+      _, stream = engine.extend(stream, [[id] * size])
+      engine.together(stream)

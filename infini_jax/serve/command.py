@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from infini_jax.data.chat.conversation import open_chat
 from infini_jax.inference import open_run
 from infini_jax.inference.arguments import number, whole
 from infini_jax.paths import folder_to_write, local
@@ -35,6 +36,8 @@ def serve(args: argparse.Namespace, console: Console) -> int:
   keys = Keys.of_file(local(args.keys, "--keys")) if args.keys else Keys(_environ())
   workdir = Workdir(args.workdir)
   workdir.config()
+  if args.chat_template != "own":  # a model may have none of its own, and then it does not chat
+    open_chat(workdir.load_tokenizer(), args.chat_template)
   name = args.name or Path(args.workdir).resolve().name
   folder = folder_to_write(args.sessions_dir or workdir.path / "sessions", "--sessions-dir")
   with listen(args.host, args.port) as waiting:

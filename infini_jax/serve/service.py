@@ -14,6 +14,7 @@ from infini_jax.config import InputError
 from infini_jax.inference import Run, Session
 from infini_jax.inference.batch import Batch
 from infini_jax.inference.chat import Asked, rendered
+from infini_jax.inference.engine import Engine
 from infini_jax.inference.sampling import Sampling
 from infini_jax.inference.texts import tokens_of
 from infini_jax.serve.errors import ApiError
@@ -43,15 +44,16 @@ class Service:
   """
 
   def __init__(self, run: Run, name: str, folder: Path, limits: Limits, template: str = "own"):
-    self.run = run._replace(workdir="")
+    engine = Engine(run.engine.config, run.engine.params, apart=False)
+    self.run = run = run._replace(workdir="", engine=engine)
     self.name, self.limits, self.template = name, limits, template
-    batch = Batch(run.engine, limits.lanes)
-    self.sessions = Sessions(folder, self.run, limits)
+    batch = Batch(engine, limits.lanes)
+    self.sessions = Sessions(folder, run, limits)
     self.metrics = Metrics()
     self.fingerprint = model_of(run)[:16]
     self.created = int(time.time())
-    self._shared = Session(self.run)  # whose parameters loaded states share
-    warm_up(self.run, batch, folder / WARM)
+    self._shared = Session(run)  # whose parameters loaded states share
+    warm_up(run, batch, folder / WARM)
     self.warm = self.metrics.compiled  # programs that were compiled before the first request
     self.scheduler = Scheduler(batch, limits.lanes, self.metrics)
     self._watch()
@@ -237,5 +239,4 @@ def warm_up(run: Run, batch: Batch, file: Path) -> None:
     batch.clear()
   for size in engine.paddings():
     for stream in (engine.start(1), engine.read(engine.start(1), np.full((1, engine.chunk), id))):
-      _, stream = engine.extend(stream, [[id] * size])
-      engine.together(stream)
+      engine.extend(stream, [[id] * size])

@@ -230,12 +230,10 @@ def warm_up(run: Run, batch: Batch, file: Path) -> None:
   file.unlink()
   for session in (new, read, loaded):
     session.fork().read([[id] * (engine.chunk + 1)])
-    for _ in range(2):
-      lane = batch.join(session, Sampling(), 0, likeliest=True)
+    for _ in range(2):  # into a new batch, and into one that has written
+      lane = batch.join(session.fork(), Sampling(), 0, likeliest=True)
       batch.step()
-      session = batch.leave(lane).fork()
-    batch.clear()
-    lane = batch.join(session, Sampling(), 0)
+      batch.leave(lane).fork()
     batch.clear()
   for size in engine.paddings():
     for stream in (engine.start(1), engine.read(engine.start(1), np.full((1, engine.chunk), id))):

@@ -16,11 +16,12 @@ from rich.console import Console
 
 import infini_jax
 from infini_jax import buckets, cpu
-from infini_jax.config import SYSTEMS, Config, load_config
+from infini_jax.config import SYSTEMS, Config, InputError, load_config
 from infini_jax.convert import command as conversion
 from infini_jax.failures import status_of
 from infini_jax.paths import folder_to_write, local
 from infini_jax.progress import make_console
+from infini_jax.serve.arguments import add_serve_arguments
 from infini_jax.sweep import command as sweeping
 
 CONFIG_HELP = "a Python file with get_config(); any field is set by --config.section.field=value"
@@ -209,6 +210,19 @@ def _generate(args: argparse.Namespace, rest: list[str], console: Console) -> No
   generate(args, console)
 
 
+def _serve(args: argparse.Namespace, rest: list[str], console: Console) -> int:
+  from infini_jax.runs.workdir import Workdir
+
+  try:
+    from infini_jax.serve.command import serve
+  except ImportError as error:
+    missing = error.name or "a package"
+    raise InputError(f"serve needs {missing}: pip install 'infini-jax[serve]'") from None
+
+  _remember_programs(Workdir(args.workdir).config())
+  return serve(args, console)
+
+
 class _Parser(argparse.ArgumentParser):
   """A parser that reports a wrong command in one line."""
 
@@ -354,6 +368,9 @@ def _parser() -> argparse.ArgumentParser:
   made.add_argument("--seed", type=int, default=0)
   made.add_argument("--step", type=int, help=STEP_HELP)
   made.add_argument("--ema", action="store_true", help=EMA_HELP)
+
+  what = "answer requests over HTTP: sessions that are read once and asked by many"
+  add_serve_arguments(command("serve", _serve, what))
   return parser
 
 

@@ -19,7 +19,7 @@ from infini_jax.config import SYSTEMS, Config, InputError, migrated, resolve
 from infini_jax.convert.building import building, check_free
 from infini_jax.convert.incoming import CONFIG_FILE
 from infini_jax.convert.layout import nested, parameter_shapes
-from infini_jax.inference.saved import checksum, open_run
+from infini_jax.inference.saved import open_run
 from infini_jax.models import init
 from infini_jax.runs import tensors
 from infini_jax.runs.checkpoints import Checkpoints
@@ -66,7 +66,7 @@ def save(
   arrays = {name: value.astype(jax.numpy.dtype(dtype)) for name, value in read.items()}
   config = config.with_fields(task={"text_lanes": 0})  # the adapted run has no corpus
   header = {
-    "original": checksum(original.engine.params),
+    "original": original.engine.checksum,
     "step": found,
     "config": {
       name: section for name, section in json.loads(config.to_json()).items() if name in KEPT
@@ -113,7 +113,7 @@ def adapt(path: str, adapter: Path, out: Path, console: Console) -> None:
   opened.check()
   header = json.loads(opened.metadata[HEADER])
   original = open_run(path)
-  if (found := checksum(original.engine.params)) != header["original"]:
+  if (found := original.engine.checksum) != header["original"]:
     raise InputError(
       f"{file}: an adapter of other parameters than those of {path} ({header['original']:.8}, "
       f"these are {found:.8}); convert the model that its card names, with the same --dtype"

@@ -19,7 +19,7 @@ from rich.console import Console
 from infini_jax.config import InputError
 from infini_jax.data import open_prepared
 from infini_jax.inference.arguments import LARGEST_SEED, whole
-from infini_jax.inference.chat import asked
+from infini_jax.inference.chat import rendered
 from infini_jax.inference.sampling import Sampling
 from infini_jax.inference.saved import BEGINS
 from infini_jax.inference.session import Session
@@ -128,7 +128,7 @@ def _question(args: argparse.Namespace) -> str:
     file = _file("--ask-about", args.ask_about)
     about = "".join(lines_of(file)).strip() + "\n\n"
   question = about + args.ask
-  asked(Workdir(args.workdir).load_tokenizer(), args.chat_template, [_user(question)])
+  rendered(Workdir(args.workdir).load_tokenizer(), args.chat_template, [_user(question)])
   return question
 
 

@@ -5,7 +5,7 @@ values of the open one. If the state of the mixer has a fixed size, the stream h
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -31,20 +31,30 @@ class Engine:
   """
 
   def __init__(self, config: Config, params: Any, apart: bool | None = None):
-    """`apart` is for comparisons; None chooses automatically."""
+    """`apart` is for comparisons, and where `Batch` decodes; None chooses automatically."""
     self.config, self._model, self.params = config, config.model, params
     self.segment = config.model.segment_length  # N
     self.chunk = config.evaluation.segments * self.segment  # T
     self._reserve = partial(reserve, config.model)
     apart = self._can_be_apart() if apart is None else apart
-    self._layers = by_layer(config.model, params["blocks"]) if apart else None
+    self._layers = self._by_layer() if apart else None
+    self._templates: dict[int, Any] = {}
     self._start = jax.jit(self._start_stream, static_argnums=1)
     self._read = jax.jit(self._read_chunk, donate_argnums=1)
-    self._extend = jax.jit(self._extend_segment, donate_argnums=1)
+    self._extend = jax.jit(self.logits, donate_argnums=1)
     self._stack = jax.jit(lambda params, stream: bind(self._model, params).together(stream))
     self._unstack = jax.jit(lambda params, stream: bind(self._model, params).apart(stream))
     self._renew = jax.jit(_renewed, donate_argnums=0)
     self._draw = jax.jit(self._draw_tokens, static_argnums=4)
+
+  @cached_property
+  def checksum(self) -> str:
+    """A hash of all bits of all parameters; it almost surely differs for different parameters."""
+    return checksum(self.params)
+
+  def layers(self) -> Any:
+    """The parameters of each layer by itself, if single tokens are quicker with them; else None."""
+    return self._layers or (self._by_layer() if self._can_be_apart() else None)
 
   def start(self, lanes: int) -> Any:
     """A new stream, in which no lane has read anything."""
@@ -56,7 +66,10 @@ class Engine:
 
   def template(self, lanes: int) -> Any:
     """The shapes and types of a new stream."""
-    return jax.eval_shape(lambda: self._start_stream(self.params, lanes))
+    if lanes not in self._templates:
+      shapes = jax.eval_shape(lambda: self._start_stream(self.params, lanes))
+      self._templates[lanes] = shapes
+    return self._templates[lanes]
 
   def together(self, stream: Any) -> Any:
     """The stream with its layers stacked, as it is saved; the old stream stays valid."""
@@ -98,11 +111,18 @@ class Engine:
     """Draws the next token of each lane, (B,); it depends only on the arguments."""
     return np.asarray(self._draw(logits_BV, seeds_B, positions_B, recent_BW, sampling))
 
+  def paddings(self) -> list[int]:
+    """The numbers of tokens that `extend` is compiled for."""
+    sizes = [1]
+    while sizes[-1] < self.segment:
+      sizes.append(min(sizes[-1] * STEP, self.segment))
+    return sizes
+
   def _padded(self, size: int) -> int:
-    length = 1
-    while length < size:
-      length *= STEP
-    return min(length, self.segment)
+    return next(length for length in self.paddings() if length >= size)
+
+  def _by_layer(self):
+    return by_layer(self.config.model, self.params["blocks"])
 
   def _can_be_apart(self) -> bool:
     """Whether the state has a fixed size, layers do not share summaries, and there is one CPU."""
@@ -119,7 +139,10 @@ class Engine:
     _, state = model(tokens_BT, model.close(stream), state_only=True)
     return model.open(state, len(tokens_BT))
 
-  def _extend_segment(self, params, stream, tokens_BT, mask_BT, *layers):
+  def logits(
+    self, params: Any, stream: Any, tokens_BT: Any, mask_BT: Any, *layers: Any
+  ) -> tuple[jax.Array, Any]:
+    """As `extend`, to be compiled as a part of another program: arrays in, arrays out."""
     model = bind(self._model, params)
     hidden_BTD, stream = model.extend(tokens_BT, stream, mask_BT, *layers)
     last_B = jnp.maximum(mask_BT.sum(1) - 1, 0)
@@ -129,6 +152,24 @@ class Engine:
   def _draw_tokens(self, logits_BV, seeds_B, positions_B, recent_BW, sampling):
     key = lambda seed, position: jax.random.fold_in(jax.random.key(seed), position)
     return sample(logits_BV, jax.vmap(key)(seeds_B, positions_B), sampling, recent_BW)
+
+
+def checksum(params: Any) -> str:
+  """A hash of all bits of all parameters."""
+  sums = np.asarray(_sums(jax.tree.leaves(params))).tolist()
+  return "".join(f"{value:08x}" for value in sums)
+
+
+@jax.jit
+def _sums(leaves):
+  """For each array, the sum of its bits as numbers with odd weights by place, modulo 2^32."""
+
+  def one(x):
+    kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32).reshape(-1)
+    return jnp.sum(bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+
+  return jnp.stack([one(x) for x in leaves])
 
 
 def _renewed(stream: Any, start: Any, which_B: jax.Array) -> Any:

@@ -1,6 +1,7 @@
 """From logits to a token: greedy, temperature, top-k, top-p, repetition penalty."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,15 @@ class Sampling:
       )
 
 
+class Settings(NamedTuple):
+  """The fields of `Sampling` of each lane, (B,)."""
+
+  temperature_B: Array
+  top_p_B: Array
+  top_k_B: Array
+  repetition_penalty_B: Array
+
+
 def sample(
   logits_BV: Float[Array, "B V"],
   keys_B: Array,
@@ -68,6 +78,40 @@ def sample(
     kept_BV = jnp.where(above_BV < max(sampling.top_p, LEAST), ordered_BV, jnp.inf)
     logits_BV = jnp.where(logits_BV >= kept_BV.min(-1, keepdims=True), logits_BV, -jnp.inf)
   return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+
+
+def sample_lanes(
+  logits_BV: Float[Array, "B V"],
+  keys_B: Array,
+  how: Settings,
+  recent_BW: Int[Array, "B W"],
+) -> Int[Array, " B"]:
+  """As `sample`, with settings of each lane that are arrays: one program for all of them."""
+  temperature_B, top_p_B, top_k_B, penalty_B = how
+  V = logits_BV.shape[1]
+  penalized = lambda x_BV: jax.vmap(_penalize)(x_BV, recent_BW, penalty_B)
+  same = lambda x_BV: x_BV
+  logits_BV = jax.lax.cond((penalty_B != 1).any(), penalized, same, logits_BV.astype(jnp.float32))
+  greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+  k_B = jnp.where((top_k_B == 0) | (top_k_B > V), V, top_k_B)
+  cuts_B = (top_p_B < 1) | (k_B < V)
+
+  def cut(x_BV):
+    ordered_BV = jax.lax.top_k(x_BV, V)[0]
+    first_BV = jnp.arange(V, dtype=jnp.int32)[None] < k_B[:, None]
+    share_BV = jax.nn.softmax(jnp.where(first_BV, ordered_BV, -jnp.inf), axis=-1)
+    above_BV = jnp.cumsum(share_BV, axis=-1) - share_BV
+    kept_BV = first_BV & (above_BV < jnp.maximum(top_p_B, LEAST)[:, None])
+    least_B1 = jnp.where(kept_BV, ordered_BV, jnp.inf).min(-1, keepdims=True)
+    return jnp.where((x_BV >= least_B1) | ~cuts_B[:, None], x_BV, -jnp.inf)
+
+  def drawn(x_BV):
+    x_BV = x_BV / jnp.where(temperature_B == 0, 1, temperature_B)[:, None]
+    x_BV = jax.lax.cond((cuts_B & (temperature_B != 0)).any(), cut, same, x_BV)
+    one_B = jax.vmap(jax.random.categorical)(keys_B, x_BV).astype(jnp.int32)
+    return jnp.where(temperature_B == 0, greedy_B, one_B)
+
+  return jax.lax.cond((temperature_B != 0).any(), drawn, lambda _: greedy_B, logits_BV)
 
 
 def _penalize(logits_V, recent_W, penalty):

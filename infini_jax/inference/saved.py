@@ -100,7 +100,7 @@ def save(
     arrays[name] = np.concatenate([np.array(getattr(x, name), np.int32) for x in lanes])
   header = {
     "config": json.loads(run.engine.config.to_json()),
-    "parameters": checksum(run.engine.params),
+    "parameters": run.engine.checksum,
     "tokenizer": run.tokenizer.fingerprint,
     "workdir": run.workdir,
     "step": run.step,
@@ -141,7 +141,7 @@ def load(
       run = open_run(workdir.path, step, bool(header.get("ema")))
     except InputError as error:
       raise InputError(f"{path}: {error}; a run keeps more by train.keep_checkpoints") from None
-  if header["parameters"] != checksum(run.engine.params):
+  if header["parameters"] != run.engine.checksum:
     raise InputError(
       f"{path}: a state of other parameters than {run.workdir or 'this model'} has at step "
       f"{run.step}; give the run that it is of: {header['workdir']}, step {header['step']}"
@@ -150,24 +150,6 @@ def load(
     lanes = _lanes(file, header)
     told = Told(*header["chat"]) if "chat" in header else None
     return run, _stream(file, run.engine.template(len(lanes))), lanes, told
-
-
-def checksum(params: Any) -> str:
-  """A hash of all bits of all parameters; it almost surely differs for different parameters."""
-  sums = np.asarray(_sums(jax.tree.leaves(params))).tolist()
-  return "".join(f"{value:08x}" for value in sums)
-
-
-@jax.jit
-def _sums(leaves):
-  """For each array, the sum of its bits as numbers with odd weights by place, modulo 2^32."""
-
-  def one(x):
-    kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-    bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32).reshape(-1)
-    return jnp.sum(bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
-
-  return jnp.stack([one(x) for x in leaves])
 
 
 def _header(file: tensors.Tensors) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Session:
     self.run = run
     self._lanes = [Lane() for _ in range(whole("lanes", lanes, least=1))]
     self._stream = run.engine.start(self.lanes)
-    self._told: chats.Told | None = None  # the conversation that it holds, if it holds one
+    self.told: chats.Told | None = None  # the conversation that it holds, if it holds one
     for lane in self._lanes:
       lane.take([run.tokenizer.bos] * bool(begin))
 
@@ -92,7 +92,7 @@ class Session:
     cls, run: saved.Run, stream: Any, lanes: list[Lane], told: chats.Told | None
   ) -> "Session":
     session = object.__new__(cls)
-    session.run, session._stream, session._lanes, session._told = run, stream, lanes, told
+    session.run, session._stream, session._lanes, session.told = run, stream, lanes, told
     return session
 
   def save(self, path: str | Path) -> None:
@@ -103,13 +103,13 @@ class Session:
       OSError: the object store does not answer.
     """
     file, stream = _path("path", path, writes=True), self.run.engine.together(self._stream)
-    saved.save(file, self.run, stream, self._lanes, self._told)
+    saved.save(file, self.run, stream, self._lanes, self.told)
     buckets.flush()
 
   def fork(self) -> "Session":
     """An independent copy; the parameters are shared."""
     stream = jax.tree.map(jnp.copy, self._stream)
-    return self._of(self.run, stream, [lane.copy() for lane in self._lanes], self._told)
+    return self._of(self.run, stream, [lane.copy() for lane in self._lanes], self.told)
 
   def reset(self, lanes: int | Sequence[int] | None = None) -> None:
     """Begins a new document, as in a new session: in all lanes, or in the lanes of these numbers.
@@ -120,7 +120,7 @@ class Session:
     some = range(self.lanes) if lanes is None else np.atleast_1d(np.asarray(lanes)).tolist()
     chosen = {whole("lane", i, most=self.lanes - 1) for i in some}
     with uninterrupted():
-      self._told = None
+      self.told = None
       if len(chosen) == self.lanes:
         self._stream = self.run.engine.start(self.lanes)
       elif chosen:
@@ -196,7 +196,7 @@ class Session:
     if not isinstance(sources, list | tuple) or len(sources) != self.lanes:
       raise InputError(f"a session of {self.lanes} lanes reads a list of {self.lanes} texts")
     tokens = [tokens_of(each, self.tokenizer) for each in sources]
-    self._told = None
+    self.told = None
     for i, (its, ended) in enumerate(zip(tokens, self.ended, strict=True)):
       if ended and not marked and next(its, None) is not None:
         raise InputError(self._over(i))
@@ -292,32 +292,44 @@ class Session:
       InputError: the session has several lanes or holds other text; the messages are wrong; the
         template is missing or fails.
     """
-    if self.lanes > 1:
-      raise InputError(f"a session of {self.lanes} lanes holds no conversation; open one with 1")
-    chat, text = chats.asked(self.tokenizer, template, messages)
-    told, lane = self._told, self._lanes[0]
-    is_new = not lane.read and lane.unread in ([], [self.tokenizer.bos])
-    rest = told.rest(text) if told is not None and told.position == lane.position else None
-    if told is None and not is_new:
-      raise InputError("the session holds other text: reset() it, and put that text into a message")
-    if rest is None:
-      self.reset()
-      self._lanes[0] = Lane()  # the template writes bos itself, if it belongs there
-    self.read([chat.encode(text) if rest is None else chat.goes_on(rest)], advance, marked=True)
-    self._told = chats.Told(0, 0, "")  # until the answer is whole
-    answer, drawn = "", -1
-    special = set(self.tokenizer.special.values())
-    is_plain = True
-    for piece in self.generate(tokens, ends=(chat.end,), **sampling):
-      answer, drawn = answer + piece.text, piece.token
-      is_plain &= drawn not in special or bool(piece.end)
+    asked = self.ask(messages, template)
+    self.read([asked.ids], advance, marked=True)
+    self.told = asked.open()
+    answer = chats.Answer(asked, self.tokenizer)
+    for piece in self.generate(tokens, ends=(asked.end,), **sampling):
+      answer.add(piece)
       if say is not None and piece.text:
         say(piece.text)
-    if is_plain:
-      ended = [name for name, id in self.tokenizer.special.items() if id == drawn]
-      whole = text + answer + (ended[0] if ended else "")
-      self._told = chats.Told.of(self.positions[0], whole)
-    return answer.strip()
+    self.told = answer.told(self.positions[0])
+    return answer.text.strip()
+
+  def ask(
+    self, messages: Sequence[Message], template: str = "own", follows: bool = False
+  ) -> chats.Asked:
+    """What is still to read of a conversation before its answer: `read` with `marked`.
+
+    Another conversation is forgotten. With `follows`, one may begin after other text. Raises
+    InputError as `chat` does.
+    """
+    if self.lanes > 1:
+      raise InputError(f"a session of {self.lanes} lanes holds no conversation; open one with 1")
+    chat, text = chats.rendered(self.tokenizer, template, messages)
+    asked = chats.asked(chat, text, self.told, self._lanes[0], follows)
+    if asked.anew:
+      self.reset()
+      self._lanes[0] = Lane()  # the template writes bos itself, if it belongs there
+    return asked
+
+  def catch_up(self) -> bool:
+    """Reads waiting tokens of one lane by one call; the last token stays, for `Batch` to read.
+
+    Returns:
+      Whether more than the last token still waits.
+    """
+    if len(self._lanes[0].unread) > 1:
+      with uninterrupted():
+        self._feed([0], kept=1)
+    return len(self._lanes[0].unread) > 1
 
   def _write(
     self, tokens: int, sampling: Sampling, writers: list[Writer], seeds_B: np.ndarray
@@ -349,12 +361,13 @@ class Session:
       row[RECENT - len(lane.recent) :] = lane.recent
     return self.run.engine.draw(last_BV, seeds_B, positions_B, recent_BW, sampling)
 
-  def _feed(self, lanes: list[int]) -> jax.Array:
-    """Reads the next tokens of these lanes, up to the end of a segment; returns the logits."""
+  def _feed(self, lanes: list[int], kept: int = 0) -> jax.Array:
+    """Reads the next tokens of these lanes but the last `kept`, in one segment: the logits."""
     N = self.run.engine.segment
     pieces: list[list[int]] = [[] for _ in self._lanes]
     for i in lanes:
-      pieces[i] = self._lanes[i].give(N - self._lanes[i].read % N)
+      lane = self._lanes[i]
+      pieces[i] = lane.give(min(N - lane.read % N, len(lane.unread) - kept))
     logits_BV, self._stream = self.run.engine.extend(self._stream, pieces)
     return logits_BV
 

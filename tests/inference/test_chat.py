@@ -61,7 +61,7 @@ def test_the_next_question_reads_only_what_is_new(engine):
   text = chat.render(talk, ask=True)
   session.chat(talk, **(GREEDY | {"tokens": 0}))
   session.read([[*chat.encode("Ann."), chat.end]], marked=True)
-  session._told = Told.of(session.positions[0], text + "Ann.<|im_end|>")
+  session.told = Told.of(session.positions[0], text + "Ann.<|im_end|>")
   session.given.clear()
   talk += [assistant("Ann."), user("When?")]
   second = session.chat(talk, **GREEDY)
@@ -78,7 +78,7 @@ def test_a_template_that_changes_earlier_answers_reads_all_again(engine):
   talk = [user("One?")]
   session.chat(talk, **GREEDY)
   text = chat.render(talk, ask=True) + "a</think>b<|im_end|>"
-  session._told = Told.of(session.positions[0], text)
+  session.told = Told.of(session.positions[0], text)
   session.given.clear()
   talk += [assistant("a</think>b"), user("Two?")]
   second = session.chat(talk, **GREEDY)
@@ -154,7 +154,7 @@ def test_a_saved_conversation_goes_on(workdir, tmp_path):
   session.save(tmp_path / "state")
   talk = [user("One?"), assistant(first or "-"), user("Two?")]
   loaded = Session.load(tmp_path / "state", model=session)
-  assert loaded._told == session._told
+  assert loaded.told == session.told
   assert loaded.chat(talk, **GREEDY) == session.chat(talk, **GREEDY)
 
 

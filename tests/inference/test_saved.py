@@ -11,8 +11,8 @@ import pytest
 from infini_jax.config import InputError
 from infini_jax.data.tokenizers import ByteTokenizer, WordTokenizer
 from infini_jax.inference import Run, Session
-from infini_jax.inference.engine import Engine
-from infini_jax.inference.saved import _named, _stream, checksum
+from infini_jax.inference.engine import Engine, checksum
+from infini_jax.inference.saved import _named, _stream
 from infini_jax.runs import tensors
 from infini_jax.runs.workdir import Workdir
 from tests.tiny import changed, config, fake_params, model_config

@@ -1,0 +1,1 @@
+"""Serving: an HTTP API of OpenAI's shape whose sessions are states of constant size."""

@@ -1,0 +1,154 @@
+"""A job: what a request reads and writes in a session of its own."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from infini_jax.inference import Piece, Session
+from infini_jax.inference.batch import Drawn
+from infini_jax.inference.chat import Answer, Asked
+from infini_jax.inference.sampling import Sampling
+from infini_jax.inference.writing import Writer
+
+
+class Reading(NamedTuple):
+  """The request has read so many tokens so far.
+
+  Attributes:
+    tokens: their number.
+    share: the part of the text, where its size is known, else 0.
+  """
+
+  tokens: int
+  share: float = 0.0
+
+
+class Written(NamedTuple):
+  """The next token of the text."""
+
+  piece: Piece
+  drawn: Drawn
+
+
+class Done(NamedTuple):
+  """The end of a request; `result` is what `Job.close` returned."""
+
+  result: Any
+
+
+class Failed(NamedTuple):
+  """The end of a request that failed."""
+
+  error: BaseException
+
+
+Event = Reading | Written | Done | Failed
+
+
+@dataclasses.dataclass
+class Wish:
+  """What is to be written.
+
+  Attributes:
+    tokens: the most tokens.
+    how: how they are drawn.
+    seed: of the draws.
+    stop: texts that end it.
+    ends: tokens that end it beside eos.
+    likeliest: whether the likeliest tokens are wanted.
+  """
+
+  tokens: int
+  how: Sampling
+  seed: int
+  stop: tuple[str, ...] = ()
+  ends: tuple[int, ...] = ()
+  likeliest: bool = False
+
+
+class Job:
+  """Reads tokens, then writes.
+
+  Args:
+    session: of one lane; nobody else uses it.
+    source: the tokens to read.
+    wish: what is written then; None: nothing.
+    emit: takes each event, in any thread.
+    close: called once at the end, with the session and the error or None; it may write to the disk.
+      Its result comes with `Done`.
+    asked: the conversation that the source is of.
+    owner: the user whose turn it is when the job begins.
+    seconds: after this time it fails.
+    share: the part of the source that was taken so far.
+  """
+
+  def __init__(
+    self,
+    session: Session,
+    source: Iterator[int],
+    wish: Wish | None,
+    emit: Callable[[Event], None],
+    close: Callable[[Session, BaseException | None], Any],
+    *,
+    asked: Asked | None = None,
+    owner: str = "",
+    seconds: float = float("inf"),
+    share: Callable[[], float] = lambda: 0.0,
+  ):
+    self.session, self.wish, self.emit, self.owner = session, wish, emit, owner
+    self.ends = time.monotonic() + seconds
+    self.cancelled, self._share = False, share
+    self._source: Iterator[int] | None = source
+    self._close, self._asked, self._read, self._left = close, asked, 0, wish.tokens if wish else 0
+    self._answer = Answer(asked, session.tokenizer) if asked else None
+    self._writer: Writer | None = None
+
+  def read_on(self) -> bool:
+    """Reads by one call of the model, or a few; returns whether there is more to read."""
+    if self._source is None:
+      return self._left > 0 and self.session.catch_up()
+    T = self.session.run.engine.chunk
+    ids = np.fromiter(islice(self._source, T), np.int64)
+    if len(ids):
+      self.session.read([ids], marked=self._asked is not None)
+      self._read += len(ids)
+      self.emit(Reading(self._read, self._share()))
+    if len(ids) == T:
+      return True
+    self._source = None
+    if self._asked is not None:
+      self.session.told = self._asked.open()
+    return self._left > 0 and max(self.session.waiting) > 1
+
+  @property
+  def writes(self) -> bool:
+    """Whether something is to be written."""
+    return self._left > 0
+
+  def take(self, drawn: Drawn) -> bool:
+    """Takes a token that was drawn; returns whether more are to be written."""
+    assert self.wish is not None
+    if self._writer is None:
+      before = [*self.session.recent[0]][:-1]
+      self._writer = Writer(self.session.tokenizer, before, self.wish.stop, self.wish.ends)
+    self._left -= 1
+    piece = Piece(0, drawn.token, *self._writer.push(drawn.token, last=not self._left))
+    if self._answer is not None:
+      self._answer.add(piece)
+    self._left = 0 if piece.end else self._left
+    self.emit(Written(piece, drawn))
+    return self._left > 0
+
+  def settle(self, error: BaseException | None) -> None:
+    """Ends the job, and tells so."""
+    try:
+      if error is None and self._answer is not None:
+        self.session.told = self._answer.told(self.session.positions[0])
+      result = self._close(self.session, error)
+    except Exception as failed:
+      error, result = error or failed, None
+    self.emit(Done(result) if error is None else Failed(error))

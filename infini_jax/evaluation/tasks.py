@@ -21,9 +21,9 @@ from infini_jax.evaluation import (
 from infini_jax.evaluation.chat import Answering
 from infini_jax.evaluation.knock_out import INTACT, Variant, knock_outs
 from infini_jax.evaluation.perplexity import Perplexity
-from infini_jax.evaluation.reading import held_L
 from infini_jax.evaluation.retrieval import Retrieval
 from infini_jax.evaluation.summarization import Summarization
+from infini_jax.models.states import held_L
 from infini_jax.runs.workdir import Workdir
 from infini_jax.tasks import Conversations, Pairs, Source, TaskAndText, check_length, open_source
 

@@ -21,6 +21,7 @@ from infini_jax.convert import command as conversion
 from infini_jax.failures import status_of
 from infini_jax.paths import folder_to_write, local
 from infini_jax.progress import make_console
+from infini_jax.scoring import arguments as scoring
 from infini_jax.sweep import command as sweeping
 
 CONFIG_HELP = "a Python file with get_config(); any field is set by --config.section.field=value"
@@ -209,6 +210,12 @@ def _generate(args: argparse.Namespace, rest: list[str], console: Console) -> No
   generate(args, console)
 
 
+def _score(args: argparse.Namespace, rest: list[str], console: Console) -> None:
+  from infini_jax.scoring.command import score
+
+  score(args, console)
+
+
 class _Parser(argparse.ArgumentParser):
   """A parser that reports a wrong command in one line."""
 
@@ -308,6 +315,9 @@ def _parser() -> argparse.ArgumentParser:
   what = "compare a run, a store, a checkpoint or a saved state with the bytes that were written"
   made = command("verify", _verify, what)
   made.add_argument("path", metavar="PATH", help="its folder or file")
+
+  what = "log-probabilities of texts of any length, as JSON lines"
+  scoring.add_arguments(command("score", _score, what))
 
   made = command("generate", _generate, "read a text of any length, and continue it")
   made.add_argument("--workdir", help="the folder of the run")

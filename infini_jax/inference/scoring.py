@@ -20,21 +20,17 @@ from infini_jax.models.states import held_L
 LANES = 8  # the most texts that are read side by side
 LOG_2 = math.log(2)
 
-Each = Callable[[np.ndarray, np.ndarray], None]  # called with (n,) tokens and log-probabilities
-
 
 class How(NamedTuple):
-  """How texts are scored: the arguments of `Session.score`.
+  """How texts are scored.
 
   Attributes:
     empty: the memory is held empty.
-    each: called with each chunk of one text.
     marked: bos and eos may be among the tokens.
     lanes: the most texts side by side.
   """
 
   empty: bool = False
-  each: Each | None = None
   marked: bool = False
   lanes: int = LANES
 
@@ -47,8 +43,8 @@ class Score(NamedTuple):
     log_prob: the logarithm of the probability of all of them, in nats, at most 0.
     likeliest: whether each of them is likelier than any other, as greedy decoding would write it.
     bytes: of the text in UTF-8; None if tokens were given.
-    ids: (tokens,) int32; empty if each chunk was given to `each`.
-    log_probs: (tokens,) float32, of each token; likewise.
+    ids: (tokens,) int32.
+    log_probs: (tokens,) float32, of each token.
   """
 
   tokens: int
@@ -118,44 +114,35 @@ def each_of(
   Raises:
     InputError: as `Session.score`.
   """
-  if how.each is not None and len(texts) > 1:
-    raise InputError("each= with several texts: score one text at a time, or leave it out")
   found: list[Score] = []
   for first in range(0, len(texts), how.lanes):
     some = texts[first : first + how.lanes]
-    sums = [_Sum(keeps=how.each is None) for _ in some]
+    sums = [_Sum() for _ in some]
     count = lambda i: lambda size: sums[i].said(size)  # noqa: B023
     for block in blocks(run, stream, lanes, some, how, count):
       sums[block.text].add(block)
-      if how.each is not None:
-        how.each(block.ids, block.log_probs)
     found += [one.score() for one in sums]
   return found
 
 
 class _Sum:
-  """The sums of one text, in float64."""
+  """What was scored of one text."""
 
-  def __init__(self, keeps: bool):
-    self._keeps, self._blocks = keeps, list[Block]()
-    self._tokens, self._log_prob, self._likeliest = 0, 0.0, True
+  def __init__(self) -> None:
+    self._blocks: list[Block] = []
     self._bytes: int | None = None
 
   def said(self, size: int) -> None:
     self._bytes = (self._bytes or 0) + size
 
   def add(self, block: Block) -> None:
-    self._tokens += len(block.ids)
-    self._log_prob += float(block.log_probs.sum(dtype=np.float64))
-    self._likeliest &= bool(block.right.all())
-    if self._keeps:
-      self._blocks.append(block)
+    self._blocks.append(block)
 
   def score(self) -> Score:
     ids = np.concatenate([np.zeros(0, np.int32), *(block.ids for block in self._blocks)])
-    own = [np.zeros(0, np.float32), *(block.log_probs for block in self._blocks)]
-    sums = self._tokens, self._log_prob, self._likeliest, self._bytes
-    return Score(*sums, ids, np.concatenate(own))
+    own = np.concatenate([np.zeros(0, np.float32), *(block.log_probs for block in self._blocks)])
+    likeliest = all(bool(block.right.all()) for block in self._blocks)
+    return Score(len(ids), float(own.sum(dtype=np.float64)), likeliest, self._bytes, ids, own)
 
 
 def blocks(

@@ -219,16 +219,12 @@ class Session:
         else:
           self._feed(long)
 
-  def score(
-    self, source: Any, *, empty: bool = False, each: scoring.Each | None = None
-  ) -> scoring.Score | list[scoring.Score]:
+  def score(self, source: Any, *, empty: bool = False) -> scoring.Score | list[scoring.Score]:
     """How likely texts are after what was read. The session stays as it is.
 
     Args:
       source: as for `read`; or a list of texts, Paths or lists of tokens, each by itself.
       empty: with the memory held empty: each segment is read as if a document began there.
-      each: called with the tokens and log-probabilities of one text, chunk by chunk; the result
-        then holds the sums alone, so a text may be endless.
 
     Returns:
       A `Score`; for a list, or with several lanes, one for each text.
@@ -236,9 +232,14 @@ class Session:
     Raises:
       InputError: as `read`; there is no token before the first, or no memory to hold empty.
     """
-    for i in (i for i, ended in enumerate(self.ended) if ended):
-      raise InputError(self._over(i))
-    return scoring.score(self.run, self._stream, self._lanes, source, scoring.How(empty, each))
+    self._check_open()
+    return scoring.score(self.run, self._stream, self._lanes, source, scoring.How(empty))
+
+  def scored(self, source: Source, *, empty: bool = False) -> Iterator[scoring.Block]:
+    """As `score` of one text with one lane, chunk by chunk as it is read: it may be endless."""
+    self._check_open()
+    texts, how = [scoring.Text(0, source)], scoring.How(empty)
+    return scoring.blocks(self.run, self._stream, self._lanes, texts, how)
 
   def generate(
     self,
@@ -377,6 +378,10 @@ class Session:
       pieces[i] = self._lanes[i].give(N - self._lanes[i].read % N, N)
     logits_BV, self._stream = self.run.engine.extend(self._stream, pieces)
     return logits_BV
+
+  def _check_open(self) -> None:
+    for i in (i for i, ended in enumerate(self.ended) if ended):
+      raise InputError(self._over(i))
 
   def _over(self, lane: int) -> str:
     which = f" of lane {lane}" if self.lanes > 1 else ""

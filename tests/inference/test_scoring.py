@@ -138,7 +138,7 @@ def test_files_streams_and_texts_give_the_same(rng, infini, tmp_path):
 
 
 def test_an_endless_text_is_scored_in_constant_memory(infini):
-  """Each chunk is given when it has been read, and the next tokens are not taken before."""
+  """Each chunk is given when it has been read; the next tokens are taken after it."""
   taken, given = 0, 0
 
   def endless():
@@ -147,13 +147,10 @@ def test_an_endless_text_is_scored_in_constant_memory(infini):
       taken += 1
       yield token
 
-  def each(ids, found):
-    nonlocal given
-    given += len(ids)
-    assert len(ids) == len(found) and taken - given <= 2 * CHUNK
-
-  score = Session(infini.run).score(endless(), each=each)
-  assert given == taken == score.tokens == 2000 and not len(score.ids)
+  for block in Session(infini.run).scored(endless()):
+    given += len(block.ids)
+    assert len(block.ids) == len(block.log_probs) and taken - given <= 2 * CHUNK
+  assert given == taken == 2000
 
 
 def test_a_loaded_state_scores_the_same(rng, infini, tmp_path):
@@ -178,7 +175,6 @@ def test_wrong_inputs_are_one_line(infini):
     (lambda: one.score([7, 256]), "a document's mark among tokens"),
     (lambda: one.score(7), "cannot read 7"),
     (lambda: two.score("a text"), "a session of 2 lanes scores a list of 2 texts"),
-    (lambda: two.score(["a", "b"], each=print), "each= with several texts"),
     (lambda: Session(infini.run, begin=False).score("a"), "read at least one token before"),
   ):
     with pytest.raises(InputError, match=message) as error:

@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
   args.typed = shlex.join(["infini-jax", *argv])
   if "config" in args:
     rest = [*(f"--config={file}" for file in args.config or ()), *rest]
-  elif rest and not getattr(args, "runner", None):  # Beam's flags are its own
+  elif rest and not (getattr(args, "runner", "") or "passes" in args):  # flags of Beam and lm_eval
     parser.error(f"unknown arguments: {' '.join(rest)}")
   console = make_console()
   try:
@@ -216,6 +216,12 @@ def _score(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   score(args, console)
 
 
+def _lm_eval(args: argparse.Namespace, rest: list[str], console: Console) -> None:
+  from infini_jax.scoring import harness
+
+  harness.command(args, rest)
+
+
 class _Parser(argparse.ArgumentParser):
   """A parser that reports a wrong command in one line."""
 
@@ -318,6 +324,9 @@ def _parser() -> argparse.ArgumentParser:
 
   what = "log-probabilities of texts of any length, as JSON lines"
   scoring.add_arguments(command("score", _score, what))
+
+  what = "lm-evaluation-harness with the model of a run (docs/scoring.md)"
+  scoring.add_harness(command("lm-eval", _lm_eval, what))
 
   made = command("generate", _generate, "read a text of any length, and continue it")
   made.add_argument("--workdir", help="the folder of the run")

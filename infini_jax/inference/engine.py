@@ -108,17 +108,22 @@ class Engine:
     stream = self._reserve(self.together(stream), tokens_BT.shape[1])
     return self._read(self.params, stream, tokens_BT)
 
-  def extend(self, stream: Any, pieces: Sequence[Sequence[int]]) -> tuple[jax.Array, Any]:
+  def extend(
+    self, stream: Any, pieces: Sequence[Sequence[int]], step: int = STEP
+  ) -> tuple[jax.Array, Any]:
     """Reads some tokens of each lane, or none, at most up to the end of its open segment.
 
-    The stream is donated.
+    Args:
+      stream: it is donated.
+      pieces: the tokens of each lane.
+      step: they are padded to 1, `step`, `step`^2, ... tokens: a program for each.
 
     Returns:
       The logits (B, V) after the last token of each lane, undefined for lanes without tokens; and
       the new stream.
     """
     lengths_B = np.array([len(piece) for piece in pieces])
-    tokens_BT = np.zeros((len(pieces), self._padded(lengths_B.max())), np.int32)
+    tokens_BT = np.zeros((len(pieces), self._padded(lengths_B.max(), step)), np.int32)
     for row, piece in zip(tokens_BT, pieces, strict=True):
       row[: len(piece)] = piece
     mask_BT = np.arange(tokens_BT.shape[1])[None] < lengths_B[:, None]
@@ -166,7 +171,7 @@ class Engine:
     """Draws the next token of each lane, (B,); it depends only on the arguments."""
     return np.asarray(self._draw(logits_BV, seeds_B, positions_B, recent_BW, sampling))
 
-  def _padded(self, size: int, step: int = STEP) -> int:
+  def _padded(self, size: int, step: int) -> int:
     length = 1
     while length < size:
       length *= step

@@ -5,13 +5,14 @@ one batch, and what they have in common, the text of the session, is read once.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from infini_jax.config import InputError
+from infini_jax.inference.engine import SCORED
 from infini_jax.inference.lane import Lane
 from infini_jax.inference.saved import Run
 from infini_jax.inference.texts import check_tokens, tokens_of
@@ -75,6 +76,13 @@ class Block(NamedTuple):
   right: np.ndarray  # bool, whether a token is likelier than any other
 
 
+class Start(NamedTuple):
+  """Where texts begin: a state, and its lanes. Each lane has one unread token."""
+
+  stream: Any
+  lanes: list[Lane]
+
+
 class Text(NamedTuple):
   """A text to score.
 
@@ -87,17 +95,16 @@ class Text(NamedTuple):
   source: Any
 
 
-def score(
-  run: Run, stream: Any, lanes: Sequence[Lane], source: Any, how: How
-) -> Score | list[Score]:
+def score(run: Run, stream: Any, lanes: Sequence[Lane], source: Any, how: How) -> Any:
   """What `Session.score` returns."""
-  if len(lanes) > 1:
-    if not isinstance(source, list | tuple) or len(source) != len(lanes):
-      raise InputError(f"a session of {len(lanes)} lanes scores a list of {len(lanes)} texts")
-    return each_of(run, stream, lanes, [Text(i, one) for i, one in enumerate(source)], how)
-  if is_several(source):
-    return each_of(run, stream, lanes, [Text(0, one) for one in source], how)
-  return each_of(run, stream, lanes, [Text(0, source)], how)[0]
+  if len(lanes) == 1:
+    source = [source]
+  elif not isinstance(source, list | tuple) or len(source) != len(lanes):
+    raise InputError(f"a session of {len(lanes)} lanes scores a list of {len(lanes)} texts")
+  texts = [Text(i, x) for i, one in enumerate(source) for x in (one if is_several(one) else [one])]
+  scores = iter(each_of(run, stream, lanes, texts, how))
+  found = [[next(scores) for _ in one] if is_several(one) else next(scores) for one in source]
+  return found[0] if len(lanes) == 1 else found
 
 
 def is_several(source: Any) -> bool:
@@ -114,12 +121,15 @@ def each_of(
   Raises:
     InputError: as `Session.score`.
   """
-  found: list[Score] = []
+  start, found = begun(run, stream, lanes, how.empty), list[Score]()
   for first in range(0, len(texts), how.lanes):
     some = texts[first : first + how.lanes]
     sums = [_Sum() for _ in some]
-    count = lambda i: lambda size: sums[i].said(size)  # noqa: B023
-    for block in blocks(run, stream, lanes, some, how, count):
+    sources = [
+      text._replace(source=tokens_of(text.source, run.tokenizer, one.said))
+      for text, one in zip(some, sums, strict=True)
+    ]
+    for block in blocks(run, start, sources, how):
       sums[block.text].add(block)
     found += [one.score() for one in sums]
   return found
@@ -145,36 +155,26 @@ class _Sum:
     return Score(len(ids), float(own.sum(dtype=np.float64)), likeliest, self._bytes, ids, own)
 
 
-def blocks(
-  run: Run,
-  stream: Any,
-  lanes: Sequence[Lane],
-  texts: Sequence[Text],
-  how: How,
-  count: Callable[[int], Callable[[int], None]] | None = None,
-) -> Iterator[Block]:
+def blocks(run: Run, start: Start, texts: Sequence[Text], how: How) -> Iterator[Block]:
   """The tokens of some texts with their log-probabilities, as they are read.
 
   At most a chunk of each text is in memory.
 
   Args:
     run: the model.
-    stream: the state of the session; it stays valid.
-    lanes: the lanes of the session, which stay as they are.
+    start: where they begin.
     texts: the texts.
     how: how they are scored.
-    count: for the number of a text, a function that is called with the bytes of its pieces.
 
   Raises:
     InputError: as `Session.score`.
   """
   engine, T, N = run.engine, run.engine.chunk, run.engine.segment
-  sources = [
-    tokens_of(text.source, run.tokenizer, count and count(i)) for i, text in enumerate(texts)
-  ]
-  stream, own = _forked(run, stream, lanes, [text.lane for text in texts], how.empty)
-  if not all(lane.unread for lane in own):
-    raise InputError("nothing to score from: read at least one token before")
+  sources = [tokens_of(text.source, run.tokenizer) for text in texts]
+  # A power of two, so that few programs are compiled; the last lanes have no text.
+  from_B = [text.lane for text in texts]
+  from_B += from_B[:1] * ((1 << (len(texts) - 1).bit_length()) - len(texts))
+  stream, own = engine.pick(start.stream, np.array(from_B)), [start.lanes[i].copy() for i in from_B]
   marked, vocabulary = how.marked, engine.config.model.vocab_size
   while True:
     for lane, its in zip(own, sources, strict=False):
@@ -206,41 +206,44 @@ def blocks(
       yield Block(i, np.array(targets[i], np.int32), -nll_BT[i, :n], right_BT[i, :n])
 
 
-def _forked(
-  run: Run, stream: Any, lanes: Sequence[Lane], from_B: list[int], empty: bool
-) -> tuple[Any, list[Lane]]:
-  """The state and the lanes to score from, one for each text; the last token of each is unread.
+def begun(run: Run, stream: Any, lanes: Sequence[Lane], empty: bool) -> Start:
+  """Where texts begin that follow those of a session: their last tokens alone are unread.
 
-  The number of lanes is a power of two, so that few programs are compiled; no text is in the last.
+  Args:
+    run: the model.
+    stream: the state of the session; it stays valid.
+    lanes: its lanes, which stay as they are.
+    empty: the memory is held empty.
+
+  Raises:
+    InputError: nothing was read in a lane; the memory cannot be held empty.
   """
-  engine, own = run.engine, [lane.copy() for lane in lanes]
+  engine, own, N = run.engine, [lane.copy() for lane in lanes], run.engine.segment
+  if not all(lane.unread for lane in own):
+    raise InputError("nothing to score from: read at least one token before")
   if empty:
-    _check_empty(run, own, from_B)
+    _check_empty(run, own)
     if held_L(engine.config.model) is None:
       stream = engine.start(len(own))
       for lane in own:
         lane.unread, lane.read, lane.open = [*(lane.open or ()), *lane.unread], 0, []
   stream = engine.pick(stream, np.arange(len(own)))
   while any(len(lane.unread) > 1 for lane in own):
-    N = engine.segment
-    room = [max(0, min(len(lane.unread) - 1, N - lane.read % N)) for lane in own]
     if empty:
       stream = engine.forget(stream, np.array([lane.read % N == 0 for lane in own]))
-    pieces = [lane.give(size, N) for lane, size in zip(own, room, strict=True)]
-    stream = engine.extend(stream, pieces)[1]
-  size = 1 << (len(from_B) - 1).bit_length()
-  all_B = np.array(from_B + from_B[:1] * (size - len(from_B)))
-  return engine.pick(stream, all_B), [own[i].copy() for i in all_B]
+    pieces = [lane.give(min(len(lane.unread) - 1, N - lane.read % N), N) for lane in own]
+    stream = engine.extend(stream, pieces, SCORED)[1]
+  return Start(stream, own)
 
 
-def _check_empty(run: Run, lanes: Sequence[Lane], from_B: list[int]) -> None:
+def _check_empty(run: Run, lanes: Sequence[Lane]) -> None:
   """Raises InputError if the memory cannot be held empty."""
   model = run.engine.config.model
   if not model.memory.remembers:
     raise InputError(
       f"config.{model.setting} has no memory to hold empty; leave empty=True (--empty) out"
     )
-  for lane in (lanes[i] for i in set(from_B)):
+  for lane in lanes:
     if held_L(model) is not None and lane.read:
       raise InputError(
         f"empty=True (--empty) after a text, with config.{model.setting}: full attention has read "

@@ -219,27 +219,29 @@ class Session:
         else:
           self._feed(long)
 
-  def score(self, source: Any, *, empty: bool = False) -> scoring.Score | list[scoring.Score]:
+  def score(self, source: Any, *, empty: bool = False, marked: bool = False) -> Any:
     """How likely texts are after what was read. The session stays as it is.
 
     Args:
-      source: as for `read`; or a list of texts, Paths or lists of tokens, each by itself.
+      source: a text, Path, file or tokens; or a list of texts, Paths or lists of tokens, each by
+        itself. With several lanes, a list with one of these for each.
       empty: with the memory held empty: each segment is read as if a document began there.
+      marked: as for `read`.
 
     Returns:
-      A `Score`; for a list, or with several lanes, one for each text.
+      A `scoring.Score` for each text, in lists as the texts are.
 
     Raises:
       InputError: as `read`; there is no token before the first, or no memory to hold empty.
     """
     self._check_open()
-    return scoring.score(self.run, self._stream, self._lanes, source, scoring.How(empty))
+    return scoring.score(self.run, self._stream, self._lanes, source, scoring.How(empty, marked))
 
   def scored(self, source: Source, *, empty: bool = False) -> Iterator[scoring.Block]:
     """As `score` of one text with one lane, chunk by chunk as it is read: it may be endless."""
     self._check_open()
-    texts, how = [scoring.Text(0, source)], scoring.How(empty)
-    return scoring.blocks(self.run, self._stream, self._lanes, texts, how)
+    start = scoring.begun(self.run, self._stream, self._lanes, empty)
+    return scoring.blocks(self.run, start, [scoring.Text(0, source)], scoring.How(empty))
 
   def generate(
     self,

@@ -1,4 +1,4 @@
-"""The arguments of `infini-jax score`; importing them imports no JAX."""
+"""The arguments of `infini-jax score` and `lm-eval`; importing them imports no JAX."""
 
 import argparse
 
@@ -19,3 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   made("--step", type=int, help="which checkpoint; the newest by default")
   averaged = "the moving average of the parameters (config.optimizer.ema), not their last values"
   made("--ema", action="store_true", help=averaged)
+
+
+def add_harness(parser: argparse.ArgumentParser) -> None:
+  """Adds the arguments of `infini-jax lm-eval`; all others are those of the harness's `run`."""
+  made = parser.add_argument
+  parser.epilog = (
+    "All other arguments are those of lm-evaluation-harness: --tasks, --output_path, ..."
+  )
+  made("--workdir", help="the folder of the run: --model_args workdir=...")
+  made("--step", type=int, help="which checkpoint; the newest by default")
+  made("--ema", action="store_true", help="the moving average of the parameters")
+  made("--empty", action="store_true", help="with the memory held empty")
+  parser.set_defaults(passes=True)

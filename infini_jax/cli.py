@@ -26,9 +26,9 @@ from infini_jax.sweep import command as sweeping
 
 CONFIG_HELP = "a Python file with get_config(); any field is set by --config.section.field=value"
 TASK_HELP = (
-  "some of perplexity, passkey, needle, recall, summarization, chat, gates, knockout (the run's "
-  "own task with every ablation), surgery (what it cost to adapt an original); default: the task "
-  "of the training, and the gates"
+  "some of perplexity, passkey, needle, recall, summarization, chat, ruler, babilong, gates, "
+  "knockout (the run's own task with every ablation), surgery (what it cost to adapt an original); "
+  "default: the task of the training, and the gates"
 )
 BRANCH_HELP = "begin a new workdir from a checkpoint (--step) of this run (docs/optimizers.md)"
 STEP_HELP = "which checkpoint; the newest by default"

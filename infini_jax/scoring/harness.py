@@ -68,7 +68,9 @@ def scorer_of(given: Mapping[str, Any], batch: Any = None) -> Scorer:
   flag = lambda name, usual: str(given.get(name, usual)).lower() in ("true", "1")
   Workdir(given["workdir"], "workdir").config()  # raises if there is no run
   step = None if given.get("step") is None else _whole("step", given["step"])
-  size = AUTO if str(batch).startswith("auto") else _whole("batch_size", batch or 1)
+  size = (
+    AUTO if str(batch).startswith("auto") else _whole("batch_size", 1 if batch is None else batch)
+  )
   run = open_run(str(given["workdir"]), step, flag("ema", False))
   template = str(given.get("chat_template", "own"))
   return Scorer(run, size, flag("add_bos_token", True), template, flag("empty", False))

@@ -1,6 +1,7 @@
 """How RULER and BABILong score what a model wrote, as they publish it.
 
-RULER (Hsieh et al., arXiv 2404.06654; the scorer is `scripts/eval/` of github.com/NVIDIA/RULER):
+RULER (Hsieh et al., arXiv 2404.06654; `scripts/eval/synthetic/constants.py` and `evaluate.py` of
+github.com/NVIDIA/RULER):
 
     string_match_all    mean over samples of the share of references that the text contains
     string_match_part   mean over samples of whether it contains any of them
@@ -10,7 +11,9 @@ all other tasks by all. Control characters of the text become newlines, and its 
 
 BABILong (Kuratov et al., arXiv 2406.10149; `babilong/metrics.py` of github.com/booydar/babilong):
 each task has a set of labels. The text counts up to its first full stop. It is right if it contains
-the label that is the answer, and no other label, except those that the question has.
+the label that is the answer, and no other label, except those that the question has. Labels are
+found inside of words, as in all published tables: so in qa7 a right "none" also holds "one", and
+counts as wrong. (A later version of that file matches whole words there.)
 """
 
 import re
@@ -21,7 +24,7 @@ PARTIAL = ("qa",)  # beginnings of the names of RULER's tasks that are scored by
 PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
 LABELS = {
   **dict.fromkeys(("qa1", "qa2", "qa3", "qa4", "qa11", "qa12", "qa13"), PLACES),
-  "qa5": ("bill", "fred", "jeff", "mary"),
+  "qa5": ("bill", "fred", "jeff", "mary", "apple", "football", "milk"),
   "qa7": ("none", "one", "three", "two"),
   "qa8": ("apple", "football", "milk", "nothing"),
   "qa10": ("maybe", "no", "yes"),

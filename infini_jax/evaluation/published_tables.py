@@ -69,7 +69,10 @@ def rows_of(scored: Scored) -> list[list[str]]:
 
 def shown(length: int) -> str:
   """A length as the benchmarks write it: 4k, 128k."""
-  return f"{length // 1024}k" if length % 1024 == 0 else f"{length:,}"
+  for size, unit in ((1024**2, "M"), (1024, "k")):
+    if length and length % size == 0:
+      return f"{length // size}{unit}"
+  return f"{length:,}" if length else "0k"
 
 
 def _order(task: str) -> tuple[int, int, str]:

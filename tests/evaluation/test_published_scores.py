@@ -56,7 +56,11 @@ def test_questions_are_scored_by_part_and_all_else_by_all():
     ("qa5", "It was Bill", "Bill", "Who gave the cake to Fred?", True),
     ("qa19", "e,s", "e,s", "How do you go?", True),
     ("qa19", "e,n", "e,s", "How do you go?", False),
+    ("qa5", "Fred gave the milk", "milk", "What did Fred give to Bill?", True),
+    ("qa5", "Jeff gave the milk", "milk", "What did Fred give to Bill?", False),
     ("qa7", "two<example>three", "two", "How many?", True),
+    ("qa7", "none", "none", "How many?", False),  # it holds "one"
+    ("qa1", "the kitchen, " + "question", "kitchen", "Where is Mary?", True),
   ],
 )
 def test_answers_of_babilong(task, written, target, question, right):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 
 from infini_jax.tasks import make_task
+from infini_jax.tasks.needle_families import IN_FILLER
 
 # RULER's names of tasks, and the needles that are like them.
 TASKS = {
@@ -24,7 +25,8 @@ def write(folder, config, store, lengths, samples=1, tasks=tuple(TASKS), seed=0)
   rng = np.random.default_rng(seed)
   for length in lengths:
     for name in tasks:
-      task = make_task(config.with_fields(needle=TASKS[name]), "needle", store.tokenizer, store)
+      filler = store if TASKS[name]["family"] in IN_FILLER else None
+      task = make_task(config.with_fields(needle=TASKS[name]), "needle", store.tokenizer, filler)
       file = folder / str(length) / "data" / name / "validation.jsonl"
       file.parent.mkdir(parents=True)
       with file.open("w") as out:

@@ -9,7 +9,9 @@ import argparse
 import functools
 import importlib.util
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from infini_jax.config import InputError
@@ -43,8 +45,18 @@ def command(args: argparse.Namespace, rest: list[str]) -> None:
   before, sys.argv = sys.argv, ["lm-eval", *words]
   try:
     cli_evaluate()
+  except (KeyError, ValueError) as error:
+    if isinstance(error, InputError) or not _is_its_own(error):
+      raise
+    raise InputError(f"lm_eval says: {' '.join(str(error).split())[:400]}") from None
   finally:
     sys.argv = before
+
+
+def _is_its_own(error: BaseException) -> bool:
+  """Whether the harness itself has raised an error."""
+  frames = traceback.extract_tb(error.__traceback__)
+  return "lm_eval" in Path(frames[-1].filename).parts
 
 
 def scorer_of(given: Mapping[str, Any], batch: Any = None) -> Scorer:

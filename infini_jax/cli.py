@@ -21,14 +21,15 @@ from infini_jax.convert import command as conversion
 from infini_jax.failures import status_of
 from infini_jax.paths import folder_to_write, local
 from infini_jax.progress import make_console
+from infini_jax.scoring import arguments as scoring
 from infini_jax.serve.arguments import add_serve_arguments
 from infini_jax.sweep import command as sweeping
 
 CONFIG_HELP = "a Python file with get_config(); any field is set by --config.section.field=value"
 TASK_HELP = (
-  "some of perplexity, passkey, needle, recall, summarization, chat, gates, knockout (the run's "
-  "own task with every ablation), surgery (what it cost to adapt an original); default: the task "
-  "of the training, and the gates"
+  "some of perplexity, passkey, needle, recall, summarization, chat, ruler, babilong, gates, "
+  "knockout (the run's own task with every ablation), surgery (what it cost to adapt an original); "
+  "default: the task of the training, and the gates"
 )
 BRANCH_HELP = "begin a new workdir from a checkpoint (--step) of this run (docs/optimizers.md)"
 STEP_HELP = "which checkpoint; the newest by default"
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
   args.typed = shlex.join(["infini-jax", *argv])
   if "config" in args:
     rest = [*(f"--config={file}" for file in args.config or ()), *rest]
-  elif rest and not getattr(args, "runner", None):  # Beam's flags are its own
+  elif rest and not (getattr(args, "runner", "") or "passes" in args):  # flags of Beam and lm_eval
     parser.error(f"unknown arguments: {' '.join(rest)}")
   console = make_console()
   try:
@@ -223,6 +224,18 @@ def _serve(args: argparse.Namespace, rest: list[str], console: Console) -> int:
   return serve(args, console)
 
 
+def _score(args: argparse.Namespace, rest: list[str], console: Console) -> None:
+  from infini_jax.scoring.command import score
+
+  score(args, console)
+
+
+def _lm_eval(args: argparse.Namespace, rest: list[str], console: Console) -> None:
+  from infini_jax.scoring import harness
+
+  harness.command(args, rest)
+
+
 class _Parser(argparse.ArgumentParser):
   """A parser that reports a wrong command in one line."""
 
@@ -322,6 +335,12 @@ def _parser() -> argparse.ArgumentParser:
   what = "compare a run, a store, a checkpoint or a saved state with the bytes that were written"
   made = command("verify", _verify, what)
   made.add_argument("path", metavar="PATH", help="its folder or file")
+
+  what = "log-probabilities of texts of any length, as JSON lines"
+  scoring.add_arguments(command("score", _score, what))
+
+  what = "lm-evaluation-harness with the model of a run (docs/scoring.md)"
+  scoring.add_harness(command("lm-eval", _lm_eval, what))
 
   made = command("generate", _generate, "read a text of any length, and continue it")
   made.add_argument("--workdir", help="the folder of the run")

@@ -200,6 +200,21 @@ def test_beam_writes_the_store_of_one_machine(installed, job, texts):
 
 
 @pytest.mark.slow
+@only("eval")
+def test_eval_scores_a_run(installed, job):
+  run(installed, *COMMAND, "train", "--config=config.py", "--workdir=run", cwd=job)
+  (job / "rows.jsonl").write_text('{"text": "A line of text."}\n')
+  (job / "own.yaml").write_text(
+    "task: own\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\n"
+    "test_split: test\noutput_type: loglikelihood_rolling\n"
+    "doc_to_text: ''\ndoc_to_target: text\nmetric_list: [{metric: bits_per_byte}]\n"
+  )
+  what = ("lm-eval", "--workdir=run", "--include_path=.", "--tasks=own")
+  said = run(installed, *COMMAND, *what, cwd=job, HF_HUB_OFFLINE="1", HF_HOME=str(job / "home"))
+  assert "bits_per_byte" in said
+
+
+@pytest.mark.slow
 @only("objects")
 def test_objects_copies_in_both_directions(installed, job):
   """With a folder in the place of the store; tests/buckets has a server."""

@@ -35,7 +35,7 @@ from infini_jax.runs import goodput
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.metrics import read_metrics
 from infini_jax.runs.workdir import Workdir
-from infini_jax.tasks import Conversations, Pairs, Source
+from infini_jax.tasks import Benchmark, Conversations, Pairs, Source
 
 
 def own_config(path: str) -> Config:
@@ -172,7 +172,7 @@ def _about_source(job: Job, config: Config, sources: dict[str, Source]) -> dict[
   task, source = job.task or job.name, sources.get(job.task)
   about: dict[str, Any] = {"task": task}
   if source is not None:
-    corpora = Store | Conversations
+    corpora = Store | Conversations | Benchmark
     store = source if isinstance(source, corpora) else getattr(source, "store", None)
     hides = task == "needle" and config.needle.filler
     about["corpus"] = filing.about_corpus(store, hides or config.data.path)

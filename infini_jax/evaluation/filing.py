@@ -21,7 +21,7 @@ from infini_jax.data.sources.base import digest
 from infini_jax.data.store.evaluated import file_name, short_name
 from infini_jax.evaluation.tasks import KINDS
 from infini_jax.files import write_json
-from infini_jax.tasks import Conversations
+from infini_jax.tasks import Benchmark, Conversations
 
 FILE = "results.json"
 WEIGHTS = ("last", "moving average")  # which parameters were evaluated
@@ -177,7 +177,9 @@ def _today(said: Mapping[str, Any]) -> dict[str, Any]:
   return {".".join(moved_to(*name) or name): value for name, value in (parts | digits).items()}
 
 
-def about_corpus(store: Store | Conversations | None, path: str) -> dict[str, str] | None:
+def about_corpus(
+  store: Store | Conversations | Benchmark | None, path: str
+) -> dict[str, str] | None:
   """The entry of a corpus in results; None without a store."""
   if store is None:
     return None

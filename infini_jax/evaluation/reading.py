@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from infini_jax.config import Config, ModelConfig
+from infini_jax.config import Config
 from infini_jax.data import EvalLanes
 from infini_jax.data.lanes.loader import eval_batches
 from infini_jax.evaluation.knock_out import Variant
+from infini_jax.inference.engine import Losses, losses
 from infini_jax.models import bind
-from infini_jax.models.states import reserve, with_memory_of
+from infini_jax.models.states import held_L, reserve, with_memory_of
 from infini_jax.ops.lanes import where_lane
-from infini_jax.ops.loss import cross_entropy
 from infini_jax.parallel import in_mesh, local_rows, put_batch, shard
 
 Chunk = dict[str, np.ndarray]
@@ -63,14 +63,7 @@ class Reader:
 
   def _score_chunk(self, params, state, batch, cut_L, empty_L=None):
     model, hidden_BTD, state = self._hidden(params, state, batch, cut_L, empty_L)
-    nll_BT, _, right_BT = cross_entropy(
-      hidden_BTD,
-      model.head(),
-      batch["targets_BT"],
-      chunk=self._config.train.loss_chunk,
-      softcap=self._config.model.family.logit_softcap,
-    )
-    return state, (shard(nll_BT, "__"), shard(right_BT, "__"))  # every host counts all documents
+    return state, losses(self._config, model, hidden_BTD, batch["targets_BT"])
 
   def _score_segments(self, params, state, batch, from_BS):
     """As `_score_chunk`; segment s of lane b is read with the memory of lane `from_BS[b, s]`."""
@@ -84,7 +77,7 @@ class Reader:
       state = self._read_chunk(params, state, part, None)
       scores.append(self._score_chunk(params, other, part, None)[1])
     nll_BT, right_BT = (jnp.concatenate(x, 1) for x in zip(*scores, strict=True))
-    return state, (nll_BT, right_BT)
+    return state, Losses(nll_BT, right_BT)
 
   def _read_chunk(self, params, state, batch, cut_L, empty_L=None):
     return self._hidden(params, state, batch, cut_L, empty_L, state_only=True)[2]
@@ -137,7 +130,7 @@ class Reading:
     found = [jax.device_put(kept[f"state.{i}"], x.sharding) for i, x in enumerate(leaves)]
     self.state = jax.tree.unflatten(structure, found)
 
-  def __iter__(self) -> Iterator[tuple[Chunk, tuple[jax.Array, jax.Array] | None]]:
+  def __iter__(self) -> Iterator[tuple[Chunk, Losses | None]]:
     """Reads the chunks from `done` on."""
     d, B = self._reader._config.data, self._lanes.lanes
     rows = local_rows(self._reader._mesh, B)
@@ -146,7 +139,7 @@ class Reading:
       self.done += 1
       yield chunk, scores
 
-  def _step(self, chunk: Chunk, rows: Any) -> tuple[jax.Array, jax.Array] | None:
+  def _step(self, chunk: Chunk, rows: Any) -> Losses | None:
     reader, variant, params = self._reader, self._variant, self._params
     config = reader._config
     scored = self._wanted(chunk)
@@ -173,13 +166,6 @@ class Reading:
       return scores
     self.state = reader._read(params, self.state, placed, *flags)
     return None
-
-
-def held_L(model: ModelConfig) -> np.ndarray | None:
-  """The layers whose memory an evaluation holds empty; None: all that carry anything."""
-  if not (model.pattern and model.memory.grows):
-    return None
-  return np.array(model.memory.ablated(model.layers))
 
 
 class Others:

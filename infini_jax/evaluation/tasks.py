@@ -14,6 +14,7 @@ from infini_jax.data import Store
 from infini_jax.evaluation import (
   chat_tables,
   perplexity_tables,
+  published_tables,
   retrieval_tables,
   summarization_tables,
   surgery,
@@ -21,11 +22,20 @@ from infini_jax.evaluation import (
 from infini_jax.evaluation.chat import Answering
 from infini_jax.evaluation.knock_out import INTACT, Variant, knock_outs
 from infini_jax.evaluation.perplexity import Perplexity
-from infini_jax.evaluation.reading import held_L
+from infini_jax.evaluation.published import Grid
 from infini_jax.evaluation.retrieval import Retrieval
 from infini_jax.evaluation.summarization import Summarization
+from infini_jax.models.states import held_L
 from infini_jax.runs.workdir import Workdir
-from infini_jax.tasks import Conversations, Pairs, Source, TaskAndText, check_length, open_source
+from infini_jax.tasks import (
+  Benchmark,
+  Conversations,
+  Pairs,
+  Source,
+  TaskAndText,
+  check_length,
+  open_source,
+)
 
 
 class Kind(NamedTuple):
@@ -82,6 +92,10 @@ KINDS = {
       *_fields("chat", "template max_tokens too_long"),
     ),
   ),
+  **{
+    name: Kind(name, Grid, published_tables, _fields("evaluation", "max_documents summary_length"))
+    for name in ("ruler", "babilong")
+  },
   "surgery": Kind(
     "text",
     surgery.Surgery,
@@ -203,7 +217,7 @@ def open_task(config: Config, path: str, console: Console, task: str) -> Source:
   Raises:
     InputError: the task does not fit the run's vocabulary, has no corpus, or needs longer lengths.
   """
-  if task in ("perplexity", "surgery") and config.data.tokenizer == "task":
+  if task in ("perplexity", "surgery", "ruler", "babilong") and config.data.tokenizer == "task":
     raise InputError(
       f"--task={task} with config.data.tokenizer='task': a run in its task's own vocabulary "
       "cannot read text; leave it out"
@@ -214,7 +228,7 @@ def open_task(config: Config, path: str, console: Console, task: str) -> Source:
     config, workdir.store, console, KINDS[task].source, tokenizer, workdir.stores
   )
   if KINDS[task].evaluator is Retrieval:
-    assert not isinstance(source, Store | Pairs | Conversations | TaskAndText)
+    assert not isinstance(source, Store | Pairs | Conversations | Benchmark | TaskAndText)
     for length in config.evaluation.lengths:
       check_length(length, source.shortest, "config.evaluation.lengths")
   return source

@@ -12,7 +12,7 @@ from infini_jax.evaluation.knock_out import INTACT
 from infini_jax.evaluation.perplexity import Perplexity, exp
 from infini_jax.evaluation.reading import Chunk, Reader
 from infini_jax.evaluation.retrieval import Retrieval
-from infini_jax.tasks import Conversations, Pairs, Source, TaskAndText
+from infini_jax.tasks import Benchmark, Conversations, Pairs, Source, TaskAndText
 from infini_jax.tasks.summarization import Told
 
 
@@ -31,6 +31,7 @@ class Validation:
     else:
       length = config.data.segments * config.model.segment_length
       task = source.task if isinstance(source, TaskAndText) else source
+      assert not isinstance(task, Benchmark)  # it is for evaluations alone
       self._run = Retrieval(config, mesh, task, (length,), count)
 
   def run(self, params: Any, advance: Any = None) -> tuple[str, dict[str, float]]:

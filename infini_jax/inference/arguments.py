@@ -5,13 +5,16 @@ is not accepted as a whole number.
 """
 
 import numbers
+import os
 import reprlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from infini_jax.config import InputError
+from infini_jax.paths import local
 
 LARGEST = 2**31 - 1  # of counts; a larger number is a mistake
 LARGEST_SEED = 2**32 - 1
@@ -73,6 +76,17 @@ def stops(value: Any) -> tuple[str, ...]:
     if not one:
       raise InputError("stop='': a stop string has at least one character")
   return tuple(several)
+
+
+def path_of(name: str, value: Any, writes: bool = False) -> Path:
+  """The path of a run or of a state on this machine.
+
+  Raises:
+    InputError: the value is no path, or `paths.local` refuses it.
+  """
+  if not isinstance(value, str | os.PathLike):
+    raise InputError(f"{name}={short(value)}: must be the path of a run or of a state")
+  return local(value, writes=writes)
 
 
 def short(value: Any) -> str:

@@ -102,7 +102,7 @@ class Batch:
       for i, session in enumerate(self._sessions):
         if session is not None:
           lane = session._lanes[0]
-          (tokens_B[i],), positions_B[i] = lane.give(1), lane.read % 2**32
+          (tokens_B[i],), positions_B[i] = lane.give(1, self.engine.segment), lane.read % 2**32
           recent_BW[i, RECENT - len(lane.recent) :] = lane.recent
       how = Settings(*map(np.array, zip(*map(_numbers, self._how), strict=True)))  # type: ignore[arg-type]
       draws = (self._seeds_B, positions_B, recent_BW, self._likeliest_B & active_B)

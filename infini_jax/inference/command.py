@@ -97,7 +97,7 @@ def _check(args: argparse.Namespace) -> None:
   if not args.workdir and args.load_state is None:
     raise InputError("--workdir=RUN is missing: the folder of a run (or --load-state=FILE)")
   if args.load_state is not None:
-    _file("--load-state", args.load_state)
+    file_of("--load-state", args.load_state)
   if args.save_state is not None:
     file_to_write(args.save_state, "--save-state", begins=BEGINS, replaced=True)
   if args.workdir:
@@ -122,10 +122,10 @@ def _question(args: argparse.Namespace) -> str:
     )
   if not args.ask.strip():
     raise InputError("--ask is empty: give a question")
-  _check_text("--ask", args.ask)
+  check_text("--ask", args.ask)
   about = ""
   if args.ask_about is not None:
-    file = _file("--ask-about", args.ask_about)
+    file = file_of("--ask-about", args.ask_about)
     about = "".join(lines_of(file)).strip() + "\n\n"
   question = about + args.ask
   rendered(Workdir(args.workdir).load_tokenizer(), args.chat_template, [_user(question)])
@@ -144,7 +144,7 @@ def _answer(session: Session, args: argparse.Namespace, question: str, errors: C
   names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
   how: dict[str, Any] = {name: getattr(args, name) for name in names}
   how |= {"tokens": args.tokens, "template": args.chat_template}
-  with _printing():  # and no bar, which would stand in the middle of the answer
+  with printing():  # and no bar, which would stand in the middle of the answer
     session.chat([_user(question)], lambda text: print(text, end="", flush=True), **how)
     print(flush=True)
   _say(errors, _size(session))
@@ -161,7 +161,7 @@ def _stop(text: str) -> str:
   """
   if not text:
     raise InputError("--stop is empty: a stop string has at least one character")
-  _check_text("--stop", text)
+  check_text("--stop", text)
 
   def one(found: re.Match[str]) -> str:
     if found[1] not in ESCAPES:
@@ -220,7 +220,7 @@ def _write(session: Session, args: argparse.Namespace, stop: list[str], errors: 
     stop=stop,
     seed=args.seed,
   )
-  with _printing():
+  with printing():
     try:
       for piece in pieces:
         times.append(time.perf_counter())
@@ -234,7 +234,7 @@ def _write(session: Session, args: argparse.Namespace, stop: list[str], errors: 
 
 
 @contextlib.contextmanager
-def _printing() -> Iterator[None]:
+def printing() -> Iterator[None]:
   """Lets the reader of standard output end early (`| head -1`), and replaces characters that the
   encoding of standard output lacks."""
   if isinstance(sys.stdout, io.TextIOWrapper):
@@ -271,12 +271,12 @@ def _source(args: argparse.Namespace) -> tuple[str, Any]:
       raise InputError("standard input is closed: give a text, or --prompt-file=FILE")
     return "standard input", Stdin()
   if args.prompt_file is not None:
-    file = _file("--prompt-file", args.prompt_file)
+    file = file_of("--prompt-file", args.prompt_file)
     return str(file), file
   if args.prompt == "":
     raise InputError("--prompt is empty: give some text, or no prompt to begin a new document")
   if args.prompt:
-    _check_text("--prompt", args.prompt)
+    check_text("--prompt", args.prompt)
   if args.prompt and names_file(args.prompt):
     raise InputError(
       f"--prompt={args.prompt}: a file of this name exists; --prompt-file reads it (and "
@@ -285,7 +285,7 @@ def _source(args: argparse.Namespace) -> tuple[str, Any]:
   return ("prompt", args.prompt) if args.prompt else ("", None)
 
 
-def _file(flag: str, name: str) -> Path:
+def file_of(flag: str, name: str) -> Path:
   """The path of a file or pipe; raises InputError if there is none, or if it is a folder."""
   file = local(name, flag)
   if file.is_dir():
@@ -295,7 +295,7 @@ def _file(flag: str, name: str) -> Path:
   return file
 
 
-def _check_text(flag: str, text: str) -> None:
+def check_text(flag: str, text: str) -> None:
   """Raises InputError for bytes of the command line that are not UTF-8."""
   if WRONG.search(text):
     raise InputError(f"{flag}={text!r}: not UTF-8 text; type it in a terminal that writes UTF-8")

@@ -16,6 +16,7 @@ class Lane:
   def __init__(self) -> None:
     self.read = 0  # tokens that the model has read
     self.unread: list[int] = []
+    self.open: list[int] | None = []  # tokens read since the last segment border; None: not known
     self.recent: deque[int] = deque(maxlen=RECENT)
 
   @property
@@ -32,16 +33,26 @@ class Lane:
     self.unread.extend(tokens)
     self.recent.extend(tokens)
 
-  def give(self, size: int) -> list[int]:
-    """The next tokens for the model, at most `size`; they count as read."""
+  def give(self, size: int, segment: int) -> list[int]:
+    """The next tokens for the model, at most `size`; they count as read.
+
+    Args:
+      size: up to the end of the open segment, or whole segments from a border on.
+      segment: N.
+    """
     given, self.unread = self.unread[:size], self.unread[size:]
     self.read += len(given)
+    if self.read % segment == 0:
+      self.open = []
+    elif self.open is not None:
+      self.open += given
     return given
 
   def copy(self) -> "Lane":
     """An independent copy."""
     other = Lane()
     other.read, other.unread, other.recent = self.read, self.unread.copy(), self.recent.copy()
+    other.open = None if self.open is None else self.open.copy()
     return other
 
 

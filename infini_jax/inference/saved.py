@@ -147,7 +147,7 @@ def load(
       f"{run.step}; give the run that it is of: {header['workdir']}, step {header['step']}"
     )
   with _whole(path):
-    lanes = _lanes(file, header)
+    lanes = _lanes(file, header, run.engine.segment)
     told = Told(*header["chat"]) if "chat" in header else None
     return run, _stream(file, run.engine.template(len(lanes))), lanes, told
 
@@ -185,7 +185,7 @@ def _whole(path: Path) -> Iterator[None]:
     raise InputError(f"{path}: damaged ({text}); copy or make it again") from None
 
 
-def _lanes(file: tensors.Tensors, header: dict[str, Any]) -> list[Lane]:
+def _lanes(file: tensors.Tensors, header: dict[str, Any], segment: int) -> list[Lane]:
   lanes = [Lane() for _ in header["position"]]
   for name in ("unread", "recent"):
     parts = np.split(file.read(name), np.cumsum(header[name])[:-1])
@@ -193,6 +193,8 @@ def _lanes(file: tensors.Tensors, header: dict[str, Any]) -> list[Lane]:
       getattr(lane, name).extend(part.tolist())
   for lane, position in zip(lanes, header["position"], strict=True):
     lane.read = position - len(lane.unread)
+    opened, known = lane.read % segment, [*lane.recent][: len(lane.recent) - len(lane.unread)]
+    lane.open = known[len(known) - opened :] if opened <= len(known) else None
   return lanes
 
 

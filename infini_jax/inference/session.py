@@ -1,6 +1,5 @@
 """`Session`: a model with a state. It can read text, generate text, be copied and be saved."""
 
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,13 +14,12 @@ from infini_jax.config import InputError
 from infini_jax.data import Tokenizer
 from infini_jax.data.chat.render import Message
 from infini_jax.inference import chat as chats
-from infini_jax.inference import saved
-from infini_jax.inference.arguments import seeds, short, stops, whole
+from infini_jax.inference import saved, scoring
+from infini_jax.inference.arguments import path_of, seeds, stops, whole
 from infini_jax.inference.lane import Lane, uninterrupted
 from infini_jax.inference.sampling import NOTHING, RECENT, Sampling
-from infini_jax.inference.texts import Source, tokens_of
+from infini_jax.inference.texts import Source, check_tokens, tokens_of
 from infini_jax.inference.writing import Piece, Writer
-from infini_jax.paths import local
 
 
 class Session:
@@ -68,7 +66,7 @@ class Session:
     Raises:
       InputError: there is no such run or checkpoint; a state is damaged, or of another model.
     """
-    path = _path("path", path)
+    path = path_of("path", path)
     lanes = whole("lanes", lanes, least=1)
     step = None if step is None else whole("step", step)
     if path.is_dir():
@@ -81,7 +79,7 @@ class Session:
       raise InputError(f"{path}: a state knows its parameters; leave ema=True (--ema) out")
     opened = model.run if isinstance(model, Session) else model
     if opened is not None and not isinstance(opened, saved.Run):
-      opened = _path("model", opened)
+      opened = path_of("model", opened)
     run, stream, texts, told = saved.load(path, opened, step)
     if lanes not in (1, len(texts)):
       raise InputError(f"{path}: a state of {len(texts)} lanes, not {lanes}; leave lanes= out")
@@ -102,7 +100,7 @@ class Session:
       InputError: the file cannot be written.
       OSError: the object store does not answer.
     """
-    file, stream = _path("path", path, writes=True), self.run.engine.together(self._stream)
+    file, stream = path_of("path", path, writes=True), self.run.engine.together(self._stream)
     saved.save(file, self.run, stream, self._lanes, self.told)
     buckets.flush()
 
@@ -206,7 +204,8 @@ class Session:
       for lane, its in zip(self._lanes, tokens, strict=True):
         before = lane.position
         ids = islice(its, max(0, T + 1 - len(lane.unread)))
-        lane.take(self._known(ids, begins=not before, marked=marked))
+        vocabulary = self.run.engine.config.model.vocab_size
+        lane.take(check_tokens(ids, vocabulary, self.tokenizer, begins=not before, marked=marked))
         taken += lane.position - before
       if advance is not None:
         advance(taken)
@@ -215,10 +214,34 @@ class Session:
         return taken
       with uninterrupted():
         if len(long) == self.lanes and all(lane.read % N == 0 for lane in self._lanes):
-          tokens_BT = np.array([lane.give(T) for lane in self._lanes], np.int32)
+          tokens_BT = np.array([lane.give(T, N) for lane in self._lanes], np.int32)
           self._stream = self.run.engine.read(self._stream, tokens_BT)
         else:
           self._feed(long)
+
+  def score(self, source: Any, *, empty: bool = False, marked: bool = False) -> Any:
+    """How likely texts are after what was read. The session stays as it is.
+
+    Args:
+      source: a text, Path, file or tokens; or a list of texts, Paths or lists of tokens, each by
+        itself. With several lanes, a list with one of these for each.
+      empty: with the memory held empty: each segment is read as if a document began there.
+      marked: as for `read`.
+
+    Returns:
+      A `scoring.Score` for each text, in lists as the texts are.
+
+    Raises:
+      InputError: as `read`; there is no token before the first, or no memory to hold empty.
+    """
+    self._check_open()
+    return scoring.score(self.run, self._stream, self._lanes, source, scoring.How(empty, marked))
+
+  def scored(self, source: Source, *, empty: bool = False) -> Iterator[scoring.Block]:
+    """As `score` of one text with one lane, chunk by chunk as it is read: it may be endless."""
+    self._check_open()
+    start = scoring.begun(self.run, self._stream, self._lanes, empty)
+    return scoring.blocks(self.run, start, [scoring.Text(0, source)], scoring.How(empty))
 
   def generate(
     self,
@@ -367,23 +390,13 @@ class Session:
     pieces: list[list[int]] = [[] for _ in self._lanes]
     for i in lanes:
       lane = self._lanes[i]
-      pieces[i] = lane.give(min(N - lane.read % N, len(lane.unread) - kept))
+      pieces[i] = lane.give(min(N - lane.read % N, len(lane.unread) - kept), N)
     logits_BV, self._stream = self.run.engine.extend(self._stream, pieces)
     return logits_BV
 
-  def _known(self, tokens: Iterator[int], begins: bool, marked: bool) -> list[int]:
-    """The tokens as a list; raises InputError if one is not of this model, or is bos or eos."""
-    ids, V = list(tokens), self.run.engine.config.model.vocab_size
-    for token in (min(ids, default=0), max(ids, default=0)):
-      if not 0 <= token < V:
-        raise InputError(f"token {token}: the model has 0 to {V - 1}; use its own tokenizer")
-    bos, eos = self.tokenizer.bos, self.tokenizer.eos
-    if not marked and {bos, eos} & set(ids[1:] if begins and ids[:1] == [bos] else ids):
-      raise InputError(
-        f"a document's mark among tokens ({bos} begins one, {eos} ends it): a session adds the "
-        f"first itself; leave it out, and begin another document with reset()"
-      )
-    return ids
+  def _check_open(self) -> None:
+    for i in (i for i, ended in enumerate(self.ended) if ended):
+      raise InputError(self._over(i))
 
   def _over(self, lane: int) -> str:
     which = f" of lane {lane}" if self.lanes > 1 else ""
@@ -391,9 +404,3 @@ class Session:
       f"the model has ended the document{which}, so nothing follows it: reset() begins another, "
       f"and a fork() made before continues from there"
     )
-
-
-def _path(name: str, value: Any, writes: bool = False) -> Path:
-  if not isinstance(value, str | os.PathLike):
-    raise InputError(f"{name}={short(value)}: must be the path of a run or of a state")
-  return local(value, writes=writes)

@@ -11,7 +11,7 @@ import io
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -28,8 +28,15 @@ WRONG = re.compile("[\0\ud800-\udfff]")  # NUL, and bytes that are not UTF-8 as 
 Source = str | os.PathLike[str] | IO[Any] | Iterable[int] | Iterable[np.ndarray]
 
 
-def tokens_of(source: Source, tokenizer: Tokenizer) -> Iterator[int]:
+def tokens_of(
+  source: Source, tokenizer: Tokenizer, count: Callable[[int], None] | None = None
+) -> Iterator[int]:
   """The tokens of a text or of a text file (a path, or an open file); tokens pass unchanged.
+
+  Args:
+    source: the text, file or tokens.
+    tokenizer: the vocabulary.
+    count: called with the bytes of each piece of a text, before its tokens.
 
   Raises:
     InputError: the source is none of these, or a text that is the name of a file. While the tokens
@@ -41,11 +48,11 @@ def tokens_of(source: Source, tokenizer: Tokenizer) -> Iterator[int]:
         f"{source!r}: a file of this name exists, and a str is read as the text that it is: give "
         f"its Path to read the file, or io.StringIO of it to read the name"
       )
-    return _encoded(lines_of(io.StringIO(source), "the text"), tokenizer)
+    return _encoded(lines_of(io.StringIO(source), "the text"), tokenizer, count=count)
   if isinstance(source, os.PathLike):
     source = Path(source)
   if isinstance(source, Path) or hasattr(source, "readline"):
-    return _encoded(lines_of(source), tokenizer, _name(source))
+    return _encoded(lines_of(source), tokenizer, _name(source), count)
   if isinstance(source, bytes | bytearray | memoryview) or not isinstance(source, Iterable):
     raise InputError(
       f"cannot read {short(source)}: give text, a Path, an opened file or tokens (bytes are "
@@ -71,11 +78,46 @@ def _numbers(x: Any) -> list[int]:
   return array.tolist()
 
 
-def _encoded(lines: Iterable[str], tokenizer: Tokenizer, name: str = "") -> Iterator[int]:
+def check_tokens(
+  tokens: Iterable[int], vocabulary: int, tokenizer: Tokenizer, *, begins: bool, marked: bool
+) -> list[int]:
+  """The tokens as a list.
+
+  Args:
+    tokens: the tokens.
+    vocabulary: V of the model.
+    tokenizer: its vocabulary.
+    begins: they begin a document, so that the first may be bos.
+    marked: bos and eos may be anywhere.
+
+  Raises:
+    InputError: one is not of this model, or is bos or eos.
+  """
+  ids = list(tokens)
+  for token in (min(ids, default=0), max(ids, default=0)):
+    if not 0 <= token < vocabulary:
+      raise InputError(f"token {token}: the model has 0 to {vocabulary - 1}; use its own tokenizer")
+  bos, eos = tokenizer.bos, tokenizer.eos
+  if not marked and {bos, eos} & set(ids[1:] if begins and ids[:1] == [bos] else ids):
+    raise InputError(
+      f"a document's mark among tokens ({bos} begins one, {eos} ends it): a session adds the "
+      f"first itself; leave it out, and begin another document with reset()"
+    )
+  return ids
+
+
+def _encoded(
+  lines: Iterable[str],
+  tokenizer: Tokenizer,
+  name: str = "",
+  count: Callable[[int], None] | None = None,
+) -> Iterator[int]:
   """The tokens of all pieces. Pieces after the first are encoded as text after a newline, because
   some tokenizers encode the beginning of a text differently."""
   newline: list[int] | None = None
   for piece in pieces_of(lines):
+    if count is not None:
+      count(len(piece.encode()))
     ids = encode_named(tokenizer, piece if newline is None else "\n" + piece, name).tolist()
     if newline is None:
       newline = encode_named(tokenizer, "\n", name).tolist()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from infini_jax.config import ModelConfig
 from infini_jax.models.mixers import MIXERS, Mixer
@@ -53,6 +54,13 @@ def with_memory_of(config: ModelConfig, state: Any, other: Any) -> Any:
     return other
   own = config.by_system
   return {name: state[name] if own[name].memory.grows else other[name] for name in state}
+
+
+def held_L(model: ModelConfig) -> np.ndarray | None:
+  """The layers whose memory is held empty in an ablation; None: all that carry anything."""
+  if not (model.pattern and model.memory.grows):
+    return None
+  return np.array(model.memory.ablated(model.layers))
 
 
 def _each(config: ModelConfig, state: Any, f: Callable[[str, Any], Any]) -> Any:

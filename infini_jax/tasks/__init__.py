@@ -16,10 +16,12 @@ from infini_jax.tasks.from_config import (
   train_lanes,
 )
 from infini_jax.tasks.lanes import Examples, TaskLanes
+from infini_jax.tasks.published import Benchmark
 from infini_jax.tasks.registry import make_task
 from infini_jax.tasks.summarization import PairLanes, Pairs
 
 __all__ = [
+  "Benchmark",
   "Conversations",
   "Examples",
   "Lanes",

@@ -23,6 +23,7 @@ from infini_jax.tasks.example import Task
 from infini_jax.tasks.lanes import TaskLanes
 from infini_jax.tasks.needle_families import IN_FILLER
 from infini_jax.tasks.needle_filler import open_filler
+from infini_jax.tasks.published import FORMS, Benchmark
 from infini_jax.tasks.registry import make_task
 from infini_jax.tasks.summarization import PairLanes, Pairs
 
@@ -50,7 +51,7 @@ class TaskAndText:
     return digest([self.task.fingerprint, self.text.fingerprint])
 
 
-Source = Store | Pairs | Conversations | Task | TaskAndText
+Source = Store | Pairs | Conversations | Benchmark | Task | TaskAndText
 
 
 class Lanes(Protocol):
@@ -75,7 +76,8 @@ def open_source(
     config: the config of the run.
     cache: the folder for the store of a corpus that is not a store yet.
     console: for progress.
-    task: text, summarization, chat, passkey, recall or needle; by default the task of the run.
+    task: text, summarization, chat, passkey, recall, needle, ruler or babilong; by default the
+      task of the run.
     tokenizer: the tokenizer of the run's parameters, if there are any.
     others: for an evaluation, the folder for the stores of corpora other than that in `cache`.
 
@@ -89,6 +91,9 @@ def open_source(
       raise InputError("config.data.path is empty: set it to a folder of text or a prepared store")
     store = _text(config, cache, console, tokenizer, others)
     source = store if task == "text" else Pairs(store)
+  elif task in FORMS:
+    vocabulary = tokenizer or load_tokenizer(config.data.tokenizer)
+    source = Benchmark(config.data.path, task, vocabulary, config.evaluation.max_documents)
   elif task == "chat":
     source = _chat(config, console, tokenizer, trains=others is None)
   else:
@@ -122,7 +127,7 @@ def open_training(config: Config, cache: Path, console: Console, own: Tokenizer 
     return open_source(config, cache, console, tokenizer=own)
   text = _text(config, cache, console, own, None)
   task = open_source(config, cache, console, tokenizer=own or text.tokenizer)
-  assert not isinstance(task, Store | Pairs | Conversations | TaskAndText)
+  assert not isinstance(task, Store | Pairs | Conversations | Benchmark | TaskAndText)
   return TaskAndText(task, text)
 
 
@@ -188,6 +193,7 @@ def train_lanes(config: Config, source: Source) -> Lanes:
     return ChatLanes(source, config)
   if isinstance(source, TaskAndText):
     return _TaskBesideText(source, config)
+  assert not isinstance(source, Benchmark)  # it is for evaluations alone
   if not isinstance(source, Store):
     return TaskLanes(source, config)
   return _documents(config, source)

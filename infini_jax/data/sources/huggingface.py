@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import glob
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,18 +80,8 @@ def open_huggingface(spec: str, train: bool = True) -> Corpus:
     InputError: the package is missing, it cannot load the data set, or there is no such field.
   """
   place, options = Options.split(spec, ("config", *SPLITS, *Fields._fields))
-  name = expand(plain(place))
   config = options.get("config", "")
-  try:
-    loaded = _load(name, config)
-  except ImportError:
-    raise InputError(
-      f"corpus {spec!r}: needs the package datasets: pip install -e '.[hf]'"
-    ) from None
-  except Exception as error:  # any class: no network, no such name, a config to choose
-    said = ": ".join(" ".join(str(e).split()) for e in (error, error.__cause__) if e)[:300]
-    ours = f"; or read its files by jsonl:{place} or parquet:{place}" if os.path.isdir(name) else ""
-    raise InputError(f"corpus {spec!r}: datasets says: {said}{ours}") from None
+  name, loaded = _loaded(spec, place, config)
   splits = choose_splits(spec, options, list(loaded), train)
   rule, note = split_rule(set(splits.values()))
   fields = Fields.choose(spec, options, loaded[next(iter(splits))].column_names)
@@ -116,6 +107,62 @@ def open_huggingface(spec: str, train: bool = True) -> Corpus:
     _left_out(name, config),
     options.skips,
   )
+
+
+Rows = Callable[[Sequence[str]], Iterator[tuple[str, dict[str, Any]]]]
+SIZED = re.compile(r"\d+[kKmM]")  # a config that is named by a length
+
+
+def each_split(spec: str, place: str, config: str) -> Iterator[tuple[str, str, Rows]]:
+  """Every split of some configs: their names, and a function that reads some columns of its rows.
+
+  Args:
+    spec: the spec of the corpus, for errors.
+    place: the name of the data set, or a folder.
+    config: the configs, with commas; empty: all that are named by a length, or else the only one.
+
+  Raises:
+    InputError: the package is missing, or it cannot load the data set.
+  """
+  chosen = config.split(",") if config else _lengths(expand(plain(place)))
+  for one in chosen:
+    name, loaded = _loaded(spec, place, one)
+    for split in loaded:
+      yield one, str(split), functools.partial(_rows, name, one, split)
+
+
+def _rows(
+  name: str, config: str, split: str, columns: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  data = _load(name, config)[split]
+  own = [column for column in columns if column in data.column_names]
+  for number, row in enumerate(data.select_columns(own)):
+    yield f"hf:{name}, {config} {split}:{number}", dict(row)
+
+
+def _lengths(name: str) -> list[str]:
+  try:
+    import datasets
+
+    found = datasets.get_dataset_config_names(name)
+  except Exception:  # any class: `_loaded` says why
+    return [""]
+  return [one for one in found if SIZED.fullmatch(one)] or [""]
+
+
+def _loaded(spec: str, place: str, config: str) -> tuple[str, Any]:
+  """The name of a data set, and all of its splits."""
+  name = expand(plain(place))
+  try:
+    return name, _load(name, config)
+  except ImportError:
+    raise InputError(
+      f"corpus {spec!r}: needs the package datasets: pip install -e '.[hf]'"
+    ) from None
+  except Exception as error:  # any class: no network, no such name, a config to choose
+    said = ": ".join(" ".join(str(e).split()) for e in (error, error.__cause__) if e)[:300]
+    ours = f"; or read its files by jsonl:{place} or parquet:{place}" if os.path.isdir(name) else ""
+    raise InputError(f"corpus {spec!r}: datasets says: {said}{ours}") from None
 
 
 @functools.lru_cache(1)

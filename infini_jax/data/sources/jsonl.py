@@ -100,6 +100,33 @@ def open_jsonl(spec: str, train: bool = True, kind: Any = Fields) -> Corpus:
   )
 
 
+def named_rows(file: File) -> Iterator[tuple[str, dict[str, Any]]]:
+  """The rows of a file, each with its place `FILE, line NUMBER`. A file may be one JSON array.
+
+  Raises:
+    InputError: it cannot be read, or a row is no object.
+  """
+  for number, (start, line) in enumerate(_lines(file.path, 0, None), 1):
+    if not start and line.lstrip()[:1] == b"[":
+      yield from _array(file)
+      return
+    if line.strip():
+      place = f"{file.path}, line {number}"
+      yield place, _parse(place, line)
+
+
+def _array(file: File) -> Iterator[tuple[str, dict[str, Any]]]:
+  try:
+    with _open(file.path) as opened:
+      rows = json.load(opened)
+  except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+    raise unreadable(file.path, " ".join(str(error).split())) from None
+  for number, row in enumerate(rows, 1):
+    if not isinstance(row, dict):
+      raise InputError(f"{file.path}, row {number}: holds {type(row).__name__}, not an object")
+    yield f"{file.path}, row {number}", row
+
+
 def _open(path: Path) -> IO[bytes]:
   kind = packing(path)
   if kind == ".gz":

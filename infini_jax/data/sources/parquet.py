@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,19 @@ def read_rows(path: Path, columns: list[str], start: int, stop: int) -> Iterator
     if isinstance(row, InputError):
       raise row
     yield row
+
+
+def named_rows(file: File, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+  """The rows of a file, each with its place `FILE, row NUMBER`, and those columns that it has.
+
+  Raises:
+    InputError: it is not Parquet, or is damaged.
+  """
+  names = _open(file.path).schema_arrow.names
+  rows = sum(count for count, _ in row_groups(file.path))
+  own = [column for column in columns if column in names]
+  for number, row in enumerate(read_rows(file.path, own, 0, rows), 1):
+    yield f"{file.path}, row {number}", row
 
 
 def each_row(

@@ -16,7 +16,7 @@ from infini_jax.serve.errors import ApiError
 from infini_jax.serve.limits import Limits
 from infini_jax.serve.metrics import Metrics
 
-API = "/v1/"
+API = ("/v1/", "/report")  # what needs a key; the page itself holds nothing of anybody
 LOCAL = ("localhost", "127.0.0.1", "::1")
 SHORTEST_KEY = 16
 HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))

@@ -21,10 +21,12 @@ class Reading(NamedTuple):
   Attributes:
     tokens: their number.
     share: the part of the text, where its size is known, else 0.
+    used: of the memory, now and then: see `serve.memory`.
   """
 
   tokens: int
   share: float = 0.0
+  used: Any = None
 
 
 class Written(NamedTuple):

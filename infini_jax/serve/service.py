@@ -11,6 +11,7 @@ from typing import IO
 import numpy as np
 
 from infini_jax.config import InputError
+from infini_jax.evaluation.gates import gates
 from infini_jax.inference import Run, Session
 from infini_jax.inference.batch import Batch
 from infini_jax.inference.chat import Asked, rendered
@@ -20,6 +21,7 @@ from infini_jax.serve.errors import ApiError
 from infini_jax.serve.fields import Asking
 from infini_jax.serve.job import Event, Job, Wish
 from infini_jax.serve.limits import Limits
+from infini_jax.serve.memory import looking
 from infini_jax.serve.metrics import Metrics
 from infini_jax.serve.scheduler import Scheduler
 from infini_jax.serve.sessions import Kept, Sessions, fits, model_of
@@ -48,6 +50,7 @@ class Service:
     batch = Batch(run.engine, limits.lanes)
     self.sessions = Sessions(folder, self.run, limits)
     self.metrics = Metrics()
+    self.gates_LH = gates(run.engine.config.model, run.engine.params)
     self.fingerprint = model_of(run)[:16]
     self.created = int(time.time())
     self._shared = Session(self.run)  # whose parameters loaded states share
@@ -155,6 +158,7 @@ class Service:
     source = tokens_of(file, session.tokenizer)
     share = lambda: file.tell() / size
     seconds = self.limits.seconds
+    emit = looking(session, emit)
     return Job(session, source, None, emit, close, owner=owner, seconds=seconds, share=share)
 
   def fork(self, id: str, owner: str, name: str) -> Kept:

@@ -33,11 +33,16 @@ async def of_session(request: Request) -> Response:
 
 
 def looking(session: Session, emit: Callable[[Event], None]) -> Callable[[Event], None]:
-  """As `emit`; now and then, it adds to the progress of reading how much of the memory is used."""
+  """As `emit`; now and then, it adds to the progress of reading how much of the memory is used.
+
+  It waits for the device, so that what counts as read has been read.
+  """
   due = 0.0
 
   def look(event: Event) -> None:
     nonlocal due
+    if isinstance(event, Reading):
+      session.wait()
     started = time.monotonic()
     if isinstance(event, Reading) and started >= due:
       event = event._replace(used=rounded(used(session)))

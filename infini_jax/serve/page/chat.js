@@ -17,7 +17,7 @@ export function element(name, text = "", kind = "") {
  * conversation is in this tab.
  */
 export class Chat {
-  /** `actions`: fork, save, forget, close, by the names of the buttons; `book`: the text, if known. */
+  /** `book` gives the text, if it is known; `actions`: of the buttons fork, save, forget, close. */
   constructor(session, model, book, actions) {
     this.session = session;
     this.model = model;
@@ -30,8 +30,9 @@ export class Chat {
     this.input = root.querySelector("textarea");
     root.querySelector("h2").textContent = session.name || "untitled";
     root.setAttribute("aria-label", `Chat with ${session.name || "untitled"}`);
-    this.input.setAttribute("aria-label", model.chat ? "Your question" : "Text that the model continues");
-    this.input.placeholder = model.chat ? "Ask about the text" : "Begin a text; the model continues it";
+    const label = model.chat ? "Your question" : "Text that the model continues";
+    this.input.setAttribute("aria-label", label);
+    this.input.placeholder = model.chat ? "Ask about the text" : label;
     this.button = this.form.querySelector("button");
     if (!model.chat) this.button.textContent = "Continue";
     this.verb = this.button.textContent;
@@ -160,7 +161,8 @@ export class Chat {
     const line = element("div", "", "below");
     const button = element("button", "What helped?");
     button.type = "button";
-    const facts = [turn.said, `${count(turn.tokens.length)} tokens`, `first after ${turn.first.toFixed(1)} s`];
+    const facts = [turn.said, `${count(turn.tokens.length)} tokens`];
+    facts.push(`first after ${turn.first.toFixed(1)} s`);
     if (turn.tokens.length > 1) facts.push(`${turn.speed.toFixed(1)} tokens/s`);
     line.append(button, element("span", facts.filter(Boolean).join(" · ")));
     shown.append(line);
@@ -202,20 +204,23 @@ export class Chat {
       return span;
     };
     legend.append(
-      `The reading ${sum >= 0 ? "saved" : "cost"} ${Math.abs(sum).toFixed(1)} nats of this answer's loss. `,
+      `The reading ${sum >= 0 ? "saved" : "cost"} ${Math.abs(sum).toFixed(1)} nats `,
+      "of this answer's loss. ",
       sample("--helped", " Blue "), " words are likelier after the reading, ",
       sample("--harmed", " orange "), " words are less likely. The comparison is with the same " +
       "question to a model that has read nothing.",
     );
     why.append(legend);
-    const text_ = this.book();
-    const places = text_ ? passages(text_, found) : [];
+    const book = this.book();
+    const places = book ? passages(book, found) : [];
+    let note = "No word was helped by more than half a nat, so no passages are shown.";
     if (places.length) {
-      why.append(element("p", "Passages of the text with the words that were helped most (found by " +
-        "these words; the model itself does not tell where it got them):"));
-    } else if (!text_) {
-      why.append(element("p", "Passages can be shown only in the tab that has sent the text.", "soft"));
+      note = "Passages of the text with the words that were helped most. They are found by these " +
+        "words; the model does not tell where it has them from.";
+    } else if (!book) {
+      note = "Passages are shown only in the tab that has sent the text, until it is reloaded.";
     }
+    why.append(element("p", note, "soft"));
     for (const { passage, found: which } of places) {
       const quote = element("blockquote");
       for (const { text: piece, is } of marked(passage, which)) {

@@ -8,12 +8,14 @@ const count = new Intl.NumberFormat("en").format;
 const percent = (x) => `${Math.round(100 * x)}%`;
 const mean = (list) => list.reduce((sum, x) => sum + x, 0) / Math.max(1, list.length);
 const books = new Map(); // texts by session; in this tab alone
+const TOPS = [0.1, 0.2, 0.5, 1]; // what the height of a bar may stand for
 const LARGEST_BOOK = 30e6; // bytes that are kept in the tab
 
 let model = null;
 let gates = null; // of each layer, those of its heads; null: a model without gates
 let chats = [];
 let sessions = [];
+let before = 0; // tokens of the first event of a reading
 let reading = null; // the AbortController of the text that is being read
 
 function say(problem) {
@@ -39,7 +41,7 @@ onKeyNeeded((said) => {
   dialog.showModal();
   return new Promise((resolve, reject) => {
     dialog.addEventListener("close", () => {
-      if (!$("key").value) return reject(new Error("This server needs a key. Reload the page to give one."));
+      if (!$("key").value) return reject(new Error("Reload the page to give a key."));
       keepKey($("key").value);
       resolve();
     }, { once: true });
@@ -73,7 +75,8 @@ async function refresh() {
 }
 
 function size(bytes) {
-  return bytes < 1e6 ? `${count(Math.ceil(bytes / 1e3))} kB` : `${count(Math.round(bytes / 1e5) / 10)} MB`;
+  if (bytes < 1e6) return `${count(Math.ceil(bytes / 1e3))} kB`;
+  return `${count(Math.round(bytes / 1e5) / 10)} MB`;
 }
 
 /** Opens a chat with a session, alone or beside those that are open. */
@@ -164,7 +167,8 @@ function progress({ tokens, share, seconds, used }, name) {
   $("tokens").textContent = count(tokens);
   $("share").textContent = percent(share);
   $("seconds").textContent = seconds.toFixed(1);
-  $("speed").textContent = seconds > 0.2 ? count(Math.round(tokens / seconds)) : "–";
+  if (!seconds) before = tokens; // the time begins when these are read
+  $("speed").textContent = seconds > 0.2 ? count(Math.round((tokens - before) / seconds)) : "–";
   if (used) memory(used, name);
 }
 
@@ -187,9 +191,11 @@ function memory(used, name) {
       return bar;
     }));
   }
+  const top = TOPS.find((one) => one >= Math.max(...filled)) ?? 1;
+  $("top").textContent = percent(top);
   filled.forEach((share, layer) => {
     bars.children[layer].title = `layer ${layer + 1}: ${percent(share)} in use`;
-    bars.children[layer].firstChild.style.height = percent(share);
+    bars.children[layer].firstChild.style.height = `${(100 * share) / top}%`;
   });
   const said = filled.map((share, layer) => `${layer + 1}: ${percent(share)}`).join(", ");
   bars.setAttribute("aria-label", `Memory in use by layer. ${said}`);

@@ -44,7 +44,9 @@ export function passages(text, helped) {
     return { passage, found: new Set(parts(passage).filter((part) => weights.has(part))) };
   });
   const counts = new Map();
-  for (const { found } of cut) for (const word of found) counts.set(word, (counts.get(word) ?? 0) + 1);
+  for (const word of cut.flatMap(({ found }) => [...found])) {
+    counts.set(word, (counts.get(word) ?? 0) + 1);
+  }
   const rare = (word) => Math.log((cut.length + 1) / counts.get(word));
   return cut
     .map(({ passage, found }) => {

@@ -47,7 +47,9 @@ class Batch:
     self._how = [Sampling()] * lanes
     self._seeds_B = np.zeros(lanes, np.uint32)
     self._likeliest_B = np.zeros(lanes, bool)
-    self._axis = 1 if engine.layers is None else 0
+    self._layers = engine.layers()
+    self._axis = 1 if self._layers is None else 0
+    self._begin = jax.jit(self._empty)
     self._put = jax.jit(self._put_lane, donate_argnums=1)
     self._take = jax.jit(self._take_lane)
     self._step = jax.jit(self._step_all, donate_argnums=1)
@@ -56,8 +58,7 @@ class Batch:
 
   def clear(self) -> None:
     """Empties all lanes; the states of the sessions in them are lost."""
-    stream = self.engine.start(len(self._sessions))
-    self._stream = stream if self.engine.layers is None else self.engine.apart(stream)
+    self._stream = self._begin(self.engine.params)
     self._sessions = [None] * len(self._sessions)
 
   @property
@@ -89,7 +90,7 @@ class Batch:
     session = self._sessions[lane]
     assert session is not None
     self._sessions[lane] = None
-    session._stream = self._take(self._stream, lane)
+    session._stream = self._take(self.engine.params, self._stream, lane)
     return session
 
   def step(self) -> dict[int, Drawn]:
@@ -106,7 +107,7 @@ class Batch:
       how = Settings(*map(np.array, zip(*map(_numbers, self._how), strict=True)))  # type: ignore[arg-type]
       draws = (self._seeds_B, positions_B, recent_BW, self._likeliest_B & active_B)
       out, self._stream = self._step(
-        self.engine.params, self._stream, tokens_B, active_B, how, draws, self.engine.layers
+        self.engine.params, self._stream, tokens_B, active_B, how, draws, self._layers
       )
       token_B, logprob_B, top_BK, ids_BK = map(np.asarray, out)
       drawn = {}
@@ -118,13 +119,21 @@ class Batch:
           drawn[i] = Drawn(int(token_B[i]), float(logprob_B[i]), likeliest)
     return drawn
 
+  def _empty(self, params):
+    model = bind(self.engine.config.model, params)
+    lanes = len(self._sessions)
+    stream = model.open(model.state(lanes), lanes)
+    return stream if self._axis else model.apart(stream)
+
   def _put_lane(self, params, stream, one, lane):
     one = one if self._axis else bind(self.engine.config.model, params).apart(one)
     put = lambda x, own: jax.lax.dynamic_update_slice_in_dim(x, own, lane, self._axis)
     return jax.tree.map(put, stream, one)
 
-  def _take_lane(self, stream, lane):
-    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, lane, 1, self._axis), stream)
+  def _take_lane(self, params, stream, lane):
+    take = lambda x: jax.lax.dynamic_slice_in_dim(x, lane, 1, self._axis)
+    one = jax.tree.map(take, stream)
+    return one if self._axis else bind(self.engine.config.model, params).together(one)
 
   def _step_all(self, params, stream, tokens_B, active_B, how, draws, layers):
     seeds_B, positions_B, recent_BW, likeliest_B = draws

@@ -31,13 +31,13 @@ class Engine:
   """
 
   def __init__(self, config: Config, params: Any, apart: bool | None = None):
-    """`apart` is for comparisons; None chooses automatically."""
+    """`apart` is for comparisons, and where `Batch` decodes; None chooses automatically."""
     self.config, self._model, self.params = config, config.model, params
     self.segment = config.model.segment_length  # N
     self.chunk = config.evaluation.segments * self.segment  # T
     self._reserve = partial(reserve, config.model)
     apart = self._can_be_apart() if apart is None else apart
-    self._layers = by_layer(config.model, params["blocks"]) if apart else None
+    self._layers = self._by_layer() if apart else None
     self._templates: dict[int, Any] = {}
     self._start = jax.jit(self._start_stream, static_argnums=1)
     self._read = jax.jit(self._read_chunk, donate_argnums=1)
@@ -52,10 +52,9 @@ class Engine:
     """A hash of all bits of all parameters; it almost surely differs for different parameters."""
     return checksum(self.params)
 
-  @property
   def layers(self) -> Any:
-    """The parameters of each layer by itself, where single tokens go through these; else None."""
-    return self._layers
+    """The parameters of each layer by itself, if single tokens are quicker with them; else None."""
+    return self._layers or (self._by_layer() if self._can_be_apart() else None)
 
   def start(self, lanes: int) -> Any:
     """A new stream, in which no lane has read anything."""
@@ -75,10 +74,6 @@ class Engine:
   def together(self, stream: Any) -> Any:
     """The stream with its layers stacked, as it is saved; the old stream stays valid."""
     return self._stack(self.params, stream) if isinstance(stream, list) else stream
-
-  def apart(self, stream: Any) -> Any:
-    """The stream with separate layers; the old stream stays valid."""
-    return stream if isinstance(stream, list) else self._unstack(self.params, stream)
 
   def read(self, stream: Any, tokens_BT: np.ndarray) -> Any:
     """Reads a whole chunk in all lanes; no lane may have an open segment. The stream is donated."""
@@ -100,7 +95,8 @@ class Engine:
       row[: len(piece)] = piece
     mask_BT = np.arange(tokens_BT.shape[1])[None] < lengths_B[:, None]
     if self._layers is not None and tokens_BT.shape[1] == 1:
-      return self._extend(self.params, self.apart(stream), tokens_BT, mask_BT, self._layers)
+      stream = stream if isinstance(stream, list) else self._unstack(self.params, stream)
+      return self._extend(self.params, stream, tokens_BT, mask_BT, self._layers)
     stream = self._reserve(self.together(stream), tokens_BT.shape[1])
     return self._extend(self.params, stream, tokens_BT, mask_BT)
 
@@ -124,6 +120,9 @@ class Engine:
 
   def _padded(self, size: int) -> int:
     return next(length for length in self.paddings() if length >= size)
+
+  def _by_layer(self):
+    return by_layer(self.config.model, self.params["blocks"])
 
   def _can_be_apart(self) -> bool:
     """Whether the state has a fixed size, layers do not share summaries, and there is one CPU."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -48,7 +48,8 @@ def make_app(
     Route("/v1/scores", scoring.scores, methods=["POST"]),
   ]
   kinds: tuple[Any, ...] = (ApiError, InputError, HTTPException, Exception)
-  app = Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, failed))
+  handlers = {**dict.fromkeys(kinds, failed), ClientDisconnect: gone}
+  app = Starlette(routes=routes, exception_handlers=handlers)
   app.router.redirect_slashes = False
   app.state.service, app.state.report = service, report
   return Guard(app, keys, service.limits, service.metrics, hosts)
@@ -62,6 +63,11 @@ async def failed(request: Request, error: Exception) -> Response:
     error = ApiError(error.status_code, message, "no_route")
   told = errors.of(error)
   return JSONResponse(told.body(), told.status)
+
+
+async def gone(request: Request, error: Exception) -> Response:
+  """What nobody reads."""
+  return Response(status_code=499)
 
 
 async def health(request: Request) -> Response:

@@ -97,6 +97,10 @@ def parse(content: bytes) -> dict[str, Any]:
     raise ApiError(400, f"the body is no JSON ({short(str(error))})", "bad_json") from None
   if not isinstance(body, dict):
     raise ApiError(400, "the body is no JSON object; send {...}", "bad_json")
+  try:
+    json.dumps(body, ensure_ascii=False).encode() if b"\\u" in content else None
+  except UnicodeEncodeError:
+    raise ApiError(400, "a text of the body holds half a character (\\ud8..)", "bad_json") from None
   return body
 
 

@@ -19,6 +19,8 @@ from infini_jax.serve.metrics import Metrics
 API = ("/v1/", "/report")  # what needs a key; the page itself holds nothing of anybody
 LOCAL = ("localhost", "127.0.0.1", "::1")
 SHORTEST_KEY = 16
+UNREAD = (408, 413)  # after these, the rest of the body is not read
+CLOSE = (b"connection", b"close")
 HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 
 
@@ -103,7 +105,8 @@ class Guard:
       nonlocal status
       if message["type"] == "http.response.start":
         status = message["status"]
-        message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
+        more = (*HEADERS, *((CLOSE,) if status in UNREAD else ()))
+        message = {**message, "headers": [*message.get("headers", ()), *more]}
       await send(message)
 
     counts = scope["path"].startswith(API)

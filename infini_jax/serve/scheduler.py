@@ -120,6 +120,7 @@ class Scheduler:
     with self._failing(job):
       started, before = time.perf_counter(), job.session.positions[0] - job.session.waiting[0]
       more = job.read_on()
+      job.session.wait()  # else its time would be counted as that of the next tokens
       read = job.session.positions[0] - job.session.waiting[0] - before
       self._metrics.read(read, time.perf_counter() - started)
       if more:

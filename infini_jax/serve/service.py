@@ -15,6 +15,7 @@ from infini_jax.evaluation.gates import gates
 from infini_jax.inference import Run, Session
 from infini_jax.inference.batch import Batch
 from infini_jax.inference.chat import Asked, rendered
+from infini_jax.inference.engine import Engine
 from infini_jax.inference.sampling import Sampling
 from infini_jax.inference.texts import tokens_of
 from infini_jax.serve.errors import ApiError
@@ -45,16 +46,17 @@ class Service:
   """
 
   def __init__(self, run: Run, name: str, folder: Path, limits: Limits, template: str = "own"):
-    self.run = run._replace(workdir="")
+    engine = Engine(run.engine.config, run.engine.params, apart=False)
+    self.run = run = run._replace(workdir="", engine=engine)
     self.name, self.limits, self.template = name, limits, template
-    batch = Batch(run.engine, limits.lanes)
-    self.sessions = Sessions(folder, self.run, limits)
+    batch = Batch(engine, limits.lanes)
+    self.sessions = Sessions(folder, run, limits)
     self.metrics = Metrics()
     self.gates_LH = gates(run.engine.config.model, run.engine.params)
     self.fingerprint = model_of(run)[:16]
     self.created = int(time.time())
-    self._shared = Session(self.run)  # whose parameters loaded states share
-    warm_up(self.run, batch, folder / WARM)
+    self._shared = Session(run)  # whose parameters loaded states share
+    warm_up(run, batch, folder / WARM)
     self.warm = self.metrics.compiled  # programs that were compiled before the first request
     self.scheduler = Scheduler(batch, limits.lanes, self.metrics)
     self._watch()
@@ -232,14 +234,11 @@ def warm_up(run: Run, batch: Batch, file: Path) -> None:
   file.unlink()
   for session in (new, read, loaded):
     session.fork().read([[id] * (engine.chunk + 1)])
-    for _ in range(2):
-      lane = batch.join(session, Sampling(), 0, likeliest=True)
+    for _ in range(2):  # into a new batch, and into one that has written
+      lane = batch.join(session.fork(), Sampling(), 0, likeliest=True)
       batch.step()
-      session = batch.leave(lane).fork()
-    batch.clear()
-    lane = batch.join(session, Sampling(), 0)
+      batch.leave(lane).fork()
     batch.clear()
   for size in engine.paddings():
     for stream in (engine.start(1), engine.read(engine.start(1), np.full((1, engine.chunk), id))):
-      _, stream = engine.extend(stream, [[id] * size])
-      engine.together(stream)
+      engine.extend(stream, [[id] * size])

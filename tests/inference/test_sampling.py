@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from infini_jax.config import InputError
-from infini_jax.inference.sampling import LEAST, MOST, NOTHING, Sampling, sample
+from infini_jax.inference.sampling import (
+  LEAST,
+  MOST,
+  NOTHING,
+  Sampling,
+  Settings,
+  sample,
+  sample_lanes,
+)
 
 DRAWS = 4000
 
@@ -116,3 +124,26 @@ def test_same_key_same_token_and_lanes_draw_alone():
 def test_impossible_choices_are_refused(fields, message):
   with pytest.raises(InputError, match=message):
     Sampling(**fields)
+
+
+def test_lanes_with_settings_of_their_own_draw_as_each_alone(rng):
+  hows = [
+    Sampling(0.0, 1.0, 0, 1.5),
+    Sampling(0.9, 0.9),
+    Sampling(1.0, 1.0, 5),
+    Sampling(0.7, 0.8, 3, 1.3),
+    Sampling(1.3, 1.0, 99),
+    Sampling(0.0),
+  ]
+  B, V = len(hows), 30
+  logits_BV = jnp.asarray(2 * rng.standard_normal((B, V)), jnp.float32)
+  recent_BW = jnp.asarray(rng.integers(-1, V, (B, 8)), jnp.int32)
+  keys_B = jax.random.split(jax.random.key(int(rng.integers(2**31))), B)
+  columns = zip(
+    *((h.temperature, h.top_p, h.top_k, h.repetition_penalty) for h in hows), strict=True
+  )
+  kinds = (np.float32, np.float32, np.int32, np.float32)
+  settings = Settings(*(jnp.asarray(np.array(x, k)) for x, k in zip(columns, kinds, strict=True)))
+  got_B = jax.jit(sample_lanes)(logits_BV, keys_B, settings, recent_BW)
+  one = lambda i: sample(logits_BV[i : i + 1], keys_B[i : i + 1], hows[i], recent_BW[i : i + 1])
+  assert got_B.tolist() == [int(one(i)[0]) for i in range(B)]

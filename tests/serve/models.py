@@ -25,7 +25,8 @@ class Unending(ByteTokenizer):
 
 def model(seed: int = 0, **fields):
   """The config and random parameters of a model; a chunk has 16 tokens."""
-  c = config(model={**SIZES, **fields}, evaluation={"segments": 2})
+  carries = {"carry_state": fields.get("mixer") != "full"}
+  c = config(model={**SIZES, **fields}, evaluation={"segments": 2}, data=carries)
   return c, fake_params(c.model, seed)
 
 

@@ -73,6 +73,7 @@ def test_nothing_is_compiled_after_the_start(client, service):
     ask(prompt="x" * 30, session=first, **more)
     ask(prompt="y", session=second, **more)
   client.post(f"/v1/sessions/{first}/fork")
+  ask(prompt="")
   assert service.metrics.compiled == before
   text = client.get("/metrics").text
   assert "infini_jax_written_tokens_total" in text and "infini_jax_sessions " in text

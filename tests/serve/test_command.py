@@ -247,7 +247,7 @@ def test_a_port_in_use_and_a_state_that_grows_are_refused(tmp_path, workdir, cap
     port = taken.getsockname()[1]
     assert cli.main(["serve", f"--workdir={workdir}", f"--port={port}"]) == 2
   assert "--port" in capsys.readouterr().err
-  full = write_run(tmp_path / "full", mixer="full")
+  full = write_run(tmp_path / "full", mixer="full", rule="linear")
   assert cli.main(["serve", f"--workdir={full}", "--port=0"]) == 2
   assert "grows with the text" in capsys.readouterr().err
 

@@ -88,7 +88,7 @@ def test_a_book_is_read_and_asked_in_two_chats_side_by_side(page, served, book):
   expect(page.locator("#filled")).to_have_text(re.compile(r"^\d+% in use$"))
   expect(page.locator("#title")).to_have_text("Has read a small book.txt")
   expect(page.locator("#bars > span")).to_have_count(2)
-  expect(page.locator("#gates i")).to_have_count(8)
+  expect(page.locator("#gates i")).to_have_count(4)
   first = page.locator(".pane").nth(0)
   ask(first, "Who wrote this?")
   expect(first.locator(".below")).to_contain_text("tokens/s")

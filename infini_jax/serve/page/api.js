@@ -1,6 +1,7 @@
 // Requests to the API of this server, with the key where one is needed.
 
 const KEY = "infini-jax-key";
+const BUSY = 5; // how often a request is repeated while another one uses its session
 
 export class ApiError extends Error {
   constructor(status, message, code) {
@@ -22,7 +23,7 @@ export function keepKey(key) {
 
 /** A response that is no error. After a wrong key it asks for another one, and tries again. */
 export async function call(path, options = {}) {
-  for (;;) {
+  for (let tries = 0; ; tries++) {
     const key = sessionStorage.getItem(KEY);
     const headers = { ...options.headers };
     if (key) headers.Authorization = `Bearer ${key}`;
@@ -35,6 +36,10 @@ export async function call(path, options = {}) {
     }
     if (response.ok) return response;
     const said = await problem(response);
+    if (said.code === "session_busy" && tries < BUSY) {
+      await new Promise((resolve) => setTimeout(resolve, 300));
+      continue;
+    }
     if (said.status !== 401) throw said;
     await askForKey(key ? said.message : "");
   }

@@ -180,7 +180,8 @@ function memory(used, name) {
   const layers = (gates ?? used).length;
   const filled = used?.map(mean) ?? Array(layers).fill(0);
   $("of").textContent = name;
-  $("last").textContent = `layer ${layers}`;
+  $("last").textContent = layers > 1 ? `layer ${layers}` : "";
+  $("chart").style.maxWidth = `${4 * layers}rem`;
   $("filled").textContent = used ? `${percent(mean(filled))} in use` : "empty";
   $("bars").hidden = !used && !reading;
   const bars = $("bars");

@@ -78,7 +78,7 @@ export class Chat {
     const asked = this.before(this.turns, question);
     const turn = { question, answer: "", tokens: [], asked };
     this.input.value = "";
-    this.show("user", question);
+    const said = this.show("user", question);
     const shown = this.show("assistant", "");
     shown.classList.add("busy");
     const text = shown.querySelector(".text");
@@ -113,7 +113,9 @@ export class Chat {
       shown.lastChild.setAttribute("role", "alert");
     }
     if (!turn.tokens.length) {
-      if (failed) this.input.value = question;
+      said.remove();
+      if (failed?.name === "AbortError") shown.remove();
+      this.input.value = question;
       return;
     }
     if (failed) turn.said = failed.name === "AbortError" ? "stopped" : "broken off";
@@ -144,8 +146,8 @@ export class Chat {
     if (!this.model.chat) {
       return { text: choice.text, id: told.token_ids[0], logprob: told.token_logprobs[0] };
     }
-    const { token_id: id, logprob } = told.content[0];
-    return { text: choice.delta.content, id, logprob };
+    const [drawn] = told.content; // none in the first event
+    return drawn ? { text: choice.delta.content, id: drawn.token_id, logprob: drawn.logprob } : null;
   }
 
   show(who, said) {

@@ -76,11 +76,12 @@ export class Chat {
   async ask(question) {
     if (!question) return;
     const asked = this.before(this.turns, question);
-    const turn = { question, answer: "", tokens: [], asked };
+    const turn = { question, answer: "", tokens: [] };
     this.input.value = "";
     const said = this.show("user", question);
     const shown = this.show("assistant", "");
     shown.classList.add("busy");
+    this.log.setAttribute("aria-busy", "true");
     const text = shown.querySelector(".text");
     this.running = new AbortController();
     this.button.textContent = "Stop";
@@ -105,6 +106,7 @@ export class Chat {
       failed = error;
     }
     shown.classList.remove("busy");
+    this.log.setAttribute("aria-busy", "false");
     this.running = null;
     this.button.textContent = this.verb;
     this.input.required = true;
@@ -123,7 +125,11 @@ export class Chat {
     turn.speed = (1000 * (turn.tokens.length - 1)) / (performance.now() - first || 1);
     this.turns.push(turn);
     this.below(shown, turn);
-    sessionStorage.setItem(`talk ${this.session.id}`, JSON.stringify(this.turns));
+    try {
+      sessionStorage.setItem(`talk ${this.session.id}`, JSON.stringify(this.turns));
+    } catch {
+      // The tab keeps no more; the conversation goes on, and is lost when the page is reloaded.
+    }
   }
 
   /** How a question is asked, as fields of a request. */
@@ -185,7 +191,8 @@ export class Chat {
   /** Colours an answer by what the reading saved, and shows passages with the words it helped. */
   async explain(shown, turn) {
     const tokens = turn.tokens.map((token) => token.id);
-    const response = await post("/v1/scores", { ...turn.asked, tokens });
+    const asked = this.before(this.turns.slice(0, this.turns.indexOf(turn)), turn.question);
+    const response = await post("/v1/scores", { ...asked, tokens });
     const found = words(turn.tokens, (await response.json()).logprobs);
     const text = shown.querySelector(".text");
     text.textContent = "";
@@ -215,7 +222,7 @@ export class Chat {
     why.append(legend);
     const book = this.book();
     const places = book ? passages(book, found) : [];
-    let note = "No word was helped by more than half a nat, so no passages are shown.";
+    let note = "No word that was helped by more than half a nat stands in the text.";
     if (places.length) {
       note = "Passages of the text with the words that were helped most. They are found by these " +
         "words; the model does not tell where it has them from.";

@@ -13,7 +13,7 @@ from infini_jax.inference.texts import tokens_of
 from infini_jax.serve.errors import ApiError
 from infini_jax.serve.events import Events, while_here
 from infini_jax.serve.fields import Asking, asking, parse
-from infini_jax.serve.job import Done, Event, Job
+from infini_jax.serve.job import Done, Event, Job, Text
 from infini_jax.serve.service import Service
 
 AT_A_TIME = 8  # tokens, before others have their turn
@@ -24,7 +24,7 @@ class Scoring(Job):
 
   Args:
     session: as of `Job`; it is changed, and given up at the end.
-    source: the tokens before the given ones.
+    text: what is before the given tokens.
     tokens: the given ones.
     emit: as of `Job`. The result of `Done` is the list of their log-probabilities.
     **more: as of `Job`.
@@ -33,13 +33,13 @@ class Scoring(Job):
   def __init__(
     self,
     session: Session,
-    source: Iterator[int],
+    text: Text,
     tokens: list[int],
     emit: Callable[[Event], None],
     **more: Any,
   ):
     self._tokens, self._found = tokens, list[float]()
-    super().__init__(session, source, None, emit, lambda *_: self._found, **more)
+    super().__init__(session, text, None, emit, lambda *_: self._found, **more)
 
   def read_on(self) -> bool:
     """Reads, or takes a few of the given tokens; returns whether there is more to do."""
@@ -89,7 +89,7 @@ def _job(
   if session.ended[0]:
     raise ApiError(400, "the model has ended this session's document", "session_ended", "session")
   seconds = service.limits.seconds
-  return Scoring(session, source, tokens, emit, asked=asked, owner=owner, seconds=seconds)
+  return Scoring(session, Text(source, asked), tokens, emit, owner=owner, seconds=seconds)
 
 
 async def _last(each: Any) -> list[float]:

@@ -20,7 +20,7 @@ from infini_jax.inference.sampling import Sampling
 from infini_jax.inference.texts import tokens_of
 from infini_jax.serve.errors import ApiError
 from infini_jax.serve.fields import Asking
-from infini_jax.serve.job import Event, Job, Wish
+from infini_jax.serve.job import Event, Job, Text, Wish
 from infini_jax.serve.limits import Limits
 from infini_jax.serve.memory import looking
 from infini_jax.serve.metrics import Metrics
@@ -129,10 +129,8 @@ class Service:
         self.sessions.drop(kept)
       return tokens
 
-    seconds = self.limits.seconds
-    return Job(
-      session, source, wish, emit, close, asked=asked, owner=owner, seconds=seconds
-    ), before
+    text, seconds = Text(source, asked), self.limits.seconds
+    return Job(session, text, wish, emit, close, owner=owner, seconds=seconds), before
 
   def read(
     self, file: IO[bytes], size: int, owner: str, name: str, emit: Callable[[Event], None]
@@ -157,11 +155,9 @@ class Service:
         return self.sessions.add(session, owner, name) if error is None else None
 
     session = Session(self.run)
-    source = tokens_of(file, session.tokenizer)
-    share = lambda: file.tell() / size
-    seconds = self.limits.seconds
+    text = Text(tokens_of(file, session.tokenizer), share=lambda: file.tell() / size)
     emit = looking(session, emit)
-    return Job(session, source, None, emit, close, owner=owner, seconds=seconds, share=share)
+    return Job(session, text, None, emit, close, owner=owner, seconds=self.limits.seconds)
 
   def fork(self, id: str, owner: str, name: str) -> Kept:
     """A new session with what another one has read.

@@ -26,4 +26,4 @@ def test_a_model_without_one_has_none():
   session, told = Session(unending(mixer="local")), []
   looking(session, told.append)(Reading(16, 0.5))
   assert told == [Reading(16, 0.5)]
-  assert rounded(None) is None and rounded(np.array([0.12345])) == [0.1235]
+  assert rounded(None) is None and rounded(np.array([0.12346])) == [0.1235]

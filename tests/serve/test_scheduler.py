@@ -10,7 +10,7 @@ from infini_jax.inference import Session  # noqa: E402
 from infini_jax.inference.batch import Batch  # noqa: E402
 from infini_jax.inference.sampling import Sampling  # noqa: E402
 from infini_jax.serve.errors import ApiError, Cancelled  # noqa: E402
-from infini_jax.serve.job import Done, Failed, Job, Reading, Wish, Written  # noqa: E402
+from infini_jax.serve.job import Done, Failed, Job, Reading, Text, Wish, Written  # noqa: E402
 from infini_jax.serve.metrics import Metrics  # noqa: E402
 from infini_jax.serve.scheduler import Scheduler  # noqa: E402
 from tests.serve.models import unending  # noqa: E402
@@ -49,7 +49,7 @@ class Asked:
     ids = iter([5 + i % 200 for i in range(read)])
     wish = Wish(write, GREEDY, 0) if write else None
     close = more.pop("close", lambda session, error: session.positions[0])
-    self.job = Job(self.session, ids, wish, self._take, close, owner=owner, **more)
+    self.job = Job(self.session, Text(ids), wish, self._take, close, owner=owner, **more)
 
   def _take(self, event):
     self.events.append(event)

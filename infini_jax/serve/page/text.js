@@ -3,6 +3,7 @@
 const PASSAGE = 420; // characters
 const SHOWN = 3; // passages
 const NAMED = 0.5; // the least nats that a word has saved, to be looked for in the text
+const COMMON = 8; // a word in more than one of so many passages names no place
 const FULL = 4; // nats of the strongest colour
 const WORD = /[\p{L}\p{N}]+/gu;
 
@@ -48,8 +49,10 @@ export function passages(text, helped) {
     counts.set(word, (counts.get(word) ?? 0) + 1);
   }
   const rare = (word) => Math.log((cut.length + 1) / counts.get(word));
+  const places = (word) => counts.get(word) <= Math.max(1, cut.length / COMMON);
   return cut
-    .map(({ passage, found }) => {
+    .map(({ passage, found: all }) => {
+      const found = new Set([...all].filter(places));
       const score = [...found].reduce((sum, word) => sum + weights.get(word) * rare(word), 0);
       return { passage: passage.trim(), found, score };
     })

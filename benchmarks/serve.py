@@ -1,8 +1,9 @@
 """How fast `infini-jax serve` is: tokens/s by concurrent sessions, and the wait beside a reader.
 
-    python benchmarks/serve.py --workdir=RUN [--lanes=8] [--sessions=1,2,4,8,16,32] [--tokens=100]
+    python benchmarks/serve.py [--workdir=RUN] [--lanes=8] [--sessions=1,2,4,8,16,32] [--tokens=200]
 
-It starts a server, asks it by HTTP, and prints tables. Greedy text that ends early counts as it is.
+It starts a server, asks it by HTTP, and prints tables. Without a run, it makes a random model:
+4 layers of width 128, segments of 64 tokens, bytes. A text that ends early counts as it is.
 """
 
 import argparse
@@ -15,8 +16,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import httpx
+import jax
+import jax.numpy as jnp
+
+from infini_jax.config import resolve
+from infini_jax.data import load_tokenizer
+from infini_jax.models import init
+from infini_jax.runs.checkpoints import Checkpoints
+from infini_jax.runs.workdir import Workdir
+from infini_jax.training.step import TrainState
+
+SIZES = {"layers": 4, "width": 128, "heads": 4, "kv_heads": 4, "head_dim": 32, "ffn": 512}
+SIZES |= {"segment_length": 64, "vocab_size": 264}
 
 PROMPT = "This is the beginning of a text that the model continues. "
 BOOK = "The road went on through the wood, and nobody knew how far. It was late already.\n"
@@ -24,15 +38,16 @@ BOOK = "The road went on through the wood, and nobody knew how far. It was late 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--workdir", required=True)
+  parser.add_argument("--workdir", help="default: a small model of random weights")
   parser.add_argument("--lanes", type=int, default=8)
   parser.add_argument("--sessions", default="1,2,4,8,16,32")
-  parser.add_argument("--tokens", type=int, default=100)
+  parser.add_argument("--tokens", type=int, default=200)
   parser.add_argument("--book", type=int, default=200_000, help="characters")
   args = parser.parse_args()
   folder = tempfile.mkdtemp(prefix="infini_jax_serve_")
-  command = [sys.executable, "-m", "infini_jax.cli", "serve", f"--workdir={args.workdir}"]
-  command += [f"--lanes={args.lanes}", "--port=0", f"--sessions-dir={folder}"]
+  workdir = args.workdir or make(Path(folder) / "run")
+  command = [sys.executable, "-m", "infini_jax.cli", "serve", f"--workdir={workdir}", "--port=0"]
+  command += [f"--lanes={args.lanes}", f"--sessions-dir={folder}/sessions"]
   started = time.perf_counter()
   with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
     try:
@@ -45,6 +60,18 @@ def main() -> None:
     finally:
       server.terminate()
   shutil.rmtree(folder)
+
+
+def make(folder):
+  """A run of random weights."""
+  config = resolve({"model": SIZES, "infini": {"rule": "delta"}, "data": {"path": "none"}})
+  workdir, tokenizer = Workdir(folder), load_tokenizer("bytes")
+  workdir.claim(config, "text", tokenizer.fingerprint)
+  tokenizer.save(workdir.tokenizer)
+  params = init(config.model, jax.random.key(0))
+  with Checkpoints(workdir) as saved:
+    saved.save(0, TrainState(jnp.zeros((), jnp.int32), params, None, None, None))
+  return folder
 
 
 def complete(client, tokens, seed=0):

@@ -264,6 +264,24 @@ def test_reference_is_compared_with(installed):
 
 
 @pytest.mark.slow
+@only("serve")
+def test_serve_answers(installed, job):
+  run(installed, *COMMAND, "train", "--config=config.py", "--workdir=run", cwd=job)
+  program = """
+import json, re, subprocess, sys, urllib.request
+command = [sys.executable, "-m", "infini_jax.cli", "serve", "--workdir=run", "--port=0"]
+with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+  while not (found := re.search("http://[^ ]+", server.stdout.readline().strip())):
+    assert server.poll() is None
+  body = json.dumps({"prompt": "a", "max_tokens": 3}).encode()
+  print(urllib.request.urlopen(f"{found[0]}/v1/completions", body).read().decode())
+  server.terminate()
+assert server.returncode == 0
+"""
+  assert "text_completion" in run(installed, "-c", program, cwd=job)
+
+
+@pytest.mark.slow
 @only("docs")
 def test_docs_builds_the_reference(installed, tmp_path):
   run(installed, "docs/reference.py", str(tmp_path / "pages"), cwd=ROOT)

@@ -126,6 +126,7 @@ class Completion:
       self._characters += len(each.piece.text)
     return {
       "tokens": [self._name(each.drawn.token) for each in written],
+      "token_ids": [each.drawn.token for each in written],
       "token_logprobs": [each.drawn.logprob for each in written],
       "top_logprobs": [
         {self._name(id): logprob for id, logprob in each.drawn.likeliest[:count]}
@@ -136,7 +137,7 @@ class Completion:
 
   def _named(self, id: int, logprob: float) -> dict[str, Any]:
     name = self._name(id)
-    return {"token": name, "logprob": logprob, "bytes": list(name.encode())}
+    return {"token": name, "logprob": logprob, "bytes": list(name.encode()), "token_id": id}
 
   def _name(self, id: int) -> str:
     special = {id: name for name, id in self._tokenizer.special.items()}
@@ -166,12 +167,13 @@ def progress(event: Reading, seconds: float) -> dict[str, Any]:
     event: the newest one.
     seconds: since the first one.
   """
-  return {
+  told = {
     "object": "session.progress",
     "tokens": event.tokens,
     "share": round(event.share, 4),
     "seconds": round(seconds, 3),
   }
+  return told if event.used is None else {**told, "used": event.used}
 
 
 def model(service: Service) -> dict[str, Any]:

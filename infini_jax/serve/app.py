@@ -1,5 +1,6 @@
 """The application: all routes, and what an error looks like."""
 
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -9,22 +10,26 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from infini_jax.config import InputError
-from infini_jax.serve import answers, completing, errors, keeping
+from infini_jax.serve import answers, completing, errors, keeping, memory, pages, scoring
 from infini_jax.serve.errors import ApiError
 from infini_jax.serve.guard import LOCAL, Guard, Keys
 from infini_jax.serve.metrics import MEDIA_TYPE
 from infini_jax.serve.service import Service
 
 
-def make_app(service: Service, keys: Keys, hosts: tuple[str, ...] = LOCAL) -> Any:
+def make_app(
+  service: Service, keys: Keys, hosts: tuple[str, ...] = LOCAL, report: Path | None = None
+) -> Any:
   """The ASGI application.
 
   Args:
     service: what it serves.
     keys: who may use it.
     hosts: the names of this server; empty: any.
+    report: the file of the run's report, which need not be there.
   """
   routes = [
+    *pages.routes(),
     Route("/health", health),
     Route("/metrics", metrics),
     Route("/v1/models", models),
@@ -38,12 +43,15 @@ def make_app(service: Service, keys: Keys, hosts: tuple[str, ...] = LOCAL) -> An
     Route("/v1/sessions/{id}", keeping.remove, methods=["DELETE"]),
     Route("/v1/sessions/{id}/fork", keeping.fork, methods=["POST"]),
     Route("/v1/sessions/{id}/state", keeping.download),
+    Route("/v1/sessions/{id}/memory", memory.of_session),
+    Route("/v1/memory", memory.gates),
+    Route("/v1/scores", scoring.scores, methods=["POST"]),
   ]
   kinds: tuple[Any, ...] = (ApiError, InputError, HTTPException, Exception)
   handlers = {**dict.fromkeys(kinds, failed), ClientDisconnect: gone}
   app = Starlette(routes=routes, exception_handlers=handlers)
   app.router.redirect_slashes = False
-  app.state.service = service
+  app.state.service, app.state.report = service, report
   return Guard(app, keys, service.limits, service.metrics, hosts)
 
 
@@ -74,7 +82,7 @@ async def metrics(request: Request) -> Response:
 
 async def models(request: Request) -> Response:
   """The one model, in a list."""
-  return JSONResponse({"object": "list", "data": [answers.model(request.app.state.service)]})
+  return JSONResponse({"object": "list", "data": [_model(request)]})
 
 
 async def model(request: Request) -> Response:
@@ -82,4 +90,9 @@ async def model(request: Request) -> Response:
   service, name = request.app.state.service, request.path_params["name"]
   if name != service.name:
     raise ApiError(404, f"no model {name[:80]!r}; there is {service.name!r}", "model_not_found")
-  return JSONResponse(answers.model(service))
+  return JSONResponse(_model(request))
+
+
+def _model(request: Request) -> dict[str, Any]:
+  report = pages.readable(request.app.state.report) and not request.state.owner
+  return {**answers.model(request.app.state.service), "report": report}

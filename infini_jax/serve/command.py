@@ -52,7 +52,8 @@ def serve(args: argparse.Namespace, console: Console) -> int:
     shown = f"[{host}]" if ":" in host else host
     say(f"{name}, step {service.run.step}: {len(service.sessions)} sessions; http://{shown}:{port}")
     local_only = args.host in LOCAL or host.startswith("127.")
-    app = make_app(service, keys, LOCAL + (args.host,) if local_only else ())
+    hosts = LOCAL + (args.host,) if local_only else ()
+    app = make_app(service, keys, hosts, workdir.path / "report.html")
     if not local_only and not keys:
       say("there are no keys (--keys): everybody who reaches this address uses it")
     server = Server(app, service.scheduler.stop, grace)

@@ -16,7 +16,7 @@ from infini_jax.serve.errors import ApiError
 from infini_jax.serve.limits import Limits
 from infini_jax.serve.metrics import Metrics
 
-API = "/v1/"
+API = ("/v1/", "/report")  # what needs a key; the page itself holds nothing of anybody
 LOCAL = ("localhost", "127.0.0.1", "::1")
 SHORTEST_KEY = 16
 UNREAD = (408, 413)  # after these, the rest of the body is not read

@@ -21,10 +21,12 @@ class Reading(NamedTuple):
   Attributes:
     tokens: their number.
     share: the part of the text, where its size is known, else 0.
+    used: of the memory, now and then: see `serve.memory`.
   """
 
   tokens: int
   share: float = 0.0
+  used: Any = None
 
 
 class Written(NamedTuple):
@@ -47,6 +49,20 @@ class Failed(NamedTuple):
 
 
 Event = Reading | Written | Done | Failed
+
+
+class Text(NamedTuple):
+  """What is to be read.
+
+  Attributes:
+    tokens: its tokens.
+    asked: the conversation that they are of.
+    share: the part of them that was taken so far.
+  """
+
+  tokens: Iterator[int]
+  asked: Asked | None = None
+  share: Callable[[], float] = lambda: 0.0
 
 
 @dataclasses.dataclass
@@ -75,36 +91,33 @@ class Job:
 
   Args:
     session: of one lane; nobody else uses it.
-    source: the tokens to read.
+    text: what it reads.
     wish: what is written then; None: nothing.
     emit: takes each event, in any thread.
     close: called once at the end, with the session and the error or None; it may write to the disk.
       Its result comes with `Done`.
-    asked: the conversation that the source is of.
     owner: the user whose turn it is when the job begins.
     seconds: after this time it fails.
-    share: the part of the source that was taken so far.
   """
 
   def __init__(
     self,
     session: Session,
-    source: Iterator[int],
+    text: Text,
     wish: Wish | None,
     emit: Callable[[Event], None],
     close: Callable[[Session, BaseException | None], Any],
     *,
-    asked: Asked | None = None,
     owner: str = "",
     seconds: float = float("inf"),
-    share: Callable[[], float] = lambda: 0.0,
   ):
     self.session, self.wish, self.emit, self.owner = session, wish, emit, owner
     self.ends = time.monotonic() + seconds
-    self.cancelled, self._share = False, share
-    self._source: Iterator[int] | None = source
-    self._close, self._asked, self._read, self._left = close, asked, 0, wish.tokens if wish else 0
-    self._answer = Answer(asked, session.tokenizer) if asked else None
+    self.cancelled, self._share = False, text.share
+    self._source: Iterator[int] | None = text.tokens
+    self._close, self._asked, self._read = close, text.asked, 0
+    self._left = wish.tokens if wish else 0
+    self._answer = Answer(text.asked, session.tokenizer) if text.asked else None
     self._writer: Writer | None = None
 
   def read_on(self) -> bool:

@@ -41,11 +41,11 @@ class Scheduler:
   def submit(self, job: Job) -> None:
     """Adds a job."""
     with self._changed:
-      if self._stops is not None:
-        self._end(job, self._stops)
+      if self._stops is None:
+        self._waiting.setdefault(job.owner, deque()).append(job)
+        self._changed.notify()
         return
-      self._waiting.setdefault(job.owner, deque()).append(job)
-      self._changed.notify()
+    job.settle(self._stops)
 
   def cancel(self, job: Job) -> None:
     """Ends a job soon; it fails with `Cancelled`."""

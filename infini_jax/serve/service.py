@@ -11,6 +11,7 @@ from typing import IO
 import numpy as np
 
 from infini_jax.config import InputError
+from infini_jax.evaluation.gates import gates
 from infini_jax.inference import Run, Session
 from infini_jax.inference.batch import Batch
 from infini_jax.inference.chat import Asked, rendered
@@ -19,8 +20,9 @@ from infini_jax.inference.sampling import Sampling
 from infini_jax.inference.texts import tokens_of
 from infini_jax.serve.errors import ApiError
 from infini_jax.serve.fields import Asking
-from infini_jax.serve.job import Event, Job, Wish
+from infini_jax.serve.job import Event, Job, Text, Wish
 from infini_jax.serve.limits import Limits
+from infini_jax.serve.memory import looking
 from infini_jax.serve.metrics import Metrics
 from infini_jax.serve.scheduler import Scheduler
 from infini_jax.serve.sessions import Kept, Sessions, fits, model_of
@@ -50,6 +52,7 @@ class Service:
     batch = Batch(engine, limits.lanes)
     self.sessions = Sessions(folder, run, limits)
     self.metrics = Metrics()
+    self.gates_LH = gates(run.engine.config.model, run.engine.params)
     self.fingerprint = model_of(run)[:16]
     self.created = int(time.time())
     self._shared = Session(run)  # whose parameters loaded states share
@@ -126,10 +129,8 @@ class Service:
         self.sessions.drop(kept)
       return tokens
 
-    seconds = self.limits.seconds
-    return Job(
-      session, source, wish, emit, close, asked=asked, owner=owner, seconds=seconds
-    ), before
+    text, seconds = Text(source, asked), self.limits.seconds
+    return Job(session, text, wish, emit, close, owner=owner, seconds=seconds), before
 
   def read(
     self, file: IO[bytes], size: int, owner: str, name: str, emit: Callable[[Event], None]
@@ -154,10 +155,9 @@ class Service:
         return self.sessions.add(session, owner, name) if error is None else None
 
     session = Session(self.run)
-    source = tokens_of(file, session.tokenizer)
-    share = lambda: file.tell() / size
-    seconds = self.limits.seconds
-    return Job(session, source, None, emit, close, owner=owner, seconds=seconds, share=share)
+    text = Text(tokens_of(file, session.tokenizer), share=lambda: file.tell() / size)
+    emit = looking(session, emit)
+    return Job(session, text, None, emit, close, owner=owner, seconds=self.limits.seconds)
 
   def fork(self, id: str, owner: str, name: str) -> Kept:
     """A new session with what another one has read.

@@ -237,3 +237,41 @@ def test_limits_are_refused_with_their_names(client):
   assert error(client.get("/health", headers={"host": "evil.example"}), 403)["code"] == "wrong_host"
   foreign = client.post("/v1/completions", json={}, headers={"origin": "https://evil.example"})
   assert error(foreign, 403)["code"] == "wrong_origin"
+
+
+@pytest.mark.parametrize(
+  "content",
+  [b"", b"{", b"[]", b"\xff", b'{"prompt": NaN}', b'{"prompt": "\\ud800"}', b"[" * 50_000],
+)
+def test_a_body_that_is_no_json_is_refused(client, content):
+  for path in ("/v1/completions", "/v1/chat/completions", "/v1/sessions"):
+    answer = client.post(path, content=content, headers={"content-type": "application/json"})
+    assert error(answer, 400)["code"] == "bad_json"
+
+
+def test_paths_and_ids_that_are_nearly_right_lead_nowhere(client):
+  id = made(client)["id"]
+  for wrong in (
+    id[:-1],
+    id + "x",
+    f"../{id}",
+    f"{id}.state",
+    "..%2f..%2frun.json",
+    "%00",
+    "sess_*",
+  ):
+    for path in (f"/v1/sessions/{wrong}", f"/v1/sessions/{wrong}/state"):
+      error(client.get(path), 404)
+
+
+def test_many_requests_leave_nothing_behind(client, service):
+  """As in test_soak.py, which asks ten thousand times."""
+  before, compiled = len(service.sessions), service.metrics.compiled
+  for i in range(40):
+    id = made(client, "x" * (3 * i))["id"]
+    body = {"prompt": "y" * i, "max_tokens": 1 + i % 5, "stream": i % 3 == 0, "seed": i}
+    for more in ({}, {"session": id, "fork": True}, {"session": id}, {"wrong": 1}):
+      client.post("/v1/completions", json=body | more)
+    assert client.delete(f"/v1/sessions/{id}").status_code == 200
+  assert len(service.sessions) == before and service.metrics.compiled == compiled
+  assert service.scheduler.counts() == {"waiting": 0, "reading": 0, "writing": 0}

@@ -109,6 +109,42 @@ def test_sigterm_ends_streams_cleanly_and_keeps_the_sessions(workdir):
     assert server.end(signal.SIGINT) == 130
 
 
+def test_greedy_text_is_that_of_a_session_alone_and_among_31_others(tmp_path):
+  """32 sessions, read and asked at the same time, then each by itself."""
+  folder = write_run(tmp_path / "run")
+  run, tokens = open_run(folder), 40
+  texts = [f"{i} " * (3 * i) + "and so on." for i in range(32)]
+  want = []
+  for text in texts:
+    session = Session(run)
+    session.read(text)
+    session.read(" Then")
+    want.append([piece.token for piece in session.generate(tokens, temperature=0.0)])
+  with Process(folder, "--lanes=32", "--in-memory=8") as server:
+    with httpx.Client(base_url=server.address, timeout=120) as client:
+      made = lambda text: client.post("/v1/sessions", json={"text": text}).json()["id"]
+
+      def written(id):
+        body = {"session": id, "fork": True, "prompt": " Then", "temperature": 0, "logprobs": 2}
+        answer = client.post("/v1/completions", json=body | {"max_tokens": tokens}).json()
+        return answer["choices"][0]["text"], answer["choices"][0]["logprobs"]
+
+      with concurrent.futures.ThreadPoolExecutor(32) as threads:
+        ids = [*threads.map(made, texts)]
+        together = [*threads.map(written, ids)]
+      alone = [written(id) for id in ids]
+  assert together == alone  # to the last bit of every probability
+  decode = lambda ids: run.tokenizer.decode(ids)
+  for (_, told), ids in zip(together, want, strict=True):
+    got, names = told["tokens"], [decode([id]) for id in ids]
+    special = {id: name for name, id in run.tokenizer.special.items()}
+    names = [special.get(id, name) for id, name in zip(ids, names, strict=True)]
+    if got != names:  # rounding may decide between two tokens that are equally likely
+      at = next(i for i, (a, b) in enumerate(zip(got, names, strict=False)) if a != b)
+      first, second = told["top_logprobs"][at].values()
+      assert abs(first - second) < 1e-5, (at, got, names)
+
+
 def test_two_servers_do_not_share_a_folder(served, capsys):
   folder, _ = served
   assert cli.main(["serve", f"--workdir={folder}", "--port=0"]) == 2

@@ -1,0 +1,31 @@
+"""Given tokens in the place of drawn ones: how likely a model holds each of them.
+
+One token goes through the model at a time, by the program of decoding. So nothing is compiled where
+the model has written before, and the numbers are those of a text that it writes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import log_softmax
+
+from infini_jax.inference.lane import uninterrupted
+from infini_jax.inference.session import Session
+
+
+def log_probs(session: Session, tokens: Sequence[int]) -> list[float]:
+  """Takes the next tokens of a text, and tells the natural logarithm of the probability of each.
+
+  Args:
+    session: of one lane, in which at least one token waits; the tokens become part of its text.
+    tokens: known to the model; marks of documents may be among them.
+  """
+  while session.catch_up():
+    pass
+  lane, found = session._lanes[0], []
+  for token in tokens:
+    with uninterrupted():
+      logits_V = np.asarray(session._feed([0]), np.float64)[0]
+      lane.take([token])
+    found.append(float(log_softmax(logits_V)[token]))
+  return found

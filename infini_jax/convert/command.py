@@ -46,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default="5G",
     help="largest size of one file of weights (default %(default)s)",
   )
+  what = "the whole model, for transformers with trust_remote_code: docs/export.md"
+  made.add_argument("--memory", action="store_true", help=what)
   checkpoint(made)
   what = "saves what training added to a model: adapters, gates"
   made = kind("adapter", ("WORKDIR", "the folder of a run"), what, "the folder to make")
@@ -88,7 +90,8 @@ def convert(args: argparse.Namespace, console: Console) -> None:
   else:
     from infini_jax.convert.export import export
 
-    export(str(source), out, _bytes(args.max_shard_bytes), args.step, console, args.ema)
+    size = _bytes(args.max_shard_bytes)
+    export(str(source), out, size, args.step, console, args.ema, args.memory)
 
 
 def _bytes(text: str) -> int:

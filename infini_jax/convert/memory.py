@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from infini_jax.config import InputError, ModelConfig
+from infini_jax.convert.families import WITH_MEMORY
 
 CODE = Path(__file__).parent / "torch_model"
 CLASSES = {"AutoConfig": "InfiniConfig", "AutoModelForCausalLM": "InfiniForCausalLM"}
@@ -66,7 +67,7 @@ def config_of(model: ModelConfig, parameters: str, tokenizer: str) -> dict[str, 
   return {
     "architectures": [CLASSES["AutoModelForCausalLM"]],
     "auto_map": {auto: f"modeling_infini.{name}" for auto, name in CLASSES.items()},
-    "model_type": "infini",
+    "model_type": WITH_MEMORY,
     "vocab_size": model.vocab_size,
     "hidden_size": model.width,
     "intermediate_size": model.ffn,

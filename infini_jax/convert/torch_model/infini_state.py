@@ -48,7 +48,7 @@ def read_state(path: str | Path, parameters: str = "", tokenizer: str = "") -> S
     tensors = json.loads(data[8:start])
     metadata = tensors.pop("__metadata__")
   except (ValueError, KeyError, TypeError, AttributeError):
-    raise ValueError(f"{path}: holds no state; give a file that Session.save wrote") from None
+    raise ValueError(f"{path}: no whole state; give a file that Session.save has written") from None
   if f"{KIND}{FORMAT}" not in metadata or "checksum" not in tensors:
     raise ValueError(f"{path}: no state of format {FORMAT}; load it in infini_jax and save it anew")
   place = start + tensors.pop("checksum")["data_offsets"][0]

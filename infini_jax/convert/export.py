@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infini_jax.config import SYSTEMS, InputError, ModelConfig
+from infini_jax.convert import cards
 from infini_jax.convert import memory as with_memory
 from infini_jax.convert.building import building, check_free, check_room, lay_down
 from infini_jax.convert.families import OURS, config_of
@@ -64,8 +65,10 @@ def export(
   if memory:
     digest = with_memory.checksum(source.shapes, source.stored)
     raw = with_memory.config_of(model, digest, tokenizer.fingerprint)
+  card = cards.of_export(path, source.step, model, memory)
   with building(out) as partial:
     _copy_small(run, tokenizer, original, raw, partial)
+    (partial / cards.FILE).write_text(card, "utf-8")
     pieces = partial / "pieces"
     check_room(partial, source.bytes())
     tensors = _lay_down(source, pieces, console)

@@ -65,7 +65,13 @@ def test_the_folder_holds_the_memory_and_the_code(written):
   names = {file.name for file in out.iterdir()}
   code = {file.name for file in memory.CODE.glob("*.py")}
   assert code == {"modeling_infini.py", "infini_memory.py", "infini_state.py"}
-  assert names == code | {"config.json", "generation_config.json", "tokenizer.bytes", WEIGHTS}
+  assert names == code | {
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.bytes",
+    WEIGHTS,
+  }
   said = json.loads((out / "config.json").read_text())
   assert said["auto_map"]["AutoModelForCausalLM"] == "modeling_infini.InfiniForCausalLM"
   assert said["mixers"] == ["infini"] * c.model.layers

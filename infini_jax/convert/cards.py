@@ -20,8 +20,9 @@ print(tokenizer.decode(model.generate(ids, cache=book.fork(), max_new_tokens=50)
 ```
 
 `model.load_state(FILE)` loads a state that `infini_jax` saved. The code is `modeling_infini.py`."""
-WITHOUT = """This is the model without its memory: transformers attends to the whole text. The figures
-below are those of the run with the memory, which `infini-jax convert hf FOLDER RUN` restores."""
+WITHOUT = """This is the model without its memory: transformers attends to the whole text. The
+figures below are those of the run with the memory, which `infini-jax convert hf FOLDER RUN`
+restores."""
 ADAPT = """It holds what training added to the original, and no parameter of the original itself:
 
     infini-jax convert adapt ORIGINAL RUN --adapter=FOLDER"""

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 from rich.console import Console
 
 from infini_jax.config import InputError
@@ -10,6 +11,7 @@ from infini_jax.convert.adapter import described, write_model
 from infini_jax.convert.building import check_free
 from infini_jax.inference.saved import open_run
 from infini_jax.models import merged
+from infini_jax.runs.workdir import Workdir
 
 
 def merge(path: str, out: Path, step: int | None, console: Console, ema: bool = False) -> None:
@@ -28,15 +30,15 @@ def merge(path: str, out: Path, step: int | None, console: Console, ema: bool = 
     InputError: no such run, checkpoint or average, or the run has no adapters.
   """
   check_free(out)
-  opened = open_run(path, step, ema)
-  config = opened.engine.config
+  config = Workdir(path).config()
   if not config.model.adapters.rank:
     raise InputError(
       f"{path}: config.adapters.rank=0: has no adapters to merge; use the run as it is"
     )
+  opened = open_run(path, step, ema)
   model, params = merged(config.model, opened.engine.params)
   whole = described(dataclasses.replace(config, model=model))
-  write_model(whole, params, opened.tokenizer, path, out)
+  write_model(whole, jax.device_get(params), opened.tokenizer, path, out)
   console.print(
     f"merged: {out.absolute()}\nNext: infini-jax convert export {out} FOLDER --memory",
     highlight=False,

@@ -13,7 +13,7 @@ from infini_jax.inference import Session
 from tests.test_chat_example import ASKED, ROOT, commands, run
 
 PAGE = ROOT / "docs" / "export.md"
-TEXT = ROOT / "docs" / "inference.md"
+TEXT = ROOT / "docs" / "needles.md"
 REMEDY = "pip install -e .[reference]"
 
 
@@ -73,7 +73,7 @@ def test_the_model_gives_the_same_answers_in_transformers(tmp_path, taught, monk
   N, whole = model.config.segment_length, ids_BT.shape[1]
   size = lambda cache: sum(x.numel() for one in cache.layers for x in (*one[:2], *one[3:]))
   here, there = (model.read(ids_BT[:, : n * N]) for n in (1, whole // N))
-  assert size(here) == size(there) and whole // N > 20, "of constant size"
+  assert size(here) == size(there) and whole // N > 15, "of constant size"
 
   bare = Session(session.run, begin=False)
   bare.read(ids_BT[0].tolist())

@@ -8,7 +8,7 @@ __all__ = ["FILE", "of_adapter", "of_export"]
 LOAD = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER"{more})
 model = AutoModelForCausalLM.from_pretrained("FOLDER"{more})
 ```"""
 WITH = """It reads a text of any length in constant memory, once, and can then be asked often:

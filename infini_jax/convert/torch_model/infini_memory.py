@@ -137,6 +137,11 @@ def divided(value, weight):
   return torch.where(weight > 0, value / torch.where(weight > 0, weight, 1.0), 0.0)
 
 
+def linear(layer, x):
+  """A layer in float32: older versions of transformers load its weights in another type."""
+  return F.linear(x, layer.weight.float(), None if layer.bias is None else layer.bias.float())
+
+
 def chosen_lanes(flag_B, yes, no):
   """Chooses between two tensors lane by lane."""
   return torch.where(flag_B.view(-1, *[1] * (no.ndim - 1)), yes, no)
@@ -189,7 +194,7 @@ class Memory(nn.Module):
     if not self.own["adapter_rank"]:
       return heads_BHTE
     down, up = getattr(self, f"{name}_down"), getattr(self, f"{name}_up")
-    more_BTF = up(down(x_BTD) * self.own["adapter_scale"])
+    more_BTF = linear(up, linear(down, x_BTD) * self.own["adapter_scale"])
     return heads_BHTE + more_BTF.unflatten(-1, (-1, self.E)).transpose(1, 2)
 
   def _read(self, q_BHTE, M_BKEU, z_BKE):
@@ -218,7 +223,7 @@ class Memory(nn.Module):
     real = torch.ones(x_BTD.shape[:2], device=x_BTD.device) if real_BT is None else real_BT.float()
     k = whole * real[:, None, :, None]
     if self.own["write_gate"]:
-      k = k * F.hardsigmoid(self.write(x_BTD)).transpose(1, 2)[..., None]
+      k = k * F.hardsigmoid(linear(self.write, x_BTD)).transpose(1, 2)[..., None]
     recalled, new, scores = none.recalled_BKEU, none.new_BKE, none.scores_BK
     if self.own["rule"] == "delta":
       value = torch.einsum("bkte,bkeu->bktu", whole, M_BKEU)
@@ -229,7 +234,7 @@ class Memory(nn.Module):
       gamma = (1 - divided(held, whole.square().sum(-1))).clamp(0, 1).detach()
       new = torch.einsum("bkt,bkte->bke", gamma, k)
     if self.own["learned_decay"]:
-      scores = (self.decay(x_BTD) * real[..., None]).sum(1)
+      scores = (linear(self.decay, x_BTD) * real[..., None]).sum(1)
     written = torch.einsum("bkte,bktu->bkeu", k, v_BKTU.float())
     tokens = real.sum(1, keepdim=True).expand_as(none.tokens_BK)
     return Update(written, recalled, k.sum(2), new, scores, tokens)

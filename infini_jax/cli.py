@@ -199,6 +199,12 @@ def _report(args: argparse.Namespace, rest: list[str], console: Console) -> None
   report(args.workdir, args.out, console)
 
 
+def _card(args: argparse.Namespace, rest: list[str], console: Console) -> None:
+  from infini_jax.report.card import write
+
+  write(args.path, args.out, console)
+
+
 def _verify(args: argparse.Namespace, rest: list[str], console: Console) -> int:
   from infini_jax.runs.verify import verify
 
@@ -331,6 +337,11 @@ def _parser() -> argparse.ArgumentParser:
     "--workdir", required=True, action="append", help="the folder of a run; give it again for more"
   )
   made.add_argument("--out", metavar="FILE", help="default: report.html there, or beside several")
+
+  what = "a page in Markdown that says what a run is, and what was measured of it"
+  made = command("card", _card, what)
+  made.add_argument("path", metavar="WORKDIR", help="the folder of the run")
+  made.add_argument("--out", metavar="FILE", help="default: README.md there")
 
   what = "compare a run, a store, a checkpoint or a saved state with the bytes that were written"
   made = command("verify", _verify, what)

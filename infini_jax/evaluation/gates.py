@@ -12,7 +12,7 @@ from infini_jax.ops import gate_values
 from infini_jax.parallel import shard
 
 if TYPE_CHECKING:
-  from matplotlib.figure import Figure
+  from infini_jax.plots import Figure
 
 SHUT, OPEN = 0.1, 0.9  # a head is local below SHUT, a memory head above OPEN, else a mixer
 

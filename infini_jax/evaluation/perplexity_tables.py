@@ -15,7 +15,7 @@ from infini_jax.evaluation.perplexity import Scores, change, exp
 from infini_jax.evaluation.reading import documents_read
 
 if TYPE_CHECKING:
-  from matplotlib.figure import Figure
+  from infini_jax.plots import Figure
 
 NOTICEABLE = 1.001  # below this factor of perplexity, an ablation shows no use of the memory
 

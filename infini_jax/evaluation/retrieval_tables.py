@@ -13,7 +13,7 @@ from infini_jax.evaluation.retrieval import Cell, Recalled, wilson
 from infini_jax.tasks.needle_families import IN_FILLER
 
 if TYPE_CHECKING:
-  from matplotlib.figure import Figure
+  from infini_jax.plots import Figure
 
 
 def draw(found: dict[str, Recalled], results: dict[str, Any], folder: Path) -> dict[str, Path]:

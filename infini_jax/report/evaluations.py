@@ -12,7 +12,7 @@ from infini_jax.report import tables
 from infini_jax.report.curves import names_of
 from infini_jax.report.figures import recall_of
 from infini_jax.report.groups import Group, Member, evaluated
-from infini_jax.report.runs import Run
+from infini_jax.report.runs import Run, shown
 
 # The alternative text of a picture. The tables hold its figures.
 PICTURES = {
@@ -26,8 +26,14 @@ PAGES = {"text": "Passages of the text, each word coloured by what the memory sa
 Draw = Callable[[], Any]
 
 
-def evaluations(runs: Sequence[Run], folder: Path) -> str:
-  """All evaluations as HTML. Links to other pages are relative to `folder`."""
+def evaluations(runs: Sequence[Run], folder: Path, drawn: bool = True) -> str:
+  """All evaluations as HTML.
+
+  Args:
+    runs: of any workdirs.
+    folder: links to other pages are relative to it.
+    drawn: whether there are pictures.
+  """
   made = ""
   style = {run.name: i for i, run in enumerate(runs)}
   for group in evaluated(runs):
@@ -35,9 +41,9 @@ def evaluations(runs: Sequence[Run], folder: Path) -> str:
     step = f"step {group.members[0].results['step']:,}" if alone else ""
     made += heading(3, group.title, step)
     made += paragraph(group.description) if group.description else ""
-    if len(group.members) > 1:
+    if drawn and len(group.members) > 1:
       made += _side_by_side(group, style)
-    each = [_one(group.title, member, folder, named=not alone) for member in group.members]
+    each = [_one(group.title, member, folder, not alone, drawn) for member in group.members]
     made += columns(each)
   missing = [run.name for run in runs if not run.evaluations]
   if missing and len(runs) == 1:
@@ -47,16 +53,18 @@ def evaluations(runs: Sequence[Run], folder: Path) -> str:
   return made
 
 
-def _one(title: str, member: Member, folder: Path, named: bool) -> str:
+def _one(title: str, member: Member, folder: Path, named: bool, drawn: bool) -> str:
   """The tables and pictures of one evaluation."""
   run, name, results = member
   made = heading(4, run.name, f"step {results['step']:,}") if named else ""
   where = f"{title}; {run.name}, step {results['step']:,}"
-  drawn = {}
-  for kind, draw in _figures(results).items():
-    drawn[kind] = picture(plots.svg(draw()), f"{PICTURES[kind]}; {where}")
-  made += tables.tables_of(results, "".join(drawn.values()))
-  known = {*drawn, results["task"]} if drawn else set()
+  figures = _figures(results)
+  pictures = ""
+  for kind, draw in figures.items() if drawn else ():
+    with shown(run, name):
+      pictures += picture(plots.svg(draw()), f"{PICTURES[kind]}; {where}")
+  made += tables.tables_of(results, pictures)
+  known = {*figures, results["task"]} if figures else set()
   for file in run.pictures(name):  # those that only the evaluation could draw
     if file.stem not in known:
       shows = PICTURES.get(file.stem, f"Picture {file.stem}")

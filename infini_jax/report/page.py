@@ -16,7 +16,7 @@ from infini_jax.report import tables
 from infini_jax.report.curves import training
 from infini_jax.report.evaluations import evaluations
 from infini_jax.report.headline import headline
-from infini_jax.report.runs import Run, read_runs
+from infini_jax.report.runs import Run, read_runs, shown
 
 NAMED = 4  # the most runs that the title names
 
@@ -39,8 +39,12 @@ def report(workdirs: Sequence[str], out: str | None, console: Console) -> Path:
     file_to_write(out, "--out", begins=BEGINS)
   runs = read_runs(workdirs)
   for run in runs:
-    for name in run.evaluations:
-      _check(run, name)
+    for name in run.evaluations:  # each alone, so that an error is said of its own file
+      alone = dataclasses.replace(run, evaluations={name: run.evaluations[name]})
+      with shown(run, name):
+        headline([alone])
+        evaluations([alone], run.path, drawn=False)
+        _commands([alone])
   whose = str(workdirs[0]).rstrip("/")
   folder = runs[0].path if len(runs) == 1 else runs[0].path.parent
   if is_url(whose):
@@ -53,23 +57,6 @@ def report(workdirs: Sequence[str], out: str | None, console: Console) -> Path:
     raise InputError(f"--out={file}: cannot be written ({error.strerror}); give another") from None
   console.print(f"wrote {file} ({file.stat().st_size / 1024:,.0f} KiB)", highlight=False)
   return file
-
-
-def _check(run: Run, name: str) -> None:
-  """Checks that an evaluation can be shown.
-
-  Raises:
-    InputError: its results.json is not that of an evaluation.
-  """
-  alone = dataclasses.replace(
-    run, logged=(), validated=(), evaluations={name: run.evaluations[name]}
-  )
-  try:
-    page([alone], run.path)
-  except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-    file = run.path / "evaluation" / name / "results.json"
-    why = " ".join(f"{type(error).__name__} {error}".split())
-    raise InputError(f"{file}: cannot be shown ({why}); evaluate the task anew") from None
 
 
 def page(runs: list[Run], folder: Path) -> str:

@@ -1,11 +1,12 @@
 """Reads runs for a report: their configs, logged losses, and results of evaluations."""
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,21 @@ def _first_lines(file: Path) -> list[Any]:
       return [json.loads(line) for line in itertools.islice(lines, SHOWN)]
   except (OSError, ValueError) as error:
     raise InputError(f"{file}: cannot be read ({error}); evaluate the task anew") from None
+
+
+@contextlib.contextmanager
+def shown(run: Run, name: str) -> Iterator[None]:
+  """While an evaluation is shown: what is wrong with its results becomes one line.
+
+  Raises:
+    InputError: its results.json is not that of an evaluation.
+  """
+  try:
+    yield
+  except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+    file = run.path / "evaluation" / name / filing.FILE
+    why = " ".join(f"{type(error).__name__} {error}".split())
+    raise InputError(f"{file}: cannot be shown ({why}); evaluate the task anew") from None
 
 
 def is_knock_out(name: str) -> bool:

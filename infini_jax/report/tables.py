@@ -196,8 +196,8 @@ def _predictions(written: list[dict[str, Any]]) -> str:
   """The first texts that the model wrote, beside the references."""
   rows: list[Row] = []
   for one in written:
-    what = {"reference": one["reference"], "with the memory": one["written"]}
-    what |= {f"ablation: {name}": text for name, text in one["knocked_out"].items()}
+    what = {"reference": one["reference"], INTACT: one["written"]}
+    what |= {label_of(name): text for name, text in one["knocked_out"].items()}
     rows += [[f"{one['name']}: {who}", cut(text)] for who, text in what.items()]
   text = table("What was written, and the references", ["document", "text"], rows, words=True)
   return folded(f"The first {len(written)} texts", text)

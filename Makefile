@@ -97,6 +97,7 @@ reference: extra-docs
 
 pictures: $(READY)
 	$(BIN)/python docs/paths.py
+	$(BIN)/python docs/pictures.py
 
 lock:
 	$(COMPILE) --extra dev --output-file requirements.lock

@@ -31,6 +31,7 @@ TASK_HELP = (
 )
 BRANCH_HELP = "begin a new workdir from a checkpoint (--step) of this run (docs/optimizers.md)"
 STEP_HELP = "which checkpoint; the newest by default"
+TEMPLATE_HELP = "own, plain, file:FILE (default %(default)s; docs/chat.md)"
 EMA_HELP = "the moving average of the parameters (config.optimizer.ema), not their last values"
 
 AUTO = "auto"  # of `config.run.compilation_cache`: the user's own folder
@@ -209,6 +210,12 @@ def _generate(args: argparse.Namespace, rest: list[str], console: Console) -> No
   generate(args, console)
 
 
+def _chat(args: argparse.Namespace, rest: list[str], console: Console) -> None:
+  from infini_jax.inference.terminal import chat
+
+  chat(args, console)
+
+
 class _Parser(argparse.ArgumentParser):
   """A parser that reports a wrong command in one line."""
 
@@ -323,15 +330,32 @@ def _parser() -> argparse.ArgumentParser:
   prompt.add_argument("--prompt-document", help="SPLIT:NUMBER, a document of the run's own corpus")
   made.add_argument("--ask", help="a question, in the chat template of the model")
   made.add_argument("--ask-about", metavar="FILE", help="with --ask: a text, read before it")
-  made.add_argument(
-    "--chat-template",
-    default="own",
-    help="own, plain, file:FILE (default %(default)s; docs/chat.md)",
-  )
+  made.add_argument("--chat-template", default="own", help=TEMPLATE_HELP)
   made.add_argument("--prompt-tokens", type=int, help="read at most so many tokens of the prompt")
   made.add_argument(
     "--tokens", type=int, default=200, help="how many to write; 0: only read (default %(default)s)"
   )
+  _add_sampling(made)
+  made.add_argument(
+    "--stop",
+    action="append",
+    default=[],
+    help=r"text that ends it, not shown; may be repeated (\n, \t, \r as in Python, \\ a backslash)",
+  )
+
+  made = command(
+    "chat", _chat, "talk with a model in the terminal, also about files"
+  )
+  made.add_argument("--workdir", required=True, help="the folder of the run")
+  made.add_argument("--chat-template", default="own", help=TEMPLATE_HELP)
+  made.add_argument(
+    "--tokens", type=int, default=512, help="the most of an answer (default %(default)s)"
+  )
+  _add_sampling(made)
+  return parser
+
+
+def _add_sampling(made: argparse.ArgumentParser) -> None:
   made.add_argument(
     "--temperature", type=float, default=0.8, help="0 is greedy (default %(default)s)"
   )
@@ -345,16 +369,9 @@ def _parser() -> argparse.ArgumentParser:
     default=1.0,
     help="above 1: the last 256 tokens are less likely",
   )
-  made.add_argument(
-    "--stop",
-    action="append",
-    default=[],
-    help=r"text that ends it, not shown; may be repeated (\n, \t, \r as in Python, \\ a backslash)",
-  )
   made.add_argument("--seed", type=int, default=0)
   made.add_argument("--step", type=int, help=STEP_HELP)
   made.add_argument("--ema", action="store_true", help=EMA_HELP)
-  return parser
 
 
 if __name__ == "__main__":

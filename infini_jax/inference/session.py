@@ -295,15 +295,7 @@ class Session:
     if self.lanes > 1:
       raise InputError(f"a session of {self.lanes} lanes holds no conversation; open one with 1")
     chat, text = chats.asked(self.tokenizer, template, messages)
-    told, lane = self._told, self._lanes[0]
-    is_new = not lane.read and lane.unread in ([], [self.tokenizer.bos])
-    rest = told.rest(text) if told is not None and told.position == lane.position else None
-    if told is None and not is_new:
-      raise InputError("the session holds other text: reset() it, and put that text into a message")
-    if rest is None:
-      self.reset()
-      self._lanes[0] = Lane()  # the template writes bos itself, if it belongs there
-    self.read([chat.encode(text) if rest is None else chat.goes_on(rest)], advance, marked=True)
+    self.hear(chat, text, advance)
     self._told = chats.Told(0, 0, "")  # until the answer is whole
     answer, drawn = "", -1
     special = set(self.tokenizer.special.values())
@@ -318,6 +310,23 @@ class Session:
       whole = text + answer + (ended[0] if ended else "")
       self._told = chats.Told.of(self.positions[0], whole)
     return answer.strip()
+
+  def hear(self, chat: chats.Chat, text: str, advance: Callable[[int], None] | None = None) -> None:
+    """Reads the text of a conversation, also a part: what is new, or all if it begins otherwise.
+
+    Raises:
+      InputError: the session holds other text.
+    """
+    told, lane = self._told, self._lanes[0]
+    is_new = not lane.read and lane.unread in ([], [self.tokenizer.bos])
+    rest = told.rest(text) if told is not None and told.position == lane.position else None
+    if told is None and not is_new:
+      raise InputError("the session holds other text: reset() it, and put that text into a message")
+    if rest is None:
+      self.reset()
+      self._lanes[0] = Lane()  # the template writes bos itself, if it belongs there
+    self.read([chat.encode(text) if rest is None else chat.goes_on(rest)], advance, marked=True)
+    self._told = chats.Told.of(self.positions[0], text)
 
   def _write(
     self, tokens: int, sampling: Sampling, writers: list[Writer], seeds_B: np.ndarray

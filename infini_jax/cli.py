@@ -343,9 +343,7 @@ def _parser() -> argparse.ArgumentParser:
     help=r"text that ends it, not shown; may be repeated (\n, \t, \r as in Python, \\ a backslash)",
   )
 
-  made = command(
-    "chat", _chat, "talk with a model in the terminal, also about files"
-  )
+  made = command("chat", _chat, "talk with a model in the terminal, also about files")
   made.add_argument("--workdir", required=True, help="the folder of the run")
   made.add_argument("--chat-template", default="own", help=TEMPLATE_HELP)
   made.add_argument(

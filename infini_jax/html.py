@@ -76,7 +76,12 @@ th:first-child { text-align: left; padding-left: 0.4rem; min-width: 6.5rem; max-
   position: sticky; left: 0; background: var(--paper); }
 tbody tr:hover > * { background: var(--band); }
 tbody tr.marked > * { background: var(--mark); }
+th:first-child { width: clamp(6.5rem, 20vw, 15rem); }
+tbody tr.group th { font-weight: 600; padding-top: 1rem; max-width: none; width: auto; }
+tr.group span { display: inline-block; position: sticky; left: 0.4rem;
+  max-width: calc(100vw - 2.5rem); }
 td { white-space: nowrap; }
+td small { max-width: 11rem; margin-left: auto; white-space: normal; }
 td.long { white-space: normal; min-width: 14rem; max-width: 26rem; overflow-wrap: anywhere; }
 .words td, .words th { text-align: left; }
 td small { display: block; font-size: 0.8rem; }
@@ -130,13 +135,18 @@ def table(
   Args:
     caption: what the table shows.
     header: the names of the columns.
-    rows: rows with as many cells as the header; an empty cell stays blank.
+    rows: rows with as many cells as the header; an empty cell stays blank. A row of one cell is a
+      heading of the rows below it.
     words: whether the cells are words, aligned left; else they are figures, aligned right.
     marked: the names of highlighted rows.
   """
   head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
   body = []
   for name, *cells in rows:
+    if not cells:
+      wide = f'<th scope="row" colspan="{len(header)}"><span>{escape(name)}</span></th>'
+      body.append(f'<tr class="group">{wide}</tr>')
+      continue
     row = "".join(_td(cell) for cell in cells)
     mark = ' class="marked"' if name in marked else ""
     body.append(f'<tr{mark}><th scope="row">{escape(name)}</th>{row}</tr>')

@@ -76,7 +76,7 @@ def line_chart(
       color, dashes = COLORS[line.style % len(COLORS)], DASHES[line.style // len(COLORS) % 4]
       style: tuple[float, Sequence[float] | None]
       style = (0, [float(part) for part in dashes.split()] or None)
-      some = len(line.x) < 30 and not line.faint
+      some = len(line.x) < 17 and not line.faint
       axes.plot(
         line.x,
         line.y,

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from infini_jax.runs.workdir import Workdir
 SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
 PROMPT = "> "
 TALK = ".talk.json"  # behind the name of a state: its messages
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 PROBE = [{"role": "user", "content": "?"}]  # checks a template before a model is opened
 
 Message = dict[str, str]
@@ -56,7 +58,9 @@ def chat(args: argparse.Namespace, console: Console) -> None:
   whole("--seed", args.seed, most=LARGEST_SEED)
   if args.step is not None:
     whole("--step", args.step)
-  asked(Workdir(args.workdir).load_tokenizer(), args.chat_template, PROBE)
+  workdir = Workdir(args.workdir)
+  workdir.config()  # is there a run?
+  asked(workdir.load_tokenizer(), args.chat_template, PROBE)
   errors = make_console(stderr=True)
   session = Session.load(args.workdir, step=args.step, ema=args.ema)
   terminal = Terminal(args, session, errors)
@@ -260,4 +264,5 @@ def _existing(command: str, name: str) -> Path:
 
 
 def _print(text: str) -> None:
-  print(text, end="", flush=True)
+  """Prints a piece of an answer. Control characters, which a terminal would obey, are replaced."""
+  print(CONTROL.sub("\ufffd", text), end="", flush=True)

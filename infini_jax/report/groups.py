@@ -10,6 +10,7 @@ from infini_jax.report.runs import Run, is_knock_out
 
 # Sections of the config that say what a task asks, beside its text; a text alone has none.
 ASKED = ("task", "needle", "chat")
+USUAL = ("task", "corpus", "tokenizer")  # fields that tell most trainings apart
 
 
 class Member(NamedTuple):
@@ -40,14 +41,17 @@ def trained(runs: Sequence[Run], validated: bool = False) -> dict[str, list[Run]
   """
   fields = {run.name: _trained_on(run, validated) for run in runs}
   every = dict.fromkeys(name for one in fields.values() for name in one)
-  said = lambda one: {name: _said(one.get(name)) for name in every}
-  texts = {name: said(one) for name, one in fields.items()}
-  differ = [name for name in every if len({one[name] for one in texts.values()}) > 1]
-  shown = [name for name in differ if name != "text" or _needed(differ, texts)]
+  texts = {name: {f: _said(one.get(f)) for f in every} for name, one in fields.items()}
+  differ = [f for f in every if len({one[f] for one in texts.values()}) > 1]
+  words = lambda name, some: ", ".join(filter(None, (_named(f, texts[name][f]) for f in some)))
+  # The usual fields, and others only where runs with the same usual ones differ.
+  usual = {run.name: words(run.name, [f for f in differ if f in USUAL]) for run in runs}
   made: dict[str, list[Run]] = {}
   for run in runs:
-    words = (_named(name, texts[run.name][name]) for name in shown)
-    made.setdefault(", ".join(filter(None, words)), []).append(run)
+    alike = [name for name in texts if usual[name] == usual[run.name]]
+    others = [f for f in differ if f not in USUAL and len({texts[n][f] for n in alike}) > 1]
+    apart = ", ".join(filter(None, [usual[run.name], words(run.name, others)]))
+    made.setdefault(apart, []).append(run)
   return made
 
 
@@ -96,8 +100,8 @@ def _trained_on(run: Run, validated: bool) -> dict[str, Any]:
   fields |= {"tokenizer": c.data.tokenizer, "text": run.text}
   if c.task.name != "text":
     sections = (dataclasses.asdict(getattr(c, section)) for section in ASKED)
-    fields |= {name: value for section in sections for name, value in section.items()}
-    fields["task"] = c.task.name
+    asked = {name: value for section in sections for name, value in section.items()}
+    fields |= {name: value for name, value in asked.items() if name != "name"}
   if validated:
     e = c.evaluation
     fields |= {"documents": c.train.eval_documents, "max_tokens": e.max_tokens}
@@ -105,18 +109,11 @@ def _trained_on(run: Run, validated: bool) -> dict[str, Any]:
   return json.loads(json.dumps(fields))
 
 
-def _needed(differ: list[str], texts: dict[str, dict[str, str]]) -> bool:
-  """Whether the fingerprint of a text must be said, because no other field tells it apart."""
-  others = [name for name in differ if name != "text"]
-  by_others: dict[tuple[str, ...], set[str]] = {}
-  for one in texts.values():
-    by_others.setdefault(tuple(one[name] for name in others), set()).add(one["text"])
-  return any(len(found) > 1 for found in by_others.values())
-
-
 def _said(value: Any) -> str:
   return ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
 
 
 def _named(name: str, value: str) -> str:
-  return value if name in ("task", "corpus") or not value else f"{name} {value}"
+  if not value or (name, value) == ("tokenizer", "task"):
+    return ""
+  return value if name in ("task", "corpus") else f"{name} {value}"

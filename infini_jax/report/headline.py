@@ -53,21 +53,23 @@ def headline(runs: list[Run]) -> str:
     "training, MiB a device": lambda run: _size(run.training["training_step_bytes"], 2**20),
     "evaluated at step": _steps,
   }
+  made: dict[str, dict[str, Callable[[Run], Shown]]] = {"": figures}
   asked = _asked_of(runs)
   for task in sorted(asked, key=lambda task: task != "perplexity"):  # perplexity comes first
-    for key, behind in _apart(asked[task]).items():
+    for key, apart in _apart(asked[task]).items():
       own = _per_token(key, runs) if task == "perplexity" else _rows_of(task, key, runs)
-      figures |= {f"{name}{behind}": figure for name, figure in own.items()}
+      made.setdefault(f"{task}: {apart}" if apart else "", {}).update(own)
     if task == "perplexity":
       texts = {key: replace(one, tokenizer="") for (key, _), one in asked[task].items()}
-      for text, behind in _apart(texts).items():
-        figures |= {f"{name}{behind}": figure for name, figure in _per_text((text, None)).items()}
-  figures["heads that opened"] = lambda run: opened(run.gates) if run.gates else None
+      for text, apart in _apart(texts).items():
+        group = f"{task}, any tokenizer: {apart}" if apart else ""
+        made.setdefault(group, {}).update(_per_text((text, None)))
+  made.setdefault("gates" if len(made) > 1 else "", {})["heads that opened"] = _opened
   rows: list[Row] = []
-  for name, figure in figures.items():
-    cells = [figure(run) or "" for run in runs]
-    if any(cells):
-      rows.append([name, *cells])
+  for group, those in made.items():
+    cells = {name: [figure(run) or "" for run in runs] for name, figure in those.items()}
+    own_rows: list[Row] = [[name, *row] for name, row in cells.items() if any(row)]
+    rows += [[group], *own_rows] if group and own_rows else own_rows
   caption = "What was measured; a blank was not"
   if len(runs) > 1:
     caption += (
@@ -85,10 +87,9 @@ def _asked_of(runs: list[Run]) -> dict[str, dict[Key, Evaluated]]:
 
 
 def _apart(some: dict[Any, Evaluated]) -> dict[Any, str]:
-  """What distinguishes evaluations of one task, behind the name of a row."""
+  """What distinguishes evaluations of one task."""
   names = {str(i): one for i, one in enumerate(some.values())}
-  found = told_apart(names).values()
-  return {key: f" ({apart})" if apart else "" for key, apart in zip(some, found, strict=True)}
+  return dict(zip(some, told_apart(names).values(), strict=True))
 
 
 def _per_token(key: Key, runs: list[Run]) -> dict[str, Callable[[Run], Shown]]:
@@ -169,6 +170,10 @@ def _unread(count: int | None) -> Shown:
 
 def _size(value: float | None, unit: int) -> Shown:
   return f"{value / unit:,.0f}" if value else None
+
+
+def _opened(run: Run) -> Shown:
+  return opened(run.gates) if run.gates else None
 
 
 def _trained_on(run: Run) -> Shown:

@@ -82,6 +82,9 @@ def differences(runs: list[Run]) -> str:
   """The fields in which the configs of runs differ: the first of them, and the others folded."""
   differ, flat = differing(runs)
   names = [run.name for run in runs]
+  # Last are fields of a memory system in which the runs that have it are alike.
+  only = lambda name: len({str(fields[name]) for fields in flat if name in fields}) < 2
+  differ = sorted(differ, key=only)
   if not differ:
     return paragraph("All of them have the same config.")
   rows = [[name, *(shown(fields.get(name, "")) for fields in flat)] for name in differ]

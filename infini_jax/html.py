@@ -55,7 +55,7 @@ nav ul { list-style: none; margin: 1rem 0 0; padding: 0; display: flex; flex-wra
 .columns > section { min-width: 0; }
 .columns table { font-size: 0.82rem; min-width: 0; }
 .columns :is(th, td) { padding: 0.3rem 0.4rem; }
-.columns th:first-child { min-width: 4.5rem; }
+.columns th:first-child { min-width: 4.5rem; width: auto; }
 .columns caption span { max-width: min(24rem, calc(100vw - 2.5rem)); }
 .legend { list-style: none; margin: 0.5rem 0 1rem; padding: 0; display: flex; flex-wrap: wrap;
   gap: 0.25rem 1.25rem; }
@@ -81,7 +81,7 @@ tbody tr.group th { font-weight: 600; padding-top: 1rem; max-width: none; width:
 tr.group span { display: inline-block; position: sticky; left: 0.4rem;
   max-width: calc(100vw - 2.5rem); }
 td { white-space: nowrap; }
-td small { max-width: 11rem; margin-left: auto; white-space: normal; }
+td small.long { width: 11rem; margin-left: auto; white-space: normal; }
 td.long { white-space: normal; min-width: 14rem; max-width: 26rem; overflow-wrap: anywhere; }
 .words td, .words th { text-align: left; }
 td small { display: block; font-size: 0.8rem; }
@@ -254,7 +254,11 @@ def document(title: str, below: str, sections: Sequence[tuple[str, str]], wide: 
 
 def _td(cell: str | Cell) -> str:
   figure, note, exact = cell if isinstance(cell, Cell) else Cell(cell)
-  below = "".join(f"<small>{escape(line)}</small>" for line in note.splitlines())
+  kinds = (' class="long"' * (len(line) > LONG) for line in note.splitlines())
+  below = "".join(
+    f"<small{kind}>{escape(line)}</small>"
+    for kind, line in zip(kinds, note.splitlines(), strict=True)
+  )
   kind = ' class="long"' if len(figure) > LONG else ""
   title = f' title="{escape(exact)}"' if exact else ""
   return f"<td{kind}{title}>{escape(figure)}{below}</td>"

@@ -174,7 +174,8 @@ def heat_map(
             color = "#ffffff" if dark else "#000000"
             at = {"ha": "center", "va": "center", "fontsize": 8, "color": color}
             axes.text(column, row, f"{value:.2f}", **at)
-    figure.colorbar(image, ax=every.tolist(), label=scale, ticks=(0, 0.5, 1), pad=0.02)
+    slim = 20 * len(panels)
+    figure.colorbar(image, ax=every.tolist(), label=scale, ticks=(0, 0.5, 1), pad=0.02, aspect=slim)
   return figure
 
 

@@ -96,9 +96,8 @@ def scores(rng, factor=1.0):
 
 
 def in_digits(value, bounds):
-  """A figure with its interval: the last digit is not below a 30th of half of the interval."""
-  half = (bounds[1] - bounds[0]) / 2
-  digits = next(d for d in range(9) if 10.0**-d <= half / 3 or half < 3 * 10.0**-d <= 3 * half)
+  """A figure with its interval: the last digit is at most a third of half of the interval."""
+  digits = next(d for d in range(9) if 3 * 10.0**-d <= (bounds[1] - bounds[0]) / 2)
   return f"{value:.{digits}f}|{bounds[0]:.{digits}f} to {bounds[1]:.{digits}f}"
 
 

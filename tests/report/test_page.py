@@ -98,7 +98,7 @@ def scores(rng, factor=1.0):
 def in_digits(value, bounds):
   """A figure with its interval: the last digit is at most a third of half of the interval."""
   digits = next(d for d in range(9) if 3 * 10.0**-d <= (bounds[1] - bounds[0]) / 2)
-  return f"{value:.{digits}f}|{bounds[0]:.{digits}f} to {bounds[1]:.{digits}f}"
+  return f"{value:,.{digits}f}|{bounds[0]:,.{digits}f} to {bounds[1]:,.{digits}f}"
 
 
 def recalled(rng, exact=None):

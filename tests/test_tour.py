@@ -30,11 +30,12 @@ def test_the_notebook_is_kept_without_outputs_and_names_only_what_exists():
 
 
 @pytest.mark.slow
-def test_the_notebook_trains_a_memory_that_recalls(tmp_path):
+def test_the_notebook_trains_a_memory_that_recalls(tmp_path, monkeypatch):
   """All cells, in a kernel; minutes. The extra `notebook` has what it needs."""
   nbclient = pytest.importorskip("nbclient", reason="pip install 'infini-jax[notebook]'")
   nbformat = pytest.importorskip("nbformat")
   pytest.importorskip("ipykernel")
+  monkeypatch.delenv("XLA_FLAGS")  # one device, with all optimizations
   (tmp_path / "docs").mkdir()
   shutil.copytree(ROOT / "configs", tmp_path / "configs")  # so that all is written there
   notebook = nbformat.read(TOUR, as_version=4)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 BEGINS = rb"<!DOCTYPE html>"  # a pattern for the first bytes of a page
 PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of a PNG file
 
-LONG = 32  # a cell with more characters may take several lines
+LONG, LONG_NOTE = 32, 16  # a cell or a line of a note with more characters may take several lines
 
 STYLE = """
 :root {
@@ -76,12 +76,12 @@ th:first-child { text-align: left; padding-left: 0.4rem; min-width: 6.5rem; max-
   position: sticky; left: 0; background: var(--paper); }
 tbody tr:hover > * { background: var(--band); }
 tbody tr.marked > * { background: var(--mark); }
-th:first-child { width: clamp(6.5rem, 20vw, 15rem); }
+th:first-child { width: clamp(6.5rem, 20vw, 15rem); min-width: clamp(6.5rem, 11vw, 11rem); }
 tbody tr.group th { font-weight: 600; padding-top: 1rem; max-width: none; width: auto; }
 tr.group span { display: inline-block; position: sticky; left: 0.4rem;
   max-width: calc(100vw - 2.5rem); }
 td { white-space: nowrap; }
-td small.long { width: 11rem; margin-left: auto; white-space: normal; }
+td small.long { min-width: 7rem; max-width: 15rem; margin-left: auto; white-space: normal; }
 td.long { white-space: normal; min-width: 14rem; max-width: 26rem; overflow-wrap: anywhere; }
 .words td, .words th { text-align: left; }
 td small { display: block; font-size: 0.8rem; }
@@ -254,7 +254,7 @@ def document(title: str, below: str, sections: Sequence[tuple[str, str]], wide: 
 
 def _td(cell: str | Cell) -> str:
   figure, note, exact = cell if isinstance(cell, Cell) else Cell(cell)
-  kinds = (' class="long"' * (len(line) > LONG) for line in note.splitlines())
+  kinds = (' class="long"' * (len(line) > LONG_NOTE) for line in note.splitlines())
   below = "".join(
     f"<small{kind}>{escape(line)}</small>"
     for kind, line in zip(kinds, note.splitlines(), strict=True)

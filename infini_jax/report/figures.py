@@ -75,8 +75,10 @@ def changed(after: dict[str, Any], before: dict[str, Any]) -> Cell | str:
   """The change of a perplexity in percent, with its interval if the documents are the same ones."""
   more = change(after["perplexity"], before["perplexity"])
   bounds = paired(after["per_document"], before["per_document"])
-  if not more or not bounds or not all(map(math.isfinite, bounds)) or bounds[0] == bounds[1]:
-    return more
+  if not more:
+    return ""
+  if not bounds or not all(map(math.isfinite, bounds)) or bounds[0] == bounds[1]:
+    return f"{100 * (after['perplexity'] / before['perplexity'] - 1):+.3g}%"
   percent = (100 * bounds[0], 100 * bounds[1])
   digits = supported(percent)
   sign = lambda x: f"{x:+,.{digits}f}%"

@@ -8,7 +8,8 @@
 # make test-extras  installs every extra into an environment of its own and runs its command
 # make audit     compares the locked packages with the list of known weaknesses (needs a network)
 # make format    mends what ruff can mend
-# make extra-tpu what an extra adds (tpu, gpu, gpu-plan, convert, hf, eval, wandb, tensorboard, reference, docs)
+# make extra-tpu what an extra adds (tpu, gpu, gpu-plan, convert, hf, eval, serve, wandb, tensorboard, notebook,
+#                reference, docs)
 # make extra-beam  an environment of its own for Apache Beam, in .venv-beam
 # make reference the API reference, from the docstrings, in build/reference/
 # make lock      writes requirements.lock and locks/ anew (needs uv)
@@ -97,6 +98,7 @@ reference: extra-docs
 
 pictures: $(READY)
 	$(BIN)/python docs/paths.py
+	$(BIN)/python docs/pictures.py
 
 lock:
 	$(COMPILE) --extra dev --output-file requirements.lock

@@ -66,7 +66,16 @@ def test_the_map_has_every_room_and_no_circle():
   "library",
   ["orbax", "grain", "array_record", "tensorboardX", "wandb", "sentencepiece", "tokenizers"]
   + ["tensorflow_datasets", "datasets", "rouge_score", "safetensors", "gguf", "huggingface_hub"]
-  + ["apache_beam", "jinja2", "obstore", "lm_eval", "uvicorn", "prometheus_client", "sqlite3"],
+  + [
+    "apache_beam",
+    "jinja2",
+    "matplotlib",
+    "obstore",
+    "lm_eval",
+    "uvicorn",
+    "prometheus_client",
+    "sqlite3",
+  ],
 )
 def test_each_library_is_imported_by_one_file(library):
   users = [f for f in FILES if any(name.split(".")[0] == library for name in imports(f))]

@@ -6,6 +6,7 @@ import sys
 
 import links
 import paths
+import pictures
 import pytest
 import reference
 
@@ -131,6 +132,17 @@ def test_the_picture_has_the_files_of_the_path_in_their_order():
   files = paths.listed()
   assert boxes[: len(files)] == files, "make pictures"
   assert len(files) <= 9, "a reader follows a batch through nine files at most"
+
+
+def test_the_pictures_of_the_readme_are_those_of_the_tables():
+  for name, svg in pictures.pictures().items():
+    assert (links.ROOT / "docs" / name).read_text() == svg, "make pictures"
+    assert len(svg) < 100_000 and "prefers-color-scheme:dark" in svg
+    assert f"](docs/{name})" in (links.ROOT / "README.md").read_text()
+  found = pictures.recalled((links.ROOT / "docs" / "results.md").read_text())
+  assert len(found) == len(pictures.ROWS) and all(found.values())
+  assert found["SmolLM2-135M with an adapter"][1_048_576] == 1.0
+  assert found["the paper's 1B, zero-shot, published"][32_768] == 0.11, "a percent"
 
 
 @pytest.mark.slow

@@ -288,6 +288,13 @@ def test_docs_builds_the_reference(installed, tmp_path):
   assert (tmp_path / "pages" / "infini_jax" / "inference.html").is_file()
 
 
+@pytest.mark.slow
+@only("notebook")
+def test_notebook_runs_the_tour(installed):
+  said = run(installed, "-m", "pytest", "-q", "-m", "slow", "tests/test_tour.py", cwd=ROOT)
+  assert "1 passed" in said
+
+
 def test_every_extra_is_tried():
   text = Path(__file__).read_text()
   assert sorted(re.findall(r'@only\("([\w-]+)"\)', text)) == sorted(EXTRAS)

@@ -1,5 +1,6 @@
 """The launch recipes can be parsed, and name only what exists."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -137,3 +138,44 @@ def test_what_is_named_exists(file):
 
 def flags():
   return [(flag, value) for flag, value, _ in cli.PROCESS_FLAGS]
+
+
+def instructions():
+  """The instructions of the Dockerfile, in order: a name and its text, with its lines joined."""
+  lines = (line for line in (LAUNCH / "Dockerfile").read_text().splitlines() if line[:1] != "#")
+  joined = "\n".join(lines).replace("\\\n", " ")
+  return [tuple(line.split(None, 1)) for line in joined.splitlines() if line.strip()]
+
+
+def test_the_image_has_locked_packages_and_ends_by_a_signal():
+  found = instructions()
+  last = {name: text for name, text in found}  # of the stage that is kept
+  assert json.loads(last["ENTRYPOINT"]) == ["tini", "--", "infini-jax"], "no shell takes the signal"
+  assert last["STOPSIGNAL"] == "SIGTERM" and json.loads(last["CMD"]) == ["--help"]
+  assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", last["USER"]), "a number that is not root's"
+  names = [name for name, _ in found]
+  assert names.index("USER") > max(i for i, name in enumerate(names) if name in ("RUN", "COPY"))
+  installs = [text for name, text in found if name == "RUN" and "pip install" in text]
+  assert all("--require-hashes" in text or "--no-deps" in text for text in installs)
+  assert "requirements.lock" in installs[0] and "locks/${extra}.lock" in installs[0]
+
+
+def test_the_builder_gets_every_file_of_the_image_and_no_other():
+  """As Docker reads .dockerignore: the last pattern that fits decides."""
+  sent = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"]
+  copied = []
+  for name, text in instructions():
+    if name == "COPY" and "--from=" not in text:
+      *paths, _ = [part for part in text.split() if not part.startswith("--")]
+      copied += paths
+  assert sorted(path.removeprefix("./") for path in copied) == sorted(sent)
+  assert all((ROOT / path).exists() for path in sent)
+  assert {"runs", ".venv", ".git", "build"}.isdisjoint(sent)
+
+
+def test_every_way_to_build_the_image_names_extras_that_are_locked():
+  text = (LAUNCH / "README.md").read_text() + (LAUNCH / "Dockerfile").read_text()
+  built = re.findall(r'--build-arg EXTRAS="([^"]*)"', text)
+  extras = {extra for names in built for extra in names.split()}
+  assert {"gpu", "tpu"} <= extras
+  assert all((ROOT / "locks" / f"{extra}.lock").is_file() for extra in extras - {"serve"})

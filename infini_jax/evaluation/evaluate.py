@@ -137,6 +137,15 @@ def training(folder: Path) -> dict[str, Any]:
   }
 
 
+def trained_text(folder: Path) -> str | None:
+  """The fingerprint of the text and tokenizer of a run; None if their store is not here."""
+  workdir = Workdir(folder)
+  try:
+    return open_prepared(workdir.config().data.path, workdir.store).fingerprint
+  except InputError:
+    return None
+
+
 def _unread(workdir: Workdir) -> int | None:
   """The documents that `?bad=skip` left out; None if the store of the corpus is not here."""
   try:

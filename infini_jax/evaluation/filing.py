@@ -40,6 +40,7 @@ class Evaluated:
     knock_out: the ablations that were computed too.
     step: the step of the checkpoint.
     averaged: whether the moving average of the parameters was evaluated.
+    tokenizer: the fingerprint of the tokenizer; empty without one, or in older results.
   """
 
   task: str
@@ -49,6 +50,7 @@ class Evaluated:
   knock_out: tuple[str, ...]
   step: int
   averaged: bool = False
+  tokenizer: str = ""
 
   @classmethod
   def of(cls, results: Mapping[str, Any]) -> "Evaluated":
@@ -63,6 +65,7 @@ class Evaluated:
       tuple(results.get("knocked_out", ())),
       results["step"],
       is_averaged(results),
+      results.get("tokenizer") or "",
     )
 
   @property
@@ -88,7 +91,8 @@ class Evaluated:
   def key(self) -> str:
     """A key that is equal for comparable figures: the same task, text and protocol.
 
-    It does not depend on the ablations, the step, or whether the parameters are averaged.
+    Figures per token also need the same tokenizer. The key does not depend on it, nor on the
+    ablations, the step, or whether the parameters are averaged.
     """
     text = self.corpus and self.corpus["text"]
     on = {name: value for name, value in self.protocol.items() if value}
@@ -154,6 +158,8 @@ def _flat(one: Evaluated, texts: Mapping[str, set[str]]) -> dict[str, str]:
     corpus = "{path} ({text:.6})".format(**one.corpus)
   fields = {k.partition(".")[2]: _words(value) for k, value in one.protocol.items() if _on(value)}
   fields["weights"] = WEIGHTS[one.averaged]
+  if one.tokenizer:
+    fields["tokenizer"] = one.tokenizer[:6]
   return {"corpus": corpus, "split": one.split or "split not named", **fields}
 
 

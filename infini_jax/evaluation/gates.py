@@ -1,7 +1,8 @@
 """The gates: how many heads use their memory, and a heat map."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -9,6 +10,9 @@ import numpy as np
 from infini_jax.config import ModelConfig
 from infini_jax.ops import gate_values
 from infini_jax.parallel import shard
+
+if TYPE_CHECKING:
+  from infini_jax.plots import Figure
 
 SHUT, OPEN = 0.1, 0.9  # a head is local below SHUT, a memory head above OPEN, else a mixer
 
@@ -44,19 +48,21 @@ def summary(gates_LH: np.ndarray) -> dict[str, Any]:
 
 def draw(gates_LH: np.ndarray, file: Path) -> None:
   """Writes the heat map of gates by layer and head, as in figure 3 of the paper."""
-  from matplotlib.figure import Figure
+  from infini_jax import plots
 
-  L, H = gates_LH.shape
-  figure = Figure(figsize=(max(4.5, 0.55 * H + 2), max(3.0, 0.4 * L + 1.6)), layout="constrained")
-  axes = figure.subplots()
-  image = axes.imshow(gates_LH, vmin=0, vmax=1, cmap="RdBu_r", aspect="auto")
-  axes.set(xlabel="head", ylabel="layer", title="share of the memory in each head's output")
-  axes.set_xticks(range(H), labels=[str(h + 1) for h in range(H)])
-  axes.set_yticks(range(L), labels=[str(layer + 1) for layer in range(L)])
-  if L * H <= 256:
-    for (layer, head), gate in np.ndenumerate(gates_LH):
-      colour = "white" if abs(gate - 0.5) > 0.3 else "black"
-      axes.text(head, layer, f"{gate:.2f}", ha="center", va="center", color=colour, fontsize=8)
-  figure.colorbar(image, ax=axes, label="gate: 0 local, 1 memory")
-  file.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(file, dpi=120)
+  plots.png(heat_map(gates_LH.tolist()), file)
+
+
+def heat_map(gates_LH: Sequence[Sequence[float]]) -> "Figure":
+  """The heat map of gates by layer and head."""
+  from infini_jax import plots
+
+  numbers = lambda count: [str(i + 1) for i in range(count)]
+  return plots.heat_map(
+    {"the memory's share in a head's output": gates_LH},
+    numbers(len(gates_LH[0])),
+    numbers(len(gates_LH)),
+    x="head",
+    y="layer",
+    scale="gate",
+  )

@@ -98,14 +98,41 @@ def interval(per_document: Sequence[tuple[str, int, float]]) -> tuple[float, flo
   Args:
     per_document: name, tokens and nats of each document.
   """
-  if (k := len(per_document)) < 2:
+  if len(per_document) < 2:
     return None
-  tokens = sum(n for _, n, _ in per_document)
-  ratio = math.fsum(nats for *_, nats in per_document) / tokens
-  squares = math.fsum((nats - ratio * n) ** 2 for _, n, nats in per_document)
-  spread = stdtrit(k - 1, 0.975) * math.sqrt(squares * k / (k - 1)) / tokens
+  counts = [tokens for _, tokens, _ in per_document]
+  ratio, spread = _ratio(counts, [nats for *_, nats in per_document])
   factor = exp(spread / ratio) if ratio else 1.0
   return exp(ratio / factor), exp(ratio * factor)
+
+
+def paired(
+  after: Sequence[tuple[str, int, float]], before: Sequence[tuple[str, int, float]]
+) -> tuple[float, float] | None:
+  """The 95% interval of the relative change of a perplexity, by the difference in each document.
+
+  It is far narrower than the intervals of the two perplexities, because both readings have the same
+  documents. None for a single document, or if the documents are not the same ones.
+
+  Args:
+    after, before: name, tokens and nats of each document.
+  """
+  whole = {name: (tokens, nats) for name, tokens, nats in before}
+  found = [(tokens, nats, whole.get(name)) for name, tokens, nats in after]
+  same = len(whole) == len(after) == len(before)
+  if not same or len(after) < 2 or any(one is None or one[0] != n for n, _, one in found):
+    return None
+  differences = [nats - one[1] for _, nats, one in found if one]
+  ratio, spread = _ratio([tokens for tokens, *_ in found], differences)
+  return exp(ratio - spread) - 1, exp(ratio + spread) - 1
+
+
+def _ratio(counts: Sequence[int], sums: Sequence[float]) -> tuple[float, float]:
+  """The ratio of two sums over documents, and half of its 95% interval."""
+  k, tokens = len(counts), sum(counts)
+  ratio = math.fsum(sums) / tokens
+  squares = math.fsum((x - ratio * n) ** 2 for n, x in zip(counts, sums, strict=True))
+  return ratio, float(stdtrit(k - 1, 0.975)) * math.sqrt(squares * k / (k - 1)) / tokens
 
 
 def change(after: float, before: float) -> str:

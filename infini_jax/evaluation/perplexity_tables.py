@@ -1,7 +1,8 @@
 """Tables and the picture of perplexity, and what an ablation shows."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.columns import Columns
 from rich.console import Console
@@ -13,31 +14,45 @@ from infini_jax.evaluation.knock_out import label_of
 from infini_jax.evaluation.perplexity import Scores, change, exp
 from infini_jax.evaluation.reading import documents_read
 
+if TYPE_CHECKING:
+  from infini_jax.plots import Figure
+
 NOTICEABLE = 1.001  # below this factor of perplexity, an ablation shows no use of the memory
 
 
 def draw(scores: dict[str, Scores], results: dict[str, Any], folder: Path) -> dict[str, Path]:
   """Draws perplexity by position in the document, and writes the savings of words to text.html."""
-  from matplotlib.figure import Figure
+  from infini_jax import plots
 
-  figure = Figure(figsize=(6.5, 4), layout="constrained")
-  axes = figure.subplots()
-  for name, score in scores.items():
-    values = [_perplexity(*bucket) for bucket in score.by_position.values()]
-    axes.plot(values, marker="o", label=name)
-  starts = list(scores["memory"].by_position)
-  axes.set_xticks(range(len(starts)), labels=[f"{s:,}" for s in starts], rotation=30)
-  axes.set(xlabel="position in the document, from this token on", ylabel="perplexity per token")
-  axes.grid(alpha=0.3)
-  if len(scores) > 1:  # a model without a memory has only one line
-    axes.legend()
-  figure.savefig(folder / "positions.png", dpi=120)
+  profiles = {label_of(name): score.by_position for name, score in scores.items()}
+  plots.png(by_position(profiles), folder / "positions.png")
   files = {"positions": folder / "positions.png"}
   memory, empty = (scores[name].losses if name in scores else None for name in ("memory", "empty"))
   if memory and empty and not scores["memory"].single:
     files["text"] = folder / "text.html"
     text_page.write(memory, empty, results, files["text"])
   return files
+
+
+def by_position(
+  profiles: Mapping[str, Mapping[Any, Sequence[float]]], styles: Sequence[int] = ()
+) -> "Figure":
+  """The chart of perplexity by position in the document.
+
+  Args:
+    profiles: by the name of a line, the tokens and nats of each bucket, by its first token.
+    styles: of the lines; none: 0, 1, 2 ...
+  """
+  from infini_jax import plots
+
+  starts = sorted({int(start) for profile in profiles.values() for start in profile})
+  lines = []
+  for i, (name, profile) in enumerate(profiles.items()):
+    found = {int(start): _perplexity(*bucket) for start, bucket in profile.items()}
+    places = [starts.index(start) for start in found]
+    lines.append(plots.Line(name, places, list(found.values()), styles[i] if styles else i))
+  x, y = "position in the document, from this token on", "perplexity per token"
+  return plots.line_chart(lines, x, y, ticks=[f"{start:,}" for start in starts], legend=not styles)
 
 
 def show(
@@ -102,5 +117,5 @@ def _profile(scores: dict[str, Scores], field: str, title: str) -> Table:
   return table
 
 
-def _perplexity(tokens: int, nats: float) -> float:
+def _perplexity(tokens: float, nats: float) -> float:
   return exp(nats / tokens)

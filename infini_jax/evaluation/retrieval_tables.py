@@ -1,7 +1,8 @@
 """The table and heat map of retrieval by length and depth, and what an ablation shows."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,39 +12,65 @@ from infini_jax.evaluation.knock_out import label_of
 from infini_jax.evaluation.retrieval import Cell, Recalled, wilson
 from infini_jax.tasks.needle_families import IN_FILLER
 
+if TYPE_CHECKING:
+  from infini_jax.plots import Figure
+
 
 def draw(found: dict[str, Recalled], results: dict[str, Any], folder: Path) -> dict[str, Path]:
   """Draws the recalled share by length and depth: panels with the memory and for each ablation."""
-  from matplotlib.figure import Figure
+  from infini_jax import plots
 
-  task = results["task"]
-  lengths = list(dict.fromkeys(cell.length for cell in found["memory"].cells))
-  depths = list(dict.fromkeys(cell.depth for cell in found["memory"].cells))
-  height = max(1.8, 0.45 * len(depths) + 1.2)
-  figure = Figure(
-    figsize=(max(5.5, 0.85 * len(lengths) + 2.5), height * len(found)), layout="constrained"
-  )
-  panels = figure.subplots(len(found), 1, squeeze=False)[:, 0]
-  for axes, (name, recalled) in zip(panels, found.items(), strict=True):
-    share = {(c.length, c.depth): measure(task, c) for c in recalled.cells}
+  file = folder / f"{results['task']}.png"
+  plots.png(by_depth({name: recalled.cells for name, recalled in found.items()}, results), file)
+  return {results["task"]: file}
+
+
+def by_depth(found: Mapping[str, Sequence[Cell]], results: Mapping[str, Any]) -> "Figure":
+  """The heat map of the recalled share by length and depth, with a panel for each variant."""
+  from infini_jax import plots
+
+  task, cells = results["task"], next(iter(found.values()))
+  lengths = list(dict.fromkeys(cell.length for cell in cells))
+  depths = list(dict.fromkeys(cell.depth for cell in cells))
+  panels = {}
+  for name, those in found.items():
+    share = {(c.length, c.depth): measure(task, c) for c in those}
     grid = [[share[length, depth] for length in lengths] for depth in depths]
-    image = axes.imshow(grid, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
-    axes.set(title=f"{asked(results)}: {label_of(name)}", xlabel="tokens of the text")
-    axes.set_xticks(range(len(lengths)), labels=[f"{length:,}" for length in lengths])
-    if len(depths) > 1:
-      axes.set_ylabel("depth of the key" if task == "passkey" else "depth of the needle")
-      axes.set_yticks(range(len(depths)), labels=[f"{depth:g}" for depth in depths])
-    else:
-      axes.set_yticks([])
-    for y, row in enumerate(grid):
-      for x, value in enumerate(row):
-        colour = "white" if abs(value - 0.5) > 0.35 else "black"
-        axes.text(x, y, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
-  label = "share of values recalled" if task == "recall" else "share of examples recalled"
-  figure.colorbar(image, ax=panels.tolist(), label=label)
-  file = folder / f"{task}.png"
-  figure.savefig(file, dpi=120)
-  return {task: file}
+    panels[f"{asked(results)}: {label_of(name)}"] = grid
+  deep = len(depths) > 1
+  return plots.heat_map(
+    panels,
+    [f"{length:,}" for length in lengths],
+    [f"{depth:g}" * deep for depth in depths],
+    x="tokens",
+    y=f"depth of the {'key' if task == 'passkey' else 'needle'}" if deep else "",
+    scale="answer tokens right" if task == "recall" else "whole answers right",
+  )
+
+
+def by_length(found: Mapping[str, tuple[int, Sequence[Cell]]], task: str) -> "Figure":
+  """The chart of the recalled share by length, at the depth where it is lowest.
+
+  Args:
+    found: by the name of a line, its style and its cells.
+    task: the task.
+  """
+  from infini_jax import plots
+
+  worst: dict[str, dict[int, float]] = {}
+  for name, (_, cells) in found.items():
+    shares: dict[int, list[float]] = {}
+    for cell in cells:
+      shares.setdefault(cell.length, []).append(measure(task, cell))
+    worst[name] = {length: min(those) for length, those in shares.items()}
+  lengths = sorted({length for those in worst.values() for length in those})
+  lines = [
+    plots.Line(name, [lengths.index(n) for n in worst[name]], list(worst[name].values()), style)
+    for name, (style, _) in found.items()
+  ]
+  what = "answer tokens right" if task == "recall" else "whole answers right, worst depth"
+  ticks = [f"{length:,}" for length in lengths]
+  return plots.line_chart(lines, "tokens", what, ticks=ticks, limits=(-0.03, 1.03), legend=False)
 
 
 def show(
@@ -64,7 +91,7 @@ def show(
   table.add_column("answer tokens right (95% interval)", justify="right")
   for name in found:
     if name != "memory":
-      table.add_column(f"ablation: {name}", justify="right")
+      table.add_column(label_of(name), justify="right")
   for i, cell in enumerate(found["memory"].cells):
     row = [f"{cell.length:,}"]
     exact = _share(cell.exact_match, wilson(cell.exact, cell.samples))
@@ -101,7 +128,7 @@ def measure(task: str, cell: Cell) -> float:
   return cell.token_accuracy if task == "recall" else cell.exact_match
 
 
-def asked(results: dict[str, Any]) -> str:
+def asked(results: Mapping[str, Any]) -> str:
   """The task of an evaluation; for needles, also the family."""
   task = results["task"]
   settings = results["settings"]

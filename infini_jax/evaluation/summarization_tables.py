@@ -16,18 +16,15 @@ from infini_jax.evaluation.summarization import ROUGES, Summarized
 
 def draw(found: dict[str, Summarized], results: dict[str, Any], folder: Path) -> dict[str, Path]:
   """Writes the summaries to `predictions.jsonl`, and draws ROUGE-1 by the tokens read."""
-  from matplotlib.figure import Figure
+  from infini_jax import plots
 
   write_predictions(folder, {name: f.summaries for name, f in found.items()})
-  figure = Figure(figsize=(6.5, 4), layout="constrained")
-  axes = figure.subplots()
-  for name, summarized in found.items():
-    points = [(s.tokens, 100 * s.rouge1) for s in summarized.summaries]
-    axes.scatter(*zip(*points, strict=True), label=label_of(name), alpha=0.7)
-  axes.set(xlabel="tokens of the document that were read", ylabel="ROUGE-1", xscale="log")
-  axes.grid(alpha=0.3)
-  axes.legend()
-  figure.savefig(folder / "summaries.png", dpi=120)
+  points = {
+    label_of(name): [(s.tokens, 100 * s.rouge1) for s in summarized.summaries]
+    for name, summarized in found.items()
+  }
+  x = "tokens of the document that were read"
+  plots.png(plots.point_chart(points, x, "ROUGE-1"), folder / "summaries.png")
   return {"summaries": folder / "summaries.png"}
 
 
@@ -43,9 +40,8 @@ def show(
   for name in ("ROUGE-1", "ROUGE-2", "ROUGE-L", "overall"):
     table.add_column(name, justify="right")
   for name, summarized in found.items():
-    label = "with the memory" if name == "memory" else f"ablation: {name}"
     scores = [f"{summarized.mean(rouge):.1f}" for rouge in ROUGES]
-    table.add_row(label, *scores, f"{summarized.overall:.2f}")
+    table.add_row(label_of(name), *scores, f"{summarized.overall:.2f}")
   console.print(table)
   first = memory.summaries[0]
   for label, text in (("written", first.written), ("reference", first.reference)):

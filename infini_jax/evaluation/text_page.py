@@ -14,6 +14,8 @@ from infini_jax.evaluation.passages import (
 )
 from infini_jax.html import document, escape, paragraph, table
 
+# Red, green, blue: two colours that the colour-blind can tell apart, on a light and a dark page.
+SAVED, LOST = "0, 114, 206", "224, 123, 0"
 FULL = 4.0  # nats of the strongest colour
 LISTED = 8  # the most words of a passage that are listed with their earlier places
 NAMED = 0.5  # the least nats that such a word has saved
@@ -44,7 +46,7 @@ def _legend(memory: Losses, empty: Losses, segment_length: int) -> str:
   samples = "".join(_colored(f" {x:+g} ", x, f"{x:+g} nats saved") for x in (4, 2, 1, -1, -2, -4))
   text = (
     f"The colour of a word is its loss with the memory held empty, minus its loss with the memory: "
-    f"green is saved, red is lost. Segments have {segment_length:,} tokens; what stands in the "
+    f"blue is saved, orange is lost. Segments have {segment_length:,} tokens; what stands in the "
     f"same segment is seen without the memory. Over {tokens:,} tokens the memory saved "
     f"{sum(nats) / max(1, tokens):.4f} nats each."
   )
@@ -90,6 +92,6 @@ def _said(word: Word) -> str:
 
 def _colored(text: str, saved: float, title: str) -> str:
   strength = min(abs(saved) / FULL, 1) * 0.65
-  color = "46, 160, 67" if saved > 0 else "218, 54, 51"
+  color = SAVED if saved > 0 else LOST
   style = f"background: rgba({color}, {strength:.2f}); border-radius: 3px"
   return f'<span style="{style}" title="{escape(title)}">{escape(text)}</span>'

@@ -154,6 +154,19 @@ class Batch:
     return (token_B, own_B, top_BK, ids_BK), stream
 
 
+def catch_up(session: Session) -> bool:
+  """Reads waiting tokens of one lane by one call; the last token stays, for `Batch` to read.
+
+  Returns:
+    Whether more than the last token still waits.
+  """
+  (lane,) = session._lanes
+  if len(lane.unread) > 1:
+    with uninterrupted():
+      session._feed([0], kept=1)
+  return len(lane.unread) > 1
+
+
 def _numbers(how: Sampling) -> tuple[Any, ...]:
   k = np.int32(how.top_k)
   return (np.float32(how.temperature), np.float32(how.top_p), k, np.float32(how.repetition_penalty))

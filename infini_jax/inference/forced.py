@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import log_softmax
 
+from infini_jax.inference.batch import catch_up
 from infini_jax.inference.lane import uninterrupted
 from infini_jax.inference.session import Session
 
@@ -20,7 +21,7 @@ def log_probs(session: Session, tokens: Sequence[int]) -> list[float]:
     session: of one lane, in which at least one token waits; the tokens become part of its text.
     tokens: known to the model; marks of documents may be among them.
   """
-  while session.catch_up():
+  while catch_up(session):
     pass
   lane, found = session._lanes[0], []
   for token in tokens:

@@ -334,25 +334,26 @@ class Session:
     Another conversation is forgotten. With `follows`, one may begin after other text. Raises
     InputError as `chat` does.
     """
+    return self._opened(*chats.rendered(self.tokenizer, template, messages), follows)
+
+  def hear(self, chat: chats.Chat, text: str, advance: Callable[[int], None] | None = None) -> None:
+    """Reads the text of a conversation, also a part: what is new, or all if it begins otherwise.
+
+    Raises:
+      InputError: the session holds other text.
+    """
+    asked = self._opened(chat, text)
+    self.read([asked.ids], advance, marked=True)
+    self.told = chats.Told.of(self.positions[0], text, asked.begins)
+
+  def _opened(self, chat: chats.Chat, text: str, follows: bool = False) -> chats.Asked:
     if self.lanes > 1:
       raise InputError(f"a session of {self.lanes} lanes holds no conversation; open one with 1")
-    chat, text = chats.rendered(self.tokenizer, template, messages)
     asked = chats.asked(chat, text, self.told, self._lanes[0], follows)
     if asked.anew:
       self.reset()
       self._lanes[0] = Lane()  # the template writes bos itself, if it belongs there
     return asked
-
-  def catch_up(self) -> bool:
-    """Reads waiting tokens of one lane by one call; the last token stays, for `Batch` to read.
-
-    Returns:
-      Whether more than the last token still waits.
-    """
-    if len(self._lanes[0].unread) > 1:
-      with uninterrupted():
-        self._feed([0], kept=1)
-    return len(self._lanes[0].unread) > 1
 
   def _write(
     self, tokens: int, sampling: Sampling, writers: list[Writer], seeds_B: np.ndarray

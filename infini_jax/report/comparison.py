@@ -2,18 +2,23 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from rich.table import Table
 
 from infini_jax.config import InputError
+from infini_jax.evaluation.filing import Evaluated
 from infini_jax.evaluation.retrieval_tables import measure
+from infini_jax.report.figures import recall_of, short
+from infini_jax.report.groups import trained
 from infini_jax.report.headline import COSTS
 from infini_jax.report.runs import Run
-from infini_jax.report.tables import differing, plain, recall_of, scalars, short, shown
-from infini_jax.runs.metrics import read_metrics
+from infini_jax.report.tables import differing, plain, scalars, shown
 
 TRAINING = "training loss"  # the mean over the last tenth of the logged steps
 PART = 10
+OTHER = "≠"  # behind a figure that is not comparable with the first
+OF_TEXT = ("bits_per_byte", "word_perplexity")  # comparable for any tokenizers
 LESS = ("loss", "perplexity", "bits", "nats", "seconds")  # words of figures that are better if less
 USUAL = ("perplexity", "validation perplexity", TRAINING)  # what sorts, the first that a run has
 
@@ -29,7 +34,18 @@ def comparison(runs: Sequence[Run], by: Sequence[str]) -> Table:
   Raises:
     InputError: no run has a figure of this name.
   """
-  found = {run.name: figures(run) for run in runs}
+  about = {run.name: _measured(run) for run in runs}
+  of: Any
+  for of, some in trained(runs).items():
+    for run in some:
+      if losses := [loss for _, loss in run.losses]:
+        tail = losses[-max(1, len(losses) // PART) :]
+        about[run.name][TRAINING] = sum(tail) / len(tail), of
+  for of, some in trained([run for run in runs if run.validated], validated=True).items():
+    for run in some:
+      own = {k: v for k, v in scalars(run.validated[-1]) if k not in (*COSTS, "step")}
+      about[run.name] |= {f"validation {plain(k)}": (v, of) for k, v in own.items()}
+  found = {name: {n: value for n, (value, _) in own.items()} for name, own in about.items()}
   every = list(dict.fromkeys(name for of_run in found.values() for name in of_run))
   chosen = [_chosen(name, every) for name in by] or [n for n in USUAL if n in every][:1]
   columns = list(dict.fromkeys([*chosen, *[TRAINING] * (TRAINING in every)]))
@@ -52,33 +68,35 @@ def comparison(runs: Sequence[Run], by: Sequence[str]) -> Table:
     table.add_column(name, overflow="fold")
   for name in ("step", *columns):
     table.add_column(name, justify="right")
+  first: dict[str, Any] = {}  # what the first figure of each column is of
   for run in sorted(runs, key=order):
     mine = [shown(values[run.name].get(field, "")) for field in fields]
     step = f"{run.last[0]:,} of {run.config.train.steps:,}" if run.last else "0"
-    of_run = found[run.name]
-    table.add_row(
-      run.name, *mine, step, *(short(of_run[n]) if n in of_run else "" for n in columns)
-    )
+    cells = []
+    for name in columns:
+      value, of = about[run.name].get(name, (None, None))
+      other = value is not None and first.setdefault(name, of) != of
+      cells.append("" if value is None else short(value) + f" {OTHER}" * other)
+      if other:
+        table.caption = f"{OTHER} of another text, tokenizer or protocol than the first"
+    table.add_row(run.name, *mine, step, *cells)
   return table
 
 
-def figures(run: Run) -> dict[str, float]:
-  """All figures of a run by name: training, the newest validation, evaluations."""
-  made: dict[str, float] = {}
+def _measured(run: Run) -> dict[str, tuple[float, Any]]:
+  """The figures of a run's evaluations by name: the value, and what it can be compared by."""
+  made: dict[str, tuple[float, Any]] = {}
   for name, what in run.names.items():
-    memory = run.evaluations[name].get("memory", {})
+    results = run.evaluations[name]
+    memory, one = results.get("memory", {}), Evaluated.of(results)
     what = "" if what.partition(":")[0] == "perplexity" and name == "perplexity" else f"{what}: "
     if "cells" in memory:
-      shares = [measure(run.evaluations[name]["task"], recall_of(cell)) for cell in memory["cells"]]
-      made[f"{what}recalled"] = sum(shares) / len(shares)
-    made |= {f"{what}{plain(k)}": v for k, v in scalars(memory) if k not in COSTS}
-  if lines := read_metrics(run.path, "validation"):
-    own = {k: v for k, v in scalars(lines[-1]) if k not in (*COSTS, "step")}
-    made |= {f"validation {plain(k)}": v for k, v in own.items()}
-  losses = [loss for _, loss in run.losses]
-  if losses:
-    tail = losses[-max(1, len(losses) // PART) :]
-    made[TRAINING] = sum(tail) / len(tail)
+      shares = [measure(results["task"], recall_of(cell)) for cell in memory["cells"]]
+      made[f"{what}recalled"] = sum(shares) / len(shares), (one.key, one.tokenizer)
+    for field, value in scalars(memory):
+      if field not in COSTS:
+        tokenizer = "" if field in OF_TEXT else one.tokenizer
+        made[f"{what}{plain(field)}"] = value, (one.key, tokenizer)
   return made
 
 

@@ -1,28 +1,30 @@
 """The table at the top of a report: one column for each run, one row for each headline figure."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from infini_jax.evaluation.filing import WEIGHTS, Evaluated, is_averaged, told_apart
-from infini_jax.evaluation.perplexity import change
 from infini_jax.evaluation.retrieval_tables import measure
 from infini_jax.html import Cell, table
-from infini_jax.report.runs import Run
-from infini_jax.report.tables import (
-  Row,
-  number,
-  opened,
-  plain,
+from infini_jax.report.figures import (
+  bits,
+  changed,
+  per_word,
+  perplexity,
   recall_of,
-  scalars,
+  recalled,
+  said,
   short,
-  spread,
-  variants,
 )
+from infini_jax.report.groups import trained
+from infini_jax.report.runs import Run
+from infini_jax.report.tables import EMPTY, INTACT, Row, opened, plain, scalars, variants
 from infini_jax.runs.goodput import in_words
 
 Shown = str | Cell | None  # None stays blank
+Key = tuple[str, str | None]  # what was asked of which text, and the tokenizer; None: any
 Results = dict[str, Any]  # what a results.json holds
 
 # Figures of an evaluation that are costs or sizes, not results.
@@ -30,54 +32,89 @@ COSTS = ("documents", "cut", "tokens", "words", "bytes", "nats", "seconds", "tok
 
 
 def headline(runs: list[Run]) -> str:
-  """The table as HTML. It has a row only if a run has that figure."""
-  asked = _asked_of(runs)
+  """The table as HTML. It has a row only if a run has that figure.
+
+  Figures in one row may be compared: they are of the same text, tokenizer and task.
+  """
   figures: dict[str, Callable[[Run], Shown]] = {
     "memory system": lambda run: run.system,
-    "trained on": lambda run: run.config.task.name,
+    "trained on": _trained_on,
+    "tokenizer": _tokenizer,
     "documents left out": lambda run: _unread(run.training.get("unread_documents")),
     "parameters": _parameters,
     "training steps": lambda run: f"{run.last[0]:,}" if run.last else None,
-    "training loss, last": lambda run: f"{run.last[1]:.4f}" if run.last else None,
+  }
+  for apart, some in trained(runs).items():
+    behind = f" ({apart})" if apart else ""
+    figures[f"training loss, last{behind}"] = partial(_loss, frozenset(r.name for r in some))
+  figures |= {
     "training, tokens/s": lambda run: _size(run.training["training_tokens_per_second"], 1),
     "training, goodput": lambda run: _goodput(run.training.get("goodput")),
     "training, MiB a device": lambda run: _size(run.training["training_step_bytes"], 2**20),
     "evaluated at step": _steps,
   }
+  made: dict[str, dict[str, Callable[[Run], Shown]]] = {"": figures}
+  asked = _asked_of(runs)
   for task in sorted(asked, key=lambda task: task != "perplexity"):  # perplexity comes first
-    for key, apart in told_apart(asked[task]).items():
-      behind = f" ({apart})" if apart else ""
-      made = _perplexities(key) if task == "perplexity" else _rows_of(task, key, runs)
-      figures |= {f"{name}{behind}": figure for name, figure in made.items()}
-  figures["heads that opened"] = lambda run: opened(run.gates) if run.gates else None
+    for key, apart in _apart(asked[task]).items():
+      own = _per_token(key, runs) if task == "perplexity" else _rows_of(task, key, runs)
+      made.setdefault(f"{task}: {apart}" if apart else "", {}).update(own)
+    if task == "perplexity":
+      texts = {key: replace(one, tokenizer="") for (key, _), one in asked[task].items()}
+      for text, apart in _apart(texts).items():
+        group = f"{task}, any tokenizer: {apart}" if apart else ""
+        made.setdefault(group, {}).update(_per_text((text, None)))
+  made.setdefault("gates" if len(made) > 1 else "", {})["heads that opened"] = _opened
   rows: list[Row] = []
-  for name, figure in figures.items():
-    cells = [figure(run) or "" for run in runs]
-    if any(cells):
-      rows.append([name, *cells])
-  return table("What was measured; a blank was not", ["figure", *(run.name for run in runs)], rows)
+  for group, those in made.items():
+    cells = {name: [figure(run) or "" for run in runs] for name, figure in those.items()}
+    own_rows: list[Row] = [[name, *row] for name, row in cells.items() if any(row)]
+    rows += [[group], *own_rows] if group and own_rows else own_rows
+  caption = "What was measured; a blank was not"
+  if len(runs) > 1:
+    caption += (
+      ". Losses, perplexities and shares in one row are of the same text, tokenizer and task"
+    )
+  return table(caption, ["figure", *(run.name for run in runs)], rows)
 
 
-def _asked_of(runs: list[Run]) -> dict[str, dict[str, Evaluated]]:
+def _asked_of(runs: list[Run]) -> dict[str, dict[Key, Evaluated]]:
   """All evaluations, by task and by key. Results with the same key may be in one row."""
-  asked: dict[str, dict[str, Evaluated]] = {}
-  for evaluated in (Evaluated.of(found) for run in runs for found in run.evaluations.values()):
-    asked.setdefault(evaluated.asked, {}).setdefault(evaluated.key, evaluated)
+  asked: dict[str, dict[Key, Evaluated]] = {}
+  for one in (Evaluated.of(found) for run in runs for found in run.evaluations.values()):
+    asked.setdefault(one.asked, {}).setdefault((one.key, one.tokenizer), one)
   return asked
 
 
-def _perplexities(key: str) -> dict[str, Callable[[Run], Shown]]:
-  return {
-    "perplexity per token": _of(key, _perplexity),
+def _apart(some: dict[Any, Evaluated]) -> dict[Any, str]:
+  """What distinguishes evaluations of one task."""
+  names = {str(i): one for i, one in enumerate(some.values())}
+  return dict(zip(some, told_apart(names).values(), strict=True))
+
+
+def _per_token(key: Key, runs: list[Run]) -> dict[str, Callable[[Run], Shown]]:
+  """Figures that are comparable for one tokenizer only."""
+  first = next((run for run in runs if run.results(*key)), None)
+  made = {
+    "perplexity per token": _of(key, lambda results: perplexity(results["memory"])),
     "the same, memory held empty": _of(key, _knocked_out),
-    "bits per byte": _of(key, partial(_scalar, "bits_per_byte")),
-    "perplexity per word": _of(key, partial(_scalar, "word_perplexity")),
+  }
+  if first and sum(bool(run.results(*key)) for run in runs) > 1:
+    made[f"perplexity against {first.name}"] = partial(_against, first, key)
+  return made
+
+
+def _per_text(key: Key) -> dict[str, Callable[[Run], Shown]]:
+  """Figures that are comparable for any tokenizers."""
+  return {
+    "bits per byte": _of(key, partial(_with_empty, bits)),
+    "perplexity per word": _of(key, partial(_with_empty, per_word)),
   }
 
 
-def _rows_of(task: str, key: str, runs: list[Run]) -> dict[str, Callable[[Run], Shown]]:
+def _rows_of(task: str, key: Key, runs: list[Run]) -> dict[str, Callable[[Run], Shown]]:
   """The rows of a task: recall by length, or else every figure that it has."""
-  results = [found for run in runs if (found := run.results(key)) and "memory" in found]
+  results = [found for run in runs if (found := run.results(*key)) and "memory" in found]
   lengths = {cell["length"] for found in results for cell in found["memory"].get("cells", ())}
   if lengths:
     depths = {cell["depth"] for found in results for cell in found["memory"].get("cells", ())}
@@ -93,20 +130,20 @@ def _rows_of(task: str, key: str, runs: list[Run]) -> dict[str, Callable[[Run], 
   }
 
 
-def _of(key: str, figure: Callable[[Results], Shown]) -> Callable[[Run], Shown]:
+def _of(key: Key, figure: Callable[[Results], Shown]) -> Callable[[Run], Shown]:
   """A figure of the results with this key.
 
   A note names the step if it is not the newest, and the parameters if they are not the last ones.
   """
 
   def of(run: Run) -> Shown:
-    results = run.results(key)
+    results = run.results(*key)
     if not results or "memory" not in results:
       return None
     shown = figure(results)
     notes = [f"step {results['step']:,}"] * (results["step"] != run.steps[-1])
     notes += [f"{WEIGHTS[True]} of the parameters"] * is_averaged(results)
-    if shown is None or not notes:
+    if not shown or not notes:
       return shown
     cell = shown if isinstance(shown, Cell) else Cell(shown)
     return cell._replace(note="\n".join(filter(None, [cell.note, *notes])))
@@ -135,25 +172,55 @@ def _size(value: float | None, unit: int) -> Shown:
   return f"{value / unit:,.0f}" if value else None
 
 
+def _opened(run: Run) -> Shown:
+  return opened(run.gates) if run.gates else None
+
+
+def _trained_on(run: Run) -> Shown:
+  data = run.config.data
+  return Cell(run.config.task.name, data.path if run.config.task.name == "text" else "")
+
+
+def _tokenizer(run: Run) -> Shown:
+  found = {(results.get("tokenizer") or "")[:6] for results in run.evaluations.values()}
+  return Cell(run.config.data.tokenizer, ", ".join(sorted(found - {""})))
+
+
+def _loss(names: frozenset[str], run: Run) -> Shown:
+  if run.name not in names or not run.last:
+    return None
+  return Cell(said(run.last[1]), "", f"{run.last[1]:.6g}")
+
+
+def _against(first: Run, key: Key, run: Run) -> Shown:
+  """The change of the perplexity against the first run that was evaluated so."""
+  own, others = run.results(*key), first.results(*key)
+  if run is first or not own or not others:
+    return None
+  return changed(own["memory"], others["memory"])
+
+
 def _scalar(name: str, results: Results) -> Shown:
   empty = results.get("knocked_out", {}).get("empty", {})
   value, out = results["memory"].get(name), empty.get(name)
   if value is None:
     return None
-  return Cell(short(value), "" if out is None else f"memory held empty: {short(out)}")
+  note = "" if out is None else f"memory held empty: {said(out)}"
+  return Cell(said(value), note, short(value))
 
 
-def _perplexity(results: Results) -> Shown:
-  memory = results["memory"]
-  return Cell(number(memory["perplexity"], 3), spread(memory))
+def _with_empty(figure: Callable[[Results], Cell], results: Results) -> Shown:
+  empty, cell = results.get("knocked_out", {}).get("empty"), figure(results["memory"])
+  return cell._replace(note=f"memory held empty: {figure(empty).figure}") if empty else cell
 
 
 def _knocked_out(results: Results) -> Shown:
   out = results["knocked_out"].get("empty")
   if out is None:
     return None
-  more = change(out["perplexity"], results["memory"]["perplexity"])
-  return Cell(number(out["perplexity"], 3), more)
+  more = changed(out, results["memory"])
+  text = more if isinstance(more, str) else f"{more.figure} ({more.note})"
+  return perplexity(out)._replace(note=text)
 
 
 def _recalled(length: int, results: Results) -> Shown:
@@ -162,15 +229,18 @@ def _recalled(length: int, results: Results) -> Shown:
     name: [recall_of(cell) for cell in found["cells"] if cell["length"] == length]
     for name, found in variants(results).items()
   }
-  memory, empty = cells["with the memory"], cells.get("ablation: empty")
+  memory, empty = cells[INTACT], cells.get(EMPTY)
   if not memory:
     return None
-  share = partial(measure, results["task"])
+  task = results["task"]
+  share = partial(measure, task)
   worst = min(range(len(memory)), key=lambda i: share(memory[i]))
-  least, most = share(memory[worst]), max(map(share, memory))
-  notes = []
-  if least < most:
-    notes.append(f"at depth {memory[worst].depth:g}; elsewhere up to {most:.3f}")
+  best = max(range(len(memory)), key=lambda i: share(memory[i]))
+  cell = recalled(task, memory[worst])
+  notes = [cell.note]
+  if share(memory[worst]) < share(memory[best]):
+    most = recalled(task, memory[best]).figure
+    notes.append(f"at depth {memory[worst].depth:g}; elsewhere up to {most}")
   if empty:
-    notes.append(f"memory held empty: {share(empty[worst]):.3f}")
-  return Cell(f"{least:.3f}", "\n".join(notes))
+    notes.append(f"memory held empty: {recalled(task, empty[worst]).figure}")
+  return cell._replace(note="\n".join(notes))

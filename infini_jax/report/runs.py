@@ -1,17 +1,18 @@
 """Reads runs for a report: their configs, logged losses, and results of evaluations."""
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from infini_jax.config import Config, InputError
 from infini_jax.evaluation import filing
-from infini_jax.evaluation.evaluate import training
+from infini_jax.evaluation.evaluate import trained_text, training
 from infini_jax.evaluation.filing import Evaluated, is_averaged, told_apart
 from infini_jax.evaluation.tasks import NAMES
 from infini_jax.runs.metrics import read_metrics
@@ -28,9 +29,16 @@ class Run:
   name: str
   path: Path
   config: Config
-  losses: tuple[tuple[int, float], ...]  # step, training loss
+  logged: tuple[dict[str, Any], ...]  # the lines of training steps
+  validated: tuple[dict[str, Any], ...]  # the lines of validations
   training: dict[str, Any]  # speed and bytes
+  text: str | None  # the fingerprint of text and tokenizer that it was trained on, if it is here
   evaluations: dict[str, dict[str, Any]]  # the contents of results.json, by folder
+
+  @property
+  def losses(self) -> tuple[tuple[int, float], ...]:
+    """The steps that were logged, and their training losses."""
+    return tuple((line["step"], line["loss"]) for line in self.logged)
 
   @property
   def last(self) -> tuple[int, float] | None:
@@ -61,14 +69,19 @@ class Run:
     out = lambda name: f" (ablations: {', '.join(those[name].knock_out) or 'none'})"
     return {name: names[name] + out(name) * (count[names[name]] > 1) for name in those}
 
-  def results(self, key: str) -> dict[str, Any] | None:
+  def results(self, key: str, tokenizer: str | None = None) -> dict[str, Any] | None:
     """The results whose `Evaluated.key` is `key`, or None.
 
     Among several, prefers the newest step, then the last values of the parameters over their
     moving average, then results with ablations, then those of the task itself over those of
     `knockout`.
+
+    Args:
+      key: what was asked, read, and how.
+      tokenizer: the fingerprint of the tokenizer, "" in results of older versions; None: any.
     """
     found = [(name, r) for name, r in self.evaluations.items() if Evaluated.of(r).key == key]
+    found = [one for one in found if tokenizer in (None, one[1].get("tokenizer", ""))]
     plain = lambda name, r: (not is_averaged(r), bool(r.get("knocked_out")), not is_knock_out(name))
     order = lambda one: (one[1]["step"], *plain(*one))
     return max(found, key=order)[1] if found else None
@@ -107,11 +120,12 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
 
 def _read(workdir: Workdir, name: str) -> Run:
   config = workdir.config()
-  losses = ((line["step"], line["loss"]) for line in read_metrics(workdir.path))
+  train, validation = (tuple(read_metrics(workdir.path, k)) for k in ("train", "validation"))
   root = workdir.path / "evaluation"
   places = sorted((file.parent.relative_to(root) for file in filing.files(root)), key=_place)
   evaluations = {place.as_posix(): _results(root / place / filing.FILE) for place in places}
-  return Run(name, workdir.path, config, tuple(losses), training(workdir.path), evaluations)
+  about, text = training(workdir.path), trained_text(workdir.path)
+  return Run(name, workdir.path, config, train, validation, about, text, evaluations)
 
 
 def _results(file: Path) -> dict[str, Any]:
@@ -133,6 +147,21 @@ def _first_lines(file: Path) -> list[Any]:
       return [json.loads(line) for line in itertools.islice(lines, SHOWN)]
   except (OSError, ValueError) as error:
     raise InputError(f"{file}: cannot be read ({error}); evaluate the task anew") from None
+
+
+@contextlib.contextmanager
+def shown(run: Run, name: str) -> Iterator[None]:
+  """While an evaluation is shown: what is wrong with its results becomes one line.
+
+  Raises:
+    InputError: its results.json is not that of an evaluation.
+  """
+  try:
+    yield
+  except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+    file = run.path / "evaluation" / name / filing.FILE
+    why = " ".join(f"{type(error).__name__} {error}".split())
+    raise InputError(f"{file}: cannot be shown ({why}); evaluate the task anew") from None
 
 
 def is_knock_out(name: str) -> bool:

@@ -1,35 +1,50 @@
 """The tables of a report: evaluations, configs, environments."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from infini_jax.config import Config
-from infini_jax.evaluation import retrieval_tables
-from infini_jax.evaluation.perplexity import change, exp
+from infini_jax.evaluation.knock_out import label_of
+from infini_jax.evaluation.perplexity import exp
 from infini_jax.evaluation.perplexity import interval as of_documents
-from infini_jax.evaluation.retrieval import Cell as Recall
 from infini_jax.evaluation.retrieval import wilson
 from infini_jax.html import Cell, folded, paragraph, table
+from infini_jax.report.figures import (
+  bits,
+  changed,
+  measured,
+  per_word,
+  perplexity,
+  recall_of,
+  recalled,
+  said,
+)
 from infini_jax.report.runs import Run
 
+INTACT, EMPTY = label_of("memory"), label_of("empty")  # names of columns
 Row = Sequence[str | Cell]
+FIRST = 14  # the fields in which runs differ that are shown unfolded
 TEXT = 1500  # the number of characters of a text that are shown
 
 
-def tables_of(results: dict[str, Any]) -> str:
-  """All tables of one evaluation, chosen by the kind of its results."""
+def tables_of(results: dict[str, Any], drawn: str = "") -> str:
+  """All tables of one evaluation, chosen by the kind of its results.
+
+  Args:
+    results: the content of `results.json`.
+    drawn: pictures of the same figures, which come after the first table.
+  """
   memory = results.get("memory")
   if memory is None:
-    return gates(results["gates"]) if "gates" in results else ""
+    return (gates(results["gates"]) if "gates" in results else "") + drawn
   if "by_position" in memory:
-    return _perplexity_tables(results)
+    return _perplexity_tables(results, drawn)
   if "cells" in memory:
-    return _retrieval_table(results)
+    return drawn + _retrieval_table(results)
   found = variants(results)
   rows: list[Row] = [
-    [plain(name), *(short(one[name]) if name in one else "" for one in found.values())]
+    [plain(name), *(said(one[name]) if name in one else "" for one in found.values())]
     for name, _ in scalars(memory)
   ]
   made = table(f"Figures of {results['task']}", ["figure", *found], rows)
@@ -63,8 +78,28 @@ def differing(runs: Sequence[Run]) -> tuple[list[str], list[dict[str, Any]]]:
   return [name for name in every if len({str(fields.get(name)) for fields in flat}) > 1], flat
 
 
+def differences(runs: list[Run]) -> str:
+  """The fields in which the configs of runs differ: the first of them, and the others folded."""
+  differ, flat = differing(runs)
+  names = [run.name for run in runs]
+  # Last are fields of a memory system in which the runs that have it are alike.
+  only = lambda name: len({str(fields[name]) for fields in flat if name in fields}) < 2
+  differ = sorted(differ, key=only)
+  if not differ:
+    return paragraph("All of them have the same config.")
+  rows = [[name, *(shown(fields.get(name, "")) for fields in flat)] for name in differ]
+  title = "Fields in which they differ"
+  more = len(rows) - FIRST
+  if more < 3:
+    return table(title, ["field", *names], rows, words=True)
+  first = table(title, ["field", *names], rows[:FIRST], words=True)
+  return first + folded(
+    f"{more} other fields", table(title, ["field", *names], rows[FIRST:], words=True)
+  )
+
+
 def configs(runs: list[Run]) -> str:
-  """The fields in which runs differ, or that one run sets; and, folded, the whole config."""
+  """The fields that a single run sets; and, folded, the whole config."""
   differ, flat = differing(runs)
   names = [run.name for run in runs]
   every = dict.fromkeys(name for fields in flat for name in fields)
@@ -76,20 +111,15 @@ def configs(runs: list[Run]) -> str:
     words=True,
     marked=differ,
   )
-  if len(runs) == 1:
-    m, no_pattern = runs[0].config.model, Config()
-    usual = no_pattern.with_fields(model={"mixer": m.mixer, "pattern": m.pattern})
-    default = _flat(json.loads(usual.to_json()))
-    default["model.pattern"] = _flat(json.loads(no_pattern.to_json()))["model.pattern"]
-    given = [[name, shown(flat[0][name]), shown(default[name])] for name in flat[0]]
-    rows = [row for row in given if row[1] != row[2]]
-    first = table("Fields that are set", ["field", *names, "default"], rows, words=True)
-  elif differ:
-    first = table(
-      "Fields in which they differ", ["field", *names], [row(name) for name in differ], words=True
-    )
-  else:
-    first = paragraph("All of them have the same config.")
+  if len(runs) > 1:
+    return folded("The whole config", whole)
+  m, no_pattern = runs[0].config.model, Config()
+  usual = no_pattern.with_fields(model={"mixer": m.mixer, "pattern": m.pattern})
+  default = _flat(json.loads(usual.to_json()))
+  default["model.pattern"] = _flat(json.loads(no_pattern.to_json()))["model.pattern"]
+  given = [[name, shown(flat[0][name]), shown(default[name])] for name in flat[0]]
+  rows = [row for row in given if row[1] != row[2]]
+  first = table("Fields that are set", ["field", *names, "default"], rows, words=True)
   return first + folded("The whole config", whole)
 
 
@@ -123,18 +153,17 @@ def environments(commands: dict[str, list[dict[str, Any]]]) -> str:
   return made + folded("Settings of the evaluations", whole)
 
 
-def _perplexity_tables(results: dict[str, Any]) -> str:
+def _perplexity_tables(results: dict[str, Any], drawn: str) -> str:
   memory, scores = results["memory"], variants(results)
   rows: list[Row] = []
   for name, score in scores.items():
-    more = change(score["perplexity"], memory["perplexity"])
     rows.append(
       [
         name,
-        Cell(number(score["perplexity"], 3), spread(score)),
-        more if score is not memory else "",
-        f"{score['bits_per_byte']:.4f}",
-        f"{score['word_perplexity']:.4g}",
+        perplexity(score),
+        changed(score, memory) if score is not memory else "",
+        bits(score),
+        per_word(score),
       ]
     )
   header = ["", "perplexity per token", "change", "bits per byte", "perplexity per word"]
@@ -143,7 +172,9 @@ def _perplexity_tables(results: dict[str, Any]) -> str:
   if cut := memory.get("cut"):
     what += f", {cut} of them cut at {results['settings']['evaluation']['max_tokens']:,} tokens"
   what += f": {memory['tokens']:,} tokens, {memory['bytes']:,} bytes"
-  made = table(what + "; with 95% intervals" * bool(spread(memory)), header, rows)
+  made = table(
+    what + "; with 95% intervals" * bool(of_documents(memory["per_document"])), header, rows
+  )
   if sources := memory.get("by_source"):
     each: list[Row] = [
       [name, f"{documents:,}", f"{tokens:,}"]
@@ -152,13 +183,15 @@ def _perplexity_tables(results: dict[str, Any]) -> str:
     ]
     header = ["store", "documents", "tokens", *scores]
     made += table("Perplexity per token, by store of the mixture", header, each)
-  made += _profile("Perplexity by position in the document", "by_position", scores)
+  made += drawn
+  positions = _profile("Perplexity by position in the document", "by_position", scores)
   updates = _profile("Perplexity by memory updates before", "by_compressions", scores)
   documents: list[Row] = [
     [name, f"{tokens:,}", _perplexity(tokens, nats)]
     for name, tokens, nats in memory["per_document"]
   ]
   every = table("With the memory", ["document", "tokens", "perplexity per token"], documents)
+  made += folded("By position in the document", positions)
   return made + folded("By memory updates", updates) + folded("Every document", every)
 
 
@@ -166,8 +199,8 @@ def _predictions(written: list[dict[str, Any]]) -> str:
   """The first texts that the model wrote, beside the references."""
   rows: list[Row] = []
   for one in written:
-    what = {"reference": one["reference"], "with the memory": one["written"]}
-    what |= {f"ablation: {name}": text for name, text in one["knocked_out"].items()}
+    what = {"reference": one["reference"], INTACT: one["written"]}
+    what |= {label_of(name): text for name, text in one["knocked_out"].items()}
     rows += [[f"{one['name']}: {who}", cut(text)] for who, text in what.items()]
   text = table("What was written, and the references", ["document", "text"], rows, words=True)
   return folded(f"The first {len(written)} texts", text)
@@ -198,9 +231,9 @@ def _retrieval_table(results: dict[str, Any]) -> str:
       [
         f"{cell.length:,}",
         *([f"{cell.depth:g}"] if with_depth else []),
-        Cell(f"{cell.exact_match:.3f}", interval(wilson(cell.exact, cell.samples))),
-        Cell(f"{cell.token_accuracy:.3f}", interval(cell.token_interval)),
-        *(f"{retrieval_tables.measure(task, recall_of(o['cells'][i])):.3f}" for o in out.values()),
+        measured(cell.exact_match, wilson(cell.exact, cell.samples)),
+        measured(cell.token_accuracy, cell.token_interval),
+        *(recalled(task, recall_of(o["cells"][i])).figure for o in out.values()),
       ]
     )
   header = ["tokens", *(["depth"] if with_depth else []), "whole answers right"]
@@ -211,8 +244,8 @@ def _retrieval_table(results: dict[str, Any]) -> str:
 
 def variants(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
   """The figures with the memory, of each ablation, and from before the adaptation, by name."""
-  out = {f"ablation: {name}": found for name, found in results.get("knocked_out", {}).items()}
-  return results.get("before", {}) | {"with the memory": results["memory"], **out}
+  out = {label_of(name): found for name, found in results.get("knocked_out", {}).items()}
+  return results.get("before", {}) | {INTACT: results["memory"], **out}
 
 
 def opened(found: dict[str, Any]) -> Cell:
@@ -221,41 +254,13 @@ def opened(found: dict[str, Any]) -> Cell:
   return Cell(f"{found['opened_heads']} of {heads}", f"greatest gate {found['greatest']:.2f}")
 
 
-def recall_of(cell: dict[str, Any]) -> Recall:
-  """A cell of results.json as the object of the evaluation."""
-  names = (field.name for field in dataclasses.fields(Recall))
-  return Recall(**{name: cell[name] for name in names if name in cell})
-
-
 def scalars(found: dict[str, Any]) -> list[tuple[str, float]]:
   """The names and values of the figures that are numbers."""
   return [(k, v) for k, v in found.items() if isinstance(v, int | float)]
 
 
-def short(value: float) -> str:
-  """A number as a short text for a table."""
-  if isinstance(value, int):
-    return f"{value:,}"
-  return f"{value:,.4f}" if abs(value) < 10_000 else f"{value:.4g}"
-
-
-def spread(scores: dict[str, Any]) -> str:
-  """The interval of a perplexity, computed again: older programs wrote bounds below 1."""
-  return interval(of_documents(scores["per_document"]))
-
-
-def interval(bounds: Any) -> str:
-  """Two bounds as text; empty if there are none."""
-  return f"{number(bounds[0], 2)} to {number(bounds[1], 2)}" if bounds else ""
-
-
-def number(value: float, digits: int) -> str:
-  """A number with `digits` decimals; a large one with four significant digits."""
-  return f"{value:,.{digits}f}" if abs(value) < 1e6 else f"{value:.4g}"
-
-
 def _perplexity(tokens: int, nats: float) -> str:
-  return number(exp(nats / tokens), 3)
+  return said(exp(nats / tokens))
 
 
 def plain(name: str) -> str:

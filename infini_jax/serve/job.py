@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from infini_jax.inference import Piece, Session
-from infini_jax.inference.batch import Drawn
+from infini_jax.inference.batch import Drawn, catch_up
 from infini_jax.inference.chat import Answer, Asked
 from infini_jax.inference.sampling import Sampling
 from infini_jax.inference.writing import Writer
@@ -123,7 +123,7 @@ class Job:
   def read_on(self) -> bool:
     """Reads by one call of the model, or a few; returns whether there is more to read."""
     if self._source is None:
-      return self._left > 0 and self.session.catch_up()
+      return self._left > 0 and catch_up(self.session)
     T = self.session.run.engine.chunk
     ids = np.fromiter(islice(self._source, T), np.int64)
     if len(ids):

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from infini_jax.inference import Session
+from infini_jax.inference.batch import catch_up
 from infini_jax.inference.forced import log_probs
 from infini_jax.inference.texts import tokens_of
 from infini_jax.serve.errors import ApiError
@@ -46,7 +47,7 @@ class Scoring(Job):
     if self._source is not None:
       super().read_on()
       return True
-    if self.session.catch_up():
+    if catch_up(self.session):
       return True
     first = len(self._found)
     self._found += log_probs(self.session, self._tokens[first : first + AT_A_TIME])

@@ -13,7 +13,7 @@ import numpy as np
 from infini_jax.config import InputError
 from infini_jax.evaluation.gates import gates
 from infini_jax.inference import Run, Session
-from infini_jax.inference.batch import Batch
+from infini_jax.inference.batch import Batch, catch_up
 from infini_jax.inference.chat import Asked, rendered
 from infini_jax.inference.engine import Engine
 from infini_jax.inference.sampling import Sampling
@@ -223,7 +223,7 @@ def warm_up(run: Run, batch: Batch, file: Path) -> None:
   id = next(id for id in range(3, 99) if id not in (run.tokenizer.bos, run.tokenizer.eos))
   new, read = Session(run), Session(run)
   read.read([[id] * (2 * engine.chunk + 1)])
-  while read.catch_up():
+  while catch_up(read):
     pass
   read.save(file)
   loaded = Session.load(file, model=new)

@@ -17,7 +17,7 @@ from infini_jax.convert.huggingface import WEIGHTS, convert
 from infini_jax.convert.layout import parameter_shapes
 from infini_jax.data.tokenizers import ByteTokenizer
 from infini_jax.inference import Session
-from infini_jax.inference.saved import checksum
+from infini_jax.inference.engine import checksum
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.tensors import Tensors
 from infini_jax.runs.workdir import Workdir

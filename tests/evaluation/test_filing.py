@@ -54,13 +54,13 @@ def test_protocols_and_splits_have_separate_named_results(run):
   assert earlier.endswith("-step-3"), "of an earlier step, results stand apart"
 
   page = report([str(workdir)], None, quiet()).read_text("utf-8")
-  perplexity = lambda file: f"{json.loads(file.read_text())['memory']['perplexity']:,.3f}"
+  perplexity = lambda file: f"{json.loads(file.read_text())['memory']['perplexity']:.6g}"
   cut = newest_file(workdir, "perplexity")
   for shown in ("validation", "max_tokens 50", "input_tokens 32", perplexity(first), earlier):
     assert shown in page, f"the page lacks {shown!r}"
   assert perplexity(cut) in page
-  rows = [row for row in page.split("<tr>") if ">perplexity per token (" in row]
-  assert len(rows) == 1 + len(others), "one row for each protocol"
+  groups = [row for row in page.split('<tr class="group">') if "<span>perplexity: " in row[:99]]
+  assert len(groups) == 1 + len(others), "rows of their own for each protocol"
 
 
 def evaluated(**more):
@@ -132,6 +132,6 @@ def test_results_of_the_average_stand_apart_and_say_so(averaged):
   assert other.folder("perplexity", 6).name == own.folder("perplexity", 6).name + "-ema"
   assert len(list(files(workdir / "evaluation"))) == 2
   page = report([str(workdir)], None, quiet()).read_text("utf-8")
-  assert "weights moving average" in page and f"{last['memory']['perplexity']:,.3f}" in page
+  assert "weights moving average" in page and f"{last['memory']['perplexity']:.6g}" in page
   older = {name: value for name, value in last.items() if name != "weights"}
   assert Evaluated.of(older) == own

@@ -5,7 +5,7 @@ import pytest
 
 from infini_jax.config import InputError
 from infini_jax.inference import Session
-from infini_jax.inference.batch import Batch
+from infini_jax.inference.batch import Batch, catch_up
 from infini_jax.inference.sampling import Sampling
 from tests.inference.test_session import Case
 from tests.tiny import systems
@@ -39,7 +39,7 @@ def write(batch, sessions, tokens=30, how=HOW, likeliest=False):
   while todo or lanes:
     while todo and batch.free:
       i, session = todo.pop(0)
-      while session.catch_up():
+      while catch_up(session):
         pass
       lanes[batch.join(session, how[i % len(how)], i, likeliest)] = i
     for lane, drawn in batch.step().items():
@@ -101,11 +101,11 @@ def test_neighbours_and_lanes_change_no_bit(rng, case, batch):
   for place in range(LANES):
     mixed = [other.fork() for other in others]
     mixed.insert(place, session.fork())
-    while mixed[place].catch_up():
+    while catch_up(mixed[place]):
       pass
     lanes = {}
     for i, one in enumerate(mixed):
-      while one.catch_up():
+      while catch_up(one):
         pass
       lanes[i] = batch.join(one, HOW[1] if i == place else HOW[i % 2], 0, i == place)
     drawn = [batch.step()[lanes[place]] for _ in range(30)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from infini_jax.inference import Session
-from infini_jax.inference.batch import Batch
+from infini_jax.inference.batch import Batch, catch_up
 from infini_jax.inference.forced import log_probs
 from infini_jax.inference.sampling import Sampling
 from tests.serve.models import unending
@@ -20,7 +20,7 @@ def test_they_are_those_of_the_tokens_that_are_drawn(run, length):
   session, given = Session(run), Session(run)
   for each in (session, given):
     each.read([[*range(5, 5 + length)]])
-  while session.catch_up():
+  while catch_up(session):
     pass
   batch = Batch(run.engine, 2)
   lane = batch.join(session, Sampling(), seed=length)

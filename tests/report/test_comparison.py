@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from infini_jax.config import InputError
-from infini_jax.report.comparison import TRAINING, comparison, figures
+from infini_jax.report.comparison import TRAINING, comparison
 from infini_jax.report.runs import read_runs
 from tests.report.test_page import recalled, scores, write_run
 
@@ -41,8 +41,22 @@ def test_only_differences_are_shown_and_the_best_run_is_first(tmp_path, rng):
 
 def test_a_mean_over_the_last_steps_is_the_training_loss(tmp_path, rng):
   losses = tuple(rng.uniform(1, 5, 30))
-  (run,) = read_runs([str(write_run(tmp_path / "run", losses=losses))])
-  assert figures(run)[TRAINING] == pytest.approx(sum(losses[-3:]) / 3)
+  header, found, _ = rows([write_run(tmp_path / "run", losses=losses)])
+  assert header[-1] == TRAINING
+  assert float(found[0][-1]) == pytest.approx(sum(losses[-3:]) / 3, abs=1e-4)
+
+
+def test_a_figure_of_another_text_is_marked(tmp_path):
+  folders = [
+    write_run(tmp_path / name, losses=(loss,), data={"path": path})
+    for name, loss, path in (("a", 2.0, "books"), ("b", 1.0, "books"), ("c", 0.5, "code"))
+  ]
+  _, found, text = rows(folders)
+  assert [(row[0], row[-1]) for row in found] == [
+    ("c", "0.5000"), ("b", "1.0000 ≠"), ("a", "2.0000 ≠")
+  ]  # fmt: skip
+  assert "≠ of another text, tokenizer or protocol than the first" in " ".join(text.split())
+  assert "≠" not in rows(folders[:2])[2]
 
 
 def test_evaluations_sort_by_their_figures_in_their_own_direction(tmp_path, rng):

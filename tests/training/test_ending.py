@@ -5,7 +5,8 @@ import shlex
 import numpy as np
 import pytest
 
-from infini_jax.cli import _parser
+from infini_jax.arguments import make_parser
+from infini_jax.cli import COMMANDS
 from infini_jax.data import Store
 from infini_jax.training import ending
 from infini_jax.training.schedule import make_schedule
@@ -65,7 +66,7 @@ def test_the_next_command_is_one_that_works(documents, command):
   ending.tell_end(C, "a b/$run", Corpus(documents), C.train.steps, 1.25, console)
   line = console.file.getvalue().replace("\n", "")
   assert line.startswith("step 6, saved in a b/$run/checkpoints/6; loss 1.2500; next: infini-jax ")
-  args = _parser().parse_args(shlex.split(line.partition("next: infini-jax ")[2]))
+  args = make_parser(COMMANDS).parse_args(shlex.split(line.partition("next: infini-jax ")[2]))
   assert (args.command, args.workdir) == (command, "a b/$run")
 
 

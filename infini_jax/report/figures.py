@@ -25,7 +25,7 @@ def said(value: float) -> str:
     return f"{value:,}"
   if not math.isfinite(value) or abs(value) >= 1e6:
     return f"{value:.3g}"
-  return _fixed(value, 2 - math.floor(math.log10(abs(value)))) if value else "0"
+  return number(value, 2 - math.floor(math.log10(abs(value)))) if value else "0"
 
 
 def measured(value: float, bounds: tuple[float, float] | None, note: str | None = None) -> Cell:
@@ -40,7 +40,7 @@ def measured(value: float, bounds: tuple[float, float] | None, note: str | None 
   if bounds is None or not all(map(math.isfinite, (value, *bounds))) or bounds[0] == bounds[1]:
     return Cell(said(value), note or (interval(bounds, 2) if bounds else ""), exact)
   digits = supported(bounds)
-  return Cell(_fixed(value, digits), interval(bounds, digits) if note is None else note, exact)
+  return Cell(number(value, digits), interval(bounds, digits) if note is None else note, exact)
 
 
 def supported(bounds: tuple[float, float]) -> int:
@@ -102,9 +102,9 @@ def interval(bounds: Any, digits: int) -> str:
   """Two bounds as text; empty if there are none."""
   if not bounds:
     return ""
-  return " to ".join(_fixed(x, digits) if math.isfinite(x) else f"{x:g}" for x in bounds)
+  return " to ".join(number(x, digits) if math.isfinite(x) else f"{x:g}" for x in bounds)
 
 
-def _fixed(value: float, digits: int) -> str:
+def number(value: float, digits: int) -> str:
   """A number with so many decimals; a large one with three significant digits."""
   return f"{value:,.{max(0, digits)}f}" if abs(value) < 1e6 else f"{value:.3g}"

@@ -334,19 +334,10 @@ class Session:
     Another conversation is forgotten. With `follows`, one may begin after other text. Raises
     InputError as `chat` does.
     """
-    return self._opened(*chats.rendered(self.tokenizer, template, messages), follows)
+    return self.opened(*chats.rendered(self.tokenizer, template, messages), follows)
 
-  def hear(self, chat: chats.Chat, text: str, advance: Callable[[int], None] | None = None) -> None:
-    """Reads the text of a conversation, also a part: what is new, or all if it begins otherwise.
-
-    Raises:
-      InputError: the session holds other text.
-    """
-    asked = self._opened(chat, text)
-    self.read([asked.ids], advance, marked=True)
-    self.told = chats.Told.of(self.positions[0], text, asked.begins)
-
-  def _opened(self, chat: chats.Chat, text: str, follows: bool = False) -> chats.Asked:
+  def opened(self, chat: chats.Chat, text: str, follows: bool = False) -> chats.Asked:
+    """As `ask`, of a conversation that is rendered, also of a part of it."""
     if self.lanes > 1:
       raise InputError(f"a session of {self.lanes} lanes holds no conversation; open one with 1")
     asked = chats.asked(chat, text, self.told, self._lanes[0], follows)

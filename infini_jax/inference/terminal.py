@@ -14,7 +14,7 @@ from rich.console import Console
 from infini_jax.config import InputError
 from infini_jax.files import write_json
 from infini_jax.inference.arguments import LARGEST_SEED, whole
-from infini_jax.inference.chat import rendered
+from infini_jax.inference.chat import Told, rendered
 from infini_jax.inference.sampling import Sampling
 from infini_jax.inference.saved import BEGINS
 from infini_jax.inference.session import Session
@@ -162,7 +162,9 @@ class Terminal:
       return
     total = len(chat.encode(text))
     with self._whole(), track(self._errors, f"read {name}", total) as bar:
-      talk.session.hear(chat, whole[: at + len(about)], lambda n: bar(min(n, total)))
+      begun = talk.session.opened(chat, whole[: at + len(about)])
+      talk.session.read([begun.ids], lambda n: bar(min(n, total)), marked=True)
+      talk.session.told = Told.of(talk.session.positions[0], begun.text)
       talk.session.wait()
     self._talk = talk._replace(about=about)
     self.say(f"{name}: read; {self._size()}")

@@ -15,8 +15,9 @@ from infini_jax.data.store.evaluated import short_name
 from infini_jax.evaluation.filing import Evaluated
 from infini_jax.evaluation.retrieval_tables import measure
 from infini_jax.paths import file_to_write
+from infini_jax.report.figures import number, recall_of, short
 from infini_jax.report.runs import Run, read_runs
-from infini_jax.report.tables import number, plain, recall_of, scalars, short, variants
+from infini_jax.report.tables import plain, scalars, variants
 
 FILE = "README.md"
 BEGINS = b"---\n# written by infini-jax"  # a pattern for the first bytes of a card

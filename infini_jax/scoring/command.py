@@ -106,7 +106,8 @@ def _json(item: Item, fields: dict[str, Any]) -> str:
 def _lines(session: Session, piece: Piece, first: int) -> Iterator[dict[str, Any]]:
   """The fields of each token; `first` is the place of the first one in its text."""
   for i, token in enumerate(piece.ids.tolist()):
-    line = {"place": first + i, "token": token, "text": session.tokenizer.decode([token])}
+    line: dict[str, Any] = {"place": first + i, "token": token}
+    line["token_text"] = session.tokenizer.decode([token])
     line["log_prob"] = float(piece.log_probs[i])
     if piece.empty is not None:
       line["empty"] = float(piece.empty[i])

@@ -62,7 +62,8 @@ def test_a_line_for_each_token_adds_up(run, opened, capsys):
     own = np.array([line[name] for line in each])
     np.testing.assert_allclose(own, session.score(TEXT, empty=empty).log_probs, rtol=1e-6)
   assert math.fsum(line["log_prob"] for line in each) == pytest.approx(whole["log_prob"])
-  assert "".join(line["text"] for line in each[:9]) == TEXT[:9]
+  assert "".join(line["token_text"] for line in each[:9]) == TEXT[:9]
+  assert all(line["text"] == TEXT for line in lines), "each line names its text"
 
 
 def test_texts_follow_a_prompt_or_a_state(run, opened, tmp_path, capsys):

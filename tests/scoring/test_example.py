@@ -58,6 +58,4 @@ def test_the_commands_score_what_was_taught(tmp_path):
   assert taught["acc,none"] > 0.5 > original["acc,none"]
   assert taught["perplexity,none"] < original["perplexity,none"]
   line = json.loads(printed)
-  assert (
-    line["file"] == "docs/memory.md" and line["bits_per_byte"] != line["empty"]["bits_per_byte"]
-  )
+  assert line["file"] == "LICENSE" and line["bits_per_byte"] != line["empty"]["bits_per_byte"]

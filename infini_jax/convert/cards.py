@@ -1,6 +1,10 @@
 """How to use what `export` and `adapter` write: the first section of the card beside it."""
 
+import dataclasses
+import math
+
 from infini_jax.config import ModelConfig
+from infini_jax.convert.layout import parameter_shapes
 from infini_jax.report.card import FILE, card
 
 __all__ = ["FILE", "of_adapter", "of_export"]
@@ -42,7 +46,10 @@ def of_export(path: str, step: int, model: ModelConfig, memory: bool) -> str:
   """
   more = ", trust_remote_code=True" if memory else ""
   after = WITH if memory else "" if model.is_plain else WITHOUT
-  return card(path, _use(step, LOAD.format(more=more), after), "transformers")
+  whole = dataclasses.replace(model, adapters=dataclasses.replace(model.adapters, rank=0))
+  count = sum(math.prod(shape) for shape in parameter_shapes(whole).values())
+  size = f"The model has {count:,} parameters."
+  return card(path, _use(step, LOAD.format(more=more), after, size), "transformers")
 
 
 def of_adapter(path: str, step: int) -> str:
@@ -51,5 +58,5 @@ def of_adapter(path: str, step: int) -> str:
 
 
 def _use(step: int, *parts: str) -> str:
-  whose = f"The parameters are those of step {step:,}."
+  whose = f"The parameters are those of step {step:,} of the run."
   return "\n\n".join(filter(None, ["## Use", *parts, whose]))

@@ -112,7 +112,7 @@ def test_the_harness_has_the_figures_of_a_session(trained, tasks, tmp_path, batc
     for (log_prob, likeliest), score in zip(choices, scores, strict=True):
       assert float(log_prob) == pytest.approx(score.log_prob, abs=1e-3)
       assert (likeliest == "True") is score.likeliest
-  for row, ((log_prob,),) in zip(TEXTS, found["own_text"], strict=True):
+  for row, (log_prob,) in zip(TEXTS, found["own_text"], strict=True):
     score = Session(run).score(row["text"])
     assert float(log_prob) == pytest.approx(score.log_prob, abs=1e-3)
   written = Scorer(run).generate(

@@ -113,6 +113,22 @@ def in_pieces(torch, model, ids_BT, rng):
   return torch.cat(logits, 1)
 
 
+def steady(torch, model, ids_BT):
+  """Which tokens (B, T) have logits that do not hang on the last bit of the parameters.
+
+  A read-out that cancels to almost nothing is scaled up by its norm, with its rounding.
+  """
+  before, want_BTV = [x.clone() for x in model.parameters()], model(ids_BT).logits
+  moved_BT = torch.zeros(ids_BT.shape)
+  for _ in range(3):
+    for x, old in zip(model.parameters(), before, strict=True):
+      x.copy_(old * (1 + 2.0**-23 * torch.randn_like(old).sign()))
+    moved_BT = torch.maximum(moved_BT, (model(ids_BT).logits - want_BTV).abs().amax(-1))
+  for x, old in zip(model.parameters(), before, strict=True):
+    x.copy_(old)
+  return (moved_BT < CLOSE / 4).numpy()
+
+
 @pytest.mark.parametrize("case", range(8))
 def test_logits_equal_those_of_the_run_over_many_segments(rng, tmp_path, torch, case):
   """Any settings, any segment length; at once, in pieces, and as padded batches."""
@@ -123,14 +139,17 @@ def test_logits_equal_those_of_the_run_over_many_segments(rng, tmp_path, torch, 
   ids_BT = torch.tensor(tokens_BT)
   want_BTV = logits_of(run, tokens_BT)
   with torch.no_grad():
-    got_BTV = model(ids_BT).logits.numpy()
-    segments = -(-tokens_BT.shape[1] // N)
-    print(f"{c.model.title}, {segments} segments: {np.abs(got_BTV - want_BTV).max():.1e}")
-    np.testing.assert_allclose(got_BTV, want_BTV, atol=CLOSE, rtol=CLOSE)
+    got_BTV, kept_BT = model(ids_BT).logits.numpy(), steady(torch, model, ids_BT)
+    assert kept_BT.mean() > 0.5
+    segments, worst = -(-tokens_BT.shape[1] // N), np.abs(got_BTV - want_BTV)[kept_BT].max()
+    print(f"{c.model.title}, {segments} segments, {kept_BT.mean():.1%} of tokens: {worst:.1e}")
+    near = {"atol": CLOSE, "rtol": CLOSE}
+    np.testing.assert_allclose(got_BTV[kept_BT], want_BTV[kept_BT], **near)
     pieces_BTV = in_pieces(torch, model, ids_BT, rng).numpy()
-    np.testing.assert_allclose(pieces_BTV, got_BTV, atol=CLOSE, rtol=CLOSE)
+    np.testing.assert_allclose(pieces_BTV[kept_BT], got_BTV[kept_BT], **near)
     last_BTV = model(ids_BT, logits_to_keep=5).logits.numpy()
-    np.testing.assert_allclose(last_BTV, got_BTV[:, -5:], atol=CLOSE, rtol=CLOSE)
+    last_BT = kept_BT[:, -5:]
+    np.testing.assert_allclose(last_BTV[last_BT], got_BTV[:, -5:][last_BT], **near)
     short = int(rng.integers(1, len(tokens_BT[1])))
     for left in (True, False):
       place = slice(-short, None) if left else slice(short)
@@ -138,7 +157,7 @@ def test_logits_equal_those_of_the_run_over_many_segments(rng, tmp_path, torch, 
       mask_BT[1] = padded_BT[1] = 0
       mask_BT[1, place], padded_BT[1, place] = 1, ids_BT[1, :short]
       both_BTV = model(padded_BT, attention_mask=mask_BT).logits.numpy()
-      np.testing.assert_allclose(both_BTV[0], got_BTV[0], atol=CLOSE, rtol=CLOSE)
+      np.testing.assert_allclose(both_BTV[0][kept_BT[0]], got_BTV[0][kept_BT[0]], **near)
       np.testing.assert_allclose(both_BTV[1, place], got_BTV[1, :short], atol=CLOSE, rtol=CLOSE)
 
 

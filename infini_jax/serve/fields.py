@@ -228,6 +228,8 @@ def _logprobs(kind: str, field: Fields) -> int | None:
 def _prompt(name: str, value: Any) -> str | list[int]:
   if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
     (value,) = value
+  if isinstance(value, str) and "\0" in value:
+    raise InputError(f"{name}: holds NUL characters, so it is no text")
   if isinstance(value, str):
     return value
   if isinstance(value, list) and all(type(x) is int and 0 <= x < 2**31 for x in value):

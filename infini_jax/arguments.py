@@ -201,6 +201,6 @@ def _add_sampling(made: argparse.ArgumentParser) -> None:
     default=1.0,
     help="above 1: the last 256 tokens are less likely",
   )
-  made.add_argument("--seed", type=int, default=0)
+  made.add_argument("--seed", type=int, default=0, help="of the draws (default %(default)s)")
   made.add_argument("--step", type=int, help=STEP_HELP)
   made.add_argument("--ema", action="store_true", help=EMA_HELP)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infini_jax import cli, config
+from infini_jax import arguments, cli, config
 from infini_jax.processes import joining
 
 ROOT = Path(__file__).parent.parent
@@ -137,7 +137,7 @@ def test_what_is_named_exists(file):
 
 
 def flags():
-  return [(flag, value) for flag, value, _ in cli.PROCESS_FLAGS]
+  return [(flag, value) for flag, value, _ in arguments.PROCESS_FLAGS]
 
 
 def instructions():

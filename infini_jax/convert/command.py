@@ -12,7 +12,7 @@ SIZES = {"K": 10**3, "M": 10**6, "G": 10**9}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds a subcommand for each kind of conversion."""
-  kinds = parser.add_subparsers(dest="kind", required=True)
+  kinds = parser.add_subparsers(dest="kind", required=True, help="what is made of what")
 
   def kind(name, source, what, out):
     made = kinds.add_parser(name, help=what, description=what, allow_abbrev=False)

@@ -210,7 +210,7 @@ def open_chat(tokenizer: Tokenizer, spec: str = "own", date: str = "") -> Chat:
     if own is None:
       raise InputError(
         f"{FIELD}={spec!r}: the vocabulary comes with no chat template; set {FIELD}='plain', or "
-        f"file:FILE with one in Jinja"
+        f"file:FILE with one in Jinja (--chat-template of generate, chat and serve)"
       )
     chosen = Chat(tokenizer, own, rest or DEFAULT)
     return Chat(tokenizer, own._replace(texts={DEFAULT: chosen._text}, chosen=spec, date=date))

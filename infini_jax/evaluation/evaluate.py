@@ -263,7 +263,7 @@ def _about(results: dict[str, Any], path: Path, folder: Path, pictures: dict[str
   table.add_row("checkpoint", _shown(path / "checkpoints" / str(results["step"])))
   table.add_row("results", _shown(folder / filing.FILE))
   for name, file in pictures.items():
-    kind = "page" if file.suffix == ".html" else "picture"
+    kind = {".html": "page", ".csv": "file"}.get(file.suffix, "picture")
     table.add_row(f"{kind}: {name}", _shown(file))
   return table
 

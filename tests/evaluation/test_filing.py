@@ -31,6 +31,7 @@ def asked(c, **evaluation):
   return changed(c, evaluation=changed(c.evaluation, **evaluation))
 
 
+@pytest.mark.slow
 def test_protocols_and_splits_have_separate_named_results(run):
   c, workdir = run
   read = lambda c, **more: evaluate(c, str(workdir), quiet(), tasks=("perplexity",), **more)

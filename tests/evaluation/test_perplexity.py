@@ -213,7 +213,7 @@ def test_cut_reads_are_those_of_the_layers_that_are_named(case, scores, cut):
   assert out.by_compressions[0] == pytest.approx(scores.by_compressions[0], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", systems("local", "memorizing"))
+@pytest.mark.parametrize("name", systems("local"))
 def test_every_system_reads_a_document_as_one_call_does(store, documents, name):
   """Chunks of two segments, with carried states (`full`: growing), and the memory held empty."""
   case = Case(store, documents, **SYSTEMS[name])
@@ -331,6 +331,7 @@ def test_a_swap_leaves_each_document_its_own_full_attention(store, documents):
     assert abs(swapped - intact) > 1e-6 * intact, f"a swap changes nothing in document {name}"
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_document_of_the_same_text_is_as_good_as_its_own(case):
   documents = Cut(case.store.tokenizer, ["the same text, word for word. " * 4] * 3)
   got = case.evaluate(SWAP, documents=documents, lanes=3, segments=2)

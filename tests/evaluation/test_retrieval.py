@@ -246,6 +246,7 @@ def test_a_damaged_partial_evaluation_is_not_continued(tmp_path):
   assert Kept(file, "this").load() is None
 
 
+@pytest.mark.slow
 def test_eight_devices_count_the_same():
   case = Case()
   mesh = make_mesh(case.config.mesh)

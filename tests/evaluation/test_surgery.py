@@ -14,6 +14,7 @@ from infini_jax.runs.workdir import Workdir
 from tests.tiny import changed, quiet
 
 
+@pytest.mark.slow
 def test_three_perplexities_of_the_same_tokens(adapted, tmp_path):
   c, workdir, _ = adapted
   console = quiet()

@@ -32,7 +32,7 @@ CASES = {
   "autocompressor": {"mixer": "autocompressor", "summary_tokens": 2, "summary_steps": 2},
   "memorizing": {"mixer": "memorizing", "knn_layers": (1,), "knn_memory": 24, "knn_top": 4},
 }
-FAST = ("infini-delta", "rmt", "transformer_xl")
+FAST = ("infini-delta", "rmt")
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 
 

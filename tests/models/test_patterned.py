@@ -108,6 +108,7 @@ def test_the_scan_is_a_plain_loop_over_layers(rng, model):
   close(model(tokens, None, reset, mask), plain)
 
 
+@pytest.mark.slow
 def test_its_gradient_is_that_of_the_loop(rng, model):
   tokens, reset, mask = draw(rng)
   weights = rng.standard_normal((B, T, 32)).astype(np.float32)

@@ -141,6 +141,7 @@ def test_the_batch_of_a_step_after_batches_were_passed_over(tmp_path):
   assert [again.batch_of(k) for k in range(5)] == [0, 1, 5, 8, 9]
 
 
+@pytest.mark.slow
 def test_the_time_of_a_run_is_logged_by_kind(trained, tmp_path):
   c, _, _ = trained
   fields = {"checkpoint_every": 2, "eval_every": 3, "eval_documents": 1}

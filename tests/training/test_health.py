@@ -165,6 +165,7 @@ def test_what_is_logged_is_by_layer_and_counts_dead_heads(rng):
   assert np.shape(values["readout_max_LK"]) == (L, K) and np.shape(values["memory_L"]) == (L,)
 
 
+@pytest.mark.slow
 def test_a_run_that_blows_up_ends_with_status_1_and_keeps_its_checkpoints(texts, tmp_path, capsys):
   sections = {**RUN, "data": {**RUN["data"], "path": str(texts)}}
   sections["optimizer"] = {"learning_rate": 1e30, "warmup_steps": 0}

@@ -35,6 +35,7 @@ def names(tree):
   return {path[-1].key: path for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+@pytest.mark.slow
 def test_each_layers_matrix_is_updated_as_if_it_were_alone(rng):
   """Compared with Optax's Muon of a single matrix, with all heads side by side."""
   c = muon(learning_rate=0.02, weight_decay=0.3)

@@ -35,6 +35,7 @@ def test_training_begins_with_the_parameters_of_another_run(trained, tmp_path):
   assert int(begun.step) == 1, "steps are counted anew"
 
 
+@pytest.mark.slow
 def test_a_run_on_text_goes_on_as_one_on_a_task_in_its_own_tokens(trained, tmp_path):
   c, workdir, state = trained
   task = {"task": {"name": "passkey", "min_segments": 16}}

@@ -398,6 +398,7 @@ def test_files_left_out_of_a_folder_are_reported(corpus, tmp_path):
   assert "left out: 1 files (1 .docx)\n" in console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(tmp_path, quiet, monkeypatch):
   monkeypatch.setattr(base, "SMALLEST", 50_000)
   monkeypatch.setattr(base, "LARGEST", 50_000)

@@ -25,7 +25,8 @@ EXTRAS = $(shell $(PYTHON) -c 'import tomllib; print(*(e for e in \
   tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"] if e != "dev"))')
 # Beam needs other versions of these than requirements.lock has. All others stay as they are there.
 NOT_BEAM := beartype|pillow|protobuf|pyarrow|python-dateutil
-LOCKED = $(shell sed -nE 's/^([A-Za-z0-9._-]+)(\[.*\])?==.*/--no-emit-package \1/p' requirements.lock)
+# What requirements.lock installs on every system but Windows: no other lock repeats it.
+LOCKED = $(shell sed -nE "/sys_platform == 'win32'/d; s/^([A-Za-z0-9._-]+)(\[.*\])?==.*/--no-emit-package \1/p" requirements.lock)
 
 .PHONY: install extra-beam demo passkey recall million test test-slow test-extras check audit format fuzz reference pictures \
   lock lock-extras clean
@@ -42,7 +43,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 extra-%: locks/%.lock $(READY)
-	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock -r $<
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock -r $<  # both are whole
 
 extra-beam: locks/beam.lock pyproject.toml
 	$(PYTHON) -m venv .venv-beam

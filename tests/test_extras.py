@@ -108,7 +108,9 @@ def installed(request, tmp_path):
   locks = ["requirements.lock"] * (extra not in OWN) + [f"locks/{extra}.lock"]
   files = [f"-r{ROOT / name}" for name in locks]
   pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-  locked = subprocess.run([*pip, "--require-hashes", *files], text=True, capture_output=True)
+  locked = subprocess.run(
+    [*pip, "--no-deps", "--require-hashes", *files], text=True, capture_output=True
+  )
   if "NewConnectionError" in locked.stderr or "NameResolutionError" in locked.stderr:
     pytest.skip("no package index answers")
   assert locked.returncode == 0, locked.stderr
@@ -120,6 +122,9 @@ def installed(request, tmp_path):
     [*pip, "--no-build-isolation", "--no-deps", str(source)], text=True, capture_output=True
   )
   assert own.returncode == 0, own.stderr
+  check = [str(python), "-m", "pip", "check"]  # the locks are whole
+  whole = subprocess.run(check, text=True, capture_output=True)
+  assert whole.returncode == 0, whole.stdout
   yield python
   shutil.rmtree(folder)
 

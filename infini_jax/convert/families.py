@@ -178,17 +178,24 @@ def write_config(model: ModelConfig, positions: int, like: str | None = None) ->
   )
 
 
-def _written(model: ModelConfig, positions: int, family: str) -> dict[str, Any]:
-  raw: dict[str, Any] = {
-    "architectures": [ARCHITECTURES[family]],
-    "model_type": family,
+def sizes_of(model: ModelConfig) -> dict[str, int]:
+  """The sizes of a model, as in any `config.json`."""
+  return {
+    "vocab_size": model.vocab_size,
     "hidden_size": model.width,
     "intermediate_size": model.ffn,
     "num_hidden_layers": model.layers,
     "num_attention_heads": model.heads,
     "num_key_value_heads": model.kv_heads,
     "head_dim": model.head_dim,
-    "vocab_size": model.vocab_size,
+  }
+
+
+def _written(model: ModelConfig, positions: int, family: str) -> dict[str, Any]:
+  raw: dict[str, Any] = {
+    "architectures": [ARCHITECTURES[family]],
+    "model_type": family,
+    **sizes_of(model),
     "max_position_embeddings": positions,
     "rms_norm_eps": model.family.norm_eps,
     "rope_theta": model.family.rope_theta,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from infini_jax.config import InputError, ModelConfig
-from infini_jax.convert.families import WITH_MEMORY
+from infini_jax.convert.families import WITH_MEMORY, sizes_of
 
 CODE = Path(__file__).parent / "torch_model"
 CLASSES = {"AutoConfig": "InfiniConfig", "AutoModelForCausalLM": "InfiniForCausalLM"}
@@ -68,13 +68,7 @@ def config_of(model: ModelConfig, parameters: str, tokenizer: str) -> dict[str, 
     "architectures": [CLASSES["AutoModelForCausalLM"]],
     "auto_map": {auto: f"modeling_infini.{name}" for auto, name in CLASSES.items()},
     "model_type": WITH_MEMORY,
-    "vocab_size": model.vocab_size,
-    "hidden_size": model.width,
-    "intermediate_size": model.ffn,
-    "num_hidden_layers": model.layers,
-    "num_attention_heads": model.heads,
-    "num_key_value_heads": model.kv_heads,
-    "head_dim": model.head_dim,
+    **sizes_of(model),
     "tie_word_embeddings": model.tied_embeddings,
     "torch_dtype": model.run.param_dtype,
     "segment_length": model.segment_length,

@@ -69,7 +69,7 @@ def table(page: str, heading: str, first: str) -> tuple[list[str], list[list[str
 
 
 def recalled(page: str) -> dict[str, dict[int, float]]:
-  """For each row of the picture the recalled share by length: the least of start and middle."""
+  """For each row of the picture the recalled share by length: the least of start, middle and end."""
   made = {}
   for name, heading, first, column in ROWS:
     header, rows = table(page, heading, first or str(column))
@@ -89,8 +89,7 @@ def _length(text: str) -> int:
 
 
 def _least(cell: str) -> float:
-  start, middle, _ = (float(part) for part in cell.split("/"))
-  return min(start, middle) / (1 if "." in cell else 100)
+  return min(float(part) for part in cell.split("/")) / (1 if "." in cell else 100)
 
 
 def recall_svg(found: dict[str, dict[int, float]]) -> str:
@@ -100,7 +99,7 @@ def recall_svg(found: dict[str, dict[int, float]]) -> str:
   width, height = left + wide * len(lengths) + 12, top + high * len(found) + 58
   parts = [
     _text(14, 24, "Share of keys recalled, by tokens of the text", "head"),
-    _text(14, 54, "key at the start or in the middle", "small"),
+    _text(14, 54, "key at the start, in the middle, at the end", "small"),
   ]
   for i, length in enumerate(lengths):
     parts.append(_text(left + i * wide + wide / 2, 54, _short(length), "small mid"))
@@ -124,7 +123,7 @@ def recall_svg(found: dict[str, dict[int, float]]) -> str:
       )
   for i, below in enumerate(
     (
-      "The worse of the two places, of whole keys (the paper: of tokens). A dot was not measured.",
+      "The worst of the three places, of whole keys (the paper: of tokens). A dot was not measured.",
       "The tables of docs/results.md have the number of keys of each cell (100 to 1) and commands.",
     )
   ):

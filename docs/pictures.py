@@ -69,7 +69,7 @@ def table(page: str, heading: str, first: str) -> tuple[list[str], list[list[str
 
 
 def recalled(page: str) -> dict[str, dict[int, float]]:
-  """For each row of the picture the recalled share by length: the least of start, middle and end."""
+  """For each row of the picture and length: the least recall of start, middle and end."""
   made = {}
   for name, heading, first, column in ROWS:
     header, rows = table(page, heading, first or str(column))
@@ -123,7 +123,7 @@ def recall_svg(found: dict[str, dict[int, float]]) -> str:
       )
   for i, below in enumerate(
     (
-      "The worst of the three places, of whole keys (the paper: of tokens). A dot was not measured.",
+      "The worst of the three places, whole keys (the paper: tokens). A dot was not measured.",
       "The tables of docs/results.md have the number of keys of each cell (100 to 1) and commands.",
     )
   ):

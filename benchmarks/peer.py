@@ -63,7 +63,7 @@ def own(rule: str, form: str, shape: dict) -> None:
   """The steps of this package, in its own process."""
   from infini_jax import cpu
 
-  cpu.set_flags(os.environ)
+  cpu.set_flags(os.environ, "float32")
   import jax
   import jax.numpy as jnp
   import numpy as np

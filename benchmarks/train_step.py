@@ -89,10 +89,10 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=5)
   add_json(parser)
   args, rest = parser.parse_known_args()
-  cpu.set_flags(os.environ)
   if not any(a.startswith("--config=") for a in rest):
     rest = ["--config=configs/demo.py", *rest]
   base, console = load_config(rest), make_console()
+  cpu.set_flags(os.environ, base.model.run.compute_dtype)
   T = base.data.segments * base.model.segment_length
   tokens = args.tokens or base.data.lanes * T
   lengths = [int(n) for n in args.lengths.split(",")] if args.lengths else [T]

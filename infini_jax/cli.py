@@ -32,8 +32,7 @@ def program(argv: list[str] | None = None) -> NoReturn:
   After a failed save, threads of Orbax wait for minutes for parts that never come, and Python waits
   for threads. Nothing is left to do then.
   """
-  cpu.set_flags(os.environ)
-  status = main(argv)
+  status = main(argv, alone=True)
   sys.stdout.flush()
   sys.stderr.flush()
   late = threading.Timer(END_SECONDS, os._exit, (status,))
@@ -42,15 +41,20 @@ def program(argv: list[str] | None = None) -> NoReturn:
   sys.exit(status)
 
 
-def main(argv: list[str] | None = None) -> int:
-  """Runs one command; returns its exit status."""
+def main(argv: list[str] | None = None, alone: bool = False) -> int:
+  """Runs one command; returns its exit status.
+
+  Args:
+    argv: the arguments; by default those of this process.
+    alone: whether the command is the whole process, so that it may set XLA's flags.
+  """
   parser = make_parser(COMMANDS)
   argv = sys.argv[1:] if argv is None else argv
   if not argv:
     parser.print_help()
     return 0
   args, rest = parser.parse_known_args(argv)
-  args.typed = shlex.join(["infini-jax", *argv])
+  args.typed, args.alone = shlex.join(["infini-jax", *argv]), alone
   if "config" in args:
     rest = [*(f"--config={file}" for file in args.config or ()), *rest]
   elif rest and not (getattr(args, "runner", "") or "passes" in args):  # flags of Beam and lm_eval
@@ -74,6 +78,7 @@ def _train(args: argparse.Namespace, rest: list[str], console: Console) -> int:
 
     branch = branch_of(args.branch, args.step)
     config = load_config(rest, branch and branch.config(), _notice(console))
+    _set_flags(args, config)
     check_alike(config)
 
     _remember_programs(config)
@@ -91,6 +96,7 @@ def _eval(args: argparse.Namespace, rest: list[str], console: Console) -> None:
     from infini_jax.evaluation.evaluate import evaluate, own_config
 
     config = load_config(rest, own_config(args.workdir), _notice(console))
+    _set_flags(args, config)
     check_alike(config)
     _remember_programs(config)
     tasks = [name for name in (args.task or "").replace(" ", "").split(",") if name]
@@ -100,6 +106,18 @@ def _eval(args: argparse.Namespace, rest: list[str], console: Console) -> None:
 def _notice(console: Console) -> Callable[[str], None]:
   """Returns a function that prints a line as it is."""
   return lambda line: console.print(line, soft_wrap=True, highlight=False)
+
+
+def _set_flags(args: argparse.Namespace, config: Config | None = None) -> None:
+  """Sets XLA's flags for a config, by default that of the run.
+
+  Only a process that is nothing but this command sets them.
+  """
+  from infini_jax.runs.workdir import Workdir
+
+  if args.alone and (config or args.workdir):
+    config = config or Workdir(args.workdir).config()
+    cpu.set_flags(os.environ, config.model.run.compute_dtype)
 
 
 def _remember_programs(config: Config) -> None:
@@ -194,6 +212,7 @@ def _verify(args: argparse.Namespace, rest: list[str], console: Console) -> int:
 def _generate(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   from infini_jax.inference.command import generate
 
+  _set_flags(args)
   generate(args, console)
 
 
@@ -206,25 +225,30 @@ def _serve(args: argparse.Namespace, rest: list[str], console: Console) -> int:
     missing = error.name or "a package"
     raise InputError(f"serve needs {missing}: pip install 'infini-jax[serve]'") from None
 
-  _remember_programs(Workdir(args.workdir).config())
+  config = Workdir(args.workdir).config()
+  _set_flags(args, config)
+  _remember_programs(config)
   return serve(args, console)
 
 
 def _score(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   from infini_jax.scoring.command import score
 
+  _set_flags(args)
   score(args, console)
 
 
 def _lm_eval(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   from infini_jax.scoring import harness
 
+  _set_flags(args)
   harness.command(args, rest)
 
 
 def _chat(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   from infini_jax.inference.terminal import chat
 
+  _set_flags(args)
   chat(args, console)
 
 

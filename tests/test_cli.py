@@ -139,7 +139,7 @@ def test_a_process_ends_beside_a_thread_of_a_library_that_hangs():
 import threading, time
 from infini_jax import cli
 
-def main(argv):
+def main(argv, alone):
   threading.Thread(target=time.sleep, args=(300,)).start()
   print("done")
   return 3
@@ -149,6 +149,19 @@ cli.program(["train"])
 """
   done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, timeout=60)
   assert (done.returncode, done.stdout) == (3, "done\n"), done.stderr
+
+
+def test_xla_flags_are_those_of_the_runs_products_and_set_by_a_process_of_its_own_alone(
+  job, monkeypatch, capsys
+):
+  found = []
+  monkeypatch.setattr(cli.cpu, "set_flags", lambda environ, dtype: found.append(dtype))
+  run = f"--workdir={job / 'run'}"
+  generate = ["generate", run, "--prompt=a", "--tokens=0"]
+  assert cli.main(generate) == 0 and found == []
+  assert cli.main(generate, alone=True) == 0 and found == ["float32"]
+  wrong = ["eval", run, "--config.run.compute_dtype=bfloat16", "--task=none"]
+  assert cli.main(wrong, alone=True) == 2 and found == ["float32", "bfloat16"]
 
 
 def test_versions_and_help(capsys):

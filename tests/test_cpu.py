@@ -11,18 +11,20 @@ NAME = "--xla_cpu_experimental_ynn_fusion_type"
 
 
 @pytest.mark.parametrize(
-  "environ,plugin,expected",
+  "environ,plugin,dtype,expected",
   [
-    ({}, None, f"{NAME}=dot"),
-    ({"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--a=1"}, "libtpu", f"--a=1 {NAME}=dot"),
-    ({"XLA_FLAGS": f"{NAME}="}, None, f"{NAME}="),
-    ({}, "libtpu", None),
-    ({"JAX_PLATFORMS": "cuda"}, None, None),
+    ({}, None, "float32", f"{NAME}=dot"),
+    ({"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--a=1"}, "libtpu", "float32", f"--a=1 {NAME}=dot"),
+    ({"XLA_FLAGS": f"{NAME}="}, None, "float32", f"{NAME}="),
+    ({}, None, "bfloat16", None),  # the newer library has no fast products of bfloat16
+    ({"XLA_FLAGS": "--a=1"}, None, "bfloat16", "--a=1"),
+    ({}, "libtpu", "float32", None),
+    ({"JAX_PLATFORMS": "cuda"}, None, "float32", None),
   ],
 )
-def test_flags_are_set_where_a_cpu_computes(monkeypatch, environ, plugin, expected):
+def test_flags_are_set_where_a_cpu_computes(monkeypatch, environ, plugin, dtype, expected):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: True if name == plugin else None)
-  cpu.set_flags(environ)
+  cpu.set_flags(environ, dtype)
   assert environ.get("XLA_FLAGS") == expected
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 
 from infini_jax.config import ModelConfig
 from infini_jax.models.mixers import MIXERS, Mixer
-from infini_jax.models.transformer import Block, Transformer, one_layer
+from infini_jax.models.transformer import Block, Transformer, one_layer, scan_last_apart
 
 
 class Mixers(nnx.Module):
@@ -100,17 +100,14 @@ class PatternTransformer(Transformer):
         after[name].append(state)
       return x_BTD, {name: _stacked(own) for name, own in after.items()}
 
-    rounds, parts = c.layers // len(c.pattern), []
+    rounds = c.layers // len(c.pattern)
     shared, mixers = _parted(c, nnx.to_pure_dict(nnx.state(self.blocks)))
     by_round = lambda x: x.reshape(rounds, x.shape[0] // rounds, *x.shape[1:])
     xs = jax.tree.map(by_round, (shared, mixers, state, flags))
-    # As in `Transformer`: in a loop of one round, XLA leaves out what nothing depends on.
-    for some in (slice(0, rounds - 1), slice(rounds - 1, None)) if last_apart else (slice(None),):
-      x_BTD, part = jax.lax.scan(period, x_BTD, jax.tree.map(lambda x: x[some], xs))  # noqa: B023
-      parts.append(part)
+    scan = scan_last_apart if last_apart else jax.lax.scan
+    x_BTD, state = scan(period, x_BTD, xs)
     flat = lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])  # -1 fails without slots
-    whole = lambda *x: flat(jnp.concatenate(x) if last_apart else x[0])
-    return self.final_norm(x_BTD), jax.tree.map(whole, *parts)
+    return self.final_norm(x_BTD), jax.tree.map(flat, state)
 
 
 def by_layer(config: ModelConfig, blocks: dict[str, Any]) -> list[dict[str, Any]]:

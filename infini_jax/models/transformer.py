@@ -297,13 +297,9 @@ class Transformer(nnx.Module):
         after.append(own)
       return self.final_norm(x_BTD), after
     groups, parts = self._mixer().groups(), []
-    if last_apart:  # a loop of one round is none: XLA leaves out of it what nothing depends on
-      whole, last = (stacked, state, flags), self.config.layers - 1
-      for some in (slice(0, last), slice(last, None)):
-        own = jax.tree.map(lambda x: x[some], whole)  # noqa: B023
-        x_BTD, part = jax.lax.scan(layer, x_BTD, own)
-        parts.append(part)
-      return self.final_norm(x_BTD), jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    if last_apart:
+      x_BTD, state = scan_last_apart(layer, x_BTD, (stacked, state, flags))
+      return self.final_norm(x_BTD), state
     for (first, after), part in zip(groups, self._parts(state), strict=True):
       xs = (stacked, flags)
       if len(groups) > 1:
@@ -347,6 +343,19 @@ def one_layer(graph: Any, chunk: Chunk, policy: Any) -> Callable[[Any, Any], tup
     return nnx.merge(graph, params)(x_BTD, state, chunk.of_layer(flags))
 
   return layer if policy is None else jax.checkpoint(layer, policy=policy, prevent_cse=False)
+
+
+def scan_last_apart(body: Callable[[Any, Any], Any], carry: Any, xs: Any) -> tuple[Any, Any]:
+  """`jax.lax.scan` whose last round is a program of its own, for use without a gradient.
+
+  A loop of one round is none: XLA leaves out of it what nothing depends on. Rounds are found by
+  their number, because XLA copies an array that is divided before a loop.
+  """
+  one = lambda carry, i: body(carry, jax.tree.map(lambda x: x[i], xs))
+  rounds = len(jax.tree.leaves(xs)[0])
+  carry, first = jax.lax.scan(one, carry, jnp.arange(rounds - 1))
+  carry, last = jax.lax.scan(one, carry, jnp.arange(rounds - 1, rounds))
+  return carry, jax.tree.map(lambda *x: jnp.concatenate(x), first, last)
 
 
 def shifted(x_BTHE: Float[Array, "B T H E"], b_HE: Float[Array, "H E"]) -> Array:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from infini_jax.config import resolve
 from infini_jax.models import bind, init
 from infini_jax.models.mixers import MIXERS
 from infini_jax.ops.loss import cross_entropy
@@ -142,6 +143,21 @@ def test_the_state_alone_is_that_of_the_whole_call(rng, model):
     jax.tree.leaves(wanted), jax.tree.leaves(read(model.params, tokens, start)), strict=True
   ):
     np.testing.assert_allclose(have, want, **CLOSE)
+
+
+@pytest.mark.parametrize("pattern", [(), ("infini", "local")])
+def test_reading_copies_no_weights(pattern):
+  """A copy of all layers would double the memory of the weights at every chunk that is read."""
+  sizes = {"layers": 8, "width": 128, "heads": 2, "kv_heads": 2, "head_dim": 64, "ffn": 256}
+  model = {"vocab_size": 8, "segment_length": 4, "pattern": pattern, **sizes}
+  config = resolve({"model": model}).model
+  params = jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
+  start = jax.eval_shape(lambda p: bind(config, p).state(1), params)
+  tokens = jax.ShapeDtypeStruct((1, 8), np.int32)
+  read = jax.jit(lambda p, t, s: bind(config, p)(t, s, state_only=True)[1])
+  needed = read.lower(params, tokens, start).compile().memory_analysis().temp_size_in_bytes
+  weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params["blocks"]))
+  assert needed < weights / 2, f"{needed:,} bytes beside {weights:,} of weights"
 
 
 @pytest.mark.parametrize("pieces", [pytest.param([1] * 12, marks=pytest.mark.slow), [3, 5, 1, 7]])

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 from rich.console import Console
 
-from infini_jax.config import ALL_SPLITS, SPLITS, Config, InputError
+from infini_jax.config import ALL_SPLITS, SPLITS, WRITING, Config, InputError
 from infini_jax.data import Store
 from infini_jax.evaluation import (
   chat_tables,
@@ -134,7 +134,7 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
       jobs.append(Job(name))
     elif name == "knockout":
       # A text with an empty memory is written from the last segment: see `config.checks`.
-      writes = own in ("summarization", "chat")
+      writes = own in WRITING
       possible = [] if writes and held_L(config.model) is not None else ["empty"]
       if not writes:  # else only "empty": generated tokens are read too
         possible += ["reads", "layers"] if memory.layered else ["reads"]

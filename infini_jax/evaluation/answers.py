@@ -56,20 +56,12 @@ class Answer(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
-  """The result of one run.
-
-  Attributes:
-    answers: those of each document.
-    about: counts of what was read.
-    tokens: tokens read.
-    seconds: the time.
-  """
+  """The result of one run: the last answer of each document; `about` counts what was read."""
 
   MOST: ClassVar[int] = 1  # of a mean score
 
   answers: tuple[Answer, ...]
   about: dict[str, int]
-  tokens: int
   seconds: float
 
   @property
@@ -91,11 +83,12 @@ class Answered:
     found: dict[str, Any] = {}
     for name, (value, interval) in self.figures.items():
       found |= {name: value, f"{name}_interval": interval}
+    tokens = sum(answer.tokens for answer in self.answers)
     return found | {
       "answer_perplexity": exp(-found["log_likelihood"]),
       **self.about,
-      "tokens": self.tokens,
-      "tokens_per_second": self.tokens / self.seconds,
+      "tokens": tokens,
+      "tokens_per_second": tokens / self.seconds,
     }
 
 
@@ -199,7 +192,6 @@ class Likelihood:
     )
     self._count = min(len(talks), count or len(talks))
     self._reader = Reader(config, mesh)
-    self.predictions = self._lanes.predictions
 
   def __len__(self) -> int:
     """The number of chunks."""
@@ -247,10 +239,8 @@ class Answers:
     source: has the vocabulary, and the token that ends an answer.
     talks: the documents; the first `evaluation.max_documents` of them are read.
     score: gives the scores of a reference and a text that was written.
-
-  Attributes:
-    documents: the number of documents that are read.
-    predictions: the tokens that are predicted in a run.
+    about: gives counts of what is read, from the number of documents.
+    kind: the class of the result.
 
   Raises:
     InputError: another ablation is asked for.
@@ -263,6 +253,8 @@ class Answers:
     source: Conversations | Pairs,
     talks: WithAnswers,
     score: Callable[[str, str], dict[str, float]],
+    about: Callable[[int], dict[str, int]],
+    kind: type[Answered] = Answered,
   ):
     e = config.evaluation
     for name in e.knock_out:
@@ -271,30 +263,25 @@ class Answers:
           f"config.evaluation.knock_out={name!r}: what is written next is read too; leave 'empty'"
         )
     self._config, self._source, self._talks, self._score = config, source, talks, score
-    self.documents = min(len(talks), e.max_documents or len(talks))
-    self._likelihood = Likelihood(config, mesh, talks, self.documents)
-    self.predictions = self._likelihood.predictions
+    count = min(len(talks), e.max_documents or len(talks))
+    self._likelihood = Likelihood(config, mesh, talks, count)
+    self._about, self._kind = about(count), kind
     # Documents of similar length together, because a lane that has ended waits for the others.
-    order = np.argsort(-talks.tokens[: self.documents], kind="stable")
-    self._batches = [order[i : i + e.lanes].tolist() for i in range(0, self.documents, e.lanes)]
+    order = np.argsort(-talks.tokens[:count], kind="stable")
+    self._batches = [order[i : i + e.lanes].tolist() for i in range(0, count, e.lanes)]
 
   @property
   def chunks(self) -> int:
     """The pieces of work, the last value of `advance`."""
     return len(self._likelihood) + len(self._batches)
 
-  def run(
-    self, params: Any, variant: Variant = INTACT, advance: Advance | None = None
-  ) -> tuple[tuple[Answer, ...], float]:
+  def run(self, params: Any, variant: Variant = INTACT, advance: Advance | None = None) -> Answered:
     """Scores every answer, and writes the last one of each document.
 
     Args:
       params: the parameters of the model.
       variant: the whole memory, or the memory held empty.
       advance: called with the pieces of work done.
-
-    Returns:
-      The answers in the order of the documents, and the seconds.
     """
     started = time.perf_counter()
     told = self._likelihood.run(params, variant, advance)
@@ -316,7 +303,8 @@ class Answers:
         )
       if advance is not None:
         advance(len(self._likelihood) + number, f"{len(done):,} answers written")
-    return tuple(done[document] for document in sorted(done)), time.perf_counter() - started
+    answers = tuple(done[document] for document in sorted(done))
+    return self._kind(answers, self._about, time.perf_counter() - started)
 
   def _write(self, run: Run, prompts: Sequence[np.ndarray], variant: Variant) -> list[str]:
     """The answers after some prompts, without the marks that end them."""

@@ -8,13 +8,11 @@ import collections
 import re
 import string
 from collections.abc import Callable
-from typing import Any
 
 from jax.sharding import Mesh
 
 from infini_jax.config import Config, InputError
-from infini_jax.evaluation.answers import Advance, Answered, Answers, scorer
-from infini_jax.evaluation.knock_out import INTACT, Variant
+from infini_jax.evaluation.answers import Answers, scorer
 from infini_jax.tasks import Conversations
 
 COUNTS = ("conversations", "cut", "left_out", "bad")
@@ -45,32 +43,20 @@ def comparing() -> Callable[[str, str], dict[str, float]]:
   }
 
 
-class Answering:
-  """Scores and writes the answers of a split.
+def answering(config: Config, mesh: Mesh, source: Conversations) -> Answers:
+  """The evaluator of the conversations of a split.
 
   Raises:
     InputError: the split has no conversations, or a field does not fit.
   """
-
-  def __init__(self, config: Config, mesh: Mesh, source: Conversations):
-    e = config.evaluation
-    for field in ("document", "max_tokens"):
-      if value := getattr(e, field):
-        raise InputError(
-          f"config.evaluation.{field}={value!r} with --task=chat: conversations are read whole; "
-          f"leave it out"
-        )
-    talks = source.split(e.split)
-    self._answers = Answers(config, mesh, source, talks, comparing())
-    self._about = {name: getattr(talks.counts, name) for name in COUNTS}
-
-  @property
-  def chunks(self) -> int:
-    """The pieces of work, the last value of `advance`."""
-    return self._answers.chunks
-
-  def run(self, params: Any, variant: Variant = INTACT, advance: Advance | None = None) -> Answered:
-    """Scores every answer, and writes the last one of each conversation; as `Answers.run`."""
-    answers, seconds = self._answers.run(params, variant, advance)
-    about = self._about | {"asked": len(answers)}
-    return Answered(answers, about, self._answers.predictions, seconds)
+  e = config.evaluation
+  for field in ("document", "max_tokens"):
+    if value := getattr(e, field):
+      raise InputError(
+        f"config.evaluation.{field}={value!r} with --task=chat: conversations are read whole; "
+        f"leave it out"
+      )
+  talks = source.split(e.split)
+  counts = {name: getattr(talks.counts, name) for name in COUNTS}
+  about = lambda count: counts | {"asked": count}
+  return Answers(config, mesh, source, talks, comparing(), about)

@@ -5,22 +5,13 @@ stemming. `overall` is their geometric mean; the figures of Table 4 of arXiv 240
 its "overall" is the same. The log-likelihood is that of the documents' own summaries.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jax.sharding import Mesh
 
 from infini_jax.config import Config
-from infini_jax.evaluation.answers import (
-  ROUGES,
-  Advance,
-  Answered,
-  Answers,
-  Figure,
-  bootstrap,
-  scorer,
-)
-from infini_jax.evaluation.knock_out import INTACT, Variant
+from infini_jax.evaluation.answers import ROUGES, Answered, Answers, Figure, bootstrap, scorer
 from infini_jax.tasks import Pairs
 
 
@@ -39,28 +30,13 @@ class Summarized(Answered):
     return scores | {"overall": overall, "log_likelihood": likelihood}
 
 
-class Summarization:
-  """Scores and writes the summaries of a split.
+def summarization(config: Config, mesh: Mesh, pairs: Pairs) -> Answers:
+  """The evaluator of the summaries of a split.
 
   Raises:
     InputError: the split has no summaries, or an ablation does not fit.
   """
-
-  def __init__(self, config: Config, mesh: Mesh, pairs: Pairs):
-    e = config.evaluation
-    self._told = pairs.split(e.split, e.document, e.max_tokens)
-    self._answers = Answers(config, mesh, pairs, self._told, scorer())
-
-  @property
-  def chunks(self) -> int:
-    """The pieces of work, the last value of `advance`."""
-    return self._answers.chunks
-
-  def run(
-    self, params: Any, variant: Variant = INTACT, advance: Advance | None = None
-  ) -> Summarized:
-    """Reads every document, and scores and writes its summary; as `Answers.run`."""
-    answers, seconds = self._answers.run(params, variant, advance)
-    cut = int(self._told.cut_D[: len(answers)].sum())
-    about = {"documents": len(answers), "cut": cut}
-    return Summarized(answers, about, sum(answer.tokens for answer in answers), seconds)
+  e = config.evaluation
+  told = pairs.split(e.split, e.document, e.max_tokens)
+  about = lambda count: {"documents": count, "cut": int(told.cut_D[:count].sum())}
+  return Answers(config, mesh, pairs, told, scorer(), about, Summarized)

@@ -19,12 +19,12 @@ from infini_jax.evaluation import (
   summarization_tables,
   surgery,
 )
-from infini_jax.evaluation.chat import Answering
+from infini_jax.evaluation.chat import answering
 from infini_jax.evaluation.knock_out import INTACT, Variant, knock_outs
 from infini_jax.evaluation.perplexity import Perplexity
 from infini_jax.evaluation.published import Grid
 from infini_jax.evaluation.retrieval import Retrieval
-from infini_jax.evaluation.summarization import Summarization
+from infini_jax.evaluation.summarization import summarization
 from infini_jax.models.states import held_L
 from infini_jax.runs.workdir import Workdir
 from infini_jax.tasks import (
@@ -79,13 +79,13 @@ KINDS = {
   ),
   "summarization": Kind(
     "summarization",
-    Summarization,
+    summarization,
     summarization_tables,
     (*READ, *_fields("evaluation", "summary_length temperature top_p")),
   ),
   "chat": Kind(
     "chat",
-    Answering,
+    answering,
     chat_tables,
     (
       *_fields("evaluation", "max_documents summary_length temperature top_p"),

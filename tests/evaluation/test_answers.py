@@ -31,7 +31,7 @@ def test_figures_are_means_over_documents_and_the_likelihood_is_of_tokens(rng):
   scores, tokens, nats = rng.random(5), rng.integers(1, 9, 5), rng.random(5)
   rows = zip(scores.tolist(), tokens.tolist(), nats.tolist(), strict=True)
   answers = tuple(Answer("a", 3, "x", "y", {"f1": s}, t, n) for s, t, n in rows)
-  found = Answered(answers, {"cut": 2}, 15, 0.5).to_dict()
+  found = Answered(answers, {"cut": 2}, 0.5).to_dict()
   assert found["f1"] == pytest.approx(scores.mean())
   assert found["log_likelihood"] == pytest.approx(-nats.sum() / tokens.sum())
   assert found["answer_perplexity"] == pytest.approx(np.exp(nats.sum() / tokens.sum()))

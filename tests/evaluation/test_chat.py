@@ -12,7 +12,7 @@ from rich.console import Console
 from infini_jax.config import InputError
 from infini_jax.evaluation import chat_tables
 from infini_jax.evaluation.answers import Answer, Answered
-from infini_jax.evaluation.chat import Answering, normalised, shared_words
+from infini_jax.evaluation.chat import answering, normalised, shared_words
 from infini_jax.evaluation.knock_out import EMPTY, INTACT
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh
@@ -48,7 +48,7 @@ def found(case):
   c, source, params = case
   mesh = make_mesh(c.mesh, jax.devices()[:1])
   with jax.set_mesh(mesh):
-    evaluator, seen = Answering(c, mesh, source), []
+    evaluator, seen = answering(c, mesh, source), []
     answered = evaluator.run(params, INTACT, advance=lambda i, text: seen.append(i))
     empty = evaluator.run(params, EMPTY)
   assert seen[-1] == evaluator.chunks
@@ -120,7 +120,7 @@ def test_results_are_written_and_shown(found, tmp_path, case):
 
 
 def test_the_verdict_compares_likelihoods():
-  one = lambda nats: Answered((Answer("a", 9, "x", "y", {}, 4, nats),), {}, 1, 1.0)
+  one = lambda nats: Answered((Answer("a", 9, "x", "y", {}, 4, nats),), {}, 1.0)
   for with_memory, empty, said in ((3.0, 4.0, ""), (4.0, 4.0, "carries nothing that helps")):
     console = Console(file=io.StringIO(), width=160)
     chat_tables.verdict({"memory": one(with_memory), "empty": one(empty)}, console)
@@ -135,4 +135,4 @@ def test_fields_that_do_not_fit_are_refused(case, fields, said):
   c, source, _ = case
   e = dataclasses.replace(c.evaluation, **fields)
   with pytest.raises(InputError, match=said):
-    Answering(dataclasses.replace(c, evaluation=e), None, source)
+    answering(dataclasses.replace(c, evaluation=e), None, source)

@@ -312,7 +312,7 @@ def test_the_verdict_on_summaries_is_true_of_all_figures():
   def verdict(memory, empty):
     out = io.StringIO()
     scores = lambda rouge: dict.fromkeys(ROUGES, rouge)
-    of = lambda rouge: Summarized((Answer("a", 9, "b", "c", scores(rouge), 1, 1.0),), {}, 9, 1.0)
+    of = lambda rouge: Summarized((Answer("a", 9, "b", "c", scores(rouge), 1, 1.0),), {}, 1.0)
     summarization_tables.verdict({"memory": of(memory), "empty": of(empty)}, Console(file=out))
     return " ".join(out.getvalue().split())
 

@@ -111,8 +111,8 @@ class Told:
     self._told = np.flatnonzero(self._summaries.tokens)
     if not len(self._told):
       raise InputError(
-        f"corpus {pairs.store.source!r}: no summary for {split}; add some, or choose another split "
-        f"(while training: another corpus, or set config.train.eval_every=0)"
+        f"corpus {pairs.store.source!r}: no summary for {document or split}; add some, or choose "
+        f"another (while training: another corpus, or set config.train.eval_every=0)"
       )
     whole_D, summary_D = self._documents.tokens[self._told], self._summaries.tokens[self._told] + 1
     self.read_D = np.minimum(whole_D, max_tokens) if max_tokens else whole_D

@@ -139,7 +139,7 @@ def test_a_corpus_without_summaries_and_too_short_a_chunk_are_refused(store, tex
   with pytest.raises(InputError, match="hold no document with its summary"):
     lanes(store, segments=2)
   lanes(store, segments=2, carry_state=True)
-  with pytest.raises(InputError, match="no summary for test; add some, or choose another split"):
+  with pytest.raises(InputError, match="no summary for none.jsonl:0; add some, or choose another"):
     Pairs(store).split("test", document="none.jsonl:0")
 
 

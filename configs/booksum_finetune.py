@@ -3,7 +3,7 @@
 It starts from the parameters of another run (set `--config.train.start_from`). Here this run has
 the shape of `llm_1b.py` and is in the folder LM. The model learns to write the summary of a book
 after the first 32,768 tokens of the book. The evaluation then gives it up to 500,000 tokens of a
-book.
+book. With --config.data.carry_state=True it learns from whole books (docs/chat.md).
 
 Command: infini-jax prepare --source=tfds:booksum/book --out=STORE \\
   --tokenizer=huggingface:LM/tokenizer/tokenizer.json

@@ -6,7 +6,7 @@ from infini_jax.config.adaptation import check_adaptation
 from infini_jax.config.bounds import InputError, check_bounds
 from infini_jax.config.mixing import check_mixing
 from infini_jax.config.optimization import check_optimizer
-from infini_jax.config.schema import LEAST, MOST, Config, ModelConfig
+from infini_jax.config.schema import LEAST, MOST, WRITING, Config, ModelConfig
 from infini_jax.config.systems import SYSTEMS
 
 BY_WIDTH = ("adamw",)  # optimizers whose learning rate follows muP
@@ -48,7 +48,7 @@ def check(config: Config) -> None:
       f"config.evaluation.knock_out='layers' with config.{m.setting}: one memory "
       f"serves all its layers; leave 'empty' or 'reads'"
     )
-  summary = (config.evaluation.task or config.task.name) in ("summarization", "chat")
+  summary = (config.evaluation.task or config.task.name) in WRITING
   if m.pattern and m.memory.grows and summary and "empty" in config.evaluation.knock_out:
     raise InputError(
       f"config.evaluation.knock_out='empty' with config.{m.setting}: a summary without the memory "
@@ -148,7 +148,7 @@ def _check_sequence_parallel(config: Config) -> None:
 
 def _check_task(config: Config) -> None:
   d, task, warm, e = config.data, config.task, config.warm, config.evaluation
-  if task.name not in ("text", "chat"):
+  if task.name not in ("text", *WRITING):
     if d.carry_state:
       raise InputError(
         f"config.data.carry_state=True with config.task.name={task.name!r}: its examples end "
@@ -162,7 +162,7 @@ def _check_task(config: Config) -> None:
   if task.text_lanes:
     for wrong, why in (
       (
-        task.name in ("text", "summarization", "chat"),
+        task.name in ("text", *WRITING),
         f"with config.task.name={task.name!r}: set it 0",
       ),
       (task.text_lanes >= d.lanes, f"of config.data.lanes={d.lanes}: leave lanes for the task"),
@@ -173,7 +173,7 @@ def _check_task(config: Config) -> None:
         raise InputError(f"config.task.text_lanes={task.text_lanes} {why}")
   if d.tokenizer == "task" and task.name not in ("passkey", "recall"):
     raise InputError("config.data.tokenizer='task' needs config.task.name='passkey' or 'recall'")
-  if warm.share and task.name in ("summarization", "chat"):
+  if warm.share and task.name in WRITING:
     raise InputError(f"config.warm.share with config.task.name={task.name!r}: set it 0")
   if e.temperature and not LEAST <= e.temperature <= MOST:
     raise InputError(
@@ -217,7 +217,7 @@ def _check_swap(config: Config) -> None:
     (e.lanes == 1, "evaluation.lanes=1", "no other document is read beside it; set it 2 or more"),
     (config.mesh.seq > 1, f"mesh.seq={config.mesh.seq}", "set config.mesh.seq=1"),
     (
-      (written := e.task or config.task.name) in ("summarization", "chat"),
+      (written := e.task or config.task.name) in WRITING,
       f"evaluation.task={written!r}",
       f"{'a summary' if written == 'summarization' else 'an answer'} is written with its own "
       f"memory; leave 'swap' out",

@@ -14,7 +14,8 @@ from infini_jax.config.optimization import OptimizerConfig, WeightDecayConfig
 from infini_jax.config.pattern import BySystem, sections_of
 from infini_jax.config.systems import SYSTEMS
 
-TASKS = ("text", "passkey", "recall", "needle", "summarization", "chat")
+WRITING = ("summarization", "chat")  # tasks whose answers are texts that the model writes
+TASKS = ("text", "passkey", "recall", "needle", *WRITING)
 TOO_LONG = ("refuse", "cut", "leave_out")
 FAMILIES = (
   "single",
@@ -153,7 +154,8 @@ class TaskConfig:
   """What a model learns: documents of `data.path`, or generated examples, each with an answer.
 
   One chunk holds a whole example of a task, so the gradient flows from the answer to the first
-  token. The loss weight of an answer is 1 in total, whatever its length.
+  token; conversations and summaries may be longer (`data.carry_state`). The loss weight of an
+  answer is 1 in total, whatever its length; in conversations it is 1 for each token.
   """
 
   name: str = choice("text", TASKS)  # text, summarization, chat, passkey, recall or needle

@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 
 from infini_jax.config import Config, InputError
 from infini_jax.data.sources.published import Sample
+from infini_jax.evaluation.answers import write
 from infini_jax.evaluation.knock_out import INTACT, Variant
 from infini_jax.evaluation.published_scores import cleaned, score
 from infini_jax.inference.engine import Engine
 from infini_jax.inference.saved import Run
-from infini_jax.inference.session import Session
 from infini_jax.models.states import held_L
 from infini_jax.tasks.published import Benchmark
 
@@ -167,21 +167,10 @@ class Grid:
         yield list(islice(samples, min(lanes, count - first)))
 
   def _write(self, run: Run, batch: list[Sample], variant: Variant) -> list[Answer]:
-    e, N = self._config.evaluation, self._config.model.segment_length
-    whole = [self._source.prompt(sample) for sample in batch]
-    read = [ids[(len(ids) - 1) // N * N * variant.empty :] for ids in whole]
-    prompts = read + read[-1:] * (e.lanes - len(batch))  # the same lanes always, for the mesh
-    session = Session(run, e.lanes, begin=False)
-    texts = [[ids] for ids in prompts]
-    session.read(texts if e.lanes > 1 else texts[0], marked=True)
-    written, ended = [""] * len(batch), 0
+    e, prompts = self._config.evaluation, [self._source.prompt(sample) for sample in batch]
     most = self._source.tokens or most_tokens(batch[0].task) or e.summary_length
-    for piece in session.generate(most, temperature=0.0, top_p=1.0):
-      if piece.lane < len(batch):
-        written[piece.lane] += piece.text
-        ended += bool(piece.end)
-      if ended == len(batch):
-        break
+    pieces = write(run, e.lanes, prompts, variant, tokens=most, temperature=0.0, top_p=1.0)
+    written = ["".join(piece.text for piece in own) for own in pieces]
     return [
       Answer(
         sample.place,
@@ -192,5 +181,5 @@ class Grid:
         ", ".join(sample.targets),
         score(sample.task, text, sample.targets, sample.question),
       )
-      for sample, ids, text in zip(batch, whole, written, strict=True)
+      for sample, ids, text in zip(batch, prompts, written, strict=True)
     ]

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from infini_jax.config import Config
+from infini_jax.evaluation.answers_tables import write_predictions
 from infini_jax.evaluation.knock_out import label_of
 from infini_jax.evaluation.published import Scored, averages, mean, weighted
-from infini_jax.evaluation.summarization_tables import write_predictions
 
 TITLES = {"ruler": "RULER", "babilong": "BABILong"}
 ORDER = ("niah_single", "niah_multikey", "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe")

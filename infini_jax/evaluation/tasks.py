@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 from rich.console import Console
 
-from infini_jax.config import ALL_SPLITS, SPLITS, Config, InputError
+from infini_jax.config import ALL_SPLITS, SPLITS, WRITING, Config, InputError
 from infini_jax.data import Store
 from infini_jax.evaluation import (
   chat_tables,
@@ -19,12 +19,12 @@ from infini_jax.evaluation import (
   summarization_tables,
   surgery,
 )
-from infini_jax.evaluation.chat import Answering
+from infini_jax.evaluation.chat import answering
 from infini_jax.evaluation.knock_out import INTACT, Variant, knock_outs
 from infini_jax.evaluation.perplexity import Perplexity
 from infini_jax.evaluation.published import Grid
 from infini_jax.evaluation.retrieval import Retrieval
-from infini_jax.evaluation.summarization import Summarization
+from infini_jax.evaluation.summarization import summarization
 from infini_jax.models.states import held_L
 from infini_jax.runs.workdir import Workdir
 from infini_jax.tasks import (
@@ -79,13 +79,13 @@ KINDS = {
   ),
   "summarization": Kind(
     "summarization",
-    Summarization,
+    summarization,
     summarization_tables,
     (*READ, *_fields("evaluation", "summary_length temperature top_p")),
   ),
   "chat": Kind(
     "chat",
-    Answering,
+    answering,
     chat_tables,
     (
       *_fields("evaluation", "max_documents summary_length temperature top_p"),
@@ -134,7 +134,7 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
       jobs.append(Job(name))
     elif name == "knockout":
       # A text with an empty memory is written from the last segment: see `config.checks`.
-      writes = own in ("summarization", "chat")
+      writes = own in WRITING
       possible = [] if writes and held_L(config.model) is not None else ["empty"]
       if not writes:  # else only "empty": generated tokens are read too
         possible += ["reads", "layers"] if memory.layered else ["reads"]

@@ -16,7 +16,7 @@ from infini_jax.report.tables import plain, scalars
 
 POINTS = 160  # the most points of a line: a longer one is drawn as means of so many parts
 EACH = 32  # the most heads of a run whose gates have a line each
-PERPLEXITIES = ("perplexity", "summary_perplexity")  # exp of a loss
+PERPLEXITIES = ("perplexity", "answer_perplexity", "summary_perplexity")  # the last: older runs
 
 
 class Curve(NamedTuple):
@@ -126,8 +126,9 @@ def _gates(runs: Sequence[Run], style: dict[str, int]) -> str:
 def _validation(runs: Sequence[Run]) -> Curve:
   """The figure of validations that is drawn: a loss, or the first figure that there is."""
   names = [name for name, _ in scalars(runs[0].validated[-1]) if name not in (*COSTS, "step")]
-  if found := [name for name in PERPLEXITIES if name in names]:
-    return Curve("Validation loss", "nats per token", lambda line: _log(line.get(found[0])))
+  if set(PERPLEXITIES) & set(names):
+    first = lambda line: next((line[name] for name in PERPLEXITIES if name in line), None)
+    return Curve("Validation loss", "nats per token", lambda line: _log(first(line)))
   name = names[0] if names else ""
   return Curve("Validation", plain(name), lambda line: line.get(name))
 

@@ -33,6 +33,7 @@ from infini_jax.digests import matches, signed
 from infini_jax.files import write_json
 from infini_jax.paths import folder_to_write, local
 from infini_jax.tasks import Source, open_training
+from infini_jax.tasks.summarization import older
 
 START_FROM = "config.train.start_from"
 
@@ -137,6 +138,11 @@ class Workdir:
     self.check(config)
     run = self._run()
     if run is not None and corpus != run["corpus"]:
+      if older(corpus) == run["corpus"]:
+        raise InputError(
+          f"{self.path} holds a run on summaries of an older version, which read the pairs in "
+          f"another order: start a new run with --{START_FROM}={self.path} and another --workdir"
+        )
       raise InputError(
         f"{self.path} holds a run on another corpus: choose another --workdir, "
         f"or set config.data.path back"

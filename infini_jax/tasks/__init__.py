@@ -18,14 +18,13 @@ from infini_jax.tasks.from_config import (
 from infini_jax.tasks.lanes import Examples, TaskLanes
 from infini_jax.tasks.published import Benchmark
 from infini_jax.tasks.registry import make_task
-from infini_jax.tasks.summarization import PairLanes, Pairs
+from infini_jax.tasks.summarization import Pairs
 
 __all__ = [
   "Benchmark",
   "Conversations",
   "Examples",
   "Lanes",
-  "PairLanes",
   "Pairs",
   "Source",
   "Task",

@@ -1,6 +1,7 @@
 """Conversations: the model learns what the assistant says, and only that.
 
-A conversation of n tokens has n - 1 predictions: its own first token is the first input.
+A conversation of n tokens has n - 1 predictions: its own first token is the first input. The lanes
+read whatever holds answers (`WithAnswers`): conversations, and documents with their summaries.
 """
 
 import dataclasses
@@ -8,13 +9,13 @@ import datetime
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from infini_jax.config import ALL_SPLITS, Config, InputError
 from infini_jax.data.chat.conversation import Chat, Talk, open_chat
-from infini_jax.data.lanes.documents import ALL, Batch, Rows
+from infini_jax.data.lanes.documents import ALL, Batch, Named, Rows
 from infini_jax.data.lanes.order import Shuffle
 from infini_jax.data.sources.base import Corpus
 from infini_jax.data.tokenizers import Tokenizer
@@ -56,8 +57,39 @@ class Counts:
     return "; ".join([found, *(f"{count:,} {how}" for how, count in lost.items() if count)])
 
 
+class WithAnswers(Named, Protocol):
+  """Documents that hold answers, as `ChatLanes` and the evaluation of answers read them.
+
+  The n `tokens` of a document are its targets. Its inputs are the token of `first_D`, and all of
+  its targets but the last.
+
+  Attributes:
+    first_D: (documents,) int32, the first input of each.
+    own: of the tokens before an answer, those that differ between documents of equal form.
+  """
+
+  first_D: np.ndarray
+  own: slice
+
+  def __len__(self) -> int:
+    """The number of documents."""
+    ...
+
+  def said(self, document: int, start: int, stop: int) -> np.ndarray:
+    """Which of the targets `start` to `stop` are of an answer, bool; fewer at the end."""
+    ...
+
+  def weights(self, document: int, start: int, stop: int) -> np.ndarray:
+    """The loss weight of each of those targets, float32."""
+    ...
+
+  def last(self, document: int) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens before the last answer, with the first input; and the answer with its end."""
+    ...
+
+
 class Talks:
-  """The conversations of a split as documents, for `EvalLanes`.
+  """The conversations of a split, `WithAnswers`: every token of an answer weighs 1.
 
   Attributes:
     tokens: (conversations,) the predictions of each.
@@ -65,6 +97,8 @@ class Talks:
     names: the place of each in its file.
     counts: what was read.
   """
+
+  own = slice(None)
 
   def __init__(self, talks: Sequence[Talk], names: Sequence[str], counts: Counts):
     self._talks, self.names, self.counts = talks, names, counts
@@ -81,6 +115,10 @@ class Talks:
   def said(self, document: int, start: int, stop: int) -> np.ndarray:
     """Which of those targets the assistant says, bool."""
     return self._talks[document].said[1:][start:stop]
+
+  def weights(self, document: int, start: int, stop: int) -> np.ndarray:
+    """1 for each of those targets that the assistant says, else 0; float32."""
+    return self.said(document, start, stop).astype(np.float32)
 
   def last(self, document: int) -> tuple[np.ndarray, np.ndarray]:
     """The tokens before the last answer of a conversation, and those of the answer with its end."""
@@ -104,6 +142,7 @@ class Conversations:
 
   Attributes:
     chat: the template.
+    end: the id of the token that ends an answer.
     tokenizer: the vocabulary, with this template.
     fingerprint: a short hash of the tokens that were read, and of the vocabulary.
     text: a short hash of the corpus.
@@ -111,7 +150,7 @@ class Conversations:
   """
 
   def __init__(self, chat: Chat, corpus: Corpus, splits: dict[str, Talks]):
-    self.chat, self.tokenizer, self._splits = chat, chat.tokenizer, splits
+    self.chat, self.end, self.tokenizer, self._splits = chat, chat.end, chat.tokenizer, splits
     self.tokenizer.template = chat.template
     self.path, self.text = corpus.spec, corpus.fingerprint
     read = " ".join(talks.digest for talks in splits.values())
@@ -259,19 +298,19 @@ class _Reading:
 
 
 class ChatLanes:
-  """The endless training on conversations, each epoch in a new order.
+  """The endless training on documents with answers, each epoch in a new order.
 
-  Every conversation starts at a segment border, with a reset. With `data.carry_state` a lane reads
-  one conversation after another, however long, and a chunk goes on where the chunk before ended.
-  Without it a chunk holds whole conversations: they are packed into rows of `data.segments` once,
-  and an epoch is a new order of the rows.
+  Every document starts at a segment border, with a reset. With `data.carry_state` a lane reads one
+  document after another, however long, and a chunk goes on where the chunk before ended. Without it
+  a chunk holds whole documents: they are packed into rows of `data.segments` once, and an epoch is
+  a new order of the rows.
   """
 
-  def __init__(self, source: Conversations, config: Config):
-    self._talks = source.split("train")
+  def __init__(self, talks: WithAnswers, config: Config):
+    self._talks = talks
     self.lanes, self.segments = config.data.lanes, config.data.segments
     self._N, seed = config.model.segment_length, config.train.seed
-    segments_D = -(-self._talks.tokens // self._N)
+    segments_D = -(-talks.tokens // self._N)
     self._carries = config.data.carry_state
     self._rows = [] if self._carries else packed(segments_D.tolist(), self.segments)
     sizes = segments_D if self._carries else np.ones(len(self._rows), np.int64)
@@ -282,8 +321,8 @@ class ChatLanes:
 
     Returns:
       The arrays of `TrainLanes.batch`, and
-      weights_BT: float32, 1 for what the assistant says, else 0.
-      asked_BT: bool, the same.
+      weights_BT: float32, the loss weight of each target.
+      asked_BT: bool, the targets of answers.
     """
     lanes = np.arange(self.lanes)[rows].tolist()
     batch = empty_asking(len(lanes), self.segments, self._N)
@@ -303,18 +342,18 @@ class ChatLanes:
     return batch
 
   def _lay(self, row: Batch, document: int, first: int, slot: int, segments: int) -> None:
-    """Writes some segments of a conversation, from segment `first` on, into a row at `slot`."""
+    """Writes some segments of a document, from segment `first` on, into a row at `slot`."""
     start = first * self._N
     stop = min(start + segments * self._N, int(self._talks.tokens[document]))
     at = slice(slot * self._N, slot * self._N + stop - start)
-    before = (
-      self._talks.first_D[document] if start == 0 else self._talks.read(document, start - 1, start)
-    )
-    targets, said = (read(document, start, stop) for read in (self._talks.read, self._talks.said))
-    row["tokens_BT"][at] = np.append(before, targets[:-1])
-    row["targets_BT"][at], row["weights_BT"][at], row["asked_BT"][at] = targets, said, said
+    ids = self._talks.read(document, max(start - 1, 0), stop)
+    if not first:
+      ids = np.append(self._talks.first_D[document], ids)
+    row["tokens_BT"][at], row["targets_BT"][at] = ids[:-1], ids[1:]
+    row["weights_BT"][at] = self._talks.weights(document, start, stop)
+    row["asked_BT"][at] = self._talks.said(document, start, stop)
     row["mask_BT"][at] = True
-    row["reset_BS"][slot] = first == 0
+    row["reset_BS"][slot] = not first
 
 
 def packed(sizes: Sequence[int], room: int) -> list[list[int]]:

@@ -25,7 +25,7 @@ from infini_jax.tasks.needle_families import IN_FILLER
 from infini_jax.tasks.needle_filler import open_filler
 from infini_jax.tasks.published import FORMS, Benchmark
 from infini_jax.tasks.registry import make_task
-from infini_jax.tasks.summarization import PairLanes, Pairs
+from infini_jax.tasks.summarization import Pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,9 +188,9 @@ def train_lanes(config: Config, source: Source) -> Lanes:
   if config.train.rollout:
     return _Stages(config, source)
   if isinstance(source, Pairs):
-    return PairLanes(source, config)
+    return ChatLanes(source.training(config), config)
   if isinstance(source, Conversations):
-    return ChatLanes(source, config)
+    return ChatLanes(source.split("train"), config)
   if isinstance(source, TaskAndText):
     return _TaskBesideText(source, config)
   assert not isinstance(source, Benchmark)  # it is for evaluations alone

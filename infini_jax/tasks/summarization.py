@@ -1,22 +1,31 @@
 """Summaries: pairs of a document and its summary, as in BookSum (arXiv 2105.08209).
 
-A pair is read as [bos, document, mark, summary, eos]; the mark is a text before the summary.
+A pair is a conversation of one question and one answer in a fixed form, [bos, document, mark,
+summary, eos]; the mark is a text before the summary. It is read from a store, token by token.
 """
+
+import functools
 
 import numpy as np
 
 from infini_jax.config import Config, InputError
-from infini_jax.data.lanes.documents import ALL, Batch, Rows
-from infini_jax.data.lanes.order import Shuffle
-from infini_jax.data.store.store import Documents, Store
-from infini_jax.tasks.example import Part, overlaps, weighed
-from infini_jax.tasks.lanes import empty_asking, lay
+from infini_jax.data.store.store import Store
+from infini_jax.tasks.example import overlaps
 
 MARK = "\n\nSummary:\n"
+KIND = " pairs"  # the end of the fingerprint
+
+
+def older(fingerprint: str) -> str:
+  """The fingerprint of the same pairs where every chunk held one of them; empty for no pairs."""
+  return fingerprint.removesuffix(KIND) + " summaries" if fingerprint.endswith(KIND) else ""
 
 
 class Pairs:
   """A store whose documents have summaries.
+
+  Attributes:
+    end: the id of the token that ends a summary.
 
   Raises:
     InputError: the documents have no summaries.
@@ -29,95 +38,129 @@ class Pairs:
         f"tfds:booksum/book, or name the field with ?summary=FIELD, and prepare it again"
       )
     self.store, self.tokenizer = store, store.tokenizer
-    self.fingerprint = f"{store.fingerprint} summaries"
+    self.end = self.tokenizer.eos
+    self.fingerprint = f"{store.fingerprint}{KIND}"
     self.mark = self.tokenizer.encode(MARK)
 
-  def split(self, name: str, document: str = "") -> tuple[Documents, Documents]:
-    """The documents of a split, or one of them, and their summaries, in the same order."""
-    return self.store.split(name, document), self.store.summaries(name, document)
+  def split(self, name: str, document: str = "", max_tokens: int = 0) -> "Told":
+    """The pairs of a split, or that of one document, to evaluate.
 
-  def prompt(self, ids: np.ndarray) -> np.ndarray:
-    """The input before the first token of a summary: bos, document, mark; (n,) int32."""
-    return np.concatenate([[self.tokenizer.bos], ids, self.mark]).astype(np.int32)
+    Args:
+      name: the split.
+      document: the name of the only document; empty: all.
+      max_tokens: the most tokens of a document; what follows is cut. 0: all.
+
+    Raises:
+      InputError: no document of the split has a summary.
+    """
+    return Told(self, name, document, max_tokens=max_tokens)
+
+  def training(self, config: Config) -> "Told":
+    """The pairs to train on: whole with `data.carry_state`, else cut so that a chunk holds each.
+
+    Raises:
+      InputError: a chunk is too short, or no training document has a summary.
+    """
+    room = 0 if config.data.carry_state else config.data.segments * config.model.segment_length
+    if 0 < room < 4 * len(self.mark):
+      raise InputError(
+        f"config.data.segments={config.data.segments} of config.model.segment_length="
+        f"{config.model.segment_length} tokens hold no document with its summary; raise "
+        f"config.data.segments, or set config.data.carry_state=True"
+      )
+    return Told(self, "train", room=room, context_weight=config.task.context_weight)
 
 
 class Told:
-  """The pairs of a split as documents, for `EvalLanes`: document, mark, summary.
+  """The pairs of a split, `WithAnswers`; documents without a summary are left out.
+
+  The loss weight of a summary is 1 in total, whatever its length; that of what is before it is
+  `context_weight`.
+
+  Args:
+    pairs: the pairs of all splits.
+    split: the split.
+    document: the name of the only document; empty: all.
+    max_tokens: the most tokens of a document; 0: all.
+    room: the most tokens of a pair; 0: all. A document is cut at its end. A summary is cut after
+      half of the room, and then has no eos.
+    context_weight: the loss weight of a document with its mark.
 
   Attributes:
-    tokens: (pairs,) the tokens of each pair.
-    first_D: (pairs,) the place of the first token of each summary.
+    tokens: (pairs,) the predictions of each.
+    first_D: (pairs,) bos.
+    read_D: (pairs,) the tokens of each document that are read.
+    cut_D: (pairs,) whether these are not all.
 
   Raises:
     InputError: no document of the split has a summary.
   """
 
-  def __init__(self, pairs: Pairs, split: str):
-    self._mark, (self._documents, self._summaries) = pairs.mark, pairs.split(split)
+  def __init__(
+    self,
+    pairs: Pairs,
+    split: str,
+    document: str = "",
+    max_tokens: int = 0,
+    room: int = 0,
+    context_weight: float = 0.0,
+  ):
+    self._documents = pairs.store.split(split, document)
+    self._summaries = pairs.store.summaries(split, document)
+    self._mark, self._eos, self._context = pairs.mark, pairs.end, context_weight
     self._told = np.flatnonzero(self._summaries.tokens)
     if not len(self._told):
       raise InputError(
-        f"corpus {pairs.store.source!r}: no summary for {split}; choose another, or set "
-        f"config.train.eval_every=0"
+        f"corpus {pairs.store.source!r}: no summary for {document or split}; add some, or choose "
+        f"another (while training: another corpus, or set config.train.eval_every=0)"
       )
-    self.first_D = self._documents.tokens[self._told] + len(self._mark)
-    self.tokens = self.first_D + self._summaries.tokens[self._told]
+    whole_D, summary_D = self._documents.tokens[self._told], self._summaries.tokens[self._told] + 1
+    self.read_D = np.minimum(whole_D, max_tokens) if max_tokens else whole_D
+    if room:
+      summary_D = np.minimum(summary_D, room // 2 + 1)
+      self.read_D = np.minimum(self.read_D, room - len(self._mark) - summary_D)
+    self.cut_D = self.read_D < whole_D
+    self._summary_D, self._start_D = summary_D, self.read_D + len(self._mark)
+    self.tokens = self._start_D + summary_D
+    self.first_D = np.full(len(self._told), pairs.tokenizer.bos, np.int32)
+    self.own = slice(1, -len(self._mark))  # of bos, document, mark
+
+  def __len__(self) -> int:
+    return len(self._told)
+
+  @functools.cached_property
+  def names(self) -> list[str]:
+    """The names of the documents."""
+    return [self._documents.names[pair] for pair in self._told.tolist()]
 
   def read(self, document: int, start: int, stop: int) -> np.ndarray:
-    """Tokens `start` to `stop` of a pair, (stop - start,) int32."""
+    """Targets `start` to `stop` of a pair, (stop - start,) int32."""
     pair, mark = int(self._told[document]), len(self._mark)
-    sizes = int(self._documents.tokens[pair]), mark, int(self._summaries.tokens[pair])
+    summary = int(self._summaries.tokens[pair])
     read = (
       lambda a, b: self._documents.read(pair, a, b),
       lambda a, b: self._mark[a:b],
       lambda a, b: self._summaries.read(pair, a, b),
+      lambda a, b: [self._eos],
     )
-    found = (read[i](a, b) for i, a, b in overlaps(start, stop, sizes))
+    found = (
+      read[i](a, b)
+      for i, a, b in overlaps(start, stop, (int(self.read_D[document]), mark, summary, 1))
+    )
     return np.concatenate([np.zeros(0, np.int32), *found]).astype(np.int32)
 
+  def said(self, document: int, start: int, stop: int) -> np.ndarray:
+    """Which of those targets are of the summary, bool; fewer at the end."""
+    return np.arange(start, min(stop, self.tokens[document])) >= self._start_D[document]
 
-class PairLanes:
-  """The endless training on pairs: one pair for each lane and chunk, each epoch in a new order.
+  def weights(self, document: int, start: int, stop: int) -> np.ndarray:
+    """The loss weight of each of those targets, float32."""
+    context = self._context / self._start_D[document]
+    said = self.said(document, start, stop)
+    return np.where(said, 1 / self._summary_D[document], context).astype(np.float32)
 
-  A document that is too long for the chunk is cut at its end. A summary is cut after half a chunk,
-  and then has no eos. The loss weight of a summary is 1 in total, whatever its length; that of the
-  document is `task.context_weight`.
-
-  Raises:
-    InputError: a chunk is too short, or no training document has a summary.
-  """
-
-  def __init__(self, pairs: Pairs, config: Config):
-    self._pairs, self._documents, self._summaries = pairs, *pairs.split("train")
-    self.lanes, self.segments = config.data.lanes, config.data.segments
-    self._N, self._context = config.model.segment_length, config.task.context_weight
-    if self.segments * self._N < 4 * len(pairs.mark):
-      raise InputError(
-        f"config.data.segments={self.segments} of config.model.segment_length={self._N} tokens "
-        f"hold no document with its summary; raise config.data.segments"
-      )
-    self._told = np.flatnonzero(self._summaries.tokens)  # those with a summary
-    if not len(self._told):
-      raise InputError(f"corpus {pairs.store.source!r}: no summary for training; choose another")
-    self._order = Shuffle(np.ones_like(self._told), self.lanes, config.train.seed)
-
-  def batch(self, k: int, rows: Rows = ALL) -> Batch:
-    """Batch `k`, or some rows of it, with the arrays of `TaskLanes.batch` without warm memory."""
-    lanes = np.arange(self.lanes)[rows].tolist()
-    batch = empty_asking(len(lanes), self.segments, self._N)
-    for row, lane in enumerate(lanes):
-      (piece,) = self._order.pieces(lane, k, k + 1)
-      self._fill({name: values[row] for name, values in batch.items()}, self._told[piece.document])
-    return batch
-
-  def _fill(self, row: Batch, pair: np.integer) -> None:
-    T, mark, tokenizer = len(row["tokens_BT"]), self._pairs.mark, self._pairs.tokenizer
-    read = lambda documents, room: documents.read(pair, 0, min(room, int(documents.tokens[pair])))
-    most = T // 2 + 1  # targets of the summary
-    told = np.append(read(self._summaries, most), tokenizer.eos)[:most]
-    document = read(self._documents, T - len(mark) - len(told))
-    parts = [Part(ids, len(ids)) for ids in (document, mark, told)]
-    example = weighed(parts, [2], self._context)
-    lay(example, row, 0, tokenizer.bos)
-    row["reset_BS"][0] = True
-    row["reset_BS"][-(-len(example) // self._N) :] = True
+  def last(self, document: int) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens before a summary, with bos; and those of the summary with its end."""
+    ids = self.read(document, 0, int(self.tokens[document]))
+    start = int(self._start_D[document])
+    return np.append(self.first_D[document], ids[:start]), ids[start:]

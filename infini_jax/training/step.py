@@ -82,8 +82,10 @@ def make_train_step(
   """The update for this config, a pure function to compile once.
 
   The loss is the mean over all real tokens of the batch, independent of the microbatches; targets
-  of a task have weights. Metrics: `loss` in nats per token, `tokens`, `grad_norm`, for a task
-  `answer_accuracy`, with lanes of text beside it `text_loss`, and those of `health.memory_metrics`.
+  of a task have weights. With `data.carry_state`, weights of less than 1 in total are not scaled up
+  for the update, so a part of a long document weighs as little as it should. Metrics: `loss`, that
+  mean in nats per token, `tokens`, `grad_norm`, for a task `answer_accuracy`, with lanes of text
+  beside it `text_loss`, and those of `health.memory_metrics`.
 
   With `config.train.distill_weight` the update takes a third argument, the parameters of the
   original; `distillation` is the mean divergence from it, in nats per token.
@@ -113,9 +115,7 @@ def make_train_step(
     loss += auxiliary(config.model, memory) / t.accumulate
     return loss, (sums, memory)
 
-  def gradients(params, teacher, memory, batch):
-    total = _weights(batch).sum()
-    total = jnp.where(total == 0, 1.0, total)  # a long question: nobody says anything yet
+  def gradients(params, teacher, memory, batch, total):
     trained, frozen = split(config, params)
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if t.accumulate == 1:
@@ -149,7 +149,11 @@ def make_train_step(
     key = jax.random.fold_in(jax.random.key(t.seed), state.step)
     if config.model.memory.moves_borders:
       batch["shift_BS"] = random_borders(config.model, key, batch["reset_BS"], batch["mask_BT"])
-    sums, memory, grads = gradients(state.params, teacher, memory, batch)
+    weight = _weights(batch).sum()
+    weight = jnp.where(weight == 0, 1.0, weight)  # a long question: nobody says anything yet
+    total = jnp.maximum(weight, 1.0) if config.data.carry_state else weight
+    sums, memory, grads = gradients(state.params, teacher, memory, batch, total)
+    to_mean = total / weight
     grad_norm = optax.tree.norm(optimizer.in_float32(grads))
     is_good, norm = _is_good(config, (sums["loss"], grad_norm, memory), state.norm)
     kept = _kept(is_good) if config.guard.in_a_row else lambda new, old: new
@@ -163,7 +167,7 @@ def make_train_step(
         ema = kept(optimizer.averaged(config, ema, trained, state.step), ema)
     tokens = batch["mask_BT"].sum().astype(jnp.float32)
     metrics = {
-      "loss": sums["loss"],
+      "loss": sums["loss"] * to_mean,
       "tokens": tokens,
       "grad_norm": grad_norm,
       "skipped": ~is_good,
@@ -173,7 +177,7 @@ def make_train_step(
     if "text" in sums:
       metrics["text_loss"] = sums["text"] / jnp.maximum(1.0, _text(batch).sum())
     if "distillation" in sums:
-      metrics["distillation"] = sums["distillation"]
+      metrics["distillation"] = sums["distillation"] * to_mean
     metrics |= memory_metrics(config.model, params, grads, memory)
     metrics = jax.tree.map(lambda x: shard(x, "_" * x.ndim), metrics)  # every host can read these
     memory = None if state.memory is None else kept(memory, state.memory)

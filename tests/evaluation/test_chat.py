@@ -11,14 +11,8 @@ from rich.console import Console
 
 from infini_jax.config import InputError
 from infini_jax.evaluation import chat_tables
-from infini_jax.evaluation.chat import (
-  Answer,
-  Answered,
-  Answering,
-  bootstrap,
-  normalised,
-  shared_words,
-)
+from infini_jax.evaluation.answers import Answer, Answered
+from infini_jax.evaluation.chat import answering, normalised, shared_words
 from infini_jax.evaluation.knock_out import EMPTY, INTACT
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh
@@ -54,7 +48,7 @@ def found(case):
   c, source, params = case
   mesh = make_mesh(c.mesh, jax.devices()[:1])
   with jax.set_mesh(mesh):
-    evaluator, seen = Answering(c, mesh, source), []
+    evaluator, seen = answering(c, mesh, source), []
     answered = evaluator.run(params, INTACT, advance=lambda i, text: seen.append(i))
     empty = evaluator.run(params, EMPTY)
   assert seen[-1] == evaluator.chunks
@@ -77,7 +71,7 @@ def test_likelihoods_and_answers_are_those_of_one_call_over_all_tokens(case, fou
     log_p = jax.nn.log_softmax(logits(ids))[:n][np.arange(n), ids[1:]]
     said = talks.said(document, 0, n)
     np.testing.assert_allclose(answer.nats, -np.asarray(log_p)[said].sum(), rtol=1e-4)
-    assert answer.tokens == said.sum()
+    assert answer.answer_tokens == said.sum()
     tokens, written = talks.last(document)[0].tolist(), []
     for _ in range(LENGTH):
       token = int(logits(tokens)[len(tokens) - 1].argmax())
@@ -108,17 +102,6 @@ def test_answers_are_compared_as_in_squad(written, reference, exact, f1):
   assert shared_words(written, reference) == pytest.approx(f1)
 
 
-def test_intervals_hold_the_mean_and_shrink_with_more_conversations(rng):
-  values = rng.random(400)
-  few, many = (bootstrap(values[:n], np.ones(n)) for n in (25, 400))
-  assert few[0] < values[:25].mean() < few[1] and many[0] < values.mean() < many[1]
-  assert many[1] - many[0] < few[1] - few[0]
-  # That of a normal distribution, within the noise of resampling.
-  assert many[1] - many[0] == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.2)
-  same = bootstrap(np.full(9, 2.0), np.full(9, 4.0))
-  assert same == (0.5, 0.5)
-
-
 def test_results_are_written_and_shown(found, tmp_path, case):
   memory, empty = found
   both = {"memory": memory, "empty": empty}
@@ -130,13 +113,14 @@ def test_results_are_written_and_shown(found, tmp_path, case):
   lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
   assert [line["name"] for line in lines] == [f"test.jsonl, line {i}" for i in (1, 2, 3, 4)]
   assert lines[0]["knocked_out"]["empty"] == empty.answers[0].written
+  assert {"exact_match", "f1", "rougeL", "answer_tokens"} <= set(lines[0])
   console = Console(file=io.StringIO(), width=160)
   chat_tables.show(both, {"step": 3}, case[0], console)
   assert "log-likelihood a token" in console.file.getvalue()
 
 
 def test_the_verdict_compares_likelihoods():
-  one = lambda nats: Answered((Answer("a", "x", "y", 0.0, 0.0, 0.0, 4, nats),), {}, 1, 1.0)
+  one = lambda nats: Answered((Answer("a", 9, "x", "y", {}, 4, nats),), {}, 1.0)
   for with_memory, empty, said in ((3.0, 4.0, ""), (4.0, 4.0, "carries nothing that helps")):
     console = Console(file=io.StringIO(), width=160)
     chat_tables.verdict({"memory": one(with_memory), "empty": one(empty)}, console)
@@ -151,4 +135,4 @@ def test_fields_that_do_not_fit_are_refused(case, fields, said):
   c, source, _ = case
   e = dataclasses.replace(c.evaluation, **fields)
   with pytest.raises(InputError, match=said):
-    Answering(dataclasses.replace(c, evaluation=e), None, source)
+    answering(dataclasses.replace(c, evaluation=e), None, source)

@@ -18,12 +18,13 @@ from infini_jax.config import InputError
 from infini_jax.config.schema import TASKS
 from infini_jax.evaluation import evaluate as module
 from infini_jax.evaluation import perplexity_tables, retrieval_tables, summarization_tables
+from infini_jax.evaluation.answers import ROUGES, Answer
 from infini_jax.evaluation.evaluate import evaluate
 from infini_jax.evaluation.filing import newest, newest_file
 from infini_jax.evaluation.gates import gates
 from infini_jax.evaluation.perplexity import Scores
 from infini_jax.evaluation.retrieval import Cell, Recalled
-from infini_jax.evaluation.summarization import Summarized, Summary
+from infini_jax.evaluation.summarization import Summarized
 from infini_jax.evaluation.tasks import KINDS, NAMES, jobs_of
 from infini_jax.models import init
 from infini_jax.report.page import report
@@ -310,7 +311,8 @@ def test_the_verdict_on_perplexity_is_true_of_all_figures():
 def test_the_verdict_on_summaries_is_true_of_all_figures():
   def verdict(memory, empty):
     out = io.StringIO()
-    of = lambda rouge: Summarized((Summary("a", 9, "b", "c", rouge, rouge, rouge),), 9, 1.0)
+    scores = lambda rouge: dict.fromkeys(ROUGES, rouge)
+    of = lambda rouge: Summarized((Answer("a", 9, "b", "c", scores(rouge), 1, 1.0),), {}, 1.0)
     summarization_tables.verdict({"memory": of(memory), "empty": of(empty)}, Console(file=out))
     return " ".join(out.getvalue().split())
 

@@ -14,7 +14,7 @@ from infini_jax.evaluation import summarization_tables
 from infini_jax.evaluation.evaluate import evaluate
 from infini_jax.evaluation.filing import newest_file
 from infini_jax.evaluation.knock_out import INTACT, Variant
-from infini_jax.evaluation.summarization import Summarization, seed_of
+from infini_jax.evaluation.summarization import summarization
 from infini_jax.evaluation.validation import Validation
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh
@@ -53,10 +53,11 @@ def settings(pairs, **evaluation):
 def run(pairs, variant=INTACT, **evaluation):
   c = settings(pairs, **evaluation)
   params = fake_params(c.model)
-  with jax.set_mesh(make_mesh(c.mesh, jax.devices()[:1])) as mesh:
-    evaluator, seen = Summarization(c, mesh, pairs), []
+  mesh = make_mesh(c.mesh, jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    evaluator, seen = summarization(c, mesh, pairs), []
     found = evaluator.run(params, variant, advance=lambda i, text: seen.append(i))
-  assert seen[-1] == evaluator.chunks == len(found.summaries)
+  assert seen[-1] == evaluator.chunks
   return c, params, found
 
 
@@ -65,17 +66,24 @@ def greedy(pairs):
   return run(pairs)
 
 
-def plainly(c, params, pairs, ids):
-  """Greedy decoding: each token by one call over everything before it."""
-  model, tokens = bind(c.model, params), [pairs.tokenizer.bos, *ids]
-  tokens += pairs.tokenizer.encode(MARK).tolist()
-  size = -(-(len(tokens) + LENGTH) // N) * N
+def reads(c, params):
+  """The logits of all tokens by one call, (tokens, V)."""
+  model = bind(c.model, params)
   read = jax.jit(lambda x: model.logits(model(x, model.state(1))[0])[0])
-  written = []
+
+  def of(ids):
+    whole = np.zeros((1, 12 * N), np.int32)
+    whole[0, : len(ids)] = ids
+    return np.asarray(read(whole), np.float64)[: len(ids)]
+
+  return of
+
+
+def plainly(read, pairs, prompt):
+  """Greedy decoding: each token by one call over everything before it."""
+  tokens, written = prompt.tolist(), []
   for _ in range(LENGTH):
-    whole = np.zeros((1, size), np.int32)
-    whole[0, : len(tokens)] = tokens
-    token = int(np.asarray(read(whole))[len(tokens) - 1].argmax())
+    token = int(read(tokens)[-1].argmax())
     if token == pairs.tokenizer.eos:
       break
     tokens.append(token)
@@ -83,39 +91,56 @@ def plainly(c, params, pairs, ids):
   return pairs.tokenizer.decode(written).strip()
 
 
-def test_a_summary_equals_greedy_decoding_by_calls_over_the_whole_text(pairs, greedy):
+def nats_of(read, prompt, answer):
+  """Minus the log-likelihood of an answer after a prompt."""
+  log_p = jax.nn.log_softmax(read([*prompt, *answer[:-1]]))
+  asked = np.arange(len(prompt) - 1, len(prompt) + len(answer) - 1)
+  return -np.asarray(log_p, np.float64)[asked, answer].sum()
+
+
+def test_summaries_and_likelihoods_are_those_of_calls_over_the_whole_text(pairs, greedy):
   c, params, found = greedy
-  documents, _ = pairs.split("test")
-  assert [s.name for s in found.summaries] == documents.names[:3]
-  for i, summary in enumerate(found.summaries):
-    ids = documents.read(i, 0, int(documents.tokens[i]))
-    assert summary.tokens == len(ids) > 2 * N
-    assert summary.written == plainly(c, params, pairs, ids), f"document {i}"
+  told, read = pairs.split("test"), reads(c, params)
+  assert [s.name for s in found.answers] == told.names and len(told) == 3
+  for i, summary in enumerate(found.answers):
+    prompt, answer = told.last(i)
+    text = pairs.tokenizer.decode(prompt[1:])
+    assert text.endswith(MARK) and summary.tokens == len(text) - len(MARK) > 2 * N
+    assert summary.written == plainly(read, pairs, prompt), f"document {i}"
+    assert summary.reference == pairs.tokenizer.decode(answer[:-1])
+    assert summary.answer_tokens == len(answer)
+    np.testing.assert_allclose(summary.nats, nats_of(read, prompt, answer), rtol=1e-4)
 
 
 def test_scores_are_the_librarys_and_overall_is_their_geometric_mean(greedy):
   found = greedy[2]
   scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
-  for s in found.summaries:
+  for s in found.answers:
     for name, score in scorer.score(s.reference, s.written).items():
-      assert getattr(s, name) == score.fmeasure
-  means = [100 * np.mean([getattr(s, r) for s in found.summaries]) for r in ("rouge1", "rougeL")]
+      assert s.scores[name] == score.fmeasure
+  means = [100 * np.mean([s.scores[r] for s in found.answers]) for r in ("rouge1", "rougeL")]
   figures = found.to_dict()
   assert [figures["rouge1"], figures["rougeL"]] == pytest.approx(means)
   product = figures["rouge1"] * figures["rouge2"] * figures["rougeL"]
   assert figures["overall"] == pytest.approx(math.cbrt(product))
+  for name in ("rouge1", "overall", "log_likelihood"):
+    low, high = figures[f"{name}_interval"]
+    assert low <= figures[name] <= high
 
 
-def test_limits_and_sampling(pairs, greedy):
+def test_limits(pairs, greedy):
   _, _, short = run(pairs, summary_length=4, max_tokens=10, max_documents=2)
-  assert len(short.summaries) == 2 and all(s.tokens == 10 for s in short.summaries)
-  assert short.cut == 2 and greedy[2].cut == 0
-  assert all(len(s.written.encode()) <= 4 * 3 for s in short.summaries)  # a byte out of place: 3
-  hot = {"temperature": 2.0, "top_p": 1.0}
-  texts = [[s.written for s in run(pairs, **how)[2].summaries] for how in (hot, hot)]
-  assert texts[0] == texts[1] != [s.written for s in greedy[2].summaries]
-  narrow = [s.written for s in run(pairs, temperature=2.0, top_p=1e-6)[2].summaries]
-  assert narrow == [s.written for s in greedy[2].summaries], "top_p of nearly 0 is greedy"
+  assert len(short.answers) == 2 and all(s.tokens == 10 for s in short.answers)
+  assert short.about["cut"] == 2 and greedy[2].about["cut"] == 0
+  assert all(len(s.written.encode()) <= 4 * 3 for s in short.answers)  # a byte out of place: 3
+
+
+@pytest.mark.slow
+def test_texts_are_sampled_as_the_config_says(pairs, greedy):
+  of = lambda found: [s.written for s in found.answers]
+  assert of(run(pairs, temperature=2.0, top_p=1.0)[2]) != of(greedy[2])
+  narrow = of(run(pairs, temperature=2.0, top_p=1e-6)[2])
+  assert narrow == of(greedy[2]), "top_p of nearly 0 is greedy"
 
 
 @pytest.mark.slow
@@ -124,19 +149,17 @@ def test_draws_for_a_document_do_not_depend_on_other_documents(pairs):
   how = {"temperature": 1.5, "top_p": 1.0, "summary_length": 8}
   for variant in (INTACT, Variant("empty", empty=True)):
     two, one, fewer = (
-      run(pairs, variant, **how, **more)[2].summaries
+      run(pairs, variant, **how, **more)[2].answers
       for more in ({"lanes": 2}, {"lanes": 1}, {"lanes": 2, "max_documents": 2})
     )
     assert [s.written for s in one] == [s.written for s in two], variant.name
     assert [s.written for s in fewer] == [s.written for s in two][:2], variant.name
-  ids = np.arange(5, dtype=np.int32)
-  assert len({seed_of(0, ids), seed_of(1, ids), seed_of(0, ids[:4]), seed_of(0, ids[::-1])}) == 4
 
 
 def test_with_the_memory_held_empty_only_the_open_segment_is_read(pairs, greedy):
   c, params, found = run(pairs, Variant("empty", empty=True))
-  assert [s.written for s in found.summaries] != [s.written for s in greedy[2].summaries]
-  assert found.tokens == greedy[2].tokens
+  assert [s.written for s in found.answers] != [s.written for s in greedy[2].answers]
+  assert [s.tokens for s in found.answers] == [s.tokens for s in greedy[2].answers]
 
 
 def test_validation_is_the_perplexity_of_references_after_their_documents(pairs):
@@ -145,31 +168,34 @@ def test_validation_is_the_perplexity_of_references_after_their_documents(pairs)
   mesh = make_mesh(c.mesh, jax.devices()[:1])
   with jax.set_mesh(mesh):
     line, figures = Validation(c, mesh, pairs).run(params)
-  parts = pairs.split("validation")
-  document, summary = (part.read(0, 0, int(part.tokens[0])) for part in parts)
-  ids = np.concatenate([pairs.prompt(document), summary])
-  whole = np.zeros((1, -(-len(ids) // N) * N), np.int32)
-  whole[0, : len(ids)] = ids
-  model = bind(c.model, params)
-  log_p = jax.nn.log_softmax(model.logits(model(whole, model.state(1))[0])[0])
-  asked = np.arange(len(ids) - len(summary), len(ids))
-  nats = -np.asarray(log_p, np.float64)[asked - 1, ids[asked]].sum()
+  prompt, answer = pairs.split("validation").last(0)
+  nats = nats_of(reads(c, params), prompt, answer)
   np.testing.assert_allclose(figures["nats"], nats, rtol=1e-4)
-  assert figures["tokens"] == len(summary)
-  assert f"{figures['summary_perplexity']:.3f}" in line
+  assert figures["tokens"] == len(answer)
+  assert f"{figures['answer_perplexity']:.3f}" in line
 
 
 @pytest.mark.slow
-def test_trained_and_evaluated_from_files_on_eight_devices(pairs, tmp_path):
+@pytest.mark.parametrize("carry", [False, True])
+def test_trained_and_evaluated_from_files_on_eight_devices(pairs, tmp_path, carry):
+  """Also of an older run, which read one pair a chunk: only its training does not go on."""
   c = settings(pairs, lanes=8)
-  c = changed(c, mesh=changed(c.mesh, data=8), data=changed(c.data, lanes=8))
-  loop.train(c, str(tmp_path / "run"), quiet())
-  (results,) = evaluate(c, str(tmp_path / "run"), quiet(), tasks=("summarization",)).values()
-  folder = newest_file(tmp_path / "run", "summarization").parent
+  data = changed(c.data, lanes=8, segments=2 if carry else 16, carry_state=carry)
+  c = changed(c, mesh=changed(c.mesh, data=8), data=data)
+  run = tmp_path / "run"
+  loop.train(c, str(run), quiet())
+  written = json.loads((run / "run.json").read_text())
+  written["corpus"] = f"{pairs.store.fingerprint} summaries"
+  del written["sha256"]
+  (run / "run.json").write_text(json.dumps(written))
+  (results,) = evaluate(c, str(run), quiet(), tasks=("summarization",)).values()
+  folder = newest_file(run, "summarization").parent
   lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
   assert len(lines) == 3 and all({"written", "reference", "knocked_out"} <= set(x) for x in lines)
   assert (folder / "summaries.png").read_bytes().startswith(b"\x89PNG")
   assert results["memory"]["documents"] == 3 and 0 <= results["memory"]["rouge1"] <= 100
+  with pytest.raises(InputError, match="start a new run with --config.train.start_from"):
+    loop.train(c, str(run), quiet())
 
 
 def test_other_ablations_are_refused(pairs):
@@ -179,7 +205,7 @@ def test_other_ablations_are_refused(pairs):
 
 def test_the_verdict_says_so_when_the_rest_of_the_document_does_not_help(greedy):
   console = quiet()
-  right = changed(greedy[2], summaries=tuple(s._replace(rouge1=0.5) for s in greedy[2].summaries))
+  half = dict.fromkeys(greedy[2].answers[0].scores, 0.5)
+  right = changed(greedy[2], answers=tuple(s._replace(scores=half) for s in greedy[2].answers))
   summarization_tables.verdict({"memory": right, "empty": right}, console)
   assert "carries nothing" in console.file.getvalue()
-  assert changed(greedy[2], tokens=1).summary.startswith("ROUGE-1, -2, -L ")

@@ -8,7 +8,7 @@ from infini_jax.report.runs import read_runs
 from tests.report.test_page import write_run
 
 
-def logged(folder, steps, mfu=None, gates=True, **sections):
+def logged(folder, steps, mfu=None, gates=True, validation="perplexity", **sections):
   """A run with all metrics of a training, and validations."""
   write_run(folder, **sections)
   lines = []
@@ -17,7 +17,7 @@ def logged(folder, steps, mfu=None, gates=True, **sections):
                   "grad_norm": 1.0, "mfu": mfu, "model_flops_per_second": 1e9,
                   "tokens_per_second": 9.0, "dead_heads": 0.0}
                  | ({"gates_LH": [[0.5, 0.1 + step / 1000]]} if gates else {}))  # fmt: skip
-    lines.append({"step": step, "kind": "validation", "perplexity": math.exp(6 / step)})
+    lines.append({"step": step, "kind": "validation", validation: math.exp(6 / step)})
   (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
   return str(folder)
 
@@ -35,6 +35,13 @@ def test_a_run_has_all_curves_of_its_metrics(tmp_path):
   assert "a from 6 at step 1 to 0.015 at step 400" in page, "the log of the perplexity"
   assert "a at the end from 0.50 to 0.50" in page.split("gates: ")[1]
   assert len(page) < 120_000, "a long run has as many points as a picture shows"
+
+
+def test_validations_of_answers_are_shown_as_losses_also_of_older_runs(tmp_path):
+  names = {"old": "summary_perplexity", "new": "answer_perplexity"}
+  runs = read_runs([logged(tmp_path / run, 4, validation=name) for run, name in names.items()])
+  found = training(runs).split("Line chart, Validation loss: ")[1].split('"')[0]
+  assert all(f"{run} from 6 at step 1 to 1.5 at step 4" in found for run in names), found
 
 
 def test_runs_are_named_once_and_share_pictures_of_what_is_comparable(tmp_path):

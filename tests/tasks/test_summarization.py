@@ -1,17 +1,24 @@
-"""Pairs of document and summary: exact tokens, each pair once an epoch, in an order by the seed."""
+"""Pairs of document and summary: exact tokens, each pair once an epoch, read from the store."""
 
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
 
 from infini_jax.config import InputError
 from infini_jax.data import prepare
-from infini_jax.tasks import PairLanes, Pairs
-from infini_jax.tasks.summarization import MARK, Told
+from infini_jax.data.store.store import Documents
+from infini_jax.runs.workdir import Workdir
+from infini_jax.tasks import Pairs, train_lanes
+from infini_jax.tasks.summarization import MARK
+from infini_jax.training.loop import train
+from tests.tasks.test_chat import units
 from tests.tiny import config, quiet
 
 WORDS = np.array("one two three four five six seven eight nine ten".split())
+EOS, CONTEXT = 256, 0.25
 
 
 @pytest.fixture(scope="module")
@@ -21,103 +28,108 @@ def rows():
   return [{"document": text(rng.integers(3, 60)), "summary": text(5)} for _ in range(30)]
 
 
-@pytest.fixture(scope="module")
-def store(rows, tmp_path_factory):
-  folder = tmp_path_factory.mktemp("pairs")
-  untold = [{"document": "without", "summary": ""}]  # must not be read
-  for split, part in (
-    ("train", untold + rows[:24]), ("validation", rows[24:27]), ("test", rows[27:])
-  ):  # fmt: skip
-    lines = (json.dumps(row) + "\n" for row in part)
+def stored(folder, **splits):
+  for split in ("train", "validation", "test"):
+    lines = (json.dumps(row) + "\n" for row in splits.get(split, splits["train"]))
     (folder / f"{split}.jsonl").write_text("".join(lines))
   spec = f"jsonl:{folder}/*.jsonl?text=document&summary=summary"
   return prepare(spec, folder / "store", "bytes", console=quiet())
 
 
-def lanes(store, segments=16, seed=0):
-  return PairLanes(Pairs(store), summaries(segments=segments, seed=seed))
+@pytest.fixture(scope="module")
+def store(rows, tmp_path_factory):
+  untold = [{"document": "without", "summary": ""}]  # must not be read
+  splits = {"train": untold + rows[:24], "validation": rows[24:27], "test": rows[27:]}
+  return stored(tmp_path_factory.mktemp("pairs"), **splits)
 
 
-def summaries(segments=16, seed=0, **data):
+def settings(store, segments=16, seed=0, carry_state=False, **train):
   return config(
-    task={"name": "summarization"},
-    data={"segments": segments, "carry_state": False, "lanes": 4, **data},
-    train={"seed": seed},
+    store.folder,
+    task={"name": "summarization", "context_weight": CONTEXT},
+    data={"segments": segments, "carry_state": carry_state, "lanes": 4},
+    train={"seed": seed, **train},
   )
 
 
-def pairs_of(batch):
-  """The input and the answer of each lane, as text."""
-  for b in range(len(batch["tokens_BT"])):
-    n = int(batch["mask_BT"][b].sum())
-    assert batch["mask_BT"][b, :n].all(), "padding comes last"
-    inputs, targets = batch["tokens_BT"][b, :n], batch["targets_BT"][b, :n]
-    np.testing.assert_array_equal(inputs[1:], targets[:-1])
-    asked = batch["asked_BT"][b, :n]
-    assert asked.any() and not batch["asked_BT"][b, n:].any()
-    first = int(asked.argmax())
-    assert asked[first:].all(), "the summary is the end, and its end mark"
-    np.testing.assert_allclose(batch["weights_BT"][b, :n][asked].sum(), 1, rtol=1e-5)
-    text = lambda ids: bytes(ids[ids < 256].astype(np.uint8).tolist()).decode()
-    yield text(inputs[1 : first + 1]), text(targets[first:-1])
+def lanes(store, **how):
+  return train_lanes(settings(store, **how), Pairs(store))
 
 
-def test_every_pair_is_read_whole_once_an_epoch(store, rows):
-  made = lanes(store, segments=32)
-  read = [pair for k in range(6) for pair in pairs_of(made.batch(k))]
-  expected = [(row["document"] + MARK, row["summary"]) for row in rows[:24]]
-  assert sorted(read) == sorted(expected), "6 steps of 4 lanes are an epoch of 24 pairs"
+def whole(row):
+  """The targets of a pair."""
+  return [*f"{row['document']}{MARK}{row['summary']}".encode(), EOS]
+
+
+@pytest.mark.parametrize("segments, carry", [(32, False), (3, True)])
+def test_every_pair_is_read_whole_once_an_epoch(store, rows, segments, carry):
+  made = lanes(store, segments=segments, carry_state=carry)
+  found = {tuple(targets): (inputs, weights) for inputs, targets, weights in units(made, 60)}
+  for row in rows[:24]:
+    targets, start = whole(row), len(row["document"] + MARK)
+    inputs, weights = found.pop(tuple(targets))
+    assert inputs == [EOS, *targets[:-1]], "bos is eos in this vocabulary"
+    np.testing.assert_allclose(weights[start:], 1 / (len(targets) - start), rtol=1e-6)
+    np.testing.assert_allclose(weights[:start], CONTEXT / start, rtol=1e-6)
+  for targets in found:  # the last of a lane may go on in the next batch
+    assert carry and any(tuple(whole(row)[: len(targets)]) == targets for row in rows[:24])
+
+
+def test_short_pairs_share_a_chunk_and_an_epoch_reads_every_row_once(store):
+  c = settings(store, segments=32).with_fields(data={"lanes": 1})
+  made = train_lanes(c, Pairs(store))
+  assert len(made._rows) < 24 == len(units(made, len(made._rows)))
 
 
 def test_texts_that_are_too_long_keep_their_beginning(store, rows):
   made, documents = lanes(store, segments=6), {row["summary"]: row["document"] for row in rows}
-  cut = 0
-  for k in range(6):
-    batch = made.batch(k)
-    assert batch["tokens_BT"].shape == (4, 96)
-    for document, summary in pairs_of(batch):
-      whole = documents[summary]
-      assert whole.startswith(document.removesuffix(MARK))
-      cut += len(document.removesuffix(MARK)) < len(whole)
+  cut, found = 0, units(made, 12)
+  for _, targets, _ in found:
+    assert len(targets) <= 96 and targets[-1] == EOS
+    document, summary = bytes(targets[:-1]).decode().split(MARK)
+    assert documents[summary].startswith(document)
+    cut += len(document) < len(documents[summary])
+  assert {bytes(targets[:-1]).decode().split(MARK)[1] for _, targets, _ in found} == {
+    row["summary"] for row in rows[:24]
+  }
   assert cut, "nothing was too long: a weak test"
 
 
 def test_only_complete_summaries_end_with_the_end_mark(tmp_path):
   """For a summary that was cut, the last target is its next token."""
-  chunk, summaries_ = 6 * 16, {n: "abcdefgh" * 9 for n in (47, 48, 49, 72)}
-  for split in ("train", "validation", "test"):
-    lines = [
-      json.dumps({"document": f"{n}", "summary": text[:n]}) + "\n" for n, text in summaries_.items()
-    ]
-    (tmp_path / f"{split}.jsonl").write_text("".join(lines))
-  spec = f"jsonl:{tmp_path}/*.jsonl?text=document&summary=summary"
-  batch = lanes(prepare(spec, tmp_path / "store", "bytes", console=quiet()), segments=6).batch(0)
-  seen = []
-  for row in range(4):
-    n = int(batch["mask_BT"][row].sum())
-    targets = batch["targets_BT"][row, :n][batch["asked_BT"][row, :n]].tolist()
-    size = int(bytes(batch["tokens_BT"][row, 1:3].tolist()))
-    text = list(summaries_[size][:size].encode())
-    assert targets == (text + [256])[: chunk // 2 + 1], f"a summary of {size} tokens"
-    np.testing.assert_array_equal(batch["tokens_BT"][row, 1:n], batch["targets_BT"][row, : n - 1])
-    seen.append(size)
-  assert sorted(seen) == [47, 48, 49, 72]
+  chunk, texts = 6 * 16, {n: "abcdefgh" * 9 for n in (47, 48, 49, 72)}
+  pairs = [{"document": f"{n}", "summary": text[:n]} for n, text in texts.items()]
+  store, seen = stored(tmp_path, train=pairs), set()
+  for _, targets, _ in units(lanes(store, segments=6), 8):
+    size = int(bytes(targets[:2]))
+    text = list(texts[size][:size].encode())
+    assert targets[2 + len(MARK) :] == (text + [EOS])[: chunk // 2 + 1], f"a summary of {size}"
+    seen.add(size)
+  assert seen == set(texts)
 
 
-def test_a_batch_depends_on_seed_and_step_and_rows_are_slices(store):
-  made, again, other = lanes(store), lanes(store), lanes(store, seed=1)
+@pytest.mark.parametrize("carry", [False, True])
+def test_a_batch_depends_on_seed_and_step_and_rows_are_slices(store, carry):
+  made, again, other = (lanes(store, seed=seed, carry_state=carry) for seed in (0, 0, 1))
   same = lambda a, b: all(np.array_equal(a[name], b[name]) for name in a)
   assert same(made.batch(3), again.batch(3)) and not same(made.batch(3), other.batch(3))
   part = made.batch(3, slice(1, 3))
   assert same(part, {name: rows[1:3] for name, rows in made.batch(3).items()})
 
 
-def test_a_memory_begins_empty_at_every_example(store):
-  batch = lanes(store).batch(0)
-  assert batch["reset_BS"][:, 0].all()
-  ends = -(-batch["mask_BT"].sum(1) // 16)
-  for reset, end in zip(batch["reset_BS"], ends, strict=True):
-    assert not reset[1:end].any() and reset[end:].all()
+def test_a_training_reads_the_tokens_of_its_chunks_alone(store, monkeypatch):
+  """The store may be of any size: nothing of it is kept."""
+  read, plainly = [], Documents.read
+
+  def counted(documents, document, start, stop):
+    read.append(stop - start)
+    return plainly(documents, document, start, stop)
+
+  monkeypatch.setattr(Documents, "read", counted)
+  made = lanes(store, segments=3, carry_state=True)
+  assert not read
+  made.batch(5)
+  assert 0 < sum(read) <= 4 * (3 * 16 + 1)
 
 
 def test_a_corpus_without_summaries_and_too_short_a_chunk_are_refused(store, texts, tmp_path):
@@ -126,16 +138,49 @@ def test_a_corpus_without_summaries_and_too_short_a_chunk_are_refused(store, tex
     Pairs(plain)
   with pytest.raises(InputError, match="hold no document with its summary"):
     lanes(store, segments=2)
+  lanes(store, segments=2, carry_state=True)
+  with pytest.raises(InputError, match="no summary for none.jsonl:0; add some, or choose another"):
+    Pairs(store).split("test", document="none.jsonl:0")
 
 
-def test_a_validation_pair_is_document_mark_and_summary_in_any_slice(store, rows, rng):
-  pairs = Pairs(store)
-  told = Told(pairs, "validation")
-  assert len(told.tokens) == 3
+def test_a_pair_to_evaluate_is_document_mark_and_summary_in_any_slice(store, rows, rng):
+  told, cut = (Pairs(store).split("validation", max_tokens=most) for most in (0, 20))
+  assert len(told) == 3 == len(told.names) and not told.cut_D.any()
   for i, row in enumerate(rows[24:27]):
-    whole = np.frombuffer(f"{row['document']}{MARK}{row['summary']}".encode(), np.uint8)
-    assert told.tokens[i] == len(whole)
-    assert told.first_D[i] == len(whole) - len(row["summary"])
+    targets, start = whole(row), len(row["document"] + MARK)
+    assert told.tokens[i] == len(targets)
     for _ in range(40):
-      start, stop = sorted(rng.integers(0, len(whole) + 1, 2).tolist())
-      np.testing.assert_array_equal(told.read(i, start, stop), whole[start:stop])
+      a, b = sorted(rng.integers(0, len(targets) + 1, 2).tolist())
+      np.testing.assert_array_equal(told.read(i, a, b), targets[a:b])
+      np.testing.assert_array_equal(told.said(i, a, b), np.arange(a, b) >= start)
+    prompt, answer = told.last(i)
+    assert prompt.tolist() == [EOS, *targets[:start]] and answer.tolist() == targets[start:]
+    assert bytes(prompt[told.own].tolist()).decode() == row["document"]
+    few = whole(row | {"document": row["document"][:20]})
+    assert cut.read(i, 0, int(cut.tokens[i])).tolist() == few
+    assert cut.cut_D[i] == (len(row["document"]) > 20) and cut.read_D[i] <= 20
+
+
+def test_an_older_run_goes_on_as_a_new_run_alone(store, tmp_path):
+  """It read one pair a chunk, so that its next batch would be another."""
+  workdir, c = Workdir(tmp_path / "old"), settings(store)
+  workdir.claim(c, f"{store.fingerprint} summaries")
+  with pytest.raises(InputError, match=f"new run with --config.train.start_from={workdir.path}"):
+    workdir.claim(c, Pairs(store).fingerprint)
+  with pytest.raises(InputError, match="holds a run on another corpus"):
+    workdir.claim(c, store.fingerprint)
+
+
+@pytest.mark.slow
+def test_a_run_on_long_documents_goes_on_to_the_bit(store, tmp_path):
+  c = settings(store, segments=3, carry_state=True, checkpoint_every=3, steps=6)
+  c = c.with_fields(data={"lanes": 8})
+  run = tmp_path / "run"
+  made = train(c, str(run), quiet())
+  shutil.rmtree(run / "checkpoints" / "6")  # as if it had been killed after step 3
+  again = train(c, str(run), quiet())
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(*jax.device_get((a, b))),
+    (again.params, again.memory),
+    (made.params, made.memory),
+  )

@@ -128,6 +128,18 @@ def test_a_tasks_loss_is_weighed_and_its_answers_are_counted(rng, plain):
   assert metrics["tokens"] == b["mask_BT"].sum()
 
 
+def test_little_weight_makes_a_small_update_where_long_examples_are_read_in_parts(rng, plain):
+  b = task_batch(rng)
+  own = b["weights_BT"] / b["weights_BT"].sum()
+  of = lambda total: plain(b | {"weights_BT": (total * own).astype(np.float32)})[1]
+  one, many, few, none = map(of, (1, 40, 0.25, 0))
+  for metrics, share in ((many, 1), (few, 0.25), (none, 0)):
+    np.testing.assert_allclose(metrics["grad_norm"], share * one["grad_norm"], rtol=1e-5)
+  for metrics in (many, few):
+    np.testing.assert_allclose(metrics["loss"], one["loss"], rtol=1e-5, err_msg="it is a mean")
+  assert none["loss"] == 0
+
+
 def test_microbatches_make_the_same_update_of_a_task(rng, plain):
   b = task_batch(rng)
   state, metrics = plain(b)

@@ -76,6 +76,7 @@ class Sessions:
     self._folder, self._limits = folder, limits
     self._shared, self._model = Session(run), model_of(run)
     self._lock = threading.RLock()
+    self._copying = threading.Lock()  # held while a session is copied, so that none changes
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     self._index = sqlite3.connect(folder / INDEX, timeout=0.2, check_same_thread=False)
     try:
@@ -165,7 +166,7 @@ class Sessions:
     Raises:
       ApiError: there is none, or another request uses it.
     """
-    with self._lock:
+    with self._copying, self._lock:
       kept = self._idle(id, owner)
       kept.busy = True
     try:
@@ -186,16 +187,16 @@ class Sessions:
       kept.busy = False
 
   def fork(self, id: str, owner: str) -> Session:
-    """A copy that is not kept.
+    """A copy that is not kept. Several may be made at the same time.
 
     Raises:
       ApiError: as for `borrow`.
     """
-    kept, session = self.borrow(id, owner)
-    try:
-      return session.fork()
-    finally:
-      kept.used, kept.busy = time.time(), False
+    with self._copying:
+      kept = self._idle(id, owner)
+      copy = self._open(kept).fork()
+      kept.used = time.time()
+    return copy
 
   def file(self, id: str, owner: str) -> Path:
     """The state file of a session, as it was kept last.
@@ -211,7 +212,7 @@ class Sessions:
     Raises:
       ApiError: as for `borrow`.
     """
-    with self._lock:
+    with self._copying, self._lock:
       kept = self._idle(id, owner)
       self._index.execute("DELETE FROM sessions WHERE id = ?", (kept.id,))
       self._index.commit()

@@ -1,6 +1,7 @@
 """Kept sessions: on disk always, in memory while there is room, found again after a restart."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -89,6 +90,18 @@ def test_one_request_at_a_time_changes_a_session(run, sessions):
   session.read("and more")
   sessions.drop(same)  # a request that failed
   assert sessions.fork(kept.id, "").positions == [13]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_forks_of_one_session_do_not_refuse_each_other(run, sessions, in_memory):
+  kept = sessions.add(read(run, "one text"), "", "")
+  for _ in range(0 if in_memory else LIMITS.in_memory):
+    sessions.add(read(run, "x"), "", "")
+  with ThreadPoolExecutor(8) as threads:
+    forks = [*threads.map(lambda _: sessions.fork(kept.id, ""), range(16))]
+  assert [fork.positions for fork in forks] == [[kept.tokens]] * 16
+  _, session = sessions.borrow(kept.id, "")  # and none of them is the session itself
+  assert session not in forks
 
 
 def test_owners_do_not_see_each_other(run, sessions):

@@ -29,7 +29,10 @@ Source = str | os.PathLike[str] | IO[Any] | Iterable[int] | Iterable[np.ndarray]
 
 
 def tokens_of(
-  source: Source, tokenizer: Tokenizer, count: Callable[[int], None] | None = None
+  source: Source,
+  tokenizer: Tokenizer,
+  count: Callable[[int], None] | None = None,
+  name: str = "",
 ) -> Iterator[int]:
   """The tokens of a text or of a text file (a path, or an open file); tokens pass unchanged.
 
@@ -37,6 +40,7 @@ def tokens_of(
     source: the text, file or tokens.
     tokenizer: the vocabulary.
     count: called with the bytes of each piece of a text, before its tokens.
+    name: of an opened file, for errors; "": its own.
 
   Raises:
     InputError: the source is none of these, or a text that is the name of a file. While the tokens
@@ -52,7 +56,8 @@ def tokens_of(
   if isinstance(source, os.PathLike):
     source = Path(source)
   if isinstance(source, Path) or hasattr(source, "readline"):
-    return _encoded(lines_of(source), tokenizer, _name(source), count)
+    name = name or _name(source)
+    return _encoded(lines_of(source, name), tokenizer, name, count)
   if isinstance(source, bytes | bytearray | memoryview) or not isinstance(source, Iterable):
     raise InputError(
       f"cannot read {short(source)}: give text, a Path, an opened file or tokens (bytes are "
@@ -101,7 +106,7 @@ def check_tokens(
   if not marked and {bos, eos} & set(ids[1:] if begins and ids[:1] == [bos] else ids):
     raise InputError(
       f"a document's mark among tokens ({bos} begins one, {eos} ends it): a session adds the "
-      f"first itself; leave it out, and begin another document with reset()"
+      f"first itself; leave it out, and begin another document in a new session, or after reset()"
     )
   return ids
 
@@ -189,8 +194,10 @@ def lines_of(source: Any, name: str = "") -> Iterator[str]:
 
 
 def _name(source: Any) -> str:
-  name = str(source) if isinstance(source, Path) else getattr(source, "name", "the stream")
-  return "standard input" if name == "<stdin>" else name
+  name = source if isinstance(source, Path) else getattr(source, "name", None)
+  if not isinstance(name, str | os.PathLike):  # None, or the number of an open file
+    return "the stream"
+  return "standard input" if name == "<stdin>" else str(name)
 
 
 def _not_utf8(name: str, read: int) -> str:

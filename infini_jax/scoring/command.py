@@ -107,7 +107,7 @@ def _lines(session: Session, piece: Piece, first: int) -> Iterator[dict[str, Any
   """The fields of each token; `first` is the place of the first one in its text."""
   for i, token in enumerate(piece.ids.tolist()):
     line: dict[str, Any] = {"place": first + i, "token": token}
-    line["token_text"] = session.tokenizer.decode([token])
+    line["token_text"] = session.tokenizer.bytes_of(token).decode("utf-8", "replace")
     line["log_prob"] = float(piece.log_probs[i])
     if piece.empty is not None:
       line["empty"] = float(piece.empty[i])

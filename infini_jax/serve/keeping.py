@@ -14,7 +14,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from infini_jax.serve import answers, errors
 from infini_jax.serve.errors import ApiError
 from infini_jax.serve.events import MEDIA_TYPE, Events, line, while_here
-from infini_jax.serve.fields import Fields, flag, name_of, parse, text
+from infini_jax.serve.fields import Fields, flag, name_of, parse, printable, text
 from infini_jax.serve.job import Done, Event, Reading
 
 IN_MEMORY = 2**20  # bytes of an upload that are kept in memory; more go into a temporary file
@@ -74,7 +74,9 @@ async def remove(request: Request) -> Response:
 async def fork(request: Request) -> Response:
   """A new session with what another one has read."""
   content = await request.body()
-  name = Fields(parse(content)).of("name", name_of, "") if content else ""
+  field = Fields(parse(content) if content else {})
+  field.only("name")
+  name = field.of("name", name_of, "")
   id, owner = request.path_params["id"], request.state.owner
   kept = await run_in_threadpool(request.app.state.service.fork, id, owner, name)
   return JSONResponse(answers.session(kept))
@@ -143,7 +145,7 @@ async def _uploaded(request: Request) -> Uploaded:
     if not isinstance(part, UploadFile):
       raise ApiError(400, "file: the form has no such part", "missing", "file")
     file, others = part.file, {key: form[key] for key in form if key != "file"}
-    name, stream = _beside(others, str(part.filename or ""))
+    name, stream = _beside(others, printable(str(part.filename or "")))
   elif kind in ("text/plain", "application/octet-stream"):
     name, stream = _beside(dict(request.query_params), "")
     file = tempfile.SpooledTemporaryFile(IN_MEMORY)

@@ -234,7 +234,11 @@ class Sessions:
       if session is not None:
         self._memory[kept.id] = session
     if session is None:
-      session = Session.load(self._file(kept.id), model=self._shared)
+      try:
+        session = Session.load(self._file(kept.id), model=self._shared)
+      except InputError as error:
+        said = f"session {kept.id}: the server cannot read its file any more; delete the session"
+        raise ApiError(500, said, "session_lost") from error
       self._remember(kept, session)
     return session
 

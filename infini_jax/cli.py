@@ -33,6 +33,9 @@ def program(argv: list[str] | None = None) -> NoReturn:
   for threads. Nothing is left to do then.
   """
   cpu.set_flags(os.environ)
+  for name in ("stdout", "stderr"):
+    if getattr(sys, name) is None:  # closed, as by a shell's >&-
+      setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
   status = main(argv)
   sys.stdout.flush()
   sys.stderr.flush()

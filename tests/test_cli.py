@@ -151,6 +151,17 @@ cli.program(["train"])
   assert (done.returncode, done.stdout) == (3, "done\n"), done.stderr
 
 
+def test_closed_streams_are_no_error():
+  code = "from infini_jax import cli; cli.program([])"
+  done = subprocess.run(
+    [*"sh -c".split(), '"$0" -c "$1" >&-', sys.executable, code],
+    text=True,
+    capture_output=True,
+    timeout=60,
+  )
+  assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_versions_and_help(capsys):
   said = lambda: "".join(capsys.readouterr())
   assert cli.main([]) == 0

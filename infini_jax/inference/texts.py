@@ -52,7 +52,7 @@ def tokens_of(
         f"{source!r}: a file of this name exists, and a str is read as the text that it is: give "
         f"its Path to read the file, or io.StringIO of it to read the name"
       )
-    return _encoded(lines_of(io.StringIO(source), "the text"), tokenizer, count=count)
+    return _encoded(lines_of(text_stream(source), "the text"), tokenizer, count=count)
   if isinstance(source, os.PathLike):
     source = Path(source)
   if isinstance(source, Path) or hasattr(source, "readline"):
@@ -64,6 +64,11 @@ def tokens_of(
       f"neither: decode them)"
     )
   return chain.from_iterable(map(_numbers, source))
+
+
+def text_stream(text: str) -> io.StringIO:
+  """A text as if it was an opened file: each kind of newline is one character."""
+  return io.StringIO(text, newline=None)
 
 
 def names_file(text: str) -> bool:

@@ -1,7 +1,6 @@
 """The fields of a request for a completion, checked one by one."""
 
 import dataclasses
-import io
 import json
 import secrets
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from infini_jax.config import InputError
 from infini_jax.inference.arguments import LARGEST_SEED, short, stops, whole
 from infini_jax.inference.batch import LIKELIEST
 from infini_jax.inference.sampling import Sampling
+from infini_jax.inference.texts import text_stream
 from infini_jax.serve.errors import ApiError
 from infini_jax.serve.limits import Limits
 
@@ -81,7 +81,7 @@ class Asking:
 
   def source(self) -> Any:
     """The prompt as `tokens_of` takes it; a text is never the name of a file."""
-    return io.StringIO(self.prompt) if isinstance(self.prompt, str) else iter(self.prompt)
+    return text_stream(self.prompt) if isinstance(self.prompt, str) else iter(self.prompt)
 
 
 def parse(content: bytes) -> dict[str, Any]:

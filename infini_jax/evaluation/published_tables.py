@@ -1,5 +1,6 @@
 """The table of a published benchmark, in its layout: rows are tasks, columns are lengths."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ def draw(found: dict[str, Scored], results: dict[str, Any], folder: Path) -> dic
   """Writes the answers to `predictions.jsonl`, and the table to `table.csv`; no picture."""
   write_predictions(folder, {name: scored.answers for name, scored in found.items()})
   file = folder / "table.csv"
-  lines = (",".join(row) for row in rows_of(found["memory"]))
-  file.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+  with open(file, "w", encoding="utf-8", newline="") as opened:
+    csv.writer(opened, lineterminator="\n").writerows(rows_of(found["memory"]))
   return {"table": file}
 
 

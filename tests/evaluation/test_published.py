@@ -91,6 +91,11 @@ def test_the_table_has_the_published_layout(tmp_path):
   assert made["average"] == 54.16 and made["by_length"] == {"4096": 58.33, "8192": 50.0}
   file = published_tables.draw({"memory": scored}, {}, tmp_path)["table"]
   assert list(csv.reader(file.open())) == published_tables.rows_of(scored)
+  scored = answers(**{"a, b_2000000": [1.0]})
+  file = published_tables.draw({"memory": scored}, {}, tmp_path)["table"]
+  assert [*csv.reader(file.open())] == published_tables.rows_of(scored)
+  scored = answers(vt_4096=[1.0, 0.5])
+  published_tables.draw({"memory": scored}, {}, tmp_path)
   lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
   assert len(lines) == len(scored.answers) and json.loads(lines[0])["task"] == "vt"
 

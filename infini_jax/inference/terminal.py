@@ -254,7 +254,14 @@ def _typed() -> Iterator[str]:
 def _piped() -> Iterator[str]:
   if sys.stdin is None:
     raise InputError("standard input is closed: type questions, or pipe them in")
-  return lines_of(sys.stdin)
+  line = ""
+  for part in lines_of(sys.stdin):  # long lines come in parts
+    line += part
+    if line.endswith("\n"):
+      yield line
+      line = ""
+  if line:
+    yield line
 
 
 def _existing(command: str, name: str) -> Path:

@@ -22,6 +22,7 @@ from infini_jax.config import InputError
 from infini_jax.data import Tokenizer, encode_named
 from infini_jax.inference.arguments import short
 
+BOM = "\ufeff"  # some programs write it in front of a text
 LONG = 16_384  # the most characters of a piece
 WRONG = re.compile("[\0\ud800-\udfff]")  # NUL, and bytes that are not UTF-8 as decoded here
 
@@ -181,9 +182,10 @@ def lines_of(source: Any, name: str = "") -> Iterator[str]:
       if isinstance(source, Path):
         source = stack.enter_context((gzip.open if source.suffix == ".gz" else open)(source, "rb"))
       if not isinstance(source, io.TextIOBase):
-        source = io.TextIOWrapper(source, encoding="utf-8-sig", errors="surrogateescape")
+        source = io.TextIOWrapper(source, encoding="utf-8", errors="surrogateescape")
         stack.callback(source.detach)
       while line := source.readline(LONG):
+        line = line if read else line.removeprefix(BOM)
         wrong = WRONG.search(line)
         if good := line[: wrong.start()] if wrong else line:
           yield good

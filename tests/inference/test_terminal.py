@@ -135,6 +135,21 @@ def test_a_wrong_line_is_one_line_and_changes_nothing(talk, line, said):
   assert "\n" not in str(error.value) and at(talk) == before
 
 
+def test_a_piped_line_is_whole_however_long_it_is(monkeypatch):
+  def lines(content):
+    stream = io.TextIOWrapper(io.BytesIO(content), "utf-8", "surrogateescape")
+    monkeypatch.setattr(sys, "stdin", stream)
+    return terminal._piped()
+
+  long = "word " * 9999
+  found = [*lines(f"\ufeff/help\r\n{long}\n\nlast".encode())]
+  assert found == ["/help\n", f"{long}\n", "\n", "last"]
+  found = lines(b"one\ncaf\xe9\n")
+  assert next(found) == "one\n"
+  with pytest.raises(InputError, match="not UTF-8"):
+    next(found)  # what is before the wrong character is no question
+
+
 def test_piped_lines_are_answered_and_an_error_ends_the_command(workdir, capsys, monkeypatch):  # noqa: F811
   flags = ["chat", f"--workdir={workdir}", "--tokens=5", "--temperature=0"]
 

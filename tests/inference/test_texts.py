@@ -120,6 +120,8 @@ def test_a_text_a_file_and_a_stream_give_the_tokens_of_the_whole(rng, tokenizer,
     tmp_path / "a.txt.gz",
     stream,
     io.StringIO(text),
+    "\ufeff" + text,
+    io.StringIO("\ufeff" + text),
   ):
     got = list(tokens_of(source, tokenizer))
     assert got == expected, f"{source!r}: {tokenizer.decode(got)!r}"

@@ -157,6 +157,14 @@ def test_a_conversation_follows_a_text_and_goes_on(client):
   assert "another conversation" in told["message"]
 
 
+@pytest.mark.parametrize("answer", ["", "\n"])
+def test_a_conversation_goes_on_after_an_empty_answer(client, answer):
+  talk = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": answer}]
+  talk.append({"role": "user", "content": "And?"})
+  said = client.post("/v1/chat/completions", json={"messages": talk, **GREEDY})
+  assert said.status_code == 200, said.text
+
+
 def test_reading_tells_how_far_it_is(client):
   *told, last = events(client.post("/v1/sessions", json={"text": TEXT, "stream": True}))
   assert last["object"] == "session" and last["kept"]

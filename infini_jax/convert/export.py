@@ -65,7 +65,7 @@ def export(
   if memory:
     digest = with_memory.checksum(source.shapes, source.stored)
     raw = with_memory.config_of(model, digest, tokenizer.fingerprint)
-  card = cards.of_export(path, source.step, model, memory)
+  card = cards.of_export(path, source.step, model, memory, tokenizer)
   with building(out) as partial:
     _copy_small(run, tokenizer, original, raw, partial)
     (partial / cards.FILE).write_text(card, "utf-8")

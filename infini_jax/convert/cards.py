@@ -47,7 +47,11 @@ ADAPT = """It holds what training added to the original, and no parameter of the
     infini-jax convert adapt ORIGINAL RUN --adapter=FOLDER"""
 
 
-ASKED = ("text", "question")  # what the example reads
+# What the example reads, as transformers encodes it; a question begins no document.
+ENCODED = {
+  "text": 'tokenizer(text, return_tensors="pt").input_ids',
+  "question": 'tokenizer(question, add_special_tokens=False, return_tensors="pt").input_ids',
+}
 CALL = "model.generate(ids, cache=book.fork(), max_new_tokens=50)[0]"
 
 
@@ -66,8 +70,7 @@ def of_export(path: str, step: int, model: ModelConfig, memory: bool, tokenizer:
   """
   more = ", trust_remote_code=True" if memory else ""
   kind = KINDS.get(type(tokenizer))
-  encoded = {name: f'tokenizer({name}, return_tensors="pt").input_ids' for name in ASKED}
-  parts = {name: f"{name}_ids" for name in ASKED} if kind else encoded
+  parts = {name: f"{name}_ids" for name in ENCODED} if kind else ENCODED
   reads = WITH.format(**parts, answer=CALL if kind else f"tokenizer.decode({CALL})")
   after = reads if memory else "" if model.is_plain else WITHOUT
   whole = dataclasses.replace(model, adapters=dataclasses.replace(model.adapters, rank=0))

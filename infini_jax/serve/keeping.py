@@ -1,15 +1,16 @@
 """The routes of sessions: read, list, fork, remove, move."""
 
 import contextlib
+import os
 import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import IO, Any, NamedTuple
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from infini_jax.serve import answers, errors
 from infini_jax.serve.errors import ApiError
@@ -84,9 +85,13 @@ async def fork(request: Request) -> Response:
 
 async def download(request: Request) -> Response:
   """The state file of a session."""
-  id = request.path_params["id"]
-  file = request.app.state.service.sessions.file(id, request.state.owner)
-  return FileResponse(file, media_type="application/octet-stream", filename="session.state")
+  sessions, id = request.app.state.service.sessions, request.path_params["id"]
+  file = await run_in_threadpool(sessions.opened, id, request.state.owner)
+  headers = {
+    "content-length": str(os.fstat(file.fileno()).st_size),
+    "content-disposition": 'attachment; filename="session.state"',
+  }
+  return StreamingResponse(_content(file), media_type="application/octet-stream", headers=headers)
 
 
 async def upload(request: Request) -> Response:
@@ -95,6 +100,11 @@ async def upload(request: Request) -> Response:
   load = request.app.state.service.load
   kept = await run_in_threadpool(load, brought.file, request.state.owner, brought.name)
   return JSONResponse(answers.session(kept))
+
+
+def _content(file: IO[bytes]) -> Iterator[bytes]:
+  with file:
+    yield from iter(lambda: file.read(IN_MEMORY), b"")
 
 
 async def _last(each: AsyncGenerator[Event, None]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from infini_jax.config import InputError
 from infini_jax.inference import Run, Session
@@ -199,12 +199,23 @@ class Sessions:
     return copy
 
   def file(self, id: str, owner: str) -> Path:
-    """The state file of a session, as it was kept last.
+    """The state file of a session.
 
     Raises:
       ApiError: there is none.
     """
     return self._file(self.get(id, owner).id)
+
+  def opened(self, id: str, owner: str) -> IO[bytes]:
+    """The state file as it was kept last, opened: another that is kept then does not change it.
+
+    Raises:
+      ApiError: there is none, or it is gone.
+    """
+    try:
+      return open(self.file(id, owner), "rb")
+    except OSError as error:
+      raise _lost(id) from error
 
   def remove(self, id: str, owner: str) -> None:
     """Forgets a session, and removes its file.
@@ -237,8 +248,7 @@ class Sessions:
       try:
         session = Session.load(self._file(kept.id), model=self._shared)
       except InputError as error:
-        said = f"session {kept.id}: the server cannot read its file any more; delete the session"
-        raise ApiError(500, said, "session_lost") from error
+        raise _lost(kept.id) from error
       self._remember(kept, session)
     return session
 
@@ -283,6 +293,11 @@ class Sessions:
 
   def _file(self, id: str) -> Path:
     return self._folder / f"{id}{SUFFIX}"
+
+
+def _lost(id: str) -> ApiError:
+  said = f"session {id}: the server cannot read its file any more; delete the session"
+  return ApiError(500, said, "session_lost")
 
 
 def model_of(run: Run) -> str:

@@ -238,6 +238,7 @@ def test_the_file_of_a_session_that_is_damaged_or_gone(client, service):
     answer = client.post("/v1/completions", json={"session": first["id"], "prompt": "a"})
     told = error(answer, 500)
     assert told["code"] == "session_lost" and "/" not in told["message"]
+  assert error(client.get(f"/v1/sessions/{first['id']}/state"), 500)["code"] == "session_lost"
   assert client.delete(f"/v1/sessions/{first['id']}").status_code == 200
 
 

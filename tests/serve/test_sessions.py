@@ -104,10 +104,22 @@ def test_forks_of_one_session_do_not_refuse_each_other(run, sessions, in_memory)
   assert session not in forks
 
 
+def test_a_file_that_is_opened_stays_as_it_was(run, sessions):
+  kept = sessions.add(read(run, "one text"), "", "")
+  with sessions.opened(kept.id, "") as file:
+    same, session = sessions.borrow(kept.id, "")
+    session.read("and much more text")
+    sessions.give_back(same, session)
+    content = file.read()
+  assert content != sessions.file(kept.id, "").read_bytes()
+  sessions.file(kept.id, "").unlink()
+  assert told(sessions.opened, kept.id, "") == "session_lost"
+
+
 def test_owners_do_not_see_each_other(run, sessions):
   kept = sessions.add(read(run, "one text"), "a", "")
   assert [each.id for each in sessions.list("a")] == [kept.id] and sessions.list("b") == []
-  for call in (sessions.get, sessions.borrow, sessions.fork, sessions.file, sessions.remove):
+  for call in (sessions.get, sessions.borrow, sessions.fork, sessions.opened, sessions.remove):
     assert told(call, kept.id, "b") == "no_session"
     assert told(call, f"../{kept.id}", "a") == "no_session"
 

@@ -196,6 +196,7 @@ class Terminal:
       messages, about = found["messages"], found["about"]
       if not isinstance(about, str) or not isinstance(messages, list):
         raise TypeError("no messages")
+      rendered(self._talk.session.tokenizer, self._args.chat_template, [*messages, *PROBE])
     except (OSError, ValueError, LookupError, TypeError) as error:
       raise InputError(
         f"/load {name}: {beside.name} cannot be read ({error}); name a file that /save wrote, "

@@ -96,6 +96,9 @@ def test_a_saved_conversation_goes_on(talk, opened, file, tmp_path, capsys):
   assert asked(other, capsys, "And then?") == again
   other.take("/reset")
   assert at(other) == 1 and not other._talk.messages
+  (tmp_path / "state.talk.json").write_text('{"messages": [1], "about": ""}')
+  with pytest.raises(InputError, match="state.talk.json cannot be read .message 1: no object"):
+    other.take(f"/load {tmp_path / 'state'}")
 
 
 def test_ctrl_c_leaves_the_conversation_as_it_was(talk, file, capsys, monkeypatch):

@@ -238,6 +238,8 @@ def _describe(tokenizer: Tokenizer, out: Path) -> dict[str, Any] | None:
       "tokenizer_class": "LlamaTokenizer",
       "legacy": False,
       "add_prefix_space": first.startswith("\u2581"),
+      "add_bos_token": True,  # a document begins with it; the defaults of versions differ
+      "add_eos_token": False,
       "bos_token": tokenizer.piece(tokenizer.bos),
       "eos_token": tokenizer.piece(tokenizer.eos),
     }

@@ -32,6 +32,9 @@ def program(argv: list[str] | None = None) -> NoReturn:
   After a failed save, threads of Orbax wait for minutes for parts that never come, and Python waits
   for threads. Nothing is left to do then.
   """
+  for name in ("stdout", "stderr"):
+    if getattr(sys, name) is None:  # closed, as by a shell's >&-
+      setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
   status = main(argv, alone=True)
   sys.stdout.flush()
   sys.stderr.flush()

@@ -98,7 +98,7 @@ def line_chart(
         axes.set_xscale("log")
         _logarithmic(axes.xaxis)
       else:
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=STEPS))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=STEPS, min_n_ticks=1))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     values = [value for line in lines for value in line.y]
     if limits:

@@ -164,6 +164,17 @@ def test_xla_flags_are_those_of_the_runs_products_and_set_by_a_process_of_its_ow
   assert cli.main(wrong, alone=True) == 2 and found == ["float32", "bfloat16"]
 
 
+def test_closed_streams_are_no_error():
+  code = "from infini_jax import cli; cli.program([])"
+  done = subprocess.run(
+    [*"sh -c".split(), '"$0" -c "$1" >&-', sys.executable, code],
+    text=True,
+    capture_output=True,
+    timeout=60,
+  )
+  assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_versions_and_help(capsys):
   said = lambda: "".join(capsys.readouterr())
   assert cli.main([]) == 0

@@ -37,6 +37,11 @@ def test_one_value_does_not_flatten_the_others(rng):
   assert {"50", "100", "5,000"} & set(ticks) and not any("10^" in tick for tick in ticks)
 
 
+def test_a_single_step_has_one_tick():
+  svg = plots.svg(plots.line_chart([Line("", [2], [0.5], 0)], "step", "loss", limits=(0, 1)))
+  assert words(svg).count("2") == 1
+
+
 @pytest.mark.parametrize("count", [2, 12, 40])
 def test_names_of_places_do_not_overlap(count):
   names = [f"{2**i:,}" for i in range(count)]

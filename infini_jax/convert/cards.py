@@ -5,6 +5,7 @@ import math
 
 from infini_jax.config import ModelConfig
 from infini_jax.convert.layout import parameter_shapes
+from infini_jax.data.tokenizers import ByteTokenizer, Tokenizer, WordTokenizer
 from infini_jax.report.card import FILE, card
 
 __all__ = ["FILE", "of_adapter", "of_export"]
@@ -15,12 +16,26 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("FOLDER"{more})
 model = AutoModelForCausalLM.from_pretrained("FOLDER"{more})
 ```"""
+ALONE = """```python
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER"{more})
+```
+
+transformers has no tokenizer of this vocabulary: {kind}"""
+KINDS = {  # of vocabularies that transformers cannot load
+  ByteTokenizer: """token i is the byte i of a text in UTF-8, and 256 begins and ends a document:
+`ids = torch.tensor([[256, *text.encode()]])`.""",
+  WordTokenizer: """the pieces of a text are those in `tokenizer.words.json`, the longest that
+fits first; their tokens are 2, 3, ... in the order of the file, 0 begins and ends a document, and 1
+is any other character.""",
+}
 WITH = """It reads a text of any length in constant memory, once, and can then be asked often:
 
 ```python
-book = model.read(tokenizer(text, return_tensors="pt").input_ids)
-ids = tokenizer(question, return_tensors="pt").input_ids
-print(tokenizer.decode(model.generate(ids, cache=book.fork(), max_new_tokens=50)[0]))
+book = model.read({text})
+ids = {question}
+print({answer})
 ```
 
 `model.load_state(FILE)` loads a state that `infini_jax` saved. The code is `modeling_infini.py`."""
@@ -32,7 +47,15 @@ ADAPT = """It holds what training added to the original, and no parameter of the
     infini-jax convert adapt ORIGINAL RUN --adapter=FOLDER"""
 
 
-def of_export(path: str, step: int, model: ModelConfig, memory: bool) -> str:
+# What the example reads, as transformers encodes it; a question begins no document.
+ENCODED = {
+  "text": 'tokenizer(text, return_tensors="pt").input_ids',
+  "question": 'tokenizer(question, add_special_tokens=False, return_tensors="pt").input_ids',
+}
+CALL = "model.generate(ids, cache=book.fork(), max_new_tokens=50)[0]"
+
+
+def of_export(path: str, step: int, model: ModelConfig, memory: bool, tokenizer: Tokenizer) -> str:
   """The card of an export.
 
   Args:
@@ -40,16 +63,24 @@ def of_export(path: str, step: int, model: ModelConfig, memory: bool) -> str:
     step: the step whose parameters are exported.
     model: the config of the model.
     memory: whether the memory is exported as code that transformers runs.
+    tokenizer: the vocabulary.
 
   Raises:
     InputError: a file of the run cannot be read.
   """
   more = ", trust_remote_code=True" if memory else ""
-  after = WITH if memory else "" if model.is_plain else WITHOUT
+  kind = KINDS.get(type(tokenizer))
+  parts = {name: f"{name}_ids" for name in ENCODED} if kind else ENCODED
+  reads = WITH.format(**parts, answer=CALL if kind else f"tokenizer.decode({CALL})")
+  after = reads if memory else "" if model.is_plain else WITHOUT
   whole = dataclasses.replace(model, adapters=dataclasses.replace(model.adapters, rank=0))
   count = sum(math.prod(shape) for shape in parameter_shapes(whole).values())
   size = f"The model has {count:,} parameters."
-  return card(path, _use(step, LOAD.format(more=more), after, size), "transformers")
+  return card(
+    path,
+    _use(step, (ALONE if kind else LOAD).format(more=more, kind=kind), after, size),
+    "transformers",
+  )
 
 
 def of_adapter(path: str, step: int) -> str:

@@ -65,7 +65,7 @@ def export(
   if memory:
     digest = with_memory.checksum(source.shapes, source.stored)
     raw = with_memory.config_of(model, digest, tokenizer.fingerprint)
-  card = cards.of_export(path, source.step, model, memory)
+  card = cards.of_export(path, source.step, model, memory, tokenizer)
   with building(out) as partial:
     _copy_small(run, tokenizer, original, raw, partial)
     (partial / cards.FILE).write_text(card, "utf-8")
@@ -238,6 +238,8 @@ def _describe(tokenizer: Tokenizer, out: Path) -> dict[str, Any] | None:
       "tokenizer_class": "LlamaTokenizer",
       "legacy": False,
       "add_prefix_space": first.startswith("\u2581"),
+      "add_bos_token": True,  # a document begins with it; the defaults of versions differ
+      "add_eos_token": False,
       "bos_token": tokenizer.piece(tokenizer.bos),
       "eos_token": tokenizer.piece(tokenizer.eos),
     }

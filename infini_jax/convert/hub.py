@@ -41,9 +41,13 @@ def find_folder(name: str) -> Path:
 
 def check_push(name: str) -> None:
   """Raises InputError if a folder cannot be uploaded under this name; sends nothing."""
-  if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-    raise InputError(f"--push={name}: must be a name of the hub, OWNER/MODEL")
-  _library("--push")
+  wrong = InputError(f"--push={name}: must be a name of the hub, OWNER/MODEL")
+  if name.count("/") != 1:
+    raise wrong
+  try:
+    _library("--push").utils.validate_repo_id(name)
+  except ValueError:
+    raise wrong from None
 
 
 def push(folder: Path, name: str, console: Console) -> None:
@@ -75,6 +79,7 @@ def _library(what: str) -> Any:
   """The package; raises InputError, with the beginning of the line, if it is not installed."""
   try:
     import huggingface_hub
+    import huggingface_hub.utils
   except ImportError:
     raise InputError(
       f"{what} needs the package 'huggingface_hub': pip install huggingface_hub"

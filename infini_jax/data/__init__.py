@@ -30,6 +30,7 @@ from infini_jax.data.tokenizers import (
   load_saved,
   load_tokenizer,
   sentencepiece_model,
+  text_of,
   train_sentencepiece,
 )
 
@@ -62,6 +63,7 @@ __all__ = [
   "prepare_with_beam",
   "read_text",
   "sentencepiece_model",
+  "text_of",
   "train_batches",
   "train_sentencepiece",
 ]

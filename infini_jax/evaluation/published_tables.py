@@ -1,5 +1,7 @@
 """The table of a published benchmark, in its layout: rows are tasks, columns are lengths."""
 
+import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from rich.table import Table
 from infini_jax.config import Config
 from infini_jax.evaluation.answers_tables import write_predictions
 from infini_jax.evaluation.knock_out import label_of
-from infini_jax.evaluation.published import Scored, averages, mean, weighted
+from infini_jax.evaluation.published import Cell, Scored, averages, mean, weighted
 
 TITLES = {"ruler": "RULER", "babilong": "BABILong"}
 ORDER = ("niah_single", "niah_multikey", "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe")
@@ -19,8 +21,8 @@ def draw(found: dict[str, Scored], results: dict[str, Any], folder: Path) -> dic
   """Writes the answers to `predictions.jsonl`, and the table to `table.csv`; no picture."""
   write_predictions(folder, {name: scored.answers for name, scored in found.items()})
   file = folder / "table.csv"
-  lines = (",".join(row) for row in rows_of(found["memory"]))
-  file.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+  with open(file, "w", encoding="utf-8", newline="") as opened:
+    csv.writer(opened, lineterminator="\n").writerows(rows_of(found["memory"].cells))
   return {"table": file}
 
 
@@ -35,7 +37,7 @@ def show(
     nulls = sum(cell.nulls for cell in scored.cells)
     caption = f"scores of 100; for {nulls:,} samples nothing was written" if nulls else ""
     table = Table(title=f"{title}, step {results['step']}", caption=caption)
-    header, *rows = rows_of(scored)
+    header, *rows = rows_of(scored.cells)
     table.add_column(header[0])
     for column in header[1:]:
       table.add_column(column, justify="right")
@@ -44,12 +46,12 @@ def show(
     console.print(table)
 
 
-def rows_of(scored: Scored) -> list[list[str]]:
+def rows_of(grid: Sequence[Cell]) -> list[list[str]]:
   """The table as text: a header, a row for each task, and the averages."""
-  cells = {(cell.task, cell.length): cell.score for cell in scored.cells}
+  cells = {(cell.task, cell.length): cell.score for cell in grid}
   lengths = sorted({length for _, length in cells})
   tasks = sorted({task for task, _ in cells}, key=_order)
-  by_length = averages(scored.cells)
+  by_length = averages(grid)
   more = weighted(by_length)
   header = [
     "task",
@@ -65,6 +67,11 @@ def rows_of(scored: Scored) -> list[list[str]]:
     made.append([task, *("" if value is None else f"{value:.2f}" for value in values)])
   last = [*by_length.values(), mean(list(by_length.values())), *more.values()]
   return [*made, ["average", *(f"{value:.2f}" for value in last)]]
+
+
+def grid_of(found: Mapping[str, Any]) -> list[Cell]:
+  """The cells of a benchmark in the results of a run of it."""
+  return [Cell(**cell) for cell in found["grid"]]
 
 
 def shown(length: int) -> str:

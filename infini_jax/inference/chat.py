@@ -93,7 +93,7 @@ def rendered(tokenizer: Tokenizer, template: str, messages: Sequence[Message]) -
   """
   chat = open_chat(tokenizer, template)
   chat.end  # noqa: B018 - it raises if nothing would stop the model
-  checked = chat.check(messages)
+  checked = chat.check(messages, taught=False)
   if checked[-1]["role"] == "assistant":
     raise InputError("messages: the last one is of the assistant; end with a question")
   return chat, chat.render(checked, ask=True)

@@ -196,6 +196,7 @@ class Terminal:
       messages, about = found["messages"], found["about"]
       if not isinstance(about, str) or not isinstance(messages, list):
         raise TypeError("no messages")
+      rendered(self._talk.session.tokenizer, self._args.chat_template, [*messages, *PROBE])
     except (OSError, ValueError, LookupError, TypeError) as error:
       raise InputError(
         f"/load {name}: {beside.name} cannot be read ({error}); name a file that /save wrote, "
@@ -254,7 +255,14 @@ def _typed() -> Iterator[str]:
 def _piped() -> Iterator[str]:
   if sys.stdin is None:
     raise InputError("standard input is closed: type questions, or pipe them in")
-  return lines_of(sys.stdin)
+  line = ""
+  for part in lines_of(sys.stdin):  # long lines come in parts
+    line += part
+    if line.endswith("\n"):
+      yield line
+      line = ""
+  if line:
+    yield line
 
 
 def _existing(command: str, name: str) -> Path:

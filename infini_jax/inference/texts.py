@@ -22,6 +22,7 @@ from infini_jax.config import InputError
 from infini_jax.data import Tokenizer, encode_named
 from infini_jax.inference.arguments import short
 
+BOM = "\ufeff"  # some programs write it in front of a text
 LONG = 16_384  # the most characters of a piece
 WRONG = re.compile("[\0\ud800-\udfff]")  # NUL, and bytes that are not UTF-8 as decoded here
 
@@ -29,7 +30,10 @@ Source = str | os.PathLike[str] | IO[Any] | Iterable[int] | Iterable[np.ndarray]
 
 
 def tokens_of(
-  source: Source, tokenizer: Tokenizer, count: Callable[[int], None] | None = None
+  source: Source,
+  tokenizer: Tokenizer,
+  count: Callable[[int], None] | None = None,
+  name: str = "",
 ) -> Iterator[int]:
   """The tokens of a text or of a text file (a path, or an open file); tokens pass unchanged.
 
@@ -37,6 +41,7 @@ def tokens_of(
     source: the text, file or tokens.
     tokenizer: the vocabulary.
     count: called with the bytes of each piece of a text, before its tokens.
+    name: of an opened file, for errors; "": its own.
 
   Raises:
     InputError: the source is none of these, or a text that is the name of a file. While the tokens
@@ -48,17 +53,23 @@ def tokens_of(
         f"{source!r}: a file of this name exists, and a str is read as the text that it is: give "
         f"its Path to read the file, or io.StringIO of it to read the name"
       )
-    return _encoded(lines_of(io.StringIO(source), "the text"), tokenizer, count=count)
+    return _encoded(lines_of(text_stream(source), "the text"), tokenizer, count=count)
   if isinstance(source, os.PathLike):
     source = Path(source)
   if isinstance(source, Path) or hasattr(source, "readline"):
-    return _encoded(lines_of(source), tokenizer, _name(source), count)
+    name = name or _name(source)
+    return _encoded(lines_of(source, name), tokenizer, name, count)
   if isinstance(source, bytes | bytearray | memoryview) or not isinstance(source, Iterable):
     raise InputError(
       f"cannot read {short(source)}: give text, a Path, an opened file or tokens (bytes are "
       f"neither: decode them)"
     )
   return chain.from_iterable(map(_numbers, source))
+
+
+def text_stream(text: str) -> io.StringIO:
+  """A text as if it was an opened file: each kind of newline is one character."""
+  return io.StringIO(text, newline=None)
 
 
 def names_file(text: str) -> bool:
@@ -101,7 +112,7 @@ def check_tokens(
   if not marked and {bos, eos} & set(ids[1:] if begins and ids[:1] == [bos] else ids):
     raise InputError(
       f"a document's mark among tokens ({bos} begins one, {eos} ends it): a session adds the "
-      f"first itself; leave it out, and begin another document with reset()"
+      f"first itself; leave it out, and begin another document in a new session, or after reset()"
     )
   return ids
 
@@ -171,9 +182,10 @@ def lines_of(source: Any, name: str = "") -> Iterator[str]:
       if isinstance(source, Path):
         source = stack.enter_context((gzip.open if source.suffix == ".gz" else open)(source, "rb"))
       if not isinstance(source, io.TextIOBase):
-        source = io.TextIOWrapper(source, encoding="utf-8-sig", errors="surrogateescape")
+        source = io.TextIOWrapper(source, encoding="utf-8", errors="surrogateescape")
         stack.callback(source.detach)
       while line := source.readline(LONG):
+        line = line if read else line.removeprefix(BOM)
         wrong = WRONG.search(line)
         if good := line[: wrong.start()] if wrong else line:
           yield good
@@ -189,8 +201,10 @@ def lines_of(source: Any, name: str = "") -> Iterator[str]:
 
 
 def _name(source: Any) -> str:
-  name = str(source) if isinstance(source, Path) else getattr(source, "name", "the stream")
-  return "standard input" if name == "<stdin>" else name
+  name = source if isinstance(source, Path) else getattr(source, "name", None)
+  if not isinstance(name, str | os.PathLike):  # None, or the number of an open file
+    return "the stream"
+  return "standard input" if name == "<stdin>" else str(name)
 
 
 def _not_utf8(name: str, read: int) -> str:

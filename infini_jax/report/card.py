@@ -4,6 +4,7 @@ It holds what the files of the run hold, and nothing else. What was not measured
 blank where other rows of a table have it.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rich.console import Console
 from infini_jax.config import Config, InputError, tokens_read
 from infini_jax.data.store.evaluated import short_name
 from infini_jax.evaluation.filing import Evaluated
+from infini_jax.evaluation.published_tables import grid_of, rows_of
 from infini_jax.evaluation.retrieval_tables import measure
 from infini_jax.paths import file_to_write
 from infini_jax.report.figures import number, recall_of, short
@@ -22,6 +24,7 @@ from infini_jax.report.tables import plain, scalars, variants
 FILE = "README.md"
 BEGINS = b"---\n# written by infini-jax"  # a pattern for the first bytes of a card
 COSTS = ("documents", "cut", "tokens", "words", "bytes", "nats", "seconds", "tokens_per_second")
+LOCAL = re.compile(r"(?<![\w/.<*?\\-])(?:~\w*)?/(?:[^\s/,;?'\"]+/)*([^\s/,;?'\"]+)/?")
 HEADER = """---
 # written by infini-jax from what was measured
 library_name: {library}
@@ -68,7 +71,7 @@ def card(path: str, use: str = "", library: str = "infini_jax") -> str:
     InputError: there is no run, or a file of it cannot be read.
   """
   (run,) = read_runs([path])
-  parts = [HEADER.format(library=library), f"# {Path(run.name).name}", _what(run.config)]
+  parts = [HEADER.format(library=library), f"# {literal(Path(run.name).name)}", _what(run.config)]
   parts += [use] * bool(use) + ["## Model", _model(run), "## Training", _training(run)]
   parts += ["## Measured", *_measured(run)]
   return "\n\n".join(part.strip("\n") for part in parts) + "\n"
@@ -76,8 +79,18 @@ def card(path: str, use: str = "", library: str = "infini_jax") -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   """A table in Markdown."""
-  line = lambda cells: "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
+  line = lambda cells: "| " + " | ".join(literal(c).replace("|", "\\|") for c in cells) + " |"
   return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
+
+
+def literal(text: str) -> str:
+  """A text of the run, such as a name, in which nothing is a tag of HTML."""
+  return text.replace("<", "\\<")
+
+
+def portable(text: str) -> str:
+  """A text without the folders of this machine: of a path from the root, its last name is left."""
+  return LOCAL.sub(lambda found: found[1], text)
 
 
 def _what(config: Config) -> str:
@@ -134,6 +147,7 @@ def _measured(run: Run) -> list[str]:
     if "memory" not in results:
       continue  # of the gates alone
     try:
+      title = literal(portable(title))
       parts += [f"### {title[0].upper()}{title[1:]}", *_evaluation(results, str(run.path))]
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
       file = run.path / "evaluation" / name / "results.json"
@@ -147,9 +161,9 @@ def _evaluation(results: dict[str, Any], path: str) -> list[str]:
   found, about = results["environment"], Evaluated.of(results).description
   machine = " ".join(str(found[key]) for key in ("devices", "device") if key in found)
   when = f"Step {results['step']:,}, {results['date'][:10]}" + f", on {machine}" * bool(machine)
-  parts = [f"{when}." + f" Protocol: {about}." * bool(about), _table_of(results)]
+  parts = [f"{when}." + f" Protocol: {literal(portable(about))}." * bool(about), _table_of(results)]
   if command := results.get("command"):
-    parts.append("    " + command.replace(path, "RUN"))
+    parts.append("    " + portable(command.replace(path, "RUN")))
   return parts
 
 
@@ -164,6 +178,12 @@ def _table_of(results: dict[str, Any]) -> str:
       for i, cell in enumerate(memory["cells"])
     ]
     return table(["tokens", "depth", "examples", *found], rows)
+  if "grid" in memory:
+    parts = [f"{memory['samples']:,} samples, {memory['tokens']:,} tokens; scores of 100."]
+    for name, one in found.items():
+      header, *rows = rows_of(grid_of(one))
+      parts += [f"{name[0].upper()}{name[1:]}:", table(header, rows)]
+    return "\n\n".join(parts)
   names = [name for name, _ in scalars(memory) if name not in COSTS]
   text = lambda one, name: _figure(name, one[name]) if name in one else ""
   rows = [[plain(name), *(text(one, name) for one in found.values())] for name in names]

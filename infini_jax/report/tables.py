@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from infini_jax.config import Config
+from infini_jax.evaluation import published_tables
 from infini_jax.evaluation.knock_out import label_of
 from infini_jax.evaluation.perplexity import exp
 from infini_jax.evaluation.perplexity import interval as of_documents
@@ -43,12 +44,20 @@ def tables_of(results: dict[str, Any], drawn: str = "") -> str:
   if "cells" in memory:
     return drawn + _retrieval_table(results)
   found = variants(results)
+  if "grid" in memory:
+    drawn += "".join(published(name, one) for name, one in found.items())
   rows: list[Row] = [
     [plain(name), *(said(one[name]) if name in one else "" for one in found.values())]
     for name, _ in scalars(memory)
   ]
-  made = table(f"Figures of {results['task']}", ["figure", *found], rows)
+  made = drawn + table(f"Figures of {results['task']}", ["figure", *found], rows)
   return made + _predictions(results["predictions"]) if "predictions" in results else made
+
+
+def published(name: str, found: dict[str, Any]) -> str:
+  """The scores of a benchmark by task and length, in its layout."""
+  header, *rows = published_tables.rows_of(published_tables.grid_of(found))
+  return table(f"Scores of 100, {name}", header, rows)
 
 
 def gates(found: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import json
 import math
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from infini_jax.config import InputError
+from infini_jax.data import Tokenizer
 from infini_jax.inference import Session
 from infini_jax.inference.command import Stdin, check_text, file_of, printing
 from infini_jax.inference.texts import names_file, tokens_of
@@ -37,6 +39,20 @@ class Piece(NamedTuple):
   log_probs: np.ndarray
   right: np.ndarray  # whether each is likelier than any other token
   empty: np.ndarray | None  # log-probabilities with the memory held empty; None: not asked
+
+
+class Lacking:
+  """Counts tokens that stand for text which the vocabulary lacks; no text can be made of them."""
+
+  def __init__(self, tokenizer: Tokenizer):
+    self.count, self._known = 0, functools.cache(lambda id: bool(tokenizer.bytes_of(id)))
+
+  def add(self, ids: np.ndarray) -> None:
+    """Adds the tokens (n,) of a text."""
+    found, counts = np.unique(ids, return_counts=True)
+    self.count += sum(
+      int(n) for id, n in zip(found, counts, strict=True) if not self._known(int(id))
+    )
 
 
 def score(args: argparse.Namespace, console: Console) -> None:
@@ -72,6 +88,7 @@ def _print(session: Session, item: Item, args: argparse.Namespace, errors: Conso
   """Prints the lines of one text, while it is read."""
   name = next(iter(item.named.values()))
   tokens, log_prob, without, likeliest, size = 0, 0.0, 0.0, True, 0
+  lacking = Lacking(session.tokenizer)
 
   def count(more: int) -> None:
     nonlocal size
@@ -87,6 +104,7 @@ def _print(session: Session, item: Item, args: argparse.Namespace, errors: Conso
         sys.stdout.flush()
       tokens += len(piece.ids)
       likeliest &= bool(piece.right.all())
+      lacking.add(piece.ids)
       log_prob += float(piece.log_probs.sum(dtype=np.float64))
       without += 0.0 if piece.empty is None else float(piece.empty.sum(dtype=np.float64))
       bar(tokens, f"{tokens:,} tokens")
@@ -96,6 +114,8 @@ def _print(session: Session, item: Item, args: argparse.Namespace, errors: Conso
   figures |= {**_figures(log_prob, tokens, size), "likeliest": likeliest}
   if args.empty:
     figures["empty"] = _figures(without, tokens, size)
+  if lacking.count:
+    figures["unknown"] = lacking.count
   print(_json(item, figures), flush=True)
 
 
@@ -107,7 +127,7 @@ def _lines(session: Session, piece: Piece, first: int) -> Iterator[dict[str, Any
   """The fields of each token; `first` is the place of the first one in its text."""
   for i, token in enumerate(piece.ids.tolist()):
     line: dict[str, Any] = {"place": first + i, "token": token}
-    line["token_text"] = session.tokenizer.decode([token])
+    line["token_text"] = session.tokenizer.bytes_of(token).decode("utf-8", "replace")
     line["log_prob"] = float(piece.log_probs[i])
     if piece.empty is not None:
       line["empty"] = float(piece.empty[i])

@@ -4,7 +4,7 @@ import secrets
 import time
 from typing import Any
 
-from infini_jax.data import Tokenizer
+from infini_jax.data import Tokenizer, text_of
 from infini_jax.serve.fields import Asking
 from infini_jax.serve.job import Done, Event, Reading, Written
 from infini_jax.serve.service import Service
@@ -125,23 +125,24 @@ class Completion:
       offsets.append(self._characters)
       self._characters += len(each.piece.text)
     return {
-      "tokens": [self._name(each.drawn.token) for each in written],
+      "tokens": [text_of(self._tokenizer, each.drawn.token) for each in written],
       "token_ids": [each.drawn.token for each in written],
       "token_logprobs": [each.drawn.logprob for each in written],
-      "top_logprobs": [
-        {self._name(id): logprob for id, logprob in each.drawn.likeliest[:count]}
-        for each in written
-      ],
+      "top_logprobs": [self._by_text(each.drawn.likeliest[:count]) for each in written],
       "text_offset": offsets,
     }
 
   def _named(self, id: int, logprob: float) -> dict[str, Any]:
-    name = self._name(id)
-    return {"token": name, "logprob": logprob, "bytes": list(name.encode()), "token_id": id}
+    told = [*self._tokenizer.bytes_of(id)] or None  # a special token has none
+    text = text_of(self._tokenizer, id)
+    return {"token": text, "logprob": logprob, "bytes": told, "token_id": id}
 
-  def _name(self, id: int) -> str:
-    special = {id: name for name, id in self._tokenizer.special.items()}
-    return special.get(id) or self._tokenizer.decode([id])
+  def _by_text(self, likeliest: list[tuple[int, float]]) -> dict[str, float]:
+    """Probabilities by the texts of tokens; of several with one text, the likeliest."""
+    named: dict[str, float] = {}
+    for id, logprob in likeliest:
+      named.setdefault(text_of(self._tokenizer, id), logprob)
+    return named
 
 
 def session(kept: Kept) -> dict[str, Any]:

@@ -60,7 +60,8 @@ async def failed(request: Request, error: Exception) -> Response:
   if isinstance(error, HTTPException):
     said = {404: "no such path", 405: f"{request.method} is no method of this path"}
     message = said.get(error.status_code, str(error.detail))
-    error = ApiError(error.status_code, message, "no_route")
+    code = "no_route" if error.status_code in said else "invalid_value"
+    error = ApiError(error.status_code, message, code)
   told = errors.of(error)
   return JSONResponse(told.body(), told.status)
 

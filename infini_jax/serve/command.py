@@ -33,7 +33,7 @@ def serve(args: argparse.Namespace, console: Console) -> int:
   grace = number("--grace", args.grace)
   if args.step is not None:
     whole("--step", args.step)
-  keys = Keys.of_file(local(args.keys, "--keys")) if args.keys else Keys(_environ())
+  keys = Keys.of_file(local(args.keys, "--keys")) if args.keys is not None else Keys(_environ())
   workdir = Workdir(args.workdir)
   workdir.config()
   if args.chat_template != "own":  # a model may have none of its own, and then it does not chat

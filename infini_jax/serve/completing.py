@@ -13,6 +13,8 @@ from infini_jax.serve.events import MEDIA_TYPE, Events, line, while_here
 from infini_jax.serve.fields import asking, parse
 from infini_jax.serve.job import Event
 
+PARAM = {"completion": "prompt", "chat": "messages"}  # what is read
+
 
 async def completions(request: Request) -> Response:
   """A text that goes on."""
@@ -28,12 +30,14 @@ async def _complete(request: Request, kind: str) -> Response:
   service = request.app.state.service
   asked = asking(kind, parse(await request.body()), service.name, service.limits)
   events = Events(service)
-  job, before = await run_in_threadpool(service.complete, asked, request.state.owner, events.put)
+  with errors.about(PARAM[kind]):
+    job, before = await run_in_threadpool(service.complete, asked, request.state.owner, events.put)
   answer = Completion(asked, before, service.name, service.fingerprint, service.run.tokenizer)
   each = events.of(job)
-  if not asked.stream:
-    return JSONResponse(await while_here(request, _whole(each, answer)))
-  first = await while_here(request, anext(each))  # an error so far has a status of its own
+  with errors.about(PARAM[kind]):
+    if not asked.stream:
+      return JSONResponse(await while_here(request, _whole(each, answer)))
+    first = await while_here(request, anext(each))  # an error so far has a status of its own
   return StreamingResponse(_streamed(first, each, answer), media_type=MEDIA_TYPE)
 
 

@@ -1,5 +1,7 @@
 """Errors of the API, in the form that OpenAI's clients expect."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from infini_jax.config import InputError
@@ -37,14 +39,28 @@ class ApiError(Exception):
     return {"error": about}
 
 
+@contextlib.contextmanager
+def about(param: str) -> Iterator[None]:
+  """Raises a wrong input of the body as an `ApiError` about this field."""
+  try:
+    yield
+  except InputError as error:
+    raise of(error, param) from None
+
+
 class Cancelled(Exception):
   """The client has gone, so nobody reads what a request would give."""
 
 
-def of(error: BaseException) -> ApiError:
-  """Any error as one of the API; what is inside of the server stays there."""
+def of(error: BaseException, param: str | None = None) -> ApiError:
+  """Any error as one of the API; what is inside of the server stays there.
+
+  Args:
+    error: any.
+    param: the field that a wrong input is in, where the error itself does not tell.
+  """
   if isinstance(error, ApiError):
     return error
   if isinstance(error, InputError):
-    return ApiError(400, " ".join(str(error).split()), "invalid_value")
+    return ApiError(400, " ".join(str(error).split()), "invalid_value", param)
   return ApiError(500, "an error inside of the server; its log has the reason", "internal_error")

@@ -1,7 +1,6 @@
 """The fields of a request for a completion, checked one by one."""
 
 import dataclasses
-import io
 import json
 import secrets
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from infini_jax.config import InputError
 from infini_jax.inference.arguments import LARGEST_SEED, short, stops, whole
 from infini_jax.inference.batch import LIKELIEST
 from infini_jax.inference.sampling import Sampling
+from infini_jax.inference.texts import text_stream
 from infini_jax.serve.errors import ApiError
 from infini_jax.serve.limits import Limits
 
@@ -21,6 +21,7 @@ MOST_LOGPROBS = {"completion": 5, "chat": LIKELIEST}
 BOTH = {
   *("model", "max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop"),
   *("stream", "stream_options", "logprobs", "session", "fork", "user", "metadata", "store"),
+  *("safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
 }
 OWN = {
   "completion": {"prompt"},
@@ -80,7 +81,7 @@ class Asking:
 
   def source(self) -> Any:
     """The prompt as `tokens_of` takes it; a text is never the name of a file."""
-    return io.StringIO(self.prompt) if isinstance(self.prompt, str) else iter(self.prompt)
+    return text_stream(self.prompt) if isinstance(self.prompt, str) else iter(self.prompt)
 
 
 def parse(content: bytes) -> dict[str, Any]:
@@ -159,7 +160,7 @@ class Fields:
   """The fields of a request; an error names the field."""
 
   def __init__(self, body: dict[str, Any]):
-    self._body = body
+    self._body = {name: value for name, value in body.items() if value is not None}
 
   def only(self, *names: str) -> None:
     """Makes sure that there are no other fields.
@@ -241,7 +242,14 @@ def _messages(name: str, value: Any) -> list[Any]:
   """Messages whose contents are texts; a content may come as a list of parts of text."""
   if not isinstance(value, list) or not all(isinstance(x, dict) for x in value):
     raise InputError(f"{name}={short(value)}: must be a list of objects with role and content")
-  return [{**message, "content": _content(message.get("content"))} for message in value]
+  return [
+    {**message, "content": _content(message.get("content")), **_role(message)} for message in value
+  ]
+
+
+def _role(message: dict[str, Any]) -> dict[str, str]:
+  """The role as templates know it: OpenAI's newer models call the system a developer."""
+  return {"role": "system"} if message.get("role") == "developer" else {}
 
 
 def _content(content: Any) -> Any:
@@ -283,6 +291,11 @@ def name_of(name: str, value: Any) -> str:
   if len(text(name, value)) > MOST_NAME or not value.isprintable():
     raise InputError(f"{name}: at most {MOST_NAME} characters that can be printed")
   return value
+
+
+def printable(name: str) -> str:
+  """The name of a file as one that a session may have."""
+  return "".join(c if c.isprintable() else " " for c in name)[:MOST_NAME]
 
 
 def _object(name: str, value: Any) -> dict[str, Any]:

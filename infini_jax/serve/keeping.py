@@ -1,20 +1,21 @@
 """The routes of sessions: read, list, fork, remove, move."""
 
 import contextlib
+import os
 import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import IO, Any, NamedTuple
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from infini_jax.serve import answers, errors
 from infini_jax.serve.errors import ApiError
 from infini_jax.serve.events import MEDIA_TYPE, Events, line, while_here
-from infini_jax.serve.fields import Fields, flag, name_of, parse, text
+from infini_jax.serve.fields import Fields, flag, name_of, parse, printable, text
 from infini_jax.serve.job import Done, Event, Reading
 
 IN_MEMORY = 2**20  # bytes of an upload that are kept in memory; more go into a temporary file
@@ -74,7 +75,9 @@ async def remove(request: Request) -> Response:
 async def fork(request: Request) -> Response:
   """A new session with what another one has read."""
   content = await request.body()
-  name = Fields(parse(content)).of("name", name_of, "") if content else ""
+  field = Fields(parse(content) if content else {})
+  field.only("name")
+  name = field.of("name", name_of, "")
   id, owner = request.path_params["id"], request.state.owner
   kept = await run_in_threadpool(request.app.state.service.fork, id, owner, name)
   return JSONResponse(answers.session(kept))
@@ -82,9 +85,13 @@ async def fork(request: Request) -> Response:
 
 async def download(request: Request) -> Response:
   """The state file of a session."""
-  id = request.path_params["id"]
-  file = request.app.state.service.sessions.file(id, request.state.owner)
-  return FileResponse(file, media_type="application/octet-stream", filename="session.state")
+  sessions, id = request.app.state.service.sessions, request.path_params["id"]
+  file = await run_in_threadpool(sessions.opened, id, request.state.owner)
+  headers = {
+    "content-length": str(os.fstat(file.fileno()).st_size),
+    "content-disposition": 'attachment; filename="session.state"',
+  }
+  return StreamingResponse(_content(file), media_type="application/octet-stream", headers=headers)
 
 
 async def upload(request: Request) -> Response:
@@ -93,6 +100,11 @@ async def upload(request: Request) -> Response:
   load = request.app.state.service.load
   kept = await run_in_threadpool(load, brought.file, request.state.owner, brought.name)
   return JSONResponse(answers.session(kept))
+
+
+def _content(file: IO[bytes]) -> Iterator[bytes]:
+  with file:
+    yield from iter(lambda: file.read(IN_MEMORY), b"")
 
 
 async def _last(each: AsyncGenerator[Event, None]) -> dict[str, Any]:
@@ -143,7 +155,7 @@ async def _uploaded(request: Request) -> Uploaded:
     if not isinstance(part, UploadFile):
       raise ApiError(400, "file: the form has no such part", "missing", "file")
     file, others = part.file, {key: form[key] for key in form if key != "file"}
-    name, stream = _beside(others, str(part.filename or ""))
+    name, stream = _beside(others, printable(str(part.filename or "")))
   elif kind in ("text/plain", "application/octet-stream"):
     name, stream = _beside(dict(request.query_params), "")
     file = tempfile.SpooledTemporaryFile(IN_MEMORY)

@@ -11,6 +11,7 @@ from infini_jax.inference import Session
 from infini_jax.inference.batch import catch_up
 from infini_jax.inference.forced import log_probs
 from infini_jax.inference.texts import tokens_of
+from infini_jax.serve import errors
 from infini_jax.serve.errors import ApiError
 from infini_jax.serve.events import Events, while_here
 from infini_jax.serve.fields import Asking, asking, parse
@@ -71,8 +72,9 @@ async def scores(request: Request) -> Response:
   asked = asking(kind, body, service.name, service.limits)
   events = Events(service)
   make = lambda: _job(service, asked, tokens, request.state.owner, events.put)
-  each = events.of(await run_in_threadpool(make))
-  return JSONResponse({"object": "scores", "logprobs": await while_here(request, _last(each))})
+  with errors.about("messages" if kind == "chat" else "prompt"):
+    each = events.of(await run_in_threadpool(make))
+    return JSONResponse({"object": "scores", "logprobs": await while_here(request, _last(each))})
 
 
 def _job(

@@ -155,7 +155,8 @@ class Service:
         return self.sessions.add(session, owner, name) if error is None else None
 
     session = Session(self.run)
-    text = Text(tokens_of(file, session.tokenizer), share=lambda: file.tell() / size)
+    tokens = tokens_of(file, session.tokenizer, name=name or "the text")
+    text = Text(tokens, share=lambda: file.tell() / size)
     emit = looking(session, emit)
     return Job(session, text, None, emit, close, owner=owner, seconds=self.limits.seconds)
 

@@ -16,7 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from infini_jax.config import InputError
 from infini_jax.inference import Run, Session
@@ -76,6 +76,7 @@ class Sessions:
     self._folder, self._limits = folder, limits
     self._shared, self._model = Session(run), model_of(run)
     self._lock = threading.RLock()
+    self._copying = threading.Lock()  # held while a session is copied, so that none changes
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     self._index = sqlite3.connect(folder / INDEX, timeout=0.2, check_same_thread=False)
     try:
@@ -165,7 +166,7 @@ class Sessions:
     Raises:
       ApiError: there is none, or another request uses it.
     """
-    with self._lock:
+    with self._copying, self._lock:
       kept = self._idle(id, owner)
       kept.busy = True
     try:
@@ -186,24 +187,35 @@ class Sessions:
       kept.busy = False
 
   def fork(self, id: str, owner: str) -> Session:
-    """A copy that is not kept.
+    """A copy that is not kept. Several may be made at the same time.
 
     Raises:
       ApiError: as for `borrow`.
     """
-    kept, session = self.borrow(id, owner)
-    try:
-      return session.fork()
-    finally:
-      kept.used, kept.busy = time.time(), False
+    with self._copying:
+      kept = self._idle(id, owner)
+      copy = self._open(kept).fork()
+      kept.used = time.time()
+    return copy
 
   def file(self, id: str, owner: str) -> Path:
-    """The state file of a session, as it was kept last.
+    """The state file of a session.
 
     Raises:
       ApiError: there is none.
     """
     return self._file(self.get(id, owner).id)
+
+  def opened(self, id: str, owner: str) -> IO[bytes]:
+    """The state file as it was kept last, opened: another that is kept then does not change it.
+
+    Raises:
+      ApiError: there is none, or it is gone.
+    """
+    try:
+      return open(self.file(id, owner), "rb")
+    except OSError as error:
+      raise _lost(id) from error
 
   def remove(self, id: str, owner: str) -> None:
     """Forgets a session, and removes its file.
@@ -211,7 +223,7 @@ class Sessions:
     Raises:
       ApiError: as for `borrow`.
     """
-    with self._lock:
+    with self._copying, self._lock:
       kept = self._idle(id, owner)
       self._index.execute("DELETE FROM sessions WHERE id = ?", (kept.id,))
       self._index.commit()
@@ -233,7 +245,10 @@ class Sessions:
       if session is not None:
         self._memory[kept.id] = session
     if session is None:
-      session = Session.load(self._file(kept.id), model=self._shared)
+      try:
+        session = Session.load(self._file(kept.id), model=self._shared)
+      except InputError as error:
+        raise _lost(kept.id) from error
       self._remember(kept, session)
     return session
 
@@ -278,6 +293,11 @@ class Sessions:
 
   def _file(self, id: str) -> Path:
     return self._folder / f"{id}{SUFFIX}"
+
+
+def _lost(id: str) -> ApiError:
+  said = f"session {id}: the server cannot read its file any more; delete the session"
+  return ApiError(500, said, "session_lost")
 
 
 def model_of(run: Run) -> str:

@@ -101,7 +101,7 @@ def test_what_the_hub_refuses_stays_on_disk(tmp_path, server):
 
 def test_a_wrong_name_is_refused_before_anything_is_done(tmp_path, server, monkeypatch):
   monkeypatch.setattr(export, "export", lambda *_: pytest.fail("the export began"))
-  for name in ("model", "me/model/more", "http://me/model", ""):
+  for name in ("model", "me/model/more", "http://me/model", "", "../model", "-me/model", "ü/model"):
     with pytest.raises(InputError, match=f"--push={name}: must be a name of the hub"):
       run("export", tmp_path / "run", tmp_path / "out", f"--push={name}")
   assert server.requests == []

@@ -75,6 +75,8 @@ def test_the_folder_holds_the_memory_and_the_code(written):
   card = (out / "README.md").read_text()
   count = sum(int(np.prod(shape)) for shape in Tensors(out / WEIGHTS).shapes.values())
   assert "trust_remote_code=True" in card and f"The model has {count:,} parameters." in card
+  assert "AutoTokenizer" not in card and "tokenizer(" not in card, "transformers has none of bytes"
+  assert "ids = torch.tensor([[256, *text.encode()]])" in card and "model.read(text_ids)" in card
   said = json.loads((out / "config.json").read_text())
   assert said["auto_map"]["AutoModelForCausalLM"] == "modeling_infini.InfiniForCausalLM"
   assert said["mixers"] == ["infini"] * c.model.layers

@@ -241,6 +241,9 @@ def test_a_cache_has_one_size_and_can_be_forked(rng, tmp_path, torch):
   assert answers[0] == answers[1] == whole and book.get_seq_length() == 40 * N
   with pytest.raises(ValueError, match="does not begin with; give the whole text, or cache.fork"):
     model.generate(question, cache=book, **options)
+  for shape in ((1, 3), (2, 7), (1, 1, 7, 7)):
+    with pytest.raises(ValueError, match="an attention_mask of shape .* with 1 texts of 7 tokens"):
+      model(question, attention_mask=torch.ones(shape))
   with pytest.raises(ValueError, match="a cache of 1 texts with 2 texts"):
     model(torch.cat([question, question]), cache=book)
 

@@ -96,3 +96,4 @@ def test_a_vocabulary_of_the_package_is_exported(reference, tmp_path):
   assert (there.bos_token_id, there.eos_token_id) == (tokenizer.bos, tokenizer.eos)
   for line in (text, "as  it was", " a", ""):
     assert there.encode(line, add_special_tokens=False) == tokenizer.encode(line).tolist()
+    assert there.encode(line) == [tokenizer.bos, *tokenizer.encode(line).tolist()]

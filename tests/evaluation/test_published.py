@@ -78,7 +78,7 @@ def test_the_table_has_the_published_layout(tmp_path):
     vt_4096=[1.0, 0.5], niah_single_2_4096=[1.0], niah_single_10_4096=[0.0],
     vt_8192=[0.0, 0.0], niah_single_2_8192=[1.0], niah_single_10_8192=[0.5],
   )  # fmt: skip
-  assert published_tables.rows_of(scored) == [
+  assert published_tables.rows_of(scored.cells) == [
     ["task", "4k", "8k", "average", "wAvg. (inc)", "wAvg. (dec)"],
     ["niah_single_2", "100.00", "100.00", "100.00", "", ""],
     ["niah_single_10", "0.00", "50.00", "25.00", "", ""],
@@ -90,7 +90,12 @@ def test_the_table_has_the_published_layout(tmp_path):
   made = scored.to_dict()
   assert made["average"] == 54.16 and made["by_length"] == {"4096": 58.33, "8192": 50.0}
   file = published_tables.draw({"memory": scored}, {}, tmp_path)["table"]
-  assert list(csv.reader(file.open())) == published_tables.rows_of(scored)
+  assert list(csv.reader(file.open())) == published_tables.rows_of(scored.cells)
+  scored = answers(**{"a, b_2000000": [1.0]})
+  file = published_tables.draw({"memory": scored}, {}, tmp_path)["table"]
+  assert [*csv.reader(file.open())] == published_tables.rows_of(scored.cells)
+  scored = answers(vt_4096=[1.0, 0.5])
+  published_tables.draw({"memory": scored}, {}, tmp_path)
   lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
   assert len(lines) == len(scored.answers) and json.loads(lines[0])["task"] == "vt"
 

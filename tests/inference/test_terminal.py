@@ -96,6 +96,9 @@ def test_a_saved_conversation_goes_on(talk, opened, file, tmp_path, capsys):
   assert asked(other, capsys, "And then?") == again
   other.take("/reset")
   assert at(other) == 1 and not other._talk.messages
+  (tmp_path / "state.talk.json").write_text('{"messages": [1], "about": ""}')
+  with pytest.raises(InputError, match="state.talk.json cannot be read .message 1: no object"):
+    other.take(f"/load {tmp_path / 'state'}")
 
 
 def test_ctrl_c_leaves_the_conversation_as_it_was(talk, file, capsys, monkeypatch):
@@ -133,6 +136,21 @@ def test_a_wrong_line_is_one_line_and_changes_nothing(talk, line, said):
   with pytest.raises(InputError, match=re.escape(said)) as error:
     talk.take(line)
   assert "\n" not in str(error.value) and at(talk) == before
+
+
+def test_a_piped_line_is_whole_however_long_it_is(monkeypatch):
+  def lines(content):
+    stream = io.TextIOWrapper(io.BytesIO(content), "utf-8", "surrogateescape")
+    monkeypatch.setattr(sys, "stdin", stream)
+    return terminal._piped()
+
+  long = "word " * 9999
+  found = [*lines(f"\ufeff/help\r\n{long}\n\nlast".encode())]
+  assert found == ["/help\n", f"{long}\n", "\n", "last"]
+  found = lines(b"one\ncaf\xe9\n")
+  assert next(found) == "one\n"
+  with pytest.raises(InputError, match="not UTF-8"):
+    next(found)  # what is before the wrong character is no question
 
 
 def test_piped_lines_are_answered_and_an_error_ends_the_command(workdir, capsys, monkeypatch):  # noqa: F811

@@ -112,7 +112,17 @@ def test_a_text_a_file_and_a_stream_give_the_tokens_of_the_whole(rng, tokenizer,
   (tmp_path / "a.txt").write_text("\ufeff" + text.replace("\n", "\r\n"), "utf-8", newline="")
   (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
   stream = io.BufferedReader(Trickle(text.encode(), rng), buffer_size=16)
-  for source in (text, tmp_path / "a.txt", tmp_path / "a.txt.gz", stream, io.StringIO(text)):
+  windows = text.replace("\n", "\r\n")
+  for source in (
+    text,
+    windows,
+    tmp_path / "a.txt",
+    tmp_path / "a.txt.gz",
+    stream,
+    io.StringIO(text),
+    "\ufeff" + text,
+    io.StringIO("\ufeff" + text),
+  ):
     got = list(tokens_of(source, tokenizer))
     assert got == expected, f"{source!r}: {tokenizer.decode(got)!r}"
 

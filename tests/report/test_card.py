@@ -78,6 +78,50 @@ def test_a_card_holds_the_figures_of_every_evaluation(tmp_path):
   assert str(tmp_path) not in text and "/home/me" not in text, "a card may be published"
 
 
+def test_a_card_has_no_folder_of_this_machine(tmp_path):
+  run = make_run(tmp_path)
+  file = evaluated(run, "perplexity/books", "perplexity", PERPLEXITY)
+  results = json.loads(file.read_text())
+  corpus = {"name": "books", "path": f"text:{tmp_path}/books", "text": "ab", "fingerprint": "cd"}
+  for number, where in enumerate((tmp_path, "~me", "gs://bucket")):
+    results["corpus"] = corpus | {"path": f"text:{where}/books", "text": str(number)}
+    results["command"] = (
+      f"infini-jax eval --workdir={run.path} --config.data.path=jsonl:{where}/books,{where}/more/x"
+      f" '--config.evaluation.document={where}/a.txt'"
+    )
+    place = run.path / "evaluation" / "perplexity" / f"books-{number}"
+    place.mkdir()
+    (place / "results.json").write_text(json.dumps(results))
+  text = card(str(run.path))
+  assert str(tmp_path) not in text and "~me" not in text
+  assert "--config.data.path=jsonl:books,x '--config.evaluation.document=a.txt'" in text
+  assert "corpus text:gs://bucket/books (text" in text and "jsonl:gs://bucket/books,gs:" in text
+
+
+def test_a_benchmark_has_its_table(tmp_path):
+  run = make_run(tmp_path)
+  cell = {"task": "vt", "length": 4096, "samples": 2, "score": 87.5, "nulls": 0}
+  memory = {"average": 68.75, "samples": 4, "tokens": 1234, "by_length": {"4096": 87.5}}
+  memory["grid"] = [cell, cell | {"length": 8192, "score": 50.0}]
+  evaluated(run, "ruler/g", "ruler", memory, memory | {"grid": [cell | {"score": 12.5}]})
+  text = card(str(run.path))
+  for line in (
+    "4 samples, 1,234 tokens; scores of 100.",
+    "| task | 4k | 8k | average | wAvg. (inc) | wAvg. (dec) |",
+    "| vt | 87.50 | 50.00 | 68.75 |  |  |",
+    "Memory held empty:",
+    "| vt | 12.50 | 12.50 |",
+  ):
+    assert line in text, line
+
+
+def test_names_are_no_tags(tmp_path):
+  run = make_run(tmp_path / "<b>", data={"path": "text:/x/<i>.txt"})
+  moved = run.path.rename(run.path.with_name("<img src=x>"))
+  text = card(str(moved))
+  assert "# \\<img src=x>" in text and "<" not in text.replace("\\<", "")
+
+
 def test_a_card_replaces_an_older_one_and_no_other_file(tmp_path):
   run = make_run(tmp_path)
   assert write(str(run.path), None, quiet()) == run.path / "README.md"

@@ -317,6 +317,22 @@ def test_figures_of_an_unknown_task_are_shown_too(tmp_path, rng):
   assert page.table("Figures of poems")["tokens"] == ["70", "70"]
 
 
+def test_a_benchmark_has_its_table(tmp_path):
+  class Found:
+    def __init__(self, score):
+      cell = {"task": "vt", "length": 4096, "samples": 2, "score": score, "nulls": 0}
+      self.grid = [cell, cell | {"length": 8192, "score": 50.0}]
+
+    def to_dict(self):
+      return {"average": 1.0, "grid": self.grid}
+
+  page = written(
+    write_run(tmp_path / "r", {"ruler": ("ruler", Found(87.5), {"empty": Found(0.5)})})
+  )
+  assert page.table("Scores of 100, with the memory")["vt"][:3] == ["87.50", "50.00", "68.75"]
+  assert page.table("Scores of 100, memory held empty")["vt"][:3] == ["0.50", "50.00", "25.25"]
+
+
 def test_summaries_stand_beside_their_references(tmp_path, rng):
   folder = write_run(tmp_path / "r", {"summarization": ("summarization", recalled(rng), {})})
   results = folder / "evaluation" / "summarization" / "results.json"

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from infini_jax import cli
+from infini_jax.data.tokenizers import ByteTokenizer, WordTokenizer
 from infini_jax.inference import Session, open_run, saved
+from infini_jax.scoring.command import Lacking
 
 TEXT = "One line.\nAnother line, étrange.\n\nA third\n  and its end" * 3
 
@@ -64,6 +66,18 @@ def test_a_line_for_each_token_adds_up(run, opened, capsys):
   assert math.fsum(line["log_prob"] for line in each) == pytest.approx(whole["log_prob"])
   assert "".join(line["token_text"] for line in each[:9]) == TEXT[:9]
   assert all(line["text"] == TEXT for line in lines), "each line names its text"
+
+
+def test_tokens_of_unknown_text_are_counted():
+  words = WordTokenizer([" a", " b"])
+  lacking = Lacking(words)
+  lacking.add(words.encode(" a b a"))
+  assert lacking.count == 0
+  lacking.add(words.encode(" a zebra b"))
+  assert lacking.count == len(" zebra")
+  lacking = Lacking(ByteTokenizer())
+  lacking.add(ByteTokenizer().encode("é\0 any text"))
+  assert lacking.count == 0
 
 
 def test_texts_follow_a_prompt_or_a_state(run, opened, tmp_path, capsys):

@@ -157,6 +157,14 @@ def test_a_conversation_follows_a_text_and_goes_on(client):
   assert "another conversation" in told["message"]
 
 
+@pytest.mark.parametrize("answer", ["", "\n"])
+def test_a_conversation_goes_on_after_an_empty_answer(client, answer):
+  talk = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": answer}]
+  talk.append({"role": "user", "content": "And?"})
+  said = client.post("/v1/chat/completions", json={"messages": talk, **GREEDY})
+  assert said.status_code == 200, said.text
+
+
 def test_reading_tells_how_far_it_is(client):
   *told, last = events(client.post("/v1/sessions", json={"text": TEXT, "stream": True}))
   assert last["object"] == "session" and last["kept"]
@@ -174,6 +182,64 @@ def test_a_file_comes_as_a_form_or_as_itself(client):
   assert (plain["tokens"], plain["name"]) == (want, "b")
   told = error(client.post("/v1/sessions", content=b"a\xff\xfe", headers=how), 400)
   assert "UTF-8" in told["message"]
+
+
+def test_null_is_as_if_a_field_of_a_session_was_not_there(client):
+  kept = made(client, name=None, stream=None)
+  assert kept["name"] == ""
+  answer = client.post(f"/v1/sessions/{kept['id']}/fork", json={"name": None})
+  assert answer.json()["name"] == ""
+  told = error(client.post("/v1/sessions", json={"text": None}), 400)
+  assert (told["code"], told["param"]) == ("missing", "text")
+
+
+@pytest.mark.parametrize("content", [b"caf\xe9", b"a\0b"])
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_a_file_that_is_no_text_is_named(client, content, stream):
+  form = {"files": {"file": ("book.txt", content)}, "data": {"stream": stream}}
+  assert error(client.post("/v1/sessions", **form), 400)["message"].startswith("book.txt: ")
+  answer = client.post("/v1/sessions", content=content, headers={"content-type": "text/plain"})
+  assert error(answer, 400)["message"].startswith("the text: ")
+
+
+def test_any_name_of_a_file_becomes_one_of_a_session(client):
+  name = "at 3\u202fpm\n" + "x" * 300
+  kept = client.post("/v1/sessions", files={"file": (name, b"text")}).json()
+  assert kept["name"].startswith("at 3 pm") and len(kept["name"]) == 200
+
+
+def test_a_form_that_is_none_is_a_wrong_value(client):
+  headers = {"content-type": "multipart/form-data; boundary=x"}
+  answer = client.post("/v1/sessions", content=b"no form", headers=headers)
+  assert error(answer, 400)["code"] == "invalid_value"
+
+
+@pytest.mark.parametrize(
+  "path, body, param",
+  [
+    ("chat/completions", {"messages": []}, "messages"),
+    ("chat/completions", {"messages": [{"role": "bot", "content": "a"}]}, "messages"),
+    ("completions", {"prompt": [99_999]}, "prompt"),
+    ("completions", {"prompt": [99_999], "stream": True}, "prompt"),
+    ("scores", {"prompt": [99_999], "tokens": [5]}, "prompt"),
+    ("scores", {"messages": [], "tokens": [5]}, "messages"),
+  ],
+)
+def test_an_error_of_what_is_read_names_its_field(client, path, body, param):
+  assert error(client.post(f"/v1/{path}", json=body), 400)["param"] == param
+
+
+def test_the_file_of_a_session_that_is_damaged_or_gone(client, service):
+  first = made(client)
+  for _ in range(service.limits.in_memory):
+    made(client)  # so that it is on the disk alone
+  for change in (lambda file: file.write_bytes(b"no state"), lambda file: file.unlink()):
+    change(service.sessions.file(first["id"], Keys(KEYS).owner(FIRST["authorization"])))
+    answer = client.post("/v1/completions", json={"session": first["id"], "prompt": "a"})
+    told = error(answer, 500)
+    assert told["code"] == "session_lost" and "/" not in told["message"]
+  assert error(client.get(f"/v1/sessions/{first['id']}/state"), 500)["code"] == "session_lost"
+  assert client.delete(f"/v1/sessions/{first['id']}").status_code == 200
 
 
 def test_a_state_goes_out_and_comes_back(client):
@@ -196,6 +262,8 @@ def test_sessions_are_forked_listed_and_removed(client):
   kept = made(client, name="a")
   fork = client.post(f"/v1/sessions/{kept['id']}/fork", json={"name": "b"}).json()
   assert fork["tokens"] == kept["tokens"] and fork["id"] != kept["id"]
+  told = error(client.post(f"/v1/sessions/{kept['id']}/fork", json={"nam": "b"}), 400)
+  assert (told["code"], told["param"]) == ("unknown_field", "nam")
   ids = [each["id"] for each in client.get("/v1/sessions").json()["data"]]
   assert {kept["id"], fork["id"]} <= set(ids)
   assert client.delete(f"/v1/sessions/{kept['id']}").json()["deleted"]

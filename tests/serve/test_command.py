@@ -266,6 +266,7 @@ def test_a_downloaded_state_is_one_that_session_loads(served, tmp_path):
     (["--port=-1"], "--port"),
     (["--host=no.such.host.invalid"], "--host"),
     (["--keys=none.txt"], "--keys=none.txt"),
+    (["--keys="], "--keys is empty"),
     (["--seconds=0"], "--seconds"),
     (["--chat-template=file:none"], "file:none"),
     (["--step=9"], "9"),

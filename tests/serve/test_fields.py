@@ -39,6 +39,8 @@ def test_prompts_and_messages_have_several_forms():
   parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
   (message,) = ask("chat", messages=[{"role": "user", "content": parts}]).messages
   assert message["content"] == "ab"
+  (message,) = ask("chat", messages=[{"role": "developer", "content": "a"}]).messages
+  assert message["role"] == "system"
   assert ask(stop="x").stop == ("x",) and ask(stop=["x", "y"]).stop == ("x", "y")
 
 
@@ -66,6 +68,7 @@ def test_fields_that_change_nothing_are_taken():
   ask(
     n=1, frequency_penalty=0, presence_penalty=0.0, logit_bias={}, user="me", tools=[], echo=False
   )
+  ask("chat", messages=[], safety_identifier="me", prompt_cache_key="mine", store=False)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Kept sessions: on disk always, in memory while there is room, found again after a restart."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -91,10 +92,34 @@ def test_one_request_at_a_time_changes_a_session(run, sessions):
   assert sessions.fork(kept.id, "").positions == [13]
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_forks_of_one_session_do_not_refuse_each_other(run, sessions, in_memory):
+  kept = sessions.add(read(run, "one text"), "", "")
+  for _ in range(0 if in_memory else LIMITS.in_memory):
+    sessions.add(read(run, "x"), "", "")
+  with ThreadPoolExecutor(8) as threads:
+    forks = [*threads.map(lambda _: sessions.fork(kept.id, ""), range(16))]
+  assert [fork.positions for fork in forks] == [[kept.tokens]] * 16
+  _, session = sessions.borrow(kept.id, "")  # and none of them is the session itself
+  assert session not in forks
+
+
+def test_a_file_that_is_opened_stays_as_it_was(run, sessions):
+  kept = sessions.add(read(run, "one text"), "", "")
+  with sessions.opened(kept.id, "") as file:
+    same, session = sessions.borrow(kept.id, "")
+    session.read("and much more text")
+    sessions.give_back(same, session)
+    content = file.read()
+  assert content != sessions.file(kept.id, "").read_bytes()
+  sessions.file(kept.id, "").unlink()
+  assert told(sessions.opened, kept.id, "") == "session_lost"
+
+
 def test_owners_do_not_see_each_other(run, sessions):
   kept = sessions.add(read(run, "one text"), "a", "")
   assert [each.id for each in sessions.list("a")] == [kept.id] and sessions.list("b") == []
-  for call in (sessions.get, sessions.borrow, sessions.fork, sessions.file, sessions.remove):
+  for call in (sessions.get, sessions.borrow, sessions.fork, sessions.opened, sessions.remove):
     assert told(call, kept.id, "b") == "no_session"
     assert told(call, f"../{kept.id}", "a") == "no_session"
 

@@ -326,6 +326,9 @@ class InfiniForCausalLM(PreTrainedModel, GenerationMixin):
       cache = InfiniCache(self.config, B, input_ids.device, self.dtype)
     if len(cache.fill) != B:
       raise ValueError(f"a cache of {len(cache.fill)} texts with {B} texts; give as many")
+    shape = (B, T) if attention_mask is None else tuple(attention_mask.shape)
+    if len(shape) != 2 or shape[0] != B or shape[1] < T:
+      raise ValueError(f"an attention_mask of shape {shape} with {B} texts of {T} tokens")
     real_BT = None
     if attention_mask is not None and not attention_mask[:, -T:].all():
       real_BT = attention_mask[:, -T:].bool()

@@ -95,18 +95,22 @@ class Chat:
       return np.zeros(0, np.int32)
     return self.encode(self._end_name + text)[1:]
 
-  def check(self, messages: Any) -> list[dict[str, Any]]:
+  def check(self, messages: Any, taught: bool = True) -> list[dict[str, Any]]:
     """The messages as dicts without empty fields.
+
+    Args:
+      messages: a conversation.
+      taught: a model learns its answers. Else it may be what a model itself has said, or nothing.
 
     Raises:
       InputError: they are no list of messages, a role is unknown, a content is no text, an answer
-        is empty, or a text holds the name of a special token.
+        that is taught is empty, or a text holds the name of a special token.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
       raise InputError("messages: not a list of messages; give objects with role and content")
-    return [self._checked(i, message) for i, message in enumerate(messages, 1)]
+    return [self._checked(i, message, taught) for i, message in enumerate(messages, 1)]
 
-  def _checked(self, number: int, message: Any) -> dict[str, Any]:
+  def _checked(self, number: int, message: Any, taught: bool) -> dict[str, Any]:
     where = f"message {number}"
     if not isinstance(message, Mapping):
       raise InputError(f"{where}: no object with role and content; repair it")
@@ -117,7 +121,7 @@ class Chat:
     if not isinstance(content, str):
       kind = "missing" if content is None else type(content).__name__
       raise InputError(f"{where}: its content is no text ({kind}); give a text")
-    if role == "assistant" and not content.strip():
+    if taught and role == "assistant" and not content.strip():
       raise InputError(f"{where}: the answer is empty; leave the conversation out, or complete it")
     if found := self._special.search(content):
       raise InputError(

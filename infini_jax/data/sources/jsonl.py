@@ -6,6 +6,7 @@ import io
 import json
 import os
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -106,11 +107,13 @@ def named_rows(file: File) -> Iterator[tuple[str, dict[str, Any]]]:
   Raises:
     InputError: it cannot be read, or a row is no object.
   """
-  for number, (start, line) in enumerate(_lines(file.path, 0, None), 1):
-    if not start and line.lstrip()[:1] == b"[":
+  first = True
+  for number, (_, line) in enumerate(_lines(file.path, 0, None), 1):
+    if first and line.removeprefix(BOM_UTF8).lstrip()[:1] == b"[":
       yield from _array(file)
       return
-    if line.strip():
+    if line.removeprefix(BOM_UTF8).strip():
+      first = False
       place = f"{file.path}, line {number}"
       yield place, _parse(place, line)
 

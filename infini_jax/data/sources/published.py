@@ -143,13 +143,15 @@ def ruler(row: Mapping[str, Any], where: str, words: Sequence[str], prompt: str)
   """A row that RULER's generator writes. Its prompt is whole; some versions keep its end apart."""
   begin = str(row.get("answer_prefix") or "")
   text = row["input"] + ("" if row["input"].endswith(begin) else begin)
-  outputs = row["outputs"]
-  targets = tuple(map(str, [outputs] if isinstance(outputs, str) else outputs))
-  if not targets or not all(targets):
+  outputs = [row["outputs"]] if isinstance(row["outputs"], str) else row["outputs"]
+  if not all(isinstance(output, str | int | float) for output in outputs):
+    raise InputError(f"{where}: its outputs are no list of texts; complete the row, or take it out")
+  targets = tuple(map(str, outputs))
+  if not targets or not all(target.strip() for target in targets):
     raise InputError(f"{where}: its outputs are empty; take the row out")
   task, length = named(words)
   if length is None:
-    own = int(row.get("length") or 0)
+    own = _length(row.get("length"), where)
     length = next((bucket for bucket in BUCKETS if own <= bucket), own)
   return Sample(str(row.get("task") or task), length, where, text, "", targets)
 
@@ -162,8 +164,11 @@ def babilong(row: Mapping[str, Any], where: str, words: Sequence[str], prompt: s
       f"{where}: no task and length in its path; BABILong has them as qa1 ... qa20 and 0k, 1k, ... "
       f"in the names of folders, files, configs or splits"
     )
-  text = prompt.replace("{input}", row["input"].strip())
-  text = text.replace("{question}", row["question"].strip())
+  for field in ("question", "target"):
+    if not row[field].strip():
+      raise InputError(f"{where}: its {field} is empty; take the row out")
+  parts = {f"{{{field}}}": row[field].strip() for field in ("input", "question")}
+  text = re.sub("|".join(map(re.escape, parts)), lambda found: parts[found[0]], prompt)
   return Sample(task, length, where, text, row["question"], (row["target"].strip(),))
 
 
@@ -185,6 +190,19 @@ def named(words: Sequence[str]) -> tuple[str, int | None]:
     elif not task and word.lower() not in COMMON:
       task = word
   return task, length
+
+
+def _length(value: Any, where: str) -> int:
+  """The length that a row says, in tokens."""
+  try:
+    if (length := int(value)) > 0:
+      return length
+  except (TypeError, ValueError, OverflowError):
+    pass
+  raise InputError(
+    f"{where}: no length in its path, and its field 'length' is {value!r:.60}; put the file into a "
+    f"folder that is named by the length, such as 4096"
+  )
 
 
 def _check(form: Form, where: str, row: Mapping[str, Any]) -> None:
@@ -224,7 +242,7 @@ def _words(file: Path) -> tuple[str, ...]:
 
 def _prompt(spec: str, name: str) -> str:
   try:
-    text = local(name, "prompt").read_text("utf-8")
+    text = local(name, "prompt").read_text("utf-8-sig")
   except (OSError, UnicodeDecodeError) as error:
     raise InputError(f"corpus {spec!r}: ?prompt={name}: cannot be read ({error})") from None
   for part in ("{input}", "{question}"):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from infini_jax.config import InputError
-from infini_jax.data.tokenizers.base import Tokenizer, encode_named
+from infini_jax.data.tokenizers.base import Tokenizer, encode_named, text_of
 from infini_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from infini_jax.data.tokenizers.pieces import (
   SentencePieceTokenizer,
@@ -30,6 +30,7 @@ __all__ = [
   "load_saved",
   "load_tokenizer",
   "sentencepiece_model",
+  "text_of",
   "train_sentencepiece",
   "train_size",
 ]

@@ -47,9 +47,21 @@ class Tokenizer(Protocol):
     """The UTF-8 bytes of the decoded text; of a character cut at the end, only those in the ids."""
     ...
 
+  def bytes_of(self, id: int) -> bytes:
+    """What a token adds inside of a text, maybe a part of a character; nothing if it is special."""
+    ...
+
   def save(self, folder: Path) -> None:
     """Writes its files into a folder for `load_saved`; makes the folder if it does not exist."""
     ...
+
+
+def text_of(tokenizer: Tokenizer, id: int) -> str:
+  """The text of one token: a special token by its name; a part of a character as `\\xe2\\x82`."""
+  for name, special in tokenizer.special.items():
+    if special == id:
+      return name
+  return tokenizer.bytes_of(id).decode("utf-8", "backslashreplace")
 
 
 def encode_named(tokenizer: Tokenizer, text: str, name: str) -> np.ndarray:

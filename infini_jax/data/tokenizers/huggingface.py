@@ -20,6 +20,9 @@ from infini_jax.data.tokenizers.templates import Template, find_template, load_t
 from infini_jax.files import write_bytes
 
 BYTE = re.compile("<0x[0-9A-F]{2}>")
+VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that byte-level BPE keeps
+OTHER = [byte for byte in range(256) if byte not in VISIBLE]
+LEVEL = {chr(byte): byte for byte in VISIBLE} | {chr(256 + i): byte for i, byte in enumerate(OTHER)}
 CUT = "\ufffd"  # a decoder writes it for bytes that are not a whole character
 
 
@@ -86,15 +89,20 @@ class HuggingFaceTokenizer:
     whole = len(kept)
     while whole and CUT in self._tokenizer.decode(kept[whole - 1 : whole]):
       whole -= 1
-    tail = (str(self._tokenizer.id_to_token(id)) for id in kept[whole:])
-    return len(self.decode(kept[:whole]).encode()) + sum(map(self._bytes_of, tail))
+    tail = sum(len(self.bytes_of(id)) for id in kept[whole:])
+    return len(self.decode(kept[:whole]).encode()) + tail
 
-  def _bytes_of(self, token: str) -> int:
-    """The bytes of a token that is not whole text, counted as the kind of the decoder requires."""
-    kinds = str(self._tokenizer.decoder)
+  def bytes_of(self, id: int) -> bytes:
+    """What the decoder adds for the token behind another one, or the bytes that it stands for."""
+    once, twice = self.decode([id]), self.decode([id, id])
+    if CUT not in once:
+      return twice.removeprefix(once).encode()
+    token, kinds = str(self._tokenizer.id_to_token(id)), str(self._tokenizer.decoder)
     if "ByteFallback" in kinds and BYTE.fullmatch(token):
-      return 1
-    return len(token) if "ByteLevel" in kinds else len(token.encode())
+      return bytes([int(token[1:-1], 16)])
+    if "ByteLevel" in kinds and all(character in LEVEL for character in token):
+      return bytes(LEVEL[character] for character in token)
+    return token.encode()
 
   def save(self, folder: Path) -> None:
     """Writes the tokenizer.json as it was read, its marks, and its chat template."""

@@ -107,6 +107,15 @@ class SentencePieceTokenizer:
       whole -= 1
     return len(self.decode(kept[:whole]).encode()) + len(kept) - whole
 
+  def bytes_of(self, id: int) -> bytes:
+    """The piece with spaces, or the byte of a byte piece."""
+    if not 0 <= id < self.size or not self._is_text[id]:
+      return b""
+    piece = self.piece(id)
+    if self._processor.is_byte(id):
+      return bytes([int(piece[1:-1], 16)])
+    return piece.replace(SPACE, " ").encode()
+
   def piece(self, id: int) -> str:
     """The piece that the vocabulary has for an id, with U+2581 for a space."""
     return self._processor.id_to_piece(id)

@@ -40,6 +40,10 @@ class ByteTokenizer:
     """Each id of a byte counts 1."""
     return len(within(ids, 256))
 
+  def bytes_of(self, id: int) -> bytes:
+    """The byte."""
+    return within([id], 256).astype(np.uint8).tobytes()
+
   def save(self, folder: Path) -> None:
     """Writes a file whose name identifies this tokenizer."""
     save_template(self.template, folder)
@@ -83,6 +87,10 @@ class WordTokenizer:
   def count_bytes(self, ids: Sequence[int] | np.ndarray) -> int:
     """The UTF-8 bytes of the pieces; each piece is whole characters."""
     return len(self.decode(ids).encode())
+
+  def bytes_of(self, id: int) -> bytes:
+    """The piece."""
+    return self.decode([id]).encode()
 
   def save(self, folder: Path) -> None:
     """Writes the pieces."""

@@ -112,6 +112,11 @@ def test_wrong_messages_are_refused(messages, said):
     chat_of().check(messages)
 
 
+def test_an_answer_that_is_not_taught_may_be_empty():
+  messages = [user("One?"), assistant(" \n"), user("Two?")]
+  assert chat_of().check(messages, taught=False) == messages
+
+
 def test_empty_fields_of_messages_are_left_out_and_others_kept():
   given = {**user("One?"), "tool_calls": None, "name": "Ann"}
   assert chat_of().check([given]) == [{**user("One?"), "name": "Ann"}]

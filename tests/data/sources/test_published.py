@@ -87,6 +87,25 @@ def test_babilong_is_read_from_lines_arrays_parquet_and_a_prompt(tmp_path):
   assert rows.tokens == 7
 
 
+@pytest.mark.parametrize("begin", ["\ufeff", "\n", "\ufeff\n \n"])
+@pytest.mark.parametrize("array", [True, False])
+def test_a_file_may_begin_with_a_mark_or_with_empty_lines(tmp_path, begin, array):
+  file = tmp_path / "4k" / "qa1.json"
+  file.parent.mkdir()
+  rows = [ASKED, ASKED]
+  text = json.dumps(rows) if array else "\n\n".join(map(json.dumps, rows))
+  file.write_text(begin + text, "utf-8")
+  assert Published(f"jsonl:{file}", BABILONG, PROMPT).runs == [("qa1", 4096, 2)]
+
+
+def test_a_text_may_hold_the_words_of_a_prompt(tmp_path):
+  row = {**ASKED, "input": "He wrote {question} and {input}.", "question": "What is {input}?"}
+  (sample,) = Published(
+    f"jsonl:{write(tmp_path / '4k' / 'qa1.jsonl', row)}", BABILONG, PROMPT
+  ).samples()
+  assert sample.text == "He wrote {question} and {input}.\nQ: What is {input}?\nA:"
+
+
 @pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="pip install -e .[hf]")
 def test_a_data_set_has_lengths_as_configs_and_tasks_as_splits(tmp_path):
   (tmp_path / "README.md").write_text(
@@ -114,8 +133,16 @@ def test_wrong_files_are_one_line_with_the_remedy(tmp_path):
     "kind.jsonl": [{**ROW, "input": 3}],
     "empty.jsonl": [{**ROW, "input": " "}],
     "none.jsonl": [{**ROW, "outputs": []}],
+    "blank.jsonl": [{**ROW, "outputs": [" "]}],
+    "null.jsonl": [{**ROW, "outputs": ["42", None]}],
+    "lists.jsonl": [{**ROW, "outputs": [["42"]]}],
+    "word.jsonl": [{**ROW, "length": "4k"}],
+    "nan.jsonl": [{**ROW, "length": float("nan")}],
+    "unsaid.jsonl": [{"input": "a", "outputs": ["b"]}],
   }
   files = {name: write(tmp_path / name, *rows) for name, rows in wrong.items()}
+  unasked = write(tmp_path / "8k" / "qa1.jsonl", {**ASKED, "question": " "})
+  unanswered = write(tmp_path / "16k" / "qa1.jsonl", {**ASKED, "target": ""})
   (tmp_path / "text.jsonl").write_text("no JSON\n")
   (tmp_path / "prompt.txt").write_text("{input}")
   for spec, form, message in (
@@ -129,6 +156,14 @@ def test_wrong_files_are_one_line_with_the_remedy(tmp_path):
     (f"jsonl:{files['kind.jsonl']}", RULER, "has int in the field 'input'"),
     (f"jsonl:{files['empty.jsonl']}", RULER, "its input is empty"),
     (f"jsonl:{files['none.jsonl']}", RULER, "its outputs are empty"),
+    (f"jsonl:{files['blank.jsonl']}", RULER, "its outputs are empty"),
+    (f"jsonl:{files['null.jsonl']}", RULER, "its outputs are no list of texts"),
+    (f"jsonl:{files['lists.jsonl']}", RULER, "its outputs are no list of texts"),
+    (f"jsonl:{files['word.jsonl']}", RULER, "its field 'length' is '4k'; put the file into"),
+    (f"jsonl:{files['nan.jsonl']}", RULER, "its field 'length' is nan; put the file into"),
+    (f"jsonl:{files['unsaid.jsonl']}", RULER, "its field 'length' is None; put the file into"),
+    (f"jsonl:{unasked}", BABILONG, "its question is empty"),
+    (f"jsonl:{unanswered}", BABILONG, "its target is empty"),
     (f"jsonl:{tmp_path}/text.jsonl", RULER, "is not JSON"),
     (f"jsonl:{good}", RULER, "has no field 'outputs'"),
     (f"jsonl:{files['no.jsonl']}", BABILONG, "has no field 'question'; a row of BABILong has"),

@@ -17,6 +17,7 @@ from infini_jax.data.tokenizers import (
   WordTokenizer,
   load_saved,
   load_tokenizer,
+  sentencepiece_model,
   train_sentencepiece,
 )
 
@@ -103,6 +104,22 @@ def fallback():
   return HuggingFaceTokenizer(tokenizer.to_str().encode())
 
 
+def test_a_token_inside_of_a_text_has_its_space():
+  """Decoders of a whole text take the first space away."""
+  kinds = {"<unk>": 2, "<s>": 3, "</s>": 3, "\u2581": 1, "\u2581a": 1, "a": 1}
+  pieces = [(piece, float(-i), kind) for i, (piece, kind) in enumerate(kinds.items())]
+  tokenizer = SentencePieceTokenizer(sentencepiece_model(pieces, "<s>", "</s>", add_space=True))
+  assert tokenizer.decode([4]) == "a" and tokenizer.bytes_of(4) == b" a"
+  vocabulary = {"<s>": 0, "\u2581": 1, "a": 2, "\u2581a": 3}
+  plain = huggingface.Tokenizer(huggingface.models.BPE(vocabulary, [("\u2581", "a")]))
+  plain.add_special_tokens(["<s>"])
+  plain.pre_tokenizer = huggingface.pre_tokenizers.Metaspace(prepend_scheme="first")
+  plain.decoder = huggingface.decoders.Metaspace(prepend_scheme="first")
+  tokenizer = HuggingFaceTokenizer(plain.to_str().encode())
+  assert tokenizer.decode([3]) == "a" and tokenizer.bytes_of(3) == b" a"
+  assert tokenizer.bytes_of(0) == b"" == tokenizer.bytes_of(99)
+
+
 @settings(max_examples=60, deadline=None)
 @given(text=st.one_of(TEXTS, st.text("ab é日🙂\ufffd", max_size=30)))
 def test_bytes_are_those_of_the_text_wherever_it_is_cut(every, fallback, text):
@@ -110,6 +127,7 @@ def test_bytes_are_those_of_the_text_wherever_it_is_cut(every, fallback, text):
   for tokenizer in (*every, fallback):
     ids = tokenizer.encode(text)
     counts = [tokenizer.count_bytes(ids[:n]) for n in range(len(ids) + 1)]
+    assert b"".join(map(tokenizer.bytes_of, ids.tolist())) == data
     assert counts == sorted(set(counts)) and counts[0] == 0 and counts[-1] == len(data)
     if tokenizer is fallback:  # its decoder drops all bytes of a character that is cut
       lengths = [{"ab": 2, "�": 3}.get(PIECES[id], 1) for id in ids]

@@ -33,6 +33,9 @@ ROWS = (
   ("0.1M parameters, linear, seed 0", "## The pass key", "linear | 0", None),
   ("the same, linear + delta, seed 0", "## The pass key", "delta | 0", None),
   ("the same, linear, seed 1", "## The pass key", "linear | 1", None),
+  ("the same, linear + delta, seed 1", "## The pass key", "delta | 1", None),
+  ("the same, linear, seed 2", "## The pass key", "linear | 2", None),
+  ("the same, linear + delta, seed 2", "## The pass key", "delta | 2", None),
   ("SmolLM2-135M with an adapter", "### Keys in a very long text", "", "with the memory"),
   ("the same, memory held empty", "### Keys in a very long text", "", "memory held empty"),
   (

@@ -44,8 +44,11 @@ def check_push(name: str) -> None:
   wrong = InputError(f"--push={name}: must be a name of the hub, OWNER/MODEL")
   if name.count("/") != 1:
     raise wrong
+  _library("--push")
+  from huggingface_hub.utils import validate_repo_id
+
   try:
-    _library("--push").utils.validate_repo_id(name)
+    validate_repo_id(name)
   except ValueError:
     raise wrong from None
 
@@ -79,7 +82,6 @@ def _library(what: str) -> Any:
   """The package; raises InputError, with the beginning of the line, if it is not installed."""
   try:
     import huggingface_hub
-    import huggingface_hub.utils
   except ImportError:
     raise InputError(
       f"{what} needs the package 'huggingface_hub': pip install huggingface_hub"

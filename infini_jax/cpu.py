@@ -11,7 +11,7 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 # Products by XLA's newer library: training in float32 takes about a fifth less time on two threads.
-# It has no fast products of bfloat16, and the older one has (docs/performance.md).
+# Products of bfloat16 are several times slower with this flag (docs/performance.md).
 FLAGS = {"float32": ("--xla_cpu_experimental_ynn_fusion_type=dot",)}
 ACCELERATORS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
 

@@ -50,6 +50,17 @@ def opened(c):
   return source, said.file.getvalue()
 
 
+def check_resumes(config, run, made):
+  """Training goes on from step 3 of 6 to the same parameters and memory, to the bit."""
+  shutil.rmtree(run / "checkpoints" / "6")  # as if it had been killed after step 3
+  again = train(config, str(run), quiet())
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(*jax.device_get((a, b))),
+    (again.params, again.memory),
+    (made.params, made.memory),
+  )
+
+
 def units(lanes, batches):
   """The inputs, targets and weights of every conversation in some batches, lane by lane."""
   found = []
@@ -211,10 +222,4 @@ def test_a_run_on_conversations_is_the_same_on_a_mesh_and_goes_on_to_the_bit(tmp
   train(plain, str(tmp_path / "plain"), quiet())
   beside = [line["loss"] for line in read_metrics(tmp_path / "plain")]
   np.testing.assert_allclose(losses, beside, rtol=2e-5, err_msg="the mesh changes the numbers")
-  shutil.rmtree(run / "checkpoints" / "6")  # as if it had been killed after step 3
-  again = train(c, str(run), quiet())
-  jax.tree.map(
-    lambda a, b: np.testing.assert_array_equal(*jax.device_get((a, b))),
-    (again.params, again.memory),
-    (whole.params, whole.memory),
-  )
+  check_resumes(c, run, whole)

@@ -103,10 +103,9 @@ def main() -> int:
   console.print(table(lives))
   compared = [life for life in lives if life.looks >= LOOKS]
   flat = sum(life.flat for life in compared)
-  console.print(
+  print(
     f"{len(lives)} processes, {flat} of {len(compared)} long ones flat; {compiled} compilations of "
-    f"the step; {disk[0] / 2**20:.1f} MiB on disk after the first, {max(disk) / 2**20:.1f} at most",
-    highlight=False,
+    f"the step; {disk[0] / 2**20:.1f} MiB on disk after the first, {max(disk) / 2**20:.1f} at most"
   )
   return 0 if compared and flat == len(compared) and compiled <= len(lives) else 1
 

@@ -11,6 +11,8 @@ broken, once, for a while, for good, or now and then (benchmarks/faults.c, by gc
 or ends with one line; the next start, on a whole disk, ends with the arrays and losses of a run
 without faults. `damage` changes each file of the newest checkpoint of a run in six ways. The next
 start must notice each change that alters what is restored, and continue from the checkpoint before.
+`fuzz` is `make fuzz`, and `soak` is benchmarks/soak.py; the row has their last lines. Together they
+take three hours or more, all other parts together two.
 """
 
 import argparse
@@ -47,6 +49,7 @@ STEPS = 6  # of the run that is damaged; it has checkpoints of step 3 and 6
 LONG = 40  # steps of the runs that get signals
 TIMELY = 10  # seconds within which a SIGTERM must be answered
 COUNT = [50]  # signals of a part
+MINUTES, SOAKED = [120.0], [20_000]  # of fuzz; steps of soak
 SMALL = (
   "--config.data.tokenizer=bytes",
   "--config.model.layers=2",
@@ -92,10 +95,12 @@ def main() -> int:
   parser.add_argument("--only", choices=PARTS, action="append", help="a part; may be repeated")
   parser.add_argument("--count", type=int, default=50, help="signals of a part (default 50)")
   parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
+  parser.add_argument("--minutes", type=float, default=120, help="of fuzz (default %(default)s)")
+  parser.add_argument("--steps", type=int, default=20_000, help="of soak (default %(default)s)")
   args = parser.parse_args()
   console, root = make_console(), args.workdir.resolve()
   root.mkdir(parents=True, exist_ok=True)
-  COUNT[0] = args.count
+  COUNT[0], MINUTES[0], SOAKED[0] = args.count, args.minutes, args.steps
   table = Table(title=f"torture, seed {args.seed}", title_justify="left")
   for column in ("part", "cases", "result", "bar"):
     table.add_column(column)
@@ -323,6 +328,31 @@ def damage(root: Path, seed: int, console: Console) -> tuple[int, str, str, bool
   return outcomes.total(), result, "unchanged, or the one before", met
 
 
+def fuzz(root: Path, seed: int, console: Console) -> tuple[int, str, str, bool]:
+  """Random cases of operations, configs, files and requests."""
+  command = ["-m", "tests.fuzz", f"--minutes={MINUTES[0]}", f"--seed={seed}"]
+  status, last = _program(command, root / "fuzz.log", f"fuzz, {MINUTES[0]:.0f} minutes", console)
+  return int(last.split()[0].replace(",", "")), last.split(" cases ")[1], "none failed", not status
+
+
+def soak(root: Path, seed: int, console: Console) -> tuple[int, str, str, bool]:
+  """A long run of a tiny model."""
+  command = ["benchmarks/soak.py", f"--workdir={root}/soak", f"--steps={SOAKED[0]}"]
+  status, last = _program(command, root / "soak.log", f"soak, {SOAKED[0]:,} steps", console)
+  return SOAKED[0], last, "flat", not status
+
+
+def _program(command: list[str], log: Path, name: str, console: Console) -> tuple[int, str]:
+  """Runs a program of its own; returns its exit status, and the last line that it printed."""
+  with log.open("w") as file, console.status(f"{name}; {log}"):
+    ended = subprocess.run(
+      [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True
+    )
+  with log.open("a") as file:
+    file.write(ended.stdout)
+  return ended.returncode, ended.stdout.strip().split("\n")[-1]
+
+
 def _restored(run: Path, step: int | None = None) -> list[np.ndarray]:
   """All arrays that a start restores."""
   config = Workdir(run).config()
@@ -357,6 +387,8 @@ PARTS = {
   "stop": stop,
   "disk": disk,
   "damage": damage,
+  "fuzz": fuzz,
+  "soak": soak,
 }
 
 

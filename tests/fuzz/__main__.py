@@ -14,12 +14,15 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 from tests.compiling import QUICKLY
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY}"
+os.environ["XLA_FLAGS"] = " ".join(
+  [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", QUICKLY]
+)
 
 import jax
 import numpy as np
@@ -30,6 +33,10 @@ from rich.table import Table
 from tests.fuzz import configs, files, ops
 
 PARTS = {"ops": ops.case, "configs": configs.case, "files": files.case}
+if find_spec("starlette") and find_spec("httpx"):  # the extra serve, and its client
+  from tests.fuzz import requests
+
+  PARTS["requests"] = requests.case
 SHOWN = 10  # failures whose tracebacks are printed
 TURN = 30  # seconds of a part before the next one
 
@@ -65,6 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
       console.print(f"{part}: {counts[part].total():,} cases", highlight=False)
       jax.clear_caches()
   Console().print(table(counts, args.seed))
+  told = ", ".join(f"{c.total():,} of {part}" for part, c in counts.items())
+  print(f"{sum(c.total() for c in counts.values()):,} cases ({told}), {failures or 'none'} failed")
   return 1 if failures else 0
 
 

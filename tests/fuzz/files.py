@@ -69,7 +69,7 @@ def mutated(rng: np.random.Generator, data: bytes) -> bytes:
   """Bytes with one to three changes; of JSON often with another value in one place."""
   if data[:1] in (b"{", b"[") and rng.random() < 0.6:
     try:
-      return json.dumps(_other_json(rng, json.loads(data))).encode()
+      return json.dumps(other_json(rng, json.loads(data))).encode()
     except ValueError:
       pass
   for _ in range(rng.integers(1, 4)):
@@ -96,7 +96,7 @@ def mutated(rng: np.random.Generator, data: bytes) -> bytes:
 VALUES = (None, True, -1, 0, 1, 2**31, 2**70, 1e308, float("nan"), "", "a", "\0", "../x", [], {})
 
 
-def _other_json(rng: np.random.Generator, value: Any) -> Any:
+def other_json(rng: np.random.Generator, value: Any) -> Any:
   """A copy with another value, a missing one or one too many at a random place."""
   if isinstance(value, dict) and value and rng.random() < 0.9:
     key = list(value)[rng.integers(len(value))]
@@ -104,12 +104,12 @@ def _other_json(rng: np.random.Generator, value: Any) -> Any:
       return {k: v for k, v in value.items() if k != key}
     if rng.random() < 0.05:
       return value | {str(key) + "2": value[key]}
-    return value | {key: _other_json(rng, value[key])}
+    return value | {key: other_json(rng, value[key])}
   if isinstance(value, list) and value and rng.random() < 0.9:
     i = int(rng.integers(len(value)))
     if rng.random() < 0.2:
       return value[:i] + value[i + 1 :]
-    return [*value[:i], _other_json(rng, value[i]), *value[i + 1 :]]
+    return [*value[:i], other_json(rng, value[i]), *value[i + 1 :]]
   return VALUES[rng.integers(len(VALUES))]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from infini_jax.ops import MemoryState, Rule, infini_attention
 from infini_jax.ops import memory as memory_module
@@ -23,11 +24,12 @@ def case(rng: np.random.Generator, folder: Path) -> str:
   sizes["E"] *= 2  # rotary positions turn pairs
   rule, options = some_rule(rng), {"rope_theta": [None, 10.0, 1e4][rng.integers(3)]}
   N = int(rng.integers(1, 7))
-  forms = ["scan", "parallel", "stream"]
+  forms = ["scan", "parallel", "stream", "mesh"]
   if no_kernels("cpu", N, sizes["E"], sizes["U"], rule) is None:
     forms += ["kernels"] * 3  # most rules have no kernels
   form = str(rng.choice(forms))
   with_write, with_own = rng.random(2) < 0.4
+  mesh = some_mesh(rng, sizes, N) if form == "mesh" else None
   ours = program(ours_of(form, N, rule, options), np.float32)
   with jax.enable_x64(True):
     loops = program(partial(loops_of, N=N, rule=rule, options=options), np.float64)
@@ -42,7 +44,12 @@ def case(rng: np.random.Generator, folder: Path) -> str:
     with jax.enable_x64(True):
       (_, expected), slopes = jax.tree.map(np.asarray, loops(arrays, flags, weights))
     single = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
-    (_, got), grads = ours(single(arrays), flags, single(weights))
+    given = single(arrays), flags, single(weights)
+    if mesh is None:
+      (_, got), grads = ours(*given)
+    else:
+      with jax.set_mesh(mesh):
+        (_, got), grads = ours(*jax.tree.map(jax.device_put, given, placed(given, mesh)))
     for name, value in got.items():
       close(value, expected[name], 1e-4, f"{form}: {name}")
     for name, value in grads.items():
@@ -52,6 +59,36 @@ def case(rng: np.random.Generator, folder: Path) -> str:
 
 ORDER = ("q", "k", "v", "beta", "M", "z", "write", "own_q", "own_k", "own_v")
 LARGEST = {"B": 3, "T": 17, "K": 3, "G": 3, "E": 4, "U": 8}
+
+
+def some_mesh(rng: np.random.Generator, sizes: dict[str, int], N: int) -> Mesh:
+  """A mesh of up to eight devices; changes the sizes so that they can be divided over it."""
+  shape = [(1, 2, 1), (2, 2, 2), (1, 4, 2), (2, 4, 1), (1, 8, 1), (4, 1, 2), (2, 1, 1)]
+  data, seq, tensor = shape[rng.integers(len(shape))]
+  sizes["B"], sizes["K"] = data * int(rng.integers(1, 3)), tensor * int(rng.integers(1, 3))
+  sizes["T"] = seq * N * int(rng.integers(1, 3))
+  devices = jax.devices()[: data * seq * tensor]
+  return jax.make_mesh((data, seq, tensor), AXES, (AxisType.Explicit,) * 3, devices=devices)
+
+
+AXES = ("data", "seq", "tensor")
+STATE = PartitionSpec("data", "tensor")
+
+
+def placed(given, mesh: Mesh):
+  """How arrays, flags and weights of outputs are placed on a mesh."""
+  arrays, flags, weights = given
+  place = lambda tree, specs, other: {
+    name: jax.NamedSharding(mesh, specs.get(name, other)) for name in tree
+  }
+  state = {"M": STATE, "z": STATE}
+  token = PartitionSpec(*AXES)
+  beta = {"beta": PartitionSpec("tensor")}
+  return (
+    place(arrays, state | beta, token),
+    place(flags, {}, PartitionSpec("data", "seq")),
+    place(weights, state, token),
+  )
 
 
 def some_rule(rng: np.random.Generator) -> Rule:
@@ -124,7 +161,7 @@ def ours_of(form: str, N: int, rule: Rule, options):
     if form != "stream":
       out, state = infini_attention(
         q, k, v, beta, MemoryState(M, z), segment_length=N, rule=rule, reset_BS=reset,
-        mask_BT=mask, implementation=form, **options, **more,
+        mask_BT=mask, implementation="auto" if form == "mesh" else form, **options, **more,
       )  # fmt: skip
       return out, state.M_BKEU, state.z_BKE
     B, _, K, E = k.shape

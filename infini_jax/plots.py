@@ -21,6 +21,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from infini_jax.files import atomic
+
 SIZE = (4.6, 2.9)  # inches; about 440 pixels wide in a page
 POINTS = 72 * 3.9  # the width of the axes, in points
 LETTER = 5.2  # the width of a digit, in points
@@ -190,8 +192,8 @@ def logarithmic(values: Sequence[float]) -> bool:
 
 def png(figure: Figure, file: Path) -> None:
   """Writes the picture as a PNG file, on white."""
-  file.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(file, dpi=150)
+  with atomic(file) as temporary:
+    figure.savefig(temporary, format="png", dpi=150)
 
 
 def svg(figure: Figure) -> str:

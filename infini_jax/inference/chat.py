@@ -1,6 +1,5 @@
-"""What a session knows of the conversation that it holds, so that the next question reads on."""
+"""The record of a session's conversation, from which the next question continues."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from infini_jax.config import InputError
 from infini_jax.data.chat.conversation import Chat, open_chat
 from infini_jax.data.chat.render import Message
 from infini_jax.data.tokenizers import Tokenizer
+from infini_jax.digests import short_hash
 from infini_jax.inference.lane import Lane
 from infini_jax.inference.writing import Piece
 
@@ -132,4 +132,4 @@ def asked(chat: Chat, text: str, told: Told | None, lane: Lane, follows: bool) -
 
 
 def _digest(text: str) -> str:
-  return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+  return short_hash(text.encode("utf-8", "surrogatepass"), size=16)

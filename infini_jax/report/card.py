@@ -16,6 +16,7 @@ from infini_jax.data.store.evaluated import short_name
 from infini_jax.evaluation.filing import Evaluated
 from infini_jax.evaluation.published_tables import grid_of, rows_of
 from infini_jax.evaluation.retrieval_tables import measure
+from infini_jax.files import write_text
 from infini_jax.paths import file_to_write
 from infini_jax.report.figures import number, recall_of, short
 from infini_jax.report.runs import Run, read_runs
@@ -52,7 +53,7 @@ def write(path: str, out: str | None, console: Console) -> Path:
   text = card(path)
   file = file_to_write(out or f"{path.rstrip('/')}/{FILE}", "--out", begins=BEGINS)
   try:
-    file.write_text(text, "utf-8")
+    write_text(file, text)
   except OSError as error:
     raise InputError(f"--out={file}: cannot be written ({error.strerror}); give another") from None
   console.print(f"wrote {file}", highlight=False, soft_wrap=True)

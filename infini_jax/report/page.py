@@ -10,6 +10,7 @@ from rich.console import Console
 
 from infini_jax.buckets import is_url
 from infini_jax.config import InputError
+from infini_jax.files import write_bytes
 from infini_jax.html import BEGINS, code, document, heading
 from infini_jax.paths import file_to_write
 from infini_jax.report import tables
@@ -52,7 +53,7 @@ def report(workdirs: Sequence[str], out: str | None, console: Console) -> Path:
   file = file_to_write(out or folder / "report.html", "--out", begins=BEGINS)
   whole = page(runs, file.parent)
   try:
-    file.write_text(whole, "utf-8", "replace")
+    write_bytes(file, whole.encode("utf-8", "replace"))
   except OSError as error:
     raise InputError(f"--out={file}: cannot be written ({error.strerror}); give another") from None
   console.print(f"wrote {file} ({file.stat().st_size / 1024:,.0f} KiB)", highlight=False)

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import gc
 import io
-import itertools
 import logging
 import shutil
 import sys
@@ -24,6 +23,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from infini_jax import digests
 from infini_jax.config import InputError
+from infini_jax.files import move_into
 from infini_jax.quiet import quiet
 from infini_jax.runs.workdir import Workdir
 
@@ -347,10 +347,7 @@ class Checkpoints:
 
   def _set_aside(self, step: int) -> Path:
     """Moves a checkpoint to a free name in the folder `damaged` of the run."""
-    self._damaged.mkdir(exist_ok=True)
-    names = (self._damaged / f"{step}{'' if not i else f'-{i}'}" for i in itertools.count())
-    place = next(name for name in names if not name.exists())
-    return (self._folder / str(step)).rename(place)
+    return move_into(self._folder / str(step), self._damaged)
 
   def _reopen(self) -> None:
     """Lets Orbax list the folder again."""

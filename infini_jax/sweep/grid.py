@@ -1,12 +1,12 @@
 """The grid of a sweep: from `--grid` to one checked config for each combination of values."""
 
-import hashlib
 import itertools
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from infini_jax.config import Config, InputError, check_name, load_config
+from infini_jax.digests import short_hash
 
 FORM = "write --grid section.field=VALUE,VALUE, or for several that go together a,b=(1,2),(3,4)"
 CLOSING = {"(": ")", "[": "]"}
@@ -154,7 +154,7 @@ def _name(fields: Sequence[str], config: Config) -> str:
   name = UNUSUAL.sub("_", whole)
   if name == whole and len(name) <= LONGEST:
     return name
-  digest = hashlib.blake2b(whole.encode(), digest_size=4).hexdigest()
+  digest = short_hash(whole.encode(), size=4)
   return f"{name[:LONGEST]}-{digest}"
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from infini_jax.config import Config, InputError, decay_start, difference
-from infini_jax.files import write_json
+from infini_jax.files import atomic_folder, write_json
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.metrics import FILE as METRICS
-from infini_jax.runs.workdir import ORIGINAL, Workdir
+from infini_jax.runs.workdir import ORIGINAL, Workdir, alone
 from infini_jax.training.guard import FILE as PASSED_OVER
 
 FILE = "branch.json"  # in the new workdir: the run and the step
@@ -61,7 +61,8 @@ def begin_branch(config: Config, path: str, branch: Branch) -> None:
 
   Raises:
     InputError: there is no such run or checkpoint, the config differs in more than its decay, the
-      checkpoint is of a step in a decay, or the workdir holds another run.
+      checkpoint is of a step in a decay, the workdir holds another run, or another process is
+      writing it.
   """
   there, here = Workdir(branch.run, "--branch"), Workdir(path)
   own = branch.config()
@@ -89,14 +90,8 @@ def begin_branch(config: Config, path: str, branch: Branch) -> None:
       f"config.optimizer.schedule={schedule!r}: the decay would begin at step {first}, before step "
       f"{step} of --branch={branch.run}: {remedy}"
     )
-  half = here.path.with_name(f"{here.path.name}.tmp")
-  shutil.rmtree(half, ignore_errors=True)
-  try:
-    _copy(there, config, step, half)
-    half.replace(here.path)
-  except BaseException:
-    shutil.rmtree(half, ignore_errors=True)
-    raise
+  with alone(atomic_folder(here.path), here.path) as partial:
+    _copy(there, config, step, partial)
 
 
 def _copy(there: Workdir, config: Config, step: int, new: Path) -> None:

@@ -115,7 +115,7 @@ def test_what_cannot_branch_is_refused_and_leaves_nothing(stable, trained, tmp_p
   ):
     with pytest.raises(InputError, match=message):
       train(config_, tmp_path / "new", branch)
-    assert not (tmp_path / "new").exists() and not (tmp_path / "new.tmp").exists()
+    assert not (tmp_path / "new").exists() and not (tmp_path / "new.partial").exists()
   with pytest.raises(InputError, match=r"--step=3 without --branch=RUN: .*; leave it out"):
     branch_of(None, 3)
   assert branch_of(None, None) is None

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from infini_jax.config import SPLITS, InputError
 from infini_jax.data.sources.specs import advice, cut, plain
+from infini_jax.digests import short_hash
 
 MB = 1_000_000
 SMALLEST, LARGEST = 2 * MB, 64 * MB  # bytes of text in a part, if the kind of corpus allows it
@@ -331,10 +332,7 @@ def tried(make: Callable[..., Record], *args: Any) -> Record | InputError:
 
 def digest(parts: Iterable[str]) -> str:
   """A short hash of strings."""
-  hashed = hashlib.blake2b(digest_size=8)
-  for part in parts:
-    hashed.update(part.encode("utf-8", "surrogateescape") + b"\0")
-  return hashed.hexdigest()
+  return short_hash(part.encode("utf-8", "surrogateescape") + b"\0" for part in parts)
 
 
 def middle(text: str, characters: int) -> str:

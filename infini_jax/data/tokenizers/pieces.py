@@ -1,6 +1,5 @@
 """SentencePiece models: the only file that imports the package sentencepiece."""
 
-import hashlib
 import io
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from infini_jax.data.tokenizers.base import (
 from infini_jax.data.tokenizers.failing import one_line
 from infini_jax.data.tokenizers.marks import BESIDE, added_tokens, declared_marks, read_object
 from infini_jax.data.tokenizers.templates import Template, find_template
+from infini_jax.digests import short_hash
 from infini_jax.files import write_bytes
 
 SPACE = "\u2581"  # how SentencePiece writes a space in its pieces
@@ -51,7 +51,7 @@ class SentencePieceTokenizer:
     if bos < 0 and eos < 0:
       raise InputError(f"{name}: has neither bos nor eos; {BESIDE}")
     self.bos, self.eos = (bos if bos >= 0 else eos), (eos if eos >= 0 else bos)
-    self.fingerprint = hashlib.blake2b(model, digest_size=8).hexdigest()
+    self.fingerprint = short_hash(model)
     every = list(range(self.size))
     special = np.array(self._processor.is_control(every)) | self._processor.is_unknown(every)
     self._is_text: np.ndarray = ~special

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 
 class Frequencies(NamedTuple):
-  """How queries and keys are turned, where the base alone does not say it."""
+  """How queries and keys are rotated, if the base is not enough."""
 
   frequency_E: Float[Array, " E//2"]  # the angle from one position to the next, of each pair
   magnitude: float | Float[Array, ""] = 1.0  # what a turned pair is multiplied by
@@ -21,7 +21,7 @@ Rope = float | Frequencies  # the base of the wavelengths, or what `frequencies`
 def rotate(
   x_BTHE: Float[Array, "B T H E"], position_BT: Int[Array, "#B T"], rope: Rope
 ) -> Float[Array, "B T H E"]:
-  """Turns each head's pairs `(x[i], x[i + E/2])` by `position * frequency[i]`.
+  """Rotates each head's pairs `(x[i], x[i + E/2])` by `position * frequency[i]`.
 
   Args:
     x_BTHE: queries or keys; E is even.

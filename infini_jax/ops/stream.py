@@ -1,4 +1,4 @@
-"""Infini-attention token by token: the open segment, and what it will write."""
+"""Infini-attention token by token: the open segment, and its pending update of the memory."""
 
 from functools import partial
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from infini_jax.ops.shards import on_shards, token_axes
 
 
 class InfiniStream(NamedTuple):
-  """A layer's state while its segment is open: constant in size, however much was read."""
+  """The state of a layer with an open segment; its size is constant."""
 
   memory: MemoryState  # of the closed segments; this alone is read
   pending: Update  # what the open segment will add when it closes
@@ -56,7 +56,7 @@ def extend_stream(
 ) -> tuple[Float[Array, "B T H U"], InfiniStream]:
   """T more tokens of each lane's open segment; closes it when it is full.
 
-  Equal to `infini_attention` over the same tokens. Each lane stands at its own place in its
+  Equal to `infini_attention` over the same tokens. Each lane has its own position in its
   segment; its tokens come first in its row of `mask_BT` and never run past the segment's end.
   """
   return on_shards(

@@ -1,4 +1,4 @@
-"""Causal attention inside each segment and nothing else: Infini-attention with its memory off."""
+"""Causal attention inside each segment only: Infini-attention without a memory."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from infini_jax.ops.shards import on_shards, token_axes
 
 
 class Local(Mixer):
-  """State: nothing; while a segment is open, its keys and values."""
+  """There is no state except the keys and values of an open segment."""
 
   def state(self, lanes: int, layer: int = 0) -> Any:
     """Nothing is carried from segment to segment."""
@@ -48,7 +48,7 @@ class Local(Mixer):
     return state
 
   def __call__(self, tokens, chunk, state):
-    """All segments side by side. There is no state that `cut` could hide."""
+    """All segments in parallel. `cut` has no effect, because there is no state."""
     out_BTHE = on_shards(
       self._segments,
       token_axes(tokens.q_BTHE),
@@ -71,7 +71,7 @@ class Local(Mixer):
     return LocalAttention(self.rope(windowed), self.config.run.attention, self.scoring())
 
   def open(self, state: Any, lanes: int, dtype: Any) -> Any:
-    """A segment without tokens. Its keys are rotated when they come, and not at every read."""
+    """A segment without tokens. Its keys are rotated when they are added, and not at every read."""
     return empty_segment(self.config, lanes, dtype)
 
   def close(self, stream: Any) -> Any:

@@ -1,8 +1,8 @@
 """Transformer-XL (Dai et al., arXiv 1901.02860): a segment sees the one before it, too.
 
 The keys and values of the last segment are kept, without gradient. They are kept un-rotated, and
-rotated anew where they are read: what a query sees depends on the distance alone, which is what the
-relative encoding of the paper is for. Rotary positions take its place here.
+rotated again where they are read. So what a query sees depends on the distance alone, which is the
+purpose of the relative encoding of the paper. Rotary positions take its place here.
 """
 
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ class TransformerXL(Mixer):
   """State: the keys and values of one segment."""
 
   def state(self, lanes: int, layer: int = 0) -> LastSegment:
-    """Nothing was read before."""
+    """The state before any token: empty."""
     c = self.config
     shape = (lanes, c.segment_length, c.kv_heads, c.head_dim)
     dtype = jnp.dtype(c.run.compute_dtype)
@@ -71,7 +71,7 @@ class TransformerXL(Mixer):
     )
 
   def __call__(self, tokens, chunk, state):
-    """All segments side by side: each sees itself and the one before."""
+    """All segments in parallel: each sees itself and the previous one."""
     return on_shards(
       self._read,
       token_axes(tokens.q_BTHE, whole=True),

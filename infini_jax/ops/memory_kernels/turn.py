@@ -31,14 +31,14 @@ def turn(
     G: query heads of a key/value head, where the letters have it.
 
   Returns:
-    The turned array, in `to`, and `x`. Who needs `x` next takes this one: both gradients are then
-    summed by the kernel that computes the second.
+    The rotated array, in `to`, and `x`. An operation that uses `x` next should take this one: the
+    kernel that computes the second gradient then adds the first.
   """
   return _turn_sharing(x, cos_NE, sin_NE, order, to, on, G)
 
 
 def turn_only(x, cos_NE, sin_NE, *, order: str, to: str, on: str, G: int = 1):
-  """`turn`, where nobody else needs `x`: the turned array alone."""
+  """`turn` when no other operation uses `x`: the rotated array alone."""
   return _turn(x, cos_NE, sin_NE, order, to, on, G)
 
 

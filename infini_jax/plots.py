@@ -257,7 +257,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _name(axis: Axis, names: Sequence[str]) -> None:
-  """Names the places of an x-axis: every place, or as many as have room beside each other."""
+  """Names the places of an x-axis: every place, or as many as have room next to each other."""
   room = (max(map(len, names), default=1) + 2) * LETTER
   step = max(1, math.ceil(room * len(names) / POINTS))
   axis.set_ticks(range(0, len(names), step), labels=list(names)[::step])

@@ -56,7 +56,7 @@ class Copy:
     self._remote = Bucket(url, scheme, bucket, "/".join(parts))
 
   def bring(self, pattern: str = "") -> None:
-    """Makes the copy equal to what the store has, but for what was not brought there yet.
+    """Makes the copy equal to the store, except for changes that were not uploaded yet.
 
     Raises:
       InputError: a file has changed in both.
@@ -110,7 +110,7 @@ class Copy:
       OSError: the store does not answer.
     """
     while True:
-      with contextlib.suppress(Gone):  # a checkpoint was removed: without it, once more
+      with contextlib.suppress(Gone):  # a checkpoint was removed: try again without it
         return self._pass()
 
   def _pass(self) -> None:

@@ -111,8 +111,8 @@ class Infini(System):
       )
     if self.z_correction and self.rule != "delta":
       raise InputError(
-        f"config.{name}.z_correction=True with config.{name}.rule='linear': its read-outs would "
-        f"grow without end, for z stands still; set config.{name}.rule='delta'"
+        f"config.{name}.z_correction=True with config.{name}.rule='linear': its read-outs "
+        f"would grow without limit, because z does not grow; set config.{name}.rule='delta'"
       )
     refined = [field for field in NO_KERNELS if getattr(self, field)]
     if model.run.implementation == "kernels" and refined:

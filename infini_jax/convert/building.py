@@ -1,4 +1,4 @@
-"""Output folders that appear only when they are complete. Each is built beside its place first."""
+"""Output folders that appear when they are complete. Each is built under another name first."""
 
 import contextlib
 import math

@@ -47,7 +47,7 @@ def _legend(memory: Losses, empty: Losses, segment_length: int) -> str:
   samples = "".join(_colored(f" {x:+g} ", x, f"{x:+g} nats saved") for x in (4, 2, 1, -1, -2, -4))
   text = (
     f"The colour of a word is its loss with the memory held empty, minus its loss with the memory: "
-    f"blue is saved, orange is lost. Segments have {segment_length:,} tokens; what stands in the "
+    f"blue is saved, orange is lost. Segments have {segment_length:,} tokens; what is in the "
     f"same segment is seen without the memory. Over {tokens:,} tokens the memory saved "
     f"{sum(nats) / max(1, tokens):.4f} nats each."
   )

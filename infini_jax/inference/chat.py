@@ -110,7 +110,7 @@ def asked(chat: Chat, text: str, told: Told | None, lane: Lane, follows: bool) -
     follows: the conversation may begin after other text.
 
   Raises:
-    InputError: the session holds other text, and cannot begin anew.
+    InputError: the session holds other text, and cannot begin a new document.
   """
   bos = [chat.tokenizer.bos]
   if told is None:
@@ -119,7 +119,8 @@ def asked(chat: Chat, text: str, told: Told | None, lane: Lane, follows: bool) -
     if not follows:
       raise InputError("the session holds other text: reset() it, and put that text into a message")
     ids = chat.encode(text)
-    ids = ids[1:] if ids[:1].tolist() == bos else ids  # bos begins a document, and this one goes on
+    if ids[:1].tolist() == bos:  # it begins a document, and this one continues
+      ids = ids[1:]
     return Asked(ids, text, chat.end, lane.position)
   rest = told.rest(text) if told.position == lane.position else None
   if rest is not None:

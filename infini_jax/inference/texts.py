@@ -191,7 +191,7 @@ def lines_of(source: Any, name: str = "") -> Iterator[str]:
           yield good
         read += len(good)
         if wrong and wrong[0] == "\0":
-          raise InputError(f"{name}: holds NUL characters, so it is no text; give a text file")
+          raise InputError(f"{name}: holds NUL characters, so it is not text; give a text file")
         if wrong:
           raise InputError(_not_utf8(name, read))
   except UnicodeDecodeError:

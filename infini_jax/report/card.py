@@ -65,7 +65,7 @@ def card(path: str, use: str = "", library: str = "infini_jax") -> str:
 
   Args:
     path: the folder of the run.
-    use: a section in Markdown that says how to use what lies beside the card.
+    use: a section in Markdown that says how to use the files next to the card.
     library: what loads that, as the hub calls it.
 
   Raises:
@@ -153,7 +153,7 @@ def _measured(run: Run) -> list[str]:
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
       file = run.path / "evaluation" / name / "results.json"
       why = " ".join(f"{type(error).__name__} {error}".split())
-      raise InputError(f"{file}: cannot be shown ({why}); evaluate the task anew") from None
+      raise InputError(f"{file}: cannot be shown ({why}); evaluate the task again") from None
   return parts or ["Nothing was evaluated: `python eval.py --workdir=RUN` does it."]
 
 

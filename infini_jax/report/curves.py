@@ -24,7 +24,7 @@ class Curve(NamedTuple):
 
   Attributes:
     title: above the picture.
-    unit: beside the axis.
+    unit: shown next to the axis.
     read: the figure of a line of the metrics; None if it has none.
     limits: of the axis (`plots.line_chart`).
   """

@@ -1,4 +1,4 @@
-"""Which figures of runs may stand beside each other: those of the same text, tokenizer and task."""
+"""Which figures of runs can be compared: those of the same text, tokenizer and task."""
 
 import dataclasses
 import json
@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from infini_jax.evaluation.filing import Evaluated, is_averaged, told_apart
 from infini_jax.report.runs import Run, is_knock_out
 
-# Sections of the config that say what a task asks, beside its text; a text alone has none.
+# Sections of the config that say what a task asks, in addition to its text; a text alone has none.
 ASKED = ("task", "needle", "chat")
-USUAL = ("task", "corpus", "tokenizer")  # fields that tell most trainings apart
+USUAL = ("task", "corpus", "tokenizer")  # fields in which most trainings differ
 
 
 class Member(NamedTuple):

@@ -27,7 +27,7 @@ def report(workdirs: Sequence[str], out: str | None, console: Console) -> Path:
 
   Args:
     workdirs: the folders of the runs, which are shown side by side.
-    out: the file; None: report.html in the workdir, or beside several workdirs.
+    out: the file; None: report.html in the workdir, or next to several workdirs.
     console: where the name of the file is printed.
 
   Returns:
@@ -40,7 +40,7 @@ def report(workdirs: Sequence[str], out: str | None, console: Console) -> Path:
     file_to_write(out, "--out", begins=BEGINS)
   runs = read_runs(workdirs)
   for run in runs:
-    for name in run.evaluations:  # each alone, so that an error is said of its own file
+    for name in run.evaluations:  # each alone, so that an error names its own file
       alone = dataclasses.replace(run, evaluations={name: run.evaluations[name]})
       with shown(run, name):
         headline([alone])

@@ -132,10 +132,10 @@ def _results(file: Path) -> dict[str, Any]:
   try:
     results = json.loads(file.read_text())
   except (OSError, ValueError) as error:
-    raise InputError(f"{file}: cannot be read ({error}); evaluate the task anew") from None
+    raise InputError(f"{file}: cannot be read ({error}); evaluate the task again") from None
   for name in NEEDED:
     if not isinstance(results, dict) or name not in results:
-      raise InputError(f"{file}: has no {name!r}; evaluate the task anew")
+      raise InputError(f"{file}: has no {name!r}; evaluate the task again")
   if (written := file.with_name("predictions.jsonl")).exists():
     results["predictions"] = _first_lines(written)
   return results
@@ -146,7 +146,7 @@ def _first_lines(file: Path) -> list[Any]:
     with open(file, encoding="utf-8") as lines:
       return [json.loads(line) for line in itertools.islice(lines, SHOWN)]
   except (OSError, ValueError) as error:
-    raise InputError(f"{file}: cannot be read ({error}); evaluate the task anew") from None
+    raise InputError(f"{file}: cannot be read ({error}); evaluate the task again") from None
 
 
 @contextlib.contextmanager
@@ -161,7 +161,7 @@ def shown(run: Run, name: str) -> Iterator[None]:
   except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
     file = run.path / "evaluation" / name / filing.FILE
     why = " ".join(f"{type(error).__name__} {error}".split())
-    raise InputError(f"{file}: cannot be shown ({why}); evaluate the task anew") from None
+    raise InputError(f"{file}: cannot be shown ({why}); evaluate the task again") from None
 
 
 def is_knock_out(name: str) -> bool:

@@ -91,7 +91,7 @@ def differences(runs: list[Run]) -> str:
   """The fields in which the configs of runs differ: the first of them, and the others folded."""
   differ, flat = differing(runs)
   names = [run.name for run in runs]
-  # Last are fields of a memory system in which the runs that have it are alike.
+  # Fields come last if only one memory system has them and its runs do not differ in them.
   only = lambda name: len({str(fields[name]) for fields in flat if name in fields}) < 2
   differ = sorted(differ, key=only)
   if not differ:
@@ -205,7 +205,7 @@ def _perplexity_tables(results: dict[str, Any], drawn: str) -> str:
 
 
 def _predictions(written: list[dict[str, Any]]) -> str:
-  """The first texts that the model wrote, beside the references."""
+  """The first texts that the model wrote, with the references."""
   rows: list[Row] = []
   for one in written:
     what = {"reference": one["reference"], INTACT: one["written"]}

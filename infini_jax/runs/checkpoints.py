@@ -254,7 +254,8 @@ class Checkpoints:
       _settle()
       raise InputError(
         f"{self._folder / str(step)}: damaged, removed, or of another model ({reason[:300]}); "
-        f"choose another step, put a copy there, or remove it: training goes on from the one before"
+        f"choose another step, put a copy there, or remove it: training then continues from the "
+        f"checkpoint before it"
       ) from None
 
   def wait(self) -> None:
@@ -279,7 +280,7 @@ class Checkpoints:
         with self._writing():
           manager.close()
       if self._failed:
-        _settle()  # parts of a failed save say so when they are collected
+        _settle()  # parts of a failed save print errors when they are collected
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The metrics of a run: as JSON lines, and also to TensorBoard and wandb if the config says so."""
+"""The metrics of a run: as JSON lines, and also to TensorBoard and wandb as the config sets."""
 
 import contextlib
 import json

@@ -9,7 +9,7 @@ A workdir is complete without other files:
                    (optimizer, memory, step)
   branch.json      of which run and step the run is a branch, if it is one
   store/, stores/  the corpus in tokens, and other corpora that were evaluated
-  metrics.jsonl    one line per log, beside tensorboard/
+  metrics.jsonl    one line per log; also tensorboard/
   evaluation/T/    results.json and pictures of each task T, by corpus and protocol
 """
 

@@ -71,7 +71,7 @@ class Completion:
 
   @property
   def reason(self) -> str | None:
-    """Why the text has ended; None while it goes on."""
+    """Why the text has ended; None while it continues."""
     end = self._written[-1].piece.end if self._written else ""
     return REASONS.get(end, "stop") if end else None
 
@@ -146,7 +146,7 @@ class Completion:
 
 
 def session(kept: Kept) -> dict[str, Any]:
-  """A session; its owner is not told."""
+  """A session; its owner is not included."""
   return {
     "id": kept.id,
     "object": "session",

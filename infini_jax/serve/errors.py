@@ -49,7 +49,7 @@ def about(param: str) -> Iterator[None]:
 
 
 class Cancelled(Exception):
-  """The client has gone, so nobody reads what a request would give."""
+  """The client has disconnected, so the result of a request is not needed."""
 
 
 def of(error: BaseException, param: str | None = None) -> ApiError:
@@ -57,7 +57,7 @@ def of(error: BaseException, param: str | None = None) -> ApiError:
 
   Args:
     error: any.
-    param: the field that a wrong input is in, where the error itself does not tell.
+    param: the field that a wrong input is in, where the error itself does not name it.
   """
   if isinstance(error, ApiError):
     return error

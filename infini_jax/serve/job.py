@@ -74,7 +74,7 @@ class Wish:
     how: how they are drawn.
     seed: of the draws.
     stop: texts that end it.
-    ends: tokens that end it beside eos.
+    ends: tokens that end it, in addition to eos.
     likeliest: whether the likeliest tokens are wanted.
   """
 
@@ -90,7 +90,7 @@ class Job:
   """Reads tokens, then writes.
 
   Args:
-    session: of one lane; nobody else uses it.
+    session: of one lane; no other job uses it.
     text: what it reads.
     wish: what is written then; None: nothing.
     emit: takes each event, in any thread.
@@ -157,7 +157,7 @@ class Job:
     return self._left > 0
 
   def settle(self, error: BaseException | None) -> None:
-    """Ends the job, and tells so."""
+    """Ends the job and sends its last event."""
     try:
       if error is None and self._answer is not None:
         self.session.told = self._answer.told(self.session.positions[0])

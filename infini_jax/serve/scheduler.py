@@ -163,7 +163,7 @@ class Scheduler:
       self._end(job, error)
 
   def _end(self, job: Job, error: BaseException | None) -> None:
-    """Takes a job away from wherever it is; a keeper closes it."""
+    """Removes a job from its queue or its lane; a keeper closes it."""
     for lane in [lane for lane, one in self._writing.items() if one is job]:
       del self._writing[lane]
       self._batch.leave(lane)

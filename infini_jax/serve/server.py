@@ -61,7 +61,7 @@ class Server(uvicorn.Server):
 
   @contextlib.contextmanager
   def capture_signals(self) -> Iterator[None]:
-    """In the body, signals end the server; the process goes on."""
+    """In the body, signals end the server; the process continues."""
     if threading.current_thread() is not threading.main_thread():
       yield
       return

@@ -85,7 +85,7 @@ def sweep(args: argparse.Namespace, rest: list[str], console: Console) -> int:
   if outcome.failed:
     say(f"{len(outcome.failed)} of {len(runs)} runs failed: {' '.join(outcome.failed)}")
   if outcome.stopped or outcome.told:
-    say("stopped; the same command goes on from there")
+    say("stopped; the same command continues from there")
   return 1 if outcome.failed else STOPPED if outcome.stopped or outcome.told else 0
 
 

@@ -56,7 +56,7 @@ def combinations(axes: Sequence[Axis], arguments: Sequence[str]) -> tuple[Combin
     arguments: of the command: the config file, and the fields that all runs share.
 
   Raises:
-    InputError: a field of the grid is set for all runs too, a combination is no valid config, or
+    InputError: a field of the grid is set for all runs too, a combination is not a valid config, or
       two of them are the same.
   """
   fields = [field for axis in axes for field in axis.fields]
@@ -117,7 +117,7 @@ def _axis(text: str) -> Axis:
     inner = _divided(value[1:-1], text) if value[0] + value[-1] in ("()", "[]") else []
     if len(inner) != len(fields):
       raise InputError(
-        f"--grid={text}: {value} is no value for each of the {len(fields)} fields; {FORM}"
+        f"--grid={text}: {value} is not a value for each of the {len(fields)} fields; {FORM}"
       )
     rows.append(tuple(map(_unquoted, inner)))
   return Axis(fields, tuple(rows))

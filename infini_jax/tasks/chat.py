@@ -1,7 +1,7 @@
 """Conversations: the model learns what the assistant says, and only that.
 
 A conversation of n tokens has n - 1 predictions: its own first token is the first input. The lanes
-read whatever holds answers (`WithAnswers`): conversations, and documents with their summaries.
+read everything that has answers (`WithAnswers`): conversations, and documents with their summaries.
 """
 
 import dataclasses
@@ -298,8 +298,8 @@ class ChatLanes:
   """The endless training on documents with answers, each epoch in a new order.
 
   Every document starts at a segment border, with a reset. With `data.carry_state` a lane reads one
-  document after another, however long, and a chunk goes on where the chunk before ended. Without it
-  a chunk holds whole documents: they are packed into rows of `data.segments` once, and an epoch is
+  document after another, however long, and a chunk begins where the last one ended. Without it a
+  chunk holds whole documents: they are packed into rows of `data.segments` once, and an epoch is
   a new order of the rows.
   """
 

@@ -77,7 +77,7 @@ def open_filler(
   Args:
     config: the config of the run.
     cache: the folder for the store of `config.data.path`, if this is not a store yet; the store of
-      another corpus is beside it.
+      another corpus is next to it.
     console: for progress.
     tokenizer: the tokenizer of the run, if it has one already.
     others: for an evaluation, the folder for the stores of corpora other than that in `cache`.

@@ -1,4 +1,4 @@
-"""A run that goes on from a checkpoint of another run, in a workdir of its own.
+"""A run that continues from a checkpoint of another run, in a workdir of its own.
 
 The state, the vocabulary, the store and the place in the data are copied. Only what follows the
 checkpoint may differ: the length of the run, and the decay of its learning rate. So the new run
@@ -46,7 +46,8 @@ def branch_of(run: str | None, step: int | None) -> Branch | None:
     return Branch(run, step)
   if step is not None:
     raise InputError(
-      f"--step={step} without --branch=RUN: a run goes on from its newest checkpoint; leave it out"
+      f"--step={step} without --branch=RUN: a run continues from its newest checkpoint; leave it "
+      f"out"
     )
   return None
 
@@ -71,7 +72,7 @@ def begin_branch(config: Config, path: str, branch: Branch) -> None:
   kept = {name: getattr(own.optimizer, name) for name in AFTER}
   if found := difference(own, config.with_fields(optimizer=kept)):
     raise InputError(
-      f"--branch={branch.run}: a branch has the config of its run, but for train.steps and the "
+      f"--branch={branch.run}: a branch has the config of its run, except for train.steps and the "
       f"decay ({found}): set the field back, or start a new run"
     )
   with Checkpoints(there) as saved:

@@ -125,7 +125,7 @@ def test_the_command_refuses_a_step_without_a_branch(capsys, tmp_path):
   args = ["train", "--config=configs/demo.py", f"--workdir={tmp_path / 'new'}", "--step=3"]
   assert cli.main(args) == 2
   assert capsys.readouterr().err == (
-    "infini-jax train: --step=3 without --branch=RUN: a run goes on from its newest checkpoint; "
+    "infini-jax train: --step=3 without --branch=RUN: a run continues from its newest checkpoint; "
     "leave it out\n"
   )
 

@@ -48,7 +48,7 @@ class Part(abc.ABC):
     """Its documents, one at a time, always in the same order.
 
     In place of a document that cannot be read, or has no text in the chosen field, comes the error
-    that says why. If the rest of a file cannot be read, one error stands for all of it.
+    that says why. If the rest of a file cannot be read, one error is yielded for all of it.
     """
 
   def read(self, skips: bool = False) -> Iterator[Record]:

@@ -105,7 +105,7 @@ def named_rows(file: File) -> Iterator[tuple[str, dict[str, Any]]]:
   """The rows of a file, each with its place `FILE, line NUMBER`. A file may be one JSON array.
 
   Raises:
-    InputError: it cannot be read, or a row is no object.
+    InputError: it cannot be read, or a row is not an object.
   """
   first = True
   for number, (_, line) in enumerate(_lines(file.path, 0, None), 1):

@@ -120,7 +120,7 @@ def each_row(
 ) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
   """The same with the number of each row, and an error in place of a row that cannot be read.
 
-  If a row group is damaged, one error stands for all of it that cannot be read.
+  If a row group is damaged, one error is yielded for all of it that cannot be read.
 
   Raises:
     InputError: the file is not Parquet, or lacks a column.

@@ -48,7 +48,7 @@ def prepare_with_beam(
     console: for progress and the final table.
 
   Raises:
-    InputError: as `prepare`; Beam is not installed, does not know the runner or a flag, or fails.
+    InputError: as `prepare`; Beam is not installed, does not have the runner or a flag, or fails.
   """
   console = console or make_console()
   options = _options(runner, flags)
@@ -76,7 +76,7 @@ def _options(runner: str, flags: Sequence[str]) -> Any:
   """The options of the pipeline.
 
   Raises:
-    InputError: Beam is not installed, or does not know the runner or a flag.
+    InputError: Beam is not installed, or does not have the runner or a flag.
   """
   try:
     with quiet():

@@ -118,7 +118,7 @@ class Work:
     return [job for job in jobs if not all(s.is_finished() for s in job.shards(self.out))]
 
   def introduce(self, console: Console) -> None:
-    """Prints what the user should know about the corpus."""
+    """Prints the notes of the corpus, such as the files that were left out."""
     for line in filter(None, (self.corpus.note, self.corpus.left_out)):
       console.print(line, markup=False, soft_wrap=True)
 

@@ -93,7 +93,7 @@ class HuggingFaceTokenizer:
     return len(self.decode(kept[:whole]).encode()) + tail
 
   def bytes_of(self, id: int) -> bytes:
-    """What the decoder adds for the token behind another one, or the bytes that it stands for."""
+    """What the decoder adds for the token behind another one, or the bytes that it means."""
     once, twice = self.decode([id]), self.decode([id, id])
     if CUT not in once:
       return twice.removeprefix(once).encode()
@@ -112,7 +112,7 @@ class HuggingFaceTokenizer:
 
   @classmethod
   def load(cls, file: Path) -> "HuggingFaceTokenizer":
-    """Reads a tokenizer.json, with the marks that a file beside it records or declares."""
+    """Reads a tokenizer.json, with the marks that a file next to it records or declares."""
     if not (marks := cls._recorded(file)):
       return cls.with_declared(file.read_bytes(), file)
     loaded = cls(file.read_bytes(), str(file), marks)
@@ -123,7 +123,7 @@ class HuggingFaceTokenizer:
   def with_declared(
     cls, content: bytes, file: Path, raw: Mapping[str, Any] | None = None
   ) -> "HuggingFaceTokenizer":
-    """The tokenizer of a file's content, with the marks that the files beside it declare.
+    """The tokenizer of a file's content, with the marks that the files next to it declare.
 
     `raw` is the content of config.json, if it was read already.
     """

@@ -18,7 +18,7 @@ from infini_jax.inference import saved, scoring
 from infini_jax.inference.arguments import path_of, seeds, stops, whole
 from infini_jax.inference.lane import Lane, uninterrupted
 from infini_jax.inference.sampling import NOTHING, RECENT, Sampling
-from infini_jax.inference.texts import Source, check_tokens, tokens_of
+from infini_jax.inference.texts import Readable, check_tokens, tokens_of
 from infini_jax.inference.writing import Piece, Writer
 
 
@@ -169,7 +169,7 @@ class Session:
 
   def read(
     self,
-    source: Source | Sequence[Source],
+    source: Readable | Sequence[Readable],
     advance: Callable[[int], None] | None = None,
     *,
     marked: bool = False,
@@ -237,7 +237,7 @@ class Session:
     self._check_open()
     return scoring.score(self.run, self._stream, self._lanes, source, scoring.How(empty, marked))
 
-  def scored(self, source: Source, *, empty: bool = False) -> Iterator[scoring.Block]:
+  def scored(self, source: Readable, *, empty: bool = False) -> Iterator[scoring.Block]:
     """As `score` of one text with one lane, chunk by chunk as it is read: it may be endless."""
     self._check_open()
     start = scoring.begun(self.run, self._stream, self._lanes, empty)

@@ -26,11 +26,11 @@ BOM = "\ufeff"  # some programs write it in front of a text
 LONG = 16_384  # the most characters of a piece
 WRONG = re.compile("[\0\ud800-\udfff]")  # NUL, and bytes that are not UTF-8 as decoded here
 
-Source = str | os.PathLike[str] | IO[Any] | Iterable[int] | Iterable[np.ndarray]
+Readable = str | os.PathLike[str] | IO[Any] | Iterable[int] | Iterable[np.ndarray]
 
 
 def tokens_of(
-  source: Source,
+  source: Readable,
   tokenizer: Tokenizer,
   count: Callable[[int], None] | None = None,
   name: str = "",

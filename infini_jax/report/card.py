@@ -19,7 +19,7 @@ from infini_jax.evaluation.retrieval_tables import measure
 from infini_jax.files import write_text
 from infini_jax.paths import file_to_write
 from infini_jax.report.figures import number, recall_of, short
-from infini_jax.report.runs import Run, read_runs
+from infini_jax.report.runs import RunFiles, read_runs
 from infini_jax.report.tables import plain, scalars, variants
 
 FILE = "README.md"
@@ -100,7 +100,7 @@ def _what(config: Config) -> str:
   return f"A language model of `infini_jax`, {systems}, in segments of {m.segment_length:,} tokens."
 
 
-def _model(run: Run) -> str:
+def _model(run: RunFiles) -> str:
   m = run.config.model
   count = next((f"{r['parameters']:,}" for r in run.evaluations.values() if "parameters" in r), "")
   rows = [
@@ -116,13 +116,13 @@ def _model(run: Run) -> str:
   return table(["", ""], [row for row in rows if row[1]])
 
 
-def _opened(run: Run) -> str:
+def _opened(run: RunFiles) -> str:
   if (found := run.gates) is None:
     return ""
   return f"{found['opened_heads']} of {sum(map(len, found['gates_LH']))}"
 
 
-def _training(run: Run) -> str:
+def _training(run: RunFiles) -> str:
   c, last = run.config, run.last
   if last is None:
     return "Nothing was trained in this run: it was converted."
@@ -141,7 +141,7 @@ def _training(run: Run) -> str:
   return table(["", ""], [row for row in rows if row[1]])
 
 
-def _measured(run: Run) -> list[str]:
+def _measured(run: RunFiles) -> list[str]:
   parts = []
   for name, title in run.names.items():
     results = run.evaluations[name]

@@ -17,7 +17,7 @@ from infini_jax.report import tables
 from infini_jax.report.curves import training
 from infini_jax.report.evaluations import evaluations
 from infini_jax.report.headline import headline
-from infini_jax.report.runs import Run, read_runs, shown
+from infini_jax.report.runs import RunFiles, read_runs, shown
 
 NAMED = 4  # the most runs that the title names
 
@@ -60,7 +60,7 @@ def report(workdirs: Sequence[str], out: str | None, console: Console) -> Path:
   return file
 
 
-def page(runs: list[Run], folder: Path) -> str:
+def page(runs: list[RunFiles], folder: Path) -> str:
   """The whole page as HTML. Its links are relative to `folder`."""
   several = len(runs) > 1
   sections = [("Differences", tables.differences(runs))] if several else []
@@ -75,12 +75,12 @@ def page(runs: list[Run], folder: Path) -> str:
   return document(_title(runs), below, sections, several)
 
 
-def _title(runs: list[Run]) -> str:
+def _title(runs: list[RunFiles]) -> str:
   names = ", ".join(run.name for run in runs[:NAMED])
   return names if len(runs) <= NAMED else f"{len(runs)} runs: {names}, ..."
 
 
-def _commands(runs: list[Run]) -> str:
+def _commands(runs: list[RunFiles]) -> str:
   """The command of every evaluation, and the environments."""
   commands: dict[str, list[dict[str, Any]]] = {}
   for run in runs:

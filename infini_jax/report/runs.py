@@ -23,7 +23,7 @@ NEEDED = ("task", "step", "date", "seconds", "settings", "environment")  # keys 
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunFiles:
   """The contents of one workdir. Reading it uses no device."""
 
   name: str
@@ -106,7 +106,7 @@ class Run:
     return sorted((self.path / "evaluation" / name).glob("*.html"))
 
 
-def read_runs(paths: Sequence[str]) -> list[Run]:
+def read_runs(paths: Sequence[str]) -> list[RunFiles]:
   """Reads the runs of some workdirs, each once.
 
   Raises:
@@ -118,14 +118,14 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
   return [_read(workdir, names[workdir.path]) for workdir in workdirs]
 
 
-def _read(workdir: Workdir, name: str) -> Run:
+def _read(workdir: Workdir, name: str) -> RunFiles:
   config = workdir.config()
   train, validation = (tuple(read_metrics(workdir.path, k)) for k in ("train", "validation"))
   root = workdir.path / "evaluation"
   places = sorted((file.parent.relative_to(root) for file in filing.files(root)), key=_place)
   evaluations = {place.as_posix(): _results(root / place / filing.FILE) for place in places}
   about, text = training(workdir.path), trained_text(workdir.path)
-  return Run(name, workdir.path, config, train, validation, about, text, evaluations)
+  return RunFiles(name, workdir.path, config, train, validation, about, text, evaluations)
 
 
 def _results(file: Path) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _first_lines(file: Path) -> list[Any]:
 
 
 @contextlib.contextmanager
-def shown(run: Run, name: str) -> Iterator[None]:
+def shown(run: RunFiles, name: str) -> Iterator[None]:
   """While an evaluation is shown: what is wrong with its results becomes one line.
 
   Raises:

@@ -31,7 +31,7 @@ SAMPLE = 10 * MB  # characters that a tokenizer is trained on
 PARTS = "parts"  # the folder with one file for each part that a machine has completed
 
 
-class Work:
+class Preparation:
   """A store that is made from a corpus. Creating it claims the folder for its plan.
 
   Args:

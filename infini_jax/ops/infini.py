@@ -195,7 +195,7 @@ def _kernels(inputs, state, reset_BS, rule, local, mix, *, axis):
   q, k, v = map(arrange, (inputs.q_BTHE, inputs.k_BTKE, inputs.v_BTKU))
   if splash:
     with jax.named_scope("local"):
-      (turned_q, q), (turned_k, k) = local.turned(q, k)
+      (rotated_q, q), (rotated_k, k) = local.rotated(q, k)
 
   with jax.named_scope("memory"):
     own = inputs.own and tuple(map(arrange, inputs.own))
@@ -213,7 +213,7 @@ def _kernels(inputs, state, reset_BS, rule, local, mix, *, axis):
 
   with jax.named_scope("local"):
     if splash:
-      out, local_order = local.attend(turned_q, turned_k, v), "BKSGNE"
+      out, local_order = local.attend(rotated_q, rotated_k, v), "BKSGNE"
     else:
       out, local_order = arrange(local(*inputs[:2], restore(v), inputs.mask_BT)), order
   with jax.named_scope("memory"):

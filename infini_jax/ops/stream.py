@@ -73,8 +73,8 @@ def extend_stream(
 
 def _extend(inputs, beta_H, stream, cut, rope, *, rule, theta, scoring):
   memory, pending, cache = stream
-  turn = rotation(cache.fill_B, theta if rope is None else rope)
-  q_BTHE, k_BTKE = turn(inputs.q_BTHE), turn(inputs.k_BTKE)
+  rotate = rotation(cache.fill_B, theta if rope is None else rope)
+  q_BTHE, k_BTKE = rotate(inputs.q_BTHE), rotate(inputs.k_BTKE)
   position_BT, cache = append(cache, k_BTKE, inputs.v_BTKU, inputs.mask_BT)
   local_BTHU = inside(q_BTHE, position_BT, cache, scoring)
   recalled_BTHU = mem.read(inputs.memory().q_BTHE, memory)

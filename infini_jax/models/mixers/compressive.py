@@ -83,7 +83,7 @@ class Compressive(Mixer):
       place = jnp.arange(A + N, dtype=jnp.int32)[None]
       return attention(
         rotate(q_BTHE, A + position_BT, self.rope()),
-        self._turn(jnp.concatenate([k_BAKE, segment.k_BNKE], 1)[:, None], 0)[:, 0],
+        self._rotate(jnp.concatenate([k_BAKE, segment.k_BNKE], 1)[:, None], 0)[:, 0],
         jnp.concatenate([v_BAKU, segment.v_BNKU], 1),
         A + position_BT,
         jnp.where(hidden_BC, UNSEEN, place),
@@ -205,7 +205,7 @@ class Compressive(Mixer):
     if cut is not None:
       seen_BSC &= ~cut
     seen_BSC = jnp.concatenate([seen_BSC, to_segments(mask_BT, N)], 2)
-    q_BSNHE, k_BSCKE = self._turn(to_segments(q, N), C + N), self._turn(join(k_old, k), 0)
+    q_BSNHE, k_BSCKE = self._rotate(to_segments(q, N), C + N), self._rotate(join(k_old, k), 0)
     out_BSNHU = window_attention(q_BSNHE, k_BSCKE, join(v_old, v), seen_BSC)
     return out_BSNHU.reshape(len(q), S * N, *out_BSNHU.shape[3:])[:, :T]
 
@@ -259,9 +259,9 @@ class Compressive(Mixer):
     """The loss of the convolution, mean over layers and lanes."""
     return state.loss_B.mean()
 
-  def _turn(self, x_BSCHE, first: int):
+  def _rotate(self, x_BSCHE, first: int):
     """Rotated, the first of each segment at this position."""
     B, S, C = x_BSCHE.shape[:3]
     position = first + jnp.arange(C, dtype=jnp.int32)[None]
-    turned = rotate(x_BSCHE.reshape(B * S, C, *x_BSCHE.shape[3:]), position, self.rope())
-    return turned.reshape(x_BSCHE.shape)
+    rotated = rotate(x_BSCHE.reshape(B * S, C, *x_BSCHE.shape[3:]), position, self.rope())
+    return rotated.reshape(x_BSCHE.shape)

@@ -92,7 +92,7 @@ class Local(Mixer):
 
   def _extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT, windowed):
     rope, position_BT = self.rope(windowed), open_positions(stream, q_BTHE.shape[1])
-    turn = lambda x: rotate(x, position_BT, rope)
-    _, stream = append(stream, turn(k_BTKE), v_BTKE, mask_BT)
-    out_BTHE = inside(turn(q_BTHE), position_BT, stream, self.scoring())
+    rotated = lambda x: rotate(x, position_BT, rope)
+    _, stream = append(stream, rotated(k_BTKE), v_BTKE, mask_BT)
+    out_BTHE = inside(rotated(q_BTHE), position_BT, stream, self.scoring())
     return out_BTHE, close_full(stream, self.config.segment_length)[1]

@@ -40,9 +40,9 @@ class Prefixed(TransformerXL):
     behind_BN = A - 1 + jnp.cumsum(mask_BT[:, A:], 1, dtype=jnp.int32)
     before_BA = jnp.broadcast_to(jnp.arange(A, dtype=jnp.int32)[None], (len(mask_BT), A))
     position_BT = jnp.concatenate([before_BA, behind_BN], 1)
-    turn = lambda x: rotate(x, position_BT, self.rope())[:, None]
+    rotated = lambda x: rotate(x, position_BT, self.rope())[:, None]
     out = segment_attention(
-      turn(q_BTHE), turn(k_BTKE), v_BTKE[:, None], mask_BT[:, None], kernel="xla"
+      rotated(q_BTHE), rotated(k_BTKE), v_BTKE[:, None], mask_BT[:, None], kernel="xla"
     )
     return out[:, 0], LastSegment(k_BTKE[:, :A], v_BTKE[:, :A], mask_BT[:, :A])
 

@@ -21,7 +21,7 @@ class File(NamedTuple):
 
   path: Path
   name: str
-  splits: tuple[str, ...]  # as in `Part`
+  splits: tuple[str, ...]  # as in `CorpusPart`
   size: int  # bytes
 
 

@@ -14,8 +14,8 @@ from infini_jax.config import SPLITS, InputError
 from infini_jax.data.sources.base import (
   HELD_OUT,
   Corpus,
+  CorpusPart,
   Options,
-  Part,
   Record,
   digest,
   middle,
@@ -47,7 +47,7 @@ class Document(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class FolderPart(Part):
+class FolderPart(CorpusPart):
   """Documents of one split."""
 
   documents: list[Document]
@@ -101,7 +101,7 @@ def open_folder(spec: str, path: str, train: bool = True, skips: bool = False) -
     listing += [f"{split}\0{d.name}\0{sizes[d.path]}" for d in splits[split]]
     some = splits[split][:: max(1, len(splits[split]) // 16)]
     listing += [digest([_text(document, skips)]) for document in some]
-  parts: list[Part] = []
+  parts: list[CorpusPart] = []
   target = part_size(sum(sizes.values()))
   for split in SPLITS:
     documents, filled = [], 0

@@ -19,10 +19,10 @@ from typing import Any
 from infini_jax.config import SPLITS, InputError
 from infini_jax.data.sources.base import (
   Corpus,
+  CorpusPart,
   Damaged,
   Fields,
   Options,
-  Part,
   Record,
   choose_splits,
   digest,
@@ -48,7 +48,7 @@ FIELDS = {  # the fields of well-known data sets
 
 
 @dataclasses.dataclass(frozen=True)
-class ExamplesPart(Part):
+class ExamplesPart(CorpusPart):
   """Some examples of a file."""
 
   folder: str  # the folder of the data set
@@ -142,7 +142,7 @@ def _corpus(spec: str, builder: Any, options: Options, train: bool) -> Corpus:
   splits = choose_splits(spec, options, list(info.splits), train)
   rule, note = split_rule(set(splits.values()))
   target = part_size(sum(info.splits[split].num_bytes for split in splits))
-  parts: list[Part] = []
+  parts: list[CorpusPart] = []
   listing = [info.full_name]
   for name, ours in splits.items():
     split = info.splits[name]

@@ -1,4 +1,4 @@
-"""What each command of `infini-jax` takes. Importing this imports no JAX."""
+"""The arguments of each command of `infini-jax`. Importing this imports no JAX."""
 
 import argparse
 import importlib.metadata

@@ -37,7 +37,7 @@ class Told(NamedTuple):
     return cls(position, len(text), _digest(text), begins)
 
   def rest(self, text: str) -> str | None:
-    """What a text has more than this one; None if it does not begin with it."""
+    """The rest of a text that begins with this one; None if it does not."""
     same = self.digest and self.digest == _digest(text[: self.characters])
     return text[self.characters :] if same else None
 
@@ -60,7 +60,7 @@ class Asked(NamedTuple):
   anew: bool = False
 
   def open(self) -> Told:
-    """What the session holds until the answer is whole."""
+    """The record of the session until the answer is complete."""
     return Told(0, 0, "", self.begins)
 
 
@@ -78,7 +78,7 @@ class Answer:
     self._is_plain &= piece.token not in self._names or bool(piece.end)
 
   def told(self, position: int) -> Told:
-    """What a session holds afterwards, at this position of its text."""
+    """The record of the session after the answer, at this position of its text."""
     if not self._is_plain:  # the text does not say which tokens were written
       return self._asked.open()
     text = self._asked.text + self.text + self._names.get(self._drawn, "")
@@ -100,7 +100,7 @@ def rendered(tokenizer: Tokenizer, template: str, messages: Sequence[Message]) -
 
 
 def asked(chat: Chat, text: str, told: Told | None, lane: Lane, follows: bool) -> Asked:
-  """What a session reads to be asked.
+  """The text that a session reads before it answers.
 
   Args:
     chat: the template.

@@ -1,4 +1,4 @@
-"""Many runs as one table for the console: what their configs differ in, and figures, best first."""
+"""A table of many runs for the console: differences of configs, and figures, best first."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The section of evaluations: each question once, with the runs that were asked it side by side."""
+"""The section of evaluations: each question once, with the runs that answered it side by side."""
 
 import os
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What a harness asks of a model: likelihoods of continuations and of texts, and generated text.
+"""The requests of a harness: likelihoods of continuations and of texts, and generated text.
 
 Requests have any length: nothing is cut. Contexts are read side by side, longest first. What
 continuations have in common, their context, is read once.

@@ -1,4 +1,4 @@
-"""The application: all routes, and what an error looks like."""
+"""The application: all routes, and the form of errors."""
 
 from pathlib import Path
 from typing import Any

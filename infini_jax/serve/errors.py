@@ -33,7 +33,7 @@ class ApiError(Exception):
     self.status, self.message, self.code, self.param = status, message, code, param
 
   def body(self) -> dict[str, Any]:
-    """What is sent."""
+    """The object that is sent."""
     kind = TYPES.get(self.status, "invalid_request_error")
     about = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
     return {"error": about}
@@ -53,7 +53,7 @@ class Cancelled(Exception):
 
 
 def of(error: BaseException, param: str | None = None) -> ApiError:
-  """Any error as one of the API; what is inside of the server stays there.
+  """Converts any error to one of the API, without details of the server.
 
   Args:
     error: any.

@@ -1,4 +1,4 @@
-"""The events of a job, brought from its thread to the one of the server, and sent to clients."""
+"""The events of a job, passed from its thread to the thread of the server, and sent to clients."""
 
 import asyncio
 import contextlib

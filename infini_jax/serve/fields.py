@@ -294,7 +294,7 @@ def name_of(name: str, value: Any) -> str:
 
 
 def printable(name: str) -> str:
-  """The name of a file as one that a session may have."""
+  """The name of a file, changed to a valid name of a session."""
   return "".join(c if c.isprintable() else " " for c in name)[:MOST_NAME]
 
 

@@ -1,4 +1,4 @@
-"""A job: what a request reads and writes in a session of its own."""
+"""A job: the reading and writing of one request, in its own session."""
 
 import dataclasses
 import time
@@ -52,7 +52,7 @@ Event = Reading | Written | Done | Failed
 
 
 class Text(NamedTuple):
-  """What is to be read.
+  """The tokens to read.
 
   Attributes:
     tokens: its tokens.
@@ -67,7 +67,7 @@ class Text(NamedTuple):
 
 @dataclasses.dataclass
 class Wish:
-  """What is to be written.
+  """The tokens to write.
 
   Attributes:
     tokens: the most tokens.
@@ -121,7 +121,7 @@ class Job:
     self._writer: Writer | None = None
 
   def read_on(self) -> bool:
-    """Reads by one call of the model, or a few; returns whether there is more to read."""
+    """Reads with one or a few calls of the model; returns whether there is more to read."""
     if self._source is None:
       return self._left > 0 and catch_up(self.session)
     T = self.session.run.engine.chunk
@@ -139,7 +139,7 @@ class Job:
 
   @property
   def writes(self) -> bool:
-    """Whether something is to be written."""
+    """Whether tokens are left to write."""
     return self._left > 0
 
   def take(self, drawn: Drawn) -> bool:

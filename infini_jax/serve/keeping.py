@@ -22,7 +22,7 @@ IN_MEMORY = 2**20  # bytes of an upload that are kept in memory; more go into a 
 
 
 class Uploaded(NamedTuple):
-  """What a request brought.
+  """The upload of a request.
 
   Attributes:
     file: opened in binary, at its beginning.

@@ -1,4 +1,4 @@
-"""Conversations: the model learns what the assistant says, and only that.
+"""Conversations: only the messages of the assistant have a loss.
 
 A conversation of n tokens has n - 1 predictions: its own first token is the first input. The lanes
 read everything that has answers (`WithAnswers`): conversations, and documents with their summaries.
@@ -26,7 +26,7 @@ TRIES = 4  # how often a question is cut until its conversation fits
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-  """What was read of a split.
+  """The counts of a split that was read.
 
   Attributes:
     conversations: those that were kept.
@@ -237,7 +237,7 @@ class _Reading:
     self._names += [name] * len(talks)
 
   def talks(self) -> Talks:
-    """All that was added."""
+    """All conversations that were added."""
     counts = Counts(
       self._conversations,
       self._answers,
@@ -354,7 +354,7 @@ class ChatLanes:
 
 
 def packed(sizes: Sequence[int], room: int) -> list[list[int]]:
-  """Rows of things: the largest first, each into the fullest row that still has room.
+  """Packs items into rows: the largest first, each into the fullest row that has room.
 
   Args:
     sizes: the size of each thing, 1 to `room`.

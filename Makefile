@@ -7,7 +7,7 @@
 # make test      the fast tests; make test-slow  the rest;  make check  lint, types, links of the pages
 # make test-extras  installs every extra into an environment of its own and runs its command
 # make audit     compares the locked packages with the list of known weaknesses (needs a network)
-# make format    mends what ruff can mend
+# make format    fixes what ruff can fix
 # make extra-tpu what an extra adds (tpu, gpu, gpu-plan, convert, hf, eval, serve, wandb, tensorboard, notebook,
 #                reference, docs)
 # make extra-beam  an environment of its own for Apache Beam, in .venv-beam

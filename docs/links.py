@@ -4,7 +4,7 @@
 
 A page may link to files and to headings, and may name files of the repository in code. Each of them
 must exist. A link is relative to the page. A name is relative to the page, the top folder,
-infini_jax/, configs/ or benchmarks/. A word in capitals stands for any name. Links to other sites
+infini_jax/, configs/ or benchmarks/. A word in capitals means any name. Links to other sites
 are not checked.
 """
 
@@ -51,7 +51,7 @@ def anchors(page: Path) -> set[str]:
 
 @cache
 def targets() -> list[str]:
-  """The targets of the Makefile; % stands for any name."""
+  """The targets of the Makefile; % means any name."""
   return re.findall(r"^([\w%-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 

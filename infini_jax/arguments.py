@@ -1,4 +1,4 @@
-"""What each command of `infini-jax` takes. Importing this imports no JAX."""
+"""The arguments of each command of `infini-jax`. Importing this imports no JAX."""
 
 import argparse
 import importlib.metadata
@@ -130,7 +130,7 @@ def make_parser(runs: Mapping[str, Callable[..., int | None]]) -> argparse.Argum
   made.add_argument(
     "--workdir", required=True, action="append", help="the folder of a run; give it again for more"
   )
-  made.add_argument("--out", metavar="FILE", help="default: report.html there, or beside several")
+  made.add_argument("--out", metavar="FILE", help="default: report.html there, or next to several")
 
   what = "a page in Markdown that says what a run is, and what was measured of it"
   made = command("card", what)

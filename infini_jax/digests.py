@@ -1,4 +1,4 @@
-"""Digests: which bytes files had when they were written.
+"""Digests: which bytes files had when they were written; short hashes that identify a content.
 
 `seal` writes the digests of a folder to a file in it, `problems` compares them. `signed` adds the
 digest of a JSON file's content to it, `matches` compares it. The hash is SHA-256, which
@@ -18,6 +18,18 @@ from infini_jax.files import is_temporary, write_json
 FILE = "digests.json"
 THREADS = 4
 SHOWN = 3  # problems that one line names
+
+
+def short_hash(content: bytes | Iterable[bytes], size: int = 8) -> str:
+  """A short hash of a content, which may come in pieces: `2 * size` hexadecimal digits.
+
+  It identifies a content among others, for example a tokenizer. `signed` and `seal` are for
+  damage.
+  """
+  hashed = hashlib.blake2b(digest_size=size)
+  for piece in [content] if isinstance(content, bytes) else content:
+    hashed.update(piece)
+  return hashed.hexdigest()
 
 
 def signed(content: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def status_of(command: str, error: BaseException) -> int:
     where = f"{error.filename}: " if error.filename else ""
     print(
       f"infini-jax {command}: {where}{error.strerror}; does its file system answer? The same "
-      f"command goes on",
+      f"command continues",
       file=sys.stderr,
     )
   elif isinstance(error, InputError | FloatingPointError | TimeoutError):

@@ -1,26 +1,31 @@
-"""Atomic files: each is written under a temporary name, and renamed when it is complete.
+"""Atomic files and folders: written under a temporary name, and renamed when they are complete.
 
 So a reader never sees an incomplete file, and the last of several writers replaces the others. The
-package writes every file that another process or a later run reads with these functions.
+package writes every file that another process or a later run reads with these functions. Only this
+file renames and locks.
 """
 
 import contextlib
 import errno
+import fcntl
+import itertools
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 SUFFIX = ".tmp"  # the end of the name of every temporary file
+PARTIAL = ".partial"  # the end of the name of every folder that is not complete yet
 LONGER = len(f".12345678{SUFFIX}")  # bytes that a temporary name has more than the file's name
 NEVER_SYNCS = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # of file systems without fsync
 
 
 @contextlib.contextmanager
 def atomic(file: Path) -> Iterator[Path]:
-  """Yields the path of an empty temporary file beside `file`, which replaces it after the body.
+  """Yields the path of an empty temporary file next to `file`, which replaces it after the body.
 
   The body may write into it or put another file in its place. Its content is on the disk before it
   gets the name of `file`. If the body fails, the temporary file is removed and `file` is unchanged.
@@ -47,8 +52,74 @@ def atomic(file: Path) -> Iterator[Path]:
     raise
 
 
+@contextlib.contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+  """Yields the empty folder `FOLDER.partial`, which becomes `folder` after the body.
+
+  It is locked meanwhile. What a killed process left in it is removed first. If the body fails, it
+  is removed.
+
+  Args:
+    folder: the folder to make. It may exist if it is empty.
+
+  Raises:
+    BlockingIOError: another process is writing it.
+    OSError: it cannot be written, or `folder` is not empty.
+  """
+  partial = folder.with_name(f"{folder.name}{PARTIAL}")
+  partial.mkdir(parents=True, exist_ok=True)
+  with locked(partial):
+    try:
+      for left in partial.iterdir():
+        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+      yield partial
+      os.replace(partial, folder)
+    except BaseException:
+      shutil.rmtree(partial, ignore_errors=True)
+      raise
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+  """Locks a folder during the body. A file system without locks is not locked.
+
+  Raises:
+    BlockingIOError: another process has locked it.
+  """
+  held = os.open(folder, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise
+    except OSError:
+      pass  # no locks there
+    yield
+  finally:
+    os.close(held)
+
+
+def move_into(path: Path, folder: Path) -> Path:
+  """Moves a file or folder into another folder, under its own name or `NAME-1`, `NAME-2`, ...
+
+  Returns:
+    The new path.
+
+  Raises:
+    OSError: it cannot be moved.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  names = (folder / f"{path.name}{f'-{i}' if i else ''}" for i in itertools.count())
+  place = next(name for name in names if not name.exists())
+  os.rename(path, place)
+  return place
+
+
 def write_bytes(file: Path, content: bytes) -> None:
-  """Writes all of a file or nothing; see `atomic`."""
+  """Writes all of a file or nothing; see `atomic`. A device or a pipe is written directly."""
+  if file.exists() and not file.is_file():
+    file.write_bytes(content)
+    return
   with atomic(file) as temporary:
     temporary.write_bytes(content)
 

@@ -195,7 +195,7 @@ def legend(entries: Sequence[tuple[str, str]]) -> str:
 
 
 def heading(level: int, text: str, note: str = "") -> str:
-  """A heading, with a note beside it in small letters."""
+  """A heading, with a note after it in small letters."""
   beside = f" <small>{escape(note)}</small>" if note else ""
   return f"<h{level}>{escape(text)}{beside}</h{level}>"
 

@@ -21,6 +21,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from infini_jax.files import atomic
+
 SIZE = (4.6, 2.9)  # inches; about 440 pixels wide in a page
 POINTS = 72 * 3.9  # the width of the axes, in points
 LETTER = 5.2  # the width of a digit, in points
@@ -190,8 +192,8 @@ def logarithmic(values: Sequence[float]) -> bool:
 
 def png(figure: Figure, file: Path) -> None:
   """Writes the picture as a PNG file, on white."""
-  file.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(file, dpi=150)
+  with atomic(file) as temporary:
+    figure.savefig(temporary, format="png", dpi=150)
 
 
 def svg(figure: Figure) -> str:
@@ -255,7 +257,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _name(axis: Axis, names: Sequence[str]) -> None:
-  """Names the places of an x-axis: every place, or as many as have room beside each other."""
+  """Names the places of an x-axis: every place, or as many as have room next to each other."""
   room = (max(map(len, names), default=1) + 2) * LETTER
   step = max(1, math.ceil(room * len(names) / POINTS))
   axis.set_ticks(range(0, len(names), step), labels=list(names)[::step])

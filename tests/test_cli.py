@@ -275,5 +275,5 @@ def test_sigterm_saves_and_the_same_command_goes_on(job):
   assert saved >= 3
   again = real(*command[:3], f"--config.train.steps={saved + 2}")
   assert again.returncode == 0, again.stderr
-  assert f"going on from step {saved}" in again.stdout.replace("\n", " "), again.stdout
+  assert f"continuing from step {saved}" in again.stdout.replace("\n", " "), again.stdout
   assert (run / "checkpoints" / str(saved + 2)).is_dir()

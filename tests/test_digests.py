@@ -55,3 +55,10 @@ def test_a_signed_content_is_recognized():
   assert digests.matches(json.loads(json.dumps(content)))
   assert not digests.matches(content | {"a": [1, 2.5000001]})
   assert digests.matches({"a": 1}), "older programs signed nothing"
+
+
+def test_a_short_hash_is_of_the_bytes_alone():
+  """Runs and stores record these values, so they must not change."""
+  assert digests.short_hash(b"bytes") == "e8b5b900f48084d3"
+  assert digests.short_hash([b"by", b"", b"tes"]) == digests.short_hash(b"bytes")
+  assert len(digests.short_hash(b"", size=4)) == 8 and len(digests.short_hash(b"", size=16)) == 32

@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 from infini_jax import files
-from infini_jax.files import atomic, is_temporary, left_over, write_bytes, write_json, write_text
+from infini_jax.files import (
+  atomic,
+  atomic_folder,
+  is_temporary,
+  left_over,
+  locked,
+  move_into,
+  write_bytes,
+  write_json,
+  write_text,
+)
 
 # Writes one file repeatedly, filled with one byte value.
 WRITER = """
@@ -184,3 +194,63 @@ def test_a_temporary_name_is_longer_by_the_stated_bytes(tmp_path):
   file = tmp_path / ("é" * 121)  # 242 bytes of 255, and 13 for the rest
   with atomic(file) as temporary:
     assert len(os.fsencode(temporary.name)) - len(os.fsencode(file.name)) == files.LONGER
+
+
+def test_a_pipe_is_written_directly(tmp_path):
+  pipe = tmp_path / "pipe"
+  os.mkfifo(pipe)
+  found = []
+  reader = threading.Thread(target=lambda: found.append(pipe.read_text()))
+  reader.start()
+  write_text(pipe, "text")
+  reader.join()
+  assert found == ["text"] and names(tmp_path) == ["pipe"] and pipe.is_fifo()
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_folder_appears_when_it_is_complete(tmp_path, is_there):
+  folder, left = tmp_path / "a", tmp_path / "a.partial"
+  (left / "old").mkdir(parents=True)  # of a killed process
+  (left / "link").symlink_to(tmp_path)
+  if is_there:
+    folder.mkdir()
+  with atomic_folder(folder) as partial:
+    assert partial == left and not names(partial)
+    (partial / "file").write_text("text")
+    assert folder.exists() == is_there
+  assert names(tmp_path) == ["a"] and names(folder) == ["file"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_leaves_no_folder(tmp_path, error):
+  with pytest.raises(error), atomic_folder(tmp_path / "a") as partial:
+    (partial / "file").write_text("half")
+    raise error
+  assert names(tmp_path) == []
+
+
+def test_a_folder_that_is_not_empty_is_not_replaced(tmp_path):
+  (tmp_path / "a" / "own").mkdir(parents=True)
+  with pytest.raises(OSError), atomic_folder(tmp_path / "a"):
+    pass
+  assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["own"]
+
+
+def test_a_folder_has_one_writer(tmp_path):
+  with atomic_folder(tmp_path / "a") as partial:
+    (partial / "file").write_text("text")
+    with pytest.raises(BlockingIOError), atomic_folder(tmp_path / "a"):
+      pass
+    with pytest.raises(BlockingIOError), locked(partial):
+      pass
+    assert names(partial) == ["file"]
+  with locked(tmp_path / "a"):
+    pass
+
+
+def test_what_is_moved_gets_a_free_name(tmp_path):
+  for expected in ("3", "3-1", "3-2"):
+    (tmp_path / "3").mkdir()
+    place = move_into(tmp_path / "3", tmp_path / "damaged")
+    assert place == tmp_path / "damaged" / expected and place.is_dir()
+    assert not (tmp_path / "3").exists()

@@ -34,7 +34,7 @@ def is_url(path: str | os.PathLike[str]) -> bool:
 
 
 def fetch(url: str, pattern: str = "") -> Path:
-  """The copy of a folder or a file, with what the store has now. Once for each URL of a process.
+  """The copy of a folder or a file, updated from the store. Each process does this once for a URL.
 
   Args:
     url: s3://BUCKET/NAME or gs://BUCKET/NAME.
@@ -52,7 +52,7 @@ def fetch(url: str, pattern: str = "") -> Path:
 
 
 def keep(url: str) -> Path:
-  """`fetch`, and from now on the store gets what is written to the copy; see `flush`."""
+  """As `fetch`; from now on, changes of the copy are uploaded to the store; see `flush`."""
   copy, path = _copy(url)
   if not copy.is_kept:
     copy.is_kept = True
@@ -61,7 +61,7 @@ def keep(url: str) -> Path:
 
 
 def flush() -> None:
-  """Returns when the stores have all that this process wrote.
+  """Returns after everything that this process wrote is in the stores.
 
   Raises:
     InputError: another machine writes there too.
@@ -73,7 +73,7 @@ def flush() -> None:
 
 
 def _copy(url: str, pattern: str = "") -> tuple[Copy, Path]:
-  """The copy that has this URL, and the path in it. A folder that is there serves all its names."""
+  """The copy of this URL, and the path in it. The copy of a folder is used for all names in it."""
   url = url.rstrip("/")
   with _lock:
     for known, copy in _copies.items():

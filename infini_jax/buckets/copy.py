@@ -30,7 +30,7 @@ class Gone(Exception):
 
 
 class Copy:
-  """The copy of a folder or a file, and what it and the store had when they were last equal.
+  """The copy of a folder or a file, and a record of both when they were last equal.
 
   The record has of each file the version in the store, and the size and time of the copy.
 
@@ -56,7 +56,7 @@ class Copy:
     self._remote = Bucket(url, scheme, bucket, "/".join(parts))
 
   def bring(self, pattern: str = "") -> None:
-    """Makes the copy equal to what the store has, but for what was not brought there yet.
+    """Makes the copy equal to the store, except for changes that were not uploaded yet.
 
     Raises:
       InputError: a file has changed in both.
@@ -87,7 +87,7 @@ class Copy:
         del known[name]
 
   def follow(self) -> None:
-    """Brings what is written to the store, for as long as the process lives."""
+    """Uploads changes to the store until the process ends."""
     failed = False
     while True:
       time.sleep(EACH)
@@ -103,14 +103,14 @@ class Copy:
         failed = True
 
   def push(self) -> None:
-    """One pass: what has changed in the copy, the manifest, and then what was removed.
+    """One pass: uploads changed files, then the manifest, and then removes objects.
 
     Raises:
       InputError: another machine writes there too.
       OSError: the store does not answer.
     """
     while True:
-      with contextlib.suppress(Gone):  # a checkpoint was removed: without it, once more
+      with contextlib.suppress(Gone):  # a checkpoint was removed: try again without it
         return self._pass()
 
   def _pass(self) -> None:
@@ -150,7 +150,7 @@ class Copy:
     return listed
 
   def _begins(self, name: str) -> bool:
-    """Whether a file begins with what the store has: it was brought there before a kill."""
+    """Whether a file begins with the content of the store, which was uploaded before a kill."""
     there = self._remote.read(name)
     try:
       with self._local(name).open("rb") as here:
@@ -182,7 +182,7 @@ class Copy:
     return found
 
   def _listed(self, known: dict[str, list]) -> dict[str, tuple[str, int]]:
-    """What the store has, without what no complete pass has written. Notes the manifest."""
+    """The objects in the store, without those of an incomplete pass. Records the manifest."""
     versions = self._remote.versions()
     manifest = versions.pop(MANIFEST, None)
     known.pop(MANIFEST, None)

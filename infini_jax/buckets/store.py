@@ -121,5 +121,5 @@ class Bucket:
 
 
 def _version(info: Any) -> str:
-  """What changes when an object is written again."""
+  """The version of an object, which changes with every write."""
   return str(info.get("e_tag") or info.get("version") or info.get("last_modified"))

@@ -120,7 +120,7 @@ class Infini(System):
       other = next(rule for rule, facts in RULES.items() if facts.affine)
       raise InputError(
         f"config.{name}.z_correction=True with config.{name}.rule={self.rule!r}: its read-outs "
-        f"would grow without end, for z stands still; set config.{name}.rule={other!r}"
+        f"would grow without limit, because z does not grow; set config.{name}.rule={other!r}"
       )
     refined = [field for field in NO_KERNELS if getattr(self, field)]
     if model.run.implementation == "kernels" and refined:

@@ -1,4 +1,4 @@
-"""Output folders that appear only when they are complete. Each is built beside its place first."""
+"""Output folders that appear when they are complete. Each is built under another name first."""
 
 import contextlib
 import math
@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from infini_jax.config import InputError
+from infini_jax.files import PARTIAL, atomic_folder
 from infini_jax.runs.workdir import alone
 
 PIECE = 1 << 20  # values that are checked at a time
-PARTIAL = ".partial"  # the suffix of a folder that is not complete yet
 
 
 @contextlib.contextmanager
@@ -25,20 +25,9 @@ def building(out: Path) -> Iterator[Path]:
   """
   out = out.absolute()
   check_free(out)
-  partial = out.with_name(f"{out.name}{PARTIAL}")
   try:
-    partial.mkdir(parents=True, exist_ok=True)
-    with alone(partial, out):
-      try:
-        for left in partial.iterdir():  # files of a conversion that was killed
-          shutil.rmtree(left) if left.is_dir() else left.unlink()
-        yield partial
-        if out.exists():
-          out.rmdir()
-        partial.replace(out)
-      except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with alone(atomic_folder(out), out) as partial:
+      yield partial
   except OSError as error:
     raise InputError(
       f"{out}: cannot be written ({error.strerror or error}); make room there, or choose another "

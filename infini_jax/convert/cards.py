@@ -1,4 +1,4 @@
-"""How to use what `export` and `adapter` write: the first section of the card beside it."""
+"""How to use what `export` and `adapter` write: the first section of the card next to it."""
 
 import dataclasses
 import math

@@ -144,7 +144,7 @@ def original_model(fields: dict[str, Any], positions: int, dtype: str) -> ModelC
 
 
 def with_memory(model: ModelConfig, settings: dict[str, Any]) -> ModelConfig:
-  """A model with the settings of a memory that were exported beside its weights.
+  """A model with the settings of a memory that were exported with its weights.
 
   Args:
     model: the model without a memory.

@@ -1,6 +1,6 @@
 """A model with its memory as a folder for transformers: config, tensors, and the code in torch.
 
-The code is `convert/torch_model/`, which is copied. It is no part of the package: nothing imports
+The code is `convert/torch_model/`, which is copied. It is not part of the package: nothing imports
 it here.
 """
 

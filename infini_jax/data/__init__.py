@@ -8,8 +8,8 @@ from infini_jax.data.lanes.documents import EvalLanes, TrainLanes
 from infini_jax.data.lanes.loader import eval_batches, train_batches
 from infini_jax.data.sources import (
   Corpus,
+  CorpusPart,
   Document,
-  Part,
   Record,
   list_documents,
   open_corpus,
@@ -36,11 +36,11 @@ from infini_jax.data.tokenizers import (
 
 __all__ = [
   "Corpus",
+  "CorpusPart",
   "Document",
   "Documents",
   "EvalLanes",
   "HuggingFaceTokenizer",
-  "Part",
   "Record",
   "SentencePieceTokenizer",
   "Store",

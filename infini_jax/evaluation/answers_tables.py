@@ -10,6 +10,7 @@ from rich.table import Table
 
 from infini_jax.evaluation.answers import Answered
 from infini_jax.evaluation.knock_out import label_of
+from infini_jax.files import atomic
 
 LABELS = {
   "exact_match": "exact match",
@@ -53,9 +54,10 @@ def write_predictions(folder: Path, found: Mapping[str, Sequence[Any]]) -> None:
     found: by the name of the ablation, the texts: named tuples with a field `written`. A field
       `scores` becomes a field for each score.
   """
-  with open(folder / "predictions.jsonl", "w", encoding="utf-8") as file:
+  file = folder / "predictions.jsonl"
+  with atomic(file) as temporary, temporary.open("w", encoding="utf-8") as opened:
     for i, one in enumerate(found["memory"]):
       line = one._asdict()
       line |= line.pop("scores", {})
       others = {name: texts[i].written for name, texts in found.items() if name != "memory"}
-      file.write(json.dumps(line | {"knocked_out": others}, ensure_ascii=False) + "\n")
+      opened.write(json.dumps(line | {"knocked_out": others}, ensure_ascii=False) + "\n")

@@ -1,6 +1,6 @@
 """Evaluates a run: the figures of each task, with the memory and in ablations, and the gates.
 
-`filing` defines the folder of the results: `results.json`, and the pictures beside it.
+`filing` defines the folder of the results: `results.json`, and the pictures next to it.
 """
 
 import datetime

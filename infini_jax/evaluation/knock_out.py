@@ -1,7 +1,7 @@
 """Ablations: the same evaluation with less of the memory. The difference is the memory's effect.
 
 empty    the memory is held empty: every segment is read as if a document began there; layers of
-         full attention beside others (`model.pattern`) still see the document
+         full attention in a pattern (`model.pattern`) still see the document
 reads    the memory is written, and its read-outs are 0
 layers   as `reads`, for each layer separately
 swap     every segment is read with the memory of another document; each lane writes its own memory

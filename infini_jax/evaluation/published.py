@@ -126,7 +126,7 @@ class Grid:
     wrong = [f"knock_out={name!r}" for name in e.knock_out if name != "empty"]
     wrong += [f"{f}={getattr(e, f)!r}" for f in ("document", "max_tokens") if getattr(e, f)]
     if e.knock_out and held_L(config.model) is not None:
-      wrong.append(f"knock_out={e.knock_out!r}")  # full attention beside others would lose it too
+      wrong.append(f"knock_out={e.knock_out!r}")  # full attention in a pattern would lose it too
     if wrong:
       raise InputError(
         f"config.evaluation.{wrong[0]} with --task={source.name}: samples are read whole, and what "

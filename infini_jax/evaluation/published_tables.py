@@ -12,6 +12,7 @@ from infini_jax.config import Config
 from infini_jax.evaluation.answers_tables import write_predictions
 from infini_jax.evaluation.knock_out import label_of
 from infini_jax.evaluation.published import Cell, Scored, averages, mean, weighted
+from infini_jax.files import atomic
 
 TITLES = {"ruler": "RULER", "babilong": "BABILong"}
 ORDER = ("niah_single", "niah_multikey", "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe")
@@ -21,7 +22,7 @@ def draw(found: dict[str, Scored], results: dict[str, Any], folder: Path) -> dic
   """Writes the answers to `predictions.jsonl`, and the table to `table.csv`; no picture."""
   write_predictions(folder, {name: scored.answers for name, scored in found.items()})
   file = folder / "table.csv"
-  with open(file, "w", encoding="utf-8", newline="") as opened:
+  with atomic(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as opened:
     csv.writer(opened, lineterminator="\n").writerows(rows_of(found["memory"].cells))
   return {"table": file}
 

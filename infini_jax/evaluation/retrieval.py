@@ -1,7 +1,7 @@
 """Retrieval: the answer at the end of a text depends on a fact that was read once, far before.
 
-Examples are read chunk after chunk with the state carried, so a million tokens need no more memory
-than a thousand. The common beginning of long examples is read once, and its state is forked. An
+Examples are read chunk after chunk with the state carried, so a million tokens need as much memory
+as a thousand. The common beginning of long examples is read once, and its state is forked. An
 answer is right if each of its tokens is the likeliest, given the tokens before it; then greedy
 decoding would generate it.
 """

@@ -109,8 +109,8 @@ def verdict(found: dict[str, Recalled], console: Console) -> None:
   memory, empty = found["memory"], found["empty"]
   if not memory.token_accuracy and not empty.token_accuracy:
     console.print(
-      "Nothing was recalled, with the memory or without: this says nothing of the memory. "
-      "docs/memory.md says how to find out why."
+      "Nothing was recalled, with the memory or without it: this does not show whether the memory "
+      "works. docs/memory.md says how to find out why."
     )
   elif _interval(memory)[0] <= _interval(empty)[1]:
     shares = [

@@ -46,8 +46,8 @@ def verdict(found: dict[str, Summarized], console: Console) -> None:
   )
   if not any(memory + empty):
     console.print(
-      "No summary shares a word of Latin letters with its reference, with the memory or without: "
-      "this says nothing of the memory. docs/memory.md says how to find out why."
+      "No summary shares a word of Latin letters with its reference, with the memory or without "
+      "it: this does not show whether the memory works. docs/memory.md says how to find out why."
     )
   elif memory <= empty:
     console.print(

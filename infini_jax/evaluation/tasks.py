@@ -45,7 +45,9 @@ class Kind(NamedTuple):
   source: str  # its name for `open_source`
   evaluator: Callable[[Config, Mesh, Any], Any]  # has `chunks`, and `run(params, variant, advance)`
   tables: ModuleType  # has `draw`, `show` and `verdict`
-  protocol: tuple[str, ...]  # fields that change the figures, beside corpus, split and ablations
+  protocol: tuple[
+    str, ...
+  ]  # fields that change the figures, in addition to corpus, split and ablations
   others: str = "knocked_out"  # the key of all variants but the first in `results.json`
   measure: str = ""  # `Facts.measure`, where the source has no facts
   family: str = ""  # the field that names the family of the task; each has a folder of its own

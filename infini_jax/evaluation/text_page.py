@@ -12,6 +12,7 @@ from infini_jax.evaluation.passages import (
   shares_seen,
   words,
 )
+from infini_jax.files import write_text
 from infini_jax.html import document, escape, paragraph, table
 
 # Red, green, blue: two colours that the colour-blind can tell apart, on a light and a dark page.
@@ -37,7 +38,7 @@ def write(memory: Losses, empty: Losses, results: dict[str, Any], file: Path) ->
     if some:
       sections.append((title, "".join(_passage(p, memory, empty, N) for p in some)))
   below = f"{results['corpus']['name']}, {results['split']}; step {results['step']:,}"
-  file.write_text(document("What the memory saved, word by word", below, sections, False), "utf-8")
+  write_text(file, document("What the memory saved, word by word", below, sections, False))
 
 
 def _legend(memory: Losses, empty: Losses, segment_length: int) -> str:
@@ -46,7 +47,7 @@ def _legend(memory: Losses, empty: Losses, segment_length: int) -> str:
   samples = "".join(_colored(f" {x:+g} ", x, f"{x:+g} nats saved") for x in (4, 2, 1, -1, -2, -4))
   text = (
     f"The colour of a word is its loss with the memory held empty, minus its loss with the memory: "
-    f"blue is saved, orange is lost. Segments have {segment_length:,} tokens; what stands in the "
+    f"blue is saved, orange is lost. Segments have {segment_length:,} tokens; what is in the "
     f"same segment is seen without the memory. Over {tokens:,} tokens the memory saved "
     f"{sum(nats) / max(1, tokens):.4f} nats each."
   )

@@ -82,7 +82,7 @@ def path_of(name: str, value: Any, writes: bool = False) -> Path:
   """The path of a run or of a state on this machine.
 
   Raises:
-    InputError: the value is no path, or `paths.local` refuses it.
+    InputError: the value is not a path, or `paths.local` refuses it.
   """
   if not isinstance(value, str | os.PathLike):
     raise InputError(f"{name}={short(value)}: must be the path of a run or of a state")

@@ -30,7 +30,7 @@ class Batch:
   """B lanes of one compiled program. Each holds a session of one lane, or none.
 
   While a session is in the batch, its state is here, and it must not be used. What a session writes
-  depends on its text, its seed and its position, and not on the sessions beside it or on its lane.
+  depends on its text, its seed and its position, and not on other sessions or on its lane.
 
   Raises:
     InputError: the state of the model grows with the text, so no program has one shape.

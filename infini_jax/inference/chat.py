@@ -1,6 +1,5 @@
-"""What a session knows of the conversation that it holds, so that the next question reads on."""
+"""The record of a session's conversation, from which the next question continues."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from infini_jax.config import InputError
 from infini_jax.data.chat.conversation import Chat, open_chat
 from infini_jax.data.chat.render import Message
 from infini_jax.data.tokenizers import Tokenizer
+from infini_jax.digests import short_hash
 from infini_jax.inference.lane import Lane
 from infini_jax.inference.writing import Piece
 
@@ -37,7 +37,7 @@ class Told(NamedTuple):
     return cls(position, len(text), _digest(text), begins)
 
   def rest(self, text: str) -> str | None:
-    """What a text has more than this one; None if it does not begin with it."""
+    """The rest of a text that begins with this one; None if it does not."""
     same = self.digest and self.digest == _digest(text[: self.characters])
     return text[self.characters :] if same else None
 
@@ -60,7 +60,7 @@ class Asked(NamedTuple):
   anew: bool = False
 
   def open(self) -> Told:
-    """What the session holds until the answer is whole."""
+    """The record of the session until the answer is complete."""
     return Told(0, 0, "", self.begins)
 
 
@@ -78,7 +78,7 @@ class Answer:
     self._is_plain &= piece.token not in self._names or bool(piece.end)
 
   def told(self, position: int) -> Told:
-    """What a session holds afterwards, at this position of its text."""
+    """The record of the session after the answer, at this position of its text."""
     if not self._is_plain:  # the text does not say which tokens were written
       return self._asked.open()
     text = self._asked.text + self.text + self._names.get(self._drawn, "")
@@ -100,7 +100,7 @@ def rendered(tokenizer: Tokenizer, template: str, messages: Sequence[Message]) -
 
 
 def asked(chat: Chat, text: str, told: Told | None, lane: Lane, follows: bool) -> Asked:
-  """What a session reads to be asked.
+  """The text that a session reads before it answers.
 
   Args:
     chat: the template.
@@ -110,7 +110,7 @@ def asked(chat: Chat, text: str, told: Told | None, lane: Lane, follows: bool) -
     follows: the conversation may begin after other text.
 
   Raises:
-    InputError: the session holds other text, and cannot begin anew.
+    InputError: the session holds other text, and cannot begin a new document.
   """
   bos = [chat.tokenizer.bos]
   if told is None:
@@ -119,7 +119,8 @@ def asked(chat: Chat, text: str, told: Told | None, lane: Lane, follows: bool) -
     if not follows:
       raise InputError("the session holds other text: reset() it, and put that text into a message")
     ids = chat.encode(text)
-    ids = ids[1:] if ids[:1].tolist() == bos else ids  # bos begins a document, and this one goes on
+    if ids[:1].tolist() == bos:  # it begins a document, and this one continues
+      ids = ids[1:]
     return Asked(ids, text, chat.end, lane.position)
   rest = told.rest(text) if told.position == lane.position else None
   if rest is not None:
@@ -132,4 +133,4 @@ def asked(chat: Chat, text: str, told: Told | None, lane: Lane, follows: bool) -
 
 
 def _digest(text: str) -> str:
-  return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+  return short_hash(text.encode("utf-8", "surrogatepass"), size=16)

@@ -144,7 +144,7 @@ def _answer(session: Session, args: argparse.Namespace, question: str, errors: C
   names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
   how: dict[str, Any] = {name: getattr(args, name) for name in names}
   how |= {"tokens": args.tokens, "template": args.chat_template}
-  with printing():  # and no bar, which would stand in the middle of the answer
+  with printing():  # and no bar, which would be in the middle of the answer
     session.chat([_user(question)], lambda text: print(text, end="", flush=True), **how)
     print(flush=True)
   _say(errors, _size(session))

@@ -26,7 +26,7 @@ SCORED = 4  # tokens that are scored: to 1, 4, 16, ..., for each of them costs a
 
 
 class Losses(NamedTuple):
-  """What a model makes of the tokens that follow, in float32 whatever its compute type.
+  """The losses of the tokens that follow, in float32 for every compute type.
 
   Attributes:
     nll_BT: minus the log-likelihood of each, in nats.
@@ -101,7 +101,7 @@ class Engine:
   def forget(self, stream: Any, which_B: np.ndarray) -> Any:
     """The stream without the memory of the lanes of `which_B`, which are at a segment border.
 
-    The stream is donated. Layers of full attention beside others keep what they read.
+    The stream is donated. Layers of full attention in a pattern keep what they read.
     """
     return self._forget(self.together(stream), self.start(len(which_B)), which_B)
 

@@ -1,7 +1,7 @@
-"""Given tokens in the place of drawn ones: how likely a model holds each of them.
+"""The log-probabilities of given tokens, which take the place of drawn ones.
 
-One token goes through the model at a time, by the program of decoding. So nothing is compiled where
-the model has written before, and the numbers are those of a text that it writes.
+One token at a time goes through the model, with the program of decoding. So nothing is compiled if
+the model has written before, and the numbers equal those of a text that it writes.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from infini_jax.inference.session import Session
 
 
 def log_probs(session: Session, tokens: Sequence[int]) -> list[float]:
-  """Takes the next tokens of a text, and tells the natural logarithm of the probability of each.
+  """Appends tokens to a text; returns the natural logarithm of the probability of each.
 
   Args:
     session: of one lane, in which at least one token waits; the tokens become part of its text.

@@ -184,7 +184,7 @@ def blocks(run: Run, start: Start, texts: Sequence[Text], how: How) -> Iterator[
     if not going:
       return
     # Texts that are near their end, or not at a segment border, go first; then whole chunks of all
-    # others are left. What becomes of lanes that have ended does not matter.
+    # others are left. The results of lanes that have ended are not used.
     short = [i for i in going if len(own[i].unread) <= T or own[i].read % N]
     room = {i: min(len(own[i].unread) - 1, N - own[i].read % N) for i in short}
     sizes = [room.get(i, 0) if short else T for i in range(len(own))]

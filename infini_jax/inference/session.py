@@ -18,7 +18,7 @@ from infini_jax.inference import saved, scoring
 from infini_jax.inference.arguments import path_of, seeds, stops, whole
 from infini_jax.inference.lane import Lane, uninterrupted
 from infini_jax.inference.sampling import NOTHING, RECENT, Sampling
-from infini_jax.inference.texts import Source, check_tokens, tokens_of
+from infini_jax.inference.texts import Readable, check_tokens, tokens_of
 from infini_jax.inference.writing import Piece, Writer
 
 
@@ -61,7 +61,7 @@ class Session:
       model: for a state: the path of its run, if it has moved; or a session that shares its
         parameters.
       ema: for a run: takes the moving average of the parameters (`config.optimizer.ema`), not
-        their last values. A state knows which of them it was made with.
+        their last values. A state records which of them it was made with.
 
     Raises:
       InputError: there is no such run or checkpoint; a state is damaged, or of another model.
@@ -76,7 +76,7 @@ class Session:
     if not path.exists():
       raise InputError(f"{path}: no run or state here; give a run's folder, or what `save` wrote")
     if ema:
-      raise InputError(f"{path}: a state knows its parameters; leave ema=True (--ema) out")
+      raise InputError(f"{path}: a state records its parameters; leave ema=True (--ema) out")
     opened = model.run if isinstance(model, Session) else model
     if opened is not None and not isinstance(opened, saved.Run):
       opened = path_of("model", opened)
@@ -150,7 +150,7 @@ class Session:
 
   @property
   def ended(self) -> list[bool]:
-    """For each lane, whether the model has ended its document; it then reads and writes no more."""
+    """For each lane, whether the model has ended its document; it then cannot read or write."""
     return [lane.ended(self.tokenizer.eos) for lane in self._lanes]
 
   @property
@@ -169,7 +169,7 @@ class Session:
 
   def read(
     self,
-    source: Source | Sequence[Source],
+    source: Readable | Sequence[Readable],
     advance: Callable[[int], None] | None = None,
     *,
     marked: bool = False,
@@ -237,7 +237,7 @@ class Session:
     self._check_open()
     return scoring.score(self.run, self._stream, self._lanes, source, scoring.How(empty, marked))
 
-  def scored(self, source: Source, *, empty: bool = False) -> Iterator[scoring.Block]:
+  def scored(self, source: Readable, *, empty: bool = False) -> Iterator[scoring.Block]:
     """As `score` of one text with one lane, chunk by chunk as it is read: it may be endless."""
     self._check_open()
     start = scoring.begun(self.run, self._stream, self._lanes, empty)
@@ -267,7 +267,8 @@ class Session:
       top_k: draw only from this many likeliest tokens; 0: all.
       repetition_penalty: above 1, tokens among the last 256 become less likely.
       stop: texts that end a lane; they are not shown, but are part of the text.
-      ends: tokens that end a lane beside eos, such as the one that ends a turn of a conversation.
+      ends: tokens that end a lane in addition to eos, such as the one that ends a turn of a
+        conversation.
       seed: the seed of the draws, 0 to 2^32 - 1: one for each lane, or one; lane i then has
         `seed + i`.
 
@@ -297,7 +298,7 @@ class Session:
     """Answers a conversation, written with the chat template of the model.
 
     The session holds the conversation afterwards, with the answer. If the text of the next call
-    goes on from there, only what is new is read; else, for example with a template that writes
+    continues from there, only what is new is read; else, for example with a template that writes
     earlier answers differently, all of it is read again.
 
     Args:

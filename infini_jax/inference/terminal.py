@@ -47,7 +47,7 @@ class Talk(NamedTuple):
 def chat(args: argparse.Namespace, console: Console) -> None:
   """Opens a run, and answers lines of standard input until it ends.
 
-  In a terminal an error is told, and the conversation goes on. Elsewhere it ends the command.
+  In a terminal an error is printed, and the conversation continues. Elsewhere it ends the command.
 
   Raises:
     InputError: no run, checkpoint or template; a flag out of its range; without a terminal, a
@@ -98,15 +98,15 @@ class Terminal:
       "/read": ("FILE: read a text into the memory; it belongs to the next question", self._read),
       "/fork": ("keep this point of the conversation", self._fork),
       "/back": ("return to the point that was kept last; it stays kept", self._back),
-      "/save": ("FILE: save the state, and beside it the messages", self._save),
-      "/load": ("FILE: go on with what /save wrote", self._load),
-      "/reset": ("forget all, and begin anew", self._reset),
+      "/save": ("FILE: save the state, and the messages next to it", self._save),
+      "/load": ("FILE: continue with what /save wrote", self._load),
+      "/reset": ("forget everything, and begin again", self._reset),
       "/help": ("list the commands", self._help),
       "/quit": ("end; so does Ctrl-D", lambda _: None),
     }
 
   def take(self, line: str) -> bool:
-    """Takes one line; returns whether the conversation goes on.
+    """Takes one line; returns whether the conversation continues.
 
     After an error or Ctrl-C the conversation is as it was before.
 
@@ -200,7 +200,7 @@ class Terminal:
     except (OSError, ValueError, LookupError, TypeError) as error:
       raise InputError(
         f"/load {name}: {beside.name} cannot be read ({error}); name a file that /save wrote, "
-        f"with its messages beside it"
+        f"with its messages next to it"
       ) from None
     session = Session.load(file, model=self._talk.session)
     if session.lanes > 1:

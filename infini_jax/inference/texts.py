@@ -26,11 +26,11 @@ BOM = "\ufeff"  # some programs write it in front of a text
 LONG = 16_384  # the most characters of a piece
 WRONG = re.compile("[\0\ud800-\udfff]")  # NUL, and bytes that are not UTF-8 as decoded here
 
-Source = str | os.PathLike[str] | IO[Any] | Iterable[int] | Iterable[np.ndarray]
+Readable = str | os.PathLike[str] | IO[Any] | Iterable[int] | Iterable[np.ndarray]
 
 
 def tokens_of(
-  source: Source,
+  source: Readable,
   tokenizer: Tokenizer,
   count: Callable[[int], None] | None = None,
   name: str = "",
@@ -191,7 +191,7 @@ def lines_of(source: Any, name: str = "") -> Iterator[str]:
           yield good
         read += len(good)
         if wrong and wrong[0] == "\0":
-          raise InputError(f"{name}: holds NUL characters, so it is no text; give a text file")
+          raise InputError(f"{name}: holds NUL characters, so it is not text; give a text file")
         if wrong:
           raise InputError(_not_utf8(name, read))
   except UnicodeDecodeError:

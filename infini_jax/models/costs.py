@@ -1,6 +1,7 @@
 """Parameters and floating-point operations, counted from the config.
 
-XLA's own count is no help: it counts the body of a loop once, and a kernel's operations not at all.
+XLA's own count is not used: it counts the body of a loop once, and does not count the operations of
+a kernel.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ def flops_per_token(config: ModelConfig, tokens: int, part: str = "all") -> floa
 def executed_flops_per_token(
   config: ModelConfig, tokens: int, part: str = "all", *, block: int, head_again: bool
 ) -> float:
-  """What a device really computes for one token: with all that is computed again, and whole blocks.
+  """The operations that a device computes for one token, with rematerialization and whole blocks.
 
   Args:
     config: the model; its `run.remat` says what a layer computes again.
@@ -67,7 +68,7 @@ def executed_flops_per_token(
 
 
 def forward_flops(config: ModelConfig, tokens: int) -> dict[str, float]:
-  """One token forward, all layers, by what is computed: weights, head, attention, memory."""
+  """One token forward, all layers, by part: weights, head, attention, memory."""
   c = config
   return {
     "weights": c.layers * _layer_flops(c),
@@ -80,12 +81,12 @@ def forward_flops(config: ModelConfig, tokens: int) -> dict[str, float]:
 
 
 def _attention_flops(c: ModelConfig, name: str, own: ModelConfig, tokens: int) -> float:
-  """Queries with keys, and weights with values, in the layers of one system."""
+  """Scores, and weighted values, in the layers of one system."""
   return 4.0 * c.heads * c.head_dim * _pairs(own, tokens, c.layers_of(name))
 
 
 def _layer_flops(c: ModelConfig) -> float:
-  """One token through a layer's weights, and the adapters beside them."""
+  """One token through a layer's weights, and their adapters."""
   sizes = (c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim)
   adapters = c.adapters.rank * sum(c.width + size for size in (*sizes, c.heads * c.head_dim))
   return _projection_flops(c) + _ffn_flops(c) + 2.0 * adapters
@@ -120,7 +121,7 @@ def _pairs(c: ModelConfig, tokens: int, numbers: tuple[int, ...]) -> float:
     numbers: the numbers of its layers, from 0, in the whole model.
   """
   all_of_it = (_seen(c, tokens) + 1) / 2
-  if not c.memory.grows or not c.family.window:  # a segment is no longer than the window
+  if not c.memory.grows or not c.family.window:  # a segment is at most as long as the window
     return c.layers * all_of_it
   window = min(c.family.window, tokens)
   near = window - window * (window - 1) / (2 * tokens)

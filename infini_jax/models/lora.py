@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al., arXiv 2106.09685): what is learned beside weights that stand still.
+"""Low-rank adapters (Hu et al., arXiv 2106.09685): learned parameters next to frozen weights.
 
 With one, a weight W acts as W + (lora_alpha / R) down up, R = lora_rank. `up` begins at 0: at first
 nothing is changed.
@@ -18,7 +18,7 @@ from infini_jax.parallel import product
 
 
 class Adapter(nnx.Module):
-  """What is added to the product with one weight.
+  """The term that is added to the product with one weight.
 
   Args:
     config: of the model.

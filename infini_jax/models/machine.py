@@ -1,7 +1,7 @@
-"""What a recorded config says of the machine that its run was made on, and what another one does.
+"""The settings of a recorded config that depend on its machine, and their use on another one.
 
 `config.HOW_TO_RUN` names these fields of `run`; the mesh is the other part. None of them
-changes what is computed, so none travels with a model: it is read, evaluated, exported anywhere.
+changes what is computed, so none is saved with a model: it is read, evaluated, exported anywhere.
 """
 
 import dataclasses

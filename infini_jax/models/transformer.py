@@ -223,17 +223,17 @@ class Transformer(nnx.Module):
     return self._joined(parts)
 
   def close(self, stream: Any) -> Any:
-    """The other way, where no lane has a token in its open segment."""
+    """The reverse of `open`, when no lane has a token in its open segment."""
     return self._joined([self._mixer().close(part) for part in self._parts(stream)])
 
   def apart(self, stream: Any) -> list[Any]:
-    """A stream as one of each layer, as `extend` wants it with `layers`."""
+    """The stream of each layer, in the form that `extend` takes with `layers`."""
     runs = zip(self._mixer().groups(), self._parts(stream), strict=True)
     one = lambda part, i: jax.tree.map(lambda x: x[i], part)
     return [one(part, i) for (first, after), part in runs for i in range(after - first)]
 
   def together(self, streams: list[Any]) -> Any:
-    """The other way."""
+    """The reverse of `apart`."""
     stack = lambda *layers: jnp.stack(layers)
     groups = self._mixer().groups()
     return self._joined([jax.tree.map(stack, *streams[slice(*group)]) for group in groups])

@@ -1,7 +1,7 @@
 """Softmax attention: inside segments, over a growing cache, and token by token.
 
-One function, `attention`, does all of it: a query sees a key when the key stands at or before it,
-in the same document. It never holds more than a block of query rows of the score matrix.
+One function, `attention`, does all of it: a query sees a key of the same document whose
+position is at or before its own. It holds at most a block of query rows of the score matrix.
 """
 
 from collections.abc import Callable
@@ -194,7 +194,7 @@ def window_attention(
 
 def each_segment(one: Callable, *args_BS: Any, scores: int) -> Any:
   """`one(*args_B)` for every segment: side by side where `scores` numbers are few enough, else one
-  segment after the other, and each once more in the backward pass. Arguments may be trees."""
+  segment after the other, and each again in the backward pass. Arguments may be trees."""
   if jax.tree.leaves(args_BS)[0].shape[1] == 1 or 4 * scores <= SCORE_BYTES:
     return jax.vmap(one, in_axes=1, out_axes=1)(*args_BS)
   xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), args_BS)
@@ -213,8 +213,8 @@ class QKV(NamedTuple):
 class Segment(NamedTuple):
   """One segment of each lane, with room for N tokens: the first `fill_B` of them are there.
 
-  The keys are rotated or not, as its owner wants. `x_BNI` are the hidden states that keys and
-  values were made of, where its owner reads them.
+  The code that owns the segment decides whether keys are rotated. `x_BNI` are the hidden states
+  that keys and values were made of, if that code reads them.
   """
 
   k_BNKE: Array

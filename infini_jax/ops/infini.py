@@ -104,7 +104,7 @@ def infini_attention(
     decay_BTK: of a segment, the memory leaves `sigmoid` of the mean of its tokens' scores (Gated
       DeltaNet, arXiv 2412.06464, by segments); None: what the rule says.
     own: the memory's own queries, keys and values; None: it shares those of the local attention.
-    cut: True reads 0 wherever the memory holds something, `A = (1 - g) A_dot`, and writes as
+    cut: True reads 0 from a memory that is not empty, `A = (1 - g) A_dot`, and writes as
       otherwise: the ablation of the reads. None: the same as False.
     implementation: 'scan' goes through the segments one by one and recomputes them in the backward
       pass (least memory); 'parallel' is the exact prefix form; 'kernels' is the same by
@@ -195,7 +195,7 @@ def _kernels(inputs, state, reset_BS, rule, local, mix, *, axis):
   q, k, v = map(arrange, (inputs.q_BTHE, inputs.k_BTKE, inputs.v_BTKU))
   if splash:
     with jax.named_scope("local"):
-      (turned_q, q), (turned_k, k) = local.turned(q, k)
+      (rotated_q, q), (rotated_k, k) = local.rotated(q, k)
 
   with jax.named_scope("memory"):
     own = inputs.own and tuple(map(arrange, inputs.own))
@@ -213,7 +213,7 @@ def _kernels(inputs, state, reset_BS, rule, local, mix, *, axis):
 
   with jax.named_scope("local"):
     if splash:
-      out, local_order = local.attend(turned_q, turned_k, v), "BKSGNE"
+      out, local_order = local.attend(rotated_q, rotated_k, v), "BKSGNE"
     else:
       out, local_order = arrange(local(*inputs[:2], restore(v), inputs.mask_BT)), order
   with jax.named_scope("memory"):
@@ -265,7 +265,7 @@ def choose_form(implementation: str, q: Array, v: Array, N: int, rule: Rule) -> 
 
 
 def no_kernels(on: str, N: int, E: int, U: int, rule: Rule) -> str | None:
-  """Why `implementation='kernels'` cannot do it; None if it can.
+  """The reason why `implementation='kernels'` is not possible; None if it is.
 
   Args:
     on: the platform, 'cpu', 'gpu' or 'tpu'.
@@ -282,7 +282,7 @@ FORMS = {"parallel": _parallel, "kernels": _kernels}
 
 
 def _check_divided(T, segment_length, axis, rule, implementation):
-  """What a sequence over several devices needs."""
+  """The requirements of a sequence that is divided over devices."""
   size = axis_size(axis)
   if T % (size * segment_length):
     raise ValueError(

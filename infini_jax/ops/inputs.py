@@ -1,4 +1,4 @@
-"""What a layer with a memory computes of its tokens."""
+"""The inputs of a layer with a memory."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from infini_jax.ops.rule import Rule
 
 
 class Inputs(NamedTuple):
-  """What a layer computes of its tokens, in one argument; `infini_attention` describes each."""
+  """The projections of the tokens of a layer, together; `infini_attention` describes each."""
 
   q_BTHE: Array
   k_BTKE: Array
@@ -27,7 +27,7 @@ class Inputs(NamedTuple):
 
 
 def summary(inputs: Inputs, memory: MemoryState, rule: Rule) -> Update:
-  """What these tokens add to the memory."""
+  """The update of the memory by these tokens."""
   _, k_BTKE, v_BTKU = inputs.memory()
   counts = inputs.write_BTK, inputs.decay_BTK
   return mem.summarize(k_BTKE, v_BTKU, memory, inputs.mask_BT, rule, *counts)

@@ -15,7 +15,7 @@ SPLASH_BLOCK = 1024  # rows and columns of a block of scores, at most
 
 
 def platform() -> str:
-  """What the program is for: the mesh's devices, which need not be at hand, or else the default."""
+  """The platform of the mesh, which may be absent from this machine; without a mesh the default."""
   mesh = jax.sharding.get_abstract_mesh()
   device = None if mesh.empty else mesh.abstract_device
   return jax.default_backend() if device is None else device.platform
@@ -24,7 +24,7 @@ def platform() -> str:
 def why_not(
   kernel: str, on: str, N: int, E: int, U: int, dtype: jnp.dtype, softcap: float = 0.0
 ) -> str | None:
-  """Why `splash` or `cudnn` cannot attend here; None if it can.
+  """The reason why `splash` or `cudnn` cannot be used here; None if it can.
 
   Args:
     kernel: its name.
@@ -37,9 +37,9 @@ def why_not(
     if on != "tpu":
       return f"it needs a TPU, and this is a {on.upper()}"
     if N % LANE:
-      return f"segments of {N} tokens are no multiple of {LANE}"
+      return f"{N} tokens of a segment are not a multiple of {LANE}"
     if E % LANE or U % LANE:
-      return f"heads of {E} and {U} are no multiple of {LANE}"
+      return f"head sizes {E} and {U} are not both multiples of {LANE}"
   else:
     if on not in ("gpu", "cuda"):
       return f"it needs an NVIDIA GPU, and this is a {on.upper()}"
@@ -55,7 +55,7 @@ def why_not(
 def choose(
   kernel: str, on: str, N: int, E: int, U: int, dtype: jnp.dtype, softcap: float = 0.0
 ) -> str:
-  """The kernel that a name stands for; arguments as of `why_not`.
+  """The kernel of a name; arguments as of `why_not`.
 
   Raises:
     ValueError: an unknown name, or a kernel that cannot do it, and why.

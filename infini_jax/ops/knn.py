@@ -21,7 +21,7 @@ def nearest_attention(
   *,
   top: int,
 ) -> Float[Array, "B T H U"]:
-  """Softmax attention of every query to the `top` stored keys that are most like it.
+  """Softmax attention of every query to the `top` stored keys with the highest scores.
 
   Args:
     q_BTHE: queries; head h searches the keys of key/value head h // G.

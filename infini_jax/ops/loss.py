@@ -21,7 +21,7 @@ def cross_entropy(
   chunk: int,
   softcap: float = 0.0,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"], Bool[Array, "B T"]]:
-  """The negative log-likelihood of each target, each softmax's normalizer, and what was right.
+  """The negative log-likelihood of each target, the normalizer of each softmax, the right tokens.
 
   At most `chunk` tokens of each lane have logits at any time, in the backward pass too. Where T is
   divided over devices, either they all gather the whole head, or each takes a part of the
@@ -51,7 +51,7 @@ def divergence(
   chunk: int,
   softcap: float = 0.0,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"], Bool[Array, "B T"], Float[Array, "B T"]]:
-  """As `cross_entropy`, and how far the model is from a teacher (Hinton et al., arXiv 1503.02531).
+  """As `cross_entropy`, and the divergence from a teacher (Hinton et al., arXiv 1503.02531).
 
   Args:
     hidden_BTD, head_VD, targets_BT, chunk, softcap: as there; the softcap is the teacher's too.
@@ -90,7 +90,7 @@ def weighted_loss(
 
 
 class _How(NamedTuple):
-  """What is constant."""
+  """The constant arguments."""
 
   chunk: int
   softcap: float
@@ -206,7 +206,7 @@ class _Place:
     return reduce(x, self.sharers) if self.sharers else x
 
   def gathered(self, head_VD: Array) -> Array:
-    """This device's rows of the head, whole."""
+    """The rows of the head of this device, gathered."""
     # Gradients go the same way back, summed and scattered; at last over copies, when small.
     head_VD = jax.lax.pcast(head_VD, self.copies, to="varying")
     if self.divided:
@@ -289,5 +289,5 @@ def divides_vocabulary(T: int, V: int, over: int, parts: int) -> bool:
     over: devices that T is divided over.
     parts: devices that V would be divided over.
   """
-  # Hidden states travel three times in 2 bytes, the head and its gradient once each in 4.
+  # Hidden states are sent three times (2 bytes each); the head and its gradient once (4 bytes).
   return over > 1 and V % parts == 0 and 6 * T < 8 * V

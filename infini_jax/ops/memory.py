@@ -14,7 +14,7 @@ queries and keys:
 A segment's write is a sum over its tokens, so it is kept as an `Update` that can grow token by
 token (decoding), be made at once (a block), or be made for all segments side by side (the prefix
 form, where delta is the affine recurrence `M' = (I - P) M + U` with `z` known first).
-Everything is float32 whatever the type of the inputs.
+Everything is float32 for every type of the inputs.
 """
 
 from collections.abc import Callable
@@ -36,14 +36,14 @@ READOUT_EPSILON = 1e-6  # added to the mean square of a read-out
 
 
 class MemoryState(NamedTuple):
-  """What a layer remembers of all closed segments, per lane and key/value head; float32."""
+  """The memory of all closed segments of a layer, per lane and key/value head; float32."""
 
   M_BKEU: Array
   z_BKE: Array
 
 
 class Update(NamedTuple):
-  """What one segment adds, as sums over its tokens."""
+  """The update by one segment, as sums over its tokens."""
 
   written_BKEU: Array
   recalled_BKEU: Array | None  # values recalled under the keys: delta
@@ -67,7 +67,7 @@ def empty_memory(k_BTKE: Float[Array, "B T K E"], v_BTKU: Float[Array, "B T K U"
 
 
 def is_empty(z_BKE: Float[Array, "*B K E"]) -> Bool[Array, "*B K"]:
-  """True for the heads that nothing was ever written to."""
+  """True for the heads whose memory is empty."""
   return z_BKE.max(-1) == 0
 
 
@@ -85,7 +85,7 @@ def read(q_BNHE: Float[Array, "B N H E"], memory: MemoryState) -> Float[Array, "
 
 
 def gate_values(beta: Float[Array, "..."], kind: str = "sigmoid") -> Float[Array, "..."]:
-  """The share of the memory that `beta` stands for, 0 to 1, in float32; a kind of `rules.GATES`."""
+  """The share of the memory that `beta` gives, 0 to 1, in float32; a kind of `rules.GATES`."""
   share: Array = getattr(jax.nn, kind)(beta.astype(jnp.float32))
   return share
 
@@ -131,7 +131,7 @@ def no_update(memory: MemoryState, rule: Rule, scored: bool = False) -> Update:
 
 
 def joined(update: Update, more: Update) -> Update:
-  """The update of the tokens of both."""
+  """The update by the tokens of both."""
   return jax.tree.map(jnp.add, update, more)
 
 
@@ -144,7 +144,7 @@ def summarize(
   write_BNK: Float[Array, "B N K"] | None = None,
   decay_BNK: Float[Array, "B N K"] | None = None,
 ) -> Update:
-  """What these tokens add to `memory`, equations (8) and (9). Masked tokens add nothing.
+  """The update of `memory` by these tokens, equations (8) and (9). Masked tokens have no effect.
 
   A token counts `write_BNK` times in each head; 0 is the same as a masked one, and above 1 the
   linear rule writes it as often. With `decay_BNK` the segment leaves `sigmoid` of the mean of these
@@ -178,14 +178,15 @@ def commit(memory: MemoryState, update: Update, rule: Rule) -> MemoryState:
 def fast_forward(
   before: MemoryState, after: MemoryState, times_B: Float[Array, " B"]
 ) -> MemoryState:
-  """The memory as if what was read between two states had been read `times_B` times.
+  """The memory as if the text between two states was read `times_B` times.
 
       M = M0 + times (M1 - M0)        z = z0 + times (z1 - z0)
 
   With the linear rule it is exact where keys and values do not depend on what was read, as in the
   first layer of a model. Else it takes them to be the same each time. Delta erases less and less
-  when it reads the same again, so there a piece must be small beside what was read before it. A
-  sum of float32 numbers is exact to one part in 16 million: it holds a single token beside as many.
+  when it reads the same again, so there a piece must be small compared with what was read before
+  it. A sum of float32 numbers is exact to one part in 16 million: it can still add a single token
+  to as many.
   """
 
   def one(x0, x1):
@@ -244,7 +245,7 @@ def prefix(
 
 
 class Sums(NamedTuple):
-  """What each of S segments adds, as sums over its tokens."""
+  """The update by each of S segments, as sums over its tokens."""
 
   written_BSKEU: Array
   keys_BSKE: Array
@@ -305,20 +306,20 @@ def recurrence(
 
 
 def _keys(k: Array, rule: Rule) -> Array:
-  """Keys (..., E) as queries find them and delta recalls under them."""
+  """Keys (..., E) in the form for reads and for the recall of delta."""
   k = sigma(k)
   return _divide(k, k.sum(-1, keepdims=True)) if rule.normalize_keys else k
 
 
 def _written(k: Array, mask: Array | None, write: Array | None) -> Array:
-  """What is written of keys (..., N, K, E): of a token that counts half, half the key."""
+  """Keys (..., N, K, E) times their write fractions."""
   if write is not None:
     k *= write[..., None]
   return k if mask is None else jnp.where(mask[..., None, None], k, 0.0)
 
 
 def _new_keys(whole_BNKE: Array, k_BNKE: Array, z_BKE: Array) -> Array:
-  """The sum over the tokens of what is new in their keys: z-correction."""
+  """The sum over the tokens of the new part of their keys: z-correction."""
   held_BNK = jnp.einsum("BNKE,BKE->BNK", whole_BNKE, z_BKE)
   gamma_BNK = jnp.clip(1 - _divide(held_BNK, (whole_BNKE * whole_BNKE).sum(-1)), 0, 1)
   return jnp.einsum("BNK,BNKE->BKE", jax.lax.stop_gradient(gamma_BNK), k_BNKE)
@@ -327,13 +328,13 @@ def _new_keys(whole_BNKE: Array, k_BNKE: Array, z_BKE: Array) -> Array:
 def _left(
   keys_BKE: Array, rule: Rule, scores_BK: Array | None, tokens_BK: Array | None
 ) -> Array | None:
-  """The share of each head's memory that a segment with these keys leaves; None: all of it."""
+  """The fraction of each head's memory that remains after a segment with these keys; None: 1."""
   if scores_BK is None and rule.decay == 1:
     return None
   decay = jnp.float32(rule.decay)
   if scores_BK is not None and tokens_BK is not None:
     decay *= jax.nn.sigmoid(scores_BK / jnp.maximum(tokens_BK, 1))
-  # A segment of padding is no compression: it must not forget.
+  # A segment of padding alone does not change the memory, so it has no decay.
   return jnp.where(is_empty(keys_BKE), 1.0, decay)
 
 
@@ -353,7 +354,7 @@ def _fade(x: Array, left_BK: Array | None) -> Array:
 def _divide(value: Array, weight: Array) -> Array:
   # The double `where` keeps the gradient finite where the weight is 0. No epsilon is needed: the
   # weights are sums of positive terms, so the quotient is a weighted mean however small they are
-  # (but for z-correction, whose z holds less than was written).
+  # (except with z-correction, whose z holds less than was written).
   safe = jnp.where(weight > 0, weight, 1.0)
   return jnp.where(weight > 0, value / safe, 0.0)
 
@@ -364,11 +365,12 @@ def _damping(keys: Array, z: Array, rule: Rule) -> Array:
   # are never damped; after a much shorter first one, recall is scaled until the ratio is the bound.
   #
   # Decay does not change this: z holds the last segment's keys whole. With z-correction z may stay
-  # as small as after the short segment, and every segment is damped. The mean of keys/z, which the
-  # sums are, would then not do: rho(P) exceeds it a little, again and again. Their greatest leaves
-  # rho(P) <= DELTA_GROWTH = 2 and so |I - P| <= 1, for P is symmetric and positive semidefinite.
-  # `keys` are uncorrected in either case: it is they of which P z = keys is true. Like gamma it has
-  # no gradient: that of a quotient by a single, maybe tiny element of z would overflow.
+  # as small as after the short segment, and every segment is damped. A bound on the mean of keys/z,
+  # which is the ratio of the sums, is then too weak: in every segment rho(P) exceeds it a little.
+  # A bound on their maximum gives rho(P) <= DELTA_GROWTH = 2, and therefore |I - P| <= 1, because P
+  # is symmetric and positive semidefinite.
+  # P z = keys holds for uncorrected keys, so `keys` are uncorrected in both cases. Like gamma, the
+  # bound has no gradient: the gradient of a division by a very small element of z can overflow.
   growth = _divide(keys.sum(-1), z.sum(-1))
   if rule.z_correction:
     growth = jax.lax.stop_gradient(_divide(keys, z).max(-1))

@@ -9,10 +9,10 @@ from jaxtyping import Array, Float, Int
 
 
 class Frequencies(NamedTuple):
-  """How queries and keys are turned, where the base alone does not say it."""
+  """How queries and keys are rotated, if the base is not enough."""
 
   frequency_E: Float[Array, " E//2"]  # the angle from one position to the next, of each pair
-  magnitude: float | Float[Array, ""] = 1.0  # what a turned pair is multiplied by
+  magnitude: float | Float[Array, ""] = 1.0  # what a rotated pair is multiplied by
 
 
 Rope = float | Frequencies  # the base of the wavelengths, or what `frequencies` made of it
@@ -21,7 +21,7 @@ Rope = float | Frequencies  # the base of the wavelengths, or what `frequencies`
 def rotate(
   x_BTHE: Float[Array, "B T H E"], position_BT: Int[Array, "#B T"], rope: Rope
 ) -> Float[Array, "B T H E"]:
-  """Turns each head's pairs `(x[i], x[i + E/2])` by `position * frequency[i]`.
+  """Rotates each head's pairs `(x[i], x[i + E/2])` by `position * frequency[i]`.
 
   Args:
     x_BTHE: queries or keys; E is even.
@@ -31,10 +31,10 @@ def rotate(
   Returns:
     The rotated array, in the type of `x_BTHE`; the angles are computed in float32.
   """
-  cos, sin = turns(position_BT[..., None], x_BTHE.shape[-1], rope)
+  cos, sin = cos_sin(position_BT[..., None], x_BTHE.shape[-1], rope)
   first, second = jnp.split(x_BTHE.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-  return turned.astype(x_BTHE.dtype)
+  rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  return rotated.astype(x_BTHE.dtype)
 
 
 def rotation(first_B: Array | None, rope: Rope | None) -> Callable[[Array], Array]:
@@ -60,7 +60,7 @@ def computed(rope: Rope | None) -> Frequencies | None:
   return rope if isinstance(rope, Frequencies) else None
 
 
-def turns(
+def cos_sin(
   position: Int[Array, "*T"], E: int, rope: Rope
 ) -> tuple[Float[Array, "*T half"], Float[Array, "*T half"]]:
   """Cosine and sine of the angle of each pair of a head of size E, float32, times `magnitude`."""
@@ -78,9 +78,9 @@ def frequencies(E: int, theta: float, scaling: tuple[float, ...] = ()) -> Freque
     theta: the base: `theta^(-2i/E)` without scaling.
     scaling: () for none. (factor,) divides all of them, as if positions stood closer (Chen et al.,
       arXiv 2306.15595). (factor, low, high, original) is Llama 3.1's (Grattafiori et al.,
-      arXiv 2407.21783, and Meta's code): a pair that turns `high` times or more in `original`
-      positions stays as it is, one that turns at most `low` times is divided, between them there is
-      a line. (factor, low, high, original, magnitude) is YaRN's (Peng et al., arXiv 2309.00071):
+      arXiv 2407.21783, and Meta's code): a pair that rotates `high` times or more in `original`
+      positions stays as it is, one that rotates at most `low` times is divided, between them there
+      is a line. (factor, low, high, original, magnitude) is YaRN's (Peng et al., arXiv 2309.00071):
       the line is one over the pairs' numbers, from whole to whole, and both queries and keys are
       multiplied by `magnitude`.
   """

@@ -19,8 +19,8 @@ class Rule(NamedTuple):
       1 to `sum(z)`. Queries need none: their scale cancels in the read.
     z_correction: a token adds to `z` only what is new in its key (ARMT, arXiv 2407.04841):
       `gamma * sigma(k)` with `gamma = clip(1 - z.sigma(k) / |sigma(k)|^2, 0, 1)`, which has no
-      gradient. `z` is that before the segment, and gamma 1 while it is empty. `M` is written as
-      ever.
+      gradient. `z` is that before the segment, and gamma 1 while it is empty. The update
+      of `M` does not change.
     decay: what a segment leaves of the memory before its own part is added, 1 for all:
       `M' = decay * (M - recalled) + written`, `z' = decay * z + keys`. Gated delta with a constant
       gate (arXiv 2412.06464), per segment.

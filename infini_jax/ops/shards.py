@@ -1,9 +1,9 @@
-"""From a mesh to single devices and back: inside `on_shards` code knows of no mesh.
+"""From a mesh to single devices and back: code inside `on_shards` does not use the mesh.
 
-Attention and memory need no other device: lanes and heads are independent, and so are segments,
-but for the state that goes from each to the next. So the operations of this package are written for
-one device's share, run by `shard_map`, and name what they send: `carry`, which hands the state of
-an affine recurrence on over the devices of one mesh axis.
+Attention and memory need no other device: lanes and heads are independent, and segments too, except
+for the state that passes from one to the next. Therefore the operations of this package are written
+for the share of one device, and run by `shard_map`. What they send is explicit: `carry` passes the
+state of an affine recurrence from device to device along one mesh axis.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Infini-attention token by token: the open segment, and what it will write."""
+"""Infini-attention token by token: the open segment, and its pending update of the memory."""
 
 from functools import partial
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from infini_jax.ops.shards import on_shards, token_axes
 
 
 class InfiniStream(NamedTuple):
-  """A layer's state while its segment is open: constant in size, however much was read."""
+  """The state of a layer with an open segment; its size is constant."""
 
   memory: MemoryState  # of the closed segments; this alone is read
   pending: Update  # what the open segment will add when it closes
@@ -56,7 +56,7 @@ def extend_stream(
 ) -> tuple[Float[Array, "B T H U"], InfiniStream]:
   """T more tokens of each lane's open segment; closes it when it is full.
 
-  Equal to `infini_attention` over the same tokens. Each lane stands at its own place in its
+  Equal to `infini_attention` over the same tokens. Each lane has its own position in its
   segment; its tokens come first in its row of `mask_BT` and never run past the segment's end.
   """
   return on_shards(
@@ -73,8 +73,8 @@ def extend_stream(
 
 def _extend(inputs, beta_H, stream, cut, rope, *, rule, theta, scoring):
   memory, pending, cache = stream
-  turn = rotation(cache.fill_B, theta if rope is None else rope)
-  q_BTHE, k_BTKE = turn(inputs.q_BTHE), turn(inputs.k_BTKE)
+  rotate = rotation(cache.fill_B, theta if rope is None else rope)
+  q_BTHE, k_BTKE = rotate(inputs.q_BTHE), rotate(inputs.k_BTKE)
   position_BT, cache = append(cache, k_BTKE, inputs.v_BTKU, inputs.mask_BT)
   local_BTHU = inside(q_BTHE, position_BT, cache, scoring)
   recalled_BTHU = mem.read(inputs.memory().q_BTHE, memory)

@@ -1,7 +1,6 @@
 """The command `infini-jax plan`: what a run needs, and whether it fits, before it is started."""
 
 import dataclasses
-import json
 import math
 import re
 from argparse import Namespace
@@ -12,6 +11,7 @@ import jax
 from rich.console import Console
 
 from infini_jax.config import Config, InputError, MeshConfig
+from infini_jax.files import write_json
 from infini_jax.parallel import check_divisible
 from infini_jax.parallel.chips import CHIPS, Chip
 from infini_jax.parallel.mesh import AXES, mesh_sizes
@@ -55,7 +55,7 @@ def plan(
 
   def write(content: Any) -> None:
     if file is not None:
-      file.write_text(json.dumps(content, indent=2) + "\n")
+      write_json(file, content)
 
   if args.table == "memory":
     systems = memories(config_of) + of_pattern(config.model)

@@ -2,7 +2,7 @@
 
 XLA compiles for a description of a GPU. It needs no driver: NVIDIA's compiler comes with the extra
 `gpu-plan`. cuDNN itself is not needed either, because XLA only writes calls of it into the program.
-So the bytes that cuDNN uses as a workspace are no part of the plan.
+So the bytes that cuDNN uses as a workspace are not part of the plan.
 """
 
 import contextlib

@@ -64,7 +64,7 @@ def show(made: Estimate, console: Console) -> None:
 
 
 def show_compiled(found: Compiled, made: Estimate, console: Console) -> None:
-  """Prints the figures of the compiled step beside those of the estimate."""
+  """Prints the figures of the compiled step next to those of the estimate."""
   table = _table(f"compiled in {found.seconds:,.0f} s", "GiB a chip", "estimated")
   resting = sum(made.resting.values())
   if found.fits:

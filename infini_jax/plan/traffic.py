@@ -132,7 +132,7 @@ def memory_traffic(config: Config, s: Shares, params: float, optimizer: float) -
   passes = 3 + (m.run.remat not in ("none", "dots"))
   layers = 0
   for own in m.by_system.values():
-    moved = mixing * (2 if own.memory.matrix else 1)  # the memory moves them once more
+    moved = mixing * (2 if own.memory.matrix else 1)  # the memory moves them again
     forward = s.tokens * (qkv + moved + s.heads * E + D + ffn)
     layers += own.layers * c * (forward * passes + weights * (passes + 1))
   loss = s.tokens * s.vocab * 4 * 4 + s.vocab * D * 4 * c

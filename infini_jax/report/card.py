@@ -16,9 +16,10 @@ from infini_jax.data.store.evaluated import short_name
 from infini_jax.evaluation.facts import measure_of
 from infini_jax.evaluation.filing import Evaluated
 from infini_jax.evaluation.published_tables import grid_of, rows_of
+from infini_jax.files import write_text
 from infini_jax.paths import file_to_write
 from infini_jax.report.figures import number, recall_of, short
-from infini_jax.report.runs import Run, read_runs
+from infini_jax.report.runs import RunFiles, read_runs
 from infini_jax.report.tables import plain, scalars, variants
 
 FILE = "README.md"
@@ -52,7 +53,7 @@ def write(path: str, out: str | None, console: Console) -> Path:
   text = card(path)
   file = file_to_write(out or f"{path.rstrip('/')}/{FILE}", "--out", begins=BEGINS)
   try:
-    file.write_text(text, "utf-8")
+    write_text(file, text)
   except OSError as error:
     raise InputError(f"--out={file}: cannot be written ({error.strerror}); give another") from None
   console.print(f"wrote {file}", highlight=False, soft_wrap=True)
@@ -64,7 +65,7 @@ def card(path: str, use: str = "", library: str = "infini_jax") -> str:
 
   Args:
     path: the folder of the run.
-    use: a section in Markdown that says how to use what lies beside the card.
+    use: a section in Markdown that says how to use the files next to the card.
     library: what loads that, as the hub calls it.
 
   Raises:
@@ -99,7 +100,7 @@ def _what(config: Config) -> str:
   return f"A language model of `infini_jax`, {systems}, in segments of {m.segment_length:,} tokens."
 
 
-def _model(run: Run) -> str:
+def _model(run: RunFiles) -> str:
   m = run.config.model
   count = next((f"{r['parameters']:,}" for r in run.evaluations.values() if "parameters" in r), "")
   rows = [
@@ -115,13 +116,13 @@ def _model(run: Run) -> str:
   return table(["", ""], [row for row in rows if row[1]])
 
 
-def _opened(run: Run) -> str:
+def _opened(run: RunFiles) -> str:
   if (found := run.gates) is None:
     return ""
   return f"{found['opened_heads']} of {sum(map(len, found['gates_LH']))}"
 
 
-def _training(run: Run) -> str:
+def _training(run: RunFiles) -> str:
   c, last = run.config, run.last
   if last is None:
     return "Nothing was trained in this run: it was converted."
@@ -140,7 +141,7 @@ def _training(run: Run) -> str:
   return table(["", ""], [row for row in rows if row[1]])
 
 
-def _measured(run: Run) -> list[str]:
+def _measured(run: RunFiles) -> list[str]:
   parts = []
   for name, title in run.names.items():
     results = run.evaluations[name]
@@ -152,7 +153,7 @@ def _measured(run: Run) -> list[str]:
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
       file = run.path / "evaluation" / name / "results.json"
       why = " ".join(f"{type(error).__name__} {error}".split())
-      raise InputError(f"{file}: cannot be shown ({why}); evaluate the task anew") from None
+      raise InputError(f"{file}: cannot be shown ({why}); evaluate the task again") from None
   return parts or ["Nothing was evaluated: `python eval.py --workdir=RUN` does it."]
 
 

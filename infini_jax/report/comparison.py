@@ -1,4 +1,4 @@
-"""Many runs as one table for the console: what their configs differ in, and figures, best first."""
+"""A table of many runs for the console: differences of configs, and figures, best first."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from infini_jax.evaluation.filing import Evaluated
 from infini_jax.report.figures import recall_of, short
 from infini_jax.report.groups import trained
 from infini_jax.report.headline import COSTS
-from infini_jax.report.runs import Run
+from infini_jax.report.runs import RunFiles
 from infini_jax.report.tables import differing, plain, scalars, shown
 
 TRAINING = "training loss"  # the mean over the last tenth of the logged steps
@@ -23,7 +23,7 @@ LESS = ("loss", "perplexity", "bits", "nats", "seconds")  # words of figures tha
 USUAL = ("perplexity", "validation perplexity", TRAINING)  # what sorts, the first that a run has
 
 
-def comparison(runs: Sequence[Run], by: Sequence[str]) -> Table:
+def comparison(runs: Sequence[RunFiles], by: Sequence[str]) -> Table:
   """The table.
 
   Args:
@@ -54,7 +54,7 @@ def comparison(runs: Sequence[Run], by: Sequence[str]) -> Table:
   last = [field.partition(".")[2] for field in fields]
   titles = [n if last.count(n) == 1 else f for f, n in zip(fields, last, strict=True)]
 
-  def order(run: Run) -> float:
+  def order(run: RunFiles) -> float:
     value = found[run.name].get(chosen[0], math.nan) if chosen else math.nan
     if math.isnan(value):
       return math.inf
@@ -83,7 +83,7 @@ def comparison(runs: Sequence[Run], by: Sequence[str]) -> Table:
   return table
 
 
-def _measured(run: Run) -> dict[str, tuple[float, Any]]:
+def _measured(run: RunFiles) -> dict[str, tuple[float, Any]]:
   """The figures of a run's evaluations by name: the value, and what it can be compared by."""
   made: dict[str, tuple[float, Any]] = {}
   for name, what in run.names.items():

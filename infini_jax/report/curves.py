@@ -11,7 +11,7 @@ from infini_jax.html import columns, legend, paragraph, picture
 from infini_jax.plots import Line
 from infini_jax.report.groups import trained
 from infini_jax.report.headline import COSTS
-from infini_jax.report.runs import Run
+from infini_jax.report.runs import RunFiles
 from infini_jax.report.tables import plain, scalars
 
 POINTS = 160  # the most points of a line: a longer one is drawn as means of so many parts
@@ -24,7 +24,7 @@ class Curve(NamedTuple):
 
   Attributes:
     title: above the picture.
-    unit: beside the axis.
+    unit: shown next to the axis.
     read: the figure of a line of the metrics; None if it has none.
     limits: of the axis (`plots.line_chart`).
   """
@@ -46,7 +46,7 @@ CURVES = (
 )
 
 
-def training(runs: Sequence[Run]) -> str:
+def training(runs: Sequence[RunFiles]) -> str:
   """The pictures as HTML, side by side. A picture has lines only of runs that may be compared."""
   logged = [run for run in runs if run.logged]
   if not logged:
@@ -66,14 +66,18 @@ def training(runs: Sequence[Run]) -> str:
   return made + columns([part for part in parts if part])
 
 
-def names_of(runs: Sequence[Run], style: dict[str, int]) -> str:
+def names_of(runs: Sequence[RunFiles], style: dict[str, int]) -> str:
   """The legend of pictures with a line for each run; empty for a single one."""
   entries = [(plots.swatch(style[run.name]), run.name) for run in runs]
   return legend(entries) if len(style) > 1 else ""
 
 
 def _chart(
-  runs: Sequence[Run], style: dict[str, int], curve: Curve, apart: str = "", validated: bool = False
+  runs: Sequence[RunFiles],
+  style: dict[str, int],
+  curve: Curve,
+  apart: str = "",
+  validated: bool = False,
 ) -> str:
   """A picture of one figure of some runs by step; empty if no run has it, or all have only 0."""
   caption = f"{curve.title} ({apart})" if apart else curve.title
@@ -93,7 +97,7 @@ def _chart(
   return picture(plots.svg(chart), f"Line chart, {caption}: {'; '.join(told)}", caption)
 
 
-def _gates(runs: Sequence[Run], style: dict[str, int]) -> str:
+def _gates(runs: Sequence[RunFiles], style: dict[str, int]) -> str:
   """A picture of the gates by step: every head of a single run, else the mean of each run."""
   gated = [run for run in runs if any(line.get("gates_LH") for line in run.logged)]
   if not gated:
@@ -123,7 +127,7 @@ def _gates(runs: Sequence[Run], style: dict[str, int]) -> str:
   return picture(plots.svg(chart), f"Line chart of gates: {'; '.join(told)}", caption)
 
 
-def _validation(runs: Sequence[Run]) -> Curve:
+def _validation(runs: Sequence[RunFiles]) -> Curve:
   """The figure of validations that is drawn: a loss, or the first figure that there is."""
   names = [name for name, _ in scalars(runs[0].validated[-1]) if name not in (*COSTS, "step")]
   if set(PERPLEXITIES) & set(names):
@@ -133,7 +137,7 @@ def _validation(runs: Sequence[Run]) -> Curve:
   return Curve("Validation", plain(name), lambda line: line.get(name))
 
 
-def _speed(runs: Sequence[Run]) -> Curve:
+def _speed(runs: Sequence[RunFiles]) -> Curve:
   if any(line.get("mfu") is not None for run in runs for line in run.logged):
     return Curve("MFU", "share of the peak FLOP/s", _field("mfu"), (0, None))
   title = "Speed (no MFU: the peak of this device is not known)"

@@ -1,4 +1,4 @@
-"""The section of evaluations: each question once, with the runs that were asked it side by side."""
+"""The section of evaluations: each question once, with the runs that answered it side by side."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from infini_jax.report import tables
 from infini_jax.report.curves import names_of
 from infini_jax.report.figures import recall_of
 from infini_jax.report.groups import Group, Member, evaluated
-from infini_jax.report.runs import Run, shown
+from infini_jax.report.runs import RunFiles, shown
 
 # The alternative text of a picture. The tables hold its figures.
 PICTURES = {
@@ -26,7 +26,7 @@ PAGES = {"text": "Passages of the text, each word coloured by what the memory sa
 Draw = Callable[[], Any]
 
 
-def evaluations(runs: Sequence[Run], folder: Path, drawn: bool = True) -> str:
+def evaluations(runs: Sequence[RunFiles], folder: Path, drawn: bool = True) -> str:
   """All evaluations as HTML.
 
   Args:

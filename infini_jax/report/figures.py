@@ -33,7 +33,7 @@ def measured(value: float, bounds: tuple[float, float] | None, note: str | None 
   Args:
     value: the figure; the page shows all its digits under the pointer.
     bounds: the interval; None if there is none.
-    note: what is said below the figure; None: the interval.
+    note: the text below the figure; None: the interval.
   """
   exact = f"{value:.6g}"
   if bounds is None or not all(map(math.isfinite, (value, *bounds))) or bounds[0] == bounds[1]:

@@ -1,4 +1,4 @@
-"""Which figures of runs may stand beside each other: those of the same text, tokenizer and task."""
+"""Which figures of runs can be compared: those of the same text, tokenizer and task."""
 
 import dataclasses
 import json
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from infini_jax.evaluation.filing import Evaluated, is_averaged, told_apart
-from infini_jax.report.runs import Run, is_knock_out
+from infini_jax.report.runs import RunFiles, is_knock_out
 
-# Sections of the config that say what a task asks, beside its text; a text alone has none.
+# Sections of the config that say what a task asks, in addition to its text; a text alone has none.
 ASKED = ("task", "needle", "chat")
-USUAL = ("task", "corpus", "tokenizer")  # fields that tell most trainings apart
+USUAL = ("task", "corpus", "tokenizer")  # fields in which most trainings differ
 
 
 class Member(NamedTuple):
   """One evaluation of a run."""
 
-  run: Run
+  run: RunFiles
   folder: str
   results: dict[str, Any]
 
@@ -29,7 +29,7 @@ class Group(NamedTuple):
   members: list[Member]
 
 
-def trained(runs: Sequence[Run], validated: bool = False) -> dict[str, list[Run]]:
+def trained(runs: Sequence[RunFiles], validated: bool = False) -> dict[str, list[RunFiles]]:
   """The runs whose losses are of the same text, tokenizer and task.
 
   Args:
@@ -46,7 +46,7 @@ def trained(runs: Sequence[Run], validated: bool = False) -> dict[str, list[Run]
   words = lambda name, some: ", ".join(filter(None, (_named(f, texts[name][f]) for f in some)))
   # The usual fields, and others only where runs with the same usual ones differ.
   usual = {run.name: words(run.name, [f for f in differ if f in USUAL]) for run in runs}
-  made: dict[str, list[Run]] = {}
+  made: dict[str, list[RunFiles]] = {}
   for run in runs:
     alike = [name for name in texts if usual[name] == usual[run.name]]
     others = [f for f in differ if f not in USUAL and len({texts[n][f] for n in alike}) > 1]
@@ -55,7 +55,7 @@ def trained(runs: Sequence[Run], validated: bool = False) -> dict[str, list[Run]
   return made
 
 
-def evaluated(runs: Sequence[Run]) -> list[Group]:
+def evaluated(runs: Sequence[RunFiles]) -> list[Group]:
   """All evaluations of some runs, by question, in the order of the runs' own evaluations."""
   members: dict[tuple[Any, ...], list[Member]] = {}
   for run in runs:
@@ -94,7 +94,7 @@ def _asked(group: Group) -> str:
   return str(group.members[0].results["task"])
 
 
-def _trained_on(run: Run, validated: bool) -> dict[str, Any]:
+def _trained_on(run: RunFiles, validated: bool) -> dict[str, Any]:
   c = run.config
   fields: dict[str, Any] = {"task": c.task.name, "corpus": c.data.path}
   fields |= {"tokenizer": c.data.tokenizer, "text": run.text}

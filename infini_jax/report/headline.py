@@ -19,7 +19,7 @@ from infini_jax.report.figures import (
   short,
 )
 from infini_jax.report.groups import trained
-from infini_jax.report.runs import Run
+from infini_jax.report.runs import RunFiles
 from infini_jax.report.tables import EMPTY, INTACT, Row, opened, plain, scalars, variants
 from infini_jax.runs.goodput import in_words
 
@@ -31,12 +31,12 @@ Results = dict[str, Any]  # what a results.json holds
 COSTS = ("documents", "cut", "tokens", "words", "bytes", "nats", "seconds", "tokens_per_second")
 
 
-def headline(runs: list[Run]) -> str:
+def headline(runs: list[RunFiles]) -> str:
   """The table as HTML. It has a row only if a run has that figure.
 
   Figures in one row may be compared: they are of the same text, tokenizer and task.
   """
-  figures: dict[str, Callable[[Run], Shown]] = {
+  figures: dict[str, Callable[[RunFiles], Shown]] = {
     "memory system": lambda run: run.system,
     "trained on": _trained_on,
     "tokenizer": _tokenizer,
@@ -53,7 +53,7 @@ def headline(runs: list[Run]) -> str:
     "training, MiB a device": lambda run: _size(run.training["training_step_bytes"], 2**20),
     "evaluated at step": _steps,
   }
-  made: dict[str, dict[str, Callable[[Run], Shown]]] = {"": figures}
+  made: dict[str, dict[str, Callable[[RunFiles], Shown]]] = {"": figures}
   asked = _asked_of(runs)
   of_text = {task: any(map(_is_perplexity, some.values())) for task, some in asked.items()}
   for task in sorted(asked, key=lambda task: not of_text[task]):  # perplexity comes first
@@ -79,7 +79,7 @@ def headline(runs: list[Run]) -> str:
   return table(caption, ["figure", *(run.name for run in runs)], rows)
 
 
-def _asked_of(runs: list[Run]) -> dict[str, dict[Key, Evaluated]]:
+def _asked_of(runs: list[RunFiles]) -> dict[str, dict[Key, Evaluated]]:
   """All evaluations, by task and by key. Results with the same key may be in one row."""
   asked: dict[str, dict[Key, Evaluated]] = {}
   for one in (Evaluated.of(found) for run in runs for found in run.evaluations.values()):
@@ -97,7 +97,7 @@ def _apart(some: dict[Any, Evaluated]) -> dict[Any, str]:
   return dict(zip(some, told_apart(names).values(), strict=True))
 
 
-def _per_token(key: Key, runs: list[Run]) -> dict[str, Callable[[Run], Shown]]:
+def _per_token(key: Key, runs: list[RunFiles]) -> dict[str, Callable[[RunFiles], Shown]]:
   """Figures that are comparable for one tokenizer only."""
   first = next((run for run in runs if run.results(*key)), None)
   made = {
@@ -109,7 +109,7 @@ def _per_token(key: Key, runs: list[Run]) -> dict[str, Callable[[Run], Shown]]:
   return made
 
 
-def _per_text(key: Key) -> dict[str, Callable[[Run], Shown]]:
+def _per_text(key: Key) -> dict[str, Callable[[RunFiles], Shown]]:
   """Figures that are comparable for any tokenizers."""
   return {
     "bits per byte": _of(key, partial(_with_empty, bits)),
@@ -117,7 +117,7 @@ def _per_text(key: Key) -> dict[str, Callable[[Run], Shown]]:
   }
 
 
-def _rows_of(task: str, key: Key, runs: list[Run]) -> dict[str, Callable[[Run], Shown]]:
+def _rows_of(task: str, key: Key, runs: list[RunFiles]) -> dict[str, Callable[[RunFiles], Shown]]:
   """The rows of a task: recall by length, or else every figure that it has."""
   results = [found for run in runs if (found := run.results(*key)) and "memory" in found]
   lengths = {cell["length"] for found in results for cell in found["memory"].get("cells", ())}
@@ -135,13 +135,13 @@ def _rows_of(task: str, key: Key, runs: list[Run]) -> dict[str, Callable[[Run], 
   }
 
 
-def _of(key: Key, figure: Callable[[Results], Shown]) -> Callable[[Run], Shown]:
+def _of(key: Key, figure: Callable[[Results], Shown]) -> Callable[[RunFiles], Shown]:
   """A figure of the results with this key.
 
   A note names the step if it is not the newest, and the parameters if they are not the last ones.
   """
 
-  def of(run: Run) -> Shown:
+  def of(run: RunFiles) -> Shown:
     results = run.results(*key)
     if not results or "memory" not in results:
       return None
@@ -156,11 +156,11 @@ def _of(key: Key, figure: Callable[[Results], Shown]) -> Callable[[Run], Shown]:
   return of
 
 
-def _parameters(run: Run) -> Shown:
+def _parameters(run: RunFiles) -> Shown:
   return next((f"{found['parameters']:,}" for found in run.evaluations.values()), None)
 
 
-def _steps(run: Run) -> Shown:
+def _steps(run: RunFiles) -> Shown:
   """The evaluated steps; training may have continued after them."""
   return ", ".join(f"{step:,}" for step in run.steps)
 
@@ -177,27 +177,27 @@ def _size(value: float | None, unit: int) -> Shown:
   return f"{value / unit:,.0f}" if value else None
 
 
-def _opened(run: Run) -> Shown:
+def _opened(run: RunFiles) -> Shown:
   return opened(run.gates) if run.gates else None
 
 
-def _trained_on(run: Run) -> Shown:
+def _trained_on(run: RunFiles) -> Shown:
   task = run.config.task
   return Cell(task.name, "" if task.kind.asks else run.config.data.path)
 
 
-def _tokenizer(run: Run) -> Shown:
+def _tokenizer(run: RunFiles) -> Shown:
   found = {(results.get("tokenizer") or "")[:6] for results in run.evaluations.values()}
   return Cell(run.config.data.tokenizer, ", ".join(sorted(found - {""})))
 
 
-def _loss(names: frozenset[str], run: Run) -> Shown:
+def _loss(names: frozenset[str], run: RunFiles) -> Shown:
   if run.name not in names or not run.last:
     return None
   return Cell(said(run.last[1]), "", f"{run.last[1]:.6g}")
 
 
-def _against(first: Run, key: Key, run: Run) -> Shown:
+def _against(first: RunFiles, key: Key, run: RunFiles) -> Shown:
   """The change of the perplexity against the first run that was evaluated so."""
   own, others = run.results(*key), first.results(*key)
   if run is first or not own or not others:

@@ -10,13 +10,14 @@ from rich.console import Console
 
 from infini_jax.buckets import is_url
 from infini_jax.config import InputError
+from infini_jax.files import write_bytes
 from infini_jax.html import BEGINS, code, document, heading
 from infini_jax.paths import file_to_write
 from infini_jax.report import tables
 from infini_jax.report.curves import training
 from infini_jax.report.evaluations import evaluations
 from infini_jax.report.headline import headline
-from infini_jax.report.runs import Run, read_runs, shown
+from infini_jax.report.runs import RunFiles, read_runs, shown
 
 NAMED = 4  # the most runs that the title names
 
@@ -26,7 +27,7 @@ def report(workdirs: Sequence[str], out: str | None, console: Console) -> Path:
 
   Args:
     workdirs: the folders of the runs, which are shown side by side.
-    out: the file; None: report.html in the workdir, or beside several workdirs.
+    out: the file; None: report.html in the workdir, or next to several workdirs.
     console: where the name of the file is printed.
 
   Returns:
@@ -39,7 +40,7 @@ def report(workdirs: Sequence[str], out: str | None, console: Console) -> Path:
     file_to_write(out, "--out", begins=BEGINS)
   runs = read_runs(workdirs)
   for run in runs:
-    for name in run.evaluations:  # each alone, so that an error is said of its own file
+    for name in run.evaluations:  # each alone, so that an error names its own file
       alone = dataclasses.replace(run, evaluations={name: run.evaluations[name]})
       with shown(run, name):
         headline([alone])
@@ -52,14 +53,14 @@ def report(workdirs: Sequence[str], out: str | None, console: Console) -> Path:
   file = file_to_write(out or folder / "report.html", "--out", begins=BEGINS)
   whole = page(runs, file.parent)
   try:
-    file.write_text(whole, "utf-8", "replace")
+    write_bytes(file, whole.encode("utf-8", "replace"))
   except OSError as error:
     raise InputError(f"--out={file}: cannot be written ({error.strerror}); give another") from None
   console.print(f"wrote {file} ({file.stat().st_size / 1024:,.0f} KiB)", highlight=False)
   return file
 
 
-def page(runs: list[Run], folder: Path) -> str:
+def page(runs: list[RunFiles], folder: Path) -> str:
   """The whole page as HTML. Its links are relative to `folder`."""
   several = len(runs) > 1
   sections = [("Differences", tables.differences(runs))] if several else []
@@ -74,12 +75,12 @@ def page(runs: list[Run], folder: Path) -> str:
   return document(_title(runs), below, sections, several)
 
 
-def _title(runs: list[Run]) -> str:
+def _title(runs: list[RunFiles]) -> str:
   names = ", ".join(run.name for run in runs[:NAMED])
   return names if len(runs) <= NAMED else f"{len(runs)} runs: {names}, ..."
 
 
-def _commands(runs: list[Run]) -> str:
+def _commands(runs: list[RunFiles]) -> str:
   """The command of every evaluation, and the environments."""
   commands: dict[str, list[dict[str, Any]]] = {}
   for run in runs:

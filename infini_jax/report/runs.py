@@ -23,7 +23,7 @@ NEEDED = ("task", "step", "date", "seconds", "settings", "environment")  # keys 
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunFiles:
   """The contents of one workdir. Reading it uses no device."""
 
   name: str
@@ -106,7 +106,7 @@ class Run:
     return sorted((self.path / "evaluation" / name).glob("*.html"))
 
 
-def read_runs(paths: Sequence[str]) -> list[Run]:
+def read_runs(paths: Sequence[str]) -> list[RunFiles]:
   """Reads the runs of some workdirs, each once.
 
   Raises:
@@ -118,24 +118,24 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
   return [_read(workdir, names[workdir.path]) for workdir in workdirs]
 
 
-def _read(workdir: Workdir, name: str) -> Run:
+def _read(workdir: Workdir, name: str) -> RunFiles:
   config = workdir.config()
   train, validation = (tuple(read_metrics(workdir.path, k)) for k in ("train", "validation"))
   root = workdir.path / "evaluation"
   places = sorted((file.parent.relative_to(root) for file in filing.files(root)), key=_place)
   evaluations = {place.as_posix(): _results(root / place / filing.FILE) for place in places}
   about, text = training(workdir.path), trained_text(workdir.path)
-  return Run(name, workdir.path, config, train, validation, about, text, evaluations)
+  return RunFiles(name, workdir.path, config, train, validation, about, text, evaluations)
 
 
 def _results(file: Path) -> dict[str, Any]:
   try:
     results = json.loads(file.read_text())
   except (OSError, ValueError) as error:
-    raise InputError(f"{file}: cannot be read ({error}); evaluate the task anew") from None
+    raise InputError(f"{file}: cannot be read ({error}); evaluate the task again") from None
   for name in NEEDED:
     if not isinstance(results, dict) or name not in results:
-      raise InputError(f"{file}: has no {name!r}; evaluate the task anew")
+      raise InputError(f"{file}: has no {name!r}; evaluate the task again")
   if (written := file.with_name("predictions.jsonl")).exists():
     results["predictions"] = _first_lines(written)
   return results
@@ -146,11 +146,11 @@ def _first_lines(file: Path) -> list[Any]:
     with open(file, encoding="utf-8") as lines:
       return [json.loads(line) for line in itertools.islice(lines, SHOWN)]
   except (OSError, ValueError) as error:
-    raise InputError(f"{file}: cannot be read ({error}); evaluate the task anew") from None
+    raise InputError(f"{file}: cannot be read ({error}); evaluate the task again") from None
 
 
 @contextlib.contextmanager
-def shown(run: Run, name: str) -> Iterator[None]:
+def shown(run: RunFiles, name: str) -> Iterator[None]:
   """While an evaluation is shown: what is wrong with its results becomes one line.
 
   Raises:
@@ -161,7 +161,7 @@ def shown(run: Run, name: str) -> Iterator[None]:
   except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
     file = run.path / "evaluation" / name / filing.FILE
     why = " ".join(f"{type(error).__name__} {error}".split())
-    raise InputError(f"{file}: cannot be shown ({why}); evaluate the task anew") from None
+    raise InputError(f"{file}: cannot be shown ({why}); evaluate the task again") from None
 
 
 def is_knock_out(name: str) -> bool:

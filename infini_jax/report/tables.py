@@ -22,7 +22,7 @@ from infini_jax.report.figures import (
   recalled,
   said,
 )
-from infini_jax.report.runs import Run
+from infini_jax.report.runs import RunFiles
 
 INTACT, EMPTY = label_of("memory"), label_of("empty")  # names of columns
 Row = Sequence[str | Cell]
@@ -81,18 +81,18 @@ def gates(found: dict[str, Any]) -> str:
   )
 
 
-def differing(runs: Sequence[Run]) -> tuple[list[str], list[dict[str, Any]]]:
+def differing(runs: Sequence[RunFiles]) -> tuple[list[str], list[dict[str, Any]]]:
   """The fields in which the configs of runs differ, and all fields of each: by section.field."""
   flat = [_flat(json.loads(run.config.to_json())) for run in runs]
   every = dict.fromkeys(name for fields in flat for name in fields)
   return [name for name in every if len({str(fields.get(name)) for fields in flat}) > 1], flat
 
 
-def differences(runs: list[Run]) -> str:
+def differences(runs: list[RunFiles]) -> str:
   """The fields in which the configs of runs differ: the first of them, and the others folded."""
   differ, flat = differing(runs)
   names = [run.name for run in runs]
-  # Last are fields of a memory system in which the runs that have it are alike.
+  # Fields come last if only one memory system has them and its runs do not differ in them.
   only = lambda name: len({str(fields[name]) for fields in flat if name in fields}) < 2
   differ = sorted(differ, key=only)
   if not differ:
@@ -108,7 +108,7 @@ def differences(runs: list[Run]) -> str:
   )
 
 
-def configs(runs: list[Run]) -> str:
+def configs(runs: list[RunFiles]) -> str:
   """The fields that a single run sets; and, folded, the whole config."""
   differ, flat = differing(runs)
   names = [run.name for run in runs]
@@ -206,7 +206,7 @@ def _perplexity_tables(results: dict[str, Any], drawn: str) -> str:
 
 
 def _predictions(written: list[dict[str, Any]]) -> str:
-  """The first texts that the model wrote, beside the references."""
+  """The first texts that the model wrote, with the references."""
   rows: list[Row] = []
   for one in written:
     what = {"reference": one["reference"], INTACT: one["written"]}

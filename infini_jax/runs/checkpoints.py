@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import gc
 import io
-import itertools
 import logging
 import shutil
 import sys
@@ -24,6 +23,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from infini_jax import digests
 from infini_jax.config import InputError
+from infini_jax.files import move_into
 from infini_jax.quiet import quiet
 from infini_jax.runs.workdir import Workdir
 
@@ -254,7 +254,8 @@ class Checkpoints:
       _settle()
       raise InputError(
         f"{self._folder / str(step)}: damaged, removed, or of another model ({reason[:300]}); "
-        f"choose another step, put a copy there, or remove it: training goes on from the one before"
+        f"choose another step, put a copy there, or remove it: training then continues from the "
+        f"checkpoint before it"
       ) from None
 
   def wait(self) -> None:
@@ -279,7 +280,7 @@ class Checkpoints:
         with self._writing():
           manager.close()
       if self._failed:
-        _settle()  # parts of a failed save say so when they are collected
+        _settle()  # parts of a failed save print errors when they are collected
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
@@ -347,10 +348,7 @@ class Checkpoints:
 
   def _set_aside(self, step: int) -> Path:
     """Moves a checkpoint to a free name in the folder `damaged` of the run."""
-    self._damaged.mkdir(exist_ok=True)
-    names = (self._damaged / f"{step}{'' if not i else f'-{i}'}" for i in itertools.count())
-    place = next(name for name in names if not name.exists())
-    return (self._folder / str(step)).rename(place)
+    return move_into(self._folder / str(step), self._damaged)
 
   def _reopen(self) -> None:
     """Lets Orbax list the folder again."""

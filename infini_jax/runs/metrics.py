@@ -1,4 +1,4 @@
-"""The metrics of a run: as JSON lines, and also to TensorBoard and wandb if the config says so."""
+"""The metrics of a run: as JSON lines, and also to TensorBoard and wandb as the config sets."""
 
 import contextlib
 import json
@@ -118,7 +118,7 @@ def _wandb_id(file: Path, step: int) -> str:
   """The run's id at wandb. A run that continues keeps its id; a run at step 0 gets a new one."""
   given = os.environ.get("WANDB_RUN_ID")
   if given or step == 0 or not file.exists():
-    file.write_text((given or secrets.token_hex(4)) + "\n")
+    write_text(file, (given or secrets.token_hex(4)) + "\n")
   return file.read_text().strip()
 
 

@@ -55,7 +55,7 @@ class TensorBoard:
     self._add(self._event(summary=made, step=step))
 
   def close(self) -> None:
-    """Writes what waits, if the disk takes it."""
+    """Writes the waiting events, if the disk is not full."""
     self._write()
     self._end()
 

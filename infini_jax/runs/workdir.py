@@ -9,19 +9,16 @@ A workdir is complete without other files:
                    (optimizer, memory, step)
   branch.json      of which run and step the run is a branch, if it is one
   store/, stores/  the corpus in tokens, and other corpora that were evaluated
-  metrics.jsonl    one line per log, beside tensorboard/
+  metrics.jsonl    one line per log; also tensorboard/
   evaluation/T/    results.json and pictures of each task T, by corpus and protocol
 """
 
 import contextlib
-import fcntl
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from rich.console import Console
@@ -29,12 +26,13 @@ from rich.console import Console
 from infini_jax import config as config_lib
 from infini_jax.config import Config, InputError
 from infini_jax.data import Tokenizer, find_template, is_saved, load_saved
-from infini_jax.digests import matches, signed
-from infini_jax.files import write_json
+from infini_jax.digests import matches, short_hash, signed
+from infini_jax.files import atomic_folder, locked, write_json
 from infini_jax.paths import folder_to_write, local
 from infini_jax.tasks import Source, open_training
 from infini_jax.tasks.summarization import older
 
+T = TypeVar("T")
 START_FROM = "config.train.start_from"
 
 ORIGINAL = "hf"  # the subfolder with the small files of a Hugging Face folder
@@ -91,10 +89,8 @@ class Workdir:
     """Copies these files into this workdir, because the other run may be moved or removed."""
     files, here = self.original(), self.path / ORIGINAL
     if files is not None and files != here:
-      half = here.with_suffix(".tmp")
-      shutil.rmtree(half, ignore_errors=True)
-      shutil.copytree(files, half)
-      half.replace(here)
+      with atomic_folder(here) as partial:
+        shutil.copytree(files, partial, dirs_exist_ok=True)
 
   @property
   def store(self) -> Path:
@@ -165,7 +161,8 @@ class Workdir:
       InputError: another process has locked it.
     """
     self.path.mkdir(parents=True, exist_ok=True)
-    with alone(self.path, self.path) if jax.process_index() == 0 else contextlib.nullcontext():
+    lock = locked(self.path) if jax.process_index() == 0 else contextlib.nullcontext()
+    with alone(lock, self.path):
       yield
 
   def config(self) -> Config:
@@ -184,7 +181,7 @@ class Workdir:
     file, folder = self.path / "run.json", self.path / "checkpoints"
     if not file.exists():
       return "no run"
-    whose = hashlib.blake2b(file.read_bytes(), digest_size=4).hexdigest()
+    whose = short_hash(file.read_bytes(), size=4)
     steps = [int(f.name) for f in folder.iterdir() if f.name.isdigit()] if folder.exists() else []
     return f"run {whose} at step {max(steps, default=0)}"
 
@@ -214,26 +211,20 @@ def _write(folder: Path, config: Config, corpus: str, tokenizer: str) -> None:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, out: Path) -> Iterator[None]:
-  """Locks a folder during the body, so that only one process writes `out`.
+def alone(lock: contextlib.AbstractContextManager[T], out: Path) -> Iterator[T]:
+  """Enters `files.locked` or `files.atomic_folder`, so that only one process writes `out`.
 
   Raises:
-    InputError: another process has locked it.
+    InputError: another process has the lock.
   """
-  held = os.open(folder, os.O_RDONLY)
-  try:
-    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    os.close(held)
-    raise InputError(
-      f"{out}: another process is writing it; wait for it, or choose another folder"
-    ) from None
-  except OSError:
-    pass  # a file system without locks
-  try:
-    yield
-  finally:
-    os.close(held)
+  with contextlib.ExitStack() as held:
+    try:
+      entered = held.enter_context(lock)
+    except BlockingIOError:
+      raise InputError(
+        f"{out}: another process is writing it; wait for it, or choose another folder"
+      ) from None
+    yield entered
 
 
 def open_inputs(config: Config, path: str, console: Console) -> tuple[Workdir, Source]:

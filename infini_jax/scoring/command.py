@@ -42,7 +42,7 @@ class Piece(NamedTuple):
 
 
 class Lacking:
-  """Counts tokens that stand for text which the vocabulary lacks; no text can be made of them."""
+  """Counts tokens that replace text which the vocabulary lacks; no text can be made of them."""
 
   def __init__(self, tokenizer: Tokenizer):
     self.count, self._known = 0, functools.cache(lambda id: bool(tokenizer.bytes_of(id)))

@@ -6,17 +6,19 @@ after it.
 """
 
 import argparse
+import contextlib
 import functools
 import importlib.util
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from infini_jax.config import InputError
 from infini_jax.inference import open_run
 from infini_jax.inference.arguments import whole
+from infini_jax.progress import make_console, track
 from infini_jax.runs.workdir import Workdir
 from infini_jax.scoring.requests import Continuation, Scorer
 
@@ -92,6 +94,23 @@ def _whole(name: str, value: Any) -> int:
   return whole(name, int(value) if str(value).isdecimal() else value)
 
 
+@contextlib.contextmanager
+def _progress(name: str, total: int, hidden: bool) -> Iterator[Callable[[int], None]]:
+  """Shows progress on standard error. Yields a function that adds to what is done."""
+  if hidden:
+    yield lambda more: None
+    return
+  with track(make_console(stderr=True), name, total) as show:
+    done = 0
+
+    def advance(more: int) -> None:
+      nonlocal done
+      done += more
+      show(done)
+
+    yield advance
+
+
 @functools.lru_cache(1)
 def register() -> type:
   """The model class, registered with the harness as `infini-jax`.
@@ -103,7 +122,6 @@ def register() -> type:
     raise InputError("needs the package lm_eval: pip install -e '.[eval]'")
   from lm_eval.api.model import TemplateLM
   from lm_eval.api.registry import register_model
-  from tqdm import tqdm
 
   @register_model(NAME)
   class InfiniLM(TemplateLM):
@@ -145,16 +163,16 @@ def register() -> type:
       self, requests: Sequence[Any], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
       asked = [Continuation(context, tokens) for _, context, tokens in requests]
-      with tqdm(total=len(asked), desc="log-likelihoods", disable=disable_tqdm) as bar:
-        found = self.scorer.continuations(asked, bar.update)
+      with _progress("log-likelihoods", len(asked), disable_tqdm) as advance:
+        found = self.scorer.continuations(asked, advance)
       for (pair, *_), one in zip(requests, found, strict=True):
         self.cache_hook.add_partial("loglikelihood", pair, one)
       return found
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
       asked = [request.args[0] for request in requests]
-      with tqdm(total=len(asked), desc="texts", disable=disable_tqdm) as bar:
-        found = self.scorer.texts(asked, bar.update)
+      with _progress("texts", len(asked), disable_tqdm) as advance:
+        found = self.scorer.texts(asked, advance)
       for text, one in zip(asked, found, strict=True):
         self.cache_hook.add_partial("loglikelihood_rolling", (text,), one)
       return found
@@ -164,11 +182,11 @@ def register() -> type:
       for i, request in enumerate(requests):
         kinds.setdefault(repr(sorted(request.args[1].items(), key=str)), []).append(i)
       found = [""] * len(requests)
-      with tqdm(total=len(requests), desc="texts to write", disable=disable_tqdm) as bar:
+      with _progress("texts to write", len(requests), disable_tqdm) as advance:
         for places in kinds.values():
           how = requests[places[0]].args[1]
           asked = [requests[i].args[0] for i in places]
-          for i, text in zip(places, self.scorer.generate(asked, how, 0, bar.update), strict=True):
+          for i, text in zip(places, self.scorer.generate(asked, how, 0, advance), strict=True):
             found[i] = text
             self.cache_hook.add_partial("generate_until", requests[i].args, text)
       return found

@@ -1,4 +1,4 @@
-"""What a harness asks of a model: likelihoods of continuations and of texts, and generated text.
+"""The requests of a harness: likelihoods of continuations and of texts, and generated text.
 
 Requests have any length: nothing is cut. Contexts are read side by side, longest first. What
 continuations have in common, their context, is read once.
@@ -50,7 +50,7 @@ class Scorer:
       Session(run).score("", empty=True)  # raises if there is no memory to hold empty
 
   def encode(self, text: str, bos: bool | None = None) -> list[int]:
-    """The tokens of a text; names of special tokens in it are these tokens, as templates want it.
+    """The tokens of a text. Names of special tokens in it become these tokens, as in templates.
 
     Args:
       text: the text.
@@ -141,7 +141,7 @@ class Scorer:
 
   def render(self, messages: Sequence[Message], ask: bool = True) -> str:
     """A conversation as text, up to the beginning of an answer; without `ask`, the last message is
-    the beginning of an answer that goes on.
+    the beginning of an answer that continues.
 
     Raises:
       InputError: the model has no template, or the template refuses the messages.
@@ -176,7 +176,7 @@ class Scorer:
     return session
 
   def _each(self, texts: list[list[list[int]]]) -> Any:
-    """Lists of texts as `Session.score` wants them; nothing for lanes without a text."""
+    """Lists of texts in the form of `Session.score`; nothing for lanes without a text."""
     if self.lanes == 1:
       return texts[0]
     return [*texts, *[[[]]] * (self.lanes - len(texts))]

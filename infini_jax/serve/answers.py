@@ -45,17 +45,17 @@ class Completion:
 
   @property
   def text(self) -> str:
-    """What was written so far."""
+    """The text that was written so far."""
     return "".join(written.piece.text for written in self._written)
 
   def first(self) -> list[dict[str, Any]]:
-    """What a stream begins with."""
+    """The first objects of a stream."""
     if not self._chat:
       return []
     return [self._chunk({"delta": {"role": "assistant", "content": ""}}, None)]
 
   def take(self, event: Event) -> list[dict[str, Any]]:
-    """Takes the next event; returns what is sent of it in a stream."""
+    """Takes the next event; returns the objects that are sent for it in a stream."""
     if isinstance(event, Done):
       self._tokens = event.result
     if isinstance(event, Done) and self._asking.usage:
@@ -71,7 +71,7 @@ class Completion:
 
   @property
   def reason(self) -> str | None:
-    """Why the text has ended; None while it goes on."""
+    """Why the text has ended; None while it continues."""
     end = self._written[-1].piece.end if self._written else ""
     return REASONS.get(end, "stop") if end else None
 
@@ -146,7 +146,7 @@ class Completion:
 
 
 def session(kept: Kept) -> dict[str, Any]:
-  """A session; its owner is not told."""
+  """A session; its owner is not included."""
   return {
     "id": kept.id,
     "object": "session",
@@ -162,7 +162,7 @@ def session(kept: Kept) -> dict[str, Any]:
 
 
 def progress(event: Reading, seconds: float) -> dict[str, Any]:
-  """How far a text is read.
+  """The progress of reading a text.
 
   Args:
     event: the newest one.

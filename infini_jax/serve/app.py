@@ -1,4 +1,4 @@
-"""The application: all routes, and what an error looks like."""
+"""The application: all routes, and the form of errors."""
 
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def make_app(
 async def failed(request: Request, error: Exception) -> Response:
   """An error as the answer."""
   if isinstance(error, HTTPException):
-    said = {404: "no such path", 405: f"{request.method} is no method of this path"}
+    said = {404: "no such path", 405: f"{request.method} is not a method of this path"}
     message = said.get(error.status_code, str(error.detail))
     code = "no_route" if error.status_code in said else "invalid_value"
     error = ApiError(error.status_code, message, code)
@@ -67,7 +67,7 @@ async def failed(request: Request, error: Exception) -> Response:
 
 
 async def gone(request: Request, error: Exception) -> Response:
-  """What nobody reads."""
+  """An empty response, for a client that has disconnected."""
   return Response(status_code=499)
 
 

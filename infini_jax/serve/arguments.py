@@ -1,4 +1,4 @@
-"""The flags of `infini-jax serve`; nothing of the extra is needed to show them."""
+"""The flags of `infini-jax serve`; the packages of the extra are not needed to show them."""
 
 import argparse
 import dataclasses

@@ -17,7 +17,7 @@ PARAM = {"completion": "prompt", "chat": "messages"}  # what is read
 
 
 async def completions(request: Request) -> Response:
-  """A text that goes on."""
+  """A text that continues."""
   return await _complete(request, "completion")
 
 

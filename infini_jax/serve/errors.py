@@ -33,7 +33,7 @@ class ApiError(Exception):
     self.status, self.message, self.code, self.param = status, message, code, param
 
   def body(self) -> dict[str, Any]:
-    """What is sent."""
+    """The object that is sent."""
     kind = TYPES.get(self.status, "invalid_request_error")
     about = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
     return {"error": about}
@@ -49,15 +49,15 @@ def about(param: str) -> Iterator[None]:
 
 
 class Cancelled(Exception):
-  """The client has gone, so nobody reads what a request would give."""
+  """The client has disconnected, so the result of a request is not needed."""
 
 
 def of(error: BaseException, param: str | None = None) -> ApiError:
-  """Any error as one of the API; what is inside of the server stays there.
+  """Converts any error to one of the API, without details of the server.
 
   Args:
     error: any.
-    param: the field that a wrong input is in, where the error itself does not tell.
+    param: the field that a wrong input is in, where the error itself does not name it.
   """
   if isinstance(error, ApiError):
     return error

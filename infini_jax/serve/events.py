@@ -1,4 +1,4 @@
-"""The events of a job, brought from its thread to the one of the server, and sent to clients."""
+"""The events of a job, passed from its thread to the thread of the server, and sent to clients."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ class Events:
       self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
 
   async def of(self, job: Job) -> AsyncGenerator[Event, None]:
-    """Runs a job: its events until it ends. If nobody waits for them any more, it is cancelled.
+    """Runs a job: its events until it ends. If the client has disconnected, it is cancelled.
 
     Raises:
       BaseException: the error of the job.

@@ -61,7 +61,7 @@ class Asking:
     stop: texts that end it.
     stream: whether the answer is streamed.
     usage: whether a stream ends with the numbers of tokens.
-    logprobs: how many of the likeliest tokens are told with each token; None: no probabilities.
+    logprobs: how many of the likeliest tokens are returned with each token; None: no probabilities.
     session: the session to read on from; empty: a new text.
     fork: whether the session stays as it is.
   """
@@ -230,7 +230,7 @@ def _prompt(name: str, value: Any) -> str | list[int]:
   if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
     (value,) = value
   if isinstance(value, str) and "\0" in value:
-    raise InputError(f"{name}: holds NUL characters, so it is no text")
+    raise InputError(f"{name}: holds NUL characters, so it is not text")
   if isinstance(value, str):
     return value
   if isinstance(value, list) and all(type(x) is int and 0 <= x < 2**31 for x in value):
@@ -248,7 +248,7 @@ def _messages(name: str, value: Any) -> list[Any]:
 
 
 def _role(message: dict[str, Any]) -> dict[str, str]:
-  """The role as templates know it: OpenAI's newer models call the system a developer."""
+  """The role in the words of templates: OpenAI's newer models call the system a developer."""
   return {"role": "system"} if message.get("role") == "developer" else {}
 
 
@@ -294,7 +294,7 @@ def name_of(name: str, value: Any) -> str:
 
 
 def printable(name: str) -> str:
-  """The name of a file as one that a session may have."""
+  """The name of a file, changed to a valid name of a session."""
   return "".join(c if c.isprintable() else " " for c in name)[:MOST_NAME]
 
 
@@ -305,4 +305,4 @@ def _object(name: str, value: Any) -> dict[str, Any]:
 
 
 def _no_number(text: str) -> Iterator[None]:
-  raise ValueError(f"{text} is no number of JSON")
+  raise ValueError(f"{text} is not a number of JSON")

@@ -1,4 +1,4 @@
-"""What every request passes first: whose it is, how large and slow it is, how many there are."""
+"""The checks of every request: its owner, its size, its duration, the number of requests."""
 
 import asyncio
 import hashlib
@@ -16,7 +16,7 @@ from infini_jax.serve.errors import ApiError
 from infini_jax.serve.limits import Limits
 from infini_jax.serve.metrics import Metrics
 
-API = ("/v1/", "/report")  # what needs a key; the page itself holds nothing of anybody
+API = ("/v1/", "/report")  # what needs a key; the page itself contains no data of a user
 LOCAL = ("localhost", "127.0.0.1", "::1")
 SHORTEST_KEY = 16
 UNREAD = (408, 413)  # after these, the rest of the body is not read
@@ -25,7 +25,7 @@ HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-stor
 
 
 class Keys:
-  """The keys of a server; none: everybody is the same owner.
+  """The keys of a server. Without keys, all requests have the same owner.
 
   Raises:
     InputError: there is no such file, or a key is too short.
@@ -35,7 +35,7 @@ class Keys:
     for number, key in enumerate(keys, 1):
       if len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable():
         raise InputError(
-          f"--keys: key {number} is no text of at least {SHORTEST_KEY} ASCII characters; for "
+          f"--keys: key {number} is not a text of at least {SHORTEST_KEY} ASCII characters; for "
           f"example {secrets.token_urlsafe(24)}"
         )
     self._digests = [hashlib.sha256(key.encode()).hexdigest() for key in keys]
@@ -57,7 +57,7 @@ class Keys:
     return cls(keys)
 
   def owner(self, header: str | None) -> str:
-    """Whose request it is, from its header Authorization: a short name without the key.
+    """The owner of a request, from its header Authorization: a short hash of the key.
 
     Raises:
       ApiError: no key, or a wrong one.
@@ -125,7 +125,7 @@ class Guard:
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
     host = headers.get("host", "")
     if self._hosts and _name(host) not in self._hosts:
-      raise ApiError(403, f"{host[:80]!r} is no name of this server (--host)", "wrong_host")
+      raise ApiError(403, f"{host[:80]!r} is not a name of this server (--host)", "wrong_host")
     origin = headers.get("origin")
     if origin is not None and origin.partition("://")[2] != host:
       raise ApiError(403, "the request comes from a page of another site", "wrong_origin")
@@ -141,7 +141,7 @@ class Guard:
 
 
 class Body:
-  """The `receive` of a request, which must not bring too much, or too slowly."""
+  """The `receive` of a request, with limits on the size of the body and on its time."""
 
   def __init__(self, scope: Any, receive: Any, limits: Limits):
     self._receive, self._limits, self._read = receive, limits, 0

@@ -1,4 +1,4 @@
-"""A job: what a request reads and writes in a session of its own."""
+"""A job: the reading and writing of one request, in its own session."""
 
 import dataclasses
 import time
@@ -52,7 +52,7 @@ Event = Reading | Written | Done | Failed
 
 
 class Text(NamedTuple):
-  """What is to be read.
+  """The tokens to read.
 
   Attributes:
     tokens: its tokens.
@@ -67,14 +67,14 @@ class Text(NamedTuple):
 
 @dataclasses.dataclass
 class Wish:
-  """What is to be written.
+  """The tokens to write.
 
   Attributes:
     tokens: the most tokens.
     how: how they are drawn.
     seed: of the draws.
     stop: texts that end it.
-    ends: tokens that end it beside eos.
+    ends: tokens that end it, in addition to eos.
     likeliest: whether the likeliest tokens are wanted.
   """
 
@@ -90,7 +90,7 @@ class Job:
   """Reads tokens, then writes.
 
   Args:
-    session: of one lane; nobody else uses it.
+    session: of one lane; no other job uses it.
     text: what it reads.
     wish: what is written then; None: nothing.
     emit: takes each event, in any thread.
@@ -121,7 +121,7 @@ class Job:
     self._writer: Writer | None = None
 
   def read_on(self) -> bool:
-    """Reads by one call of the model, or a few; returns whether there is more to read."""
+    """Reads with one or a few calls of the model; returns whether there is more to read."""
     if self._source is None:
       return self._left > 0 and catch_up(self.session)
     T = self.session.run.engine.chunk
@@ -139,7 +139,7 @@ class Job:
 
   @property
   def writes(self) -> bool:
-    """Whether something is to be written."""
+    """Whether tokens are left to write."""
     return self._left > 0
 
   def take(self, drawn: Drawn) -> bool:
@@ -157,7 +157,7 @@ class Job:
     return self._left > 0
 
   def settle(self, error: BaseException | None) -> None:
-    """Ends the job, and tells so."""
+    """Ends the job and sends its last event."""
     try:
       if error is None and self._answer is not None:
         self.session.told = self._answer.told(self.session.positions[0])

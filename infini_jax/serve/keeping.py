@@ -22,13 +22,13 @@ IN_MEMORY = 2**20  # bytes of an upload that are kept in memory; more go into a 
 
 
 class Uploaded(NamedTuple):
-  """What a request brought.
+  """The upload of a request.
 
   Attributes:
     file: opened in binary, at its beginning.
     size: its bytes.
     name: what the session is to be called.
-    stream: whether the progress is told.
+    stream: whether the progress is sent.
   """
 
   file: IO[bytes]
@@ -51,7 +51,7 @@ async def one(request: Request) -> Response:
 
 
 async def create(request: Request) -> Response:
-  """Reads a text into a new session; with `stream`, it tells how far it is."""
+  """Reads a text into a new session; with `stream`, it sends its progress."""
   service = request.app.state.service
   brought = await _uploaded(request)
   events = Events(service)
@@ -136,7 +136,7 @@ async def _streamed(first: Event, each: AsyncGenerator[Event, None]) -> AsyncIte
 async def _uploaded(request: Request) -> Uploaded:
   """What is in the body: a JSON object with `text`, a form with `file`, or the bytes themselves.
 
-  The name and `stream` are fields beside it; with the bytes themselves, they are in the query.
+  The name and `stream` are other fields; with the bytes themselves, they are in the query.
 
   Raises:
     ApiError: it is none of these, or a field is wrong.

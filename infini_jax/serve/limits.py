@@ -1,4 +1,4 @@
-"""How much one server takes at a time."""
+"""The limits of one server."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from infini_jax.config import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What is above one of these is refused with an error that names it.
+  """The limits; a request above one of them is refused with an error that names it.
 
   Raises:
     InputError: a value is out of its range.

@@ -1,4 +1,4 @@
-"""The routes that tell about the memory: its gates, and how much of it a session uses."""
+"""The routes for the memory: its gates, and how much of it a session uses."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus; the only file that imports its client library."""
+"""The counters of a server, for Prometheus; the only file that imports its client library."""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +38,7 @@ class Metrics:
     jax.monitoring.unregister_event_duration_listener(self._event)
 
   def watch(self, name: str, about: str, value: Callable[[], float]) -> None:
-    """Adds a value that is asked for when the metrics are."""
+    """Adds a value that is computed when the metrics are read."""
     gauge = Gauge(name, about, registry=self._registry, namespace="infini_jax")
     gauge.set_function(value)
 
@@ -47,7 +47,7 @@ class Metrics:
     self._requests.labels(path, str(status)).inc()
 
   def read(self, tokens: int, seconds: float) -> None:
-    """Counts a call that has read."""
+    """Counts a call that reads."""
     self._read.inc(tokens)
     self._chunk.observe(seconds)
 
@@ -61,7 +61,7 @@ class Metrics:
     self._first.observe(seconds)
 
   def text(self) -> bytes:
-    """All of it, as Prometheus reads it."""
+    """All counters in the format of Prometheus."""
     return _text(self._registry)
 
   def _event(self, event: str, duration_secs: float, **_: str | int) -> None:

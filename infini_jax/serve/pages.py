@@ -1,4 +1,4 @@
-"""The page to look at, and the report of the run.
+"""The routes of the web page, and of the report of the run.
 
 The page is a few files of the package, sent as they are. Everything else it asks for by the API, as
 any client does. Its policy lets a browser load from this server alone, and run no other script.

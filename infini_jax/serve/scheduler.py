@@ -48,7 +48,7 @@ class Scheduler:
     job.settle(self._stops)
 
   def cancel(self, job: Job) -> None:
-    """Ends a job soon; it fails with `Cancelled`."""
+    """Cancels a job; it fails with `Cancelled` a little later."""
     with self._changed:
       job.cancelled = True
       self._changed.notify()
@@ -62,7 +62,7 @@ class Scheduler:
     self._keepers.shutdown()
 
   def counts(self) -> dict[str, int]:
-    """The number of jobs by what they do."""
+    """The number of jobs that wait, read and write."""
     waiting = sum(map(len, [*self._waiting.values()]))
     reading, ready, writing = len(self._reading), len(self._ready), len(self._writing)
     return {"waiting": waiting + ready, "reading": reading, "writing": writing}
@@ -97,7 +97,7 @@ class Scheduler:
         self._waiting[owner] = jobs  # behind the other owners
 
   def _drop(self) -> None:
-    """Ends jobs that were cancelled, that are late, or that the end of the server stops."""
+    """Ends jobs that were cancelled, that are late, or that run when the server ends."""
     for job in self._all():
       error = self._stops or self._over(job)
       if error is not None:
@@ -163,7 +163,7 @@ class Scheduler:
       self._end(job, error)
 
   def _end(self, job: Job, error: BaseException | None) -> None:
-    """Takes a job away from wherever it is; a keeper closes it."""
+    """Removes a job from its queue or its lane; a keeper closes it."""
     for lane in [lane for lane, one in self._writing.items() if one is job]:
       del self._writing[lane]
       self._batch.leave(lane)

@@ -1,4 +1,4 @@
-"""The route that tells how likely an answer is: after what a session has read, or without it."""
+"""The route that returns the log-probability of an answer, with or without a session before it."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -61,7 +61,7 @@ class Server(uvicorn.Server):
 
   @contextlib.contextmanager
   def capture_signals(self) -> Iterator[None]:
-    """In the body, signals end the server; the process goes on."""
+    """In the body, signals end the server; the process continues."""
     if threading.current_thread() is not threading.main_thread():
       yield
       return
@@ -83,7 +83,7 @@ class Server(uvicorn.Server):
 
 
 class Patient(H11Protocol):
-  """A connection that is closed when a request does not come in time, however slowly it comes."""
+  """A connection that is closed if a request is not complete in time."""
 
   _late: asyncio.TimerHandle | None = None
 

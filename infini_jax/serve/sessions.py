@@ -36,11 +36,11 @@ CREATE TABLE IF NOT EXISTS sessions (
 
 @dataclasses.dataclass
 class Kept:
-  """A session as the index knows it.
+  """The entry of a session in the index.
 
   Attributes:
-    id: a name that nobody can guess.
-    owner: of whom it is; empty where there are no keys.
+    id: a random name that cannot be guessed.
+    owner: a short hash of the key that made it; empty if the server has no keys.
     name: what its owner calls it.
     created, used: seconds since 1970.
     tokens: the length of its text.
@@ -154,7 +154,7 @@ class Sessions:
         self._arriving -= 1
 
   def add(self, session: Session, owner: str, name: str) -> Kept:
-    """Keeps a new session, which nobody else uses; it is on the disk when this returns."""
+    """Keeps a new session, which no other request uses; it is on the disk when this returns."""
     now = time.time()
     kept = Kept(f"sess_{secrets.token_urlsafe(24)}", owner, name, now, now, busy=True)
     self._write(kept, session)

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from infini_jax.config import InputError, difference, load_config
-from infini_jax.files import write_json
+from infini_jax.files import locked, write_json
 from infini_jax.paths import folder_to_write, local
 from infini_jax.sweep.grid import Combination, combinations, read_grid, with_values
 
@@ -76,7 +76,7 @@ def sweep(args: argparse.Namespace, rest: list[str], console: Console) -> int:
   _check_free(folder, fields, runs)
   load_config([*rest, *runs[0].flags], say=say)  # a line about fields without effect
   folder.mkdir(parents=True, exist_ok=True)
-  with alone(folder, folder):
+  with alone(locked(folder), folder):
     write_json(folder / FILE, {"fields": fields, "command": args.typed})
     outcome = run_all(folder, runs, rest, console)
   if begun := [str(folder / run.name) for run in runs if (folder / run.name / "run.json").exists()]:
@@ -85,7 +85,7 @@ def sweep(args: argparse.Namespace, rest: list[str], console: Console) -> int:
   if outcome.failed:
     say(f"{len(outcome.failed)} of {len(runs)} runs failed: {' '.join(outcome.failed)}")
   if outcome.stopped or outcome.told:
-    say("stopped; the same command goes on from there")
+    say("stopped; the same command continues from there")
   return 1 if outcome.failed else STOPPED if outcome.stopped or outcome.told else 0
 
 

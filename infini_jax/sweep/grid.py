@@ -1,12 +1,12 @@
 """The grid of a sweep: from `--grid` to one checked config for each combination of values."""
 
-import hashlib
 import itertools
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from infini_jax.config import Config, InputError, check_name, load_config
+from infini_jax.digests import short_hash
 
 FORM = "write --grid section.field=VALUE,VALUE, or for several that go together a,b=(1,2),(3,4)"
 CLOSING = {"(": ")", "[": "]"}
@@ -56,7 +56,7 @@ def combinations(axes: Sequence[Axis], arguments: Sequence[str]) -> tuple[Combin
     arguments: of the command: the config file, and the fields that all runs share.
 
   Raises:
-    InputError: a field of the grid is set for all runs too, a combination is no valid config, or
+    InputError: a field of the grid is set for all runs too, a combination is not a valid config, or
       two of them are the same.
   """
   fields = [field for axis in axes for field in axis.fields]
@@ -117,7 +117,7 @@ def _axis(text: str) -> Axis:
     inner = _divided(value[1:-1], text) if value[0] + value[-1] in ("()", "[]") else []
     if len(inner) != len(fields):
       raise InputError(
-        f"--grid={text}: {value} is no value for each of the {len(fields)} fields; {FORM}"
+        f"--grid={text}: {value} is not a value for each of the {len(fields)} fields; {FORM}"
       )
     rows.append(tuple(map(_unquoted, inner)))
   return Axis(fields, tuple(rows))
@@ -154,7 +154,7 @@ def _name(fields: Sequence[str], config: Config) -> str:
   name = UNUSUAL.sub("_", whole)
   if name == whole and len(name) <= LONGEST:
     return name
-  digest = hashlib.blake2b(whole.encode(), digest_size=4).hexdigest()
+  digest = short_hash(whole.encode(), size=4)
   return f"{name[:LONGEST]}-{digest}"
 
 

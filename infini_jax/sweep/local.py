@@ -135,7 +135,7 @@ class _Signals:
 
 
 def _show(run: Combination, workdir: Path, advance: Callable[..., None]) -> None:
-  """Shows the last logged step of a run; the last of all is told when the process has ended."""
+  """Shows the last logged step of a run; the very last is printed after the process has ended."""
   lines = read_metrics(workdir)
   if lines and lines[-1]["step"] < run.config.train.steps:
     advance(lines[-1]["step"], f"loss {lines[-1]['loss']:.4f}")

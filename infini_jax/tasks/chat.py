@@ -1,12 +1,11 @@
-"""Conversations: the model learns what the assistant says, and only that.
+"""Conversations: only the messages of the assistant have a loss.
 
 A conversation of n tokens has n - 1 predictions: its own first token is the first input. The lanes
-read whatever holds answers (`WithAnswers`): conversations, and documents with their summaries.
+read everything that has answers (`WithAnswers`): conversations, and documents with their summaries.
 """
 
 import dataclasses
 import datetime
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from infini_jax.data.lanes.documents import ALL, Batch, Named, Rows
 from infini_jax.data.lanes.order import Shuffle
 from infini_jax.data.sources.base import Corpus
 from infini_jax.data.tokenizers import Tokenizer
+from infini_jax.digests import short_hash
 from infini_jax.tasks.lanes import empty_asking
 
 TRIES = 4  # how often a question is cut until its conversation fits
@@ -26,7 +26,7 @@ TRIES = 4  # how often a question is cut until its conversation fits
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-  """What was read of a split.
+  """The counts of a split that was read.
 
   Attributes:
     conversations: those that were kept.
@@ -113,11 +113,11 @@ class Talks:
     return self._talks[document].ids[1:][start:stop]
 
   def said(self, document: int, start: int, stop: int) -> np.ndarray:
-    """Which of those targets the assistant says, bool."""
+    """Whether each of those targets is in a message of the assistant, bool."""
     return self._talks[document].said[1:][start:stop]
 
   def weights(self, document: int, start: int, stop: int) -> np.ndarray:
-    """1 for each of those targets that the assistant says, else 0; float32."""
+    """1 for each of those targets that is in a message of the assistant, else 0; float32."""
     return self.said(document, start, stop).astype(np.float32)
 
   def last(self, document: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,10 +131,7 @@ class Talks:
   @property
   def digest(self) -> str:
     """A short hash of all tokens."""
-    hashed = hashlib.blake2b(digest_size=8)
-    for ids, said in self._talks:
-      hashed.update(ids.astype("<i4").tobytes() + said.tobytes())
-    return hashed.hexdigest()
+    return short_hash(ids.astype("<i4").tobytes() + said.tobytes() for ids, said in self._talks)
 
 
 class Conversations:
@@ -155,7 +152,7 @@ class Conversations:
     self.path, self.text = corpus.spec, corpus.fingerprint
     read = " ".join(talks.digest for talks in splits.values())
     named = f"{read} {self.tokenizer.fingerprint} {chat.end}".encode()
-    self.fingerprint = hashlib.blake2b(named, digest_size=8).hexdigest()
+    self.fingerprint = short_hash(named)
 
   def split(self, name: str) -> Talks:
     """The conversations of a split that was read.
@@ -240,7 +237,7 @@ class _Reading:
     self._names += [name] * len(talks)
 
   def talks(self) -> Talks:
-    """All that was added."""
+    """All conversations that were added."""
     counts = Counts(
       self._conversations,
       self._answers,
@@ -301,8 +298,8 @@ class ChatLanes:
   """The endless training on documents with answers, each epoch in a new order.
 
   Every document starts at a segment border, with a reset. With `data.carry_state` a lane reads one
-  document after another, however long, and a chunk goes on where the chunk before ended. Without it
-  a chunk holds whole documents: they are packed into rows of `data.segments` once, and an epoch is
+  document after another, however long, and a chunk begins where the last one ended. Without it a
+  chunk holds whole documents: they are packed into rows of `data.segments` once, and an epoch is
   a new order of the rows.
   """
 
@@ -357,7 +354,7 @@ class ChatLanes:
 
 
 def packed(sizes: Sequence[int], room: int) -> list[list[int]]:
-  """Rows of things: the largest first, each into the fullest row that still has room.
+  """Packs items into rows: the largest first, each into the fullest row that has room.
 
   Args:
     sizes: the size of each thing, 1 to `room`.

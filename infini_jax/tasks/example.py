@@ -1,7 +1,7 @@
 """Generated examples: texts of any length that end in an answer.
 
 An example is a sequence of a few parts. The filler is a part that repeats its tokens, so a million
-tokens need no more memory than a thousand. Like a document, an example of n tokens has the inputs
+tokens need as much memory as a thousand. Like a document, an example of n tokens has the inputs
 [bos, t_0 .. t_{n-2}] and the targets t_0 .. t_{n-1}. Its last tokens are the answer.
 """
 

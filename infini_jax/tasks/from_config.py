@@ -42,7 +42,7 @@ class TaskAndText:
 
   @property
   def tokenizer(self) -> Tokenizer:
-    """That of both."""
+    """The tokenizer of both."""
     return self.task.tokenizer
 
   @property
@@ -95,7 +95,7 @@ def open_source(
 
 
 def open_training(config: Config, cache: Path, console: Console, own: Tokenizer | None) -> Source:
-  """What a config trains on: as `open_source`, with the documents of `task.text_lanes`.
+  """The training data of a config: as `open_source`, with the documents of `task.text_lanes`.
 
   Args:
     config: the config of the run.

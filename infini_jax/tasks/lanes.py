@@ -150,7 +150,7 @@ class TaskLanes:
     row["reset_BS"][slot:] = True
 
   def _read_before(self, lane: int, k: int) -> Before | None:
-    """What the companion has read that the lane's first example continues."""
+    """The text of the companion that the first example of the lane continues."""
     if self._companions is None or (last := self._companions.warm(lane, k)) is None:
       return None
     text, W = self._earlier(lane, last.stream), self._companions.tokens

@@ -1,6 +1,5 @@
 """Filler: text of the user's own corpus around the needles."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from infini_jax.data.store.evaluated import open_evaluated
 from infini_jax.data.store.prepare import open_or_prepare
 from infini_jax.data.store.store import Store
 from infini_jax.data.tokenizers import SentencePieceTokenizer, Tokenizer, train_size
+from infini_jax.digests import short_hash
 
 MOST = 4_000_000  # the most tokens in memory; longer examples read them in a circle
 ENOUGH = 65_536  # tokens of held-out documents; if there are fewer, other documents are added
@@ -82,7 +82,7 @@ def open_filler(
   Args:
     config: the config of the run.
     cache: the folder for the store of `config.data.path`, if this is not a store yet; the store of
-      another corpus is beside it.
+      another corpus is next to it.
     console: for progress.
     tokenizer: the tokenizer of the run, if it has one already.
     others: for an evaluation, the folder for the stores of corpora other than that in `cache`.
@@ -103,7 +103,7 @@ def open_filler(
       "to a folder of text or a prepared store"
     )
   if path != config.data.path:
-    name = hashlib.blake2b(path.encode(), digest_size=4).hexdigest()
+    name = short_hash(path.encode(), size=4)
     cache = cache.with_name(f"filler-{name}")
   if tokenizer is not None and others is not None:
     setting = "config.needle.filler" if config.needle.filler else "config.data.path"

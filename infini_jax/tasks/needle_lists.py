@@ -82,7 +82,7 @@ class WordLists:
     return self._writer.example([self._intro, Part(ids, len(ids)), Part(dots, left)], tail)
 
   def beginning(self, rng: np.random.Generator, length: int) -> Example:
-    """Dots only, because words in it would change the counts."""
+    """Earlier text of dots only, because words would change the counts."""
     return Example((Part(self._entry(DOTS), length, filler=True),), frozenset())
 
   def continuation(self, rng: np.random.Generator, before: Example, read: int, n: int) -> Example:

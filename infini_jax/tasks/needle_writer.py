@@ -1,9 +1,8 @@
 """From the text of needles to tokens: the parts of an example."""
 
-import hashlib
-
 from infini_jax.config import Config
 from infini_jax.data.tokenizers import Tokenizer
+from infini_jax.digests import short_hash
 from infini_jax.tasks.example import Example, Part, weighed
 from infini_jax.tasks.pieces import Pieces
 
@@ -28,7 +27,7 @@ class Writer:
     t = self._task
     asked = f"{t.family} {t.needles} {t.hops} {t.facts} {t.digits}"
     name = f"needle {asked} {self._tokenizer.fingerprint} {corpus}"
-    return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+    return short_hash(name.encode())
 
   def piece(self, text: str, before: str = BEFORE) -> Part:
     """The tokens that `text` adds after `before`.

@@ -1,7 +1,7 @@
 """Needles in text of a real corpus: one of the families `IN_FILLER`, in any number of tokens.
 
 The statements and the question are never cut. The filler is a view of tokens that all examples
-share, so a million tokens need no more memory than a thousand.
+share, so a million tokens need as much memory as a thousand.
 """
 
 import math

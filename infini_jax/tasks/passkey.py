@@ -5,13 +5,13 @@ the given number of tokens: filler before and after the key is cut; the key and 
 not.
 """
 
-import hashlib
 import re
 
 import numpy as np
 
 from infini_jax.config import Config, InputError
 from infini_jax.data.tokenizers import Tokenizer, WordTokenizer, load_tokenizer
+from infini_jax.digests import short_hash
 from infini_jax.tasks.draw import Draw
 from infini_jax.tasks.example import Example, Facts, Part, early, weighed
 from infini_jax.tasks.pieces import Pieces
@@ -68,7 +68,7 @@ class Passkey:
     longest = max(one + 3 * (self._digits - 1), *map(size, keys))  # every digit in every place
     self.shortest = self.shortest_training = self._intro.size + longest + len(self._question)
     name = f"passkey {config.task.digits} {tokenizer.fingerprint}"
-    self.fingerprint = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+    self.fingerprint = short_hash(name.encode())
 
   def example(
     self, rng: np.random.Generator, length: int, depth: float | None = None, *, held_out: bool

@@ -4,12 +4,11 @@ Pairs of a key and a value are spread over a text of filler. At the end all keys
 another order, and the answer after each key is its value.
 """
 
-import hashlib
-
 import numpy as np
 
 from infini_jax.config import Config, InputError
 from infini_jax.data.tokenizers import Tokenizer, WordTokenizer
+from infini_jax.digests import short_hash
 from infini_jax.tasks.example import Example, Facts, Part, weighed
 
 
@@ -49,7 +48,7 @@ class Recall:
     self.shortest = 4 * t.pairs + 2
     self.shortest_training = 6
     name = f"recall {t.pairs} {t.distinct_keys} {t.distinct_values} {self.tokenizer.fingerprint}"
-    self.fingerprint = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+    self.fingerprint = short_hash(name.encode())
 
   def example(
     self, rng: np.random.Generator, length: int, depth: float | None = None, *, held_out: bool

@@ -74,7 +74,7 @@ class Pairs:
 class Told:
   """The pairs of a split, `WithAnswers`; documents without a summary are left out.
 
-  The loss weight of a summary is 1 in total, whatever its length; that of what is before it is
+  The loss weight of a summary is 1 in total, for every length; that of what is before it is
   `context_weight`.
 
   Args:

@@ -1,4 +1,4 @@
-"""A run that goes on from a checkpoint of another run, in a workdir of its own.
+"""A run that continues from a checkpoint of another run, in a workdir of its own.
 
 The state, the vocabulary, the store and the place in the data are copied. Only what follows the
 checkpoint may differ: the length of the run, and the decay of its learning rate. So the new run
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from infini_jax.config import Config, InputError, decay_start, difference
-from infini_jax.files import write_json
+from infini_jax.files import atomic_folder, write_json
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.metrics import FILE as METRICS
-from infini_jax.runs.workdir import ORIGINAL, Workdir
+from infini_jax.runs.workdir import ORIGINAL, Workdir, alone
 from infini_jax.training.guard import FILE as PASSED_OVER
 
 FILE = "branch.json"  # in the new workdir: the run and the step
@@ -46,7 +46,8 @@ def branch_of(run: str | None, step: int | None) -> Branch | None:
     return Branch(run, step)
   if step is not None:
     raise InputError(
-      f"--step={step} without --branch=RUN: a run goes on from its newest checkpoint; leave it out"
+      f"--step={step} without --branch=RUN: a run continues from its newest checkpoint; leave it "
+      f"out"
     )
   return None
 
@@ -61,7 +62,8 @@ def begin_branch(config: Config, path: str, branch: Branch) -> None:
 
   Raises:
     InputError: there is no such run or checkpoint, the config differs in more than its decay, the
-      checkpoint is of a step in a decay, or the workdir holds another run.
+      checkpoint is of a step in a decay, the workdir holds another run, or another process is
+      writing it.
   """
   there, here = Workdir(branch.run, "--branch"), Workdir(path)
   own = branch.config()
@@ -70,7 +72,7 @@ def begin_branch(config: Config, path: str, branch: Branch) -> None:
   kept = {name: getattr(own.optimizer, name) for name in AFTER}
   if found := difference(own, config.with_fields(optimizer=kept)):
     raise InputError(
-      f"--branch={branch.run}: a branch has the config of its run, but for train.steps and the "
+      f"--branch={branch.run}: a branch has the config of its run, except for train.steps and the "
       f"decay ({found}): set the field back, or start a new run"
     )
   with Checkpoints(there) as saved:
@@ -89,14 +91,8 @@ def begin_branch(config: Config, path: str, branch: Branch) -> None:
       f"config.optimizer.schedule={schedule!r}: the decay would begin at step {first}, before step "
       f"{step} of --branch={branch.run}: {remedy}"
     )
-  half = here.path.with_name(f"{here.path.name}.tmp")
-  shutil.rmtree(half, ignore_errors=True)
-  try:
-    _copy(there, config, step, half)
-    half.replace(here.path)
-  except BaseException:
-    shutil.rmtree(half, ignore_errors=True)
-    raise
+  with alone(atomic_folder(here.path), here.path) as partial:
+    _copy(there, config, step, partial)
 
 
 def _copy(there: Workdir, config: Config, step: int, new: Path) -> None:

@@ -62,7 +62,7 @@ def tell_end(
   if loss is not None:
     said.append(f"loss {loss:.4f}")
   if step < steps:
-    said.append("the same command goes on from there")
+    said.append("the same command continues from there")
   else:
     said.append(f"next: {_next(path, source, config)}")
   console.print("; ".join(said), soft_wrap=True, highlight=False)

@@ -81,7 +81,7 @@ def check_finite(step: int, metrics: dict[str, Any]) -> None:
 
 
 def diagnosis(metrics: dict[str, Any]) -> str:
-  """What is not finite in the metrics of a step, with the layer and head; empty: nothing."""
+  """The numbers in the metrics of a step that are not finite, with layer and head; empty: none."""
   values = {k: np.asarray(metrics[k]) for k in WATCHED if k in metrics}
   if all(np.isfinite(value).all() for value in values.values()):
     return ""

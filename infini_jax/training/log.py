@@ -1,4 +1,4 @@
-"""What a training tells: metrics of steps, validations, bad steps, and the goodput."""
+"""The log of a training: metrics of steps, validations, bad steps, and the goodput."""
 
 import contextlib
 import time
@@ -51,7 +51,7 @@ class Log:
     self._since, self._tokens = time.perf_counter(), 0.0
 
   def mixture(self, step: int, shares: dict[str, float]) -> None:
-    """Sets the shares of the stores of a mixture after `step` steps, and tells a change."""
+    """Sets the shares of the stores of a mixture after `step` steps, and logs a change."""
     if shares != self._shares:
       self.flush()
       self._shares = shares

@@ -54,7 +54,7 @@ def train(config: Config, path: str, console: Console, branch: Branch | None = N
     config: the config of the run.
     path: the workdir.
     console: for progress.
-    branch: the checkpoint of another run that a new workdir goes on from.
+    branch: the checkpoint of another run that a new workdir continues from.
 
   Raises:
     InputError: a wrong input; only the prepared corpus has been written.
@@ -284,7 +284,7 @@ def _describe(config, state, mesh, source, step, console) -> None:
     text = f"{source.split('train').tokens.sum():,} training tokens"
   console.print(
     f"{text}; a step reads {c.data.lanes} lanes x "
-    f"{T:,} tokens" + (f"; going on from step {step}" if step else "")
+    f"{T:,} tokens" + (f"; continuing from step {step}" if step else "")
   )
   if c.train.part != "all":
     trained = costs.parameter_count(split(c, state.params)[0])
@@ -303,8 +303,8 @@ def _warn_of_stuck_gates(config: Config, console: Console) -> None:
   way = float(rate(some).mean()) * steps
   if way < GATE_TRAVEL:
     console.print(
-      f"warning: the gates can travel {way:.2f} in all, and need about {GATE_TRAVEL:g} to open or "
-      f"shut: raise config.optimizer.gate_learning_rate or config.train.steps"
+      f"warning: the gates can move by {way:.2f} in total, and need about {GATE_TRAVEL:g} to open "
+      f"or shut: raise config.optimizer.gate_learning_rate or config.train.steps"
     )
 
 

@@ -55,7 +55,7 @@ def check_start(config: Config) -> None:
   if config.train.distill_weight and not model.is_plain:
     raise InputError(
       f"config.train.distill_weight={config.train.distill_weight}: config.train.start_from="
-      f"{config.train.start_from!r} has the mixer {model.title!r} and is no original to learn "
+      f"{config.train.start_from!r} has the mixer {model.title!r} and is not an original to learn "
       f"from; start from one with 'full', or set the weight to 0"
     )
   others = {

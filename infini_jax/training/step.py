@@ -85,7 +85,7 @@ def make_train_step(
   of a task have weights. With `data.carry_state`, weights of less than 1 in total are not scaled up
   for the update, so a part of a long document weighs as little as it should. Metrics: `loss`, that
   mean in nats per token, `tokens`, `grad_norm`, for a task `answer_accuracy`, with lanes of text
-  beside it `text_loss`, and those of `health.memory_metrics`.
+  `text_loss` if there are lanes of text, and those of `health.memory_metrics`.
 
   With `config.train.distill_weight` the update takes a third argument, the parameters of the
   original; `distillation` is the mean divergence from it, in nats per token.
@@ -150,7 +150,7 @@ def make_train_step(
     if config.model.memory.moves_borders:
       batch["shift_BS"] = random_borders(config.model, key, batch["reset_BS"], batch["mask_BT"])
     weight = _weights(batch).sum()
-    weight = jnp.where(weight == 0, 1.0, weight)  # a long question: nobody says anything yet
+    weight = jnp.where(weight == 0, 1.0, weight)  # a chunk of a long question has no targets
     total = jnp.maximum(weight, 1.0) if config.data.carry_state else weight
     sums, memory, grads = gradients(state.params, teacher, memory, batch, total)
     to_mean = total / weight
@@ -246,7 +246,7 @@ def _weights(batch):
 
 
 def _text(batch):
-  """1 for the real tokens of the lanes of text beside a task, (B, T)."""
+  """1 for the real tokens of the lanes of text in the batch of a task, (B, T)."""
   return (batch["text_B"][:, None] & batch["mask_BT"]).astype(jnp.float32)
 
 

@@ -172,7 +172,7 @@ SPOILT = {
     lambda f: edit(f, use_sliding_window=True, sliding_window=4, layer_types=["full_attention"]),
     "has 1 layer_types for 3 layers",
   ),
-  "no id": (lambda f: edit(f, bos_token_id=40), "bos_token_id=40 is no id of its 40; correct it"),
+  "no id": (lambda f: edit(f, bos_token_id=40), "bos_token_id=40 is not an id of its 40; corr"),
   "wider memory": (lambda f: half_a_memory(f, width=16), "not written by `infini-jax convert exp"),
   "other memory": (
     lambda f: half_a_memory(f, mixer="rmt"),

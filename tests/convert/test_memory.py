@@ -40,7 +40,7 @@ def make_run(folder, rng, dtype="float32", **model):
 
 
 def reader(folder):
-  """The module `infini_state` of an exported folder, which is no package."""
+  """The module `infini_state` of an exported folder, which is not a package."""
   spec = importlib.util.spec_from_file_location("infini_state", folder / "infini_state.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -128,7 +128,7 @@ def test_a_file_that_is_not_a_state_of_the_model_is_refused_in_one_line(written,
   (tmp_path / "empty").write_bytes(b"")
   said = {
     folder / "text.state": (("12345678" * 3, ""), "a state of other parameters .*; export the run"),
-    folder / "out" / WEIGHTS: ((), "no state of format 2; load it in infini_jax"),
+    folder / "out" / WEIGHTS: ((), "not a state of format 2; load and save it in infini_jax"),
     tmp_path / "damaged": ((), "damaged, its checksum is wrong; copy or make it again"),
     tmp_path / "cut": ((), "no whole state; give a file that Session.save has written"),
     tmp_path / "text": ((), "no whole state; give a file that Session.save has written"),

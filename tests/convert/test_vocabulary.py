@@ -67,14 +67,14 @@ def test_text_never_gives_a_piece_that_is_declared_a_mark(find):
 @pytest.mark.parametrize(
   ("raw", "files", "said"),
   [
-    ({"eos_token_id": 99_999}, {}, "eos_token_id=99999 is no id of its 310; correct it"),
-    ({"eos_token_id": 305}, {}, "eos_token_id=305 is no token of tokenizer.model; correct it"),
-    ({"eos_token_id": 0}, {}, "eos, '<unk>', also stands for text there; declare another"),
-    ({"bos_token_id": 5}, {}, "bos, '<0x00>', also stands for text there"),
-    ({}, {"tokenizer_config": {"eos_token": "<x>"}}, "eos_token '<x>' is no token of tokenizer.mo"),
+    ({"eos_token_id": 99_999}, {}, "eos_token_id=99999 is not an id of its 310; correct it"),
+    ({"eos_token_id": 305}, {}, "eos_token_id=305 is not a token of tokenizer.model; correct it"),
+    ({"eos_token_id": 0}, {}, "eos, '<unk>', also means text there; declare another"),
+    ({"bos_token_id": 5}, {}, "bos, '<0x00>', also means text there"),
+    ({}, {"tokenizer_config": {"eos_token": "<x>"}}, "eos_token '<x>' is not a token of tokenizer"),
     ({}, {"added_tokens": {"<x>": 1}}, "'<x>' has the id 1, but id 1 is '<s>' in tokenizer.model"),
     ({}, {"added_tokens": {"</s>": 300}}, "'</s>' has the id 300, but it is 2 in tokenizer.model"),
-    ({}, {"added_tokens": {"<x>": -1}}, "added_tokens.json: -1 is no id of a token '<x>'"),
+    ({}, {"added_tokens": {"<x>": -1}}, "added_tokens.json: -1 is not an id of a token '<x>'"),
     (
       {},
       {
@@ -96,7 +96,11 @@ def test_text_never_gives_a_piece_that_is_declared_a_mark(find):
       {"added_tokens": {"<x>": 10_000_000}},
       "10000000, far behind the 300",
     ),
-    ({}, {"added_tokens": {"<x>": 310}, "tokenizer_config": {"eos_token": "<x>"}}, "no token of"),
+    (
+      {},
+      {"added_tokens": {"<x>": 310}, "tokenizer_config": {"eos_token": "<x>"}},
+      "is not a token of",
+    ),
   ],
 )
 def test_wrong_declarations_in_the_other_files_are_refused(find, raw, files, said):

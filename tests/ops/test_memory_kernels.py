@@ -16,7 +16,7 @@ from infini_jax.config import systems
 from infini_jax.ops import infini, kernels, memory_kernels
 from infini_jax.ops.memory import MemoryState, sigma
 from infini_jax.ops.memory_kernels import blocks
-from infini_jax.ops.rotary import Frequencies, rotate, turns
+from infini_jax.ops.rotary import Frequencies, cos_sin, rotate
 from infini_jax.ops.rule import Rule
 
 B, S, N, H, K, E, U = 2, 3, 32, 4, 2, 8, 16
@@ -131,19 +131,19 @@ def test_read_mixes_by_the_gate_of_each_segment(rng, small, order, local_order):
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("to", [*ORDERS[1:], "BKSGNE"])
-def test_turn_is_rotary_positions_in_another_order(rng, small, order, to):
+def test_rotate_is_rotary_positions_in_another_order(rng, small, order, to):
   (x,) = draws(rng, (B, S, N, H, E))
   rope = Frequencies(jnp.asarray(rng.uniform(0, 1, E // 2), jnp.float32), 1.3)
   place = jnp.arange(N, dtype=jnp.int32)
-  cos, sin = (jnp.tile(angle, 2) for angle in turns(place, E, rope))
+  cos, sin = (jnp.tile(angle, 2) for angle in cos_sin(place, E, rope))
 
   def plain(x):
     return rotate(x.reshape(B * S, N, H, E), place[None], rope).reshape(x.shape), x
 
   def ours(x):
     options = {"order": order, "to": to, "on": "cpu", "G": H // K}
-    turned, x = memory_kernels.turn(arranged(x, order), cos, sin, **options)
-    return back(turned, to), back(x, order)
+    rotated, x = memory_kernels.rotate(arranged(x, order), cos, sin, **options)
+    return back(rotated, to), back(x, order)
 
   compare(ours, plain, (x,), tuple(draws(rng, x.shape, x.shape)), f"{order} to {to}")
 

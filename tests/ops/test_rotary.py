@@ -9,7 +9,7 @@ from tests.models import reference
 B, T, H, E, THETA = 2, 7, 3, 8, 100.0
 
 
-def turn(x, position):
+def rotated_at(x, position):
   return np.asarray(jax.jit(rotate, static_argnums=2)(jnp.asarray(x), jnp.asarray(position), THETA))
 
 
@@ -23,7 +23,7 @@ def test_each_pair_is_rotated_as_a_complex_number(rng):
   pairs = x[..., : E // 2].astype(np.complex128) + 1j * x[..., E // 2 :]
   pairs = pairs * np.exp(1j * position[:, :, None, None] * frequency)
   expected = np.concatenate([pairs.real, pairs.imag], -1)
-  np.testing.assert_allclose(turn(x, position), expected, rtol=1e-4, atol=2e-4)
+  np.testing.assert_allclose(rotated_at(x, position), expected, rtol=1e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_only_differences_of_positions_matter(rng):
   q, k = draw(rng), draw(rng)
   position = np.arange(T, dtype=np.int32)[None]
   score = lambda shift: np.einsum(
-    "BTHE,BCHE->BHTC", turn(q, position + shift), turn(k, position + shift)
+    "BTHE,BCHE->BHTC", rotated_at(q, position + shift), rotated_at(k, position + shift)
   )
   np.testing.assert_allclose(score(0), score(37), rtol=1e-4, atol=1e-4)
 
@@ -66,9 +66,11 @@ def test_only_differences_of_positions_matter(rng):
 def test_lengths_and_position_zero_are_kept(rng):
   x = draw(rng)
   position = np.arange(T, dtype=np.int32)[None]
-  turned = turn(x, position)
-  np.testing.assert_array_equal(turned[:, 0], x[:, 0])
-  np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)
+  rotated = rotated_at(x, position)
+  np.testing.assert_array_equal(rotated[:, 0], x[:, 0])
+  np.testing.assert_allclose(
+    np.linalg.norm(rotated, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5
+  )
 
 
 def test_bfloat16_keeps_its_type_and_float32_angles(rng):
@@ -76,5 +78,5 @@ def test_bfloat16_keeps_its_type_and_float32_angles(rng):
   position = jnp.full((1, T), 1001, jnp.int32)  # bfloat16 cannot represent 1001
   got = rotate(x, position, THETA)
   assert got.dtype == jnp.bfloat16
-  exact = turn(np.asarray(x, np.float32), np.asarray(position))
+  exact = rotated_at(np.asarray(x, np.float32), np.asarray(position))
   np.testing.assert_allclose(got.astype(jnp.float32), exact, rtol=2**-8, atol=1e-4)

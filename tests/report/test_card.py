@@ -138,7 +138,7 @@ def test_a_card_replaces_an_older_one_and_no_other_file(tmp_path):
 def test_a_broken_evaluation_is_named(tmp_path):
   run = make_run(tmp_path)
   file = evaluated(run, "passkey/4096-tokens", "passkey", {"cells": [{"length": "long"}]})
-  with pytest.raises(InputError, match="cannot be shown .*; evaluate the task anew") as error:
+  with pytest.raises(InputError, match="cannot be shown .*; evaluate the task again") as error:
     card(str(run.path))
   assert str(file) in str(error.value)
   with pytest.raises(InputError, match="no run here"):

@@ -356,7 +356,7 @@ def test_summaries_stand_beside_their_references(tmp_path, rng):
   assert page.table("What was measured")["summarization: overall"] == ["3.50"]
   for torn in ("{", '"text"\n', "{}\n"):
     file.write_text(torn)
-    with pytest.raises(InputError, match="evaluate the task anew"):
+    with pytest.raises(InputError, match="evaluate the task again"):
       report([str(folder)], None, quiet())
 
 
@@ -437,7 +437,7 @@ def test_figures_that_are_not_finite_are_shown_as_such(tmp_path, rng):
   assert page.table("2 documents")["with the memory"][0] == "nan|nan to nan"
   places = page.table("Perplexity by position")
   assert [places[start][1] for start in ("0", "128")] == ["nan", "inf"]
-  assert "?.txt" in page.table("With the memory"), "a name of bytes that are no text"
+  assert "?.txt" in page.table("With the memory"), "a name of bytes that are not text"
 
 
 def test_wrong_inputs_are_one_line_that_names_the_file(tmp_path, rng, capsys):
@@ -457,7 +457,7 @@ def test_wrong_inputs_are_one_line_that_names_the_file(tmp_path, rng, capsys):
   whole = file.read_text()
   for torn in (whole[: len(whole) // 2], "", "[]"):
     file.write_text(torn)
-    assert str(file) in refused(good) and "evaluate the task anew" in refused(good)
+    assert str(file) in refused(good) and "evaluate the task again" in refused(good)
   file.write_text(json.dumps({k: v for k, v in json.loads(whole).items() if k != "environment"}))
   assert "has no 'environment'" in refused(good)
   assert cli.main(["report", f"--workdir={good}"]) == 2

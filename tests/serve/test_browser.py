@@ -110,7 +110,7 @@ def test_a_book_is_read_and_asked_in_two_chats_side_by_side(page, served, book):
   helped, harmed = first.locator(".why p .word").all()
   expect(helped).to_have_css("background-color", "rgba(10, 88, 168, 0.5)")
   expect(harmed).to_have_css("background-color", "rgba(204, 102, 0, 0.5)")
-  ask(first, "And then?")  # the conversation goes on
+  ask(first, "And then?")  # the conversation continues
   expect(first.locator(".below")).to_have_count(2)
   page.reload()
   page.locator("#sessions button", has_text=re.compile("txt(?! \\(fork)")).click()

@@ -115,7 +115,7 @@ def test_what_cannot_branch_is_refused_and_leaves_nothing(stable, trained, tmp_p
   ):
     with pytest.raises(InputError, match=message):
       train(config_, tmp_path / "new", branch)
-    assert not (tmp_path / "new").exists() and not (tmp_path / "new.tmp").exists()
+    assert not (tmp_path / "new").exists() and not (tmp_path / "new.partial").exists()
   with pytest.raises(InputError, match=r"--step=3 without --branch=RUN: .*; leave it out"):
     branch_of(None, 3)
   assert branch_of(None, None) is None
@@ -125,7 +125,7 @@ def test_the_command_refuses_a_step_without_a_branch(capsys, tmp_path):
   args = ["train", "--config=configs/demo.py", f"--workdir={tmp_path / 'new'}", "--step=3"]
   assert cli.main(args) == 2
   assert capsys.readouterr().err == (
-    "infini-jax train: --step=3 without --branch=RUN: a run goes on from its newest checkpoint; "
+    "infini-jax train: --step=3 without --branch=RUN: a run continues from its newest checkpoint; "
     "leave it out\n"
   )
 

@@ -73,4 +73,4 @@ def test_the_next_command_is_one_that_works(documents, command):
 def test_a_stop_before_the_first_step_has_no_checkpoint():
   console = quiet()
   ending.tell_end(C, "run", Corpus(1), 0, None, console)
-  assert console.file.getvalue() == "stopped at step 0; the same command goes on from there\n"
+  assert console.file.getvalue() == "stopped at step 0; the same command continues from there\n"

@@ -68,7 +68,7 @@ def test_six_steps_equal_three_a_stop_and_three_more(trained, tmp_path, batches,
   assert line["step"] == 3, "what is saved is logged"
   assert last_line(out) == (
     f"stopped at step 3, saved in {tmp_path / 'run' / 'checkpoints' / '3'}; "
-    f"loss {line['loss']:.4f}; the same command goes on from there"
+    f"loss {line['loss']:.4f}; the same command continues from there"
   )
   assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["3"]
   monkeypatch.setattr(loop, "train_batches", reading)

@@ -145,7 +145,7 @@ def test_what_cannot_be_adapted_is_refused(original, adapted):
     ):
       check_start(other(taught, "model", **{setting: 7.0}))
   c, workdir, _ = adapted
-  with pytest.raises(InputError, match="has the mixer 'infini' and is no original to learn from"):
+  with pytest.raises(InputError, match="has the mixer 'infini' and is not an original to learn"):
     check_start(other(c, "train", start_from=str(workdir)))
 
 

@@ -41,7 +41,7 @@ class Layer(NamedTuple):
 
 
 class InfiniCache:
-  """What the model knows of the texts that it has read; its size does not grow with them.
+  """The state of the model after the texts that it has read; its size does not grow with them.
 
   It is changed in place by every call. `fork` makes an independent one.
 

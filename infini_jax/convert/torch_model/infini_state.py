@@ -40,7 +40,7 @@ def read_state(path: str | Path, parameters: str = "", tokenizer: str = "") -> S
     tokenizer: the fingerprint of its tokenizer, likewise.
 
   Raises:
-    ValueError: the file is no state, is damaged, or is a state of another model or tokenizer.
+    ValueError: the file is not a state, is damaged, or is a state of another model or tokenizer.
   """
   data = Path(path).read_bytes()
   try:
@@ -50,7 +50,7 @@ def read_state(path: str | Path, parameters: str = "", tokenizer: str = "") -> S
   except (ValueError, KeyError, TypeError, AttributeError):
     raise ValueError(f"{path}: no whole state; give a file that Session.save has written") from None
   if f"{KIND}{FORMAT}" not in metadata or "checksum" not in tensors:
-    raise ValueError(f"{path}: no state of format {FORMAT}; load it in infini_jax and save it anew")
+    raise ValueError(f"{path}: not a state of format {FORMAT}; load and save it in infini_jax")
   place = start + tensors.pop("checksum")["data_offsets"][0]
   zeroed = data[:place] + bytes(HASH) + data[place + HASH :]
   if data[place : place + HASH] != hashlib.blake2b(zeroed, digest_size=HASH).digest():

@@ -103,8 +103,8 @@ class Chat:
       taught: a model learns its answers. Else it may be what a model itself has said, or nothing.
 
     Raises:
-      InputError: they are no list of messages, a role is unknown, a content is no text, an answer
-        that is taught is empty, or a text holds the name of a special token.
+      InputError: they are not a list of messages, a role is unknown, a content is not text, an
+        answer that is taught is empty, or a text contains the name of a special token.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
       raise InputError("messages: not a list of messages; give objects with role and content")
@@ -120,7 +120,7 @@ class Chat:
       raise InputError(f"{where}: unknown role {role!r}; choose one of {', '.join(ROLES)}")
     if not isinstance(content, str):
       kind = "missing" if content is None else type(content).__name__
-      raise InputError(f"{where}: its content is no text ({kind}); give a text")
+      raise InputError(f"{where}: its content is not text ({kind}); give a text")
     if taught and role == "assistant" and not content.strip():
       raise InputError(f"{where}: the answer is empty; leave the conversation out, or complete it")
     if found := self._special.search(content):
@@ -133,7 +133,7 @@ class Chat:
     """A checked conversation as tokens, up to its last answer.
 
     It is rendered up to each question and up to each answer; what the second text has more is what
-    the assistant says. Some templates write an earlier answer differently once more follows. Then
+    the assistant says. Some templates write an earlier answer differently when more follows. Then
     each answer becomes a conversation of its own: all before it as the model will see it when it is
     asked, and only this answer counts.
 

@@ -64,7 +64,7 @@ def render(
 @functools.lru_cache(64)
 def _compiled(text: str, name: str) -> Any:
   environment = _environment()
-  with one_line(f"{name}: is no Jinja template", "correct it, or choose another"):
+  with one_line(f"{name}: is not a Jinja template", "correct it, or choose another"):
     return environment.from_string(text)
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 from infini_jax.config import InputError
 from infini_jax.data.sources import folders, huggingface, jsonl, parquet, tfds
-from infini_jax.data.sources.base import Corpus, Part, Record
+from infini_jax.data.sources.base import Corpus, CorpusPart, Record
 from infini_jax.data.sources.folders import Document, list_documents, read_text
 from infini_jax.data.sources.specs import folder_of
 
 __all__ = [
   "KINDS",
   "Corpus",
+  "CorpusPart",
   "Document",
-  "Part",
   "Record",
   "list_documents",
   "open_corpus",

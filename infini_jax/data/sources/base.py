@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from infini_jax.config import SPLITS, InputError
 from infini_jax.data.sources.specs import advice, cut, plain
+from infini_jax.digests import short_hash
 
 MB = 1_000_000
 SMALLEST, LARGEST = 2 * MB, 64 * MB  # bytes of text in a part, if the kind of corpus allows it
@@ -30,7 +31,7 @@ class Record(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Part(abc.ABC):
+class CorpusPart(abc.ABC):
   """A piece of a corpus that one worker reads. Its pickle is small.
 
   Attributes:
@@ -47,7 +48,7 @@ class Part(abc.ABC):
     """Its documents, one at a time, always in the same order.
 
     In place of a document that cannot be read, or has no text in the chosen field, comes the error
-    that says why. If the rest of a file cannot be read, one error stands for all of it.
+    that says why. If the rest of a file cannot be read, one error is yielded for all of it.
     """
 
   def read(self, skips: bool = False) -> Iterator[Record]:
@@ -67,7 +68,7 @@ class Part(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Damaged(Part):
+class Damaged(CorpusPart):
   """A file that cannot be opened.
 
   Attributes:
@@ -96,7 +97,7 @@ class Corpus:
   """
 
   spec: str
-  parts: list[Part]
+  parts: list[CorpusPart]
   fingerprint: str
   note: str = ""
   summaries: bool = False
@@ -267,7 +268,7 @@ def named_split(name: str) -> str:
 
 
 def split_rule(found: Collection[str]) -> tuple[dict[str, tuple[str, ...]], str]:
-  """`Part.splits` for each split that a corpus has, and a note about the missing splits.
+  """`CorpusPart.splits` for each split that a corpus has, and a note about the missing splits.
 
   A missing split is taken from train: 4 % of it, chosen by a hash of each document's place.
   """
@@ -284,10 +285,10 @@ def part_size(total: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Group(Part):
+class Group(CorpusPart):
   """Small parts that are read as one part, because each part becomes one shard."""
 
-  parts: list[Part]
+  parts: list[CorpusPart]
 
   def each(self) -> Iterator[Record | InputError]:
     """The documents of each part in turn."""
@@ -295,11 +296,11 @@ class Group(Part):
       yield from part.each()
 
 
-def gather(parts: Sequence[Part]) -> list[Part]:
+def gather(parts: Sequence[CorpusPart]) -> list[CorpusPart]:
   """Joins small parts to parts of about `part_size`; the documents of a split keep their order."""
   target = part_size(sum(part.size for part in parts))
-  groups: list[list[Part]] = []
-  filling: dict[tuple[str, ...], tuple[list[Part], int]] = {}
+  groups: list[list[CorpusPart]] = []
+  filling: dict[tuple[str, ...], tuple[list[CorpusPart], int]] = {}
   for part in parts:
     members, size = filling.pop(part.splits, ([], 0))
     if not members:
@@ -315,7 +316,7 @@ def gather(parts: Sequence[Part]) -> list[Part]:
   ]
 
 
-def glance(parts: Sequence[Part], skips: bool) -> Iterator[str]:
+def glance(parts: Sequence[CorpusPart], skips: bool) -> Iterator[str]:
   """The first document of a few parts, for the fingerprint; it fails if a field is not text."""
   for part in parts[:: max(1, len(parts) // 16)]:
     yield from next(part.read(skips), ())
@@ -331,10 +332,7 @@ def tried(make: Callable[..., Record], *args: Any) -> Record | InputError:
 
 def digest(parts: Iterable[str]) -> str:
   """A short hash of strings."""
-  hashed = hashlib.blake2b(digest_size=8)
-  for part in parts:
-    hashed.update(part.encode("utf-8", "surrogateescape") + b"\0")
-  return hashed.hexdigest()
+  return short_hash(part.encode("utf-8", "surrogateescape") + b"\0" for part in parts)
 
 
 def middle(text: str, characters: int) -> str:

@@ -21,7 +21,7 @@ class File(NamedTuple):
 
   path: Path
   name: str
-  splits: tuple[str, ...]  # as in `Part`
+  splits: tuple[str, ...]  # as in `CorpusPart`
   size: int  # bytes
 
 
@@ -149,12 +149,12 @@ def packing(file: Path) -> str:
 
 
 def name_below(root: Path, file: Path) -> str:
-  """The path of a file inside its corpus, as text that can be printed, whatever its bytes are."""
+  """The path of a file inside its corpus, as text that can be printed, for all bytes."""
   return name_of(file.relative_to(root))
 
 
 def name_of(path: Path) -> str:
-  """A path as text that can be printed, whatever its bytes are."""
+  """A path as text that can be printed, for all bytes."""
   return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 

@@ -14,8 +14,8 @@ from infini_jax.config import SPLITS, InputError
 from infini_jax.data.sources.base import (
   HELD_OUT,
   Corpus,
+  CorpusPart,
   Options,
-  Part,
   Record,
   digest,
   middle,
@@ -47,7 +47,7 @@ class Document(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class FolderPart(Part):
+class FolderPart(CorpusPart):
   """Documents of one split."""
 
   documents: list[Document]
@@ -101,7 +101,7 @@ def open_folder(spec: str, path: str, train: bool = True, skips: bool = False) -
     listing += [f"{split}\0{d.name}\0{sizes[d.path]}" for d in splits[split]]
     some = splits[split][:: max(1, len(splits[split]) // 16)]
     listing += [digest([_text(document, skips)]) for document in some]
-  parts: list[Part] = []
+  parts: list[CorpusPart] = []
   target = part_size(sum(sizes.values()))
   for split in SPLITS:
     documents, filled = [], 0
@@ -156,7 +156,7 @@ def read_text(document: Document) -> str:
     raise unreadable(document.path, error) from None
   if "\0" in text:
     raise InputError(
-      f"{document.path}: holds NUL characters, so it is no text file; remove it from the corpus"
+      f"{document.path}: holds NUL characters, so it is not a text file; remove it from the corpus"
     )
   return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -211,7 +211,7 @@ def _given_splits(
         f"corpus {path!r}: its folder {split}/ has no documents that are in no other split; add "
         f"some to it"
       )
-  known = {way.real for way in found.taken}  # a split may link to files beside it
+  known = {way.real for way in found.taken}  # a split may link to files next to it
   beside = [way for ways in _below([root], SUFFIXES) for way in ways if way.real not in known]
   return splits, left_out([*found.rest, *beside])
 
@@ -253,7 +253,7 @@ def _single(file: Path, train: bool) -> dict[str, list[Document]]:
   name = file.name.lower().removesuffix(".gz").removesuffix(".zst")
   for kind, suffixes in (("jsonl", (".jsonl", ".json")), ("parquet", (".parquet",))):
     if name.endswith(suffixes):
-      raise InputError(f"corpus '{file}' is no text by itself; write {kind}:{file}")
+      raise InputError(f"corpus '{file}' is not text by itself; write {kind}:{file}")
   return {split: [Document(file.name, file)] * (split == "test") for split in SPLITS}
 
 

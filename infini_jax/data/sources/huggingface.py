@@ -13,9 +13,9 @@ from infini_jax.config import SPLITS, InputError
 from infini_jax.data.sources.base import (
   CALLED,
   Corpus,
+  CorpusPart,
   Fields,
   Options,
-  Part,
   Record,
   choose_splits,
   digest,
@@ -36,7 +36,7 @@ UNKNOWN = 4000  # bytes for each row, if the data set does not give its size
 
 
 @dataclasses.dataclass(frozen=True)
-class HuggingFacePart(Part):
+class HuggingFacePart(CorpusPart):
   """Some rows of a split."""
 
   name: str
@@ -89,7 +89,7 @@ def open_huggingface(spec: str, train: bool = True) -> Corpus:
   all_rows = sum(map(len, loaded.values()))
   each = max(1, (info.dataset_size or UNKNOWN * all_rows) // max(1, all_rows))  # bytes of a row
   step = max(1, part_size(each * all_rows) // each)
-  parts: list[Part] = []
+  parts: list[CorpusPart] = []
   for split in splits:
     for start in range(0, len(loaded[split]), step):
       stop = min(start + step, len(loaded[split]))

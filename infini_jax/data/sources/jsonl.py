@@ -14,9 +14,9 @@ from typing import IO, Any
 from infini_jax.config import InputError
 from infini_jax.data.sources.base import (
   Corpus,
+  CorpusPart,
   Fields,
   Options,
-  Part,
   Record,
   Rows,
   digest,
@@ -34,7 +34,7 @@ PACKED = 3  # about the bytes of text for each byte of a compressed file
 
 
 @dataclasses.dataclass(frozen=True)
-class LinesPart(Part):
+class LinesPart(CorpusPart):
   """The lines that start in a range of bytes; all lines of a compressed file."""
 
   path: Path
@@ -77,7 +77,7 @@ def open_jsonl(spec: str, train: bool = True, kind: Any = Fields) -> Corpus:
   if first is None:
     raise InputError(f"corpus {spec!r}: its files are empty; give others")
   fields = kind.choose(spec, options, list(first))
-  parts: list[Part] = []
+  parts: list[CorpusPart] = []
   sizes = [file.size * (PACKED if packing(file.path) else 1) for file in files]
   target = part_size(sum(sizes))
   for file, size in zip(files, sizes, strict=True):
@@ -105,7 +105,7 @@ def named_rows(file: File) -> Iterator[tuple[str, dict[str, Any]]]:
   """The rows of a file, each with its place `FILE, line NUMBER`. A file may be one JSON array.
 
   Raises:
-    InputError: it cannot be read, or a row is no object.
+    InputError: it cannot be read, or a row is not an object.
   """
   first = True
   for number, (_, line) in enumerate(_lines(file.path, 0, None), 1):

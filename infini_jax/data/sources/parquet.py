@@ -9,10 +9,10 @@ from typing import Any
 from infini_jax.config import InputError
 from infini_jax.data.sources.base import (
   Corpus,
+  CorpusPart,
   Damaged,
   Fields,
   Options,
-  Part,
   Record,
   Rows,
   digest,
@@ -27,7 +27,7 @@ ROWS = 16  # rows read at a time; a row may be a book
 
 
 @dataclasses.dataclass(frozen=True)
-class RowsPart(Part):
+class RowsPart(CorpusPart):
   """Some rows of a file; always whole row groups."""
 
   path: Path
@@ -120,7 +120,7 @@ def each_row(
 ) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
   """The same with the number of each row, and an error in place of a row that cannot be read.
 
-  If a row group is damaged, one error stands for all of it that cannot be read.
+  If a row group is damaged, one error is yielded for all of it that cannot be read.
 
   Raises:
     InputError: the file is not Parquet, or lacks a column.
@@ -166,10 +166,10 @@ def _values(path: Path, first: int, batch: Any) -> list[dict[str, Any] | InputEr
 
 def _row_groups(
   files: list[File], skips: bool
-) -> tuple[dict[Path, list[tuple[int, int]]], list[Part]]:
+) -> tuple[dict[Path, list[tuple[int, int]]], list[CorpusPart]]:
   """The row groups of each file, and a part for each file that cannot be opened."""
   groups: dict[Path, list[tuple[int, int]]] = {}
-  damaged: list[Part] = []
+  damaged: list[CorpusPart] = []
   for file in files:
     try:
       groups[file.path] = row_groups(file.path)

@@ -1,7 +1,7 @@
 """Published long-context tasks in their own form: the rows of RULER's generator and of BABILong.
 
 Nothing of their texts is in this package. Rows are read from the user's files, one at a time, or
-from data sets of the package `datasets`. Their tasks and lengths stand in the names of folders,
+from data sets of the package `datasets`. Their tasks and lengths are in the names of folders,
 files, configs or splits, as they are published:
 
     4096/data/niah_single_1/validation.jsonl        RULER: length and task
@@ -145,7 +145,9 @@ def ruler(row: Mapping[str, Any], where: str, words: Sequence[str], prompt: str)
   text = row["input"] + ("" if row["input"].endswith(begin) else begin)
   outputs = [row["outputs"]] if isinstance(row["outputs"], str) else row["outputs"]
   if not all(isinstance(output, str | int | float) for output in outputs):
-    raise InputError(f"{where}: its outputs are no list of texts; complete the row, or take it out")
+    raise InputError(
+      f"{where}: its outputs are not a list of texts; complete the row, or remove it"
+    )
   targets = tuple(map(str, outputs))
   if not targets or not all(target.strip() for target in targets):
     raise InputError(f"{where}: its outputs are empty; take the row out")

@@ -19,10 +19,10 @@ from typing import Any
 from infini_jax.config import SPLITS, InputError
 from infini_jax.data.sources.base import (
   Corpus,
+  CorpusPart,
   Damaged,
   Fields,
   Options,
-  Part,
   Record,
   choose_splits,
   digest,
@@ -48,7 +48,7 @@ FIELDS = {  # the fields of well-known data sets
 
 
 @dataclasses.dataclass(frozen=True)
-class ExamplesPart(Part):
+class ExamplesPart(CorpusPart):
   """Some examples of a file."""
 
   folder: str  # the folder of the data set
@@ -80,7 +80,7 @@ class ExamplesPart(Part):
     except Exception as error:  # of the protocol buffers: any class
       reason = " ".join(str(error).split())[:200]
       raise InputError(
-        f"{place}: is no example of its data set ({reason}); prepare it again"
+        f"{place}: is not an example of its data set ({reason}); prepare it again"
       ) from None
     return self.fields.record(self.splits, place, example)
 
@@ -136,11 +136,13 @@ def _corpus(spec: str, builder: Any, options: Options, train: bool) -> Corpus:
         f"corpus {spec!r}: field {field!r} is not text; name one of {texts or 'none'}"
       )
   if fields.name and info.features[fields.name].shape != ():
-    raise InputError(f"corpus {spec!r}: field {fields.name!r} is no name; take one text or number")
+    raise InputError(
+      f"corpus {spec!r}: field {fields.name!r} is not a name; take one text or number"
+    )
   splits = choose_splits(spec, options, list(info.splits), train)
   rule, note = split_rule(set(splits.values()))
   target = part_size(sum(info.splits[split].num_bytes for split in splits))
-  parts: list[Part] = []
+  parts: list[CorpusPart] = []
   listing = [info.full_name]
   for name, ours in splits.items():
     split = info.splits[name]

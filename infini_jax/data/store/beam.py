@@ -15,7 +15,7 @@ from rich.console import Console
 from infini_jax.config import InputError
 from infini_jax.data.store.prepare import finish
 from infini_jax.data.store.store import Store
-from infini_jax.data.store.work import Work
+from infini_jax.data.store.work import Preparation
 from infini_jax.data.store.workers import Job, write_job, write_shards
 from infini_jax.data.tokenizers import Tokenizer, load_saved
 from infini_jax.progress import make_console
@@ -48,11 +48,11 @@ def prepare_with_beam(
     console: for progress and the final table.
 
   Raises:
-    InputError: as `prepare`; Beam is not installed, does not know the runner or a flag, or fails.
+    InputError: as `prepare`; Beam is not installed, does not have the runner or a flag, or fails.
   """
   console = console or make_console()
   options = _options(runner, flags)
-  work = Work(corpus, out.absolute(), tokenizer, min_tokens)
+  work = Preparation(corpus, out.absolute(), tokenizer, min_tokens)
   if work.is_complete:
     return Store.open(work.out)
   work.introduce(console)
@@ -76,7 +76,7 @@ def _options(runner: str, flags: Sequence[str]) -> Any:
   """The options of the pipeline.
 
   Raises:
-    InputError: Beam is not installed, or does not know the runner or a flag.
+    InputError: Beam is not installed, or does not have the runner or a flag.
   """
   try:
     with quiet():

@@ -1,7 +1,7 @@
 """Several prepared stores as one corpus, each with a share of the training tokens.
 
 Its spec is `mix:STORE=WEIGHT,STORE=WEIGHT`, such as `mix:stores/books=2,stores/code=1`: two tokens
-of books for one token of code, whatever the sizes of the stores and of their documents.
+of books for one token of code, for all sizes of the stores and of their documents.
 """
 
 import math

@@ -20,7 +20,7 @@ from infini_jax.data.store.prepare import finish
 from infini_jax.data.store.shards import Shard
 from infini_jax.data.store.store import Store, is_store, write_json
 from infini_jax.data.store.verify import verify
-from infini_jax.data.store.work import PARTS, Work
+from infini_jax.data.store.work import PARTS, Preparation
 from infini_jax.data.store.workers import Job, write_shards
 from infini_jax.progress import make_console
 
@@ -84,7 +84,7 @@ def prepare_part(
   """
   console = console or make_console()
   portion = Portion.parse(part)
-  work = Work(corpus, out, tokenizer, min_tokens, remedy=REMEDY)
+  work = Preparation(corpus, out, tokenizer, min_tokens, remedy=REMEDY)
   if work.is_complete:
     return console.print(f"{work.out}: is complete already", markup=False, soft_wrap=True)
   if work.is_untrained and portion.number > 1:
@@ -129,7 +129,7 @@ def join_parts(
   console = console or make_console()
   if not out.is_dir() or not is_store(out):
     raise InputError(f"{out}: no part of a store is here; make them with --part=1/N to N/N")
-  work = Work(corpus, out, tokenizer, min_tokens, remedy=REMEDY)
+  work = Preparation(corpus, out, tokenizer, min_tokens, remedy=REMEDY)
   if work.is_complete:
     shutil.rmtree(work.out / PARTS, ignore_errors=True)  # of a join that was interrupted
     return Store.open(work.out)
@@ -144,12 +144,12 @@ def join_parts(
   return finish(work, console)
 
 
-def _description(portion: Portion, work: Work) -> dict[str, Any]:
+def _description(portion: Portion, work: Preparation) -> dict[str, Any]:
   """What the file of a complete part says."""
   return {"part": portion, **work.plan, "tokenizer_fingerprint": work.tokenizer.fingerprint}
 
 
-def _complete(work: Work) -> list[Portion]:
+def _complete(work: Preparation) -> list[Portion]:
   """All parts of the store.
 
   Raises:

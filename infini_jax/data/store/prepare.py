@@ -13,7 +13,7 @@ from infini_jax.data.store.shards import FIRST
 from infini_jax.data.store.store import Store, is_store, write_store
 from infini_jax.data.store.tables import left_out, lengths, table
 from infini_jax.data.store.verify import verify
-from infini_jax.data.store.work import PARTS, Work
+from infini_jax.data.store.work import PARTS, Preparation
 from infini_jax.data.store.workers import write_shards
 from infini_jax.data.tokenizers import Tokenizer
 from infini_jax.paths import expand
@@ -49,7 +49,7 @@ def prepare(
       plan writes into it at the same time; there are no training tokens.
   """
   console = console or make_console()
-  work = Work(corpus, out, tokenizer, min_tokens, own, remedy, train)
+  work = Preparation(corpus, out, tokenizer, min_tokens, own, remedy, train)
   if work.is_complete:
     return Store.open(work.out)
   work.introduce(console)
@@ -59,7 +59,7 @@ def prepare(
   return finish(work, console)
 
 
-def finish(work: Work, console: Console) -> Store:
+def finish(work: Preparation, console: Console) -> Store:
   """Checks a store whose jobs are all done, and completes it.
 
   Raises:

@@ -223,7 +223,7 @@ class Store:
 
   @property
   def text(self) -> str:
-    """A short hash of its documents, whatever the tokenizer; in older stores the fingerprint."""
+    """A short hash of its documents, without the tokenizer; in older stores the fingerprint."""
     try:
       plan = json.loads((self.folder / "plan.json").read_text("utf-8"))
       return digest([plan["documents"], str(plan["min_tokens"])])

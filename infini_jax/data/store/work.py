@@ -31,7 +31,7 @@ SAMPLE = 10 * MB  # characters that a tokenizer is trained on
 PARTS = "parts"  # the folder with one file for each part that a machine has completed
 
 
-class Work:
+class Preparation:
   """A store that is made from a corpus. Creating it claims the folder for its plan.
 
   Args:
@@ -118,7 +118,7 @@ class Work:
     return [job for job in jobs if not all(s.is_finished() for s in job.shards(self.out))]
 
   def introduce(self, console: Console) -> None:
-    """Prints what the user should know about the corpus."""
+    """Prints the notes of the corpus, such as the files that were left out."""
     for line in filter(None, (self.corpus.note, self.corpus.left_out)):
       console.print(line, markup=False, soft_wrap=True)
 

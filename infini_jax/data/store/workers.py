@@ -14,7 +14,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from infini_jax.config import InputError
-from infini_jax.data.sources import Part, Record
+from infini_jax.data.sources import CorpusPart, Record
 from infini_jax.data.sources.base import MB
 from infini_jax.data.store.shards import Entry, Shard, ShardWriter, summaries_of
 from infini_jax.data.tokenizers import Tokenizer, encode_named, load_saved
@@ -26,7 +26,7 @@ SPAWN_ABOVE = 4 * MB  # a smaller corpus takes less time than starting processes
 class Job(NamedTuple):
   """One piece of work: a part of the corpus, written to one shard of each of its splits."""
 
-  part: Part
+  part: CorpusPart
   numbers: dict[str, int]  # the number of the shard, by split
   summaries: bool  # whether to write summaries, into shards of their own
   skips: bool = False  # whether a document that cannot be read is left out and counted

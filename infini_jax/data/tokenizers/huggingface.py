@@ -1,7 +1,6 @@
 """A Hugging Face `tokenizer.json`: the only file that imports the package tokenizers."""
 
 import functools
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from infini_jax.data.tokenizers.failing import one_line
 from infini_jax.data.tokenizers.json_file import TokenizerJson
 from infini_jax.data.tokenizers.marks import Declared, declared_marks, find_marks
 from infini_jax.data.tokenizers.templates import Template, find_template, load_template
+from infini_jax.digests import short_hash
 from infini_jax.files import write_bytes
 
 BYTE = re.compile("<0x[0-9A-F]{2}>")
@@ -57,7 +57,7 @@ class HuggingFaceTokenizer:
     self.special = {n: id for n, id in parsed.ids.items() if n in parsed.special or id in marks}
     own = b"" if marks == parsed.first_marks() else repr(marks).encode()  # as in older versions
     own += b"gaps" * parsed.has_gaps
-    self.fingerprint = hashlib.blake2b(parsed.content + own, digest_size=8).hexdigest()
+    self.fingerprint = short_hash(parsed.content + own)
 
   def encode(self, text: str) -> np.ndarray:
     """The ids of a text; names of special tokens in the text are ordinary text."""
@@ -93,7 +93,7 @@ class HuggingFaceTokenizer:
     return len(self.decode(kept[:whole]).encode()) + tail
 
   def bytes_of(self, id: int) -> bytes:
-    """What the decoder adds for the token behind another one, or the bytes that it stands for."""
+    """What the decoder adds for the token behind another one, or the bytes that it means."""
     once, twice = self.decode([id]), self.decode([id, id])
     if CUT not in once:
       return twice.removeprefix(once).encode()
@@ -112,7 +112,7 @@ class HuggingFaceTokenizer:
 
   @classmethod
   def load(cls, file: Path) -> "HuggingFaceTokenizer":
-    """Reads a tokenizer.json, with the marks that a file beside it records or declares."""
+    """Reads a tokenizer.json, with the marks that a file next to it records or declares."""
     if not (marks := cls._recorded(file)):
       return cls.with_declared(file.read_bytes(), file)
     loaded = cls(file.read_bytes(), str(file), marks)
@@ -123,7 +123,7 @@ class HuggingFaceTokenizer:
   def with_declared(
     cls, content: bytes, file: Path, raw: Mapping[str, Any] | None = None
   ) -> "HuggingFaceTokenizer":
-    """The tokenizer of a file's content, with the marks that the files beside it declare.
+    """The tokenizer of a file's content, with the marks that the files next to it declare.
 
     `raw` is the content of config.json, if it was read already.
     """

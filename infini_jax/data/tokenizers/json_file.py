@@ -21,7 +21,7 @@ class TokenizerJson:
     ids: the id of each token, by its name.
     special: the names of the special added tokens; of all added tokens if none is special.
     has_gaps: whether the ids of added tokens do not follow the other ids one by one. The library
-      numbers them one by one, whatever the file says; so did versions without `sealed`.
+      numbers them one by one, and not as in the file; so did versions without `sealed`.
 
   Raises:
     InputError: the content is not a tokenizer.json, or an added token has the id of another token.

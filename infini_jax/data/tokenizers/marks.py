@@ -1,6 +1,6 @@
 """The marks: ids that begin and end a document. Files declare them, or they have usual names.
 
-An ordinary piece of a vocabulary is a mark only if a file declares it, whatever its name.
+An ordinary piece of a vocabulary is a mark only if a file declares it; its name does not matter.
 """
 
 import json
@@ -22,7 +22,7 @@ USUAL = {
   ),
 }
 SHOWN = 8  # the most candidates that an error names
-BESIDE = "name them as bos_token and eos_token in a tokenizer_config.json beside it"
+BESIDE = "name them as bos_token and eos_token in a tokenizer_config.json next to it"
 
 
 class Declared(NamedTuple):
@@ -111,7 +111,8 @@ def declared_marks(
     first = next((id for id in by_name + by_id if id is not None), None)
     if first is not None and first not in ids.values():
       raise InputError(
-        f"{folder}: {mark}_token_id={first} is no token of {file.name}; correct it in config.json"
+        f"{folder}: {mark}_token_id={first} is not a token of {file.name}; correct it in "
+        f"config.json"
       )
     return first, by_id != [None, None]
 
@@ -132,7 +133,7 @@ def added_tokens(folder: Path) -> dict[int, tuple[str, bool]]:
   config = folder / "tokenizer_config.json"
   decoder = read_object(config).get("added_tokens_decoder") or {}
   if not isinstance(decoder, dict):
-    raise InputError(f"{config}: its added_tokens_decoder is no object; download it again")
+    raise InputError(f"{config}: its added_tokens_decoder is not an object; download it again")
   found = [(config, token, id) for id, token in decoder.items()]
   more = folder / "added_tokens.json"
   found += [(more, token, id) for token, id in read_object(more).items()]
@@ -141,7 +142,7 @@ def added_tokens(folder: Path) -> dict[int, tuple[str, bool]]:
     name = token.get("content") if isinstance(token, dict) else token
     number = int(id) if str(id).isdecimal() else -1
     if not isinstance(name, str) or not name or not 0 <= number < 2**31:
-      raise InputError(f"{file}: {id!r} is no id of a token {name!r}; correct it")
+      raise InputError(f"{file}: {id!r} is not an id of a token {name!r}; correct it")
     if names.setdefault(name, number) != number:
       raise InputError(
         f"{file}: token {name!r} is {number} here and {names[name]} in another entry; correct one"
@@ -196,12 +197,12 @@ def _by_name(
   if token in (None, ""):
     return None
   if not isinstance(token, str) or token not in ids:
-    raise InputError(f"{where}: {mark}_token {token!r} is no token of {file.name}; correct it")
+    raise InputError(f"{where}: {mark}_token {token!r} is not a token of {file.name}; correct it")
   other = next((id for id, (name, _) in added_tokens(file.parent).items() if name == token), None)
   if other is not None and other != ids[token]:
     raise InputError(
       f"{where}: {mark}_token {token!r} is {ids[token]} in {file.name}, and {other} by the tokens "
-      f"that the files beside add; correct one of them"
+      f"that the files next to it add; correct one of them"
     )
   return ids[token]
 
@@ -213,7 +214,7 @@ def _by_id(where: Path, said: Mapping[str, Any], mark: str, limit: int) -> int |
   for id in several if given is not None else ():
     if type(id) is not int or not 0 <= id < limit:
       raise InputError(
-        f"{where.parent}: {mark}_token_id={id!r} is no id of its {limit}; correct it in "
+        f"{where.parent}: {mark}_token_id={id!r} is not an id of its {limit}; correct it in "
         f"{where.name}"
       )
   return several[0] if several else None

@@ -1,6 +1,5 @@
 """SentencePiece models: the only file that imports the package sentencepiece."""
 
-import hashlib
 import io
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from infini_jax.data.tokenizers.base import (
 from infini_jax.data.tokenizers.failing import one_line
 from infini_jax.data.tokenizers.marks import BESIDE, added_tokens, declared_marks, read_object
 from infini_jax.data.tokenizers.templates import Template, find_template
+from infini_jax.digests import short_hash
 from infini_jax.files import write_bytes
 
 SPACE = "\u2581"  # how SentencePiece writes a space in its pieces
@@ -51,7 +51,7 @@ class SentencePieceTokenizer:
     if bos < 0 and eos < 0:
       raise InputError(f"{name}: has neither bos nor eos; {BESIDE}")
     self.bos, self.eos = (bos if bos >= 0 else eos), (eos if eos >= 0 else bos)
-    self.fingerprint = hashlib.blake2b(model, digest_size=8).hexdigest()
+    self.fingerprint = short_hash(model)
     every = list(range(self.size))
     special = np.array(self._processor.is_control(every)) | self._processor.is_unknown(every)
     self._is_text: np.ndarray = ~special
@@ -64,7 +64,7 @@ class SentencePieceTokenizer:
 
   @classmethod
   def load(cls, file: Path, raw: Mapping[str, Any] | None = None) -> "SentencePieceTokenizer":
-    """Reads a model, with the tokens that files beside it add and the marks that they declare.
+    """Reads a model, with the tokens that files next to it add and the marks that they declare.
 
     Both are written into the model. `raw` is the content of config.json, if it was read already.
     Added tokens with ids beyond the embedding are left out.
@@ -202,7 +202,7 @@ def _opened(model: bytes, name: str) -> sentencepiece.SentencePieceProcessor:
 
 
 def _with_declared(model: bytes, file: Path, raw: Mapping[str, Any] | None) -> bytes:
-  """The model with the tokens and marks of the files beside it; unchanged if it has them all."""
+  """The model with the tokens and marks of the files next to it; unchanged if it has them all."""
   processor = _opened(model, str(file))
   pieces = [processor.id_to_piece(id) for id in range(processor.get_piece_size())]
   raw = read_object(file.parent / "config.json") if raw is None else raw
@@ -229,7 +229,7 @@ def _with_declared(model: bytes, file: Path, raw: Mapping[str, Any] | None) -> b
     piece = made.pieces[found]
     if found < len(kinds) and kinds[found] in (UNKNOWN, BYTE):
       raise InputError(
-        f"{file}: {mark}, {piece.piece!r}, also stands for text there; declare another {mark}_token"
+        f"{file}: {mark}, {piece.piece!r}, also means text there; declare another {mark}_token"
       )
     piece.type = CONTROL
     setattr(made.trainer_spec, f"{mark}_piece", piece.piece)
@@ -237,7 +237,7 @@ def _with_declared(model: bytes, file: Path, raw: Mapping[str, Any] | None) -> b
 
 
 def _added(pieces: list[str], file: Path, vocab_size: object) -> dict[int, tuple[str, bool]]:
-  """The tokens that files beside the model add after its pieces, up to the embedding's size."""
+  """The tokens that files next to the model add after its pieces, up to the embedding's size."""
   ids = {piece: id for id, piece in enumerate(pieces)}
   more: dict[int, tuple[str, bool]] = {}
   for id, (token, special) in added_tokens(file.parent).items():

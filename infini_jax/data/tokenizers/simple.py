@@ -1,6 +1,5 @@
 """Tokenizers that need no library: bytes, and the words of a synthetic task."""
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ import numpy as np
 
 from infini_jax.data.tokenizers.base import encode_apart, save_template, within
 from infini_jax.data.tokenizers.templates import Template
+from infini_jax.digests import short_hash
 from infini_jax.files import write_bytes
 
 
@@ -21,7 +21,7 @@ class ByteTokenizer:
   size = 257
   bos = eos = 256
   special: Mapping[str, int] = {"<|document|>": 256}
-  fingerprint = hashlib.blake2b(b"bytes", digest_size=8).hexdigest()
+  fingerprint = short_hash(b"bytes")
 
   def encode(self, text: str) -> np.ndarray:
     """One id for each byte."""
@@ -69,7 +69,7 @@ class WordTokenizer:
     self._pattern = re.compile("|".join([*longest_first, "."]), re.DOTALL)
     self.size = len(self._pieces)
     self.bos = self.eos = 0
-    self.fingerprint = hashlib.blake2b(json.dumps(self._pieces).encode(), digest_size=8).hexdigest()
+    self.fingerprint = short_hash(json.dumps(self._pieces).encode())
 
   def encode(self, text: str) -> np.ndarray:
     """One id for each piece."""

@@ -1,6 +1,6 @@
 """The chat template of a vocabulary: how a conversation becomes text. It goes with the tokenizer.
 
-A Hugging Face folder has it in `tokenizer_config.json`, or in `chat_template.jinja` beside it. A
+A Hugging Face folder has it in `tokenizer_config.json`, or in `chat_template.jinja` next to it. A
 saved tokenizer has it in `chat.json`.
 """
 

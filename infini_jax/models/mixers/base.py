@@ -1,4 +1,4 @@
-"""What every memory system offers: the one interface between a layer and what it remembers.
+"""The interface of every memory system, between a layer and its state.
 
 A system is defined by two functions: `read` is what tokens of a segment see, `write` is what the
 state becomes when the segment is closed. `Mixer` makes all calls out of these two: whole chunks,
@@ -23,7 +23,7 @@ from infini_jax.parallel import zeros
 
 
 class Tokens(NamedTuple):
-  """What a layer computes of its tokens: un-rotated, and the hidden states before projection."""
+  """The projections of the tokens of a layer, un-rotated, and the hidden states before them."""
 
   q_BTHE: jax.Array
   k_BTKE: jax.Array
@@ -37,7 +37,7 @@ class Tokens(NamedTuple):
 
 
 class Chunk(NamedTuple):
-  """How tokens lie in their documents. A field that is None changes nothing.
+  """The place of tokens in their documents. A field that is None has no effect.
 
   Attributes:
     reset_BS: True where a segment starts a document.
@@ -73,7 +73,7 @@ class Stream(NamedTuple):
 
 
 class Work(NamedTuple):
-  """What the memory makes of a layer's work on one device.
+  """The work of a layer with this memory on one device.
 
   Attributes:
     rows: the tokens that go through the layer at a time.
@@ -94,17 +94,17 @@ GATE = "beta_H"  # the parameter of the gates, in every system that has them
 
 
 def pair_size(c: ModelConfig) -> int:
-  """Numbers of a token's keys and values."""
+  """The numbers in the keys and values of one token."""
   return 2 * c.kv_heads * c.head_dim
 
 
 def read_flops(c: ModelConfig) -> int:
-  """Operations of one query, in all heads, with one key and value."""
+  """The operations of one query with one key and value, in all heads."""
   return 4 * c.heads * c.head_dim
 
 
 class Mixer(nnx.Module):
-  """How a layer's tokens see earlier ones, and which state is carried on.
+  """How the tokens of a layer see earlier tokens, and the state that a layer carries.
 
   However the tokens are cut into calls, the outputs are the same. Resetting every segment is the
   ablation that holds the memory empty.
@@ -119,17 +119,17 @@ class Mixer(nnx.Module):
     self.config = config
 
   def groups(self) -> tuple[tuple[int, int], ...]:
-    """Runs of layers, (first, after the last), whose states are alike: each is one scan."""
+    """Ranges of layers, (first, after the last), with states of one kind; each is one scan."""
     return ((0, self.config.layers),)
 
   def state(self, lanes: int, layer: int = 0) -> Any:
-    """The state of a layer (from 0) before any token; no leaves: nothing is carried."""
+    """The state of a layer (counted from 0) before any token; without leaves: there is no state."""
     raise NotImplementedError
 
   def read(
     self, tokens: Tokens, position_BT: jax.Array, segment: Segment, state: Any, chunk: Chunk
   ) -> jax.Array:
-    """What tokens of a segment see, (B,T,H,E): the segment up to each of them, and the state.
+    """The output for tokens of a segment, (B,T,H,E), from the segment up to each and the state.
 
     Args:
       tokens: their queries; their keys and values are in the segment already.
@@ -141,7 +141,7 @@ class Mixer(nnx.Module):
     raise NotImplementedError
 
   def write(self, segment: Segment, state: Any) -> Any:
-    """The state after a segment, which may be short of tokens, from the state before it."""
+    """The state after a segment, which may be incomplete, from the state before it."""
     raise NotImplementedError
 
   def emptied(self, state: Any) -> Any:
@@ -170,13 +170,13 @@ class Mixer(nnx.Module):
     return out_BSNHE.reshape(B, -1, *out_BSNHE.shape[3:])[:, :T], state
 
   def open(self, state: Any, lanes: int, dtype: Any) -> Any:
-    """From the state after whole segments to the stream of a segment that is open."""
+    """Converts the state after whole segments to the stream of an open segment."""
     hidden = self.config.width if self.reads_hidden else 0
     return Stream(state, empty_segment(self.config, lanes, dtype, hidden=hidden))
 
   @staticmethod
   def close(stream: Any) -> Any:
-    """The state after whole segments, which an open one reads; layers may be in front."""
+    """The reverse of `open`, if no lane has a token in its open segment; layers may be in front."""
     return stream.state
 
   def extend(self, tokens: Tokens, chunk: Chunk, stream: Any) -> tuple[jax.Array, Any]:
@@ -192,7 +192,7 @@ class Mixer(nnx.Module):
     return out_BTHE, Stream(state, after)
 
   def append(self, tokens: Tokens, chunk: Chunk, stream: Stream) -> tuple[jax.Array, Stream]:
-    """As `extend`, but a segment that is full stays open."""
+    """As `extend`, but a full segment stays open."""
     state, cache = stream
     position_BT, cache = on_shards(
       append,
@@ -207,7 +207,7 @@ class Mixer(nnx.Module):
     return self.read(tokens, position_BT, cache, state, chunk), Stream(state, cache)
 
   def rope(self, windowed: jax.Array | None = None) -> Rope:
-    """How this layer's queries and keys are rotated: `ops.rotary.rotate`."""
+    """Rotates the queries and keys of this layer, by `ops.rotary.rotate`."""
     c = self.config
     if windowed is None and c.family.window_theta:
       return c.family.window_theta
@@ -226,7 +226,7 @@ class Mixer(nnx.Module):
 
   @staticmethod
   def memory_flops(c: ModelConfig, layer: float) -> float:
-    """Floating-point operations of one token forward, all layers, beside those of its segment.
+    """Floating-point operations of one token forward, all layers, without those of its segment.
 
     Args:
       c: the model.
@@ -238,13 +238,13 @@ class Mixer(nnx.Module):
   def table_1(c: ModelConfig) -> tuple[str, int]:
     """The numbers that one lane carries: Table 1's formula (arXiv 2404.07143), and its value.
 
-    K stands for the paper's H: the heads that have keys and values.
+    K is the paper's H: the heads that have keys and values.
     """
     return "0", 0
 
   @staticmethod
   def work(c: ModelConfig, s: Any) -> Work:
-    """What the memory makes of a layer's work on one device.
+    """The work of one layer on one device, with this memory.
 
     Args:
       c: the model.
@@ -254,12 +254,12 @@ class Mixer(nnx.Module):
 
   @staticmethod
   def auxiliary(state: Any) -> jax.Array | float:
-    """A loss of the mixer's own, from the state after a chunk; mean over layers and lanes."""
+    """An additional loss of the mixer, from the state after a chunk; mean over layers and lanes."""
     return 0.0
 
   @staticmethod
   def reserve(state: Any, tokens: int) -> Any:
-    """Room for `tokens` more, where a state grows. `state` has the layers in front."""
+    """Makes room for more tokens in a state that grows. `state` has the layers in front."""
     return state
 
 

@@ -1,8 +1,8 @@
-"""Compressive Transformers (Rae et al., arXiv 1911.05507): what grows old is compressed, and kept.
+"""Compressive Transformers (Rae et al., arXiv 1911.05507): old hidden states are compressed.
 
 A segment sees itself, the hidden states of the segment before, and C compressed ones: each stands
 for `compression_rate` old ones in a row, by their mean or by a learned convolution. Hidden states
-are remembered without gradient, and projected to keys and values anew where they are read.
+are remembered without gradient, and projected again to keys and values where they are read.
 
 The convolution has a loss of its own: what attention reads from the compressed segment should be
 what it read from the old one. That loss trains nothing else, and no other loss trains it.
@@ -62,7 +62,7 @@ class Compressive(Mixer):
       self.w_compress_RDI = nnx.Param((scale * noise).astype(c.run.param_dtype))
 
   def state(self, lanes: int, layer: int = 0) -> Old:
-    """Nothing was read before."""
+    """The state before any token: empty."""
     c, dtype = self.config, jnp.dtype(self.config.run.compute_dtype)
     sizes = (c.segment_length, c.memory.compressed_memory)
     (x_BNI, of_BN), (x_BCI, of_BC) = (
@@ -72,7 +72,7 @@ class Compressive(Mixer):
     return Old(x_BNI, of_BN, x_BCI, of_BC, number, zeros((lanes,), "B", jnp.float32))
 
   def read(self, tokens, position_BT, segment, state, chunk):
-    """What is compressed, the segment before, and the segment."""
+    """Attends to the compressed hidden states, the previous segment, and the segment."""
     past = tokens.project(jnp.concatenate([state.x_BCI, state.x_BNI], 1))
 
     def share(q_BTHE, position_BT, segment, past, document_BA, current_B, cut):
@@ -83,7 +83,7 @@ class Compressive(Mixer):
       place = jnp.arange(A + N, dtype=jnp.int32)[None]
       return attention(
         rotate(q_BTHE, A + position_BT, self.rope()),
-        self._turn(jnp.concatenate([k_BAKE, segment.k_BNKE], 1)[:, None], 0)[:, 0],
+        self._rotate(jnp.concatenate([k_BAKE, segment.k_BNKE], 1)[:, None], 0)[:, 0],
         jnp.concatenate([v_BAKU, segment.v_BNKU], 1),
         A + position_BT,
         jnp.where(hidden_BC, UNSEEN, place),
@@ -103,7 +103,7 @@ class Compressive(Mixer):
     )
 
   def write(self, segment, state):
-    """The segment before is compressed, and the segment takes its place."""
+    """Compresses the previous segment, and stores the segment in its place."""
     C, mask_BN = self.config.memory.compressed_memory, segment.mask()
     short_BCI, of_short_BC = self._compress(state.x_BNI, state.document_BN)
     x_BNI = jax.lax.stop_gradient(segment.x_BNI) * mask_BN[..., None].astype(segment.x_BNI.dtype)
@@ -118,7 +118,7 @@ class Compressive(Mixer):
     )
 
   def emptied(self, state):
-    """Another document: nothing of the one before is seen."""
+    """Starts another document: the previous one is no longer seen."""
     return state._replace(current_B=state.current_B + 1)
 
   def __call__(self, tokens, chunk, state):
@@ -205,13 +205,13 @@ class Compressive(Mixer):
     if cut is not None:
       seen_BSC &= ~cut
     seen_BSC = jnp.concatenate([seen_BSC, to_segments(mask_BT, N)], 2)
-    q_BSNHE, k_BSCKE = self._turn(to_segments(q, N), C + N), self._turn(join(k_old, k), 0)
+    q_BSNHE, k_BSCKE = self._rotate(to_segments(q, N), C + N), self._rotate(join(k_old, k), 0)
     out_BSNHU = window_attention(q_BSNHE, k_BSCKE, join(v_old, v), seen_BSC)
     return out_BSNHU.reshape(len(q), S * N, *out_BSNHU.shape[3:])[:, :T]
 
   def _reconstruction(self, whole, short, mask_BT, document_BS, of_before_BT, of_short_BT):
     """One device's share: the mean squared difference between what queries read, by content alone,
-    from the segment before and from what becomes of it."""
+    from the previous segment and from its compressed form."""
     N, S = self.config.segment_length, document_BS.shape[1]
 
     def one(whole, short, mask_BN, document_B, of_BN, of_short_BN):
@@ -234,7 +234,8 @@ class Compressive(Mixer):
 
   @staticmethod
   def memory_flops(c: ModelConfig, layer: float) -> float:
-    """The segment before and the compressed are seen, and projected anew; the compression."""
+    """Attention to the previous segment and the compressed hidden states, their projections, the
+    compression."""
     rate, seen = c.memory.compression_rate, c.segment_length + c.memory.compressed_memory
     again = 4 * c.width * c.kv_heads * c.head_dim * (1 + rate) // rate
     convolution = 2 * c.width**2 if c.memory.compression == "conv" else 0
@@ -248,7 +249,7 @@ class Compressive(Mixer):
 
   @staticmethod
   def work(c: ModelConfig, s: Any) -> Work:
-    """Keys and values of what is old, for each segment."""
+    """Keys and values of the old hidden states, for each segment."""
     N, pair = c.segment_length, 2 * s.kv_heads * c.head_dim * s.compute
     old = N + c.memory.compressed_memory
     return Work(s.tokens, N + old, s.lanes * s.segments * old * pair)
@@ -258,9 +259,9 @@ class Compressive(Mixer):
     """The loss of the convolution, mean over layers and lanes."""
     return state.loss_B.mean()
 
-  def _turn(self, x_BSCHE, first: int):
+  def _rotate(self, x_BSCHE, first: int):
     """Rotated, the first of each segment at this position."""
     B, S, C = x_BSCHE.shape[:3]
     position = first + jnp.arange(C, dtype=jnp.int32)[None]
-    turned = rotate(x_BSCHE.reshape(B * S, C, *x_BSCHE.shape[3:]), position, self.rope())
-    return turned.reshape(x_BSCHE.shape)
+    rotated = rotate(x_BSCHE.reshape(B * S, C, *x_BSCHE.shape[3:]), position, self.rope())
+    return rotated.reshape(x_BSCHE.shape)

@@ -27,7 +27,7 @@ class Full(Mixer):
   """State: the keys and values of everything read. `reserve` makes room before a call."""
 
   def state(self, lanes: int, layer: int = 0) -> KVCache:
-    """A cache without slots: enough for a chunk that stands alone, as in training."""
+    """A cache without slots: enough for a chunk by itself, as in training."""
     c = self.config
     shape = (lanes, 0, c.kv_heads, c.head_dim)
     empty = zeros(shape, "BCKE", jnp.dtype(c.run.compute_dtype))
@@ -108,7 +108,7 @@ class Full(Mixer):
 
   @staticmethod
   def work(c: ModelConfig, s: Any) -> Work:
-    """Every query sees the whole text."""
+    """Each query attends to the whole text."""
     return Work(s.tokens, s.seq * s.segments * c.segment_length)
 
   def open(self, state: KVCache, lanes: int, dtype: Any) -> KVCache:
@@ -121,12 +121,12 @@ class Full(Mixer):
     return stream
 
   def extend(self, tokens, chunk, stream):
-    """A few tokens more."""
+    """Adds a few tokens."""
     return self(tokens, chunk, stream)
 
   @staticmethod
   def reserve(state: KVCache, tokens: int) -> KVCache:
-    """Room for `tokens` more, doubled when short, so that shapes change rarely. Layers in front."""
+    """Makes room for more tokens by doubling, so that shapes change rarely. Layers are in front."""
     C = state.document_BC.shape[2]
     need = int(state.position_B.max()) + tokens
     if need <= C:

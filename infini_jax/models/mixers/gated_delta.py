@@ -1,4 +1,4 @@
-"""Gated delta by segments: what a segment leaves of the memory is learned, and depends on it.
+"""Gated delta by segments: a learned decay of the memory, which depends on the segment.
 
 Gated DeltaNet (Yang, Kautz, Hatamizadeh, arXiv 2412.06464) decays its memory at every token. Here
 each head decays it once at the border of a segment, by `a = sigmoid(mean(x w + b))` over the hidden

@@ -58,7 +58,7 @@ class Infini(Local):
     )
 
   def read(self, tokens, position_BT, segment, state, chunk):
-    """The segment, and the memory, mixed by the gate of each head."""
+    """Mixes local attention and the read-out of the memory by the gate of each head."""
     local_BTHU = super().read(tokens, position_BT, segment, state, chunk)
 
     def share(local_BTHU, q_BTHE, state, beta_H, cut):
@@ -138,13 +138,13 @@ class Infini(Local):
     return stream.memory
 
   def extend(self, tokens, chunk, stream):
-    """A few tokens of the open segment: what they will write is summed up as they come."""
+    """A few tokens of the open segment; their update of the memory is summed token by token."""
     q_BTHE, k_BTKE, v_BTKE = tokens.q_BTHE, tokens.k_BTKE, tokens.v_BTKE
     options = self._options(tokens, chunk)
     return extend_stream(q_BTHE, k_BTKE, v_BTKE, self._beta(), stream, chunk.mask_BT, **options)
 
   def _options(self, tokens, chunk) -> dict[str, Any]:
-    """What a chunk and an extension have in common."""
+    """The common part of a chunk and an extension."""
     q_BTHE, k_BTKE, v_BTKE, x_BTD, _ = tokens
     own = None
     if self.config.memory.adapter_rank:
@@ -170,7 +170,7 @@ class Infini(Local):
     return k_BTKE + self.lora_k(x_BTD), v_BTKE + self.lora_v(x_BTD)
 
   def _write(self, x_BTD):
-    """How much of each token is written, from its hidden state; None: all of every token."""
+    """The fraction of each token that is written, from its hidden state; None: 1 for all tokens."""
     if not self.config.memory.write_gate:
       return None
     x_BTD = x_BTD.astype(jnp.float32)
@@ -178,7 +178,7 @@ class Infini(Local):
     return jax.nn.hard_sigmoid(score_BTK + self.b_write_K[...][None, None])
 
   def _counted(self, write_BTK, times_BT):
-    """The same of tokens that count several times."""
+    """The same for tokens that are counted several times."""
     if times_BT is None:
       return write_BTK
     if write_BTK is None:

@@ -1,4 +1,4 @@
-"""Causal attention inside each segment and nothing else: Infini-attention with its memory off."""
+"""Causal attention inside each segment only: Infini-attention without a memory."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from infini_jax.ops.shards import on_shards, token_axes
 
 
 class Local(Mixer):
-  """State: nothing; while a segment is open, its keys and values."""
+  """There is no state except the keys and values of an open segment."""
 
   def state(self, lanes: int, layer: int = 0) -> Any:
     """Nothing is carried from segment to segment."""
@@ -48,7 +48,7 @@ class Local(Mixer):
     return state
 
   def __call__(self, tokens, chunk, state):
-    """All segments side by side. There is no state that `cut` could hide."""
+    """All segments in parallel. `cut` has no effect, because there is no state."""
     out_BTHE = on_shards(
       self._segments,
       token_axes(tokens.q_BTHE),
@@ -71,7 +71,7 @@ class Local(Mixer):
     return LocalAttention(self.rope(windowed), self.config.run.attention, self.scoring())
 
   def open(self, state: Any, lanes: int, dtype: Any) -> Any:
-    """A segment without tokens. Its keys are rotated when they come, and not at every read."""
+    """A segment without tokens. Its keys are rotated when they are added, and not at every read."""
     return empty_segment(self.config, lanes, dtype)
 
   @staticmethod
@@ -93,7 +93,7 @@ class Local(Mixer):
 
   def _extend(self, q_BTHE, k_BTKE, v_BTKE, stream, mask_BT, windowed):
     rope, position_BT = self.rope(windowed), open_positions(stream, q_BTHE.shape[1])
-    turn = lambda x: rotate(x, position_BT, rope)
-    _, stream = append(stream, turn(k_BTKE), v_BTKE, mask_BT)
-    out_BTHE = inside(turn(q_BTHE), position_BT, stream, self.scoring())
+    rotated = lambda x: rotate(x, position_BT, rope)
+    _, stream = append(stream, rotated(k_BTKE), v_BTKE, mask_BT)
+    out_BTHE = inside(rotated(q_BTHE), position_BT, stream, self.scoring())
     return out_BTHE, close_full(stream, self.config.segment_length)[1]

@@ -46,7 +46,7 @@ class Memorizing(TransformerXL):
     self.beta_H = nnx.Param(jnp.full((config.heads,), config.memory.gate_init, jnp.float32))
 
   def groups(self) -> tuple[tuple[int, int], ...]:
-    """Each layer with a store by itself, and what is between."""
+    """Each layer with a store by itself, and the layers between them."""
     edges = {0, self.config.layers}
     for layer in self.config.memory.knn_layers:
       edges |= {layer - 1, layer}
@@ -55,7 +55,7 @@ class Memorizing(TransformerXL):
 
   @staticmethod
   def memory_flops(c: ModelConfig, layer: float) -> float:
-    """Transformer-XL's, the scores of all that is stored, and the read of the nearest."""
+    """The work of Transformer-XL, the scores of all stored keys, and the read of the nearest."""
     reads, stores = read_flops(c), len(c.memory.knn_layers)
     search = stores * (reads // 2 * c.memory.knn_memory + reads * c.memory.knn_top)
     return TransformerXL.memory_flops(c, layer) + search
@@ -69,13 +69,13 @@ class Memorizing(TransformerXL):
 
   @staticmethod
   def work(c: ModelConfig, s: Any) -> Work:
-    """A store and its scores, beside Transformer-XL's."""
+    """A store and its scores, in addition to Transformer-XL's."""
     N, J, pair = c.segment_length, c.memory.knn_memory, 2 * s.kv_heads * c.head_dim * s.compute
     stored, similar = s.lanes * (J + s.segments * N), 4 * s.lanes * s.heads * N * J
     return Work(s.tokens, 2 * N, 2 * (s.tokens + stored) * pair + 2 * min(similar, SCORE_BYTES))
 
   def state(self, lanes: int, layer: int = 0) -> Any:
-    """Nothing was read before."""
+    """The state before any token: empty."""
     c, last = self.config, super().state(lanes)
     if layer + 1 not in c.memory.knn_layers:
       return last
@@ -115,7 +115,7 @@ class Memorizing(TransformerXL):
     )
 
   def write(self, segment, state):
-    """As Transformer-XL; the store takes the segment, and loses the oldest."""
+    """As Transformer-XL; the segment is added to the store, and the oldest keys are removed."""
     if not isinstance(state, Remembering):
       return super().write(segment, state)
     store, mask_BN = state.store, segment.mask()
@@ -132,7 +132,7 @@ class Memorizing(TransformerXL):
     return Remembering(super().write(segment, state.xl), store)
 
   def emptied(self, state):
-    """Another document: nothing of the one before is seen."""
+    """Starts another document: the previous one is no longer seen."""
     if not isinstance(state, Remembering):
       return super().emptied(state)
     store = state.store._replace(current_B=state.store.current_B + 1)
@@ -189,12 +189,13 @@ class Memorizing(TransformerXL):
     return out_BTHU, Remembering(last, newest)
 
   def _near(self, q_BTHE, k_BJKE, v_BJKU, seen_BJ):
-    """What the store gives each query, and in which lanes there was anything."""
+    """The read of the store for each query, and the lanes whose store is not empty."""
     near = nearest_attention(q_BTHE, k_BJKE, v_BJKU, seen_BJ, top=self.config.memory.knn_top)
     return near, seen_BJ.any(1)
 
   def _mix(self, local_BTHU, near_BTHU, found_BT, gate_H, cut):
-    """The local output is whole while the store is empty, or cut away."""
+    """Mixes the read of the store with the local output. Nothing is mixed while the store is
+    empty or cut."""
     share_BTH = jnp.where(found_BT[:, :, None], gate_H[None, None], 0.0)
     if cut is not None:
       near_BTHU = jnp.where(cut, 0.0, near_BTHU)

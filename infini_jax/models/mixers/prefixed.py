@@ -1,4 +1,4 @@
-"""What a layer does where the memory is summaries: causal attention behind a prefix of them.
+"""The layer of systems whose memory is summaries: causal attention after a prefix of summaries.
 
 The systems themselves, which run all layers over one segment after the other, are in
 `summaries.py`. Here a chunk is one segment: the prefix, its tokens, what is summed up.
@@ -29,7 +29,7 @@ class Prefixed(TransformerXL):
   of_model = ("summary_PD",)
 
   def state(self, lanes: int, layer: int = 0) -> Any:
-    """Nothing: the state is the model's, not a layer's."""
+    """There is no state of a layer: the model has it."""
     return ()
 
   @staticmethod
@@ -62,19 +62,19 @@ class Prefixed(TransformerXL):
 
   def _whole(self, q_BTHE, k_BTKE, v_BTKE, mask_BT):
     A = self.config.memory.prefix_length
-    # Behind the prefix only real tokens count: what is summed up stands right behind the last.
+    # Behind the prefix only real tokens count: what is summed up follows the last of them directly.
     behind_BN = A - 1 + jnp.cumsum(mask_BT[:, A:], 1, dtype=jnp.int32)
     before_BA = jnp.broadcast_to(jnp.arange(A, dtype=jnp.int32)[None], (len(mask_BT), A))
     position_BT = jnp.concatenate([before_BA, behind_BN], 1)
-    turn = lambda x: rotate(x, position_BT, self.rope())[:, None]
+    rotated = lambda x: rotate(x, position_BT, self.rope())[:, None]
     out = segment_attention(
-      turn(q_BTHE), turn(k_BTKE), v_BTKE[:, None], mask_BT[:, None], kernel="xla"
+      rotated(q_BTHE), rotated(k_BTKE), v_BTKE[:, None], mask_BT[:, None], kernel="xla"
     )
     return out[:, 0], LastSegment(k_BTKE[:, :A], v_BTKE[:, :A], mask_BT[:, :A])
 
   @staticmethod
   def memory_flops(c: ModelConfig, layer: float) -> float:
-    """Embeddings before and behind a segment go through all layers, and are seen by its tokens."""
+    """Embeddings before and after a segment go through all layers; its tokens attend to them."""
     N = c.segment_length
     whole = N + c.memory.prefix_length + c.memory.summary_tokens
     pairs = (whole * (whole + 1) - N * (N + 1)) / 2
@@ -82,14 +82,14 @@ class Prefixed(TransformerXL):
 
   @staticmethod
   def work(c: ModelConfig, s: Any) -> Work:
-    """A segment with what stands around it; without rematerialization all of them are kept."""
+    """A segment with what precedes and follows it; without rematerialization all are kept."""
     m, at_once = c.memory, s.segments if c.run.remat == "none" else 1
     longest = c.segment_length * (1 + m.segment_jitter if m.moves_borders else 1)
     whole = m.prefix_length + longest + m.summary_tokens
     return Work(s.lanes * whole * at_once, whole)
 
   def open(self, state: LastSegment, lanes: int, dtype: Any) -> Stream:
-    """An empty segment behind the prefix, with room for what is summed up."""
+    """An empty segment after the prefix, with room for the summary tokens."""
     c = self.config
     return Stream(state, empty_segment(c, lanes, dtype, c.segment_length + c.memory.summary_tokens))
 
@@ -109,7 +109,7 @@ class Rmt(Prefixed):
 
   @staticmethod
   def table_1(c: ModelConfig) -> tuple[str, int]:
-    """What each layer makes of the memory."""
+    """The keys and values of the memory embeddings in each layer."""
     return "2 L K E P", c.layers * pair_size(c) * c.memory.summary_tokens
 
 
@@ -123,5 +123,5 @@ class Autocompressor(Prefixed):
 
   @staticmethod
   def table_1(c: ModelConfig) -> tuple[str, int]:
-    """What each layer makes of the summaries of m segments."""
+    """The keys and values in each layer of the summaries of m segments."""
     return "2 L K E P m", c.layers * pair_size(c) * c.memory.prefix_length

@@ -1,11 +1,12 @@
-"""Systems whose memory is summary embeddings, handed from segment to segment above all layers.
+"""Systems whose memory is summary embeddings, passed from segment to segment outside of the layers.
 
-RMT (Bulatov et al., arXiv 2207.06881): P memory embeddings stand before a segment and again behind
-it; what the last layer makes of the latter is the memory before the next one.
+RMT (Bulatov et al., arXiv 2207.06881): P memory embeddings are before a segment and after it; the
+outputs of those after it in the last layer are the memory of the next segment.
 
-AutoCompressors (Chevalier et al., arXiv 2305.14788): behind a segment stand P learned embeddings;
-what becomes of them is added to the summaries, and all of the last `summary_steps` segments stand
-before the next. The gradient goes back through two segments. In training, segments end at random.
+AutoCompressors (Chevalier et al., arXiv 2305.14788): P learned embeddings follow each segment.
+Their outputs in the last layer are its summary. The summaries of the last `summary_steps` segments
+precede the next segment. The gradient goes back through two segments. In training, segments end at
+random.
 """
 
 from functools import partial
@@ -48,7 +49,7 @@ class SummaryTransformer(Transformer):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     super().__init__(config, rngs)
-    # RMT: the first memory. AutoCompressors: what stands behind every segment.
+    # RMT: the first memory. AutoCompressors: what follows every segment.
     self.summary_PD = matrix(
       rngs, (config.memory.summary_tokens, config.width), config.init_width, config
     )
@@ -72,8 +73,8 @@ class SummaryTransformer(Transformer):
     shift_BS=None,
     state_only=False,
   ):
-    """A chunk of whole segments. `cut_L` is for all layers or none; a state is no sum over tokens,
-    so the config refuses what makes `times_BT`.
+    """A chunk of whole segments. `cut_L` is for all layers or none. A state is not a sum over
+    tokens, so the config refuses what makes `times_BT`.
 
     The state is made by the last layer, so `state_only` saves nothing.
 
@@ -120,7 +121,7 @@ class SummaryTransformer(Transformer):
     return self.for_head(shard(hidden_BTD[:, :T], "BTD")), state
 
   def open(self, state: Summaries, lanes: int) -> SummaryStream:
-    """The summaries go through all layers: their keys and values stand before the open segment."""
+    """The summaries go through all layers: their keys and values precede the open segment."""
     before_BAD, seen_BA, _ = self._around(state)
     prefix = self._through(before_BAD, seen_BA)[1]
     mixer, dtype = self._mixer(), jnp.dtype(self.config.run.compute_dtype)
@@ -152,7 +153,7 @@ class SummaryTransformer(Transformer):
     return SummaryStream(where_lane(full_B, after, summaries, axis=1), layers)
 
   def _around(self, summaries):
-    """What stands before a segment, which of it is there, and what stands behind."""
+    """What precedes a segment, which part of it is there, and what follows it."""
     (x_BAI,), (seen_BA,) = summaries
     learned_PD = shard(self.summary_PD[...].astype(x_BAI.dtype), "__")
     B, P = x_BAI.shape[0], self.config.memory.summary_tokens
@@ -186,7 +187,7 @@ class SummaryTransformer(Transformer):
 def random_borders(
   config: ModelConfig, key: jax.Array, reset_BS: jax.Array, mask_BT: jax.Array
 ) -> jax.Array:
-  """How many tokens later (or, below 0, earlier) each segment begins, drawn anew for every batch.
+  """How many tokens later (or, below 0, earlier) each segment begins, drawn again for every batch.
 
   Lengths lie within (1 +- `segment_jitter`) N. The first segment of a chunk or of a document begins
   where it would, and so does one that is not full.

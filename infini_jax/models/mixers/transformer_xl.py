@@ -1,8 +1,8 @@
 """Transformer-XL (Dai et al., arXiv 1901.02860): a segment sees the one before it, too.
 
 The keys and values of the last segment are kept, without gradient. They are kept un-rotated, and
-rotated anew where they are read: what a query sees depends on the distance alone, which is what the
-relative encoding of the paper is for. Rotary positions take its place here.
+rotated again where they are read. So what a query sees depends on the distance alone, which is the
+purpose of the relative encoding of the paper. Rotary positions take its place here.
 """
 
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ class TransformerXL(Mixer):
   """State: the keys and values of one segment."""
 
   def state(self, lanes: int, layer: int = 0) -> LastSegment:
-    """Nothing was read before."""
+    """The state before any token: empty."""
     c = self.config
     shape = (lanes, c.segment_length, c.kv_heads, c.head_dim)
     dtype = jnp.dtype(c.run.compute_dtype)
@@ -64,14 +64,14 @@ class TransformerXL(Mixer):
     hidden_BC = jnp.concatenate([hidden_BA, jnp.zeros((B, C), bool)], 1)
     return attention(
       rotate(q_BTHE, A + position_BT, self.rope()),
-      self._turn(jnp.concatenate([last.k_BNKE, segment.k_BNKE], 1), 0),
+      self._rotate(jnp.concatenate([last.k_BNKE, segment.k_BNKE], 1), 0),
       jnp.concatenate([last.v_BNKU, segment.v_BNKU], 1),
       A + position_BT,
       jnp.where(hidden_BC, UNSEEN, place),
     )
 
   def __call__(self, tokens, chunk, state):
-    """All segments side by side: each sees itself and the one before."""
+    """All segments in parallel: each sees itself and the previous one."""
     return on_shards(
       self._read,
       token_axes(tokens.q_BTHE, whole=True),
@@ -95,9 +95,9 @@ class TransformerXL(Mixer):
       if blind is not None:
         seen_BSN &= ~blind.reshape(*blind.shape, *(1,) * (3 - blind.ndim))
 
-    turn = jax.vmap(self._turn, (1, None), 1)
-    k_BSCKE = turn(jnp.concatenate([before.k_BNKE, own.k_BNKE], 2), 0)
-    q_BSNHE = turn(to_segments(q_BTHE, N), N)
+    rotate = jax.vmap(self._rotate, (1, None), 1)
+    k_BSCKE = rotate(jnp.concatenate([before.k_BNKE, own.k_BNKE], 2), 0)
+    q_BSNHE = rotate(to_segments(q_BTHE, N), N)
     v_BSCKU = jnp.concatenate([before.v_BNKU, own.v_BNKU], 2)
     seen_BSC = jnp.concatenate([seen_BSN, own.seen_BN], 2)
     out_BSNHU = window_attention(q_BSNHE, k_BSCKE, v_BSCKU, seen_BSC)
@@ -120,7 +120,7 @@ class TransformerXL(Mixer):
     pair = 2 * s.kv_heads * c.head_dim * s.compute
     return Work(s.tokens, 2 * c.segment_length, 2 * s.tokens * pair)
 
-  def _turn(self, x_BCHE, first: int):
+  def _rotate(self, x_BCHE, first: int):
     """Rotated, the first of them at this position."""
     position = first + jnp.arange(x_BCHE.shape[1], dtype=jnp.int32)[None]
     return rotate(x_BCHE, position, self.rope())

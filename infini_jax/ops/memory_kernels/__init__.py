@@ -13,7 +13,7 @@ platform multiplies them.
 
 from infini_jax.ops.memory_kernels.blocks import why_not
 from infini_jax.ops.memory_kernels.read import read
-from infini_jax.ops.memory_kernels.turn import turn, turn_only
+from infini_jax.ops.memory_kernels.rotate import rotate, rotate_only
 from infini_jax.ops.memory_kernels.write import erase, write
 
-__all__ = ["erase", "read", "turn", "turn_only", "why_not", "write"]
+__all__ = ["erase", "read", "rotate", "rotate_only", "why_not", "write"]

@@ -1,4 +1,4 @@
-"""What a segment writes to the memory, and what the delta rule takes from it."""
+"""The update of the memory by a segment, and the matrix of the delta rule."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ def write(
   order: str,
   on: str,
 ) -> tuple[Float[Array, "B S K E U"], Float[Array, "B S K E"], Float[Array, "..."]]:
-  """What each segment adds to the memory, `sum_t c_t sigma(k_t)^T v_t` and `sum_t c_t sigma(k_t)`.
+  """The update by each segment, `sum_t c_t sigma(k_t)^T v_t` and `sum_t c_t sigma(k_t)`.
 
   The values are returned too. Who needs them next takes these: both gradients are then summed by
   the kernel that computes the second.
@@ -112,7 +112,7 @@ def erase(
   order: str,
   on: str,
 ) -> Float[Array, "B S K E E"]:
-  """The matrix P of each segment: delta takes `P M` from the memory, equation (9).
+  """The matrix P of each segment: delta subtracts `P M` from the memory, equation (9).
 
       P = sum_t c_t sigma(k_t)^T sigma(k_t) / (sigma(k_t) z)
 

@@ -21,7 +21,7 @@ export function keepKey(key) {
   sessionStorage.setItem(KEY, key);
 }
 
-/** A response that is no error. After a wrong key it asks for another one, and tries again. */
+/** A response that is not an error. After a wrong key it asks for another one, and tries again. */
 export async function call(path, options = {}) {
   for (let tries = 0; ; tries++) {
     const key = sessionStorage.getItem(KEY);

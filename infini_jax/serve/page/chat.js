@@ -128,7 +128,7 @@ export class Chat {
     try {
       sessionStorage.setItem(`talk ${this.session.id}`, JSON.stringify(this.turns));
     } catch {
-      // The tab keeps no more; the conversation goes on, and is lost when the page is reloaded.
+      // The browser cannot store more; the conversation continues, and is lost when the page is reloaded.
     }
   }
 
@@ -222,7 +222,7 @@ export class Chat {
     why.append(legend);
     const book = this.book();
     const places = book ? passages(book, found) : [];
-    let note = "No word that was helped by more than half a nat stands in the text.";
+    let note = "No word that was helped by more than half a nat is in the text.";
     if (places.length) {
       note = "Passages of the text with the words that were helped most. They are found by these " +
         "words; the model does not tell where it has them from.";

@@ -8,7 +8,7 @@ const count = new Intl.NumberFormat("en").format;
 const percent = (x) => `${Math.round(100 * x)}%`;
 const mean = (list) => list.reduce((sum, x) => sum + x, 0) / Math.max(1, list.length);
 const books = new Map(); // texts by session; in this tab alone
-const TOPS = [0.1, 0.2, 0.5, 1]; // what the height of a bar may stand for
+const TOPS = [0.1, 0.2, 0.5, 1]; // the possible values of the full height of a bar
 const LARGEST_BOOK = 30e6; // bytes that are kept in the tab
 
 let model = null;
@@ -79,7 +79,7 @@ function size(bytes) {
   return `${count(Math.round(bytes / 1e5) / 10)} MB`;
 }
 
-/** Opens a chat with a session, alone or beside those that are open. */
+/** Opens a chat with a session, alone or next to those that are open. */
 async function open(session, beside = false) {
   let chat = chats.find((one) => one.session.id === session.id);
   if (!beside) {

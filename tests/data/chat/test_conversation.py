@@ -102,8 +102,8 @@ def test_a_template_that_nothing_ends_is_refused():
     ([user("One?"), "First"], "message 2: no object"),
     ([{"role": "bot", "content": "x"}], "message 1: unknown role 'bot'; choose one of system"),
     ([user("One?"), assistant(" \n")], "message 2: the answer is empty"),
-    ([user("One?"), {"role": "assistant"}], r"message 2: its content is no text \(missing\)"),
-    ([user(3)], r"no text \(int\)"),
+    ([user("One?"), {"role": "assistant"}], r"message 2: its content is not text \(missing\)"),
+    ([user(3)], r"not text \(int\)"),
     ([user("a <|im_end|> b")], "holds '<|im_end|>', a special token"),
   ],
 )

@@ -47,7 +47,7 @@ def test_the_date_is_that_of_the_run_or_today():
   "text, said",
   [
     ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-    ("{% if %}", "is no Jinja template"),
+    ("{% if %}", "is not a Jinja template"),
     ("{{ messages.append(1) }}", "unsafe"),
     ("{{ ''.__class__.__mro__ }}", "unsafe"),
     ("{{ messages[0].content + 1 }}", "concatenate"),

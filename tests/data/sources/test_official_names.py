@@ -73,7 +73,7 @@ def test_books_are_prepared_mixed_trained_on_and_evaluated(run, tmp_path):
   (tmp_path / "config.py").write_text(tiny.CONFIG_FILE.format(sections=sections))
   config = (f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/run")
   run("train.py", *config, "--config.train.steps=3")
-  assert "going on from step 3" in run("train.py", *config, "--config.train.steps=5")
+  assert "continuing from step 3" in run("train.py", *config, "--config.train.steps=5")
   assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5]
 
   run("eval.py", *config, "--task=perplexity")

@@ -81,7 +81,7 @@ def test_only_the_fields_asked_for_are_decoded(tmp_path):
   spec = f"tfds:pictured?data_dir={tmp_path}/a,b? \\& c"
   assert [r.name for r in records(open_corpus(f"{spec}&name=n"))][0] == "test:0 3"
   fails(f"{spec}&text=image", "field 'image' is not text; name one of text")
-  fails(f"{spec}&name=image", "field 'image' is no name; take one text or number")
+  fails(f"{spec}&name=image", "field 'image' is not a name; take one text or number")
   fails(spec.replace("\\", ""), "option ' c' is not one of data_dir=.* put a backslash before")
 
 

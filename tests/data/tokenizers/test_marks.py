@@ -147,13 +147,13 @@ def test_text_never_gives_a_declared_piece(folder, tmp_path):
 @pytest.mark.parametrize(
   ("files", "said"),
   [
-    ({"tokenizer_config": {"eos_token": "<y>"}}, "eos_token '<y>' is no token of tokenizer.json"),
-    ({"tokenizer_config": {"eos_token": 7}}, "eos_token 7 is no token of"),
+    ({"tokenizer_config": {"eos_token": "<y>"}}, "eos_token '<y>' is not a token of tokenizer.js"),
+    ({"tokenizer_config": {"eos_token": 7}}, "eos_token 7 is not a token of"),
     ({"special_tokens_map": {"bos_token": {"content": "<y>"}}}, "map.json: bos_token '<y>'"),
-    ({"config": {"eos_token_id": 999}}, "eos_token_id=999 is no id of its 38; correct it"),
-    ({"config": {"eos_token_id": [1, -1]}}, "eos_token_id=-1 is no id"),
-    ({"config": {"eos_token_id": 40, "vocab_size": 64}}, "eos_token_id=40 is no token of tok"),
-    ({"generation_config": {"eos_token_id": True}}, "eos_token_id=True is no id"),
+    ({"config": {"eos_token_id": 999}}, "eos_token_id=999 is not an id of its 38; correct it"),
+    ({"config": {"eos_token_id": [1, -1]}}, "eos_token_id=-1 is not an id"),
+    ({"config": {"eos_token_id": 40, "vocab_size": 64}}, "eos_token_id=40 is not a token of tok"),
+    ({"generation_config": {"eos_token_id": True}}, "eos_token_id=True is not an id"),
     (
       {
         "tokenizer_config": {
@@ -165,7 +165,7 @@ def test_text_never_gives_a_declared_piece(folder, tmp_path):
     ),
     (
       {"tokenizer_config": {"eos_token": "<x>"}, "added_tokens": {"<x>": "four"}},
-      "added_tokens.json: 'four' is no id of a token '<x>'",
+      "added_tokens.json: 'four' is not an id of a token '<x>'",
     ),
   ],
 )

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from infini_jax.ops.memory_kernels.blocks import Shape, dot, each
 
 
-def turn(
+def rotate(
   x: Float[Array, "..."],
   cos_NE: Float[Array, "N E"],
   sin_NE: Float[Array, "N E"],
@@ -31,38 +31,38 @@ def turn(
     G: query heads of a key/value head, where the letters have it.
 
   Returns:
-    The turned array, in `to`, and `x`. Who needs `x` next takes this one: both gradients are then
-    summed by the kernel that computes the second.
+    The rotated array, in `to`, and `x`. An operation that uses `x` next should take this one: the
+    kernel that computes the second gradient then adds the first.
   """
-  return _turn_sharing(x, cos_NE, sin_NE, order, to, on, G)
+  return _rotate_sharing(x, cos_NE, sin_NE, order, to, on, G)
 
 
-def turn_only(x, cos_NE, sin_NE, *, order: str, to: str, on: str, G: int = 1):
-  """`turn`, where nobody else needs `x`: the turned array alone."""
-  return _turn(x, cos_NE, sin_NE, order, to, on, G)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
-def _turn_sharing(x, cos, sin, order, to, on, G):
-  return _turn(x, cos, sin, order, to, on, G), x
+def rotate_only(x, cos_NE, sin_NE, *, order: str, to: str, on: str, G: int = 1):
+  """`rotate` when no other operation uses `x`: the rotated array alone."""
+  return _rotate(x, cos_NE, sin_NE, order, to, on, G)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
-def _turn(x, cos, sin, order, to, on, G):
-  shape, E, [*specs, spec] = _turn_specs(order, to, on, G, x)
+def _rotate_sharing(x, cos, sin, order, to, on, G):
+  return _rotate(x, cos, sin, order, to, on, G), x
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+def _rotate(x, cos, sin, order, to, on, G):
+  shape, E, [*specs, spec] = _rotate_specs(order, to, on, G, x)
   out = spec, shape.array(E, x.dtype, to)
-  [turned] = shape.call(_turn_kernel, "infini_turn", specs, [out], x, cos, sin)
-  return turned
+  [rotated] = shape.call(_rotate_kernel, "infini_rotate", specs, [out], x, cos, sin)
+  return rotated
 
 
-def _turn_specs(order, to, on, G, x):
+def _rotate_specs(order, to, on, G, x):
   shape, E = Shape(order, x, on, G), x.shape[-1]
   angles = pl.BlockSpec((shape.tokens, E), lambda b, s, h, n: (n, 0))
   return shape, E, [shape.token(E), angles, angles, shape.token(E, to)]
 
 
-def _turned(x, cos, sin, half_EE, tile):
-  """Rows of tokens, turned: (first, second) times cos, and (-second, first) times sin."""
+def _rotated(x, cos, sin, half_EE, tile):
+  """Rows of tokens, rotated: (first, second) times cos, and (-second, first) times sin."""
   value = x.astype(jnp.float32)
   return value * cos + dot(value, half_EE, (1, 0), tile) * sin
 
@@ -73,55 +73,55 @@ def _half(E: int) -> Array:
   return jnp.where(jnp.abs(row - column) == E // 2, jnp.where(row < column, 1.0, -1.0), 0.0)
 
 
-def _turn_kernel(ins, outs, tile):
+def _rotate_kernel(ins, outs, tile):
   (x, cos, sin), [out] = ins, outs
   half_EE = _half(x.shape[-1])
 
   def step(at, sums):
-    out[at, :] = _turned(x[at, :], cos[at, :], sin[at, :], half_EE, tile).astype(out.dtype)
+    out[at, :] = _rotated(x[at, :], cos[at, :], sin[at, :], half_EE, tile).astype(out.dtype)
     return sums
 
   each(x, tile, step, 0)
 
 
-def _turn_forward(x, cos, sin, order, to, on, G):
-  return _turn(x, cos, sin, order, to, on, G), (cos, sin)
+def _rotate_forward(x, cos, sin, order, to, on, G):
+  return _rotate(x, cos, sin, order, to, on, G), (cos, sin)
 
 
-def _turn_backward(order, to, on, G, saved, d_turned):
+def _rotate_backward(order, to, on, G, saved, d_rotated):
   cos, sin = saved
-  dx = _turn(d_turned, cos, -sin, to, order, on, G)
+  dx = _rotate(d_rotated, cos, -sin, to, order, on, G)
   return dx, jnp.zeros_like(cos), jnp.zeros_like(sin)
 
 
-_turn.defvjp(_turn_forward, _turn_backward)
+_rotate.defvjp(_rotate_forward, _rotate_backward)
 
 
 def _sharing_forward(x, cos, sin, order, to, on, G):
-  return _turn_sharing(x, cos, sin, order, to, on, G), (x, cos, sin)
+  return _rotate_sharing(x, cos, sin, order, to, on, G), (x, cos, sin)
 
 
 def _sharing_backward(order, to, on, G, saved, gradients):
-  (x, cos, sin), (d_turned, d_x) = saved, gradients
-  shape, E, [own, *angles, turned] = _turn_specs(order, to, on, G, x)
+  (x, cos, sin), (d_rotated, d_x) = saved, gradients
+  shape, E, [own, *angles, rotated] = _rotate_specs(order, to, on, G, x)
   out = own, shape.array(E, x.dtype)
-  specs = [turned, own, *angles]
+  specs = [rotated, own, *angles]
   [dx] = shape.call(
-    _sharing_backward_kernel, "infini_turn_backward", specs, [out], d_turned, d_x, cos, sin
+    _sharing_backward_kernel, "infini_rotate_backward", specs, [out], d_rotated, d_x, cos, sin
   )
   return dx, jnp.zeros_like(cos), jnp.zeros_like(sin)
 
 
 def _sharing_backward_kernel(ins, outs, tile):
-  (d_turned, d_x, cos, sin), [out] = ins, outs
+  (d_rotated, d_x, cos, sin), [out] = ins, outs
   half_EE = _half(out.shape[-1])
 
   def step(at, sums):
-    back = _turned(d_turned[at, :], cos[at, :], -sin[at, :], half_EE, tile)
+    back = _rotated(d_rotated[at, :], cos[at, :], -sin[at, :], half_EE, tile)
     out[at, :] = (back + d_x[at, :].astype(jnp.float32)).astype(out.dtype)
     return sums
 
   each(out, tile, step, 0)
 
 
-_turn_sharing.defvjp(_sharing_forward, _sharing_backward)
+_rotate_sharing.defvjp(_sharing_forward, _sharing_backward)

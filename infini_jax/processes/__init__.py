@@ -4,7 +4,7 @@ With a single process, nothing here starts a service of JAX, and nothing waits.
 """
 
 from infini_jax.processes.agreement import check_alike, check_same_inputs
-from infini_jax.processes.ending import give_up, guard
+from infini_jax.processes.ending import give_up, guard, stop_all
 from infini_jax.processes.joining import settings
 from infini_jax.processes.service import joined, process_index
 from infini_jax.processes.starting import start
@@ -24,4 +24,5 @@ __all__ = [
   "process_index",
   "settings",
   "start",
+  "stop_all",
 ]

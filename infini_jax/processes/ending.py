@@ -15,6 +15,7 @@ from infini_jax.processes.service import (
   client,
   first_line,
   in_thread,
+  joined,
   process_count,
   process_index,
 )
@@ -48,6 +49,16 @@ def lost(error: BaseException) -> str:
   )
 
 
+def stop_all(status: int, message: str) -> NoReturn:
+  """Ends this process because it was told to stop, and all others with it.
+
+  Args:
+    status: the exit status of all.
+    message: a line for standard error.
+  """
+  give_up(status, message, together=False, why="it was told to stop")
+
+
 def give_up(status: int, message: str = "", together: bool = True, why: str = "") -> NoReturn:
   """Ends this process with a failure, without JAX's shutdown, which would wait for the others.
 
@@ -65,7 +76,7 @@ def give_up(status: int, message: str = "", together: bool = True, why: str = ""
   if together and (service := client()):
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       service.wait_at_barrier("failed", TOGETHER_SECONDS * 1000)
-  if process_index() == 0:
+  if joined() and process_index() == 0:
     time.sleep(2)  # the service ends with this process; the others may still print their errors
   sys.stdout.flush()
   sys.stderr.flush()

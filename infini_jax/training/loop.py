@@ -6,7 +6,7 @@ for a log line, a checkpoint always holds complete steps, and an evaluation neve
 
 A signal to stop is noticed at the top of the loop, between the chunks of a validation, and while
 the loop waits for data. What cannot be interrupted is a compilation. The state is saved before one,
-and during it the signal ends the process at once.
+and until it is done a SIGTERM ends the process at once, as before the first step.
 """
 
 import contextlib
@@ -77,6 +77,7 @@ def train(config: Config, path: str, console: Console, branch: Branch | None = N
   check_machine(config)
 
   with (
+    StopSignal(processes.stop_all) as stopped,
     workdir.alone(),
     jax.set_mesh(mesh),
     Checkpoints(workdir, t.keep_checkpoints) as saved,
@@ -132,7 +133,6 @@ def train(config: Config, path: str, console: Console, branch: Branch | None = N
     batches = train_batches(lanes, step, t.steps, rows, d.prefetch, d.patience)
     with (
       Log(config, workdir, mesh, console, guard) as log,
-      StopSignal() as stopped,
       Hang(config.guard.hang) as hang,
       _profiler(config, workdir.path / "profile") as profile,
       track(console, "train", t.steps, step) as bar,
@@ -141,6 +141,7 @@ def train(config: Config, path: str, console: Console, branch: Branch | None = N
       log.goodput.include(began)
       log.stage(stage.config, _step_bytes(update))
       compiles = True  # the first validation
+      stopped.listen()
 
       def show(_, text):
         hang.alive()
@@ -216,7 +217,7 @@ def train(config: Config, path: str, console: Console, branch: Branch | None = N
           log.tell_goodput()
           break
         try:
-          with stopped.during_wait(), log.waiting():
+          with stopped.during_wait(not processes.joined()), log.waiting():
             mine = next(batches)
         except Stopped:
           continue

@@ -3,7 +3,8 @@
 A step is bad if its loss, a gradient or the memory is not finite, or, with `guard.spike`, if the
 norm of its gradient is far above its running mean. The update then changes nothing but the count of
 the steps (`training.step`). After `guard.in_a_row` bad steps training goes back to the newest
-checkpoint and passes over the batches since. After `guard.returns` times it stops.
+checkpoint and passes over the batches since. After `guard.returns` times, over all restarts of the
+run, it stops.
 """
 
 import faulthandler
@@ -80,6 +81,11 @@ class PassedOver:
     if write:
       write_json(self._file, self._parts)
 
+  @property
+  def returns(self) -> int:
+    """How often training went back, in all processes of the run."""
+    return len(self._parts)
+
   def __bool__(self) -> bool:
     return bool(self._parts)
 
@@ -106,12 +112,13 @@ class Guard:
 
   def __init__(self, config: Config, lanes: Any, passed: PassedOver):
     self._config, self._lanes, self._passed = config, lanes, passed
-    self._in_a_row = self._returns = 0
+    self._in_a_row = 0
     self.goes_back = False  # too many bad steps in a row
 
   @property
   def in_streak(self) -> bool:
-    """Whether the last step was bad. Nothing is saved then, so that training can go back."""
+    """Whether the last step was bad. Nothing is saved then, not even at a stop: training can go
+    back, and a run that continues meets all bad steps of the streak again, and counts them."""
     return self._in_a_row > 0
 
   def seen(self, step: int, metrics: dict[str, Any]) -> str:
@@ -132,12 +139,12 @@ class Guard:
     said = f"step {step}: skipped: {what}; batch {batch:,}{self._documents(batch)}"
     if self._in_a_row < g.in_a_row:
       return said
-    self._in_a_row, self._returns = 0, self._returns + 1
-    if self._returns > g.returns or self._config.train.rollout:
+    self._in_a_row, returns = 0, self._passed.returns
+    if returns >= g.returns or self._config.train.rollout:
       raise FloatingPointError(
-        f"step {step}: {g.in_a_row} bad steps in a row, training went back {self._returns - 1} "
-        f"times; {what}: lower config.optimizer.learning_rate or gate_learning_rate; the "
-        f"checkpoints are of good steps"
+        f"step {step}: {g.in_a_row} bad steps in a row, training went back {returns} times "
+        f"(config.guard.returns={g.returns}); {what}: lower config.optimizer.learning_rate or "
+        f"gate_learning_rate; the checkpoints are of good steps"
       )
     self.goes_back = True
     return said

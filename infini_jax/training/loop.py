@@ -188,7 +188,7 @@ def train(config: Config, path: str, console: Console, branch: Branch | None = N
           log.flush(last or told)  # a bad step is known before anything is saved
           if guard.goes_back:
             continue
-          if last or told or not guard.in_streak:
+          if last or not guard.in_streak:
             save(needed=last or told)
           if not (last or told):
             log.saved(step)
@@ -206,13 +206,18 @@ def train(config: Config, path: str, console: Console, branch: Branch | None = N
           except Stopped:
             told = True
             console.print(f"step {step}: told to stop, so its validation is left out")
-            if step > start:
+            if step > start and not guard.in_streak:
               save(needed=True)
         if last:
           bar(step, log.text)
         if last or told:
           with log.goodput.spent("save"):
             saved.close()  # wait for the save while a first signal does not end the process
+          if guard.in_streak and not last:
+            bad, step = step, saved.latest() or 0
+            console.print(
+              f"step {bad} was bad: no step after {step} is saved, and they are repeated"
+            )
           log.saved(step)
           log.tell_goodput()
           break
@@ -224,7 +229,9 @@ def train(config: Config, path: str, console: Console, branch: Branch | None = N
         batch = put_batch(mine, mesh, d.lanes)
         stage = stage_at(config, step)
         if step == stage.first > start:
-          save(needed=False)
+          log.flush()
+          if not guard.in_streak:
+            save(needed=False)
           _settled(saved)
           stopped.end_at_once()
           hang.rest()

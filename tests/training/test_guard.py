@@ -1,8 +1,10 @@
 """Bad steps change nothing, are counted, and are left behind if there are too many in a row."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -106,6 +108,44 @@ def test_too_many_in_a_row_are_passed_over_and_the_run_resumes_to_the_bit(
 
 
 def test_it_stops_with_the_diagnosis_after_it_went_back_often_enough(trained, tmp_path, poison):
+def test_a_stop_inside_a_streak_changes_nothing(trained, tmp_path, poison, monkeypatch):
+  """The bad steps are repeated, and counted from the first one on."""
+  c, _, _ = trained
+  poison(lambda k: np.nan if k in (2, 3, 4) else 1.0)
+  fields = {"checkpoint_every": 2, "keep_checkpoints": 9}
+  straight, text = train(c, tmp_path / "straight", {"in_a_row": 3}, **fields)
+  assert "going back to step 2" in text
+  reading = loop.train_batches
+
+  def stop_before_the_fifth(lanes, start, stop, *rest):
+    for k, batch in enumerate(reading(lanes, start, stop, *rest), start):
+      if k == 4:
+        os.kill(os.getpid(), signal.SIGTERM)  # steps 3 and 4 are bad
+      yield batch
+
+  monkeypatch.setattr(loop, "train_batches", stop_before_the_fifth)
+  stopped, text = train(c, tmp_path / "run", {"in_a_row": 3}, **fields)
+  assert int(stopped.step) == 4 and "step 4 was bad: no step after 2 is saved" in text
+  assert "stopped at step 2, saved in" in text
+  assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
+  assert not (tmp_path / "run" / FILE).exists()
+  monkeypatch.setattr(loop, "train_batches", reading)
+  resumed, _ = train(c, tmp_path / "run", {"in_a_row": 3}, **fields)
+  same(resumed, straight)
+  files = [tmp_path / run / FILE for run in ("straight", "run")]
+  assert files[0].read_text() == files[1].read_text()
+
+
+def test_how_often_training_went_back_is_counted_over_restarts(trained, tmp_path, poison):
+  c, _, _ = trained
+  poison(lambda k: np.nan if k in (2, 3) or k >= 6 else 1.0)
+  guard, fields = {"in_a_row": 2, "returns": 1}, {"checkpoint_every": 2}
+  _, text = train(c, tmp_path / "run", guard, **fields, steps=4)
+  assert text.count("going back to step") == 1
+  with pytest.raises(FloatingPointError, match=r"went back 1 times \(config\.guard\.returns=1\)"):
+    train(c, tmp_path / "run", guard, **fields, steps=12)
+
+
   c, _, _ = trained
   poison(lambda k: np.nan if k >= 2 else 1.0)
   with pytest.raises(

@@ -180,18 +180,6 @@ def endless(command, job, workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_process_dies_the_other_reports_it_and_ends(command, job, victim):
-  both = endless(command, job, f"killed{victim}")
-  both[victim].kill()
-  _, err = both[1 - victim].communicate(timeout=60)
-  assert both[1 - victim].returncode not in (0, None)
-  (line,) = [line for line in err.splitlines() if line.startswith("infini-jax: ")]
-  assert line.startswith(f"infini-jax: process {1 - victim} of 2 ")
-  assert "newest checkpoint" in line, line
-
-
-@pytest.mark.slow
 def test_a_signal_to_one_saves_the_same_step_and_stops_all(command, job):
   both = endless(command, job, "stopped")
   os.kill(both[1].pid, signal.SIGTERM)

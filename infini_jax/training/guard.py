@@ -9,17 +9,22 @@ run, it stops.
 
 import faulthandler
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from infini_jax import processes
 from infini_jax.config import Config
 from infini_jax.data.lanes.documents import ALL, Batch, Rows
 from infini_jax.files import write_json
 from infini_jax.training.health import diagnosis
 
 FILE = "passed_over.json"
+STDERR = 2  # the file descriptor: sys.stderr of a notebook has none
+WATCHED = 10  # seconds between two looks of the thread that watches for a hang
 SHOWN = 3  # documents that a line names
 
 
@@ -27,7 +32,7 @@ class Hang:
   """Ends the process with status 1 if nothing happens for too long, and prints all its stacks.
 
   A step can wait forever for a device, another process, or a file system. A compilation is not
-  watched.
+  watched. Use it in a `with` statement.
 
   Args:
     seconds: the longest time between two signs of life; 0 watches nothing.
@@ -35,21 +40,44 @@ class Hang:
 
   def __init__(self, seconds: int):
     self._seconds = seconds
+    self._since: float | None = None  # the last sign of life; None: nothing is watched
+    self._over = threading.Event()
 
   def alive(self) -> None:
     """A sign of life."""
-    if self._seconds:
-      faulthandler.dump_traceback_later(self._seconds, exit=True)
+    self._since = time.monotonic()
 
   def rest(self) -> None:
     """Stops watching until the next sign of life."""
-    faulthandler.cancel_dump_traceback_later()
+    self._since = None
 
   def __enter__(self) -> "Hang":
+    if self._seconds:
+      threading.Thread(target=self._watch, name="hang", daemon=True).start()
     return self
 
   def __exit__(self, *error: Any) -> None:
-    self.rest()
+    self._over.set()
+
+  def _watch(self) -> None:
+    every = min(WATCHED, self._seconds / 4)
+    looked = time.monotonic()
+    while not self._over.wait(every):
+      before, looked, since = looked, time.monotonic(), self._since
+      if since is None:
+        continue
+      if looked - before > 3 * every:  # the whole process stood still, as after Ctrl-Z
+        self._since = looked
+      elif looked - since > self._seconds:
+        faulthandler.dump_traceback(STDERR)
+        processes.give_up(
+          1,
+          f"no step, chunk of a validation or save was done for {self._seconds} s "
+          f"(config.guard.hang); the stacks of all threads are above. The same command goes on "
+          f"from the newest checkpoint",
+          together=False,
+          why=f"it made no progress for {self._seconds} s",
+        )
 
 
 class PassedOver:

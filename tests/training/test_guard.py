@@ -7,16 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
 import numpy as np
 import pytest
 
-from infini_jax.config import InputError
+from infini_jax.config import Config, InputError
 from infini_jax.runs.metrics import read_metrics
-from infini_jax.training import loop
-from infini_jax.training.guard import FILE, PassedOver
+from infini_jax.training import guard, loop
+from infini_jax.training.guard import FILE, Hang, PassedOver
 from tests.tiny import changed, quiet
 
 
@@ -107,7 +108,6 @@ def test_too_many_in_a_row_are_passed_over_and_the_run_resumes_to_the_bit(
   same(again, state)
 
 
-def test_it_stops_with_the_diagnosis_after_it_went_back_often_enough(trained, tmp_path, poison):
 def test_a_stop_inside_a_streak_changes_nothing(trained, tmp_path, poison, monkeypatch):
   """The bad steps are repeated, and counted from the first one on."""
   c, _, _ = trained
@@ -146,6 +146,7 @@ def test_how_often_training_went_back_is_counted_over_restarts(trained, tmp_path
     train(c, tmp_path / "run", guard, **fields, steps=12)
 
 
+def test_it_stops_with_the_diagnosis_after_it_went_back_often_enough(trained, tmp_path, poison):
   c, _, _ = trained
   poison(lambda k: np.nan if k >= 2 else 1.0)
   with pytest.raises(
@@ -210,12 +211,37 @@ def stuck(*args):
   for k, batch in enumerate(read(*args)):
     if k == 2:
       print("stuck", flush=True)
-      time.sleep(60)
+      time.sleep(600)
     yield batch
 
 loop.train_batches = stuck
 sys.exit(main(sys.argv[1:]))
 """
+
+
+def test_a_hang_is_watched_for_by_default_but_not_while_it_rests(monkeypatch):
+  assert Config().guard.hang == 3600
+  ended = []
+  monkeypatch.setattr(guard.processes, "give_up", lambda *args, **how: ended.append(args))
+  with Hang(1) as hang:
+    hang.alive()
+    hang.rest()
+    time.sleep(1.5)
+    assert not ended
+    hang.alive()
+    deadline = time.monotonic() + 30
+    while not ended and time.monotonic() < deadline:
+      time.sleep(0.1)
+  assert ended[0][0] == 1 and "was done for 1 s (config.guard.hang)" in ended[0][1]
+  with Hang(0) as off:
+    off.alive()
+    assert all(thread.name != "hang" or not thread.is_alive() for thread in after_a_while())
+
+
+def after_a_while():
+  """The threads, after those that are told to end have had time to."""
+  time.sleep(1)
+  return threading.enumerate()
 
 
 def test_a_process_without_progress_prints_its_stacks_and_ends(trained, tmp_path):
@@ -228,13 +254,13 @@ def test_a_process_without_progress_prints_its_stacks_and_ends(trained, tmp_path
     f"  config = base_config()\n  config.update({sections!r})\n  return config\n"
   )
   command = [sys.executable, "-c", HANGS, "train", f"--config={config}"]
-  started = time.perf_counter()
   done = subprocess.run(
-    [*command, f"--workdir={tmp_path / 'new'}"], capture_output=True, text=True, timeout=120
+    [*command, f"--workdir={tmp_path / 'new'}"], capture_output=True, text=True, timeout=300
   )
   assert done.returncode == 1 and "stuck" in done.stdout, done.stdout + done.stderr
-  assert "Timeout (0:00:03)!" in done.stderr and "in stuck" in done.stderr, done.stderr
-  assert time.perf_counter() - started < 60
+  assert "in stuck" in done.stderr, done.stderr
+  last = done.stderr.rstrip().splitlines()[-1]
+  assert "was done for 3 s (config.guard.hang)" in last and "newest checkpoint" in last, last
 
 
 @pytest.mark.slow

@@ -9,7 +9,14 @@ from infini_jax.processes.joining import settings
 from infini_jax.processes.presence import guard
 from infini_jax.processes.service import joined, process_index
 from infini_jax.processes.starting import start
-from infini_jax.processes.together import Anyone, PeerStopped, check_shared, finish, first_alone
+from infini_jax.processes.together import (
+  Anyone,
+  PeerStopped,
+  check_shared,
+  finish,
+  first_alone,
+  wait,
+)
 
 __all__ = [
   "Anyone",
@@ -26,4 +33,5 @@ __all__ = [
   "settings",
   "start",
   "stop_all",
+  "wait",
 ]

@@ -121,6 +121,7 @@ def train(config: Config, path: str, console: Console, branch: Branch | None = N
     def compiled(config, *arguments):
       with track(console, "compile"):
         step = jax.jit(make_train_step(config, tx), donate_argnums=0).lower(*arguments).compile()
+        processes.wait("compiled")  # devices wait 30 s for each other, and a host may be slower
       console.print(f"a step needs {_step_bytes(step) / 2**30:,.2f} GiB a device")
       return step
 

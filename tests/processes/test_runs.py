@@ -174,7 +174,8 @@ def endless(command, job, workdir):
   both = command("train", workdir, 2, *fields, wait=False)
   metrics, deadline = job / workdir / "metrics.jsonl", time.monotonic() + 200
   while not (metrics.exists() and metrics.read_text().count("\n") > 2):
-    assert time.monotonic() < deadline and all(p.poll() is None for p in both), "never began"
+    ended = [p.communicate() for p in both if p.poll() is not None]
+    assert time.monotonic() < deadline and not ended, f"never began: {ended}"
     time.sleep(0.2)
   return both
 

@@ -20,8 +20,7 @@ TOGETHER_SECONDS = 10  # how long a process that fails waits for others that fai
 STOPPED = "stopped"  # the folder of keys with the reason of the first process that stops
 REASON = f"{STOPPED}/first"
 
-_ends: list[int] = []  # the thread that ends this process, once there is one
-_lock = threading.Lock()
+_calls: list[list[int]] = []  # of `give_up`, each with its thread; the first ends this process
 
 
 def stop_all(status: int, message: str) -> NoReturn:
@@ -43,13 +42,14 @@ def give_up(status: int, message: str = "", together: bool = True, why: str = ""
     together: whether to wait first for other processes that may have failed alike.
     why: the reason, for other processes that may wait for this one.
   """
-  with _lock:
-    _ends.append(threading.get_ident())
-  if len(_ends) > 1:  # another thread ends this process, or this one was interrupted by a signal
-    time.sleep(TOGETHER_SECONDS if _ends[0] != _ends[1] else 0)
+  this = [threading.get_ident()]
+  _calls.append(this)
+  if _calls[0] is not this:  # a second signal in the same thread does not wait
+    time.sleep(TOGETHER_SECONDS if _calls[0] != this else 0)
     os._exit(status)
   if message:
-    print(f"infini-jax: {message}", file=sys.stderr, flush=True)
+    # Not sys.stderr, which a save or a restore in another thread may hold back.
+    print(f"infini-jax: {message}", file=sys.__stderr__, flush=True)
   farewell()
   if why and (service := client()):
     said = json.dumps([process_index(), status, why])

@@ -23,9 +23,8 @@ class Stopped(Exception):
 
 def leave(status: int, message: str) -> None:
   """Ends this process, and leaves all threads behind."""
-  print(f"infini-jax: {message}", file=sys.stderr)
+  print(f"infini-jax: {message}", file=sys.__stderr__, flush=True)
   sys.stdout.flush()
-  sys.stderr.flush()
   os._exit(status)
 
 

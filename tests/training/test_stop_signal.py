@@ -118,34 +118,34 @@ def test_a_training_is_stopped_in_its_first_seconds_and_goes_on_as_if_it_had_not
   command = [sys.executable, "-u", "train.py", f"--config={tmp_path / 'config.py'}"]
   command += [f"--workdir={run}", "--config.run.compilation_cache="]
   env = {"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"}
-  start = lambda: subprocess.Popen(
-    command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-  )
+  log = tmp_path / "log"
+
+  def start():
+    with log.open("w") as out:
+      return subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=out)
+
+  reached = {
+    "start": lambda: catches_sigterm(process.pid),
+    "compile": lambda: "compile ..." in log.read_text(),
+    "validation": lambda: (run / "checkpoints" / "1").exists(),  # the save before it compiles
+  }[moment]
   process = start()
   try:
-    if moment == "start":
-      while not catches_sigterm(process.pid):
-        time.sleep(0.02)
-    else:
-      for line in process.stdout:
-        if line.startswith("compile ...") and moment == "compile":
-          break
-        if line.startswith("train 1/2") and moment == "validation":
-          break
-        if (run / "checkpoints" / "1").exists() and moment == "validation":
-          break  # the save before the validation compiles
+    while not reached():
+      assert process.poll() is None, log.read_text()
+      time.sleep(0.02)
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     since = time.monotonic()
-    said, _ = process.communicate(timeout=60)
+    process.wait(60)
   finally:
     process.kill()
+  said = log.read_text()
   assert time.monotonic() - since < 10
   assert process.returncode == STOPPED, said
   assert "Traceback" not in said and (SAID in said or "stopped at step" in said), said
   again = start()
-  said, _ = again.communicate(timeout=300)
-  assert again.returncode == 0 and "step 2, saved in" in said, said
+  assert again.wait(600) == 0 and "step 2, saved in" in log.read_text(), log.read_text()
 
 
 def catches_sigterm(pid):

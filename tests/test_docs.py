@@ -121,7 +121,7 @@ def test_the_reference_shows_what_packages_export_and_whole_rooms():
 
 def test_comments_behind_fields_are_their_descriptions():
   said = reference.comments("infini_jax.config.schema")
-  assert said["SizesConfig.layers"] == "L"
+  assert reference.comments("infini_jax.config.model")["SizesConfig.layers"] == "L"
   shown = reference.comments("infini_jax.config")
   assert shown["ALL_SPLITS"] == said["ALL_SPLITS"]
 

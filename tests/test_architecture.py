@@ -1,6 +1,7 @@
 """The rules of docs/architecture.md: allowed imports, libraries in one file, no import effects."""
 
 import ast
+import dataclasses
 import functools
 import re
 import subprocess
@@ -136,6 +137,14 @@ def test_only_one_file_renames_files():
 def test_a_file_is_one_room(file):
   lines = len(file.read_text().splitlines())
   assert lines <= 400, f"{file} has {lines} lines: divide it by purpose"
+
+
+def test_a_section_of_the_config_has_at_most_fifteen_fields():
+  from infini_jax.config import SECTIONS
+
+  for name, section in SECTIONS.items():
+    count = len(dataclasses.fields(section))
+    assert count <= 15, f"config.{name} has {count} fields: divide it by purpose"
 
 
 # Operations that a user calls: each argument is one of the mathematics.

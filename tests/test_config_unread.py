@@ -1,6 +1,7 @@
 """A field that a flag sets without effect is named in a line; no other field is."""
 
 import dataclasses
+import runpy
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,7 @@ from infini_jax.evaluation.tasks import KINDS, sources_of
 CONFIGS = Path(__file__).parent.parent / "configs"
 VARIANTS = {
   "adapt_smollm": "pretrain passkey laptop far keys million",
-  "compare": "infini-linear infini-delta gated_delta local full transformer_xl compressive"
-  " memorizing rmt autocompressor",
+  "compare": " ".join(runpy.run_path(str(CONFIGS / "compare.py"))["SYSTEMS"]),
   "llm_1b": "pretrain continual",
   "llm_8b": "pretrain continual",
 }

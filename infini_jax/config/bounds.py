@@ -5,10 +5,10 @@ import functools
 import math
 from typing import Any
 
-# Which fields of a section are read only under a condition; `config.unread` names the others. The
-# conditions, each with its fields ("*": all): "adapters.rank": that field is set;
-# "optimizer.name=muon|lion": it has one of these values; "memory.gated": a fact of the memory
-# system. Of several conditions for a field all must hold.
+# Which fields of a section are read under a condition only (`config.unread`): conditions, and the
+# fields of each ("*": all). "adapters.rank": that field is set. "optimizer.name=muon|lion": it has
+# one of these values; "task.name=...": a task that is trained or evaluated. "memory.gated": a fact
+# of the memory system. If a field has several conditions, all must hold.
 Where = dict[str, str]
 
 

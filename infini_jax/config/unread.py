@@ -80,12 +80,10 @@ def _read(place: str, config: Config) -> tuple[set[Any], str]:
 def _tasks(config: Config, asked: Mapping[str, str] | None) -> tuple[set[Any], str]:
   """The tasks that a command trains on or evaluates, and the setting that chooses them."""
   task, other = config.task.name, config.evaluation.task
-  own = (
-    f"config.evaluation.task={other!r}"
-    if other and asked is not None
-    else (f"config.task.name={task!r}")
-  )
   if asked is None:
-    return {task, other}, own
-  sources = {source or other or task for source in asked.values()} or {other or task}
-  return sources, f"--task={','.join(asked)}" if asked else own
+    return {task, other}, f"config.task.name={task!r}"
+  if asked:
+    return {source or other or task for source in asked.values()}, f"--task={','.join(asked)}"
+  if other:
+    return {other}, f"config.evaluation.task={other!r}"
+  return {task}, f"config.task.name={task!r}"

@@ -202,8 +202,11 @@ def test_no_code_lists_memory_systems_outside_of_the_registries():
   from infini_jax.config import SYSTEMS
 
   registries = PACKAGE / "config/systems.py", PACKAGE / "models/mixers/__init__.py"
+  of_older_configs = (
+    PACKAGE / "config/migration.py"
+  )  # a list of what was, to which nothing is added
   found = []
-  for file in set(FILES) - set(registries):
+  for file in set(FILES) - {*registries, of_older_configs}:
     for node in nodes_of(file):
       if isinstance(node, ast.Dict | ast.Tuple | ast.List | ast.Set):
         parts = node.keys if isinstance(node, ast.Dict) else node.elts

@@ -106,7 +106,8 @@ def evaluate(
       **training(workdir.path),
     }
     if gates_LH is not None:
-      about["gates"] = {"gates_LH": gates_LH.tolist(), **gates_lib.summary(gates_LH)}
+      summary = gates_lib.summary(gates_LH[gates_lib.with_gates(config.model)])
+      about["gates"] = {"gates_LH": gates_LH.tolist(), **summary}
     about |= {"command": command, "environment": _environment()}
     known: dict[tuple[str, str], Any] = {}
     for job in jobs:

@@ -21,7 +21,7 @@ SHUT, OPEN = 0.1, 0.9  # a head is local below SHUT, a memory head above OPEN, e
 def gates(config: ModelConfig, params: Any) -> np.ndarray | None:
   """The share of the memory in every layer and head, (L, H); None for a model without gates.
 
-  It is 0 in layers without a memory.
+  It is 0 in layers without gates.
   """
   mixers = params["blocks"]["attention"].get("mixer", {})
   mixers = mixers if config.pattern else {config.mixer: mixers}
@@ -31,12 +31,23 @@ def gates(config: ModelConfig, params: Any) -> np.ndarray | None:
     on_every_host = lambda beta_LH, own=own: shard(gate_values(beta_LH, own.memory.gate), "__")
     of_system_LH = np.asarray(jax.jit(on_every_host)(mixers[name][GATE]))
     gates_LH[list(config.layers_of(name))] = of_system_LH
-  with_memory_L = np.array(config.memory.with_memory(config.layers))
-  return np.where(with_memory_L[:, None], gates_LH, 0.0) if gated else None
+  return np.where(with_gates(config)[:, None], gates_LH, 0.0) if gated else None
+
+
+def with_gates(config: ModelConfig) -> np.ndarray:
+  """Which layers have gates, (L,) bool."""
+  gated_L = np.zeros(config.layers, bool)
+  for name, own in config.by_system.items():
+    gated_L[list(config.layers_of(name))] = own.memory.gated
+  return gated_L & np.array(config.memory.with_memory(config.layers))
 
 
 def summary(gates_LH: np.ndarray) -> dict[str, Any]:
-  """The numbers of local heads, memory heads and mixers, and the range of the gates."""
+  """The numbers of local heads, memory heads and mixers, and the range of the gates.
+
+  Args:
+    gates_LH: of the layers that have gates.
+  """
   return {
     "opened_heads": int((gates_LH > 0.5).sum()),
     "local_heads": int((gates_LH < SHUT).sum()),

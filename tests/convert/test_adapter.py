@@ -1,15 +1,22 @@
 """Parameters that training added are saved in a small file, and can be added to the same model."""
 
+import dataclasses
+import shutil
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from infini_jax import cli
 from infini_jax.config import InputError
 from infini_jax.convert.adapter import FILE, adapt, save
 from infini_jax.data.tokenizers import ByteTokenizer
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir
+from infini_jax.training.step import TrainState
+from infini_jax.training.trainable import join, split
 from tests.convert.reading import console, params_of
 from tests.tiny import changed, config, fake_params, write_original
 
@@ -61,6 +68,38 @@ def test_the_adapter_of_a_pattern_holds_the_gates_of_its_memory_layers(tmp_path,
   (model, want, _), (again, found, _) = params_of(run), params_of(tmp_path / "back")
   assert again == model and model.pattern == ("infini", "full")
   jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, (want, found)))
+
+
+def test_commands_take_the_moving_average_of_what_was_trained(tmp_path, rng, capsys):
+  """Its adapter, and the weights that hold it, are those of a run with these parameters."""
+  original, run = make(tmp_path, rng)
+  given = ["convert", "adapter", str(run), str(tmp_path / "none"), "--ema"]
+  for command in (given, ["convert", "merge", *given[2:]]):
+    assert cli.main(command) == 2
+    error = capsys.readouterr().err
+    assert "holds no moving average of the parameters; leave --ema out" in error
+    assert error.count("\n") == 1 and not (tmp_path / "none").exists()
+  c, (_, params, _) = Workdir(run).config(), params_of(run)
+  trained, frozen = split(c, params)
+  mean = jax.tree.map(lambda x: 0.5 * x, trained)
+  last = TrainState(jnp.ones((), jnp.int32), params, None, None, None, ema=mean)
+  alone = shutil.copytree(run, tmp_path / "alone")
+  shutil.rmtree(alone / "checkpoints")
+  for folder, step in ((run, last), (alone, dataclasses.replace(last, params=join(mean, frozen)))):
+    with Checkpoints(Workdir(folder)) as saved:
+      saved.save(1, step)
+  for kind in ("adapter", "merge"):
+    for folder, more in ((run, ["--ema"]), (alone, [])):
+      out = tmp_path / f"{kind}-{folder.name}"
+      assert cli.main(["convert", kind, str(folder), str(out), *more]) == 0
+      capsys.readouterr()
+      if kind == "adapter":
+        adapt(str(original), out, tmp_path / f"back-{folder.name}", console())
+  for kind in ("back", "merge"):
+    got, want = (
+      jax.device_get(params_of(tmp_path / f"{kind}-{folder.name}")[1]) for folder in (run, alone)
+    )
+    jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def test_a_file_that_is_not_an_adapter_of_this_model_is_refused(tmp_path, rng):

@@ -21,6 +21,7 @@ def test_a_layer_without_a_store_reads_nothing():
   gates_LH = gates.gates(c, fake_params(c))
   np.testing.assert_array_equal(gates_LH[[0, 2]], 0.0)
   assert 0 < gates_LH[1].min() < 1
+  np.testing.assert_array_equal(gates.with_gates(c), [False, True, False])
 
 
 def test_gates_of_a_pattern_stand_in_their_layers():
@@ -30,6 +31,9 @@ def test_gates_of_a_pattern_stand_in_their_layers():
   beta = np.asarray(params["blocks"]["attention"]["mixer"]["infini"]["beta_H"])
   np.testing.assert_allclose(gates_LH[[1, 4]], 1 / (1 + np.exp(-beta)), rtol=1e-6)
   np.testing.assert_array_equal(gates_LH[[0, 2, 3, 5]], 0.0)
+  counted = gates.summary(gates_LH[gates.with_gates(c)])
+  heads = ("local_heads", "mixer_heads", "memory_heads")
+  assert sum(counted[name] for name in heads) == 2 * c.heads and counted["least"] > 0
   none = patterned(("local", "full"), 2)
   assert gates.gates(none, fake_params(none)) is None
 

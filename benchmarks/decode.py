@@ -6,9 +6,11 @@
 Without --workdir the weights of the config's model are random, because only the time is measured.
 Three sessions take turns, token by token, so that other work of the machine affects all of them in
 the same way. The figures are medians. Two sessions differ only in the length of their text. In the
-third session the weights of the layers are stacked, as in training. CPU time is that of all threads
-of the process; on a busy machine it is more reliable than the clock. Resident memory is that of the
-process, after the near sessions have read and written, and again at the end.
+third session the weights of the layers are stacked, as in training. The share of the ceiling is the
+speed at which the weights and the state of a session are read, of that at which one array of the
+size of the weights is read. CPU time is that of all threads of the process; on a busy machine it is
+more reliable than the clock. Resident memory is that of the process, after the near sessions have
+read and written, and again at the end.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from record import Results, add_json, spread
 from rich.console import Console
@@ -50,6 +53,18 @@ def read(run: Run, tokens: int, console: Console) -> Session:
     session.read(itertools.islice(itertools.chain.from_iterable(pieces), tokens), bar)
     session.wait()
   return session
+
+
+def bandwidth(size: float) -> float:
+  """Bytes/s at which one array of so many bytes is read, best of five: the sum of its numbers."""
+  x, total = jnp.zeros(max(1, int(size) // 4), jnp.int32), jax.jit(jnp.sum)
+  total(x).block_until_ready()
+  times = []
+  for _ in range(5):
+    started = time.perf_counter()
+    total(x).block_until_ready()
+    times.append(time.perf_counter() - started)
+  return 4 * x.size / min(times)
 
 
 def endless(session: Session) -> Iterator[Piece]:
@@ -94,13 +109,19 @@ def main() -> None:
         own.append((time.perf_counter() - started[0], time.process_time() - started[1]))
   ended = resident()
 
+  c = run.engine.config.model
+  held = sum(x.nbytes for x in jax.tree.leaves(run.engine.params))
+  if not c.tied_embeddings:
+    held -= run.engine.params["embed_VD"].nbytes  # one row of it is read
+  best = bandwidth(held)
   results = Results(
-    f"{args.tokens} tokens each, in turns",
+    f"{args.tokens} tokens each, in turns; {jax.devices()[0].device_kind}, jax {jax.__version__}",
     {
       "session": "",
       "position": ",",
       "ms a token": ".3f",
       "spread": ".0%",
+      "of the ceiling": ".1%",
       "speed": ".3f",
       "CPU ms a token": ".3f",
       "CPU speed": ".3f",
@@ -112,9 +133,11 @@ def main() -> None:
   first, first_cpu = (statistics.median(part) for part in columns[0])
   for name, session, (wall, cpu) in zip(names, sessions, columns, strict=True):
     taken, own = statistics.median(wall), statistics.median(cpu)
-    values = 1e3 * taken, spread(wall), first / taken, 1e3 * own, first_cpu / own
+    share = (held + session.state_bytes) / taken / best
+    values = 1e3 * taken, spread(wall), share, first / taken, 1e3 * own, first_cpu / own
     results.add(name, session.positions[0], *values, session.state_bytes / MB)
   results.more |= {"resident when compiled": begun, "resident at the end": ended}
+  results.more |= {"ceiling, bytes/s": best, "bytes of weights": held}
   results.show(console)
   results.write(args.json)
   console.print(

@@ -21,8 +21,10 @@ case $size in
     ops="--tokens=32768 --segment=2048 --heads=8 --kv-heads=8 --head-dim=128 --dtype=bfloat16"
     paper="--config=configs/lm_paper.py --lengths=32768 --tokens=32768 --rounds=5"
     large="--config=configs/llm_1b.py --lengths=2048,32768,262144 --tokens=262144 --rounds=3"
+    plain="--config=configs/llm_1b.py --lengths=32768 --tokens=262144 --rounds=1"
     decode="--config=configs/llm_1b.py --near=4096 --far=65536 --tokens=100"
-    steps=200 seconds="60 70 170 90 50"
+    # 20 for the first lines, 45, 2 x 45, 150, 75, 60, 2 x 40, 20, and 5 to kill each of 9: 585.
+    steps=200 seconds="45 45 150 75 60 40"
     ;;
   tiny)
     export JAX_PLATFORMS=cpu
@@ -32,12 +34,13 @@ case $size in
     narrow="$narrow --config.model.segment_length=64 --config.model.vocab_size=512"
     paper="--config=configs/lm_paper.py --lengths=256 --tokens=256 --rounds=1 $narrow"
     large="--config=configs/llm_1b.py --lengths=64,256 --tokens=256 --rounds=1 $narrow"
+    plain="--config=configs/llm_1b.py --lengths=256 --tokens=256 --rounds=1 $narrow"
     decode="--config=configs/llm_1b.py --near=100 --far=300 --tokens=5 $narrow"
-    steps=4 seconds="240 240 240 240 240"
+    steps=4 seconds="240 240 240 240 240 240"
     ;;
   *) echo "benchmarks/gpu.sh: $size: give tiny, or nothing" >&2; exit 2 ;;
 esac
-read -r t_ops t_paper t_large t_decode t_train <<<"$seconds"
+read -r t_ops t_paper t_large t_plain t_decode t_train <<<"$seconds"
 one="--config.mesh.fsdp=1 --config.mesh.seq=1"
 
 part() {  # title, seconds, command...
@@ -45,7 +48,7 @@ part() {  # title, seconds, command...
   shift 2
   log=$out/$(tr -cs 'a-z0-9\n' '-' <<<"$title").log
   echo "$title ..."
-  timeout --kill-after=10 "$most" "$@" >"$log" 2>&1
+  timeout --kill-after=5 "$most" "$@" >"$log" 2>&1
   status=$?
   ((status == 0)) || failed=$((failed + 1))
   {
@@ -61,7 +64,7 @@ part() {  # title, seconds, command...
   echo
   nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null ||
     echo "no NVIDIA GPU: a rehearsal"
-  "$python" -c 'import jax, flax, sys; d = jax.devices()
+  timeout --kill-after=5 15 "$python" -c 'import jax, flax, sys; d = jax.devices()
 print(f"{len(d)} x {d[0].device_kind}, jax {jax.__version__}, flax {flax.__version__}, "
       f"Python {sys.version.split()[0]}")'
   echo
@@ -78,7 +81,7 @@ train() {  # the name of the run, flags...
 
 train "cuda" --config.run.compute_dtype=float32
 JAX_PLATFORMS=cpu train "cpu" --config.run.compute_dtype=float32
-part "losses compared" 30 "$python" - "$out/cuda" "$out/cpu" <<'PY'
+part "losses compared" 20 "$python" - "$out/cuda" "$out/cpu" <<'PY'
 import sys
 import jax
 jax.config.update("jax_platforms", "cpu")
@@ -102,6 +105,8 @@ PY
   done
   part "a step of 1.5B at fixed tokens, kernels" "$t_large" "$python" benchmarks/train_step.py \
     $large $one --config.run.implementation=kernels --json="$out/large.json"
+  part "a step of 1.5B at fixed tokens, parallel" "$t_plain" "$python" benchmarks/train_step.py \
+    $plain $one --config.run.implementation=parallel --json="$out/large-parallel.json"
   part "decoding with 1.5B" "$t_decode" "$python" benchmarks/decode.py $decode $one \
     --json="$out/decode.json"
 }

@@ -1,7 +1,7 @@
 """Speed at which a store delivers training batches, and the memory that reading it takes.
 
     python benchmarks/loader.py [--config=configs/demo.py] [--path=STORE] [--seconds=15] \\
-      [--config.a.b=value ...]
+      [--config.a.b=value ...] [--json=FILE]
 
 Nothing is computed with the batches. A training step that uses fewer tokens per second than this
 never waits for data. Without --path the config's own corpus is read. If it is not a store, it is
@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from rich.table import Table
+from record import Results, add_json
 
 from infini_jax.cli import load_config
 from infini_jax.data import train_batches
@@ -36,6 +36,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
   parser.add_argument("--path", help="a store or a corpus, instead of config.data.path")
   parser.add_argument("--seconds", type=float, default=15, help="how long (default %(default)s)")
+  add_json(parser)
   args, rest = parser.parse_known_args()
   if not any(a.startswith("--config=") for a in rest):
     rest = ["--config=configs/demo.py", *rest]
@@ -56,21 +57,16 @@ def main() -> None:
       predicted += int(next(batches)["mask_BT"].sum())
       count += 1
     seconds, after = time.perf_counter() - started, resident()
-  table = Table(title=f"{count:,} batches of {config.data.lanes} lanes, {T:,} tokens a lane")
-  for column in (
-    "tokens/s",
-    "ms a batch",
-    "padding",
-    "MiB before",
-    "opened",
-    "reading",
-    "at the end",
-  ):
-    table.add_column(column, justify="right")
+  sizes = ("MiB before", "opened", "reading", "at the end")
+  results = Results(
+    f"{count:,} batches of {config.data.lanes} lanes, {T:,} tokens a lane",
+    {"tokens/s": ",.0f", "ms a batch": ".2f", "padding": ".1%"} | dict.fromkeys(sizes, ",.0f"),
+  )
   padding = 1 - predicted / (count * config.data.lanes * T)
-  row = (f"{predicted / seconds:,.0f}", f"{seconds / count * 1e3:.2f}", f"{padding:.1%}")
-  table.add_row(*row, *(f"{size:,.0f}" for size in (before, opened, reading, after)))
-  console.print(table)
+  values = predicted / seconds, seconds / count * 1e3, padding
+  results.add(*values, before, opened, reading, after)
+  results.show(console)
+  results.write(args.json)
 
 
 if __name__ == "__main__":

@@ -55,12 +55,12 @@ def main() -> None:
     return (jax.nn.logsumexp(logits, -1) - target).mean()
 
   step = jax.jit(jax.value_and_grad(loss))
-  print(sum(x.size for x in jax.tree.leaves(params)), flush=True)
+  print(sum(x.size for x in jax.tree.leaves(params)), f"jax {jax.__version__}", flush=True)
   for _ in sys.stdin:
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     jax.block_until_ready(step(params))
-    seconds = time.perf_counter() - began
-    print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+    seconds, cpu = time.perf_counter() - began, time.process_time() - used
+    print(seconds, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
 
 
 if __name__ == "__main__":

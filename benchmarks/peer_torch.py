@@ -2,10 +2,12 @@
 
     python benchmarks/peer_torch.py NAME SHAPE      SHAPE is JSON; see `peer.py`
 
-It prints the number of parameters, and then, for each line that it reads, the seconds of one step
-(loss and gradient) and the peak of its resident memory in bytes.
+It prints the number of parameters and its versions, and then, for each line that it reads, the
+seconds of one step, those of its CPUs, and the peak of its resident memory in bytes. A step is loss
+and gradient, or one token, if `decode` is in the shape.
 """
 
+import importlib.metadata
 import json
 import resource
 import sys
@@ -53,16 +55,9 @@ def model(name: str, shape: dict):
   if name == "sdpa":
     plain = Plain(shape)
     return plain, lambda tokens: plain(tokens).backward()
-  from infini_transformer_pytorch import InfiniTransformer, InfiniTransformerWrapper
+  from infini_transformer_pytorch import InfiniTransformerWrapper
 
-  peer = InfiniTransformer(
-    num_tokens=shape["vocab"],
-    dim=shape["width"],
-    depth=shape["layers"],
-    dim_head=shape["head_dim"],
-    heads=shape["heads"],
-    use_mem_delta_rule=name == "delta",
-  )
+  peer = infini(name, shape)
   # Its default cuts the gradient every two segments. Here it goes through all, as ours.
   whole = InfiniTransformerWrapper(
     peer, segment_length=shape["segment"], detach_mems_every_num_segments=10**9
@@ -70,21 +65,55 @@ def model(name: str, shape: dict):
   return peer, lambda tokens: whole(tokens, backward=True)
 
 
+def infini(rule: str, shape: dict):
+  """The model of infini-transformer-pytorch."""
+  from infini_transformer_pytorch import InfiniTransformer
+
+  return InfiniTransformer(
+    num_tokens=shape["vocab"],
+    dim=shape["width"],
+    depth=shape["layers"],
+    dim_head=shape["head_dim"],
+    heads=shape["heads"],
+    use_mem_delta_rule=rule == "delta",
+  )
+
+
+def writer(name: str, shape: dict):
+  """A peer, and a function that writes its next token, in the middle of the second segment."""
+  peer, N = infini(name, shape).eval(), shape["segment"]
+
+  @torch.inference_mode()
+  def tokens(text):
+    _, _, memories = peer(text[:, :N], return_new_memories=True)
+    logits, cache, _ = peer(text[:, N : N + N // 2], past_memories=memories)
+    while True:
+      token = logits[:, -1:].argmax(-1)
+      yield token.item()
+      logits, cache, _ = peer(token, past_memories=memories, cached_kv=cache)
+
+  text = torch.randint(0, shape["vocab"], (1, 2 * N))
+  writing = tokens(text)
+  return peer, lambda _: next(writing)
+
+
 def main() -> None:
   """Takes a step for each line that it reads."""
   name, shape = sys.argv[1], json.loads(sys.argv[2])
   torch.manual_seed(0)
   torch.set_num_threads(shape["threads"])
-  peer, step = model(name, shape)
+  peer, step = (writer if shape["decode"] else model)(name, shape)
   tokens = torch.randint(0, shape["vocab"], (shape["lanes"], shape["tokens"] + 1))
-  print(sum(p.numel() for p in peer.parameters()), flush=True)
+  packages = ["torch"] + ["infini-transformer-pytorch"] * (name != "sdpa")
+  versions = ", ".join(f"{one} {importlib.metadata.version(one)}" for one in packages)
+  print(sum(p.numel() for p in peer.parameters()), versions, flush=True)
   for _ in sys.stdin:
     peer.zero_grad(set_to_none=True)
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     step(tokens)
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, time.process_time() - used
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(seconds, peak, flush=True)
+    print(seconds, cpu, peak, flush=True)
 
 
 if __name__ == "__main__":

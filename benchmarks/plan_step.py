@@ -11,7 +11,6 @@ reads it instead of compiling.
 """
 
 import argparse
-import json
 import re
 import sys
 import time
@@ -19,7 +18,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import jax
-from rich.table import Table
+from record import Results, add_json
 
 from infini_jax.config import InputError, load_config
 from infini_jax.parallel.chips import CHIPS
@@ -35,7 +34,7 @@ COLLECTIVES = r"all-gather|all-reduce|reduce-scatter|all-to-all|collective-permu
 SCOPES = (
   ("optimizer", r"/optimizer/|optimizer\)"),
   ("local attention: kernel", r" splash|dot_product_attention"),
-  ("local attention: around it", r"/local/|\(local|static_sparsity_splash"),
+  ("local attention: around the kernel", r"/local/|\(local|static_sparsity_splash"),
   ("memory", r"/memory/|\(memory"),
   ("mixing", r"infini/|gated_delta/|/local_attention/"),
   ("feed-forward", r"/ffn/|\(ffn"),
@@ -56,7 +55,7 @@ def main() -> int:
   """Compiles, counts, and prints one table; returns an exit status."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
   parser.add_argument("--topology", required=True, help="such as v5e:4x4 or h100:8")
-  parser.add_argument("--json", type=Path, help="a file for the same figures")
+  add_json(parser)
   parser.add_argument("--text", type=Path, help="a file for XLA's text of the program")
   parser.add_argument("--from", type=Path, dest="read", help="a file that --text wrote")
   args, rest = parser.parse_known_args()
@@ -65,7 +64,7 @@ def main() -> int:
   chip = CHIPS.get(args.topology.partition(":")[0])
   if chip is None:
     parser.error(f"--topology={args.topology}: no such chip; there are {', '.join(CHIPS)}")
-  title = args.topology
+  title, peak = args.topology, None
   try:
     if args.read:
       text = args.read.read_text()
@@ -96,16 +95,14 @@ def main() -> int:
       row["ms without products"] += 1e3 * bound
   columns = ("operations", "GB", "ms", "GB without products", "ms without products")
   rows["all"] = {name: sum(row[name] for row in [*rows.values()]) for name in columns}
-  table = Table(title=title, title_justify="left")
-  table.add_column("category")
-  for name in columns:
-    table.add_column(name, justify="right")
+  results = Results(
+    title, {"category": "", "operations": ",.0f"} | dict.fromkeys(columns[1:], ",.2f")
+  )
   for name, row in sorted(rows.items(), key=lambda item: (item[0] == "all", -item[1]["GB"])):
-    cells = [f"{row[column]:,.2f}" for column in columns[1:]]
-    table.add_row(name, f"{row['operations']:,.0f}", *cells, style="bold" if name == "all" else "")
-  console.print(table)
-  if args.json:
-    args.json.write_text(json.dumps({"title": title, "rows": rows}, indent=2) + "\n")
+    results.add(name, *(row[column] for column in columns))
+  results.more["peak GiB"] = peak
+  results.show(console)
+  results.write(args.json)
   return 0
 
 

@@ -4,6 +4,7 @@ from record import Results, spread
 """
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy")
+PLUGINS = ("libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin", "torch")  # where they are installed
 
 
 class Results:
@@ -57,8 +59,16 @@ def machine() -> dict[str, Any]:
     "date": datetime.date.today().isoformat(),
     "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
     "python": platform.python_version(),
-    "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    "versions": {name: importlib.metadata.version(name) for name in PACKAGES} | _plugins(),
   }
+
+
+def _plugins() -> dict[str, str]:
+  found = {}
+  for name in PLUGINS:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[name] = importlib.metadata.version(name)
+  return found
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """What digests add to a save, and what a save in the background adds to a step.
 
     python benchmarks/save.py [--config=configs/demo.py] [--config.a.b=value ...] [--rounds=20]
+        [--json=FILE]
 
 Saves with digests and without take turns, each into an empty folder. `start` is how long training
 waits, `whole` how long it takes until the checkpoint is complete.
@@ -14,7 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import jax
-from rich.table import Table
+from record import Results, add_json
 
 from infini_jax import digests
 from infini_jax.config import load_config
@@ -30,6 +31,7 @@ def main() -> None:
   """Saves in turns, and prints medians and their ratios."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--rounds", type=int, default=20)
+  add_json(parser)
   args, rest = parser.parse_known_args()
   if not any(a.startswith("--config=") for a in rest):
     rest = ["--config=configs/demo.py", *rest]
@@ -45,15 +47,16 @@ def main() -> None:
           times[with_digests].append(taken)
       advance(round_)
   size = sum(x.nbytes for x in jax.tree.leaves(state)) / 1e6
-  table = Table(title=f"a state of {size:,.1f} MB, {args.rounds} saves each, medians")
-  for column in ("", "start ms", "whole ms"):
-    table.add_column(column, justify="right")
+  results = Results(
+    f"a state of {size:,.1f} MB, {args.rounds} saves each, medians",
+    {"": "", "start ms": ",.1f", "to plain": ".3f", "whole ms": ",.1f", "whole to plain": ".3f"},
+  )
   middle = {key: [statistics.median(part) for part in zip(*own)] for key, own in times.items()}  # noqa: B905
-  for name, pair in (("without digests", middle[False]), ("with digests", middle[True])):
-    table.add_row(name, *(f"{1e3 * seconds:,.1f}" for seconds in pair))
-  ratios = [both / alone for both, alone in zip(middle[True], middle[False], strict=True)]
-  table.add_row("ratio", *(f"{ratio:.3f}" for ratio in ratios))
-  console.print(table)
+  for with_digests, name in ((False, "without digests"), (True, "with digests")):
+    pairs = zip(middle[with_digests], middle[False], strict=True)
+    results.add(name, *(value for own, plain in pairs for value in (1e3 * own, own / plain)))
+  results.show(console)
+  results.write(args.json)
 
 
 def save(state: TrainState, with_digests: bool) -> tuple[float, float]:

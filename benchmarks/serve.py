@@ -1,6 +1,7 @@
 """How fast `infini-jax serve` is: tokens/s by concurrent sessions, and the wait beside a reader.
 
     python benchmarks/serve.py [--workdir=RUN] [--lanes=8] [--sessions=1,2,4,8,16,32] [--tokens=200]
+        [--json=FILE]
 
 It starts a server, asks it by HTTP, and prints tables. Without a run, it makes a random model:
 4 layers of width 128, segments of 64 tokens, bytes. A text that ends early counts as it is.
@@ -21,10 +22,12 @@ from pathlib import Path
 import httpx
 import jax
 import jax.numpy as jnp
+from record import Results, add_json
 
 from infini_jax.config import resolve
 from infini_jax.data import load_tokenizer
 from infini_jax.models import init
+from infini_jax.progress import make_console
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir
 from infini_jax.training.step import TrainState
@@ -43,6 +46,7 @@ def main() -> None:
   parser.add_argument("--sessions", default="1,2,4,8,16,32")
   parser.add_argument("--tokens", type=int, default=200)
   parser.add_argument("--book", type=int, default=200_000, help="characters")
+  add_json(parser)
   args = parser.parse_args()
   folder = tempfile.mkdtemp(prefix="infini_jax_serve_")
   workdir = args.workdir or make(Path(folder) / "run")
@@ -55,8 +59,9 @@ def main() -> None:
         assert server.poll() is None
       print(f"ready after {time.perf_counter() - started:.0f} s")
       with httpx.Client(base_url=found[0], timeout=None) as client:
-        by_sessions(client, args)
-        beside_a_reader(client, args)
+        results = by_sessions(client, args)
+        results.more["beside"] = beside_a_reader(client, args).rows
+        results.write(args.json)
     finally:
       server.terminate()
   shutil.rmtree(folder)
@@ -85,10 +90,11 @@ def complete(client, tokens, seed=0):
   return times
 
 
-def by_sessions(client, args) -> None:
+def by_sessions(client, args) -> Results:
   complete(client, 3)
-  print(
-    "\n| sessions | tokens/s | ms per token of a session | first token, ms |\n|---|---|---|---|"
+  results = Results(
+    f"{args.lanes} lanes, {args.tokens} tokens each",
+    {"sessions": "d", "tokens/s": ".1f", "ms a token of a session": ".1f", "first token ms": ".0f"},
   )
   for count in map(int, args.sessions.split(",")):
     started = time.perf_counter()
@@ -96,14 +102,14 @@ def by_sessions(client, args) -> None:
       done = [*threads.map(lambda seed: complete(client, args.tokens, seed), range(count))]
     seconds = time.perf_counter() - started
     gaps = [b - a for times in done for a, b in zip(times, times[1:], strict=False)]
-    print(
-      f"| {count} | {sum(map(len, done)) / seconds:.1f} | {1000 * statistics.median(gaps):.1f} "
-      f"| {1000 * statistics.median(times[0] for times in done):.0f} |",
-      flush=True,
-    )
+    first = statistics.median(times[0] for times in done)
+    values = sum(map(len, done)) / seconds, 1000 * statistics.median(gaps), 1000 * first
+    results.add(count, *values)
+  results.show(make_console())
+  return results
 
 
-def beside_a_reader(client, args) -> None:
+def beside_a_reader(client, args) -> Results:
   """The first token of short requests while another session reads a book, and without it."""
   ask = lambda: [complete(client, 10, seed) for seed in range(7)]
   calm, text = ask(), (BOOK * (args.book // len(BOOK) + 1))[: args.book]
@@ -114,18 +120,17 @@ def beside_a_reader(client, args) -> None:
     while not read.done() and len(busy) < 21:
       busy += [complete(client, 10, len(busy))]
     tokens, seconds = read.result()
-  print("\n| beside | first token, ms: median | worst | next tokens, ms: median | worst |")
-  print("|---|---|---|---|---|")
+  columns = ("first token ms", "at worst", "next tokens ms", "next at worst")
+  results = Results(
+    f"the book: {tokens:,} tokens, {tokens / seconds:,.0f} tokens/s, beside {len(busy)} requests",
+    {"beside": ""} | dict.fromkeys(columns, ".0f"),
+  )
   for name, done in (("nobody", calm), ("a session that reads a book", busy)):
     first = [1000 * times[0] for times in done]
     gaps = [1000 * (b - a) for times in done for a, b in zip(times, times[1:], strict=False)]
-    print(
-      f"| {name} | {statistics.median(first):.0f} | {max(first):.0f} "
-      f"| {statistics.median(gaps):.0f} | {max(gaps):.0f} |"
-    )
-  print(
-    f"\nthe book: {tokens:,} tokens, {tokens / seconds:,.0f} tokens/s, beside {len(busy)} requests"
-  )
+    results.add(name, statistics.median(first), max(first), statistics.median(gaps), max(gaps))
+  results.show(make_console())
+  return results
 
 
 def _read(client, text):

@@ -3,6 +3,8 @@
     python benchmarks/soak.py --workdir=runs/soak
     python benchmarks/soak.py --workdir=runs/soak --steps=2000 --kill=20      # a short form
 
+It takes --json=FILE, too.
+
 It trains with validation, saving and metrics. The life of a process counts from its first logged
 step, without the first tenth. From the first to the second half of it the median of resident memory
 must grow by at most 2%, and the medians of open files and threads not at all. The run on disk must
@@ -21,7 +23,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.table import Table
+from record import Results, add_json
 from torture import SMALL
 
 from infini_jax.paths import folder_to_write
@@ -78,6 +80,7 @@ def main() -> int:
   parser.add_argument("--workdir", required=True, type=folder_to_write, help=what)
   parser.add_argument("--steps", type=int, default=20_000, help="(default %(default)s)")
   parser.add_argument("--kill", type=float, default=180, help="seconds between two kills")
+  add_json(parser)
   args = parser.parse_args()
   console, root = make_console(), args.workdir.resolve()
   root.mkdir(parents=True, exist_ok=True)
@@ -100,7 +103,10 @@ def main() -> int:
         console.print(f"{log}: a process ended with status {lives[-1].status}")
         return 1
   compiled = len(re.findall(r"^compile: ", log.read_text(), re.M))
-  console.print(table(lives))
+  results = table(lives)
+  results.more |= {"compilations": compiled, "bytes on disk": disk}
+  results.show(console)
+  results.write(args.json)
   compared = [life for life in lives if life.looks >= LOOKS]
   flat = sum(life.flat for life in compared)
   print(
@@ -153,19 +159,18 @@ def newest_step(run: Path) -> int:
   return lines[-1]["step"] if lines else 0
 
 
-def table(lives: list[Life]) -> Table:
+def table(lives: list[Life]) -> Results:
   """A row for each process."""
-  made = Table(title="soak: medians of the first half, and of the second", title_justify="left")
-  for name in ("seconds", "MiB", "growth", "files", "threads", "ended with"):
-    made.add_column(name, justify="right")
+  columns = {"seconds": ".0f", "MiB": ".0f", "MiB later": ".0f", "growth": "+.1%", "files": ".0f"}
+  columns |= {"files later": ".0f", "threads": ".0f", "threads later": ".0f", "ended with": "d"}
+  results = Results("soak: medians of the first half, and of the second", columns)
   for one in lives:
-    pair = lambda name, one=one: f"{getattr(one.early, name):.0f}, {getattr(one.late, name):.0f}"
-    mib = f"{one.early.resident / 1024:.0f}, {one.late.resident / 1024:.0f}"
-    made.add_row(
-      f"{one.seconds:.0f}", mib, f"{one.growth:+.1%}", pair("files"), pair("threads"),
-      str(one.status),
-    )  # fmt: skip
-  return made
+    early, late = one.early, one.late
+    results.add(
+      *(one.seconds, early.resident / 1024, late.resident / 1024, one.growth),
+      *(early.files, late.files, early.threads, late.threads, one.status),
+    )
+  return results
 
 
 if __name__ == "__main__":

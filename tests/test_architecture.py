@@ -202,9 +202,7 @@ def test_no_code_lists_memory_systems_outside_of_the_registries():
   from infini_jax.config import SYSTEMS
 
   registries = PACKAGE / "config/systems.py", PACKAGE / "models/mixers/__init__.py"
-  of_older_configs = (
-    PACKAGE / "config/migration.py"
-  )  # a list of what was, to which nothing is added
+  of_older_configs = PACKAGE / "config/migration.py"  # to which nothing is added
   found = []
   for file in set(FILES) - {*registries, of_older_configs}:
     for node in nodes_of(file):

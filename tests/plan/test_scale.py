@@ -33,7 +33,7 @@ BEFORE = 3143.65  # estimated ms of the step of `llm_1b.py` on v5e:4x4 in plain 
     ("million", "v5p:4x4x4", [], 13.0),
     ("llm_1b", "h100:8", HOST, 12.0),
     ("llm_8b", "h200:8", HOST, 36.0),
-    ("llm_8b", "b200:8", HOST, 36.0),
+    ("llm_8b", "b200:8", HOST, 34.0),
     ("llm_8b", "h100:8x8", [], 7.5),
   ],
 )

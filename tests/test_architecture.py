@@ -75,6 +75,7 @@ def test_the_map_has_every_room_and_no_circle():
     "uvicorn",
     "prometheus_client",
     "sqlite3",
+    "fcntl",
   ],
 )
 def test_each_library_is_imported_by_one_file(library):

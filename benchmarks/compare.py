@@ -8,6 +8,7 @@ all systems.
 """
 
 import argparse
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,17 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 from infini_jax.cli import load_config
+from infini_jax.config import SYSTEMS
 from infini_jax.evaluation.filing import newest
 from infini_jax.paths import folder_to_write
 from infini_jax.plan.memories import memory
 from infini_jax.progress import make_console
 
 ROOT = Path(__file__).parent.parent
-SYSTEMS = (
-  "infini-linear,infini-delta,gated_delta,local,full,transformer_xl,compressive,memorizing,rmt,"
-  "autocompressor"
-)
-CACHED = ("transformer_xl", "memorizing", "compressive")  # systems that keep the last segment
+CONFIG = "configs/compare.py"
 
 
 def main() -> int:
@@ -34,8 +32,9 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   what = "a folder; each system has its own folder in it"
   parser.add_argument("--workdir", required=True, type=folder_to_write, help=what)
-  parser.add_argument("--systems", default=SYSTEMS)
-  parser.add_argument("--config", default="configs/compare.py", help=":SYSTEM is added to it")
+  every = ",".join(runpy.run_path(str(ROOT / CONFIG))["SYSTEMS"])
+  parser.add_argument("--systems", default=every)
+  parser.add_argument("--config", default=CONFIG, help=":SYSTEM is added to it")
   args, fields = parser.parse_known_args()
   console, found = make_console(), {}
   for system in args.systems.split(","):
@@ -83,7 +82,7 @@ def table(found: dict) -> Table:
     grows = r["config"].model.memory.grows
     size = f"{memory.elements:,}" + (" a token" if grows else "")
     ratio = "" if grows or not memory.elements else f"{most / memory.elements:,.1f}x"
-    cache = f"{r['config'].model.segment_length}" if memory.mixer in CACHED else ""
+    cache = f"{r['config'].model.segment_length}" if SYSTEMS[memory.mixer].keeps_segment else ""
     interval = " ({:.2f} to {:.2f})".format(*scores["interval"]) if scores["interval"] else ""
     out = r["results"]["knocked_out"].get("empty")
     made.add_row(

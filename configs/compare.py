@@ -1,7 +1,7 @@
 """Every memory system at one size, on the same batches: a small form of the paper's Table 2.
 
-SYSTEM in `compare.py:SYSTEM` is infini-linear, infini-delta, local, full, transformer_xl,
-compressive, memorizing, rmt or autocompressor. All systems read the same documents in the same
+SYSTEM in `compare.py:SYSTEM` is infini-linear, infini-delta, or any other memory system of
+docs/mixers.md, such as gated_delta or rmt. All systems read the same documents in the same
 lanes, and carry the state from chunk to chunk. The exception is `full`: its state would grow, so
 each of its chunks is read separately.
 
@@ -13,19 +13,20 @@ Expect: perplexity 38.0 (compressive) to 43.1 (autocompressor), infini-delta 38.
 docs/results.md
 """
 
+from infini_jax import config as lib
 from infini_jax.config import base_config
 
+# Fields of systems whose defaults are for larger models.
+SMALL = {
+  "compressive": {"compression_rate": 4, "compressed_memory": 64},
+  "memorizing": {"knn_layers": (3,), "knn_memory": 2048, "knn_top": 16},
+  "rmt": {"summary_tokens": 8},
+  "autocompressor": {"summary_tokens": 8, "summary_steps": 4},
+}
 SYSTEMS = {
   "infini-linear": ("infini", {"rule": "linear"}),
   "infini-delta": ("infini", {"rule": "delta"}),
-  "gated_delta": ("gated_delta", {}),
-  "local": ("local", {}),
-  "full": ("full", {}),
-  "transformer_xl": ("transformer_xl", {}),
-  "compressive": ("compressive", {"compression_rate": 4, "compressed_memory": 64}),
-  "memorizing": ("memorizing", {"knn_layers": (3,), "knn_memory": 2048, "knn_top": 16}),
-  "rmt": ("rmt", {"summary_tokens": 8}),
-  "autocompressor": ("autocompressor", {"summary_tokens": 8, "summary_steps": 4}),
+  **{name: (name, SMALL.get(name, {})) for name in lib.SYSTEMS if name != "infini"},
 }
 
 
@@ -41,7 +42,7 @@ def get_config(system="infini-linear"):
   d.path = "python-stdlib"
   d.tokenizer = "train:2048"
   d.lanes, d.segments = 8, 8
-  d.carry_state = system != "full"
+  d.carry_state = not lib.SYSTEMS[m.mixer].grows
 
   m.layers, m.width, m.heads, m.kv_heads, m.head_dim, m.ffn = 4, 128, 4, 4, 32, 384
   m.vocab_size = 2048

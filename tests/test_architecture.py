@@ -1,6 +1,7 @@
 """The rules of docs/architecture.md: allowed imports, libraries in one file, no import effects."""
 
 import ast
+import dataclasses
 import functools
 import re
 import subprocess
@@ -144,6 +145,87 @@ def test_no_code_compares_the_name_of_a_memory_system():
         if "mixer" in ast.unparse(node) and words & SYSTEMS.keys():
           found.append(f"{file.relative_to(PACKAGE)}:{node.lineno}: {ast.unparse(node)}")
   assert not found, "\n".join(found)
+
+
+def of_systems(file):
+  """Whether a file belongs to memory systems, or to their mathematics."""
+  of_torch = "torch_model" in file.parts  # a program of its own, which an export copies
+  return of_torch or file.is_relative_to(PACKAGE / "models/mixers") or room(file) == "ops"
+
+
+def test_no_code_lists_memory_systems_outside_of_the_registries():
+  from infini_jax.config import SYSTEMS
+
+  registries = PACKAGE / "config/systems.py", PACKAGE / "models/mixers/__init__.py"
+  found = []
+  for file in set(FILES) - set(registries):
+    for node in nodes_of(file):
+      if isinstance(node, ast.Dict | ast.Tuple | ast.List | ast.Set):
+        parts = node.keys if isinstance(node, ast.Dict) else node.elts
+        words = {part.value for part in parts if isinstance(part, ast.Constant)}
+        if len(words) > 1 and words <= SYSTEMS.keys():
+          found.append(f"{file.relative_to(PACKAGE)}:{node.lineno}: {ast.unparse(node)}")
+  assert not found, "\n".join(found)
+
+
+def test_parameters_and_states_of_memory_systems_are_named_in_their_own_files():
+  """Other code asks the mixer: `GATE`, `of_model`, `tensors`, `close`, `work`."""
+  from infini_jax.ops import MemoryState
+
+  own = set(MemoryState._fields)
+  for file in (PACKAGE / "models/mixers").glob("*.py"):
+    for node in nodes_of(file):
+      if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+        own |= {node.attr} if re.search(r"_[A-Z]+$", node.attr) else set()
+  assert {"beta_H", "summary_PD", "M_BKEU"} <= own
+  found = []
+  for file in (file for file in FILES if not of_systems(file)):
+    for node in nodes_of(file):
+      text = node.value if isinstance(node, ast.Constant) else getattr(node, "attr", "")
+      if isinstance(text, str) and set(re.findall(r"\w+", text)) & own:
+        found.append(f"{file.relative_to(PACKAGE)}:{node.lineno}: {text}")
+  assert not found, "\n".join(found)
+
+
+def test_fields_of_a_memory_system_are_read_in_its_own_files():
+  """Other code reads facts: what `System` itself has."""
+  from infini_jax.config import SYSTEMS, System
+
+  fields = {field.name for one in SYSTEMS.values() for field in dataclasses.fields(one)}
+  fields -= set(dir(System))
+  assert {"rule", "decay_init", "knn_layers"} <= fields
+  found = []
+  for file in (file for file in FILES if not of_systems(file) and room(file) != "config"):
+    for node in nodes_of(file):
+      asks = isinstance(node, ast.Call) and ast.unparse(node.func) in ("hasattr", "getattr")
+      asked = ast.unparse(node) if asks or isinstance(node, ast.Attribute) else ""
+      if re.search(rf"memory(\.|, ['\"])({'|'.join(sorted(fields))})\b", asked):
+        found.append(f"{file.relative_to(PACKAGE)}:{node.lineno}: {asked}")
+  assert not found, "\n".join(found)
+
+
+def test_no_code_compares_the_name_of_a_task():
+  """Code reads a fact (`config.tasks.TaskKind`, `tasks.Facts`); older results get theirs in one
+  file."""
+  from infini_jax.config import TASKS
+  from infini_jax.tasks.published import FORMS
+
+  names = {*TASKS, *FORMS, "perplexity"}
+  found = []
+  for file in set(FILES) - {PACKAGE / "evaluation/facts.py"}:
+    for node in nodes_of(file):
+      if isinstance(node, ast.Compare):
+        of_task = re.search(r"\b(task|name|asked|written)\b", ast.unparse(node))
+        sides = (node.left, *node.comparators)
+        inside = isinstance(node.ops[0], ast.In | ast.NotIn)
+        words = {n.value for side in sides[inside:] for n in ast.walk(side) if is_text(n)}
+        if of_task and words & names:
+          found.append(f"{file.relative_to(PACKAGE)}:{node.lineno}: {ast.unparse(node)}")
+  assert not found, "\n".join(found)
+
+
+def is_text(node):
+  return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def test_every_checkpoints_is_closed():

@@ -18,6 +18,7 @@ from infini_jax.config import (
   resolve,
 )
 from infini_jax.config.resolve import unread
+from infini_jax.rules import GATES, RULES
 from tests.tiny import config
 
 FIELDS = [
@@ -25,6 +26,8 @@ FIELDS = [
   for section, schema in config_lib.SECTIONS.items()
   for field in dataclasses.fields(schema)
 ]
+
+WINDOWS = [name for name, system in SYSTEMS.items() if system.windows]
 
 
 def test_defaults_resolve_and_are_locked():
@@ -57,8 +60,8 @@ def test_json_and_back():
     ({"family": {"qk_norm": 1}}, "config.family.qk_norm=1: expected bool"),
     ({"data": {"path": None}}, "config.data.path=None: expected str"),
     ({"optimizer": {"b1": "0.9"}}, "config.optimizer.b1='0.9': expected float"),
-    ({"model": {"mixer": "infinite"}}, "choose one of infini, gated_delta, local"),
-    ({"infini": {"rule": "sum"}}, "choose one of linear, delta"),
+    ({"model": {"mixer": "infinite"}}, f"choose one of {', '.join(SYSTEMS)}"),
+    ({"infini": {"rule": "sum"}}, f"choose one of {', '.join(RULES)}"),
     ({"model": {"activation": "relu"}}, "choose one of swiglu, geglu, gelu"),
     ({"optimizer": {"learning_rate": float("nan")}}, "learning_rate=nan: must be a finite number"),
     ({"family": {"rope_scaling": (float("inf"),)}}, "(inf,): must be a finite number"),
@@ -93,7 +96,7 @@ def test_json_and_back():
     ),
     (
       {"model": {"mixer": "rmt"}, "family": {"window": 512}},
-      "window=512 with config.model.mixer='rmt': only infini, gated_delta, local, full can do it",
+      f"window=512 with config.model.mixer='rmt': only {', '.join(WINDOWS)} can do it",
     ),
     (
       {"run": {"attention": "cudnn"}, "family": {"attention_softcap": 50.0}},
@@ -202,7 +205,7 @@ def test_json_and_back():
     ),
     (
       {"model": {"pattern": ("infini", "transformer_xl")}, "family": {"window": 512}},
-      "window=512 with config.model.pattern=('infini', 'transformer_xl'): only infini, gated_delta",
+      f"512 with config.model.pattern=('infini', 'transformer_xl'): only {', '.join(WINDOWS)} can",
     ),
     ({"model": {"mixer": "memorizing"}}, "there is no layer 9; they are counted from 1 to config"),
     (
@@ -218,7 +221,7 @@ def test_json_and_back():
       {"compressive": {"compression": "max"}},
       "config.compressive.compression='max': choose one of conv, mean",
     ),
-    ({"infini": {"gate": "softmax"}}, "choose one of sigmoid, hard_sigmoid"),
+    ({"infini": {"gate": "softmax"}}, f"choose one of {', '.join(GATES)}"),
     ({"infini": {"gate": "hard_sigmoid", "gate_init": -5.0}}, "set gate_init to -2.9 to adapt"),
     ({"autocompressor": {"segment_jitter": 1.0}}, "segment_jitter=1.0: choose 0 to 0.99"),
     ({"infini": {"decay": 0.0}}, "config.infini.decay=0.0: must be above 0, and at most 1"),

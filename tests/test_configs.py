@@ -1,6 +1,7 @@
 """Every file in configs/ loads, names its commands, and can be traced at full size on a CPU."""
 
 import math
+import runpy
 from pathlib import Path
 
 import jax
@@ -92,11 +93,10 @@ def test_every_system_of_the_comparison_traces(comparison=ROOT / "configs/compar
   """At the same size, on the same batches; only the fields of the memory differ."""
   mesh = AbstractMesh((1,) * len(AXES), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
   seen = set()
-  systems = "infini-linear infini-delta gated_delta local full transformer_xl compressive"
-  for system in (*systems.split(), "memorizing", "rmt", "autocompressor"):
+  for system in runpy.run_path(str(comparison))["SYSTEMS"]:
     config = load_config([f"--config={comparison}:{system}"])
     seen.add((config.model.mixer, getattr(config.model.memory, "rule", "")))
-    assert config.data.carry_state == (system != "full")
+    assert config.data.carry_state == (not config.model.memory.grows)
     with jax.sharding.use_abstract_mesh(mesh):
       tx = make_optimizer(config)
       state = abstract_state(config, tx, mesh)

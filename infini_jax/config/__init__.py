@@ -22,7 +22,6 @@ from infini_jax.config.schema import (
   MOST,
   SECTIONS,
   SPLITS,
-  WRITING,
   AdaptersConfig,
   Config,
   DataConfig,
@@ -36,6 +35,7 @@ from infini_jax.config.schema import (
   WarmConfig,
 )
 from infini_jax.config.systems import SYSTEMS, System
+from infini_jax.config.tasks import TASKS
 
 __all__ = [
   "ALL_SPLITS",
@@ -45,7 +45,7 @@ __all__ = [
   "SECTIONS",
   "SPLITS",
   "SYSTEMS",
-  "WRITING",
+  "TASKS",
   "AdaptersConfig",
   "Config",
   "DataConfig",

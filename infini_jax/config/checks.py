@@ -6,8 +6,9 @@ from infini_jax.config.adaptation import check_adaptation
 from infini_jax.config.bounds import InputError, check_bounds
 from infini_jax.config.mixing import check_mixing
 from infini_jax.config.optimization import check_optimizer
-from infini_jax.config.schema import LEAST, MOST, WRITING, Config, ModelConfig
+from infini_jax.config.schema import LEAST, MOST, Config, ModelConfig
 from infini_jax.config.systems import SYSTEMS
+from infini_jax.config.tasks import TASKS
 
 BY_WIDTH = ("adamw",)  # optimizers whose learning rate follows muP
 
@@ -48,8 +49,8 @@ def check(config: Config) -> None:
       f"config.evaluation.knock_out='layers' with config.{m.setting}: one memory "
       f"serves all its layers; leave 'empty' or 'reads'"
     )
-  summary = (config.evaluation.task or config.task.name) in WRITING
-  if m.pattern and m.memory.grows and summary and "empty" in config.evaluation.knock_out:
+  writes = TASKS[config.evaluation.task or config.task.name].writes
+  if m.pattern and m.memory.grows and writes and "empty" in config.evaluation.knock_out:
     raise InputError(
       f"config.evaluation.knock_out='empty' with config.{m.setting}: a summary without the memory "
       f"is written from the last segment, so full attention would lose the text too; leave it out"
@@ -148,7 +149,7 @@ def _check_sequence_parallel(config: Config) -> None:
 
 def _check_task(config: Config) -> None:
   d, task, warm, e = config.data, config.task, config.warm, config.evaluation
-  if task.name not in ("text", *WRITING):
+  if task.kind.generated:
     if d.carry_state:
       raise InputError(
         f"config.data.carry_state=True with config.task.name={task.name!r}: its examples end "
@@ -162,7 +163,7 @@ def _check_task(config: Config) -> None:
   if task.text_lanes:
     for wrong, why in (
       (
-        task.name in ("text", *WRITING),
+        not task.kind.generated,
         f"with config.task.name={task.name!r}: set it 0",
       ),
       (task.text_lanes >= d.lanes, f"of config.data.lanes={d.lanes}: leave lanes for the task"),
@@ -171,9 +172,10 @@ def _check_task(config: Config) -> None:
     ):
       if wrong:
         raise InputError(f"config.task.text_lanes={task.text_lanes} {why}")
-  if d.tokenizer == "task" and task.name not in ("passkey", "recall"):
-    raise InputError("config.data.tokenizer='task' needs config.task.name='passkey' or 'recall'")
-  if warm.share and task.name in WRITING:
+  if d.tokenizer == "task" and not task.kind.own_words:
+    able = " or ".join(repr(name) for name, kind in TASKS.items() if kind.own_words)
+    raise InputError(f"config.data.tokenizer='task' needs config.task.name={able}")
+  if warm.share and task.kind.writes:
     raise InputError(f"config.warm.share with config.task.name={task.name!r}: set it 0")
   if e.temperature and not LEAST <= e.temperature <= MOST:
     raise InputError(
@@ -213,14 +215,14 @@ def _check_task(config: Config) -> None:
 
 def _check_swap(config: Config) -> None:
   e = config.evaluation
+  written = TASKS[asked := e.task or config.task.name].writes
   for wrong, setting, why in (
     (e.lanes == 1, "evaluation.lanes=1", "no other document is read beside it; set it 2 or more"),
     (config.mesh.seq > 1, f"mesh.seq={config.mesh.seq}", "set config.mesh.seq=1"),
     (
-      (written := e.task or config.task.name) in WRITING,
-      f"evaluation.task={written!r}",
-      f"{'a summary' if written == 'summarization' else 'an answer'} is written with its own "
-      f"memory; leave 'swap' out",
+      bool(written),
+      f"evaluation.task={asked!r}",
+      f"{written} is written with its own memory; leave 'swap' out",
     ),
   ):
     if wrong:
@@ -240,9 +242,9 @@ def _check_growth(config: Config) -> None:
   if not warm.filler:
     return
   for wrong, given, remedy in (
-    (m.memory.affine, f"{_affine(m)}.rule='delta'", "a token cannot be erased twice; set"),
+    (m.memory.affine, _affine(m), "a token cannot be erased twice; set"),
     (
-      config.task.name == "text",
+      not config.task.kind.asks,
       "task.name='text'",
       "only the examples of a task have filler; set",
     ),
@@ -255,8 +257,9 @@ def _check_growth(config: Config) -> None:
 
 
 def _affine(m: ModelConfig) -> str:
-  """The memory system with the delta rule, if there is one."""
-  return next((name for name, own in m.by_system.items() if own.memory.affine), "")
+  """The setting for which a memory system of the model is affine; empty: none is."""
+  affine = (name for name, own in m.by_system.items() if own.memory.affine)
+  return next((f"{name}.rule={m.by_system[name].memory.rule!r}" for name in affine), "")
 
 
 def _require(module: str, setting: str, remedy: str) -> None:

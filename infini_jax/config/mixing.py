@@ -51,7 +51,7 @@ def check_mixing(config: Config) -> None:
       f"config.data.stages={config.data.stages} with config.data.path={config.data.path!r}: stages "
       f"are of a mixture; set config.data.path=mix:STORE=WEIGHT,... or config.data.stages=()"
     )
-  if config.task.name != "text" and not config.task.text_lanes:
+  if config.task.kind.asks and not config.task.text_lanes:
     raise InputError(
       f"config.data.stages={config.data.stages} with config.task.name={config.task.name!r}: no "
       f"lane reads documents; set config.task.text_lanes or config.data.stages=()"

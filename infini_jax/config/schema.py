@@ -13,9 +13,8 @@ from infini_jax.config.bounds import above, at_least, choice, choices
 from infini_jax.config.optimization import OptimizerConfig, WeightDecayConfig
 from infini_jax.config.pattern import BySystem, sections_of
 from infini_jax.config.systems import SYSTEMS
+from infini_jax.config.tasks import TASKS, TaskKind
 
-WRITING = ("summarization", "chat")  # tasks whose answers are texts that the model writes
-TASKS = ("text", "passkey", "recall", "needle", *WRITING)
 TOO_LONG = ("refuse", "cut", "leave_out")
 FAMILIES = (
   "single",
@@ -158,7 +157,7 @@ class TaskConfig:
   answer is 1 in total, whatever its length; in conversations it is 1 for each token.
   """
 
-  name: str = choice("text", TASKS)  # text, summarization, chat, passkey, recall or needle
+  name: str = choice("text", tuple(TASKS))  # text, summarization, chat, passkey, recall or needle
   digits: int = above(0, 4)  # passkey: digits of the key
   late: float = at_least(0, 0.0, most=1)  # passkey: share of training keys near the end
   pairs: int = above(0, 32)  # recall: pairs of key and value in an example
@@ -171,6 +170,11 @@ class TaskConfig:
   context_weight: float = at_least(0, 0.5)  # loss weight of the rest of an example, in total
   text_lanes: int = at_least(0, 0)  # lanes of a batch that read documents of data.path instead
   text_weight: float = above(0, 1.0)  # loss weight of the tokens of such a lane, in total
+
+  @property
+  def kind(self) -> TaskKind:
+    """The facts of the task."""
+    return TASKS[self.name]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,8 @@ import dataclasses
 from typing import Any, ClassVar
 
 from infini_jax.config.bounds import InputError, above, at_least, choice
+from infini_jax.rules import GATES, RULES
 
-RULES = ("linear", "delta")
-GATES = ("sigmoid", "hard_sigmoid")
 COMPRESSIONS = ("conv", "mean")
 NO_GRADIENT = 3.0  # a hard sigmoid has no gradient for |beta| from here on
 
@@ -23,15 +22,23 @@ class System:
   name: ClassVar[str] = ""  # its key in `SYSTEMS`
   remembers: ClassVar[bool] = True  # a segment can use the segments before it
   grows: ClassVar[bool] = False  # attention over the whole text: the state grows with each token
-  gated: ClassVar[bool] = False  # each query head has a gate, `beta_H`
+  gated: ClassVar[bool] = False  # each query head has a gate
   layered: ClassVar[bool] = True  # each layer has its own state, and its reads can be cut alone
   windows: ClassVar[bool] = False  # it supports the family's windows, score scales and soft caps
   kernels: ClassVar[bool] = False  # `run.attention` chooses the kernel of its local attention
   any_length: ClassVar[bool] = False  # its state does not depend on the length of a segment
   exports: ClassVar[bool] = False  # its parameters are those of Llama, and gates
+  in_torch: ClassVar[bool] = False  # `convert/torch_model` has its layers
   matrix: ClassVar[bool] = False  # its state is M, a matrix for each head, and z, the normaliser
+  learned_decay: ClassVar[bool] = False  # how much of M a segment leaves depends on its tokens
+  keeps_segment: ClassVar[bool] = False  # its state holds all tokens of the segment before
   moves_borders: ClassVar[bool] = False  # in training, segments end at random places
   in_pattern: ClassVar[str] = ""  # why it cannot be some of the layers of `model.pattern`
+
+  # Facts that are fields where a system has a choice.
+  gate = ""  # of a gated system, the function of its gates: `rules.GATES`
+  gate_init = 0.0  # of a gated system, beta at the start
+  adapter_rank = 0  # of adapters that the memory has for itself; 0: none
 
   @property
   def affine(self) -> bool:
@@ -78,9 +85,9 @@ class System:
 class Infini(System):
   """Infini-attention: docs/memory.md."""
 
-  gated = windows = kernels = any_length = exports = matrix = True
+  gated = windows = kernels = any_length = exports = in_torch = matrix = True
 
-  rule: str = choice("linear", RULES)  # how the memory is written
+  rule: str = choice("linear", tuple(RULES))  # how the memory is written
   gate: str = choice("sigmoid", GATES)  # of beta; hard_sigmoid can reach 0 and 1
   gate_init: float = 0.0  # beta at the start: 0 from scratch, about -5 to adapt a trained model
   write_gate: bool = False  # a learned share of each token is written: hard_sigmoid(x w + b)
@@ -93,8 +100,8 @@ class Infini(System):
 
   @property
   def affine(self) -> bool:
-    """True for the delta rule, which subtracts the values that the keys recall."""
-    return self.rule == "delta"
+    """True for a rule that subtracts the values that the keys recall."""
+    return RULES[self.rule].affine
 
   @property
   def label(self) -> str:
@@ -109,10 +116,11 @@ class Infini(System):
       raise InputError(
         f"config.{name}.decay={self.decay}: must be above 0, and at most 1 (no decay)"
       )
-    if self.z_correction and self.rule != "delta":
+    if self.z_correction and not self.affine:
+      other = next(rule for rule, facts in RULES.items() if facts.affine)
       raise InputError(
-        f"config.{name}.z_correction=True with config.{name}.rule='linear': its read-outs "
-        f"would grow without limit, because z does not grow; set config.{name}.rule='delta'"
+        f"config.{name}.z_correction=True with config.{name}.rule={self.rule!r}: its read-outs "
+        f"would grow without limit, because z does not grow; set config.{name}.rule={other!r}"
       )
     refined = [field for field in NO_KERNELS if getattr(self, field)]
     if model.run.implementation == "kernels" and refined:
@@ -152,8 +160,9 @@ class GatedDelta(Infini):
   """The delta rule with a learned decay for each head and segment (arXiv 2412.06464, adapted)."""
 
   exports = False
+  learned_decay = True
 
-  rule: str = choice("delta", RULES)
+  rule: str = choice("delta", tuple(RULES))
   decay_init: float = 4.0  # at the start, a segment keeps sigmoid(decay_init) of the memory
 
   def not_additive(self) -> str | None:
@@ -166,7 +175,7 @@ class Local(System):
   """Attention inside each segment only."""
 
   remembers = False
-  windows = kernels = any_length = exports = True
+  windows = kernels = any_length = exports = in_torch = True
 
   def not_divided(self, implementation: str) -> tuple[str, str] | None:
     """Always possible: segments are independent."""
@@ -184,10 +193,14 @@ class Full(System):
 class TransformerXL(System):
   """Transformer-XL (arXiv 1901.02860): attention to this segment and the one before."""
 
+  keeps_segment = True
+
 
 @dataclasses.dataclass(frozen=True)
 class Compressive(System):
   """Compressive Transformers (arXiv 1911.05507)."""
+
+  keeps_segment = True
 
   compression: str = choice("conv", COMPRESSIONS)  # how hidden states are compressed
   compression_rate: int = above(0, 4)  # how many hidden states become one
@@ -206,7 +219,7 @@ class Compressive(System):
 class Memorizing(System):
   """Memorizing Transformers (arXiv 2203.08913)."""
 
-  gated = True
+  gated = keeps_segment = True
   in_pattern = "knn_layers chooses its layers"
 
   knn_layers: tuple[int, ...] = (9,)  # the layers with a store, from 1

@@ -171,6 +171,6 @@ def write_model(
 def _config(given: dict[str, Any]) -> Config:
   """The config of the new run: the model, and how it was evaluated."""
   given = migrated(given)
-  alone = given["task"]["name"] != "text"
   found = resolve(given | {"data": {"tokenizer": "run", "carry_state": False}})
-  return found.with_fields(data={"carry_state": not (alone or found.model.memory.grows)})
+  alone = found.task.kind.asks or found.model.memory.grows
+  return found.with_fields(data={"carry_state": not alone})

@@ -8,6 +8,7 @@ import numpy as np
 
 from infini_jax.config import ModelConfig
 from infini_jax.models import init
+from infini_jax.models.mixers.base import GATE
 
 # By parameter: the tensor of a Hugging Face folder, and of a GGUF file. The name of the norm before
 # the feed-forward depends on whether there is a norm after the attention.
@@ -105,7 +106,7 @@ def gates(model: ModelConfig) -> str:
   has gates."""
   for name, own in model.by_system.items():
     if own.memory.gated:
-      return f"blocks.attention.mixer.{f'{name}.' if model.pattern else ''}beta_H"
+      return f"blocks.attention.mixer.{f'{name}.' if model.pattern else ''}{GATE}"
   return ""
 
 

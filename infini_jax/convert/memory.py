@@ -14,23 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from infini_jax.config import InputError, ModelConfig
+from infini_jax.config import SYSTEMS, InputError, ModelConfig
 from infini_jax.convert.families import WITH_MEMORY, sizes_of
+from infini_jax.models.mixers import MIXERS
 
 CODE = Path(__file__).parent / "torch_model"
 CLASSES = {"AutoConfig": "InfiniConfig", "AutoModelForCausalLM": "InfiniForCausalLM"}
-# By parameter of a mixer: its tensor, and whether the tensor is the transpose, (out, in).
-NAMES = {
-  "beta_H": ("beta", False),
-  "w_write_DK": ("write.weight", True),
-  "b_write_K": ("write.bias", False),
-  "w_decay_DK": ("decay.weight", True),
-  "b_decay_K": ("decay.bias", False),
-  **{f"lora_{x}.down_DR": (f"{x}_down.weight", True) for x in "qkv"},
-  "lora_q.up_RHE": ("q_up.weight", True),
-  "lora_k.up_RKE": ("k_up.weight", True),
-  "lora_v.up_RKE": ("v_up.weight", True),
-}
 PIECE = 1 << 22  # values of a parameter that are summed at a time
 Read = Callable[[str, int | EllipsisType], np.ndarray]  # a parameter, and one layer of it or all
 
@@ -38,10 +27,11 @@ Read = Callable[[str, int | EllipsisType], np.ndarray]  # a parameter, and one l
 def check(path: str, model: ModelConfig) -> None:
   """Raises InputError if a memory system of the model cannot be written in torch."""
   for own in model.by_system.values():
-    if not own.memory.matrix and (own.memory.remembers or not own.memory.any_length):
+    if not own.memory.in_torch:
+      *able, last = (name for name, system in SYSTEMS.items() if system.in_torch)
       raise InputError(
         f"{path}: config.{model.setting} cannot be exported with --memory: the code in torch has "
-        f"infini, gated_delta and local layers; leave --memory out, or export another run"
+        f"{', '.join(able)} and {last} layers; leave --memory out, or export another run"
       )
 
 
@@ -60,9 +50,8 @@ def config_of(model: ModelConfig, parameters: str, tokenizer: str) -> dict[str, 
       systems[name] = None
       continue
     rank = own.memory.adapter_rank
-    learned = hasattr(own.memory, "decay_init")
     scale = model.adapters.alpha / rank if rank else 0.0
-    more = {"learned_decay": learned, "adapter_scale": scale}
+    more = {"learned_decay": own.memory.learned_decay, "adapter_scale": scale}
     systems[name] = dataclasses.asdict(own.memory) | more
   return {
     "architectures": [CLASSES["AutoModelForCausalLM"]],
@@ -93,7 +82,7 @@ def tensors(model: ModelConfig, names: Iterable[str], read: Read) -> dict[str, n
   mixer = "blocks.attention.mixer."
   for parameter in (name.removeprefix(mixer) for name in names if name.startswith(mixer)):
     system, _, own = parameter.partition(".") if model.pattern else (model.mixer, "", parameter)
-    name, turned = NAMES[own]
+    name, turned = MIXERS[system].tensors[own]
     for place, layer in enumerate(model.layers_of(system)):
       value = read(mixer + parameter, place).astype(np.float32)
       if turned:  # (in, out...) to (out, in)

@@ -26,7 +26,7 @@ from infini_jax.evaluation import gates as gates_lib
 from infini_jax.evaluation.kept import Kept, sums
 from infini_jax.evaluation.knock_out import INTACT
 from infini_jax.evaluation.retrieval import Retrieval
-from infini_jax.evaluation.tasks import KINDS, Job, chosen, jobs_of, open_task
+from infini_jax.evaluation.tasks import KINDS, Job, chosen, facts_of_job, jobs_of, open_task
 from infini_jax.models import abstract_params, costs, machine
 from infini_jax.parallel import check_divisible, make_mesh
 from infini_jax.paths import folder_to_write
@@ -183,11 +183,12 @@ def _about_source(job: Job, config: Config, sources: dict[str, Source]) -> dict[
   if source is not None:
     corpora = Store | Conversations | Benchmark
     store = source if isinstance(source, corpora) else getattr(source, "store", None)
-    hides = task == "needle" and config.needle.filler
-    about["corpus"] = filing.about_corpus(store, hides or config.data.path)
+    path = getattr(source, "corpus", config.data.path)  # a task may hide in another corpus
+    about["corpus"] = filing.about_corpus(store, path)
     if isinstance(source, Store | Pairs | Conversations):
       about["split"] = config.evaluation.split
     about["tokenizer"] = source.tokenizer.fingerprint
+    about["facts"] = facts_of_job(task, config, source)._asdict()
   settings = filing.settings_of(config)
   return about | {
     "settings": settings,

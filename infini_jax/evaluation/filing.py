@@ -19,9 +19,10 @@ from infini_jax.config import Config, InputError, migrated, moved_to
 from infini_jax.data import Store
 from infini_jax.data.sources.base import digest
 from infini_jax.data.store.evaluated import file_name, short_name
+from infini_jax.evaluation.facts import facts_of
 from infini_jax.evaluation.tasks import KINDS
 from infini_jax.files import write_json
-from infini_jax.tasks import Benchmark, Conversations
+from infini_jax.tasks import Benchmark, Conversations, Facts
 
 FILE = "results.json"
 WEIGHTS = ("last", "moving average")  # which parameters were evaluated
@@ -41,6 +42,7 @@ class Evaluated:
     step: the step of the checkpoint.
     averaged: whether the moving average of the parameters was evaluated.
     tokenizer: the fingerprint of the tokenizer; empty without one, or in older results.
+    facts: what tables read of the task.
   """
 
   task: str
@@ -51,6 +53,7 @@ class Evaluated:
   step: int
   averaged: bool = False
   tokenizer: str = ""
+  facts: Facts = Facts()
 
   @classmethod
   def of(cls, results: Mapping[str, Any]) -> "Evaluated":
@@ -66,13 +69,13 @@ class Evaluated:
       results["step"],
       is_averaged(results),
       results.get("tokenizer") or "",
+      facts_of(results),
     )
 
   @property
   def asked(self) -> str:
-    """The task; for needles, also the family."""
-    family = self.protocol.get("needle.family")
-    return f"{self.task}, {family}" if self.task == "needle" else self.task
+    """The task, and its family if it has some."""
+    return self.facts.title or self.task
 
   @property
   def read(self) -> str:

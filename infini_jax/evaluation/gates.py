@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from infini_jax.config import ModelConfig
+from infini_jax.models.mixers.base import GATE
 from infini_jax.ops import gate_values
 from infini_jax.parallel import shard
 
@@ -25,10 +26,10 @@ def gates(config: ModelConfig, params: Any) -> np.ndarray | None:
   mixers = params["blocks"]["attention"].get("mixer", {})
   mixers = mixers if config.pattern else {config.mixer: mixers}
   gates_LH = np.zeros((config.layers, config.heads), np.float32)
-  gated = {name: own for name, own in config.by_system.items() if "beta_H" in mixers.get(name, {})}
+  gated = {name: own for name, own in config.by_system.items() if GATE in mixers.get(name, {})}
   for name, own in gated.items():
     on_every_host = lambda beta_LH, own=own: shard(gate_values(beta_LH, own.memory.gate), "__")
-    of_system_LH = np.asarray(jax.jit(on_every_host)(mixers[name]["beta_H"]))
+    of_system_LH = np.asarray(jax.jit(on_every_host)(mixers[name][GATE]))
     gates_LH[list(config.layers_of(name))] = of_system_LH
   with_memory_L = np.array(config.memory.with_memory(config.layers))
   return np.where(with_memory_L[:, None], gates_LH, 0.0) if gated else None

@@ -161,7 +161,7 @@ class Retrieval:
     self._groups: list[_Group] = []
     for length in lengths or e.lengths:
       check_length(length, task.shortest, "config.evaluation.lengths")
-      depths = e.depths if task.has_depth else (0.0,)
+      depths = e.depths if task.facts.depth_of else (0.0,)
       count = samples or e.samples
       self._groups.append(_Group(config, task, length, depths, count, can_fork))
     self._reader = Reader(config, mesh)

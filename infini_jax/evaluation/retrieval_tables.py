@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from infini_jax.config import Config
+from infini_jax.evaluation.facts import facts_of, measure_of
 from infini_jax.evaluation.knock_out import label_of
 from infini_jax.evaluation.retrieval import Cell, Recalled, wilson
-from infini_jax.tasks.needle_families import IN_FILLER
 
 if TYPE_CHECKING:
   from infini_jax.plots import Figure
@@ -29,46 +29,49 @@ def by_depth(found: Mapping[str, Sequence[Cell]], results: Mapping[str, Any]) ->
   """The heat map of the recalled share by length and depth, with a panel for each variant."""
   from infini_jax import plots
 
-  task, cells = results["task"], next(iter(found.values()))
+  facts, measure, cells = facts_of(results), measure_of(results), next(iter(found.values()))
   lengths = list(dict.fromkeys(cell.length for cell in cells))
   depths = list(dict.fromkeys(cell.depth for cell in cells))
   panels = {}
   for name, those in found.items():
-    share = {(c.length, c.depth): measure(task, c) for c in those}
+    share = {(c.length, c.depth): measure.share(c) for c in those}
     grid = [[share[length, depth] for length in lengths] for depth in depths]
-    panels[f"{asked(results)}: {label_of(name)}"] = grid
+    panels[f"{facts.title}: {label_of(name)}"] = grid
   deep = len(depths) > 1
   return plots.heat_map(
     panels,
     [f"{length:,}" for length in lengths],
     [f"{depth:g}" * deep for depth in depths],
     x="tokens",
-    y=f"depth of the {'key' if task == 'passkey' else 'needle'}" if deep else "",
-    scale="answer tokens right" if task == "recall" else "whole answers right",
+    y=f"depth of the {facts.depth_of}" if deep else "",
+    scale=measure.words,
   )
 
 
-def by_length(found: Mapping[str, tuple[int, Sequence[Cell]]], task: str) -> "Figure":
+def by_length(
+  found: Mapping[str, tuple[int, Sequence[Cell]]], results: Mapping[str, Any]
+) -> "Figure":
   """The chart of the recalled share by length, at the depth where it is lowest.
 
   Args:
     found: by the name of a line, its style and its cells.
-    task: the task.
+    results: one of their results, for the facts of the task.
   """
   from infini_jax import plots
 
+  measure = measure_of(results)
   worst: dict[str, dict[int, float]] = {}
   for name, (_, cells) in found.items():
     shares: dict[int, list[float]] = {}
     for cell in cells:
-      shares.setdefault(cell.length, []).append(measure(task, cell))
+      shares.setdefault(cell.length, []).append(measure.share(cell))
     worst[name] = {length: min(those) for length, those in shares.items()}
   lengths = sorted({length for those in worst.values() for length in those})
   lines = [
     plots.Line(name, [lengths.index(n) for n in worst[name]], list(worst[name].values()), style)
     for name, (style, _) in found.items()
   ]
-  what = "answer tokens right" if task == "recall" else "whole answers right, worst depth"
+  what = measure.words + ", worst depth" * bool(facts_of(results).depth_of)
   ticks = [f"{length:,}" for length in lengths]
   return plots.line_chart(lines, "tokens", what, ticks=ticks, limits=(-0.03, 1.03), legend=False)
 
@@ -77,17 +80,14 @@ def show(
   found: dict[str, Recalled], results: dict[str, Any], config: Config, console: Console
 ) -> None:
   """Prints every length and depth with its 95% interval, with the memory and in ablations."""
-  task, family = results["task"], config.needle.family
-  title = (
-    f"{asked(results)}: {config.evaluation.samples} new examples a line, step {results['step']}"
-  )
+  facts, measure = facts_of(results), measure_of(results)
+  title = f"{facts.title}: {config.evaluation.samples} new examples a line, step {results['step']}"
   table = Table(title=title)
   table.add_column("tokens", justify="right")
-  if deep := task == "passkey" or (task == "needle" and family in IN_FILLER):
+  if deep := bool(facts.depth_of):
     table.add_column("depth", justify="right")
-  if whole := task != "recall":
-    what = "key" if task == "passkey" else "answer"
-    table.add_column(f"whole {what} right (95% interval)", justify="right")
+  if whole := measure.whole:
+    table.add_column(f"whole {facts.asked} right (95% interval)", justify="right")
   table.add_column("answer tokens right (95% interval)", justify="right")
   for name in found:
     if name != "memory":
@@ -97,7 +97,7 @@ def show(
     exact = _share(cell.exact_match, wilson(cell.exact, cell.samples))
     row += [f"{cell.depth:g}"] * deep + [exact] * whole
     row.append(_share(cell.token_accuracy, cell.token_interval))
-    out = [f"{measure(task, r.cells[i]):.3f}" for name, r in found.items() if name != "memory"]
+    out = [f"{measure.share(r.cells[i]):.3f}" for name, r in found.items() if name != "memory"]
     table.add_row(*row, *out)
   console.print(table)
 
@@ -121,19 +121,6 @@ def verdict(found: dict[str, Recalled], console: Console) -> None:
       f"right with it, {shares[1]} without. Raise config.evaluation.samples to see a small "
       f"difference; docs/memory.md says how to find out why there is none."
     )
-
-
-def measure(task: str, cell: Cell) -> float:
-  """The figure of a task: the exact match, or for recall the token accuracy."""
-  return cell.token_accuracy if task == "recall" else cell.exact_match
-
-
-def asked(results: Mapping[str, Any]) -> str:
-  """The task of an evaluation; for needles, also the family."""
-  task = results["task"]
-  settings = results["settings"]
-  hidden = settings.get("needle", settings["task"])  # older results have these fields in `task`
-  return f"{task}, {hidden['family']}" if task == "needle" else task
 
 
 def _interval(recalled: Recalled) -> tuple[float, float]:

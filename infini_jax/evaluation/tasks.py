@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 from rich.console import Console
 
-from infini_jax.config import ALL_SPLITS, SPLITS, WRITING, Config, InputError
+from infini_jax.config import ALL_SPLITS, SPLITS, TASKS, Config, InputError
 from infini_jax.data import Store
 from infini_jax.evaluation import (
   chat_tables,
@@ -30,6 +30,7 @@ from infini_jax.runs.workdir import Workdir
 from infini_jax.tasks import (
   Benchmark,
   Conversations,
+  Facts,
   Pairs,
   Source,
   TaskAndText,
@@ -48,6 +49,8 @@ class Kind(NamedTuple):
     str, ...
   ]  # fields that change the figures, in addition to corpus, split and ablations
   others: str = "knocked_out"  # the key of all variants but the first in `results.json`
+  measure: str = ""  # `Facts.measure`, where the source has no facts
+  family: str = ""  # the field that names the family of the task; each has a folder of its own
 
 
 def _perplexity(config: Config, mesh: Mesh, store: Store) -> Perplexity:
@@ -63,7 +66,13 @@ READ = _fields("evaluation", "document max_documents max_tokens")
 ASKED = _fields("evaluation", "lengths samples")
 # A new task is one entry here.
 KINDS = {
-  "perplexity": Kind("text", _perplexity, perplexity_tables, (*READ, "evaluation.input_tokens")),
+  "perplexity": Kind(
+    "text",
+    _perplexity,
+    perplexity_tables,
+    (*READ, "evaluation.input_tokens"),
+    measure="perplexity",
+  ),
   "passkey": Kind(
     "passkey", Retrieval, retrieval_tables, (*ASKED, "evaluation.depths", "task.digits")
   ),
@@ -72,6 +81,7 @@ KINDS = {
     Retrieval,
     retrieval_tables,
     (*ASKED, "evaluation.depths", *_fields("needle", "family needles hops facts digits")),
+    family="needle.family",
   ),
   "recall": Kind(
     "recall",
@@ -117,14 +127,26 @@ class Job(NamedTuple):
   variants: tuple[Variant, ...] = ()
 
 
+def family_of(config: Config, task: str) -> str:
+  """The family of a task that a config asks for; empty: it has none."""
+  section, _, field = KINDS[task].family.partition(".")
+  return str(getattr(getattr(config, section), field)) if field else ""
+
+
+def facts_of_job(task: str, config: Config, source: Source) -> Facts:
+  """What tables and reports read of a task that was evaluated."""
+  facts = getattr(source, "facts", Facts(KINDS[task].measure))
+  return facts._replace(title=", ".join(filter(None, [task, family_of(config, task)])))
+
+
 def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
   """The jobs of an evaluation, one for each of the names.
 
   Raises:
     InputError: there is no such task, or it does not fit the model.
   """
-  own = config.evaluation.task or config.task.name
-  own = next(name for name, kind in KINDS.items() if kind.source == own)
+  asked = config.evaluation.task or config.task.name
+  own = next(name for name, kind in KINDS.items() if kind.source == asked)
   setting, memory = config.model.setting, config.model.memory
   jobs = []
   for name in dict.fromkeys(names or (own, *(("gates",) if memory.gated else ()))):
@@ -136,7 +158,7 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
       jobs.append(Job(name))
     elif name == "knockout":
       # A text with an empty memory is written from the last segment: see `config.checks`.
-      writes = own in WRITING
+      writes = bool(TASKS[asked].writes)
       possible = [] if writes and held_L(config.model) is not None else ["empty"]
       if not writes:  # else only "empty": generated tokens are read too
         possible += ["reads", "layers"] if memory.layered else ["reads"]
@@ -151,7 +173,7 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
     elif name == "surgery":
       jobs.append(Job(name, name, (*surgery.originals(config), surgery.STEP_0, INTACT)))
     else:
-      folder = f"needle-{config.needle.family}" if name == "needle" else name
+      folder = "-".join(filter(None, [name, family_of(config, name)]))
       jobs.append(Job(folder, name, (INTACT, *knock_outs(config))))
   return jobs
 
@@ -219,7 +241,8 @@ def open_task(config: Config, path: str, console: Console, task: str) -> Source:
   Raises:
     InputError: the task does not fit the run's vocabulary, has no corpus, or needs longer lengths.
   """
-  if task in ("perplexity", "surgery", "ruler", "babilong") and config.data.tokenizer == "task":
+  generated = KINDS[task].evaluator is Retrieval
+  if not generated and config.data.tokenizer == "task":
     raise InputError(
       f"--task={task} with config.data.tokenizer='task': a run in its task's own vocabulary "
       "cannot read text; leave it out"
@@ -229,7 +252,7 @@ def open_task(config: Config, path: str, console: Console, task: str) -> Source:
   source = open_source(
     config, workdir.store, console, KINDS[task].source, tokenizer, workdir.stores
   )
-  if KINDS[task].evaluator is Retrieval:
+  if generated:
     assert not isinstance(source, Store | Pairs | Conversations | Benchmark | TaskAndText)
     for length in config.evaluation.lengths:
       check_length(length, source.shortest, "config.evaluation.lengths")

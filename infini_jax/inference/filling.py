@@ -3,6 +3,7 @@
 import numpy as np
 
 from infini_jax.inference.session import Session
+from infini_jax.models.mixers import MIXERS
 
 
 def used(session: Session) -> np.ndarray | None:
@@ -24,7 +25,8 @@ def used(session: Session) -> np.ndarray | None:
   used_LK = np.zeros((model.layers, model.kv_heads))
   for name, own in model.by_system.items():
     if own.memory.matrix:
-      M_LKEU = np.asarray(parts[name].memory.M_BKEU, np.float64)[:, 0]
+      M_LBKEU, _ = MIXERS[name].close(parts[name])
+      M_LKEU = np.asarray(M_LBKEU, np.float64)[:, 0]
       used_LK[list(model.layers_of(name))] = effective_rank(M_LKEU) / min(M_LKEU.shape[2:])
   return used_LK
 

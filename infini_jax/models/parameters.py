@@ -7,23 +7,19 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from infini_jax.config import ModelConfig
-from infini_jax.models.mixers.summaries import AutocompressorTransformer, RmtTransformer
+from infini_jax.models.mixers.summaries import SummaryTransformer
 from infini_jax.models.patterned import PatternTransformer
 from infini_jax.models.transformer import Transformer
 from infini_jax.parallel import param_shardings
-
-# Systems whose memory goes through all layers together.
-TRANSFORMERS: dict[str, type[Transformer]] = {
-  "rmt": RmtTransformer,
-  "autocompressor": AutocompressorTransformer,
-}
 
 
 def build(config: ModelConfig, rngs: nnx.Rngs) -> Transformer:
   """The module of this config, its parameters fresh."""
   if config.pattern:
     return PatternTransformer(config, rngs)
-  return TRANSFORMERS.get(config.mixer, Transformer)(config, rngs)
+  if not config.memory.layered:  # the memory goes through all layers together
+    return SummaryTransformer(config, rngs)
+  return Transformer(config, rngs)
 
 
 def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float
 
 from infini_jax.ops.attention import split_heads
 from infini_jax.ops.lanes import each_in_turn
-from infini_jax.ops.rule import GATES, Rule
+from infini_jax.ops.rule import Rule
 from infini_jax.ops.shards import carried
 
 # Delta stays contractive while a segment adds at most so many times what z holds.
@@ -85,8 +85,9 @@ def read(q_BNHE: Float[Array, "B N H E"], memory: MemoryState) -> Float[Array, "
 
 
 def gate_values(beta: Float[Array, "..."], kind: str = "sigmoid") -> Float[Array, "..."]:
-  """The share of the memory that `beta` gives, 0 to 1, in float32."""
-  return GATES[kind](beta.astype(jnp.float32))
+  """The fraction of the memory for `beta`, 0 to 1, in float32; a kind of `rules.GATES`."""
+  share: Array = getattr(jax.nn, kind)(beta.astype(jnp.float32))
+  return share
 
 
 def mix(
@@ -125,7 +126,7 @@ def mix(
 def no_update(memory: MemoryState, rule: Rule, scored: bool = False) -> Update:
   """The update of a segment without tokens; `scored`: its decay is by the scores of its tokens."""
   no_M, no_z = jax.tree.map(jnp.zeros_like, memory)
-  recalled, new = no_M if rule.name == "delta" else None, no_z if rule.z_correction else None
+  recalled, new = no_M if rule.affine else None, no_z if rule.z_correction else None
   return Update(no_M, recalled, no_z, new, *((no_z[..., 0],) * 2 if scored else (None, None)))
 
 
@@ -154,7 +155,7 @@ def summarize(
   v_BNKU = v_BNKU.astype(jnp.float32)
   written = jnp.einsum("BNKE,BNKU->BKEU", k_BNKE, v_BNKU)
   recalled = None
-  if rule.name == "delta":
+  if rule.affine:
     value = jnp.einsum("BNKE,BKEU->BNKU", whole_BNKE, memory.M_BKEU)
     weight = jnp.einsum("BNKE,BKE->BNK", whole_BNKE, memory.z_BKE)
     recalled = jnp.einsum("BNKE,BNKU->BKEU", k_BNKE, _divide(value, weight[..., None]))
@@ -280,7 +281,7 @@ def recurrence(
     z_BSKE, z_BKE = carried(kept, own, memory.z_BKE, axis)
 
   P_BSKEI = None
-  if rule.name == "delta":
+  if rule.affine:
     P_BSKEI = sums.erased(z_BSKE)
     P_BSKEI *= _fade(_damping(keys_BSKE, z_BSKE, rule), left_BSK)[..., None, None]
 

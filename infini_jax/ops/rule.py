@@ -1,15 +1,8 @@
 """How a memory is written and mixed: the paper's choice of two, and refinements."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
-from jaxtyping import Array
-
-GATES: dict[str, Callable[[Array], Array]] = {
-  "sigmoid": jax.nn.sigmoid,
-  "hard_sigmoid": jax.nn.hard_sigmoid,  # relu6(x + 3) / 6
-}
+from infini_jax.rules import GATES, RULES
 
 
 class Rule(NamedTuple):
@@ -20,7 +13,7 @@ class Rule(NamedTuple):
   A padded token writes nothing under any of them, and a segment of padding alone changes nothing.
 
   Attributes:
-    name: 'linear' or 'delta'.
+    name: a key of `RULES`.
     normalize_keys: sum normalization (Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174): a token is
       written, and recalled by delta, under `sigma(k) / sum_e sigma(k)_e`, so that each adds exactly
       1 to `sum(z)`. Queries need none: their scale cancels in the read.
@@ -45,6 +38,11 @@ class Rule(NamedTuple):
   readout_norm: bool = False
   scale_first_segment: bool = False
 
+  @property
+  def affine(self) -> bool:
+    """Whether a segment subtracts from the memory what its keys recall."""
+    return RULES[self.name].affine
+
 
 def as_rule(rule: str | Rule) -> Rule:
   """A rule given by its name alone, or in full.
@@ -53,10 +51,10 @@ def as_rule(rule: str | Rule) -> Rule:
     ValueError: an unknown name or gate, or a decay outside its bounds.
   """
   rule = Rule(rule) if isinstance(rule, str) else rule
-  if rule.name not in ("linear", "delta"):
-    raise ValueError(f"rule={rule.name!r}: choose 'linear' or 'delta'")
+  if rule.name not in RULES:
+    raise ValueError(f"rule={rule.name!r}: choose {' or '.join(map(repr, RULES))}")
   if not 0 < rule.decay <= 1:
     raise ValueError(f"decay={rule.decay}: must be above 0, and at most 1 (no decay)")
   if rule.gate not in GATES:
-    raise ValueError(f"gate={rule.gate!r}: choose 'sigmoid' or 'hard_sigmoid'")
+    raise ValueError(f"gate={rule.gate!r}: choose {' or '.join(map(repr, GATES))}")
   return rule

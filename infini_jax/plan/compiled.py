@@ -107,7 +107,7 @@ def example_batch(config: Config) -> dict[str, np.ndarray]:
   """Arrays with the shapes and types of a batch of this config. No corpus or task is opened."""
   d, N = config.data, config.model.segment_length
   batch = empty_batch(d.lanes, d.segments, N)
-  if config.task.name != "text":
+  if config.task.kind.asks:
     batch["weights_BT"] = np.zeros(batch["tokens_BT"].shape, np.float32)
     batch["asked_BT"] = np.zeros(batch["tokens_BT"].shape, bool)
   if config.task.text_lanes:

@@ -228,16 +228,13 @@ def _layer(m: ModelConfig, s: Shares) -> tuple[float, float]:
   `m` has one memory system.
   """
   D, E, c = m.width, m.head_dim, s.compute
-  rows, keys, more = MIXERS[m.mixer].work(m, s)
+  rows, keys, more, row_bytes, state = MIXERS[m.mixer].work(m, s)
   products = (2 * s.heads + 2 * s.kv_heads) * E + D + s.ffn * (2 if m.gated_ffn else 1)
-  floats = (4 * s.heads + 2 * s.kv_heads) * E * 4 if m.memory.matrix else 0  # sigma, read-outs
-  activations = rows * (c * (products + 2 * D + 2 * s.ffn) + floats)
+  activations = rows * (c * (products + 2 * D + 2 * s.ffn) + row_bytes)
   scores = 0.0
   if s.kernel in ("xla", "reference"):
     squares = 1 if m.memory.grows or s.kernel == "xla" else s.segments  # 1: one segment at a time
     scores = s.lanes * squares * s.heads * s.block * keys * (4 + c)
-  state = s.lanes * s.kv_heads * E * (E + 1) * 4 if m.memory.matrix else 0
-  states = 4 * s.segments * state * (2 if m.memory.affine else 1)
 
   # Without rematerialization, float32 copies of the norms and of the gate's inputs are kept too.
   copies = rows * (4 * (4 * D + 4 * s.heads * E) + c * s.ffn)
@@ -245,4 +242,4 @@ def _layer(m: ModelConfig, s: Shares) -> tuple[float, float]:
   kept["dots"] = kept["full"] + rows * c * products
   kept["auto"] = kept["full"]
   kept["offload"] = 0  # in the host's memory
-  return kept[m.run.remat] + state, activations + scores + states + more
+  return kept[m.run.remat] + state, activations + scores + more

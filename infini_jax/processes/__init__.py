@@ -8,7 +8,14 @@ from infini_jax.processes.ending import give_up, guard
 from infini_jax.processes.joining import settings
 from infini_jax.processes.service import joined, process_index
 from infini_jax.processes.starting import start
-from infini_jax.processes.together import Anyone, PeerStopped, check_shared, finish, first_alone
+from infini_jax.processes.together import (
+  Anyone,
+  PeerStopped,
+  check_shared,
+  finish,
+  first_alone,
+  wait,
+)
 
 __all__ = [
   "Anyone",
@@ -24,4 +31,5 @@ __all__ = [
   "process_index",
   "settings",
   "start",
+  "wait",
 ]

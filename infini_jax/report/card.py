@@ -13,9 +13,9 @@ from rich.console import Console
 
 from infini_jax.config import Config, InputError, tokens_read
 from infini_jax.data.store.evaluated import short_name
+from infini_jax.evaluation.facts import measure_of
 from infini_jax.evaluation.filing import Evaluated
 from infini_jax.evaluation.published_tables import grid_of, rows_of
-from infini_jax.evaluation.retrieval_tables import measure
 from infini_jax.files import write_text
 from infini_jax.paths import file_to_write
 from infini_jax.report.figures import number, recall_of, short
@@ -172,7 +172,8 @@ def _table_of(results: dict[str, Any]) -> str:
   """The figures of an evaluation, with the memory and in every ablation."""
   found, memory = variants(results), results["memory"]
   if "cells" in memory:
-    share = lambda one, i: f"{measure(results['task'], recall_of(one['cells'][i])):.3f}"
+    measure = measure_of(results)
+    share = lambda one, i: f"{measure.share(recall_of(one['cells'][i])):.3f}"
     rows = [
       [f"{cell['length']:,}", f"{cell['depth']:g}", f"{cell['samples']:,}"]
       + [share(one, i) if i < len(one["cells"]) else "" for one in found.values()]

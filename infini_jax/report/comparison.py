@@ -7,8 +7,8 @@ from typing import Any
 from rich.table import Table
 
 from infini_jax.config import InputError
+from infini_jax.evaluation.facts import measure_of
 from infini_jax.evaluation.filing import Evaluated
-from infini_jax.evaluation.retrieval_tables import measure
 from infini_jax.report.figures import recall_of, short
 from infini_jax.report.groups import trained
 from infini_jax.report.headline import COSTS
@@ -89,9 +89,10 @@ def _measured(run: RunFiles) -> dict[str, tuple[float, Any]]:
   for name, what in run.names.items():
     results = run.evaluations[name]
     memory, one = results.get("memory", {}), Evaluated.of(results)
-    what = "" if what.partition(":")[0] == "perplexity" and name == "perplexity" else f"{what}: "
+    alone = one.facts.measure == "perplexity" and what.partition(":")[0] == name
+    what = "" if alone else f"{what}: "
     if "cells" in memory:
-      shares = [measure(results["task"], recall_of(cell)) for cell in memory["cells"]]
+      shares = [measure_of(results).share(recall_of(cell)) for cell in memory["cells"]]
       made[f"{what}recalled"] = sum(shares) / len(shares), (one.key, one.tokenizer)
     for field, value in scalars(memory):
       if field not in COSTS:

@@ -104,7 +104,7 @@ def _side_by_side(group: Group, style: dict[str, int]) -> str:
       name: (style[name], [recall_of(cell) for cell in memory["cells"]])
       for name, memory in found.items()
     }
-    figure = retrieval_tables.by_length(recalls, group.members[0].results["task"])
+    figure = retrieval_tables.by_length(recalls, group.members[0].results)
     what = "Share recalled by length, with the memory"
   else:
     return ""

@@ -4,11 +4,10 @@ import dataclasses
 import math
 from typing import Any
 
-from infini_jax.evaluation import retrieval_tables
+from infini_jax.evaluation.facts import Measure
 from infini_jax.evaluation.perplexity import change, paired
 from infini_jax.evaluation.perplexity import interval as of_documents
 from infini_jax.evaluation.retrieval import Cell as Recall
-from infini_jax.evaluation.retrieval import wilson
 from infini_jax.html import Cell
 
 
@@ -86,10 +85,9 @@ def changed(after: dict[str, Any], before: dict[str, Any]) -> Cell | str:
   return Cell(sign(value), f"{sign(percent[0])} to {sign(percent[1])}", more)
 
 
-def recalled(task: str, cell: Recall) -> Cell:
+def recalled(measure: Measure, cell: Recall) -> Cell:
   """The share that is recalled, with its interval."""
-  bounds = cell.token_interval if task == "recall" else wilson(cell.exact, cell.samples)
-  return measured(retrieval_tables.measure(task, cell), bounds)
+  return measured(measure.share(cell), measure.interval(cell))
 
 
 def recall_of(cell: dict[str, Any]) -> Recall:

@@ -98,7 +98,7 @@ def _trained_on(run: RunFiles, validated: bool) -> dict[str, Any]:
   c = run.config
   fields: dict[str, Any] = {"task": c.task.name, "corpus": c.data.path}
   fields |= {"tokenizer": c.data.tokenizer, "text": run.text}
-  if c.task.name != "text":
+  if c.task.kind.asks:
     sections = (dataclasses.asdict(getattr(c, section)) for section in ASKED)
     asked = {name: value for section in sections for name, value in section.items()}
     fields |= {name: value for name, value in asked.items() if name != "name"}

@@ -5,8 +5,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from infini_jax.evaluation.facts import measure_of
 from infini_jax.evaluation.filing import WEIGHTS, Evaluated, is_averaged, told_apart
-from infini_jax.evaluation.retrieval_tables import measure
 from infini_jax.html import Cell, table
 from infini_jax.report.figures import (
   bits,
@@ -55,11 +55,12 @@ def headline(runs: list[RunFiles]) -> str:
   }
   made: dict[str, dict[str, Callable[[RunFiles], Shown]]] = {"": figures}
   asked = _asked_of(runs)
-  for task in sorted(asked, key=lambda task: task != "perplexity"):  # perplexity comes first
+  of_text = {task: any(map(_is_perplexity, some.values())) for task, some in asked.items()}
+  for task in sorted(asked, key=lambda task: not of_text[task]):  # perplexity comes first
     for key, apart in _apart(asked[task]).items():
-      own = _per_token(key, runs) if task == "perplexity" else _rows_of(task, key, runs)
+      own = _per_token(key, runs) if of_text[task] else _rows_of(task, key, runs)
       made.setdefault(f"{task}: {apart}" if apart else "", {}).update(own)
-    if task == "perplexity":
+    if of_text[task]:
       texts = {key: replace(one, tokenizer="") for (key, _), one in asked[task].items()}
       for text, apart in _apart(texts).items():
         group = f"{task}, any tokenizer: {apart}" if apart else ""
@@ -84,6 +85,10 @@ def _asked_of(runs: list[RunFiles]) -> dict[str, dict[Key, Evaluated]]:
   for one in (Evaluated.of(found) for run in runs for found in run.evaluations.values()):
     asked.setdefault(one.asked, {}).setdefault((one.key, one.tokenizer), one)
   return asked
+
+
+def _is_perplexity(one: Evaluated) -> bool:
+  return one.facts.measure == "perplexity"
 
 
 def _apart(some: dict[Any, Evaluated]) -> dict[Any, str]:
@@ -177,8 +182,8 @@ def _opened(run: RunFiles) -> Shown:
 
 
 def _trained_on(run: RunFiles) -> Shown:
-  data = run.config.data
-  return Cell(run.config.task.name, data.path if run.config.task.name == "text" else "")
+  task = run.config.task
+  return Cell(task.name, "" if task.kind.asks else run.config.data.path)
 
 
 def _tokenizer(run: RunFiles) -> Shown:
@@ -232,15 +237,15 @@ def _recalled(length: int, results: Results) -> Shown:
   memory, empty = cells[INTACT], cells.get(EMPTY)
   if not memory:
     return None
-  task = results["task"]
-  share = partial(measure, task)
+  measure = measure_of(results)
+  share = measure.share
   worst = min(range(len(memory)), key=lambda i: share(memory[i]))
   best = max(range(len(memory)), key=lambda i: share(memory[i]))
-  cell = recalled(task, memory[worst])
+  cell = recalled(measure, memory[worst])
   notes = [cell.note]
   if share(memory[worst]) < share(memory[best]):
-    most = recalled(task, memory[best]).figure
+    most = recalled(measure, memory[best]).figure
     notes.append(f"at depth {memory[worst].depth:g}; elsewhere up to {most}")
   if empty:
-    notes.append(f"memory held empty: {recalled(task, empty[worst]).figure}")
+    notes.append(f"memory held empty: {recalled(measure, empty[worst]).figure}")
   return cell._replace(note="\n".join(notes))

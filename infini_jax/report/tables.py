@@ -6,6 +6,7 @@ from typing import Any
 
 from infini_jax.config import Config
 from infini_jax.evaluation import published_tables
+from infini_jax.evaluation.facts import facts_of, measure_of
 from infini_jax.evaluation.knock_out import label_of
 from infini_jax.evaluation.perplexity import exp
 from infini_jax.evaluation.perplexity import interval as of_documents
@@ -231,9 +232,9 @@ def _profile(caption: str, field: str, scores: dict[str, dict[str, Any]]) -> str
 
 
 def _retrieval_table(results: dict[str, Any]) -> str:
-  task, out = results["task"], dict(list(variants(results).items())[1:])
+  measure, out = measure_of(results), dict(list(variants(results).items())[1:])
   cells = [recall_of(cell) for cell in results["memory"]["cells"]]
-  with_depth = task == "passkey" or any(cell.depth for cell in cells)
+  with_depth = bool(facts_of(results).depth_of)
   rows: list[Row] = []
   for i, cell in enumerate(cells):
     rows.append(
@@ -242,7 +243,7 @@ def _retrieval_table(results: dict[str, Any]) -> str:
         *([f"{cell.depth:g}"] if with_depth else []),
         measured(cell.exact_match, wilson(cell.exact, cell.samples)),
         measured(cell.token_accuracy, cell.token_interval),
-        *(recalled(task, recall_of(o["cells"][i])).figure for o in out.values()),
+        *(recalled(measure, recall_of(o["cells"][i])).figure for o in out.values()),
       ]
     )
   header = ["tokens", *(["depth"] if with_depth else []), "whole answers right"]

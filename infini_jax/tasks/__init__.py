@@ -5,7 +5,7 @@ the task that generates examples. No module here depends on a model.
 """
 
 from infini_jax.tasks.chat import Conversations
-from infini_jax.tasks.example import Task, check_length
+from infini_jax.tasks.example import Facts, Task, check_length
 from infini_jax.tasks.from_config import (
   Lanes,
   Source,
@@ -24,6 +24,7 @@ __all__ = [
   "Benchmark",
   "Conversations",
   "Examples",
+  "Facts",
   "Lanes",
   "Pairs",
   "Source",

@@ -123,14 +123,34 @@ def _equal(one: np.ndarray, other: np.ndarray) -> bool:
   return one is other or np.array_equal(one, other)
 
 
+class Facts(NamedTuple):
+  """What tables and reports read of a task; `results.json` has them.
+
+  Attributes:
+    measure: the figure by which runs are compared: exact_match, token_accuracy or perplexity;
+      empty: the task has figures of its own.
+    asked: what an answer is.
+    depth_of: what is hidden in an example at a depth; empty: examples have no depth.
+    title: the task, and its family if it has some; an evaluation knows it.
+  """
+
+  measure: str = ""
+  asked: str = "answer"
+  depth_of: str = ""
+  title: str = ""
+
+
 class Task(Protocol):
   """A kind of example. All random draws come from the generator in the arguments."""
+
+  facts: Facts
+  hides: bool  # whether its examples hide in documents: it is made with a store of them
+  any_words: bool  # whether a vocabulary that was trained on text can write it
 
   tokenizer: Tokenizer
   fingerprint: str  # a short hash of the task's settings and its tokenizer
   shortest: int  # tokens of the shortest held-out example
   shortest_training: int  # tokens of the shortest training example
-  has_depth: bool  # whether the depth changes an example
 
   def example(
     self, rng: np.random.Generator, length: int, depth: float | None = None, *, held_out: bool

@@ -1,8 +1,9 @@
 """From a config to the data of a run (documents or a task), and to its lanes."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -21,10 +22,9 @@ from infini_jax.data.tokenizers import Tokenizer, load_tokenizer, train_size
 from infini_jax.tasks.chat import ChatLanes, Conversations, read_conversations
 from infini_jax.tasks.example import Task
 from infini_jax.tasks.lanes import TaskLanes
-from infini_jax.tasks.needle_families import IN_FILLER
 from infini_jax.tasks.needle_filler import open_filler
 from infini_jax.tasks.published import FORMS, Benchmark
-from infini_jax.tasks.registry import make_task
+from infini_jax.tasks.registry import GENERATED, make_task
 from infini_jax.tasks.summarization import Pairs
 
 
@@ -85,24 +85,7 @@ def open_source(
     InputError: a corpus is missing or cannot be read, or the tokenizer does not fit.
   """
   task = config.task.name if task is None else task
-  source: Source
-  if task in ("text", "summarization"):
-    if not config.data.path:
-      raise InputError("config.data.path is empty: set it to a folder of text or a prepared store")
-    store = _text(config, cache, console, tokenizer, others)
-    source = store if task == "text" else Pairs(store)
-  elif task in FORMS:
-    vocabulary = tokenizer or load_tokenizer(config.data.tokenizer)
-    source = Benchmark(config.data.path, task, vocabulary, config.evaluation.max_documents)
-  elif task == "chat":
-    source = _chat(config, console, tokenizer, trains=others is None)
-  else:
-    hides = task == "needle" and config.needle.family in IN_FILLER
-    filler = open_filler(config, cache, console, tokenizer, others) if hides else None
-    trained = task != "recall" and train_size(config.data.tokenizer)
-    if tokenizer is None and filler is None and trained:
-      tokenizer = _trained(config, cache, console, task)
-    source = make_task(config, task, tokenizer, filler)
+  source = OPENERS[task](Opening(config, cache, console, task, tokenizer, others))
   if source.tokenizer.size > config.model.vocab_size:
     raise InputError(
       f"config.model.vocab_size={config.model.vocab_size} is smaller than the tokenizer's "
@@ -125,16 +108,54 @@ def open_training(config: Config, cache: Path, console: Console, own: Tokenizer 
   """
   if not config.task.text_lanes:
     return open_source(config, cache, console, tokenizer=own)
-  text = _text(config, cache, console, own, None)
+  text = _text(Opening(config, cache, console, "text", own, None))
   task = open_source(config, cache, console, tokenizer=own or text.tokenizer)
   assert not isinstance(task, Store | Pairs | Conversations | Benchmark | TaskAndText)
   return TaskAndText(task, text)
 
 
-def _chat(
-  config: Config, console: Console, tokenizer: Tokenizer | None, trains: bool
-) -> Conversations:
+class Opening(NamedTuple):
+  """The arguments of `open_source`."""
+
+  config: Config
+  cache: Path
+  console: Console
+  task: str
+  tokenizer: Tokenizer | None
+  others: Path | None
+
+
+def _documents_of(o: Opening) -> Store:
+  """The documents of a config that names some."""
+  if not o.config.data.path:
+    raise InputError("config.data.path is empty: set it to a folder of text or a prepared store")
+  return _text(o)
+
+
+def _pairs(o: Opening) -> Pairs:
+  """The documents of a config with their summaries."""
+  return Pairs(_documents_of(o))
+
+
+def _benchmark(o: Opening) -> Benchmark:
+  """The samples of a published benchmark."""
+  vocabulary = o.tokenizer or load_tokenizer(o.config.data.tokenizer)
+  return Benchmark(o.config.data.path, o.task, vocabulary, o.config.evaluation.max_documents)
+
+
+def _generated(o: Opening) -> Task:
+  """A task that generates examples, with the documents that they hide in."""
+  config, tokenizer, filler, made = o.config, o.tokenizer, None, GENERATED[o.task](o.config)
+  if made.hides:
+    filler = open_filler(config, o.cache, o.console, tokenizer, o.others)
+  elif tokenizer is None and made.any_words and train_size(config.data.tokenizer):
+    tokenizer = _trained(config, o.cache, o.console, o.task)
+  return make_task(config, o.task, tokenizer, filler)
+
+
+def _chat(o: Opening) -> Conversations:
   """The conversations of a config: those that a training reads, or those of an evaluation."""
+  config, console, trains = o.config, o.console, o.others is None
   if not config.data.path:
     raise InputError("config.data.path is empty: set it to jsonl:FILES or parquet:FILES")
   splits: tuple[str, ...] = (config.evaluation.split,)
@@ -144,14 +165,13 @@ def _chat(
   say = lambda line: console.print(line, highlight=False, soft_wrap=True)
   if corpus.note:
     say(corpus.note)
-  vocabulary = tokenizer or load_tokenizer(config.data.tokenizer)
+  vocabulary = o.tokenizer or load_tokenizer(config.data.tokenizer)
   return read_conversations(config, corpus, vocabulary, splits, say)
 
 
-def _text(
-  config: Config, cache: Path, console: Console, tokenizer: Tokenizer | None, others: Path | None
-) -> Store:
+def _text(o: Opening) -> Store:
   """The documents of a config."""
+  config, cache, console, _, tokenizer, others = o
   path = config.data.path
   if tokenizer is not None and others is not None:
     return open_evaluated(path, cache, others, console, tokenizer, "config.data.path")
@@ -177,6 +197,16 @@ def _trained(config: Config, cache: Path, console: Console, task: str) -> Tokeni
       f"config.data.path to a corpus, or config.data.tokenizer='bytes'"
     )
   return open_or_prepare(config.data.path, spec, cache, console).tokenizer
+
+
+# By name of a task, how its data is opened; those that generate examples are in the registry.
+OPENERS: dict[str, Callable[[Opening], Source]] = {
+  "text": _documents_of,
+  "summarization": _pairs,
+  "chat": _chat,
+  **dict.fromkeys(FORMS, _benchmark),
+  **dict.fromkeys(GENERATED, _generated),
+}
 
 
 def train_lanes(config: Config, source: Source) -> Lanes:

@@ -65,6 +65,11 @@ class Filler:
     return nearest if abs(nearest - wanted) <= room / 20 else wanted
 
 
+def corpus_of(config: Config) -> str:
+  """The corpus of the filler."""
+  return config.needle.filler or config.data.path
+
+
 def open_filler(
   config: Config,
   cache: Path,
@@ -86,7 +91,7 @@ def open_filler(
     InputError: no corpus is named, it cannot be read, or its store has other tokens; the run's
       tokenizer cannot encode text.
   """
-  path, spec = config.needle.filler or config.data.path, config.data.tokenizer
+  path, spec = corpus_of(config), config.data.tokenizer
   if spec == "task":
     raise InputError(
       "config.data.tokenizer='task' cannot write needles: use a run whose tokenizer writes any "

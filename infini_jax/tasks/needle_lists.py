@@ -11,7 +11,7 @@ import numpy as np
 from infini_jax.config import Config, InputError
 from infini_jax.data.tokenizers import Tokenizer, load_tokenizer
 from infini_jax.tasks.draw import Draw
-from infini_jax.tasks.example import Example, Part
+from infini_jax.tasks.example import Example, Facts, Part
 from infini_jax.tasks.needle_families import (
   COMMON_WORDS,
   FREQUENT_WORDS,
@@ -38,7 +38,9 @@ class WordLists:
     InputError: the tokenizer cannot write the words.
   """
 
-  has_depth = False
+  facts = Facts("exact_match")
+  hides = False
+  any_words = True
 
   def __init__(self, config: Config, tokenizer: Tokenizer | None = None):
     self.tokenizer = load_tokenizer(config.data.tokenizer) if tokenizer is None else tokenizer

@@ -13,9 +13,9 @@ from infini_jax.config import Config, InputError
 from infini_jax.data.store.store import Store
 from infini_jax.data.tokenizers import Tokenizer
 from infini_jax.tasks.draw import Draw
-from infini_jax.tasks.example import Example, Part, early
+from infini_jax.tasks.example import Example, Facts, Part, early
 from infini_jax.tasks.needle_families import IN_FILLER
-from infini_jax.tasks.needle_filler import Filler
+from infini_jax.tasks.needle_filler import Filler, corpus_of
 from infini_jax.tasks.needle_writer import Writer
 
 TRIALS = 32  # texts drawn to measure their length; the most draws until one is short enough
@@ -36,13 +36,17 @@ class Needles:
 
   Attributes:
     store: the corpus of the filler.
+    corpus: its name in the config.
   """
 
-  has_depth = True
+  facts = Facts("exact_match", depth_of="needle")
+  hides = True
+  any_words = True
 
   def __init__(self, config: Config, store: Store, tokenizer: Tokenizer | None = None):
     self.tokenizer = store.tokenizer if tokenizer is None else tokenizer
     self._task, self._seed, self.store = config.needle, config.train.seed, store
+    self.corpus = corpus_of(config)
     if not 3 <= self._task.digits <= 32:
       raise InputError(
         f"config.needle.digits={self._task.digits}: numbers in needles have 3 to 32, so that there "

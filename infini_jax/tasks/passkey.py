@@ -13,7 +13,7 @@ from infini_jax.config import Config, InputError
 from infini_jax.data.tokenizers import Tokenizer, WordTokenizer, load_tokenizer
 from infini_jax.digests import short_hash
 from infini_jax.tasks.draw import Draw
-from infini_jax.tasks.example import Example, Part, early, weighed
+from infini_jax.tasks.example import Example, Facts, Part, early, weighed
 from infini_jax.tasks.pieces import Pieces
 
 INTRO = (
@@ -44,7 +44,9 @@ class Passkey:
     InputError: the tokenizer cannot write the prompt or the digits.
   """
 
-  has_depth = True
+  facts = Facts("exact_match", asked="key", depth_of="key")
+  hides = False
+  any_words = True
 
   def __init__(self, config: Config, tokenizer: Tokenizer | None = None):
     spec = config.data.tokenizer

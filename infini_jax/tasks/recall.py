@@ -9,7 +9,7 @@ import numpy as np
 from infini_jax.config import Config, InputError
 from infini_jax.data.tokenizers import Tokenizer, WordTokenizer
 from infini_jax.digests import short_hash
-from infini_jax.tasks.example import Example, Part, weighed
+from infini_jax.tasks.example import Example, Facts, Part, weighed
 
 
 class Recall:
@@ -19,7 +19,9 @@ class Recall:
     InputError: the tokenizer is not `task`, or is the vocabulary of another task.
   """
 
-  has_depth = False
+  facts = Facts("token_accuracy")
+  hides = False
+  any_words = False
 
   def __init__(self, config: Config, tokenizer: Tokenizer | None = None):
     t = config.task

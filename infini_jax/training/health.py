@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infini_jax.config import ModelConfig
+from infini_jax.models.mixers.base import GATE
 from infini_jax.ops import gate_values
 from infini_jax.parallel import shard
 
@@ -54,7 +55,7 @@ def memory_metrics(config: ModelConfig, params: Any, grads: Any, memory: Any) ->
 
 def _metrics(config: ModelConfig, params: Any, grads: Any, memory: Any) -> dict[str, Any]:
   """`memory_metrics` of the layers of one system, from their mixers."""
-  beta = lambda tree: tree["beta_H"]
+  beta = lambda tree: tree[GATE]
   M_LBKEU, z_LBKE = memory
   written_LBKE = z_LBKE > 0
   rows_LBKE = jnp.abs(M_LBKEU).max(-1) / jnp.where(written_LBKE, z_LBKE, 1.0)

@@ -120,6 +120,7 @@ def train(config: Config, path: str, console: Console, branch: Branch | None = N
     def compiled(config, *arguments):
       with track(console, "compile"):
         step = jax.jit(make_train_step(config, tx), donate_argnums=0).lower(*arguments).compile()
+        processes.wait("compiled")  # the devices of one process wait only seconds for another's
       console.print(f"a step needs {_step_bytes(step) / 2**30:,.2f} GiB a device")
       return step
 

@@ -15,6 +15,7 @@ import optax
 
 from infini_jax.config import Config, InputError
 from infini_jax.models import init
+from infini_jax.models.mixers.base import GATE
 from infini_jax.ops.shards import letters_of
 from infini_jax.parallel.mesh import in_mesh
 from infini_jax.training.muon import is_matrix, muon
@@ -146,7 +147,7 @@ def _labels(groups: Any, pattern: tuple[str, ...], params: Any) -> Any:
   """The group of each parameter."""
 
   def one(path, leaf):
-    if path[-1].key == "beta_H":
+    if path[-1].key == GATE:
       return "gate"
     names = [key.key for key in path]
     if "hidden" in groups and names[-1].startswith(HIDDEN):

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from infini_jax.config import Config
+from infini_jax.models.mixers import MIXERS
 
 
 def is_trained(config: Config, path: Any) -> bool:
@@ -13,7 +14,8 @@ def is_trained(config: Config, path: Any) -> bool:
   The memory's own parameters are in every part: gates, and all that an original does not have.
   """
   names = [key.key for key in path]
-  if config.train.part == "all" or "mixer" in names or names[-1] == "summary_PD":
+  own = {name for system in config.model.by_system for name in MIXERS[system].of_model}
+  if config.train.part == "all" or "mixer" in names or names[-1] in own:
     return True
   if config.train.part == "attention":
     return "attention" in names

@@ -75,7 +75,7 @@ class Case:
     model, e = bind(self.config.model, self.params), self.config.evaluation
     cells = []
     for length in e.lengths:
-      depths = e.depths if self.task.has_depth else (0.0,)
+      depths = e.depths if self.task.facts.depth_of else (0.0,)
       examples = Examples(self.task, length, depths, SAMPLES, self.config.train.seed)
       count = len(examples.tokens)
       ids = np.stack([examples.read(d, 0, length) for d in range(count)])
@@ -135,7 +135,7 @@ def test_counts_are_those_of_reading_every_example_whole(cases, name, variant, l
   assert 0 < right < tokens, "all or nothing is right: a weak test"
   assert found.token_accuracy == right / tokens
   assert found.exact_match == sum(c.exact for c in want) / sum(c.samples for c in want)
-  count = SAMPLES * (2 if case.task.has_depth else 1)
+  count = SAMPLES * (2 if case.task.facts.depth_of else 1)
   assert found.tokens == count * sum(case.config.evaluation.lengths)
   figures = found.to_dict()
   assert figures["token_accuracy"] == found.token_accuracy
@@ -189,7 +189,7 @@ def test_the_common_beginning_of_examples_is_read_once(name, monkeypatch):
 def test_examples_share_no_more_than_they_have_in_common(cases):
   for name in ("passkey", "recall", "needle"):
     case = cases[name]
-    depths = (0.0, 0.5, 1.0) if case.task.has_depth else (0.0,)
+    depths = (0.0, 0.5, 1.0) if case.task.facts.depth_of else (0.0,)
     examples = Examples(case.task, 800, depths, 4, 0)
     trunk, shared_D = examples.trunk(8)
     for d, shared in enumerate(shared_D.tolist()):

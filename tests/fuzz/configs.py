@@ -10,6 +10,7 @@ import numpy as np
 from infini_jax import config as config_lib
 from infini_jax.config import Config, InputError, from_json
 from infini_jax.config.schema import SECTIONS
+from infini_jax.models.machine import check_machine
 from infini_jax.parallel import abstract_batch, check_divisible, make_mesh
 from infini_jax.plan.compiled import example_batch
 from infini_jax.training.optimizer import make_optimizer
@@ -68,6 +69,7 @@ def step(config: Config, given: list[str]) -> str:
   if max(parameters, d.lanes * d.segments * m.segment_length) > SMALL:
     return "accepted, large"
   try:
+    check_machine(config)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     check_divisible(config, mesh)
     with jax.set_mesh(mesh):
@@ -78,6 +80,6 @@ def step(config: Config, given: list[str]) -> str:
       _, metrics = jax.eval_shape(update, state, batch, *abstract_teacher(config, mesh))
   except InputError as error:
     assert "\n" not in str(error), f"{given}: several lines: {error}"
-    return "refused for the mesh"
+    return "refused for the machine"
   assert metrics["loss"].shape == (), given
   return "traced"

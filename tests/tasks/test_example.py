@@ -47,7 +47,7 @@ def test_a_task_is_made_by_its_name_and_says_how_short_it_can_be():
   fields = {"data": {"tokenizer": "task", "carry_state": False}}
   for name, model in (("passkey", {"vocab_size": 64}), ("recall", {"vocab_size": 256})):
     task = make_task(config(model=model, task={"name": name}, **fields), name)
-    assert task.has_depth == (name == "passkey")
+    assert bool(task.facts.depth_of) == (name == "passkey")
     assert 0 < task.shortest_training <= task.shortest
     check_length(task.shortest, task.shortest, "config.evaluation.lengths")
     with pytest.raises(InputError) as error:

@@ -21,13 +21,13 @@ def test_the_source_is_what_the_config_asks_for(store, tmp_path, quiet):
   c = text_config(store)
   assert isinstance(open_source(c, tmp_path, quiet), Store)
   task = open_source(c, tmp_path, quiet, "passkey")
-  assert task.has_depth and task.tokenizer.size == 257, "another task, in the run's own tokens"
+  assert task.facts.depth_of and task.tokenizer.size == 257, "another task, in the run's own tokens"
   saved = store.tokenizer
   assert open_source(c, tmp_path, quiet, "passkey", saved).tokenizer is saved
   own = config(
     data={"tokenizer": "task", "carry_state": False}, task={"name": "recall", "min_segments": 1}
   )
-  assert not open_source(own, tmp_path, quiet).has_depth
+  assert not open_source(own, tmp_path, quiet).facts.depth_of
   assert isinstance(train_lanes(c, store), TrainLanes)
 
 

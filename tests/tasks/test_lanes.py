@@ -49,7 +49,7 @@ def examples_of(batch, lane, N):
 
 def check_answer(source, targets, asked, before=()):
   """Checks that the text before the targets is well-formed, and that its answers are asked for."""
-  if source.has_depth:
+  if source.facts.depth_of:
     text = source.tokenizer.decode([*before, *targets])
     assert source.tokenizer.decode(targets[asked]) == key_of(text)
   else:
@@ -78,7 +78,7 @@ def test_every_example_is_whole_and_asks_for_its_answer(rng, name):
         np.testing.assert_array_equal(tokens[1:], targets[:-1], "each target is the next token")
         check_answer(source, targets, asked)
         np.testing.assert_allclose(weights[asked].sum(), 1, rtol=1e-5)
-        rest = 0.8 if source.has_depth else 0.5
+        rest = 0.8 if source.facts.depth_of else 0.5
         np.testing.assert_allclose(weights[~asked].sum(), rest, rtol=1e-4)
 
 

@@ -273,7 +273,7 @@ def test_continuations_make_one_text_whatever_was_read_before(rng, tasks, kind, 
   task, decode = tasks(kind, i), tasks(kind, i).tokenizer.decode
   told = 0
   for turn in range(60):
-    if turn >= 6 and (told > 3 or not task.has_depth):
+    if turn >= 6 and (told > 3 or not task.facts.depth_of):
       break  # six are enough, unless the needles of all of them came late
     planned = task.shortest + int(rng.integers(200))
     before = task.beginning(rng, planned)
@@ -287,7 +287,7 @@ def test_continuations_make_one_text_whatever_was_read_before(rng, tasks, kind, 
       check(task, joined, np.concatenate([np.zeros(read, bool), asked]))
       np.testing.assert_allclose(example.weights(0, n)[asked].sum(), 1, rtol=1e-4)
       told += bool(values_in(decode(before.read(0, read)), VARIANTS[i]["family"]))
-  if task.has_depth:
+  if task.facts.depth_of:
     assert told > 3, "a weak test: hardly anything was told before"
     whole = task.continuation(rng, before, planned, 4000)
     seen, more = before.read(planned - 50, planned), whole.read(0, 3000)

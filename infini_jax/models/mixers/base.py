@@ -8,7 +8,7 @@ overrides a call where it has a faster form of the same computation.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,11 +73,24 @@ class Stream(NamedTuple):
 
 
 class Work(NamedTuple):
-  """The work of a layer: the tokens in one call, the keys that each sees, additional bytes."""
+  """The work of one layer on one device, with this memory.
+
+  Attributes:
+    rows: the tokens that go through the layer at a time.
+    keys: the keys that each of them sees.
+    bytes: more bytes that the gradient of the layer needs.
+    row_bytes: more bytes of each token among the activations.
+    state: bytes of the state, which are kept for the gradient.
+  """
 
   rows: float
   keys: float
   bytes: float = 0.0
+  row_bytes: float = 0.0
+  state: float = 0.0
+
+
+GATE = "beta_H"  # the parameter of the gates, in every system that has them
 
 
 def pair_size(c: ModelConfig) -> int:
@@ -98,6 +111,9 @@ class Mixer(nnx.Module):
   """
 
   reads_hidden = False  # whether `read` or `write` uses the hidden states of the segment
+  of_model: ClassVar[tuple[str, ...]] = ()  # its parameters that the model has, and not a layer
+  # By parameter, its tensor in `convert/torch_model`, and whether that is the transpose, (out, in).
+  tensors: ClassVar[dict[str, tuple[str, bool]]] = {}
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
@@ -158,8 +174,9 @@ class Mixer(nnx.Module):
     hidden = self.config.width if self.reads_hidden else 0
     return Stream(state, empty_segment(self.config, lanes, dtype, hidden=hidden))
 
-  def close(self, stream: Any) -> Any:
-    """The reverse of `open`, if no lane has a token in its open segment; layers may be in front."""
+  @staticmethod
+  def close(stream: Any) -> Any:
+    """The state after whole segments, which an open one reads; layers may be in front."""
     return stream.state
 
   def extend(self, tokens: Tokens, chunk: Chunk, stream: Any) -> tuple[jax.Array, Any]:

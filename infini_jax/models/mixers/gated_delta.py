@@ -9,6 +9,8 @@ states x of the segment:
 All else is Infini-attention: reads, local attention and the gates of the heads.
 """
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from flax import nnx
 
@@ -21,6 +23,10 @@ class GatedDelta(Infini):
   """State: the float32 memory `(M_BKEU, z_BKE)`."""
 
   scored = True
+  tensors: ClassVar[dict[str, tuple[str, bool]]] = Infini.tensors | {
+    "w_decay_DK": ("decay.weight", True),
+    "b_decay_K": ("decay.bias", False),
+  }
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     super().__init__(config, rngs)

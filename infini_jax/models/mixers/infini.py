@@ -1,7 +1,7 @@
 """Infini-attention: local attention and a compressive memory, one learned gate per head."""
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from flax import nnx
 
 from infini_jax.config import ModelConfig
 from infini_jax.models.lora import Adapter
-from infini_jax.models.mixers.base import empty_segment
+from infini_jax.models.mixers.base import GATE, Work, empty_segment
 from infini_jax.models.mixers.local import Local
 from infini_jax.ops import memory as mem
 from infini_jax.ops.infini import infini_attention
@@ -26,6 +26,15 @@ class Infini(Local):
   """State: the float32 memory `(M_BKEU, z_BKE)`."""
 
   scored = False  # whether a segment's decay is by the scores of its tokens
+  tensors: ClassVar[dict[str, tuple[str, bool]]] = {
+    GATE: ("beta", False),
+    "w_write_DK": ("write.weight", True),
+    "b_write_K": ("write.bias", False),
+    **{f"lora_{x}.down_DR": (f"{x}_down.weight", True) for x in "qkv"},
+    "lora_q.up_RHE": ("q_up.weight", True),
+    "lora_k.up_RKE": ("k_up.weight", True),
+    "lora_v.up_RKE": ("v_up.weight", True),
+  }
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     c = self.config = config
@@ -109,11 +118,22 @@ class Infini(Local):
     """M and z."""
     return "L K (E U + E)", c.layers * c.kv_heads * c.head_dim * (c.head_dim + 1)
 
+  @staticmethod
+  def work(c: ModelConfig, s: Any) -> Work:
+    """M and z before each segment, and of an affine rule their maps; float32 copies of what the
+    memory is read and written with."""
+    E = c.head_dim
+    state = s.lanes * s.kv_heads * E * (E + 1) * 4
+    states = 4 * s.segments * state * (2 if c.memory.affine else 1)
+    floats = (4 * s.heads + 2 * s.kv_heads) * E * 4  # sigma, read-outs
+    return Work(s.tokens, c.segment_length, states, floats, state)
+
   def open(self, state: MemoryState, lanes: int, dtype: Any) -> InfiniStream:
     """The state of the segment that begins after whole ones."""
     return open_stream(state, empty_segment(self.config, lanes, dtype), self.rule, self.scored)
 
-  def close(self, stream: InfiniStream) -> MemoryState:
+  @staticmethod
+  def close(stream: InfiniStream) -> MemoryState:
     """The memory."""
     return stream.memory
 

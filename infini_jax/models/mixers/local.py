@@ -74,7 +74,8 @@ class Local(Mixer):
     """A segment without tokens. Its keys are rotated when they are added, and not at every read."""
     return empty_segment(self.config, lanes, dtype)
 
-  def close(self, stream: Any) -> Any:
+  @staticmethod
+  def close(stream: Any) -> Any:
     """Nothing."""
     return ()
 

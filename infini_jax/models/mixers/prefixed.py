@@ -6,6 +6,7 @@ The systems themselves, which run all layers over one segment after the other, a
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from infini_jax.config import ModelConfig
@@ -15,14 +16,39 @@ from infini_jax.ops.attention import segment_attention
 from infini_jax.ops.rotary import rotate
 from infini_jax.ops.shards import on_shards, token_axes
 
+BACK = 2  # segments that the gradient of an AutoCompressor goes through
+
 
 class Prefixed(TransformerXL):
   """State of a layer, made by each call: the prefix's un-rotated keys and values. It stands where
-  Transformer-XL has the segment before."""
+  Transformer-XL has the segment before.
+
+  `placed` and `carried` are what distinguishes the systems: `summaries.SummaryTransformer`.
+  """
+
+  of_model = ("summary_PD",)
 
   def state(self, lanes: int, layer: int = 0) -> Any:
     """There is no state of a layer: the model has it."""
     return ()
+
+  @staticmethod
+  def placed(
+    x_BAI: jax.Array, seen_BA: jax.Array, learned_BPD: jax.Array
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What precedes a segment, which part of it is there, and what follows it.
+
+    Args:
+      x_BAI: the summaries.
+      seen_BA: which of them are there.
+      learned_BPD: the learned embeddings.
+    """
+    return x_BAI, seen_BA, learned_BPD
+
+  @staticmethod
+  def carried(x_1BAI: jax.Array, s: jax.Array) -> jax.Array:
+    """The summaries before segment `s` of a chunk, as far as a gradient goes through them."""
+    return x_1BAI
 
   def __call__(self, tokens, chunk, state):
     """One segment, prefix and all; the state is that of its prefix."""
@@ -73,7 +99,13 @@ class Prefixed(TransformerXL):
 
 
 class Rmt(Prefixed):
-  """A layer of an RMT."""
+  """A layer of an RMT: the memory precedes and follows its segment."""
+
+  @staticmethod
+  def placed(x_BAI, seen_BA, learned_BPD):
+    """The memory, at first the learned embeddings."""
+    memory_BPD = jnp.where(seen_BA[..., None], x_BAI, learned_BPD)
+    return memory_BPD, jnp.ones_like(seen_BA), memory_BPD
 
   @staticmethod
   def table_1(c: ModelConfig) -> tuple[str, int]:
@@ -82,7 +114,12 @@ class Rmt(Prefixed):
 
 
 class Autocompressor(Prefixed):
-  """A layer of an AutoCompressor."""
+  """A layer of an AutoCompressor: summaries before a segment, learned embeddings behind it."""
+
+  @staticmethod
+  def carried(x_1BAI, s):
+    """The gradient goes through `BACK` segments."""
+    return jnp.where(s % BACK == 0, jax.lax.stop_gradient(x_1BAI), x_1BAI)
 
   @staticmethod
   def table_1(c: ModelConfig) -> tuple[str, int]:

@@ -10,13 +10,14 @@ random.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from infini_jax.config import ModelConfig
+from infini_jax.models.mixers import MIXERS
 from infini_jax.models.mixers.base import Chunk, Stream
 from infini_jax.models.transformer import REMAT, Transformer, matrix
 from infini_jax.ops.attention import to_segments
@@ -24,8 +25,6 @@ from infini_jax.ops.lanes import where_lane
 from infini_jax.ops.shards import on_shards
 from infini_jax.parallel import shard, zeros
 from infini_jax.parallel.mesh import COMPUTE
-
-BACK = 2  # segments that the gradient of an AutoCompressor goes through
 
 BY_LANE = {"B": COMPUTE["B"]}
 
@@ -95,11 +94,12 @@ class SummaryTransformer(Transformer):
       tokens_BT, mask_BT, place_BT = on_shards(cut, BY_LANE, ("BT", "BT", "BT"), **rows)
     x_BTD = shard(self.embed(tokens_BT), "B__")
     split = lambda x_BT: jnp.moveaxis(to_segments(x_BT, N), 1, 0)
+    mixer: Any = MIXERS[c.mixer]
 
     def segment(summaries, xs):
       x_BND, mask_BN, reset_B, s = xs
       x_1BAI, seen_1BA = summaries
-      x_1BAI = self._carried(x_1BAI, s)
+      x_1BAI = mixer.carried(x_1BAI, s)
       summaries = Summaries(x_1BAI, seen_1BA & ~reset_B[None, :, None])
       before_BAD, seen_BA, behind_BPD = self._around(summaries)
       whole_BTD = jnp.concatenate([before_BAD, x_BND, behind_BPD], 1)
@@ -158,15 +158,8 @@ class SummaryTransformer(Transformer):
     learned_PD = shard(self.summary_PD[...].astype(x_BAI.dtype), "__")
     B, P = x_BAI.shape[0], self.config.memory.summary_tokens
     learned_BPD = zeros((B, P, self.config.width), "BPI", x_BAI.dtype) + learned_PD[None]
-    return self._placed(x_BAI, seen_BA, learned_BPD)
-
-  def _placed(self, x_BAI, seen_BA, learned_BPD):
-    """As `_around`, of the summaries and the learned embeddings of each lane."""
-    return x_BAI, seen_BA, learned_BPD
-
-  def _carried(self, x_1BAI, s):
-    """The summaries before segment `s` of a chunk, as far as a gradient goes through them."""
-    return x_1BAI
+    mixer: Any = MIXERS[self.config.mixer]
+    return mixer.placed(x_BAI, seen_BA, learned_BPD)
 
   def _after(self, summaries, hidden_BPD):
     """The summaries after a segment: replaced, or the oldest give way."""
@@ -189,21 +182,6 @@ class SummaryTransformer(Transformer):
     """T is never divided here: summaries and tokens are cut apart and joined."""
     hidden_BTD, state = self._layers(shard(x_BTD, "BTD"), state, chunk, policy)
     return shard(hidden_BTD, "B__"), state
-
-
-class RmtTransformer(SummaryTransformer):
-  """RMT: the memory precedes and follows its segment."""
-
-  def _placed(self, x_BAI, seen_BA, learned_BPD):
-    memory_BPD = jnp.where(seen_BA[..., None], x_BAI, learned_BPD)
-    return memory_BPD, jnp.ones_like(seen_BA), memory_BPD
-
-
-class AutocompressorTransformer(SummaryTransformer):
-  """AutoCompressors: summaries precede a segment, learned embeddings follow it."""
-
-  def _carried(self, x_1BAI, s):
-    return jnp.where(s % BACK == 0, jax.lax.stop_gradient(x_1BAI), x_1BAI)
 
 
 def random_borders(

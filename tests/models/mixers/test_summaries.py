@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from infini_jax.models import bind
-from infini_jax.models.mixers.summaries import BACK, random_borders
+from infini_jax.models.mixers.prefixed import BACK
+from infini_jax.models.mixers.summaries import random_borders
 from tests.ops.reference import rotate
 from tests.tiny import fake_params, model_config
 

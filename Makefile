@@ -4,9 +4,10 @@
 # make recall    the same for associative recall
 # make million   a real language model finds keys in 32,768 and 131,072 tokens, with a trained adapter
 # make fuzz      random cases for two hours: operations, configs, damaged files (MINUTES=120)
-# make test      the fast tests; make test-slow  the rest;  make check  lint, types, links of the pages
+# make test      the fast tests; make test-slow  the rest;  make check  lint, types, links of the pages, audit
 # make test-extras  installs every extra into an environment of its own and runs its command
-# make audit     compares the locked packages with the list of known weaknesses (needs a network)
+# make audit     compares the locked packages with the list of known weaknesses (needs a network); after it
+#                make check does so too, where the list answers
 # make format    fixes what ruff can fix
 # make extra-tpu what an extra adds (tpu, gpu, gpu-plan, convert, hf, eval, serve, wandb, tensorboard, notebook,
 #                reference, docs)
@@ -18,17 +19,21 @@
 MINUTES ?= 120
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+AUDIT := build/audit/bin
 READY := .venv/ready
 COMPILE := uv pip compile pyproject.toml --universal --fork-strategy fewest --python-version 3.11 \
   --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --quiet
 EXTRAS = $(shell $(PYTHON) -c 'import tomllib; print(*(e for e in \
   tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"] if e != "dev"))')
+# What pip-audit asks first, for each locked package.
+LIST = https://pypi.org/pypi/$(shell sed -nE '/^[a-z0-9-]+==/{s/^([a-z0-9-]+)==([^ ;]+).*/\1\/\2/p;q;}' requirements.lock)/json
+LOCKED_ALL := --requirement requirements.lock --disable-pip --require-hashes --strict
 # Beam needs other versions of these than requirements.lock has. All others stay as they are there.
 NOT_BEAM := beartype|pillow|protobuf|pyarrow|python-dateutil
 # What requirements.lock installs on every system but Windows: no other lock repeats it.
 LOCKED = $(shell sed -nE "/sys_platform == 'win32'/d; s/^([A-Za-z0-9._-]+)(\[.*\])?==.*/--no-emit-package \1/p" requirements.lock)
 
-.PHONY: install extra-beam demo passkey recall million test test-slow test-extras check audit format fuzz reference pictures \
+.PHONY: install extra-beam demo passkey recall million test test-slow test-extras check audit audit-here format fuzz reference pictures \
   lock lock-extras clean
 
 install: $(READY)
@@ -76,9 +81,20 @@ fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz --minutes=$(MINUTES)
 
 audit: $(READY)
-	$(PYTHON) -m venv build/audit
-	build/audit/bin/python -m pip install --quiet pip-audit
-	build/audit/bin/pip-audit --requirement requirements.lock --disable-pip --require-hashes --strict
+	$(PYTHON) -m venv $(AUDIT:/bin=)
+	$(AUDIT)/python -m pip install --quiet pip-audit
+	$(AUDIT)/pip-audit $(LOCKED_ALL)
+
+# Within 5 seconds it is known whether the list answers: the alarm also ends a search for its address.
+audit-here:
+	@if [ ! -x $(AUDIT)/pip-audit ]; then \
+	  echo "not audited: make audit has not made its environment here"; \
+	elif ! $(AUDIT)/python -c 'import signal, urllib.request as r; signal.alarm(5); r.urlopen("$(LIST)")' \
+	  >/dev/null 2>&1; then \
+	  echo "not audited: $(LIST) does not answer"; \
+	else \
+	  $(AUDIT)/pip-audit $(LOCKED_ALL); \
+	fi
 
 test-extras: $(READY)
 	INFINI_JAX_TEST_EXTRAS=1 $(BIN)/python -m pytest -q -m slow tests/test_extras.py
@@ -88,6 +104,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python docs/links.py
+	@$(MAKE) --no-print-directory audit-here
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

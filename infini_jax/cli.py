@@ -20,10 +20,10 @@ from infini_jax.failures import status_of
 from infini_jax.paths import folder_to_write, local
 from infini_jax.progress import make_console
 from infini_jax.sweep import command as sweeping
+from infini_jax.training.stop_signal import STOPPED, StopSignal
 
 AUTO = "auto"  # of `config.run.compilation_cache`: the user's own folder
 END_SECONDS = 5  # how long the threads of libraries may take to end
-STOPPED = 75  # the status of a training that was stopped before its last step: EX_TEMPFAIL
 
 
 def program(argv: list[str] | None = None) -> NoReturn:
@@ -75,10 +75,12 @@ def main(argv: list[str] | None = None, alone: bool = False) -> int:
 
 
 def _train(args: argparse.Namespace, rest: list[str], console: Console) -> int:
-  with _all_processes(args, console) as check_alike:
+  with StopSignal() as stop, _all_processes(args, console) as check_alike:
+    from infini_jax import processes
     from infini_jax.training.branch import branch_of
     from infini_jax.training.loop import train
 
+    stop.end = processes.stop_all
     branch = branch_of(args.branch, args.step)
     config = load_config(rest, branch and branch.config(), _notice(console))
     _set_flags(args, config)

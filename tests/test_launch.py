@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -54,7 +55,8 @@ def test_slurm_prepares_a_corpus_in_parts_and_joins_them(texts, tmp_path, monkey
   assert (tmp_path / "store" / "store.json").is_file()
 
 
-ENDS = [(0, False), (cli.STOPPED, True), (2, False), (1, False)]
+KILLED = 128 + signal.SIGTERM  # before Python listened, or by a second signal
+ENDS = [(0, False), (cli.STOPPED, True), (KILLED, True), (2, False), (1, False), (137, False)]
 
 
 @pytest.mark.parametrize("status, requeued", ENDS)
@@ -92,7 +94,8 @@ def restarts(manifest, status):
 
 def test_kubernetes_restarts_a_stopped_run_without_counting_it():
   manifest = yaml.safe_load(filled_manifest())
-  assert restarts(manifest, cli.STOPPED) == "RestartJobSetAndIgnoreMaxRestarts"
+  for status in (cli.STOPPED, KILLED):
+    assert restarts(manifest, status) == "RestartJobSetAndIgnoreMaxRestarts"
   assert restarts(manifest, 1) == "RestartJobSet" and restarts(manifest, 0) == "done"
 
 

@@ -251,7 +251,7 @@ class GuardConfig:
   returns: int = at_least(0, 3)  # times that training goes back to a checkpoint; then it stops
   spike: float = at_least(0, 0.0)  # a gradient norm above this multiple of its mean is bad; 0: off
   horizon: int = above(0, 100)  # steps of the running mean of the gradient norm
-  hang: int = at_least(0, 0)  # seconds without progress after which the process ends; 0: never
+  hang: int = at_least(0, 3600)  # seconds without progress after which the process ends; 0: never
 
 
 @dataclasses.dataclass(frozen=True)

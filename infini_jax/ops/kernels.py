@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 LANE = 128  # of a TPU's vector registers: splash works in multiples of it
 SPLASH_BLOCK = 1024  # rows and columns of a block of scores, at most
+SPLASH_BYTES = 2**19  # of such a block of queries, keys or values, at most: all are on the chip
 
 
 def platform() -> str:
@@ -102,7 +103,9 @@ def splash_heads(
   from jax.experimental.pallas.ops.tpu import splash_attention as pallas  # slow to import
 
   H, N = q_BHNE.shape[1:3]
-  block = max(b for b in range(LANE, min(N, SPLASH_BLOCK) + 1, LANE) if N % b == 0)
+  wide = max(x.shape[-1] * x.dtype.itemsize for x in (q_BHNE, k_BKNE, v_BKNU))
+  most = max(LANE, min(N, SPLASH_BLOCK, SPLASH_BYTES // wide))
+  block = max(b for b in range(LANE, most + 1, LANE) if N % b == 0)
   sizes = pallas.BlockSizes(
     block_q=block,
     block_kv=block,

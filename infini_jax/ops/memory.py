@@ -85,7 +85,7 @@ def read(q_BNHE: Float[Array, "B N H E"], memory: MemoryState) -> Float[Array, "
 
 
 def gate_values(beta: Float[Array, "..."], kind: str = "sigmoid") -> Float[Array, "..."]:
-  """The fraction of the memory for `beta`, 0 to 1, in float32; a kind of `rules.GATES`."""
+  """The share of the memory that `beta` gives, 0 to 1, in float32; a kind of `rules.GATES`."""
   share: Array = getattr(jax.nn, kind)(beta.astype(jnp.float32))
   return share
 

@@ -4,8 +4,9 @@ With a single process, nothing here starts a service of JAX, and nothing waits.
 """
 
 from infini_jax.processes.agreement import check_alike, check_same_inputs
-from infini_jax.processes.ending import give_up, guard
+from infini_jax.processes.ending import give_up, stop_all
 from infini_jax.processes.joining import settings
+from infini_jax.processes.presence import guard
 from infini_jax.processes.service import joined, process_index
 from infini_jax.processes.starting import start
 from infini_jax.processes.together import (
@@ -31,5 +32,6 @@ __all__ = [
   "process_index",
   "settings",
   "start",
+  "stop_all",
   "wait",
 ]

@@ -5,47 +5,32 @@ import functools
 import json
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
 from typing import NoReturn
 
 import jax
 
-from infini_jax.processes.service import (
-  client,
-  first_line,
-  in_thread,
-  process_count,
-  process_index,
-)
+from infini_jax.processes.service import client, in_thread, joined, process_index
 from infini_jax.processes.watchdog import farewell
 
+LEAVE_SECONDS = 4  # how long process 0, which has the service, waits for the others to end
 TELL_SECONDS = 2  # how long a process that stops tries to send its reason to the others
 TOGETHER_SECONDS = 10  # how long a process that fails waits for others that fail alike
-STOPPED = "stopped"  # the key with the reason of the first process that stops
+STOPPED = "stopped"  # the folder of keys with the reason of the first process that stops
+REASON = f"{STOPPED}/first"
+
+_calls: list[list[int]] = []  # of `give_up`, each with its thread; the first ends this process
 
 
-@contextlib.contextmanager
-def guard() -> Iterator[None]:
-  """Ends this process at once if the devices report that another process is gone.
+def stop_all(status: int, message: str) -> NoReturn:
+  """Ends this process because it was told to stop, and all others with it.
 
-  A normal exit would wait for the process that is gone.
+  Args:
+    status: the exit status of all.
+    message: a line for standard error.
   """
-  try:
-    yield
-  except jax.errors.JaxRuntimeError as error:
-    if client() is None:
-      raise
-    give_up(1, lost(error), together=False)
-
-
-def lost(error: BaseException) -> str:
-  """One line about an error of the devices, or of the coordination service."""
-  this = f"process {process_index()} of {process_count()}"
-  return (
-    f"{this} stops: {first_line(error)}; if another process ended, its own message says why. "
-    f"The same command goes on from the newest checkpoint"
-  )
+  give_up(status, message, together=False, why="it was told to stop")
 
 
 def give_up(status: int, message: str = "", together: bool = True, why: str = "") -> NoReturn:
@@ -57,17 +42,23 @@ def give_up(status: int, message: str = "", together: bool = True, why: str = ""
     together: whether to wait first for other processes that may have failed alike.
     why: the reason, for other processes that may wait for this one.
   """
+  this = [threading.get_ident()]
+  _calls.append(this)
+  if _calls[0] is not this:  # a second signal in the same thread does not wait
+    time.sleep(TOGETHER_SECONDS if _calls[0] != this else 0)
+    os._exit(status)
   if message:
-    print(f"infini-jax: {message}", file=sys.stderr)
+    # Not sys.stderr, which a save or a restore in another thread may hold back.
+    print(f"infini-jax: {message}", file=sys.__stderr__, flush=True)
+  farewell()
   if why and (service := client()):
     said = json.dumps([process_index(), status, why])
-    in_thread(functools.partial(service.key_value_set, STOPPED, said), TELL_SECONDS)
+    in_thread(functools.partial(service.key_value_set, REASON, said), TELL_SECONDS)
   if together and (service := client()):
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       service.wait_at_barrier("failed", TOGETHER_SECONDS * 1000)
-  if process_index() == 0:
-    time.sleep(2)  # the service ends with this process; the others may still print their errors
+  if joined() and process_index() == 0:
+    time.sleep(LEAVE_SECONDS)  # the service ends with this process; the others still read why
   sys.stdout.flush()
   sys.stderr.flush()
-  farewell()
   os._exit(status)

@@ -5,7 +5,7 @@ import socket
 import jax
 
 from infini_jax.config import InputError
-from infini_jax.processes import watchdog
+from infini_jax.processes import presence, watchdog
 from infini_jax.processes.joining import Settings
 from infini_jax.processes.service import first_line
 
@@ -22,10 +22,8 @@ def start(how: Settings | None) -> bool:
   # JAX would handle SIGTERM itself. Instead, the loop compares a flag of all processes each step.
   jax.config.update("jax_enable_preemption_service", False)
   who = "this process" if how.process is None else f"process {how.process} of {how.processes}"
-  watchdog.seat(
-    f"infini-jax: {who} was killed, or lost the others, or never found them (see above). Start "
-    f"all of them with the same command: a run goes on from its newest checkpoint\n"
-  )
+  first = "" if how.process in (None, 0) or not how.coordinator else how.coordinator
+  watchdog.seat(presence.last_words(who, []), first, presence.last_words(who, [0]))
   try:
     jax.distributed.initialize(
       how.coordinator,
@@ -42,6 +40,7 @@ def start(how: Settings | None) -> bool:
       f"({first_line(error)}): start all of them, each with the address of process 0 as "
       f"--coordinator=HOST:PORT"
     ) from None
+  presence.watch()
   return True
 
 

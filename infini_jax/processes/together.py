@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from infini_jax.config import InputError
-from infini_jax.processes.ending import STOPPED, give_up
+from infini_jax.processes.ending import REASON, give_up
 from infini_jax.processes.service import client, in_thread, joined, process_index
 
 DAY_MS = 24 * 3600 * 1000  # the timeout of a call; a wait ends earlier if another process dies
@@ -156,7 +156,7 @@ def _attend(call: Callable[[], Any]) -> Any:
   with _terminable():
     while not concurrent.futures.wait([result], POLL_SECONDS).done:
       with contextlib.suppress(jax.errors.JaxRuntimeError):  # there is no such key
-        said = client().key_value_try_get(STOPPED)
+        said = client().key_value_try_get(REASON)
         raise PeerStopped(*json.loads(said))
   return result.result()
 

@@ -1,37 +1,64 @@
-"""A second process that prints a message if this process ends without calling `farewell`."""
+"""A second process that prints a line if this process ends without calling `farewell`."""
 
 import atexit
 import contextlib
 import subprocess
 import sys
+import threading
 
 # JAX aborts a process that has lost its peers with a stack trace, and Python cannot prevent it. The
-# second process outlives it: it prints the message if its pipe closes without a byte.
+# second process outlives it. It reads lines until its pipe closes, and prints the last one, unless
+# that is the farewell. Without any, it looks whether process 0 still listens.
 SITTER = """
-import os, signal, sys
+import os, signal, socket, sys
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
   signal.signal(number, signal.SIG_IGN)
-if not os.read(0, 1):
-  os.write(2, sys.argv[1].encode())
+line, address, gone = sys.argv[1:]
+said = b""
+while some := os.read(0, 65536):
+  said += some
+last = said.decode().splitlines()[-1:]
+if last == ["."]:
+  sys.exit()
+if last:
+  line = last[0]
+elif address:
+  host, _, port = address.rpartition(":")
+  try:
+    socket.create_connection((host.strip("[]"), int(port)), 2).close()
+  except OSError:
+    line = gone
+os.write(2, line.encode() + b"\\n")
 """
 
 _sitter: subprocess.Popen | None = None
+_writes = threading.Lock()
 
 
-def seat(message: str) -> None:
+def seat(line: str, address: str = "", gone: str = "") -> None:
   """Starts the second process.
 
   Args:
-    message: for standard error, if this process ends without `farewell`.
+    line: for standard error, if this process ends without `farewell`.
+    address: HOST:PORT that another process listens at.
+    gone: the line if it does not any more.
   """
   global _sitter
-  command = [sys.executable, "-S", "-E", "-c", SITTER, message]
+  command = [sys.executable, "-S", "-E", "-c", SITTER, line, address, gone]
   _sitter = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
   atexit.register(farewell)
 
 
+def tell(line: str) -> None:
+  """Replaces the line."""
+  with _writes, contextlib.suppress(OSError):
+    if _sitter is not None and _sitter.stdin is not None and not _sitter.stdin.closed:
+      _sitter.stdin.write(line.encode() + b"\n")
+      _sitter.stdin.flush()
+
+
 def farewell() -> None:
-  """Ends the second process without a message. Runs also at a normal exit."""
-  if _sitter is not None and _sitter.stdin is not None and not _sitter.stdin.closed:
-    with contextlib.suppress(OSError):
-      _sitter.communicate(b".")
+  """Ends the second process without a line. Runs also at a normal exit."""
+  with _writes, contextlib.suppress(OSError):
+    if _sitter is not None and _sitter.stdin is not None and not _sitter.stdin.closed:
+      _sitter.communicate(b".\n")

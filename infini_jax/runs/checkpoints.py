@@ -34,6 +34,7 @@ LOGGER = logging.getLogger("infini_jax")
 PIECE_BYTES = 8 << 20  # the most bytes of one stored piece of a parameter; reads load whole pieces
 EMA = "ema"  # the moving average of the parameters: a field of the state, a folder, a flag
 METADATA = "_CHECKPOINT_METADATA"  # Orbax writes into it after the checkpoint is complete
+NOT_OF_FILES = (InputError, MemoryError, jax.errors.JaxRuntimeError)
 READING = {  # one tensor at a time, because each thread would keep its own buffer
   "data_copy_concurrency": {"limit": 1},
   "file_io_concurrency": {"limit": 1},
@@ -247,7 +248,9 @@ class Checkpoints:
       with quiet(), _held_back():
         yield
     except Exception as error:
-      if type(error) not in (Exception, KeyError, ValueError):  # those of Orbax and TensorStore
+      # Damage without digests, of an older program, may end in any error of the code that reads.
+      unknown = digests.is_sealed(self._folder / str(step)) or isinstance(error, NOT_OF_FILES)
+      if unknown and type(error) not in (Exception, KeyError, ValueError):  # Orbax, TensorStore
         raise
       reason = " ".join(str(error.__cause__ or error).split()).partition(" [")[0]
       error.__cause__ = error.__context__ = error.__traceback__ = None

@@ -11,7 +11,8 @@ SCRIPT = """\
 #   sbatch sweep.sbatch
 #
 # --array=0-{last}%4 lets four of them run at a time. A run that the time limit or a preemption
-# stops is put into the queue again (status 75). At the end: infini-jax compare {folder}
+# stops is put into the queue again (status 75, or 143 if it had not started). At the end:
+# infini-jax compare {folder}
 #SBATCH --job-name=infini-sweep
 #SBATCH --array=0-{last}
 #SBATCH --nodes=1
@@ -25,6 +26,7 @@ SCRIPT = """\
 # --signal: three minutes before the time is over the run saves a step and stops.
 set -euo pipefail
 STOPPED=75 # the status of a training that was stopped before its last step
+TOO_EARLY=143 # of one that had not started, or was sent a second signal: 128 + SIGTERM
 
 PYTHON=${{PYTHON:-.venv/bin/python}}
 
@@ -36,7 +38,7 @@ esac
 status=0
 srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \\
   "$PYTHON" -u -m infini_jax.cli train "$@" || status=$?
-if [ "$status" = "$STOPPED" ]; then
+if [ "$status" = "$STOPPED" ] || [ "$status" = "$TOO_EARLY" ]; then
   echo "stopped before the last step: in the queue again"
   scontrol requeue "$SLURM_JOB_ID"
 fi

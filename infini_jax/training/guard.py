@@ -3,22 +3,28 @@
 A step is bad if its loss, a gradient or the memory is not finite, or, with `guard.spike`, if the
 norm of its gradient is far above its running mean. The update then changes nothing but the count of
 the steps (`training.step`). After `guard.in_a_row` bad steps training goes back to the newest
-checkpoint and passes over the batches since. After `guard.returns` times it stops.
+checkpoint and passes over the batches since. After `guard.returns` times, over all restarts of the
+run, it stops.
 """
 
 import faulthandler
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from infini_jax import processes
 from infini_jax.config import Config
 from infini_jax.data.lanes.documents import ALL, Batch, Rows
 from infini_jax.files import write_json
 from infini_jax.training.health import diagnosis
 
 FILE = "passed_over.json"
+STDERR = 2  # the file descriptor: sys.stderr of a notebook has none
+WATCHED = 10  # seconds between two looks of the thread that watches for a hang
 SHOWN = 3  # documents that a line names
 
 
@@ -26,7 +32,7 @@ class Hang:
   """Ends the process with status 1 if nothing happens for too long, and prints all its stacks.
 
   A step can wait forever for a device, another process, or a file system. A compilation is not
-  watched.
+  watched. Use it in a `with` statement.
 
   Args:
     seconds: the longest time between two signs of life; 0 watches nothing.
@@ -34,21 +40,44 @@ class Hang:
 
   def __init__(self, seconds: int):
     self._seconds = seconds
+    self._since: float | None = None  # the last sign of life; None: nothing is watched
+    self._over = threading.Event()
 
   def alive(self) -> None:
     """A sign of life."""
-    if self._seconds:
-      faulthandler.dump_traceback_later(self._seconds, exit=True)
+    self._since = time.monotonic()
 
   def rest(self) -> None:
     """Stops watching until the next sign of life."""
-    faulthandler.cancel_dump_traceback_later()
+    self._since = None
 
   def __enter__(self) -> "Hang":
+    if self._seconds:
+      threading.Thread(target=self._watch, name="hang", daemon=True).start()
     return self
 
   def __exit__(self, *error: Any) -> None:
-    self.rest()
+    self._over.set()
+
+  def _watch(self) -> None:
+    every = min(WATCHED, self._seconds / 4)
+    looked = time.monotonic()
+    while not self._over.wait(every):
+      before, looked, since = looked, time.monotonic(), self._since
+      if since is None:
+        continue
+      if looked - before > 3 * every:  # the whole process stood still, as after Ctrl-Z
+        self._since = looked
+      elif looked - since > self._seconds:
+        faulthandler.dump_traceback(STDERR)
+        processes.give_up(
+          1,
+          f"no step, chunk of a validation or save was done for {self._seconds} s "
+          f"(config.guard.hang); the stacks of all threads are above. The same command goes on "
+          f"from the newest checkpoint",
+          together=False,
+          why=f"it made no progress for {self._seconds} s",
+        )
 
 
 class PassedOver:
@@ -80,6 +109,11 @@ class PassedOver:
     if write:
       write_json(self._file, self._parts)
 
+  @property
+  def returns(self) -> int:
+    """How often training went back, in all processes of the run."""
+    return len(self._parts)
+
   def __bool__(self) -> bool:
     return bool(self._parts)
 
@@ -106,12 +140,13 @@ class Guard:
 
   def __init__(self, config: Config, lanes: Any, passed: PassedOver):
     self._config, self._lanes, self._passed = config, lanes, passed
-    self._in_a_row = self._returns = 0
+    self._in_a_row = 0
     self.goes_back = False  # too many bad steps in a row
 
   @property
   def in_streak(self) -> bool:
-    """Whether the last step was bad. Nothing is saved then, so that training can go back."""
+    """Whether the last step was bad. Nothing is saved then, not even at a stop: training can go
+    back, and a run that continues meets all bad steps of the streak again, and counts them."""
     return self._in_a_row > 0
 
   def seen(self, step: int, metrics: dict[str, Any]) -> str:
@@ -132,12 +167,12 @@ class Guard:
     said = f"step {step}: skipped: {what}; batch {batch:,}{self._documents(batch)}"
     if self._in_a_row < g.in_a_row:
       return said
-    self._in_a_row, self._returns = 0, self._returns + 1
-    if self._returns > g.returns or self._config.train.rollout:
+    self._in_a_row, returns = 0, self._passed.returns
+    if returns >= g.returns or self._config.train.rollout:
       raise FloatingPointError(
-        f"step {step}: {g.in_a_row} bad steps in a row, training went back {self._returns - 1} "
-        f"times; {what}: lower config.optimizer.learning_rate or gate_learning_rate; the "
-        f"checkpoints are of good steps"
+        f"step {step}: {g.in_a_row} bad steps in a row, training went back {returns} times "
+        f"(config.guard.returns={g.returns}); {what}: lower config.optimizer.learning_rate or "
+        f"gate_learning_rate; the checkpoints are of good steps"
       )
     self.goes_back = True
     return said

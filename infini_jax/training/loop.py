@@ -6,7 +6,7 @@ for a log line, a checkpoint always holds complete steps, and an evaluation neve
 
 A signal to stop is noticed at the top of the loop, between the chunks of a validation, and while
 the loop waits for data. What cannot be interrupted is a compilation. The state is saved before one,
-and during it the signal ends the process at once.
+and until it is done a SIGTERM ends the process at once, as before the first step.
 """
 
 import contextlib
@@ -77,6 +77,7 @@ def train(config: Config, path: str, console: Console, branch: Branch | None = N
   check_machine(config)
 
   with (
+    StopSignal(processes.stop_all) as stopped,
     workdir.alone(),
     jax.set_mesh(mesh),
     Checkpoints(workdir, t.keep_checkpoints) as saved,
@@ -120,7 +121,7 @@ def train(config: Config, path: str, console: Console, branch: Branch | None = N
     def compiled(config, *arguments):
       with track(console, "compile"):
         step = jax.jit(make_train_step(config, tx), donate_argnums=0).lower(*arguments).compile()
-        processes.wait("compiled")  # the devices of one process wait only seconds for another's
+        processes.wait("compiled")  # devices wait 30 s for each other, and a host may be slower
       console.print(f"a step needs {_step_bytes(step) / 2**30:,.2f} GiB a device")
       return step
 
@@ -133,7 +134,6 @@ def train(config: Config, path: str, console: Console, branch: Branch | None = N
     batches = train_batches(lanes, step, t.steps, rows, d.prefetch, d.patience)
     with (
       Log(config, workdir, mesh, console, guard) as log,
-      StopSignal() as stopped,
       Hang(config.guard.hang) as hang,
       _profiler(config, workdir.path / "profile") as profile,
       track(console, "train", t.steps, step) as bar,
@@ -142,6 +142,7 @@ def train(config: Config, path: str, console: Console, branch: Branch | None = N
       log.goodput.include(began)
       log.stage(stage.config, _step_bytes(update))
       compiles = True  # the first validation
+      stopped.listen()
 
       def show(_, text):
         hang.alive()
@@ -188,7 +189,7 @@ def train(config: Config, path: str, console: Console, branch: Branch | None = N
           log.flush(last or told)  # a bad step is known before anything is saved
           if guard.goes_back:
             continue
-          if last or told or not guard.in_streak:
+          if last or not guard.in_streak:
             save(needed=last or told)
           if not (last or told):
             log.saved(step)
@@ -206,25 +207,32 @@ def train(config: Config, path: str, console: Console, branch: Branch | None = N
           except Stopped:
             told = True
             console.print(f"step {step}: told to stop, so its validation is left out")
-            if step > start:
+            if step > start and not guard.in_streak:
               save(needed=True)
         if last:
           bar(step, log.text)
         if last or told:
           with log.goodput.spent("save"):
             saved.close()  # wait for the save while a first signal does not end the process
+          if guard.in_streak and not last:
+            bad, step = step, saved.latest() or 0
+            console.print(
+              f"step {bad} was bad: no step after {step} is saved, and they are repeated"
+            )
           log.saved(step)
           log.tell_goodput()
           break
         try:
-          with stopped.during_wait(), log.waiting():
+          with stopped.during_wait(not processes.joined()), log.waiting():
             mine = next(batches)
         except Stopped:
           continue
         batch = put_batch(mine, mesh, d.lanes)
         stage = stage_at(config, step)
         if step == stage.first > start:
-          save(needed=False)
+          log.flush()
+          if not guard.in_streak:
+            save(needed=False)
           _settled(saved)
           stopped.end_at_once()
           hang.rest()

@@ -9,16 +9,22 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from infini_jax.config import Config, InputError
 from infini_jax.convert import gguf, huggingface
 from infini_jax.data import Store, load_tokenizer
 from infini_jax.data.sources import open_corpus
+from infini_jax.data.sources.conversations import open_conversations
+from infini_jax.data.tokenizers import ByteTokenizer
 from infini_jax.inference import Session
 from infini_jax.models import abstract_params
 from infini_jax.parallel import make_mesh
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir
+from infini_jax.tasks.chat import read_conversations
+from infini_jax.tasks.published import Benchmark
 from infini_jax.training.loop import train
 from tests.convert import gguf_files, golden
 from tests.tiny import config, quiet, write_corpus
@@ -135,6 +141,9 @@ def _targets(folder: Path) -> dict[str, Target]:
   rows = [json.dumps({"text": f"text {i}"}) for i in range(50)]
   (root / "rows" / "a.jsonl").write_text("\n".join(rows))
 
+  _older(root / "run", root / "older" / "run")
+  _rows(root)
+
   def vocabulary(file: Path, out: Path) -> None:
     tokenizer = load_tokenizer(f"huggingface:{file}")
     tokenizer.decode(tokenizer.encode("the other thé 1234\n"))
@@ -152,8 +161,67 @@ def _targets(folder: Path) -> dict[str, Target]:
       root / "rows",
       lambda path, out: [list(p.read()) for p in open_corpus(f"jsonl:{path}", False).parts],
     ),
+    "older run": Target(root / "older" / "run", lambda path, out: _restored(path, small)),
+    "older store": Target(
+      root / "older" / "run" / "store", lambda path, out: _read(Store.open(path))
+    ),
+    "parquet": Target(
+      root / "table",
+      lambda path, out: [list(p.read()) for p in open_corpus(f"parquet:{path}", False).parts],
+    ),
+    "chat": Target(root / "talks", lambda path, out: _talk(f"jsonl:{path}")),
+    "chat in parquet": Target(root / "talk-table", lambda path, out: _talk(f"parquet:{path}")),
+    "ruler": Target(root / "4096", lambda path, out: _ask(f"jsonl:{path}", "ruler")),
+    "babilong": Target(root / "4k", lambda path, out: _ask(f"jsonl:{path}", "babilong")),
   }
   return _made[folder]
+
+
+def _older(run: Path, out: Path) -> None:
+  """A copy of a run as an older program wrote it: without digests and hashes."""
+  shutil.copytree(run, out)
+  for file in out.rglob("*.json"):
+    if file.name == "digests.json":
+      file.unlink()
+    elif file.name in ("run.json", "store.json"):
+      content = json.loads(file.read_text())
+      assert content.pop("sha256")
+      file.write_text(json.dumps(content))
+
+
+def _rows(root: Path) -> None:
+  """Files of rows: texts, conversations and published tasks, as JSON lines and in Parquet."""
+  talks = [
+    [{"role": "user", "content": f"What is {i}?"}, {"role": "assistant", "content": f"It is {i}."}]
+    for i in range(20)
+  ]
+  keys = {"input": "A text. What is the key?", "outputs": ["1234"], "length": 4000}
+  where = {"input": "Mary went to the hall.", "question": "Where is Mary?", "target": "hall"}
+  lines = {
+    "talks/a.jsonl": [{"messages": talk} for talk in talks],
+    "4096/niah_single_1/validation.jsonl": [keys] * 9,
+    "4k/qa1.jsonl": [where] * 9,
+  }
+  for name, rows in lines.items():
+    (root / name).parent.mkdir(parents=True)
+    (root / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+  for name, column in (("table", "text"), ("talk-table", "messages")):
+    values = [f"text {i}" for i in range(50)] if column == "text" else talks
+    (root / name).mkdir()
+    pq.write_table(pa.table({column: values}), root / name / "a.parquet")
+
+
+def _talk(spec: str) -> None:
+  """All conversations of a corpus, in tokens."""
+  chats = config("chats", task={"name": "chat"}, chat={"template": "plain"})
+  read_conversations(chats, open_conversations(spec, False), ByteTokenizer(), ("all",), str)
+
+
+def _ask(spec: str, name: str) -> None:
+  """All prompts of a published task."""
+  source = Benchmark(spec, name, ByteTokenizer())
+  for sample in source.samples():
+    source.prompt(sample)
 
 
 def _restored(path: Path, small: Config) -> None:

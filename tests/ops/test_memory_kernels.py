@@ -161,10 +161,10 @@ def test_bfloat16_comes_and_goes_as_such(rng):
   close((M, z), exact[:2], "of bfloat16 keys and values the sums are float32")
 
 
-@pytest.mark.parametrize("rule", [Rule("linear"), Rule("delta", decay=0.9)])
-def test_heads_first_around_splash_equals_plain_jax(rng, monkeypatch, rule):
+@pytest.mark.parametrize("E,rule", [(128, Rule("linear")), (256, Rule("delta", decay=0.9))])
+def test_heads_first_around_splash_equals_plain_jax(rng, monkeypatch, E, rule):
   """As on a TPU: splash and all kernels, interpreted, with padding, resets and own projections."""
-  B, T, N, H, K, E = 1, 512, 256, 2, 1, 128
+  B, T, N, H, K = 1, 512, 256, 2, 1
   q, k, v, d, own_q, own_k, own_v = draws(
     rng, *((B, T, heads, E) for heads in (H, K, K, H, H, K, K))
   )
@@ -201,6 +201,8 @@ def test_heads_first_around_splash_equals_plain_jax(rng, monkeypatch, rule):
     ("tpu", (2048, 128, 128), None),
     ("tpu", (2000, 128, 128), "segments of 2000"),
     ("tpu", (2048, 64, 64), "heads of 64 and 64"),
+    ("tpu", (2048, 256, 256), None),
+    ("tpu", (2048, 384, 384), "128 or 256"),
     ("gpu", (2048, 64, 64), None),
     ("gpu", (2048, 96, 96), "heads of 96"),
     ("gpu", (100, 64, 64), "segments of 100"),
@@ -220,11 +222,15 @@ def test_the_config_knows_what_the_kernels_do_not_have():
   "on,N,rows",
   [("tpu", 2048, 512), ("tpu", 2176, 128), ("tpu", 4224, 384), ("gpu", 48, 16)],
 )
-def test_blocks_divide_a_segment(on, N, rows):
-  """In whole vectors on a TPU, and in powers of two on a GPU."""
-  shape = blocks.Shape("BSNHE", jnp.zeros((1, 1, N, 1, 128)), on)
+@pytest.mark.parametrize("E,U", [(128, 128), (256, 128), (128, 256)])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_blocks_divide_a_segment(on, N, rows, E, U, dtype):
+  """In whole vectors on a TPU, and in powers of two on a GPU; wide tokens are fewer."""
+  k, v = (jnp.zeros((1, 1, N, 1, size), dtype) for size in (E, U))
+  shape = blocks.Shape("BSNHE", k, on, v)
   assert N % shape.tokens == shape.tokens % shape.rows == 0
   assert shape.rows == rows and shape.tokens <= blocks.TOKENS
+  assert shape.tokens * max(E, U) * k.dtype.itemsize <= blocks.BLOCK
 
 
 def test_auto_takes_kernels_on_a_tpu_and_where_they_can(monkeypatch):

@@ -47,6 +47,15 @@ CARRIED = {("seq8", "gathered"), ("seq4", "doubling")}
 )
 def test_infini_attention_over_devices_equals_one(rng, monkeypatch, sizes, rule, gathered):
   monkeypatch.setattr(shards, "GATHERED", gathered)
+  over_devices_as_on_one(rng, sizes, rule, "parallel")
+
+
+def test_kernels_over_devices_equal_plain_jax_on_one(rng):
+  over_devices_as_on_one(rng, MESHES["seq2"], Rule("delta", decay=0.7), "kernels")
+
+
+def over_devices_as_on_one(rng, sizes, rule, implementation):
+  """Compares values and gradients of a divided sequence with those of plain JAX on one device."""
   f = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
   memory = MemoryState(f(B, K, E, U), jnp.abs(f(B, K, E)) + 0.1)
   arrays = (f(B, T, H, E), f(B, T, K, E), f(B, T, K, U), f(H), memory)
@@ -56,22 +65,22 @@ def test_infini_attention_over_devices_equals_one(rng, monkeypatch, sizes, rule,
   flags = (jnp.asarray(mask), jnp.asarray(rng.random((B, S)) < 0.3))
   weights = (f(B, T, H, U), MemoryState(f(B, K, E, U), f(B, K, E)))
 
-  def loss(arrays, flags, weights):
+  def loss(arrays, flags, weights, implementation="parallel"):
     *qkv, beta, memory = arrays
     outs = infini_attention(
       *qkv, beta, memory, segment_length=N, rule=rule, rope_theta=50.0,
-      mask_BT=flags[0], reset_BS=flags[1],
+      mask_BT=flags[0], reset_BS=flags[1], implementation=implementation,
     )  # fmt: skip
     products = jax.tree.map(lambda o, w: (o * w).sum(), outs, weights)
     return jax.tree.reduce(jnp.add, products), outs
 
-  graded = jax.jit(jax.value_and_grad(loss, has_aux=True))
+  graded = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=3)
   (_, expected), expected_grads = graded(arrays, flags, weights)
   token, state = P("data", "seq", "tensor"), MemoryState(*(P("data", "tensor"),) * 2)
   on = mesh(sizes)
   specs = ((token, token, token, P("tensor"), state), (P("data", "seq"),) * 2, (token, state))
   with jax.set_mesh(on):
-    (_, got), grads = graded(*place((arrays, flags, weights), specs, on))
+    (_, got), grads = graded(*place((arrays, flags, weights), specs, on), implementation)
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
   jax.tree.map(close, got, expected)
   jax.tree.map(close, grads, expected_grads)

@@ -26,14 +26,14 @@ from infini_jax.plan.gpus import cudnn_of, gpu_devices
 from infini_jax.plan.hbm import moved
 from infini_jax.plan.tpus import tpu_devices
 
-topology, rule, more = sys.argv[1:]
+topology, rule, more, E, dtype = sys.argv[1:]
 jax.config.update("jax_platforms", "cpu")
 gpu = topology.startswith("h")
 devices = gpu_devices(topology) if gpu else tpu_devices(topology)
-B, T, N, H, K, E = 1, 32768, 2048, 8, 4 if more else 8, 128
+B, T, N, H, K, E = 1, 32768, 2048, 8, 4 if more else 8, int(E)
 mesh = jax.make_mesh((1,), ("data",), devices=devices[:1], axis_types=(jax.sharding.AxisType.Auto,))
 place = jax.sharding.NamedSharding(mesh, jax.P())
-shaped = lambda *shape, dtype="bfloat16": jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+shaped = lambda *shape, dtype=dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 options = {
   "reset_BS": shaped(B, T // N, dtype="bool"),
   "mask_BT": shaped(B, T, dtype="bool"),
@@ -67,25 +67,29 @@ print(json.dumps({"bytes": whole - alone, "names": names}))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "kind,topology,rule,more,most",
+  "kind,topology,rule,more,E,dtype,most",
   [
     # What must be read and written at least is 940 MB with the linear rule.
-    ("tpu", "v5e:2x2", "linear", "", 1.25 * 940e6),
-    ("tpu", "v5e:2x2", "delta", "", 2e9),
-    ("tpu", "v5e:2x2", "delta", "more", None),
-    ("tpu", "v5p:2x2x1", "delta", "more", None),
-    ("tpu", "v6e:2x2", "delta", "more", None),
-    ("gpu", "h100:1", "linear", "", None),
-    ("gpu", "h100:1", "delta", "more", None),
+    ("tpu", "v5e:2x2", "linear", "", 128, "bfloat16", 1.25 * 940e6),
+    ("tpu", "v5e:2x2", "delta", "", 128, "bfloat16", 2e9),
+    ("tpu", "v5e:2x2", "delta", "more", 128, "bfloat16", None),
+    ("tpu", "v5p:2x2x1", "delta", "more", 128, "bfloat16", None),
+    ("tpu", "v6e:2x2", "delta", "more", 128, "bfloat16", None),
+    # Wide heads and float32 take the most memory of the chip.
+    ("tpu", "v5e:2x2", "delta", "more", 256, "bfloat16", None),
+    ("tpu", "v5e:2x2", "delta", "more", 128, "float32", None),
+    ("tpu", "v5e:2x2", "delta", "more", 256, "float32", None),
+    ("gpu", "h100:1", "linear", "", 128, "bfloat16", None),
+    ("gpu", "h100:1", "delta", "more", 128, "bfloat16", None),
   ],
 )
-def test_the_kernels_compile_and_move_few_bytes(kind, topology, rule, more, most):
+def test_the_kernels_compile_and_move_few_bytes(kind, topology, rule, more, E, dtype, most):
   package, extra = NEEDS[kind]
   if importlib.util.find_spec(package) is None:
     pytest.skip(f"{package} is not installed: pip install '.[{extra}]'")
   env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
   done = subprocess.run(
-    [sys.executable, "-c", LAYER, topology, rule, more],
+    [sys.executable, "-c", LAYER, topology, rule, more, str(E), dtype],
     cwd=ROOT, env=env, text=True, capture_output=True, timeout=1200,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr

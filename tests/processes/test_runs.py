@@ -174,21 +174,10 @@ def endless(command, job, workdir):
   both = command("train", workdir, 2, *fields, wait=False)
   metrics, deadline = job / workdir / "metrics.jsonl", time.monotonic() + 200
   while not (metrics.exists() and metrics.read_text().count("\n") > 2):
-    assert time.monotonic() < deadline and all(p.poll() is None for p in both), "never began"
+    ended = [p.communicate() for p in both if p.poll() is not None]
+    assert time.monotonic() < deadline and not ended, f"never began: {ended}"
     time.sleep(0.2)
   return both
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_process_dies_the_other_reports_it_and_ends(command, job, victim):
-  both = endless(command, job, f"killed{victim}")
-  both[victim].kill()
-  _, err = both[1 - victim].communicate(timeout=60)
-  assert both[1 - victim].returncode not in (0, None)
-  (line,) = [line for line in err.splitlines() if line.startswith("infini-jax: ")]
-  assert line.startswith(f"infini-jax: process {1 - victim} of 2 ")
-  assert "newest checkpoint" in line, line
 
 
 @pytest.mark.slow

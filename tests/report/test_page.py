@@ -177,6 +177,16 @@ def test_documents_that_were_left_out_are_told(runs, tmp_path):
   assert table["documents left out"] == ["1 that cannot be read", ""]
 
 
+def test_the_goodput_of_a_run_is_shown_with_what_the_rest_went_to(runs):
+  parts = {"steps": 7.5, "start": 0.5, "compile": 1.0, "input": 0, "save": 0, "lost": 0}
+  line = {"kind": "goodput", "step": 20, "session": 1, "seconds": 10.0, "evaluation": 1.0, **parts}
+  file = runs[0] / "metrics.jsonl"
+  file.write_text(f"{json.dumps(line)}\n{file.read_text()}")
+  table = written(*runs[:2]).table("What was measured")
+  said = "75%|goodput 75%; evaluation 10%, compile 10%, start 5%"
+  assert table["training, goodput"] == [said, ""]
+
+
 def test_the_page_is_whole_and_self_contained(runs):
   for folders in (runs[:1], runs[:2]):
     page = written(*folders)

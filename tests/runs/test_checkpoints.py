@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from infini_jax.config import InputError, MeshConfig
-from infini_jax.models import bind
+from infini_jax.models import abstract_params, bind
 from infini_jax.parallel import make_mesh, param_shardings, put_batch
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir, open_inputs
@@ -293,6 +293,19 @@ def test_a_damaged_checkpoint_is_one_line(trained, tmp_path):
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
   assert "checkpoints/6: damaged, removed, or of another model" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("left", [0, 100])
+def test_a_damaged_description_without_digests_is_one_line(trained, tmp_path, left):
+  c, workdir, _ = trained
+  broken = shutil.copytree(workdir, tmp_path / "run")
+  (broken / "checkpoints" / "6" / "digests.json").unlink()  # as an older program left it
+  os.truncate(broken / "checkpoints" / "6" / "params" / "_METADATA", left)
+  mesh = make_mesh(c.mesh)
+  said = pytest.raises(InputError, match="checkpoints/6: damaged, removed")
+  with jax.set_mesh(mesh), Checkpoints(Workdir(broken)) as saved, said as raised:
+    saved.restore_params(abstract_params(c.model, mesh), 6)
+  assert "\n" not in str(raised.value)
 
 
 @pytest.fixture(scope="module")

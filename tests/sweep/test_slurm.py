@@ -36,11 +36,11 @@ def test_a_task_trains_its_run(tmp_path, number):
   assert command.splitlines() == RUNS[number], "arguments stay whole, and nothing is expanded"
 
 
-@pytest.mark.parametrize("status", [0, 1, 2, cli.STOPPED])
+@pytest.mark.parametrize("status", [0, 1, 2, cli.STOPPED, 143])
 def test_a_stopped_run_is_queued_again(tmp_path, status):
   done = task(tmp_path, 0, status)
   assert done.returncode == status
-  assert ("scontrol requeue 17" in done.stdout) == (status == cli.STOPPED)
+  assert ("scontrol requeue 17" in done.stdout) == (status in (cli.STOPPED, 143))
 
 
 def test_the_array_has_one_task_for_each_run(tmp_path):

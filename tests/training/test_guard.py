@@ -1,20 +1,23 @@
 """Bad steps change nothing, are counted, and are left behind if there are too many in a row."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
 import numpy as np
 import pytest
 
-from infini_jax.config import InputError
+from infini_jax.config import Config, InputError
 from infini_jax.runs.metrics import read_metrics
-from infini_jax.training import loop
-from infini_jax.training.guard import FILE, PassedOver
+from infini_jax.training import guard, loop
+from infini_jax.training.guard import FILE, Hang, PassedOver
 from tests.tiny import changed, quiet
 
 
@@ -105,6 +108,44 @@ def test_too_many_in_a_row_are_passed_over_and_the_run_resumes_to_the_bit(
   same(again, state)
 
 
+def test_a_stop_inside_a_streak_changes_nothing(trained, tmp_path, poison, monkeypatch):
+  """The bad steps are repeated, and counted from the first one on."""
+  c, _, _ = trained
+  poison(lambda k: np.nan if k in (2, 3, 4) else 1.0)
+  fields = {"checkpoint_every": 2, "keep_checkpoints": 9}
+  straight, text = train(c, tmp_path / "straight", {"in_a_row": 3}, **fields)
+  assert "going back to step 2" in text
+  reading = loop.train_batches
+
+  def stop_before_the_fifth(lanes, start, stop, *rest):
+    for k, batch in enumerate(reading(lanes, start, stop, *rest), start):
+      if k == 4:
+        os.kill(os.getpid(), signal.SIGTERM)  # steps 3 and 4 are bad
+      yield batch
+
+  monkeypatch.setattr(loop, "train_batches", stop_before_the_fifth)
+  stopped, text = train(c, tmp_path / "run", {"in_a_row": 3}, **fields)
+  assert int(stopped.step) == 4 and "step 4 was bad: no step after 2 is saved" in text
+  assert "stopped at step 2, saved in" in text
+  assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
+  assert not (tmp_path / "run" / FILE).exists()
+  monkeypatch.setattr(loop, "train_batches", reading)
+  resumed, _ = train(c, tmp_path / "run", {"in_a_row": 3}, **fields)
+  same(resumed, straight)
+  files = [tmp_path / run / FILE for run in ("straight", "run")]
+  assert files[0].read_text() == files[1].read_text()
+
+
+def test_how_often_training_went_back_is_counted_over_restarts(trained, tmp_path, poison):
+  c, _, _ = trained
+  poison(lambda k: np.nan if k in (2, 3) or k >= 6 else 1.0)
+  guard, fields = {"in_a_row": 2, "returns": 1}, {"checkpoint_every": 2}
+  _, text = train(c, tmp_path / "run", guard, **fields, steps=4)
+  assert text.count("going back to step") == 1
+  with pytest.raises(FloatingPointError, match=r"went back 1 times \(config\.guard\.returns=1\)"):
+    train(c, tmp_path / "run", guard, **fields, steps=12)
+
+
 def test_it_stops_with_the_diagnosis_after_it_went_back_often_enough(trained, tmp_path, poison):
   c, _, _ = trained
   poison(lambda k: np.nan if k >= 2 else 1.0)
@@ -170,12 +211,37 @@ def stuck(*args):
   for k, batch in enumerate(read(*args)):
     if k == 2:
       print("stuck", flush=True)
-      time.sleep(60)
+      time.sleep(600)
     yield batch
 
 loop.train_batches = stuck
 sys.exit(main(sys.argv[1:]))
 """
+
+
+def test_a_hang_is_watched_for_by_default_but_not_while_it_rests(monkeypatch):
+  assert Config().guard.hang == 3600
+  ended = []
+  monkeypatch.setattr(guard.processes, "give_up", lambda *args, **how: ended.append(args))
+  with Hang(1) as hang:
+    hang.alive()
+    hang.rest()
+    time.sleep(1.5)
+    assert not ended
+    hang.alive()
+    deadline = time.monotonic() + 30
+    while not ended and time.monotonic() < deadline:
+      time.sleep(0.1)
+  assert ended[0][0] == 1 and "was done for 1 s (config.guard.hang)" in ended[0][1]
+  with Hang(0) as off:
+    off.alive()
+    assert all(thread.name != "hang" or not thread.is_alive() for thread in after_a_while())
+
+
+def after_a_while():
+  """The threads, after those that are told to end have had time to."""
+  time.sleep(1)
+  return threading.enumerate()
 
 
 def test_a_process_without_progress_prints_its_stacks_and_ends(trained, tmp_path):
@@ -188,13 +254,13 @@ def test_a_process_without_progress_prints_its_stacks_and_ends(trained, tmp_path
     f"  config = base_config()\n  config.update({sections!r})\n  return config\n"
   )
   command = [sys.executable, "-c", HANGS, "train", f"--config={config}"]
-  started = time.perf_counter()
   done = subprocess.run(
-    [*command, f"--workdir={tmp_path / 'new'}"], capture_output=True, text=True, timeout=120
+    [*command, f"--workdir={tmp_path / 'new'}"], capture_output=True, text=True, timeout=300
   )
   assert done.returncode == 1 and "stuck" in done.stdout, done.stdout + done.stderr
-  assert "Timeout (0:00:03)!" in done.stderr and "in stuck" in done.stderr, done.stderr
-  assert time.perf_counter() - started < 60
+  assert "in stuck" in done.stderr, done.stderr
+  last = done.stderr.rstrip().splitlines()[-1]
+  assert "was done for 3 s (config.guard.hang)" in last and "newest checkpoint" in last, last
 
 
 @pytest.mark.slow

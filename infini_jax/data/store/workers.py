@@ -5,8 +5,9 @@ import itertools
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from infini_jax.data.store.shards import Entry, Shard, ShardWriter, summaries_of
 from infini_jax.data.tokenizers import Tokenizer, encode_named, load_saved
 from infini_jax.progress import track
 
+PATIENCE = 600.0  # seconds without a finished part after which a line says so
 SPAWN_ABOVE = 4 * MB  # a smaller corpus takes less time than starting processes
 
 
@@ -71,7 +73,8 @@ def write_shards(
   with ProcessPoolExecutor(workers, spawn, _start_worker, (out,)) as pool:
     work = [pool.submit(_work, job, out, dtype, min_tokens) for job in jobs]
     try:
-      _follow((future.result() for future in as_completed(work)), total, console)
+      say = lambda line: console.print(line, soft_wrap=True, highlight=False)
+      _follow(finished(work, PATIENCE, say), total, console)
     except BrokenProcessPool:
       raise InputError(
         f"{out}: a worker was killed (short of memory?); run the same again with fewer --workers, "
@@ -80,6 +83,32 @@ def write_shards(
     except BaseException:
       pool.shutdown(wait=False, cancel_futures=True)
       raise
+
+
+def finished(work: Iterable[Future], patience: float, say: Callable[[str], None]) -> Iterator[int]:
+  """Yields the results of jobs as they are finished.
+
+  A worker may read from a file system that does not answer. It is not ended, because a part of the
+  corpus may also take long: one document of a hundred million characters does.
+
+  Args:
+    work: the jobs.
+    patience: seconds without a finished job after which `say` gets a line, again and again.
+    say: takes a line.
+  """
+  left, since = set(work), time.monotonic()
+  while left:
+    done, left = wait(left, timeout=patience, return_when=FIRST_COMPLETED)
+    if done:
+      since = time.monotonic()
+    else:
+      say(
+        f"warning: no part of the corpus was finished in {time.monotonic() - since:,.0f} s, parts "
+        f"left: {len(left)}; does its file system answer? If you end this command, the same one "
+        f"continues"
+      )
+    for future in done:
+      yield future.result()
 
 
 def _follow(done: Iterable[int], total: int, console: Console) -> None:

@@ -73,7 +73,7 @@ class Stream(NamedTuple):
 
 
 class Work(NamedTuple):
-  """The work of one layer on one device, with this memory.
+  """The work of a layer with this memory on one device.
 
   Attributes:
     rows: the tokens that go through the layer at a time.
@@ -176,7 +176,7 @@ class Mixer(nnx.Module):
 
   @staticmethod
   def close(stream: Any) -> Any:
-    """The state after whole segments, which an open one reads; layers may be in front."""
+    """The reverse of `open`, if no lane has a token in its open segment; layers may be in front."""
     return stream.state
 
   def extend(self, tokens: Tokens, chunk: Chunk, stream: Any) -> tuple[jax.Array, Any]:

@@ -10,6 +10,8 @@ from jaxtyping import Array
 
 LANE = 128  # of a TPU's vector registers
 TOKENS = 2048  # of one program of a kernel, at most: all its blocks are on the chip together
+BLOCK = 2**20  # bytes of a block of tokens, at most: of float32 heads of 256 it has 1,024 tokens
+TPU_HEADS = LANE, 2 * LANE  # sizes that tests compile
 ROWS = {"tpu": 512, "gpu": 64}  # of these, tokens in a product
 
 
@@ -25,8 +27,9 @@ def why_not(on: str, N: int, E: int, U: int) -> str | None:
   if on in ("gpu", "cuda"):
     if N % 16 or E not in (64, 128) or U not in (64, 128):
       return f"segments of {N} and heads of {E}: they take a multiple of 16, and 64 or 128"
-  elif N % LANE or E % LANE or U % LANE:
-    return f"segments of {N} and heads of {E} and {U}: they take multiples of {LANE}"
+  elif N % LANE or not {E, U} <= set(TPU_HEADS):
+    sizes = " or ".join(map(str, TPU_HEADS))
+    return f"segments of {N} and heads of {E} and {U}: they take a multiple of {LANE}, and {sizes}"
   return None
 
 
@@ -41,18 +44,19 @@ class Tile(NamedTuple):
 class Shape:
   """How the arrays of one call are cut into programs: lanes, segments, heads, blocks of tokens."""
 
-  def __init__(self, order: str, x: Array, on: str, G: int = 1):
+  def __init__(self, order: str, x: Array, on: str, *others: Array, G: int = 1):
     self.order, self.on = order, "gpu" if on in ("gpu", "cuda") else on
     self.exact = x.dtype == jnp.float32
     sizes = dict(zip(order, x.shape, strict=True))
     self.B, self.S, self.N = (sizes[letter] for letter in "BSN")
     self.H = sizes["H"] if "H" in sizes else sizes["K"] * sizes["G"]
     self.G = G  # query heads that share a key/value head
+    most = min(TOKENS, BLOCK // max(a.shape[-1] * a.dtype.itemsize for a in (x, *others)))
     if self.on == "gpu":  # Triton takes powers of two
       self.rows = min(self.N & -self.N, ROWS["gpu"])
     else:
       self.rows = largest(self.N, ROWS.get(self.on, LANE), LANE if self.on == "tpu" else 1)
-    self.tokens = largest(self.N, max(TOKENS, self.rows), self.rows)
+    self.tokens = largest(self.N, max(most, self.rows), self.rows)
     self.blocks = self.N // self.tokens
 
   def token(self, size: int, order: str = "") -> pl.BlockSpec:

@@ -52,7 +52,7 @@ def _read(q, local, M, z, gate, order, local_order, on):
 
 def _read_specs(q, local, M, z, gate, order, local_order, on):
   E, U = M.shape[-2:]
-  shape = Shape(order, q, on)
+  shape = Shape(order, q, on, local)
   group = shape.G = shape.H // M.shape[2]
   specs = [
     shape.state(1, LANE),

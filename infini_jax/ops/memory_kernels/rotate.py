@@ -56,7 +56,7 @@ def _rotate(x, cos, sin, order, to, on, G):
 
 
 def _rotate_specs(order, to, on, G, x):
-  shape, E = Shape(order, x, on, G), x.shape[-1]
+  shape, E = Shape(order, x, on, G=G), x.shape[-1]
   angles = pl.BlockSpec((shape.tokens, E), lambda b, s, h, n: (n, 0))
   return shape, E, [shape.token(E), angles, angles, shape.token(E, to)]
 

@@ -47,7 +47,7 @@ def _write(k, v, count, order, on):
 
 
 def _write_specs(k, v, count, order, on):
-  shape, E, U = Shape(order, k, on), k.shape[-1], v.shape[-1]
+  shape, E, U = Shape(order, k, on, v), k.shape[-1], v.shape[-1]
   return shape, E, U, [shape.token(E), shape.token(U), shape.count(count.shape[2])]
 
 

@@ -187,7 +187,7 @@ def write_original(folder: Path, config: Config, tokenizer: Any = None) -> Confi
 
   made = changed(
     config,
-    model=changed(config.model, mixer="full", gate_init=0.0),
+    model=changed(config.model, pattern=(), mixer="full", gate_init=0.0),
     data=changed(config.data, carry_state=False),
     train=changed(config.train, start_from="", part="all", rollout=(), distill_weight=0.0),
     evaluation=changed(config.evaluation, input_tokens=4 * config.model.segment_length),

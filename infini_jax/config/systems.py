@@ -186,7 +186,7 @@ class Local(System):
 class Full(System):
   """Attention over the whole document."""
 
-  grows = windows = exports = True
+  grows = windows = any_length = exports = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,8 @@ def run(args: argparse.Namespace, flags: list[str], console: Console) -> None:
   """
   out = folder_to_write(args.out, "--out")
   what = (args.source, out, args.tokenizer)
+  if args.runner == "":  # as from a variable of a script that is not set
+    raise InputError("--runner= is empty: name a runner of Apache Beam, such as DirectRunner")
   if args.runner and args.workers is not None:
     raise InputError(
       f"--workers={args.workers}: is of this machine; give --runner={args.runner} its own flag, "
@@ -29,7 +31,7 @@ def run(args: argparse.Namespace, flags: list[str], console: Console) -> None:
     )
   if args.runner:
     prepare_with_beam(args.runner, flags, *what, args.min_tokens, console)
-  elif args.part:
+  elif args.part is not None:
     prepare_part(args.part, *what, args.workers, args.min_tokens, console)
   elif args.join:
     join_parts(*what, args.min_tokens, console)

@@ -5,6 +5,7 @@ modelled, because XLA decides them; the compiled program (`plan.compiled`) gives
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from infini_jax.plan.shares import (
   spec_text,
 )
 from infini_jax.plan.traffic import Collective, collectives, memory_traffic
+from infini_jax.training.muon import divides_layers, is_matrix
 from infini_jax.training.step import abstract_teacher
 from infini_jax.training.trainable import split
 
@@ -215,11 +217,28 @@ def _working(config: Config, s: Shares, params: Any) -> tuple[str, dict[str, flo
     },
     "the update": {
       "gradients": sums + trained,
+      "whole matrices": _whole_matrices(params) if config.optimizer.name == "muon" else 0.0,
       "hidden states": s.tokens * D * c,
     },
   }
   phase = max(phases, key=lambda name: sum(phases[name].values()))
   return phase, {name: float(n) for name, n in phases[phase].items() if n}
+
+
+def _whole_matrices(params: Any) -> float:
+  """Bytes of what Muon moves to the devices of layers, in float32.
+
+  These are a gradient, a momentum and a parameter, and an update and a momentum that go back. On
+  one device nothing moves, and only the last two are new. `params` have a gradient.
+  """
+  found = 0.0
+  for path, x in jax.tree_util.tree_leaves_with_path(params):
+    if is_matrix(path):
+      sizes = x.sharding.mesh.shape
+      axes = divides_layers(x.shape[0], sizes)
+      arrays = 5 if x.sharding.mesh.size > 1 else 2
+      found += arrays * 4 * x.size / math.prod(sizes[axis] for axis in axes)
+  return found
 
 
 def _layer(m: ModelConfig, s: Shares) -> tuple[float, float]:

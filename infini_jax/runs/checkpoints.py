@@ -257,8 +257,7 @@ class Checkpoints:
       _settle()
       raise InputError(
         f"{self._folder / str(step)}: damaged, removed, or of another model ({reason[:300]}); "
-        f"choose another step, put a copy there, or remove it: training then continues from the "
-        f"checkpoint before it"
+        f"choose another step, put a copy there, or remove it: training then continues before it"
       ) from None
 
   def wait(self) -> None:

@@ -165,7 +165,13 @@ def _chat(o: Opening) -> Conversations:
   say = lambda line: console.print(line, highlight=False, soft_wrap=True)
   if corpus.note:
     say(corpus.note)
-  vocabulary = o.tokenizer or load_tokenizer(config.data.tokenizer)
+  spec = config.data.tokenizer
+  if o.tokenizer is None and train_size(spec):
+    raise InputError(
+      f"config.data.tokenizer={spec!r} of the task chat: conversations train no vocabulary; set "
+      f"sentencepiece:FILE, huggingface:FILE, bytes, or run and config.train.start_from"
+    )
+  vocabulary = o.tokenizer or load_tokenizer(spec)
   return read_conversations(config, corpus, vocabulary, splits, say)
 
 

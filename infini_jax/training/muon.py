@@ -5,6 +5,7 @@ and each device computes the matrices of its own layers.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -65,22 +66,54 @@ def _whole_layers(tx: optax.GradientTransformation) -> optax.GradientTransformat
     if not in_mesh():
       return tx.update(updates, state, params)
     given = (updates, state, params)
-    stored = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (updates, state))
-    by_layers = jax.tree.map(_by_layers, given)
-    moved = jax.tree.map(jax.reshard, given, by_layers)
+    by_layers = jax.tree.map(lambda x: _way(x)[-1], given)
     compute = jax.shard_map(tx.update, in_specs=by_layers, out_specs=by_layers[:2], check_vma=False)
-    return jax.tree.map(jax.reshard, compute(*moved), stored)
+    made = compute(*jax.tree.map(_to_layers, given))
+    return jax.tree.map(_as_stored, made, given[:2])
 
   return optax.GradientTransformation(tx.init, update)
 
 
-def _by_layers(x: jax.Array) -> PartitionSpec:
-  """The first axis of a stack of matrices over all mesh axes that divide it together."""
-  if x.ndim < 3:  # a count
-    return PartitionSpec()
+def divides_layers(layers: int, sizes: Mapping[str, int]) -> tuple[str, ...]:
+  """The mesh axes that divide a stack of matrices by its layers together."""
   axes: list[str] = []
   parts = 1
-  for name, size in jax.sharding.get_abstract_mesh().shape.items():
-    if size > 1 and x.shape[0] % (parts * size) == 0:
+  for name, size in sizes.items():
+    if size > 1 and layers % (parts * size) == 0:
       axes, parts = [*axes, name], parts * size
-  return PartitionSpec(tuple(axes) or None)
+  return tuple(axes)
+
+
+def _way(x: jax.Array) -> list[PartitionSpec]:
+  """The layouts from the stored one to that by layers. Each step moves one mesh axis.
+
+  A step is then one exchange. XLA copies the whole array to every device if several axes move at
+  once. The last axis of a dimension moves first, because it divides neighbouring numbers.
+  """
+  stored = jax.typeof(x).sharding.spec
+  if x.ndim < 3:  # a count
+    return [stored, PartitionSpec()]
+  sizes = jax.sharding.get_abstract_mesh().shape
+  wide = {name for name, size in sizes.items() if size > 1}
+  dividing = divides_layers(x.shape[0], sizes)
+  named = [axes if isinstance(axes, tuple) else (axes,) for axes in stored]
+  spec = [tuple(a for a in axes if a in wide) for axes in named] + [()] * (x.ndim - len(named))
+  way = [stored]
+  for axis in reversed([name for name in sizes if name in wide]):
+    spec = [tuple(a for a in axes if a != axis) for axes in spec]
+    if axis in dividing:
+      spec[0] += (axis,)
+    way.append(PartitionSpec(*(axes or None for axes in spec)))
+  return way if way[1:] else [stored, PartitionSpec()]
+
+
+def _to_layers(x: jax.Array) -> jax.Array:
+  for spec in _way(x)[1:]:
+    x = jax.reshard(x, spec)
+  return x
+
+
+def _as_stored(x: jax.Array, before: jax.Array) -> jax.Array:
+  for spec in reversed(_way(before)[:-1]):
+    x = jax.reshard(x, spec)
+  return x

@@ -209,6 +209,19 @@ def test_a_pattern_trains_the_same_on_a_mesh(pattern, carry, sizes):
   jax.tree.map(close, (state.params, state.memory), (expected.params, expected.memory))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(2, 2, 1, 2), (1, 2, 2, 2)], ids=str)
+def test_a_base_width_trains_the_same_on_a_mesh(sizes):
+  c = experiment("adamw", {"width": 32, "width_base": 8, "lora_rank": 2, "write_gate": True})
+  losses, expected, _ = run(c, (1, 1, 1, 1))
+  plain, _, _ = run(experiment("adamw", {"width": 32, "lora_rank": 2, "write_gate": True}), sizes)
+  got, state, _ = run(c, sizes)
+  assert np.abs(plain - losses).max() > 1e-3, "the width changes nothing: a weak test"
+  np.testing.assert_allclose(got, losses, rtol=2e-5)
+  close = lambda a, b: np.testing.assert_allclose(*jax.device_get((a, b)), rtol=1e-3, atol=1e-4)
+  jax.tree.map(close, state.params, expected.params)
+
+
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
 def test_a_pattern_is_laid_out_as_its_systems(name):
   c = experiment(name, data={"carry_state": False})

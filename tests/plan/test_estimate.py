@@ -118,6 +118,30 @@ def test_muon_and_lion_have_one_moment_and_an_average_is_a_float32_copy():
   assert half["moving average"] == adamw["parameters"] and "moving average" not in adamw
 
 
+def test_a_base_width_costs_nothing_but_a_count_of_steps():
+  plain, scaled = (made(model={"width": 32, "width_base": base}) for base in (0, 16))
+  for field in ("collectives", "flops", "tokens", "parameters", "working"):
+    assert getattr(scaled, field) == getattr(plain, field), field
+  more = {name: scaled.resting[name] - plain.resting[name] for name in plain.resting}
+  assert 0 < more.pop("optimizer") <= 16 and not any(more.values())
+
+
+def test_muon_needs_whole_matrices_of_the_layers_that_a_device_computes():
+  """The width is so large that the update needs most. Layers that no axis divides are repeated."""
+  size = {"width": 512, "ffn": 2048, "vocab_size": 64}
+
+  def held(layers, name="muon", **mesh):
+    found = made(mesh, model=size | {"layers": layers}, optimizer={"name": name})
+    return found.working.get("whole matrices", 0)
+
+  assert not held(4, "adamw", fsdp=4)
+  assert held(4, fsdp=4) == held(8, fsdp=4) / 2 == held(2, fsdp=2)
+  assert held(3, fsdp=4) == 3 * held(4, fsdp=4), "no axis divides three layers"
+  assert held(4, fsdp=4, tensor=2) == held(4, fsdp=4), "two axes would leave half a layer"
+  numbers = 512 * 32 * 4 + 512 * 2048 * 3
+  assert held(4, fsdp=4) == 5 * 4 * numbers and held(1, data=1) == 2 * 4 * numbers
+
+
 def test_muon_sends_whole_matrices_to_devices_and_back():
   sent_by = lambda **how: {c.what: c for c in made(**how).collectives}
   (plain, muon) = (sent_by(optimizer={"name": name}) for name in ("adamw", "muon"))

@@ -195,6 +195,14 @@ def test_a_vocabulary_without_a_template_is_refused(tmp_path, rng):
     opened(c)
 
 
+def test_conversations_train_no_vocabulary(tmp_path, rng):
+  c = settings(tmp_path, conversations(rng, 2))
+  c = changed(c, data=changed(c.data, tokenizer="train:300"))
+  with pytest.raises(InputError, match="tokenizer='train:300' of the task chat: conversations tr"):
+    opened(c)
+  open_source(c, None, quiet(), tokenizer=ByteTokenizer())  # of the run that it starts from
+
+
 def test_other_conversations_or_another_template_are_another_run(tmp_path, rng):
   rows = conversations(rng, 3)
   first = opened(settings(tmp_path, rows))[0].fingerprint

@@ -14,10 +14,14 @@ from tests.tiny import changed, config, fake_params
 B, S, N = 4, 2, 8
 
 
-def experiment(**train):
+PATTERN = {"layers": 2, "pattern": ("infini", "full")}
+
+
+def experiment(model=None, **train):
+  fields = {"layers": 1, "segment_length": N, "vocab_size": 32, "gate": "hard_sigmoid"}
   return config(
-    model={"layers": 1, "segment_length": N, "vocab_size": 32, "gate": "hard_sigmoid"},
-    data={"lanes": B, "segments": S},
+    model=fields | (model or {}),
+    data={"lanes": B, "segments": S, "carry_state": not model},
     train={"distill_weight": 2.0, "start_from": "RUN", **train},
     optimizer={"eps": 1e-3},
   )
@@ -37,12 +41,14 @@ class Run:
   """A compiled step and its first state, with gates that stay shut."""
 
   def __init__(self, c):
+    self.config = c
     params, tx = fake_params(c.model), make_optimizer(c)
     self.teacher = {**params, "blocks": {**params["blocks"]}}
     self.teacher["blocks"]["attention"] = {
       name: x for name, x in params["blocks"]["attention"].items() if name != "mixer"
     }
-    params["blocks"]["attention"]["mixer"]["beta_H"] = jnp.full((1, c.model.heads), -3.0)
+    mixer = params["blocks"]["attention"]["mixer"]
+    mixer.get("infini", mixer)["beta_H"] = jnp.full((1, c.model.heads), -3.0)
     self.start = first_state(c, tx, params)
     self.update = jax.jit(make_train_step(c, tx))
 
@@ -51,9 +57,9 @@ class Run:
     return state, jax.device_get(metrics)
 
 
-@pytest.fixture(scope="module")
-def run():
-  return Run(experiment())
+@pytest.fixture(scope="module", params=["infini", pytest.param("pattern", marks=pytest.mark.slow)])
+def run(request):
+  return Run(experiment(PATTERN if request.param == "pattern" else None))
 
 
 def expected(run, batch):
@@ -64,7 +70,7 @@ def expected(run, batch):
     hidden, _ = bound(jnp.asarray(batch["tokens_BT"]), bound.state(B))
     return bound.logits(hidden)
 
-  c = experiment().model
+  c = run.config.model
   told, own = jax.jit(lambda t, s: (logits(original(c), t), logits(c, s)))(
     run.teacher, run.start.params
   )
@@ -94,7 +100,8 @@ def test_documents_of_a_chunk_do_not_see_each_other(rng, run):
 def test_microbatches_make_the_same_update(rng, run):
   b = batch(rng)
   state, metrics = run(b)
-  got, got_metrics = Run(experiment(accumulate=2, loss_chunk=5))(b)
+  model = PATTERN if run.config.model.pattern else None
+  got, got_metrics = Run(experiment(model, accumulate=2, loss_chunk=5))(b)
   for name in ("loss", "distillation", "grad_norm"):
     np.testing.assert_allclose(got_metrics[name], metrics[name], rtol=1e-4, err_msg=name)
   close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
@@ -104,3 +111,4 @@ def test_microbatches_make_the_same_update(rng, run):
 def test_the_original_has_no_memory_and_no_adapters():
   model = changed(experiment().model, lora_rank=4, rope_theta=5e5)
   assert original(model) == changed(model, mixer="full", lora_rank=0)
+  assert original(experiment(PATTERN).model) == changed(original(model), layers=2, rope_theta=1e4)

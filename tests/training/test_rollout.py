@@ -111,3 +111,28 @@ def test_passkeys_are_learned_through_stages(tmp_path):
   lines = read_metrics(tmp_path / "run")
   assert [line["step"] for line in lines] == [1, 2, 3, 4]
   assert all(0 <= line["answer_accuracy"] <= 1 for line in lines)
+
+
+@pytest.mark.slow
+def test_a_pattern_goes_through_stages_with_a_teacher_and_on_to_the_bit(texts, tmp_path):
+  run = str(tmp_path / "original")
+  c = config(
+    texts,
+    model={"kv_heads": 1, "pattern": ("infini", "full")},
+    infini={"gate_init": -5.0},
+    data={"carry_state": False},
+    mesh={"data": 2, "fsdp": 2, "tensor": 1, "dcn": 2},
+    optimizer={"ema": 0.5},
+    train={"start_from": run, "distill_weight": 0.5, "steps": 4, "checkpoint_every": 1}
+    | {"rollout": (8,), "rollout_steps": 2, "keep_checkpoints": 9},
+  )
+  write_original(tmp_path / "original", c)
+  straight = loop.train(c, str(tmp_path / "run"), quiet())
+  lines = read_metrics(tmp_path / "run")
+  assert [line["step"] for line in lines] == [1, 2, 3, 4]
+  assert all(line["distillation"] > 0 for line in lines)
+  flops = [line["model_flops_per_second"] / line["tokens_per_second"] for line in lines]
+  assert flops[3] > flops[0], "segments are not longer"
+  for step in (3, 4):  # the third is the first of the second stage
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+  same(loop.train(c, str(tmp_path / "run"), quiet()), straight)

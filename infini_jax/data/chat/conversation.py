@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,7 +106,9 @@ class Chat:
       InputError: they are not a list of messages, a role is unknown, a content is not text, an
         answer that is taught is empty, or a text contains the name of a special token.
     """
-    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
+    if messages == []:
+      raise InputError("messages: the list is empty; give a message or more")
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
       raise InputError("messages: not a list of messages; give objects with role and content")
     return [self._checked(i, message, taught) for i, message in enumerate(messages, 1)]
 
@@ -123,10 +125,11 @@ class Chat:
       raise InputError(f"{where}: its content is not text ({kind}); give a text")
     if taught and role == "assistant" and not content.strip():
       raise InputError(f"{where}: the answer is empty; leave the conversation out, or complete it")
-    if found := self._special.search(content):
-      raise InputError(
-        f"{where}: holds {found[0]!r}, a special token of the vocabulary; take it out of the text"
-      )
+    for text in _texts(kept):
+      if found := self._special.search(text):
+        raise InputError(
+          f"{where}: holds {found[0]!r}, a special token of the vocabulary; take it out of the text"
+        )
     return kept
 
   def talks(self, messages: Sequence[Message]) -> list[Talk]:
@@ -192,6 +195,16 @@ class Chat:
     for start, stop in zip(places[::2], places[1::2], strict=True):
       said[start:stop] = True
     return Talk(ids.astype(np.int32), said)
+
+
+def _texts(value: Any) -> Iterator[str]:
+  """All texts in a value of JSON, also the names in it: a template may write each of them."""
+  if isinstance(value, str):
+    yield value
+  elif isinstance(value, Iterable):
+    of_dict = value.values() if isinstance(value, Mapping) else ()
+    for one in (*value, *of_dict):
+      yield from _texts(one)
 
 
 def open_chat(tokenizer: Tokenizer, spec: str = "own", date: str = "") -> Chat:

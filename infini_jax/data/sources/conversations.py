@@ -55,22 +55,31 @@ class Conversation(NamedTuple):
     """The conversation in a row; the text of the record is its messages as JSON.
 
     Raises:
-      InputError: a field is missing.
+      InputError: a field is missing, or is no text.
     """
     for field in filter(None, self):
       if row.get(field) is None:
-        raise InputError(
-          f"{place}: has no field {field!r}, only {', '.join(row) or 'none'}; complete the row, or "
-          f"take it out"
-        )
+        what = f"field {field!r} is null"
+        if field not in row:
+          what = f"has no field {field!r}, only {', '.join(row) or 'none'}"
+        raise InputError(f"{place}: {what}; complete the row, or take it out")
     if self.messages:
       messages = row[self.messages]
     else:
+      for field in (self.prompt, self.completion):
+        if not isinstance(row[field], str):
+          kind = type(row[field]).__name__
+          raise InputError(f"{place}: field {field!r} is no text ({kind}); give a text")
       messages = [
         {"role": "user", "content": row[self.prompt]},
         {"role": "assistant", "content": row[self.completion]},
       ]
-    return Record(choose_split(splits, place), place, json.dumps(messages, default=str))
+    try:
+      text = json.dumps(messages)
+    except TypeError as error:  # a column of Parquet may hold dates or bytes
+      kind = str(error).split()[3]  # Object of type KIND is not JSON serializable
+      raise InputError(f"{place}: field {self.messages!r}: {kind} is no text; give texts") from None
+    return Record(choose_split(splits, place), place, text)
 
 
 def open_conversations(spec: str, train: bool = True) -> Corpus:

@@ -163,8 +163,12 @@ def _lines(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, byte
 def _parse(place: str, line: bytes) -> dict[str, Any]:
   """The object in a line."""
   try:
-    row = json.loads(line)
-  except (ValueError, RecursionError) as error:  # includes invalid UTF-8
+    row = json.loads(line.decode("utf-8-sig"))
+  except UnicodeDecodeError as error:
+    raise InputError(
+      f"{place}: the line there is not UTF-8 text (byte {error.start}); save the file as UTF-8"
+    ) from None
+  except (ValueError, RecursionError) as error:
     reason = " ".join(str(error).split())
     raise InputError(
       f"{place}: the line there is not JSON ({reason}); a file of JSON lines has one object a line"

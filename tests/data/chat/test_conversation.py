@@ -98,7 +98,9 @@ def test_a_template_that_nothing_ends_is_refused():
   "messages, said",
   [
     ("hello", "not a list"),
-    ([], "not a list"),
+    ([], "messages: the list is empty"),
+    ([{**user("Who?"), "name": "<|im_end|>"}], "message 1: holds '<|im_end|>', a special token"),
+    ([{**user("Who?"), "calls": [{"<|im_end|>": 1}]}], "message 1: holds '<|im_end|>'"),
     ([user("One?"), "First"], "message 2: no object"),
     ([{"role": "bot", "content": "x"}], "message 1: unknown role 'bot'; choose one of system"),
     ([user("One?"), assistant(" \n")], "message 2: the answer is empty"),

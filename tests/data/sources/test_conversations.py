@@ -1,5 +1,6 @@
 """Conversations are read from JSON lines and Parquet; an error names the file and the line."""
 
+import datetime
 import json
 
 import pyarrow as pa
@@ -47,6 +48,28 @@ def test_parquet_gives_the_same(tmp_path):
   assert [messages for _, messages in read(f"parquet:{file}")] == [ROW["messages"]] * 2
 
 
+def test_columns_that_are_no_text_are_refused_and_not_converted(tmp_path):
+  day = datetime.datetime(2026, 1, 31)
+  for name, rows, said in (
+    ("a", [PAIR | {"prompt": day}], r"a.parquet:0: field 'prompt' is no text \(datetime\)"),
+    ("b", [PAIR | {"completion": b"Ann."}], r"field 'completion' is no text \(bytes\)"),
+    ("c", [{"messages": [{"role": "user", "content": day}]}], "field 'messages': .*datetime is no"),
+  ):
+    file = tmp_path / f"{name}.parquet"
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), file)
+    with pytest.raises(InputError, match=said):
+      read(f"parquet:{file}")
+
+
+def test_a_byte_order_mark_and_other_ends_of_lines_are_read(tmp_path):
+  file = tmp_path / "train.jsonl"
+  file.write_bytes(b"\xef\xbb\xbf" + f"{json.dumps(PAIR)}\r\n".encode() * 2)
+  assert [messages for _, messages in read(f"jsonl:{file}")] == [ROW["messages"]] * 2
+  file.write_bytes(json.dumps(PAIR).encode("utf-16"))
+  with pytest.raises(InputError, match=r"is not UTF-8 text \(byte 0\); save the file as UTF-8"):
+    read(f"jsonl:{file}")
+
+
 def test_files_named_for_a_split_belong_to_it(tmp_path):
   for split in ("train", "validation", "test"):
     write(tmp_path / f"qa-{split}.jsonl", [ROW] * 2)
@@ -61,9 +84,10 @@ def test_files_named_for_a_split_belong_to_it(tmp_path):
   "rows, said",
   [
     ([ROW, {"text": "x"}], "train.jsonl, line 2: has no field 'messages', only text; complete"),
-    ([ROW, {"messages": None}], "line 2: has no field 'messages'"),
+    ([ROW, {"messages": None}], "line 2: field 'messages' is null; complete the row"),
     ([ROW, "{oops"], "train.jsonl, line 2: the line there is not JSON"),
     ([PAIR, {"prompt": "x"}], "line 2: has no field 'completion', only prompt"),
+    ([PAIR, {**PAIR, "prompt": 3}], r"line 2: field 'prompt' is no text \(int\); give a text"),
   ],
 )
 def test_a_row_without_its_fields_is_named_by_its_line(tmp_path, rows, said):

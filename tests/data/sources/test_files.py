@@ -217,7 +217,11 @@ def test_broken_files_are_named_with_the_place(tmp_path):
     ("a.jsonl", (good + "{oops\n").encode(), "a.jsonl:14: the line there is not JSON"),
     ("b.jsonl", (good + "[1]\n").encode(), "b.jsonl:14: .* holds list, not an object"),
     ("c.jsonl", (good + '{"txt": 1}\n').encode(), "c.jsonl:14: has no field 'text'; .*one of txt"),
-    ("d.jsonl", good.encode() + b'{"text": "\xff"}\n', "d.jsonl:14: .* is not JSON"),
+    (
+      "d.jsonl",
+      good.encode() + b'{"text": "\xff"}\n',
+      r"d.jsonl:14: .* not UTF-8 text \(byte 10\)",
+    ),
     ("e.jsonl.gz", gzip.compress(good.encode() * 99, mtime=0)[:-9], "e.jsonl.gz: cannot be read"),
     ("f.jsonl.gz", b"no gzip at all", "f.jsonl.gz: cannot be read"),
     ("g.jsonl.zst", zstd(good.encode() * 9)[:-3], "g.jsonl.zst: cannot be read"),

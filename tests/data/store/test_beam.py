@@ -69,6 +69,7 @@ def test_wrong_commands(tmp_path, rows, capsys):
     assert error.count("\n") == 1, error
     return error
 
+  assert "--runner= is empty: name a runner" in refused("--runner=")
   assert "--workers=2: is of this machine" in refused("--runner=DirectRunner", "--workers=2")
   if not INSTALLED:
     assert "apache-beam, in an environment of its own: make extra-beam" in refused("--runner=Any")

@@ -1,4 +1,4 @@
-"""How fast `infini-jax serve` is: tokens/s by concurrent sessions, and the wait beside a reader.
+"""How fast `infini-jax serve` is: tokens/s by concurrent sessions, and the wait while one reads.
 
     python benchmarks/serve.py [--workdir=RUN] [--lanes=8] [--sessions=1,2,4,8,16,32] [--tokens=200]
 
@@ -114,9 +114,9 @@ def beside_a_reader(client, args) -> None:
     while not read.done() and len(busy) < 21:
       busy += [complete(client, 10, len(busy))]
     tokens, seconds = read.result()
-  print("\n| beside | first token, ms: median | worst | next tokens, ms: median | worst |")
+  print("\n| other work | first token, ms: median | worst | next tokens, ms: median | worst |")
   print("|---|---|---|---|---|")
-  for name, done in (("nobody", calm), ("a session that reads a book", busy)):
+  for name, done in (("none", calm), ("a session that reads a book", busy)):
     first = [1000 * times[0] for times in done]
     gaps = [1000 * (b - a) for times in done for a, b in zip(times, times[1:], strict=False)]
     print(
@@ -124,7 +124,7 @@ def beside_a_reader(client, args) -> None:
       f"| {statistics.median(gaps):.0f} | {max(gaps):.0f} |"
     )
   print(
-    f"\nthe book: {tokens:,} tokens, {tokens / seconds:,.0f} tokens/s, beside {len(busy)} requests"
+    f"\nthe book: {tokens:,} tokens, {tokens / seconds:,.0f} tokens/s, with {len(busy)} requests"
   )
 
 

@@ -23,7 +23,7 @@ import links
 
 ROOT = Path(__file__).parent.parent
 WHOLE = ("infini_jax.ops", "infini_jax.models.mixers", "infini_jax.tasks")
-ALSO = ("infini_jax.config.schema",)
+ALSO = ("infini_jax.config.model", "infini_jax.config.schema")
 NO_DOCSTRING = ("Alias for field number", "Create new instance of")  # texts of every NamedTuple
 
 DOT = '</span><span class="o">.</span><span class="n">'  # the dot in a highlighted name

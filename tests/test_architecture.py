@@ -63,6 +63,41 @@ def test_the_map_has_every_room_and_no_circle():
   assert not left, f"these rooms import each other in a circle: {sorted(left)}"
 
 
+MODULES = {
+  ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): file
+  for file in FILES
+}
+
+
+def needed(module):
+  """The modules of the package that a module imports, at any place but for types alone."""
+  file = MODULES[module]
+  typing = {
+    inner
+    for node in nodes_of(file)
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    for inner in ast.walk(node)
+  }
+  found = set()
+  for node in set(nodes_of(file)) - typing:
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      names = {f"{node.module}.{alias.name}" for alias in node.names}
+      found |= names & MODULES.keys() or {node.module}
+  return found & MODULES.keys() - {module}
+
+
+def test_modules_do_not_import_each_other_in_a_circle():
+  """An import inside of a function counts too: it may wait, but it may not hide a circle."""
+  left = {module: needed(module) for module in MODULES}
+  while leaves := [name for name, others in left.items() if not others & left.keys()]:
+    left = {name: others for name, others in left.items() if name not in leaves}
+  while roots := left.keys() - set().union(*left.values()):  # they import a circle, and are in none
+    left = {name: others for name, others in left.items() if name not in roots}
+  assert not left, f"these modules import each other in a circle: {sorted(left)}"
+
+
 @pytest.mark.parametrize(
   "library",
   ["orbax", "grain", "array_record", "tensorboardX", "wandb", "sentencepiece", "tokenizers"]
@@ -115,6 +150,14 @@ def test_a_file_is_one_room(file):
   assert lines <= 400, f"{file} has {lines} lines: divide it by purpose"
 
 
+def test_a_section_of_the_config_has_at_most_fifteen_fields():
+  from infini_jax.config import SECTIONS
+
+  for name, section in SECTIONS.items():
+    count = len(dataclasses.fields(section))
+    assert count <= 15, f"config.{name} has {count} fields: divide it by purpose"
+
+
 # Operations that a user calls: each argument is one of the mathematics.
 PUBLIC = {"attention", "infini_attention", "extend_stream", "prefix", "prepare"}
 PUBLIC |= {"TrainLanes", "EvalLanes"}
@@ -126,8 +169,11 @@ def test_a_function_has_at_most_eight_arguments(file):
   classes = [n for n in nodes if isinstance(n, ast.ClassDef) and n.name in PUBLIC]
   made = {method for n in classes for method in n.body}
   for node in nodes:
-    if isinstance(node, ast.FunctionDef) and node.name not in PUBLIC and node not in made:
-      names = [a.arg for a in (*node.args.args, *node.args.kwonlyargs) if a.arg != "self"]
+    is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    if is_function and node.name not in PUBLIC and node not in made:
+      of = node.args
+      every = (*of.posonlyargs, *of.args, *of.kwonlyargs)
+      names = [a.arg for a in every if a.arg not in ("self", "cls")]
       assert len(names) <= 8, (
         f"{file}: {node.name}({', '.join(names)}): group what belongs together"
       )

@@ -17,7 +17,6 @@ from infini_jax.config import (
   from_json,
   resolve,
 )
-from infini_jax.config.resolve import unread
 from infini_jax.rules import GATES, RULES
 from tests.tiny import config
 
@@ -420,15 +419,6 @@ def test_a_pattern_keeps_the_section_of_each_of_its_systems():
   assert alone.memory == m.by_system["infini"].memory, "its own section stays"
   before = {k: v for k, v in json.loads(Config().to_json())["model"].items() if k != "pattern"}
   assert resolve({"model": before}) == Config(), "an older run.json has no pattern"
-
-
-def test_fields_that_no_layer_of_a_pattern_reads_are_told():
-  given = {"model": {"pattern": ("infini", "full"), "mixer": "rmt"}, "rmt": {"summary_tokens": 7}}
-  assert unread(given) == (
-    "config.model.mixer, config.rmt.summary_tokens have no effect with config.model.pattern="
-    "('infini', 'full')"
-  )
-  assert unread({"model": {"pattern": ("infini", "local")}, "infini": {"rule": "delta"}}) is None
 
 
 def test_local_layers_beside_a_memory_leave_it_a_sum():

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from infini_jax import config as config_lib
-from infini_jax.config import stage_at
+from infini_jax.config import InputError, stage_at
+from infini_jax.config.unread import unread
 from infini_jax.data import Store
 from infini_jax.data.tokenizers import ByteTokenizer
 from infini_jax.models import abstract_params, bind, init
@@ -332,22 +333,51 @@ def test_what_is_observed_does_not_vary_by_itself():
   assert not differ(Observed(plain("").config), plain(""))
 
 
+def changed(name):
+  """Another value of a field, in the experiment of `LIVE_IN`."""
+  section, field = name.split(".")
+  same = next((n for n, sections in LIVE_IN.items() if sections is LIVE_IN.get(name)), "")
+  old = getattr(plain(same).config.sections()[section], field)
+  return ANOTHER.get(name, not old if isinstance(old, bool) else old * 2)
+
+
 @pytest.mark.parametrize("name", [f for f in FIELDS if f not in SEEN_ELSEWHERE])
 def test_every_field_is_live(name):
   section, field = name.split(".")
   live_in = LIVE_IN.get(name, {})
   same = next((n for n, sections in LIVE_IN.items() if sections is live_in), "")
-  before = plain(same)
-  old = getattr(before.config.sections()[section], field)
-  new = ANOTHER.get(name, not old if isinstance(old, bool) else old * 2)
+  before, new = plain(same), changed(name)
   if name == "mesh.data":
     new, rest = 8, {}
   elif section == "mesh":
     rest = {"data": 4 // new}
   else:
     rest = {"data": 4}
-  changed = Observed(config(**merged({"mesh": rest}, live_in, {section: {field: new}})))
-  assert differ(changed, before), f"config.{name}={new!r} changes nothing: a dead field"
+  other = Observed(config(**merged({"mesh": rest}, live_in, {section: {field: new}})))
+  assert differ(other, before), f"config.{name}={new!r} changes nothing: a dead field"
+
+
+@pytest.mark.parametrize("name", [f for f in FIELDS if f not in SEEN_ELSEWHERE])
+def test_a_field_that_is_live_only_with_others_is_named_without_them(name):
+  """`LIVE_IN` knows what a field needs, from the program; `where` says it, and nothing more."""
+  section, field = name.split(".")
+
+  usual = getattr(config_lib.SECTIONS[section](), field)
+  other = changed(name) if changed(name) != usual else usual * 2
+
+  def line(sections):
+    given = merged(sections, {section: {field: other}})
+    try:
+      c = config(**given)
+    except InputError as error:  # refused is named too
+      return str(error)
+    return unread(given, c, [(section, field)])
+
+  live_in = LIVE_IN.get(name, {})
+  assert line(live_in) is None or section == "mesh"
+  alone = line({})
+  if live_in and name not in ("task.name", "task.text_lanes", "warm.share"):  # these turn it on
+    assert f"config.{name}" in (alone or ""), "it has no effect, and no line says so"
 
 
 def test_the_list_of_exceptions_is_of_real_fields():

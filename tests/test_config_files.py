@@ -241,20 +241,3 @@ def test_the_runs_own_config_is_the_default_and_a_file_changes_what_it_sets(tmp_
   assert base_config().model.width == Config().model.width, "for the file alone"
   with pytest.raises(InputError, match="--config=FILE is missing"):
     load_config([])
-
-
-def test_fields_that_the_chosen_system_does_not_read_are_named(tmp_path):
-  file = tmp_path / "config.py"
-  file.write_text("from infini_jax.config import base_config as get_config\n")
-  said = []
-  flags = [
-    "--config.model.mixer=local",
-    "--config.infini.rule=delta",
-    "--config.rmt.summary_tokens=3",
-  ]
-  load_config([f"--config={file}", *flags], say=said.append)
-  assert said == [
-    "config.infini.rule, config.rmt.summary_tokens have no effect with config.model.mixer='local'"
-  ]
-  load_config([f"--config={file}", "--config.infini.rule=delta"], say=said.append)
-  assert len(said) == 1, "this one is read"

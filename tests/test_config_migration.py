@@ -1,10 +1,12 @@
 """Configs of older versions can be loaded, from run.json and from config files."""
 
+import dataclasses
 import json
 
 import pytest
 
-from infini_jax.config import Config, InputError, from_json, load_config, resolve
+from infini_jax.config import SECTIONS, Config, InputError, from_json, load_config, resolve
+from infini_jax.config.migration import MOVED
 
 # The form of 2026-11-28: all fields of a model in one section.
 OLD = {
@@ -30,6 +32,22 @@ OLD = {
   "task": {"name": "needle", "digits": 6, "family": "facts", "facts": 2, "context_weight": 0.2},
   "data": {"carry_state": False},
   "train": {"steps": 7, "tensorboard": False, "compilation_cache": "programs"},
+}
+
+# All fields of these sections, in any version until 2026-11-29.
+OLD_FIELDS = {
+  "model": "mixer layers width heads kv_heads head_dim ffn vocab_size segment_length rule gate"
+  " write_gate gate_init scale_first_segment normalize_keys z_correction decay readout_norm"
+  " summary_tokens summary_steps segment_jitter compression compression_rate compressed_memory"
+  " knn_layers knn_memory knn_top activation rope_theta rope_scaling norm_eps tied_embeddings"
+  " qk_norm attention_bias norm_plus_one post_norms embed_scale query_scale attention_softcap"
+  " logit_softcap window global_every global_nope window_theta lora_rank lora_alpha remat"
+  " implementation attention compute_dtype param_dtype",
+  "task": "name digits late pairs distinct_keys distinct_values span family needles hops facts"
+  " filler min_segments curriculum_steps repeat_weight context_weight",
+  "train": "steps start_from part rollout rollout_steps distill_weight seed accumulate z_loss"
+  " loss_chunk log_every eval_every eval_documents checkpoint_every keep_checkpoints"
+  " compilation_cache tensorboard wandb profile_start profile_steps",
 }
 
 
@@ -81,3 +99,14 @@ def test_a_flag_of_an_older_name_says_todays():
     resolve({"model": {"rule": "delta"}})
   with pytest.raises(InputError, match=r"config.train.wandb is now config.log.wandb"):
     resolve({"train": {"wandb": True}})
+
+
+def test_every_older_field_has_one_place_and_no_newer_field_moves():
+  old = {(section, name) for section, names in OLD_FIELDS.items() for name in names.split()}
+  today = {
+    (section, field.name)
+    for section, kind in SECTIONS.items()
+    for field in dataclasses.fields(kind)
+  }
+  assert set(MOVED) == old - today, "a field that stayed is moved, or one has no place"
+  assert set(MOVED.values()) <= today, "a field is moved to a place that does not exist"

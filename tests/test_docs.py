@@ -81,6 +81,25 @@ def test_what_does_not_exist_is_reported_with_its_line(page, text, found):
   assert found.split(":")[0].split()[-1] in f"{PAGE}\n{text}\n".splitlines()[int(number) - 1]
 
 
+WORD = re.compile(r"[A-Za-z_][\w.]*")
+
+
+def test_every_name_beside_a_file_in_a_recipe_is_in_that_file():
+  """In a recipe, an item that names files names nothing else in code that is in none of them."""
+  _, text = (links.ROOT / "CONTRIBUTING.md").read_text().split("## Add a task")
+  checked = 0
+  for item in re.split(r"\n(?=\d+\. |- |\n|\|)", text):
+    spans = re.findall(r"`([^`]+)`", item)
+    files = [links.ROOT / span for span in spans if (links.ROOT / span).is_file()]
+    there = set(re.findall(r"\w+", "\n".join(file.read_text() for file in files)))
+    for name in spans if files else ():
+      if WORD.fullmatch(name) and not name.endswith((".json", ".md", "...")):
+        missing = set(name.split(".")) - there
+        assert not missing, f"{name}: not in {', '.join(str(file.name) for file in files)}: {item}"
+        checked += 1
+  assert checked > 50
+
+
 def test_links_between_pages_in_html(tmp_path):
   (tmp_path / "in").mkdir()
   (tmp_path / "a.html").write_text(
@@ -121,7 +140,7 @@ def test_the_reference_shows_what_packages_export_and_whole_rooms():
 
 def test_comments_behind_fields_are_their_descriptions():
   said = reference.comments("infini_jax.config.schema")
-  assert said["SizesConfig.layers"] == "L"
+  assert reference.comments("infini_jax.config.model")["SizesConfig.layers"] == "L"
   shown = reference.comments("infini_jax.config")
   assert shown["ALL_SPLITS"] == said["ALL_SPLITS"]
 

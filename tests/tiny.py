@@ -123,6 +123,13 @@ def config(path: Path | str = "", **sections) -> Config:
   All fields of the model's sections may be given together in `model`.
   """
   sections = config_lib.migrated(sections)
+  model, own = sections.get("model", {}), sections.get("model", {}).get("mixer", "infini")
+  for name, system in config_lib.SYSTEMS.items():  # fields that are newer than the sections
+    newer = {f.name: model[f.name] for f in dataclasses.fields(system) if f.name in model}
+    if newer and name == own:
+      sections[name] = newer | sections.get(name, {})
+  newer = {f.name for system in config_lib.SYSTEMS.values() for f in dataclasses.fields(system)}
+  sections["model"] = {name: value for name, value in model.items() if name not in newer}
   names = dict.fromkeys((*RUN, "data", *sections))
   merged = {name: {**RUN.get(name, {}), **sections.get(name, {})} for name in names}
   merged["data"].setdefault("path", str(path))

@@ -13,24 +13,26 @@ from infini_jax.config.bounds import InputError
 from infini_jax.config.checks import check
 from infini_jax.config.migration import migrated, moved_to
 from infini_jax.config.mixing import MixStage, mix_stages
+from infini_jax.config.model import (
+  HOW_TO_RUN,
+  AdaptersConfig,
+  FamilyConfig,
+  ModelConfig,
+  RunConfig,
+  SizesConfig,
+)
 from infini_jax.config.optimization import decay_start
 from infini_jax.config.resolve import check_name, difference, from_json, resolve
 from infini_jax.config.schema import (
   ALL_SPLITS,
-  HOW_TO_RUN,
   LEAST,
   MOST,
   SECTIONS,
   SPLITS,
-  AdaptersConfig,
   Config,
   DataConfig,
-  FamilyConfig,
   MeshConfig,
-  ModelConfig,
   NeedleConfig,
-  RunConfig,
-  SizesConfig,
   TaskConfig,
   WarmConfig,
 )

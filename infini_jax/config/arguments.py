@@ -3,7 +3,7 @@
 import ast
 import dataclasses
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -11,8 +11,9 @@ import ml_collections
 from infini_jax.config import files
 from infini_jax.config.base import base_config, based_on
 from infini_jax.config.bounds import InputError
-from infini_jax.config.resolve import DEFAULTS, LARGEST, check_name, field_value, resolve, unread
+from infini_jax.config.resolve import DEFAULTS, LARGEST, check_name, field_value, resolve
 from infini_jax.config.schema import SECTIONS, Config
+from infini_jax.config.unread import unread
 
 EXPECTED = {bool: "True or False", int: "a whole number", float: "a number, such as 0.001 or 1e-3"}
 TRUTHS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
@@ -22,6 +23,7 @@ def load_config(
   arguments: Sequence[str],
   own: Config | None = None,
   say: Callable[[str], None] = lambda line: None,
+  asked: Mapping[str, str] | None = None,
 ) -> Config:
   """The config of `--config=FILE --config.a.b=value ...`.
 
@@ -31,7 +33,8 @@ def load_config(
     arguments: the arguments of the command.
     own: the config of an existing run. With it, the file is optional and changes only the fields
       that it sets; all other fields are as in `own`.
-    say: called with a line about fields that have no effect.
+    say: called with a line about flags that have no effect.
+    asked: the tasks of an evaluation (see `unread`).
 
   Raises:
     InputError: no such file, a file that fails, an unknown field or a wrong value.
@@ -58,7 +61,7 @@ def load_config(
   for (section, field), value in fields.items():
     _set(config, section, field, value)
   resolved = resolve(config, start)
-  if line := unread(config):
+  if line := unread(config, resolved, fields, asked):
     say(line)
   return resolved
 

@@ -1,4 +1,4 @@
-"""The checks of values that depend on each other; each error has its remedy."""
+"""The checks of fields of several sections; those of one section stand beside it."""
 
 import importlib.util
 
@@ -6,8 +6,7 @@ from infini_jax.config.adaptation import check_adaptation
 from infini_jax.config.bounds import InputError, check_bounds
 from infini_jax.config.mixing import check_mixing
 from infini_jax.config.optimization import check_optimizer
-from infini_jax.config.schema import LEAST, MOST, Config, ModelConfig
-from infini_jax.config.systems import SYSTEMS
+from infini_jax.config.schema import Config, ModelConfig
 from infini_jax.config.tasks import TASKS
 
 BY_WIDTH = ("adamw",)  # optimizers whose learning rate follows muP
@@ -19,26 +18,20 @@ def check(config: Config) -> None:
     check_bounds(name, section)
   m, d, t = config.model, config.data, config.train
   check_optimizer(config.optimizer, t.steps)
-  if m.heads % m.kv_heads:
+  m.check()
+  for section in (config.task, config.warm, config.evaluation):
+    section.check()
+  if m.width_base and config.optimizer.name not in BY_WIDTH:
     raise InputError(
-      f"config.model.heads={m.heads} is not a multiple of config.model.kv_heads={m.kv_heads}: "
-      f"each key/value head serves the same number of query heads"
+      f"config.model.width_base={m.width_base} with config.optimizer.name="
+      f"{config.optimizer.name!r}: how its rate changes with the width is known for "
+      f"{', '.join(BY_WIDTH)} alone; set width_base=0"
     )
-  if m.head_dim % 2:
-    raise InputError(
-      f"config.model.head_dim={m.head_dim}: rotary positions rotate pairs, choose an even size"
-    )
-  _check_width(config)
-  _check_rope(m.family.rope_scaling)
-  _check_window(m)
   if d.lanes % t.accumulate:
     raise InputError(
       f"config.data.lanes={d.lanes} is not a multiple of config.train.accumulate={t.accumulate}: "
       f"the lanes are divided among the microbatches"
     )
-  _check_pattern(m)
-  for own in m.by_system.values():
-    own.memory.check(own)
   if d.carry_state and m.memory.grows:
     raise InputError(
       f"config.data.carry_state=True with config.{m.setting}: its state grows without "
@@ -60,84 +53,10 @@ def check(config: Config) -> None:
   _check_task(config)
   check_adaptation(config)
   check_mixing(config)
-  if config.mesh.data < 1 and config.mesh.data != -1:
-    raise InputError(f"config.mesh.data={config.mesh.data}: must be at least 1, or -1 for the rest")
   if config.mesh.seq > 1:
     _check_sequence_parallel(config)
   if config.log.wandb:
     _require("wandb", "config.log.wandb=True", "pip install -e '.[wandb]'")
-
-
-def _check_pattern(m: ModelConfig) -> None:
-  for name in m.pattern:
-    if why := SYSTEMS[name].in_pattern:
-      raise InputError(
-        f"config.model.pattern={m.pattern}: {name!r} cannot be some of the layers, because {why}; "
-        f"set config.model.pattern=() and config.model.mixer={name!r}, or leave it out"
-      )
-  if m.pattern and m.layers % len(m.pattern):
-    over = -(-m.layers // len(m.pattern)) * len(m.pattern)
-    raise InputError(
-      f"config.model.pattern={m.pattern}: its {len(m.pattern)} layers do not divide "
-      f"config.model.layers={m.layers}; set config.model.layers={over}, or a pattern that does"
-    )
-
-
-def _check_width(config: Config) -> None:
-  m, o = config.model, config.optimizer
-  if m.width_base > m.width:
-    raise InputError(
-      f"config.model.width_base={m.width_base} is more than config.model.width={m.width}: it is "
-      f"the width of a narrower model whose rates are given; set it to {m.width} at most, or 0"
-    )
-  if m.width_base and o.name not in BY_WIDTH:
-    raise InputError(
-      f"config.model.width_base={m.width_base} with config.optimizer.name={o.name!r}: how its rate "
-      f"changes with the width is known for {', '.join(BY_WIDTH)} alone; set width_base=0"
-    )
-
-
-def _check_rope(scaling: tuple[float, ...]) -> None:
-  if len(scaling) not in (0, 1, 4, 5) or min(scaling, default=1) <= 0:
-    raise InputError(
-      f"config.family.rope_scaling={scaling}: give (factor,), or (factor, low, high, original) as "
-      f"Llama 3 has, and magnitude behind it for YaRN, all more than 0"
-    )
-  if len(scaling) > 1 and scaling[1] >= scaling[2]:
-    raise InputError(
-      f"config.family.rope_scaling={scaling}: its low={scaling[1]} must be below high={scaling[2]}"
-    )
-
-
-def _check_window(m: ModelConfig) -> None:
-  f = m.family
-  if f.global_nope and not f.global_every:
-    raise InputError(
-      "config.family.global_nope=True with config.family.global_every=0: no layer is global; set "
-      "config.family.global_every, or config.family.global_nope=False"
-    )
-  for name in ("global_every", "window_theta"):
-    if (value := getattr(f, name)) and not (f.window or (name == "global_every" and f.global_nope)):
-      raise InputError(
-        f"config.family.{name}={value} without a window: set config.family.window, or it to 0"
-      )
-  if m.run.attention == "cudnn" and f.attention_softcap:
-    raise InputError(
-      f"config.run.attention='cudnn' with config.family.attention_softcap={f.attention_softcap}: "
-      f"it cannot cap scores; set config.run.attention='auto'"
-    )
-  for name in ("window", "global_nope", "query_scale", "attention_softcap"):
-    if (value := getattr(f, name)) and not m.memory.windows:
-      able = [name for name, system in SYSTEMS.items() if system.windows]
-      raise InputError(
-        f"config.family.{name}={value} with config.{m.setting}: only "
-        f"{', '.join(able)} can do it; set it 0"
-      )
-  if not m.is_plain and f.window and m.segment_length > f.window:
-    raise InputError(
-      f"config.model.segment_length={m.segment_length} is more than config.family.window="
-      f"{f.window}: set config.model.segment_length to at most the window"
-    )
 
 
 def _check_sequence_parallel(config: Config) -> None:
@@ -177,39 +96,16 @@ def _check_task(config: Config) -> None:
     raise InputError(f"config.data.tokenizer='task' needs config.task.name={able}")
   if warm.share and task.kind.writes:
     raise InputError(f"config.warm.share with config.task.name={task.name!r}: set it 0")
-  if e.temperature and not LEAST <= e.temperature <= MOST:
-    raise InputError(
-      f"config.evaluation.temperature={e.temperature}: must be 0 (greedy), or from {LEAST:g} to "
-      f"{MOST:g}"
-    )
   if warm.share and config.model.memory.grows:
     raise InputError(
       f"config.warm.share with config.{config.model.setting}: its state grows; set it 0"
     )
   _check_growth(config)
-  if warm.min_tokens > warm.max_tokens:
-    raise InputError(
-      f"config.warm.min_tokens={warm.min_tokens} is more than "
-      f"config.warm.max_tokens={warm.max_tokens}: swap them"
-    )
-  for name, some in (("lengths", e.lengths), ("depths", e.depths)):
-    if not some:
-      raise InputError(f"config.evaluation.{name}=(): nothing to evaluate; give one or more")
   N = config.model.segment_length
   if e.input_tokens % N:
     raise InputError(
       f"config.evaluation.input_tokens={e.input_tokens} is no multiple of "
       f"config.model.segment_length={N}: set it to {max(1, round(e.input_tokens / N)) * N}"
-    )
-  if task.pairs > task.distinct_keys:
-    raise InputError(
-      f"config.task.pairs={task.pairs} is more than config.task.distinct_keys="
-      f"{task.distinct_keys}: each pair has a key of its own"
-    )
-  if 0 < task.span <= 2 * task.pairs:
-    raise InputError(
-      f"config.task.span={task.span}: config.task.pairs={task.pairs} pairs do not fit into so few "
-      f"tokens; make it {2 * task.pairs + 1} or more, or 0"
     )
 
 

@@ -4,28 +4,43 @@ Until November 2026 the section `model` held the fields of all memory systems, o
 adapters and of the machine, `task` held those of needles, and `train` those of logging.
 """
 
-import dataclasses
 from typing import Any
 
-from infini_jax.config.schema import (
-  AdaptersConfig,
-  FamilyConfig,
-  LogConfig,
-  NeedleConfig,
-  RunConfig,
-)
 from infini_jax.config.systems import SYSTEMS
 
-_names = lambda section: [field.name for field in dataclasses.fields(section)]
+# The lists are of older configs: no field of a later section is added to them.
+INFINI = (
+  *("rule", "gate", "gate_init", "write_gate", "scale_first_segment", "normalize_keys"),
+  *("z_correction", "decay", "readout_norm"),
+)
+# The fields of `model` that are now in the section of a memory system. One that several systems
+# have goes to the chosen system, or to the last one here.
+OF_SYSTEM = {
+  "compressive": ("compression", "compression_rate", "compressed_memory"),
+  "memorizing": ("knn_layers", "knn_memory", "knn_top", "gate", "gate_init"),
+  "rmt": ("summary_tokens",),
+  "autocompressor": ("summary_tokens", "summary_steps", "segment_jitter"),
+  "gated_delta": INFINI,  # it is newer, but an older config file may choose it now
+  "infini": INFINI,
+}
+FAMILY = (
+  *("rope_theta", "rope_scaling", "norm_eps", "norm_plus_one", "qk_norm", "attention_bias"),
+  *("post_norms", "embed_scale", "query_scale", "attention_softcap", "logit_softcap", "window"),
+  *("global_every", "global_nope", "window_theta"),
+)
+RUN = ("remat", "implementation", "attention", "compute_dtype", "param_dtype")
 
-# (section, field) to its new place. A field that several systems have goes to the chosen system.
+# (section, field) to its new place.
 MOVED: dict[tuple[str, str], tuple[str, str]] = {
-  **{("model", name): (system, name) for system in SYSTEMS for name in _names(SYSTEMS[system])},
-  **{("model", name): ("family", name) for name in _names(FamilyConfig)},
-  **{("model", name): ("run", name) for name in _names(RunConfig)},
-  **{("model", f"lora_{name}"): ("adapters", name) for name in _names(AdaptersConfig)},
-  **{("task", name): ("needle", name) for name in _names(NeedleConfig) if name != "digits"},
-  **{("train", name): ("log", name) for name in _names(LogConfig)},
+  **{("model", name): (system, name) for system, names in OF_SYSTEM.items() for name in names},
+  **{("model", name): ("family", name) for name in FAMILY},
+  **{("model", name): ("run", name) for name in RUN},
+  **{("model", f"lora_{name}"): ("adapters", name) for name in ("rank", "alpha")},
+  **{("task", name): ("needle", name) for name in ("family", "needles", "hops", "facts", "filler")},
+  **{
+    ("train", name): ("log", name)
+    for name in ("tensorboard", "wandb", "profile_start", "profile_steps")
+  },
   ("train", "compilation_cache"): ("run", "compilation_cache"),
 }
 
@@ -57,6 +72,6 @@ def migrated(sections: dict[str, Any]) -> dict[str, Any]:
 
 def moved_to(section: str, name: str, mixer: str = "infini") -> tuple[str, str] | None:
   """The new place of an older field; None if its place did not change."""
-  if section == "model" and mixer in SYSTEMS and name in _names(SYSTEMS[mixer]):
+  if section == "model" and name in OF_SYSTEM.get(mixer, ()):
     return mixer, name
   return MOVED.get((section, name))

@@ -1,8 +1,9 @@
 """The fields of the optimizer, where the decay of its learning rate begins, and their checks."""
 
 import dataclasses
+from typing import ClassVar
 
-from infini_jax.config.bounds import InputError, above, at_least, choice
+from infini_jax.config.bounds import InputError, Where, above, at_least, choice
 
 OPTIMIZERS = ("adamw", "adafactor", "muon", "lion")
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
@@ -13,6 +14,13 @@ MEANS = ("b1", "b2", "momentum", "ema")
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
   """The rule of an update, and its learning rate at each step: docs/optimizers.md."""
+
+  where: ClassVar[Where] = {
+    "optimizer.schedule=wsd": "decay_steps decay_shape",
+    "optimizer.schedule=cosine|linear|wsd": "final_fraction",
+    "optimizer.name=muon": "momentum",
+    "memory.gated": "gate_learning_rate",
+  }
 
   name: str = choice("adamw", OPTIMIZERS)  # the gates have Adam with each of them
   learning_rate: float = above(0, 1e-3)  # the peak, after warm-up
@@ -34,6 +42,8 @@ class OptimizerConfig:
 @dataclasses.dataclass(frozen=True)
 class WeightDecayConfig:
   """The weight decay of each group of parameters, in multiples of `optimizer.weight_decay`."""
+
+  where: ClassVar[Where] = {"optimizer.weight_decay": "*", "memory.gated": "gates"}
 
   matrices: float = at_least(0, 1.0)  # of the layers
   embeddings: float = at_least(0, 1.0)  # the embedding, the head, and those of summaries

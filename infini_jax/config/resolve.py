@@ -47,26 +47,6 @@ def resolve(config: ml_collections.ConfigDict | dict[str, Any], base: Config = D
   return resolved
 
 
-def unread(config: ml_collections.ConfigDict | dict[str, Any]) -> str | None:
-  """A line about fields that are set but not read by the chosen memory system; None if none."""
-  values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
-  model = values.get("model", {})
-  usual = DEFAULTS.model.mixer
-  pattern, mixer = model.get("pattern", ()), model.get("mixer", usual)
-  pattern = (pattern,) if isinstance(pattern, str) else tuple(pattern)
-  found = ["config.model.mixer"] if pattern and mixer not in (*pattern, usual) else []
-  found += [
-    f"config.{name}.{field.name}"
-    for name in SYSTEMS
-    if name not in (pattern or (mixer,)) and name in SECTIONS
-    for field in dataclasses.fields(SECTIONS[name])
-    if values.get(name, {}).get(field.name, field.default) != field.default
-  ]
-  verb = "have" if len(found) > 1 else "has"
-  setting = f"pattern={pattern}" if pattern else f"mixer={mixer!r}"
-  return f"{', '.join(found)} {verb} no effect with config.model.{setting}" if found else None
-
-
 def from_json(text: str) -> Config:
   """The config of a text that `Config.to_json` wrote, also in an older version."""
   return resolve(migrated(json.loads(text)))

@@ -7,127 +7,31 @@ V vocabulary, L layers, R rank of adapters.
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, ClassVar
 
-from infini_jax.config.bounds import above, at_least, choice, choices
+from infini_jax.config.bounds import InputError, Where, above, at_least, choice, choices
+from infini_jax.config.model import (
+  HOW_TO_RUN,
+  AdaptersConfig,
+  FamilyConfig,
+  ModelConfig,
+  RunConfig,
+  SizesConfig,
+)
 from infini_jax.config.optimization import OptimizerConfig, WeightDecayConfig
-from infini_jax.config.pattern import BySystem, sections_of
 from infini_jax.config.systems import SYSTEMS
 from infini_jax.config.tasks import TASKS, TaskKind
 
 TOO_LONG = ("refuse", "cut", "leave_out")
-FAMILIES = (
-  "single",
-  "multikey",
-  "multivalue",
-  "multiquery",
-  "variables",
-  "facts",
-  "common_words",
-  "frequent_words",
-)
+NUMBERS = ("single", "multikey", "multivalue", "multiquery", "variables")  # families with numbers
+FAMILIES = (*NUMBERS, "facts", "common_words", "frequent_words")
 KNOCK_OUTS = ("empty", "reads", "layers", "swap")
-KERNELS = ("auto", "reference", "xla", "splash", "cudnn")
-IMPLEMENTATIONS = ("auto", "scan", "parallel", "kernels")
-ACTIVATIONS = ("swiglu", "geglu", "gelu")
-REMAT_POLICIES = ("none", "full", "dots", "offload", "auto")
 PARTS = ("all", "gates", "attention", "lora")
-DTYPES = ("float32", "bfloat16")
 SPLITS = ("train", "validation", "test")
 ALL_SPLITS = "all"  # all three splits; only for evaluations
+GENERATED = "|".join(name for name, kind in TASKS.items() if kind.generated)
+EXAMPLES = f"task.name={GENERATED}"  # tasks whose examples are generated (`Where`)
 LEAST, MOST = 1e-15, 1e15  # bounds of a divisor of logits, so that the result is finite in float32
-
-
-@dataclasses.dataclass(frozen=True)
-class SizesConfig:
-  """The sizes of a decoder like Llama, and the memory system of its attention layers."""
-
-  mixer: str = choice("infini", tuple(SYSTEMS))  # the memory system: docs/mixers.md
-  pattern: tuple[str, ...] = choices((), tuple(SYSTEMS))  # of layers, repeated; (): all have mixer
-  layers: int = above(0, 4)  # L
-  width: int = above(0, 256)  # D
-  width_base: int = at_least(0, 0)  # rates are given for this width; 0: for D: docs/widths.md
-  heads: int = above(0, 4)  # H
-  kv_heads: int = above(0, 4)  # K; H is a multiple of K
-  head_dim: int = above(0, 64)  # E = U
-  ffn: int = above(0, 1024)  # F
-  vocab_size: int = above(0, 257)  # V; at least the tokenizer's size
-  segment_length: int = above(0, 256)  # N
-  activation: str = choice("swiglu", ACTIVATIONS)  # of the feed-forward layers
-  tied_embeddings: bool = True
-
-  @property
-  def gated_ffn(self) -> bool:
-    """Whether the feed-forward layers have a gate, which is a third matrix."""
-    return self.activation != "gelu"
-
-  @property
-  def init_width(self) -> int:
-    """The width that embeddings are drawn for: their size does not change above `width_base`."""
-    return self.width_base or self.width
-
-  @property
-  def width_ratio(self) -> float:
-    """base / width, by which muP multiplies logits and the rates of hidden matrices; else 1."""
-    return self.init_width / self.width
-
-
-@dataclasses.dataclass(frozen=True)
-class FamilyConfig:
-  """How a pretrained family differs from Llama."""
-
-  rope_theta: float = above(0, 10_000.0)
-  rope_scaling: tuple[float, ...] = ()  # (factor,), or that of Llama 3 or YaRN: see ops/rotary.py
-  norm_eps: float = above(0, 1e-5)
-  norm_plus_one: bool = False  # norms multiply by 1 + their parameter (Gemma)
-  qk_norm: bool = False  # RMSNorm over each head of queries and keys
-  attention_bias: bool = False  # biases of queries, keys and values (Qwen 2)
-  post_norms: bool = False  # norms also after attention and feed-forward (Gemma)
-  embed_scale: float = above(0, 1.0)  # embeddings are multiplied by it (Gemma: sqrt(D))
-  query_scale: float = at_least(0, 0.0)  # scores are multiplied by it; 0: 1/sqrt(E)
-  attention_softcap: float = at_least(0, 0.0)  # scores s: cap * tanh(s / cap) (Gemma 2); 0: off
-  logit_softcap: float = at_least(0, 0.0)  # the same for logits
-  window: int = at_least(0, 0)  # tokens that a query of a windowed layer attends to; 0: all
-  global_every: int = at_least(0, 0)  # every n-th layer attends to all; 0: no such layer
-  global_nope: bool = False  # those layers use no rotary positions (SmolLM3)
-  window_theta: float = at_least(0, 0.0)  # rope_theta of windowed layers (Gemma 3); 0: rope_theta
-
-
-@dataclasses.dataclass(frozen=True)
-class AdaptersConfig:
-  """Low-rank adapters beside the projections of attention."""
-
-  rank: int = at_least(0, 0)  # R; 0: none
-  alpha: float = above(0, 16.0)  # the output of an adapter is multiplied by alpha / rank
-
-
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-  """How a model is computed on a machine."""
-
-  remat: str = choice("full", REMAT_POLICIES)  # what is recomputed for the gradient
-  implementation: str = choice("auto", IMPLEMENTATIONS)  # how segments are computed: docs/scale.md
-  attention: str = choice("auto", KERNELS)  # kernel inside segments; splash: TPU
-  compute_dtype: str = choice("float32", DTYPES)
-  param_dtype: str = choice("float32", DTYPES)  # the type of stored parameters: docs/scale.md
-  compilation_cache: str = "auto"  # a folder for compiled programs; auto: the user's; empty: none
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig(SizesConfig, BySystem):
-  """A whole model: sizes, family, its memory system, adapters, and how it is computed.
-
-  `memory` has the class that `mixer` names, or is the `Pattern` of `pattern`. It may be given as a
-  tuple of sections. A section that is not given, or is of another system, has the defaults.
-  """
-
-  family: FamilyConfig = FamilyConfig()
-  memory: Any = None
-  adapters: AdaptersConfig = AdaptersConfig()
-  run: RunConfig = RunConfig()
-
-  def __post_init__(self):
-    object.__setattr__(self, "memory", sections_of(self.mixer, self.pattern, self.memory))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +61,14 @@ class TaskConfig:
   answer is 1 in total, whatever its length; in conversations it is 1 for each token.
   """
 
+  where: ClassVar[Where] = {
+    "task.name=passkey": "digits late repeat_weight",
+    "task.name=recall": "pairs distinct_keys distinct_values span",
+    EXAMPLES: "min_segments curriculum_steps",
+    f"{EXAMPLES}|summarization": "context_weight",
+    "task.text_lanes": "text_weight",
+  }
+
   name: str = choice("text", tuple(TASKS))  # text, summarization, chat, passkey, recall or needle
   digits: int = above(0, 4)  # passkey: digits of the key
   late: float = at_least(0, 0.0, most=1)  # passkey: share of training keys near the end
@@ -176,10 +88,32 @@ class TaskConfig:
     """The facts of the task."""
     return TASKS[self.name]
 
+  def check(self) -> None:
+    """Raises InputError, with the remedy, if these fields contradict each other."""
+    if self.pairs > self.distinct_keys:
+      raise InputError(
+        f"config.task.pairs={self.pairs} is more than config.task.distinct_keys="
+        f"{self.distinct_keys}: each pair has a key of its own"
+      )
+    if 0 < self.span <= 2 * self.pairs:
+      raise InputError(
+        f"config.task.span={self.span}: config.task.pairs={self.pairs} pairs do not fit into so "
+        f"few tokens; make it {2 * self.pairs + 1} or more, or 0"
+      )
+
 
 @dataclasses.dataclass(frozen=True)
 class NeedleConfig:
   """The task `needle`: the facts in a text, and the question. docs/needles.md."""
+
+  where: ClassVar[Where] = {
+    "task.name=needle": "*",
+    f"needle.family={'|'.join(FAMILIES[1:])}": "needles",
+    "needle.family=variables": "hops",
+    "needle.family=facts": "facts",
+    f"needle.family={'|'.join(NUMBERS)}": "digits",
+    f"needle.family={'|'.join(NUMBERS)}|facts": "filler",
+  }
 
   family: str = choice("single", FAMILIES)  # the kind of the facts and the question
   needles: int = at_least(1, 4, most=32)  # keys, values, chains, people or common words
@@ -192,6 +126,8 @@ class NeedleConfig:
 @dataclasses.dataclass(frozen=True)
 class ChatConfig:
   """The task `chat`: how conversations become text, and which of them fit. docs/chat.md."""
+
+  where: ClassVar[Where] = {"task.name=chat": "*"}
 
   template: str = "own"  # own, own:NAME, plain, file:FILE, or Jinja text
   max_tokens: int = at_least(0, 0)  # of a conversation; 0: no limit, or a chunk without carry_state
@@ -212,19 +148,31 @@ class WarmConfig:
   that starts warm counts several times too, so that the gradient shows what it dilutes.
   """
 
+  where: ClassVar[Where] = {"warm.share": "*", EXAMPLES: "weight"}
+
   share: float = at_least(0, 0.0, most=1)  # 0: off
   weight: float = above(0, 1.0)  # loss weight of a task's example that starts warm; of others 1
   start_step: int = at_least(0, 0)  # before this step all examples start empty
   segments: int = above(0, 4)  # segments that a companion reads at every step
   min_tokens: int = above(0, 1024)  # planned lengths are log-uniform, from this
-  max_tokens: int = 65_536  # to this, in counted tokens
+  max_tokens: int = above(0, 65_536)  # to this, in counted tokens
   growth: float = at_least(1, 1.0)  # factor of the counted text at every step; 1: none
   filler: float = at_least(0, 0.0)  # a warm example's filler counts this share of what was read
+
+  def check(self) -> None:
+    """Raises InputError if the bounds of the lengths are swapped."""
+    if self.min_tokens > self.max_tokens:
+      raise InputError(
+        f"config.warm.min_tokens={self.min_tokens} is more than "
+        f"config.warm.max_tokens={self.max_tokens}: swap them"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """The length, start, seed and intervals of training."""
+
+  where: ClassVar[Where] = {"train.rollout": "rollout_steps", "train.eval_every": "eval_documents"}
 
   steps: int = above(0, 1000)
   start_from: str = ""  # a run; training starts from its newest parameters and vocabulary
@@ -247,6 +195,8 @@ class TrainConfig:
 class GuardConfig:
   """Bad steps: loss, gradient or memory is not finite, or the gradient is far too large."""
 
+  where: ClassVar[Where] = {"guard.spike": "horizon"}
+
   in_a_row: int = at_least(0, 3)  # bad steps until training goes back; 0: the first one stops it
   returns: int = at_least(0, 3)  # times that training goes back to a checkpoint; then it stops
   spike: float = at_least(0, 0.0)  # a gradient norm above this multiple of its mean is bad; 0: off
@@ -258,6 +208,8 @@ class GuardConfig:
 class LogConfig:
   """Logs beside `metrics.jsonl`."""
 
+  where: ClassVar[Where] = {"log.profile_steps": "profile_start"}
+
   tensorboard: bool = True
   wandb: bool = False
   profile_start: int = at_least(0, 0)  # the profiler starts after this many steps of the process
@@ -267,6 +219,17 @@ class LogConfig:
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
   """Evaluation: whole documents or a task's examples, chunk after chunk, with carried state."""
+
+  where: ClassVar[Where] = {
+    "task.name=text": "input_tokens",
+    "task.name=text|summarization": "document max_tokens",
+    EXAMPLES: "lengths samples",
+    "task.name=passkey|needle": "depths",
+    "task.name=summarization|chat|ruler|babilong": "summary_length",
+    "task.name=summarization|chat": "temperature top_p",
+    "evaluation.temperature": "top_p",
+    "memory.remembers": "knock_out",
+  }
 
   task: str = choice("", ("", *TASKS))  # a value of task.name; empty: the task of the run
   split: str = choice("test", (*SPLITS, ALL_SPLITS))  # a corpus of one document is read as a whole
@@ -281,15 +244,23 @@ class EvalConfig:
   depths: tuple[float, ...] = at_least(0, (0.0, 0.5, 1.0), most=1)  # of the key: 0 start, 1 end
   samples: int = above(0, 100)  # new examples of each length and depth
   summary_length: int = above(0, 1024)  # the most tokens of a generated summary or answer
-  temperature: float = at_least(0, 0.5)  # of generated summaries and answers; 0: greedy
+  temperature: float = at_least(
+    LEAST, 0.5, MOST, also=0, says=f"must be 0 (greedy), or from {LEAST:g} to {MOST:g}"
+  )  # of generated summaries and answers; 0: greedy
   top_p: float = above(0, 0.95, most=1)  # of generated summaries and answers
+
+  def check(self) -> None:
+    """Raises InputError if there is nothing to evaluate."""
+    for name, some in (("lengths", self.lengths), ("depths", self.depths)):
+      if not some:
+        raise InputError(f"config.evaluation.{name}=(): nothing to evaluate; give one or more")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
   """Devices along each axis of the mesh; `data` -1: all devices that the other axes do not use."""
 
-  data: int = -1  # lanes
+  data: int = at_least(1, -1, also=-1, says="must be at least 1, or -1 for the rest")  # lanes
   fsdp: int = at_least(1, 1)  # lanes too; parameters and moments are divided, and gathered for use
   seq: int = at_least(1, 1)  # the segments of a chunk; devices exchange only memories
   tensor: int = at_least(1, 1)  # heads, the feed-forward, the vocabulary
@@ -371,9 +342,6 @@ SECTIONS: dict[str, Any] = {
   **{f.name: type(f.default) for f in dataclasses.fields(Config) if f.name != "model"},
 }
 
-# Fields of `run` that depend on the machine only: they are not copied with a model.
-HOW_TO_RUN = ("remat", "implementation", "attention")
-
 # Fields that may change when a run continues in its workdir; any other change is another run.
 CHANGEABLE = {
   "evaluation": None,
@@ -388,7 +356,7 @@ CHANGEABLE = {
     for f in dataclasses.fields(TrainConfig)
     if f.name not in ("seed", "z_loss", "part", "rollout", "rollout_steps", "distill_weight")
   ),
-  "run": (*HOW_TO_RUN, "compilation_cache"),
+  "run": HOW_TO_RUN,
   "log": None,
   "guard": ("in_a_row", "returns", "hang"),
 }

@@ -29,7 +29,7 @@ class System:
   any_length: ClassVar[bool] = False  # its state does not depend on the length of a segment
   exports: ClassVar[bool] = False  # its parameters are those of Llama, and gates
   in_torch: ClassVar[bool] = False  # `convert/torch_model` has its layers
-  matrix: ClassVar[bool] = False  # its state is M, a matrix for each head, and z, the normaliser
+  matrix: ClassVar[bool] = False  # its state is M and z; `run.implementation` says how they run
   learned_decay: ClassVar[bool] = False  # how much of M a segment leaves depends on its tokens
   keeps_segment: ClassVar[bool] = False  # its state holds all tokens of the segment before
   moves_borders: ClassVar[bool] = False  # in training, segments end at random places
@@ -95,7 +95,9 @@ class Infini(System):
   scale_first_segment: bool = False  # True: (1 - gate) while memory is empty, as in the paper
   normalize_keys: bool = False  # each stored key weighs 1 in z (Schlag et al., 2021)
   z_correction: bool = False  # z grows only by the new part of a key (ARMT)
-  decay: float = 1.0  # the factor of the memory at each compression; below 1 it forgets
+  decay: float = above(
+    0, 1.0, most=1, says="must be above 0, and at most 1 (no decay)"
+  )  # the factor of the memory at each compression; below 1 it forgets
   readout_norm: bool = False  # RMSNorm without scale over the read-out of each head
 
   @property
@@ -109,13 +111,9 @@ class Infini(System):
     return self.rule
 
   def check(self, model: Any) -> None:
-    """Checks the gate, the decay, and that z is corrected with the delta rule only."""
+    """Checks the gate, and that z is corrected with the delta rule only."""
     name = self.name
     _check_gate(self)
-    if not 0 < self.decay <= 1:
-      raise InputError(
-        f"config.{name}.decay={self.decay}: must be above 0, and at most 1 (no decay)"
-      )
     if self.z_correction and not self.affine:
       other = next(rule for rule, facts in RULES.items() if facts.affine)
       raise InputError(

@@ -39,6 +39,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
 }
 # The value, besides null, at which a key changes nothing. False also stands for 0 and empty values.
 NEUTRAL: dict[str, Any] = {
+  **dict.fromkeys(READ_BY, False),
   "is_causal": True,
   "partial_rotary_factor": 1,
   "rotary_pct": 1,
@@ -49,7 +50,6 @@ NEUTRAL: dict[str, Any] = {
   "logits_scaling": 1,
   "logit_scale": 1,
   "scale_emb": 1,
-  **dict.fromkeys(READ_BY, False),
   **dict.fromkeys(("mlp_bias", "use_bidirectional_attention", "is_encoder_decoder"), False),
   **dict.fromkeys(("add_cross_attention", "alibi", "use_alibi", "rope_interleaved"), False),
   **dict.fromkeys(("quantization_config", "quantization", "compression_config"), False),

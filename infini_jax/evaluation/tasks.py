@@ -119,6 +119,11 @@ KINDS = {
 NAMES = (*KINDS, "gates", "knockout")
 
 
+def sources_of(names: Sequence[str]) -> dict[str, str]:
+  """The source of each name of `--task`: what `open_source` calls it, "" for the run's own task."""
+  return {name: KINDS[name].source if name in KINDS else "" for name in names}
+
+
 class Job(NamedTuple):
   """The evaluation for one folder of `WORKDIR/evaluation/`."""
 

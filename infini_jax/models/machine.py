@@ -2,6 +2,7 @@
 
 `config.HOW_TO_RUN` names these fields of `run`; the mesh is the other part. None of them
 changes what is computed, so none is saved with a model: it is read, evaluated, exported anywhere.
+The types of numbers do change it: a model that was trained in bfloat16 stays in bfloat16.
 """
 
 import dataclasses

@@ -1,15 +1,16 @@
 """A run that was trained on another machine is read, evaluated and trained on this one."""
 
+import dataclasses
 import json
 import shutil
 
 import jax
 import pytest
 
-from infini_jax.config import HOW_TO_RUN, InputError, MeshConfig
+from infini_jax.config import HOW_TO_RUN, InputError, MeshConfig, RunConfig
 from infini_jax.evaluation.evaluate import evaluate, own_config
 from infini_jax.inference import Session
-from infini_jax.models.machine import check_machine, here
+from infini_jax.models.machine import check_machine, elsewhere, here
 from infini_jax.training.loop import train
 from tests.tiny import changed, config, quiet
 
@@ -93,5 +94,11 @@ def test_training_is_refused_before_anything_is_written(texts, tmp_path):
   assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_the_fields_that_never_travel():
-  assert set(HOW_TO_RUN) == {"remat", "implementation", "attention"}
+def test_all_of_run_but_the_types_of_numbers_is_of_the_machine():
+  own = {"compute_dtype", "param_dtype"}
+  assert set(HOW_TO_RUN) == {field.name for field in dataclasses.fields(RunConfig)} - own
+  run = dict.fromkeys(own, "bfloat16")
+  there = {"remat": "dots", "implementation": "scan", "attention": "xla"}
+  there["compilation_cache"] = "/of/that/machine"
+  c = elsewhere(recorded(mesh={"data": 8}).with_fields(run={**run, **there}))
+  assert c.model.run == RunConfig(**run) and c.mesh == MeshConfig()

@@ -19,7 +19,7 @@ from infini_jax.ops.attention import Scoring, Segment, append, close_full, to_se
 from infini_jax.ops.lanes import where_lane
 from infini_jax.ops.rotary import Frequencies, Rope, frequencies
 from infini_jax.ops.shards import on_shards, token_axes
-from infini_jax.parallel import zeros
+from infini_jax.parallel import shard, zeros
 
 
 class Tokens(NamedTuple):
@@ -155,6 +155,10 @@ class Mixer(nnx.Module):
     mask_BT = jnp.ones((B, T), bool) if chunk.mask_BT is None else chunk.mask_BT
     reset_BS = jnp.zeros((B, -(-T // N)), bool) if chunk.reset_BS is None else chunk.reset_BS
     position_BN = jnp.broadcast_to(jnp.arange(N, dtype=jnp.int32)[None], (B, N))
+    # They go one after the other, so each device gets all segments of its lanes.
+    letters = ("B_H_", "B_K_", "B_K_", "B__")
+    whole = (*(shard(x, named) for x, named in zip(tokens[:4], letters, strict=True)),)
+    mask_BT, reset_BS = shard(mask_BT, "B_"), shard(reset_BS, "B_")
 
     def segment(state, xs):
       (q, k, v, x), mask_BN, reset_B = xs
@@ -164,7 +168,7 @@ class Mixer(nnx.Module):
       return self.write(own, state), out_BNHE
 
     split = lambda x: jnp.moveaxis(to_segments(x, N), 1, 0)
-    xs = jax.tree.map(split, (tokens[:4], mask_BT))
+    xs = jax.tree.map(split, (whole, mask_BT))
     state, out_SBNHE = jax.lax.scan(segment, state, (*xs, reset_BS.T))
     out_BSNHE = jnp.moveaxis(out_SBNHE, 0, 1)
     return out_BSNHE.reshape(B, -1, *out_BSNHE.shape[3:])[:, :T], state

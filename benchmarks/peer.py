@@ -1,4 +1,4 @@
-"""Training and decoding on a CPU beside PyTorch, each in its own process, in turns.
+"""Training and decoding on a CPU compared with PyTorch, each in its own process, in turns.
 
     python benchmarks/peer.py --torch=PYTHON [--jla=PYTHON] [--rounds=5] [--threads=2]
         [--only=linear,delta,sdpa] [--json=FILE]

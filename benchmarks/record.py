@@ -1,4 +1,4 @@
-"""What every benchmark writes: one table, and the same figures as JSON beside the machine.
+"""The output of every benchmark: one table, and the same figures as JSON with the machine.
 
 from record import Results, spread
 """

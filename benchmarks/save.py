@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def save(state: TrainState, with_digests: bool) -> tuple[float, float]:
-  """One save into a new folder; seconds until training goes on, and until it is complete."""
+  """One save into a new folder; seconds until training continues, and until it is complete."""
   seal = digests.seal if with_digests else lambda *_, **__: None
   with tempfile.TemporaryDirectory() as folder, mock.patch.object(digests, "seal", seal):
     with Checkpoints(Workdir(Path(folder)), keep=1) as saved:

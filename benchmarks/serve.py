@@ -1,4 +1,4 @@
-"""How fast `infini-jax serve` is: tokens/s by concurrent sessions, and the wait beside a reader.
+"""How fast `infini-jax serve` is: tokens/s by concurrent sessions, and the wait while one reads.
 
     python benchmarks/serve.py [--workdir=RUN] [--lanes=8] [--sessions=1,2,4,8,16,32] [--tokens=200]
         [--json=FILE]
@@ -122,10 +122,10 @@ def beside_a_reader(client, args) -> Results:
     tokens, seconds = read.result()
   columns = ("first token ms", "at worst", "next tokens ms", "next at worst")
   results = Results(
-    f"the book: {tokens:,} tokens, {tokens / seconds:,.0f} tokens/s, beside {len(busy)} requests",
-    {"beside": ""} | dict.fromkeys(columns, ".0f"),
+    f"the book: {tokens:,} tokens, {tokens / seconds:,.0f} tokens/s, with {len(busy)} requests",
+    {"other work": ""} | dict.fromkeys(columns, ".0f"),
   )
-  for name, done in (("nobody", calm), ("a session that reads a book", busy)):
+  for name, done in (("none", calm), ("a session that reads a book", busy)):
     first = [1000 * times[0] for times in done]
     gaps = [1000 * (b - a) for times in done for a, b in zip(times, times[1:], strict=False)]
     results.add(name, statistics.median(first), max(first), statistics.median(gaps), max(gaps))

@@ -8,10 +8,11 @@ two` does so to one of two processes. At the end, all arrays and losses must be 
 without signals, to the bit. `stop` does the same by SIGTERM, which must be answered within 10 s,
 with status 75 (stopped) or 0 (done), or -15 if Python had not yet begun to listen.
 `disk` makes calls fail that write to the run: a full disk, a quota, a disk that is read-only or
-broken, once, for a while, for good, or now and then (benchmarks/faults.c, by gcc). The run goes on
-or ends with one line; the next start, on a whole disk, ends with the arrays and losses of a run
-without faults. `damage` changes each file of the newest checkpoint of a run in six ways. The next
-start must notice each change that alters what is restored, and continue from the checkpoint before.
+broken, once, for a while, for good, or now and then (benchmarks/faults.c, by gcc). The run
+continues or ends with one line; the next start, on a whole disk, ends with the arrays and losses of
+a run without faults. `damage` changes each file of the newest checkpoint of a run in six ways. The
+next start must notice each change that alters what is restored, and continue from the checkpoint
+before.
 `fuzz` is `make fuzz`, and `soak` is benchmarks/soak.py; the row has their last lines. Together they
 take three hours or more, all other parts together two.
 """

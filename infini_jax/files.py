@@ -80,16 +80,26 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-  """Locks a folder during the body. A file system without locks is not locked.
+def locked(path: Path, wait: bool = False) -> Iterator[None]:
+  """Locks a folder, or a file that is made if it does not exist, during the body.
+
+  On a file system without locks it has no effect.
+
+  Args:
+    path: the folder or the file.
+    wait: waits until no other process has locked it.
 
   Raises:
-    BlockingIOError: another process has locked it.
+    BlockingIOError: another process has locked it, and `wait` is False.
   """
-  held = os.open(folder, os.O_RDONLY)
+  if path.is_dir():
+    held = os.open(path, os.O_RDONLY)
+  else:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = os.open(path, os.O_RDWR | os.O_CREAT)
   try:
     try:
-      fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
       raise
     except OSError:

@@ -28,7 +28,7 @@ case "$action" in
       python3 -m venv .venv && .venv/bin/pip install --quiet '.[tpu]'"
     ;;
   train | eval)
-    # On a TPU VM nothing in the environment tells that there are other hosts: auto asks.
+    # On a TPU VM nothing in the environment shows that there are other hosts: auto asks.
     printf -v flags ' %q' --config="$CONFIG" --workdir="$WORKDIR" --processes=auto "$@"
     on_every_host "cd $CODE && .venv/bin/python -u $action.py$flags"
     ;;

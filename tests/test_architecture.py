@@ -111,6 +111,7 @@ def test_modules_do_not_import_each_other_in_a_circle():
     "uvicorn",
     "prometheus_client",
     "sqlite3",
+    "fcntl",
   ],
 )
 def test_each_library_is_imported_by_one_file(library):

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -246,6 +247,22 @@ def test_a_folder_has_one_writer(tmp_path):
     assert names(partial) == ["file"]
   with locked(tmp_path / "a"):
     pass
+
+
+def test_a_lock_of_a_file_can_be_waited_for(tmp_path):
+  order, file = [], tmp_path / "locks" / "one"
+
+  def second():
+    with locked(file, wait=True):
+      order.append("second")
+
+  with locked(file):
+    waiting = threading.Thread(target=second)
+    waiting.start()
+    time.sleep(0.1)
+    order.append("first")
+  waiting.join()
+  assert order == ["first", "second"] and file.exists()
 
 
 def test_what_is_moved_gets_a_free_name(tmp_path):

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import fnmatch
 import hashlib
 import json
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from infini_jax.buckets.store import Bucket
 from infini_jax.config import InputError
-from infini_jax.files import atomic, is_temporary, write_json
+from infini_jax.files import atomic, is_temporary, locked, write_json
 from infini_jax.progress import make_console, track
 
 LOGGER = logging.getLogger("infini_jax")
@@ -222,7 +221,7 @@ class Copy:
   @contextlib.contextmanager
   def _record(self) -> Iterator[dict[str, list]]:
     """The record, which is written again at the end. Processes with the same copy take turns."""
-    with _alone(self._lock):
+    with locked(self._lock, wait=True):
       own = self._remote.key("")
       known = {
         key[len(own) + 1 :]: one
@@ -235,7 +234,7 @@ class Copy:
         self._note(known)
 
   def _note(self, known: dict[str, list]) -> None:
-    with _alone(self._file.with_suffix(".lock")):
+    with locked(self._file.with_suffix(".lock"), wait=True):
       own = self._remote.key("")
       rest = {k: one for k, one in self._every().items() if not f"{k}/".startswith(f"{own}/")}
       write_json(self._file, rest | {self._remote.key(name): one for name, one in known.items()})
@@ -245,15 +244,6 @@ class Copy:
       return json.loads(self._file.read_text())
     except (OSError, ValueError):
       return {}
-
-
-@contextlib.contextmanager
-def _alone(file: Path) -> Iterator[None]:
-  """Locks a file during the body."""
-  file.parent.mkdir(parents=True, exist_ok=True)
-  with open(file, "w") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    yield
 
 
 def _seen(file: Path) -> tuple[int, int] | None:

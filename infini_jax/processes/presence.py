@@ -29,7 +29,7 @@ BEAT = 1.0  # seconds between two signs of life
 SILENT = 4.0  # seconds without one after which a process counts as missing
 GRACE = 2.0  # seconds in which a process ends by itself after another one has given its reason
 SIGNS, MISSING = "sign-of-life", "missing"  # folders of keys in the coordination service
-AGAIN = "Start all of them with the same command: a run goes on from its newest checkpoint"
+AGAIN = "Start all of them with the same command: a run continues from its newest checkpoint"
 
 
 class Signs:

@@ -73,7 +73,7 @@ class Hang:
         processes.give_up(
           1,
           f"no step, chunk of a validation or save was done for {self._seconds} s "
-          f"(config.guard.hang); the stacks of all threads are above. The same command goes on "
+          f"(config.guard.hang); the stacks of all threads are above. The same command continues "
           f"from the newest checkpoint",
           together=False,
           why=f"it made no progress for {self._seconds} s",

@@ -14,7 +14,7 @@ from typing import Any
 
 STOPPED = 75  # the exit status of a training that was stopped before its last step: EX_TEMPFAIL
 LATEST = 8  # seconds until a process that ends at once has ended, whatever it still waits for
-SAID = "told to stop while it starts or compiles; nothing is lost, and the same command goes on"
+SAID = "told to stop while it starts or compiles; nothing is lost, and the same command continues"
 
 
 class Stopped(Exception):

@@ -55,7 +55,7 @@ class Conversation(NamedTuple):
     """The conversation in a row; the text of the record is its messages as JSON.
 
     Raises:
-      InputError: a field is missing, or is no text.
+      InputError: a field is missing, or is not text.
     """
     for field in filter(None, self):
       if row.get(field) is None:
@@ -69,7 +69,7 @@ class Conversation(NamedTuple):
       for field in (self.prompt, self.completion):
         if not isinstance(row[field], str):
           kind = type(row[field]).__name__
-          raise InputError(f"{place}: field {field!r} is no text ({kind}); give a text")
+          raise InputError(f"{place}: field {field!r} is not text ({kind}); give a text")
       messages = [
         {"role": "user", "content": row[self.prompt]},
         {"role": "assistant", "content": row[self.completion]},
@@ -78,7 +78,9 @@ class Conversation(NamedTuple):
       text = json.dumps(messages)
     except TypeError as error:  # a column of Parquet may hold dates or bytes
       kind = str(error).split()[3]  # Object of type KIND is not JSON serializable
-      raise InputError(f"{place}: field {self.messages!r}: {kind} is no text; give texts") from None
+      raise InputError(
+        f"{place}: field {self.messages!r}: {kind} is not text; give texts"
+      ) from None
     return Record(choose_split(splits, place), place, text)
 
 

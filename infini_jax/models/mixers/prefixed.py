@@ -36,7 +36,7 @@ class Prefixed(TransformerXL):
   def placed(
     x_BAI: jax.Array, seen_BA: jax.Array, learned_BPD: jax.Array
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What stands before a segment, which of it is there, and what stands behind.
+    """What precedes a segment, which part of it is there, and what follows it.
 
     Args:
       x_BAI: the summaries.
@@ -99,7 +99,7 @@ class Prefixed(TransformerXL):
 
 
 class Rmt(Prefixed):
-  """A layer of an RMT: the memory stands before and behind its segment."""
+  """A layer of an RMT: the memory precedes and follows its segment."""
 
   @staticmethod
   def placed(x_BAI, seen_BA, learned_BPD):

@@ -51,8 +51,8 @@ def test_parquet_gives_the_same(tmp_path):
 def test_columns_that_are_no_text_are_refused_and_not_converted(tmp_path):
   day = datetime.datetime(2026, 1, 31)
   for name, rows, said in (
-    ("a", [PAIR | {"prompt": day}], r"a.parquet:0: field 'prompt' is no text \(datetime\)"),
-    ("b", [PAIR | {"completion": b"Ann."}], r"field 'completion' is no text \(bytes\)"),
+    ("a", [PAIR | {"prompt": day}], r"a.parquet:0: field 'prompt' is not text \(datetime\)"),
+    ("b", [PAIR | {"completion": b"Ann."}], r"field 'completion' is not text \(bytes\)"),
     ("c", [{"messages": [{"role": "user", "content": day}]}], "field 'messages': .*datetime is no"),
   ):
     file = tmp_path / f"{name}.parquet"
@@ -87,7 +87,7 @@ def test_files_named_for_a_split_belong_to_it(tmp_path):
     ([ROW, {"messages": None}], "line 2: field 'messages' is null; complete the row"),
     ([ROW, "{oops"], "train.jsonl, line 2: the line there is not JSON"),
     ([PAIR, {"prompt": "x"}], "line 2: has no field 'completion', only prompt"),
-    ([PAIR, {**PAIR, "prompt": 3}], r"line 2: field 'prompt' is no text \(int\); give a text"),
+    ([PAIR, {**PAIR, "prompt": 3}], r"line 2: field 'prompt' is not text \(int\); give a text"),
   ],
 )
 def test_a_row_without_its_fields_is_named_by_its_line(tmp_path, rows, said):

@@ -124,8 +124,7 @@ class Checkpoints:
     """
     steps = self._newest_first()
     if not steps:
-      which = "" if step is None else f" of step {step}"
-      raise InputError(f"{self._folder}: no checkpoint{which}")
+      raise InputError(f"{self._folder}: no checkpoint" + f" of step {step}" * (step is not None))
     there = ", ".join(map(str, sorted(steps)))
     if step is not None and step not in steps:
       raise InputError(f"{self._folder}: no checkpoint of step {step}; choose one of {there}")
@@ -173,8 +172,7 @@ class Checkpoints:
       InputError: the checkpoint is damaged, removed, or of another model.
     """
     parts = {"params": abstract.params, "rest": _rest(abstract)}
-    if abstract.ema is not None:
-      parts[EMA] = abstract.ema
+    parts |= {EMA: abstract.ema} if abstract.ema is not None else {}
     with self.reading(step):
       saved = self._restored(step, parts)
     ema = {EMA: saved[EMA]} if EMA in parts else {}
@@ -248,9 +246,9 @@ class Checkpoints:
       with quiet(), _held_back():
         yield
     except Exception as error:
-      # Damage without digests, of an older program, may end in any error of the code that reads.
-      unknown = digests.is_sealed(self._folder / str(step)) or isinstance(error, NOT_OF_FILES)
-      if unknown and type(error) not in (Exception, KeyError, ValueError):  # Orbax, TensorStore
+      # Without digests, of an older program, damage may end in any error of the code that reads.
+      sealed = digests.is_sealed(self._folder / str(step)) or isinstance(error, NOT_OF_FILES)
+      if sealed and type(error) not in (Exception, KeyError, ValueError):  # Orbax, TensorStore
         raise
       reason = " ".join(str(error.__cause__ or error).split()).partition(" [")[0]
       error.__cause__ = error.__context__ = error.__traceback__ = None
@@ -375,8 +373,7 @@ def _rest(state: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _held_back() -> Iterator[None]:
-  """Writes the body's standard error only if it succeeds: after a failure, the threads of
-  TensorStore print their stacks."""
+  """Writes the body's standard error if it succeeds; else it is the stacks of TensorStore."""
   said = io.StringIO()
   with contextlib.redirect_stderr(said):
     yield

@@ -18,6 +18,7 @@ CLIENT: Any = {"connect_timeout": "5 seconds", "timeout": "10 minutes", "allow_h
 ABSENT = ("NoSuchBucket", "404 Not Found")
 REFUSED = (
   *("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "redential", "403 Forb"),
+  "service account",  # the file of GOOGLE_APPLICATION_CREDENTIALS is missing or damaged
   "169.254.169.254",  # where machines in a cloud ask for credentials, if none are set
 )
 Given = TypeVar("Given")

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 from infini_jax import buckets, cli
+from infini_jax.config import InputError
 from infini_jax.data import Store
 from infini_jax.inference import Session
 from infini_jax.runs.metrics import read_metrics
+from infini_jax.tasks import open_source
+from tests.tiny import config, quiet
 
 ROOT = Path(__file__).parent.parent.parent
 FLAGS = (  # a tiny model
@@ -47,6 +50,19 @@ def test_a_corpus_a_store_and_a_state(remote, texts, trained, capsys):
   remote.machine("here")
   again = Session.load("s3://bucket/states/a.state", model=run)
   np.testing.assert_array_equal(again.positions, session.positions)
+
+
+def test_conversations_of_a_bucket_are_read(remote):
+  folder = remote.root / "bucket" / "qa"
+  folder.mkdir()
+  (folder / "train.jsonl").write_text('{"prompt": "Who?", "completion": "Ann."}\n' * 3)
+  for files in ("*.jsonl", "train.jsonl?prompt=prompt", ""):
+    path = f"jsonl:s3://bucket/qa/{files}"
+    c = config(path, task={"name": "chat"}, chat={"template": "plain"})
+    assert len(open_source(c, None, quiet()).split("train")) == 3
+  c = config("jsonl:s3://bucket/none/*.jsonl", task={"name": "chat"}, chat={"template": "plain"})
+  with pytest.raises(InputError, match="no file matches"):
+    open_source(c, None, quiet())
 
 
 def test_errors_name_the_flag(remote, capsys):

@@ -19,6 +19,7 @@ def bucket(url="s3://bucket/run"):
     ("404 Not Found: <Code>NoSuchBucket</Code>", "no such bucket"),
     ("403: <Code>AccessDenied</Code>", "set AWS_ACCESS_KEY_ID"),
     ("no credential found in any provider", "access is refused"),
+    ("Unable to open service account file from none.json", "access is refused"),
   ],
 )
 def test_what_the_user_must_mend(remote, monkeypatch, text, told):

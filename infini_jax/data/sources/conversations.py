@@ -1,5 +1,6 @@
 """Conversations in JSON lines or Parquet: a row has messages, or a prompt and its completion."""
 
+import dataclasses
 import json
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 from infini_jax.config import InputError
 from infini_jax.data.sources import jsonl, parquet
 from infini_jax.data.sources.base import Corpus, Options, Record, choose_split
+from infini_jax.paths import expand
 
 KINDS = {"jsonl": jsonl.open_jsonl, "parquet": parquet.open_parquet}
 
@@ -100,4 +102,4 @@ def open_conversations(spec: str, train: bool = True) -> Corpus:
       f"config.data.path={spec!r}: conversations are read from jsonl:FILES or parquet:FILES "
       f"(docs/chat.md); name the files so"
     )
-  return KINDS[kind](spec, train, Conversation)
+  return dataclasses.replace(KINDS[kind](expand(spec), train, Conversation), spec=spec)

@@ -24,7 +24,7 @@ case $size in
     plain="--config=configs/llm_1b.py --lengths=32768 --tokens=262144 --rounds=1"
     decode="--config=configs/llm_1b.py --near=4096 --far=65536 --tokens=100"
     # 20 for the first lines, 45, 2 x 45, 150, 75, 60, 2 x 40, 20, and 5 to kill each of 9: 585.
-    steps=200 seconds="45 45 150 75 60 40"
+    steps=200 seconds="45 45 150 75 60 40 20"
     ;;
   tiny)
     export JAX_PLATFORMS=cpu
@@ -36,11 +36,11 @@ case $size in
     large="--config=configs/llm_1b.py --lengths=64,256 --tokens=256 --rounds=1 $narrow"
     plain="--config=configs/llm_1b.py --lengths=256 --tokens=256 --rounds=1 $narrow"
     decode="--config=configs/llm_1b.py --near=100 --far=300 --tokens=5 $narrow"
-    steps=4 seconds="240 240 240 240 240 240"
+    steps=4 seconds="480 480 480 480 480 480 240"
     ;;
   *) echo "benchmarks/gpu.sh: $size: give tiny, or nothing" >&2; exit 2 ;;
 esac
-read -r t_ops t_paper t_large t_plain t_decode t_train <<<"$seconds"
+read -r t_ops t_paper t_large t_plain t_decode t_train t_compare <<<"$seconds"
 one="--config.mesh.fsdp=1 --config.mesh.seq=1"
 
 part() {  # title, seconds, command...
@@ -81,7 +81,7 @@ train() {  # the name of the run, flags...
 
 train "cuda" --config.run.compute_dtype=float32
 JAX_PLATFORMS=cpu train "cpu" --config.run.compute_dtype=float32
-part "losses compared" 20 "$python" - "$out/cuda" "$out/cpu" <<'PY'
+part "losses compared" "$t_compare" "$python" - "$out/cuda" "$out/cpu" <<'PY'
 import sys
 import jax
 jax.config.update("jax_platforms", "cpu")

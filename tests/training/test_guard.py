@@ -142,7 +142,7 @@ def test_how_often_training_went_back_is_counted_over_restarts(trained, tmp_path
   guard, fields = {"in_a_row": 2, "returns": 1}, {"checkpoint_every": 2}
   _, text = train(c, tmp_path / "run", guard, **fields, steps=4)
   assert text.count("going back to step") == 1
-  with pytest.raises(FloatingPointError, match=r"went back 1 times \(config\.guard\.returns=1\)"):
+  with pytest.raises(FloatingPointError, match=r"went back 1 times; .*guard\.returns=1\)$"):
     train(c, tmp_path / "run", guard, **fields, steps=12)
 
 
@@ -150,7 +150,7 @@ def test_it_stops_with_the_diagnosis_after_it_went_back_often_enough(trained, tm
   c, _, _ = trained
   poison(lambda k: np.nan if k >= 2 else 1.0)
   with pytest.raises(
-    FloatingPointError, match=r"2 bad steps in a row, .* went back 1 times \(.*\); loss nan"
+    FloatingPointError, match=r"2 bad steps in a row, .* went back 1 times; loss nan"
   ):
     train(c, tmp_path / "run", {"in_a_row": 2, "returns": 1}, checkpoint_every=2)
   kept = [int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()]

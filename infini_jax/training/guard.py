@@ -170,9 +170,9 @@ class Guard:
     self._in_a_row, returns = 0, self._passed.returns
     if returns >= g.returns or self._config.train.rollout:
       raise FloatingPointError(
-        f"step {step}: {g.in_a_row} bad steps in a row, training went back {returns} times "
-        f"(config.guard.returns={g.returns}); {what}: lower config.optimizer.learning_rate or "
-        f"gate_learning_rate; the checkpoints are of good steps"
+        f"step {step}: {g.in_a_row} bad steps in a row, training went back {returns} times; "
+        f"{what}: lower config.optimizer.learning_rate or gate_learning_rate; the checkpoints are "
+        f"of good steps (config.guard.returns={g.returns})"
       )
     self.goes_back = True
     return said

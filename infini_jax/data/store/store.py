@@ -36,6 +36,8 @@ from infini_jax.digests import matches, signed
 
 FORMAT = 2
 READABLE = (1, FORMAT)  # format 1 has no gaps in the numbers
+DTYPES = ("<u2", "<u4")  # of ids on disk
+MOST_SHARDS = 10**6  # of a split
 OPEN = 256  # the most shards of a split whose files are open
 
 
@@ -217,9 +219,12 @@ class Store:
     if not is_whole:
       raise damaged(folder / "store.json", "other bytes than were written")
     try:
-      return cls(folder, description)
+      wrong = _of_another_kind(description)
     except KeyError as error:
       raise InputError(f"{folder}/store.json: lacks {error}; prepare it again") from None
+    if wrong:
+      raise InputError(f"{folder}/store.json: {wrong!r} is not of its kind; prepare it again")
+    return cls(folder, description)
 
   @property
   def text(self) -> str:
@@ -274,6 +279,30 @@ class Store:
       raise InputError(f"split {split!r}: choose one of {', '.join(self.splits)}")
     numbers = self._numbers.get(split, range(self.splits[split]["shards"]))
     return [Shard(folder, number) for number in numbers]
+
+
+def _of_another_kind(description: dict[str, Any]) -> str:
+  """The first field whose value cannot be used, or "". Stores of older programs have no hash.
+
+  Raises:
+    KeyError: a field is missing.
+  """
+  whole = lambda numbers: all(type(n) is int and n >= 0 for n in numbers)
+  texts = ("source", "tokenizer", "fingerprint")
+  good = {name: isinstance(description[name], str) for name in texts}
+  splits, shards = description["splits"], description.get("shards", {})
+  good |= {
+    "dtype": description["dtype"] in DTYPES,
+    "splits": isinstance(splits, dict)
+    and all(
+      isinstance(c, dict) and whole(c.values()) and c["shards"] <= MOST_SHARDS
+      for c in splits.values()
+    ),
+    "shards": isinstance(shards, dict)
+    and all(isinstance(numbers, list) and whole(numbers) for numbers in shards.values()),
+    "summaries": isinstance(description.get("summaries", False), bool),
+  }
+  return next((name for name, is_good in good.items() if not is_good), "")
 
 
 def _each(split: str) -> tuple[str, ...]:

@@ -185,6 +185,33 @@ def test_wrong_stores_are_refused(copy, tmp_path):
   fails("not complete; run the command")
 
 
+@pytest.mark.parametrize(
+  "field, value",
+  [
+    ("dtype", float("nan")),
+    ("dtype", "<f4"),
+    ("source", None),
+    ("fingerprint", 1),
+    ("splits", []),
+    ("splits", {"train": {"shards": -1}}),
+    ("splits", {"train": {"shards": 2**70}}),
+    ("splits", {"train": {"shards": 1, "tokens": "a"}}),
+    ("shards", {"train": [0.5]}),
+    ("summaries", 1),
+  ],
+  ids=str,
+)
+def test_a_description_without_a_hash_has_fields_of_their_kinds(copy, field, value):
+  """As an older program wrote it."""
+  description = json.loads((copy / "store.json").read_text())
+  del description["sha256"]
+  (copy / "store.json").write_text(json.dumps(description))
+  assert Store.open(copy).dtype == "<u2"
+  (copy / "store.json").write_text(json.dumps(description | {field: value}))
+  with pytest.raises(InputError, match=rf"store\.json: '{field}' is not of its kind"):
+    Store.open(copy)
+
+
 def test_damaged_files_are_refused(copy):
   records = copy / "train" / "00000.array_record"
   good = records.read_bytes()

@@ -281,7 +281,7 @@ def _start(
           cwd=ROOT,
           stdout=log,
           stderr=log,
-          env=os.environ | {"JAX_PLATFORMS": "cpu", "INFINI_PEER_TIMEOUT": "10"} | (more or {}),
+          env=os.environ | {"JAX_PLATFORMS": "cpu", "INFINI_PEER_TIMEOUT": "20"} | (more or {}),
         )
       )
   return started

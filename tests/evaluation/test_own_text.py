@@ -107,7 +107,7 @@ def test_a_file_and_a_corpus_of_one_document_are_read_whole(run, tmp_path):
   (tmp_path / "one.jsonl").write_text(json.dumps({"text": "a line"}) + "\n")
   split, found = read(run, f"jsonl:{tmp_path}/one.jsonl")
   assert (split, list(found.values())) == ("all", ["a line"])
-  with pytest.raises(InputError, match=r"no text by itself; write jsonl:.*one.jsonl"):
+  with pytest.raises(InputError, match=r"is not text by itself; write jsonl:.*one.jsonl"):
     opened(run, tmp_path / "one.jsonl")
   c = config(tmp_path / "page.html")
   with pytest.raises(InputError, match="is a file: give the folder"):

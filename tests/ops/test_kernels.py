@@ -41,8 +41,8 @@ def test_splash_equals_the_reference_forward_and_gradient(rng, masked, scoring):
   "kernel,on,shape,reason",
   [
     ("splash", "cpu", (256, 128, 128), "needs a TPU, and this is a CPU"),
-    ("splash", "tpu", (200, 128, 128), "segments of 200 tokens"),
-    ("splash", "tpu", (256, 64, 64), "heads of 64 and 64"),
+    ("splash", "tpu", (200, 128, 128), "200 tokens of a segment"),
+    ("splash", "tpu", (256, 64, 64), "head sizes 64 and 64"),
     ("splash", "tpu", (256, 128, 128), None),
     ("cudnn", "tpu", (256, 64, 64), "needs an NVIDIA GPU, and this is a TPU"),
     ("cudnn", "gpu", (256, 60, 60), "heads of 60"),

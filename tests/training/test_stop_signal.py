@@ -17,9 +17,10 @@ from tests.tiny import CONFIG_FILE
 ROOT = Path(__file__).parent.parent.parent
 # `busy` is in C and notices no signal, as XLA when it compiles.
 CODE = """
-import hashlib, os, sys, time
+import hashlib, os, signal, sys, time
 from infini_jax.training.stop_signal import StopSignal
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 busy = lambda: hashlib.pbkdf2_hmac("sha256", b"", b"", 60_000_000)
 with StopSignal() as stop:
   {before}

@@ -108,6 +108,7 @@ def test_too_many_in_a_row_are_passed_over_and_the_run_resumes_to_the_bit(
   same(again, state)
 
 
+@pytest.mark.slow
 def test_a_stop_inside_a_streak_changes_nothing(trained, tmp_path, poison, monkeypatch):
   """The bad steps are repeated, and counted from the first one on."""
   c, _, _ = trained
@@ -136,6 +137,7 @@ def test_a_stop_inside_a_streak_changes_nothing(trained, tmp_path, poison, monke
   assert files[0].read_text() == files[1].read_text()
 
 
+@pytest.mark.slow
 def test_how_often_training_went_back_is_counted_over_restarts(trained, tmp_path, poison):
   c, _, _ = trained
   poison(lambda k: np.nan if k in (2, 3) or k >= 6 else 1.0)

@@ -9,7 +9,7 @@ from infini_jax.config import InputError
 from infini_jax.data.store.shards import Shard
 from infini_jax.data.store.store import Documents
 from infini_jax.data.store.workers import Job
-from infini_jax.data.tokenizers import Tokenizer, encode_named
+from infini_jax.data.tokenizers import Tokenizer, encode_document
 
 COMPARED = 16  # about the number of parts of which one document is compared
 
@@ -57,7 +57,7 @@ def _compare(out: Path, job: Job, tokenizer: Tokenizer, dtype: str, min_tokens: 
   """
   for split, name, text, _ in job.part.read(job.skips):
     try:
-      ids = encode_named(tokenizer, text, name)
+      ids = encode_document(tokenizer, text, name)
     except InputError:
       if job.skips:
         continue

@@ -18,7 +18,7 @@ from infini_jax.config import InputError
 from infini_jax.data.sources import CorpusPart, Record
 from infini_jax.data.sources.base import MB
 from infini_jax.data.store.shards import Entry, Shard, ShardWriter, summaries_of
-from infini_jax.data.tokenizers import Tokenizer, encode_named, load_saved
+from infini_jax.data.tokenizers import Tokenizer, count_words, encode_document, load_saved
 from infini_jax.progress import track
 
 PATIENCE = 600.0  # seconds without a finished part after which a line says so
@@ -169,8 +169,8 @@ def _entries(record: Record | InputError, tokenizer: Tokenizer) -> tuple[Entry, 
 
 
 def _entry(name: str, text: str, tokenizer: Tokenizer) -> Entry:
-  ids = encode_named(tokenizer, text, name)
-  return Entry(name, ids, len(text.encode()), len(text.split()), len(text))
+  ids = encode_document(tokenizer, text, name)
+  return Entry(name, ids, len(text.encode()), count_words(text), len(text))
 
 
 _worker_tokenizer: Tokenizer  # loaded once in each worker process

@@ -6,6 +6,7 @@ from pathlib import Path
 from infini_jax.config import InputError
 from infini_jax.data.tokenizers.base import Tokenizer, encode_named, text_of
 from infini_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
+from infini_jax.data.tokenizers.long import count_words, encode_document
 from infini_jax.data.tokenizers.pieces import (
   SentencePieceTokenizer,
   sentencepiece_model,
@@ -24,6 +25,8 @@ __all__ = [
   "Template",
   "Tokenizer",
   "WordTokenizer",
+  "count_words",
+  "encode_document",
   "encode_named",
   "find_template",
   "is_saved",

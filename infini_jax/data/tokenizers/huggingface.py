@@ -63,7 +63,8 @@ class HuggingFaceTokenizer:
     """The ids of a text; names of special tokens in the text are ordinary text."""
     what = f"the tokenizer fails on a text of {len(text):,} characters"
     with one_line(what, "leave the text out, divide it, or choose another tokenizer"):
-      ids = self._tokenizer.encode(plain_text(text), add_special_tokens=False).ids
+      (found,) = self._tokenizer.encode_batch_fast([plain_text(text)], add_special_tokens=False)
+    ids = found.ids
     return without_marks(np.asarray(ids, np.int32), self.bos, self.eos)
 
   def encode_marked(self, text: str) -> np.ndarray:

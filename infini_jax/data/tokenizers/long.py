@@ -14,7 +14,7 @@ import numpy as np
 from infini_jax.data.tokenizers.base import Tokenizer, encode_named
 
 LONGEST = 1 << 24  # the most characters that are encoded at once
-PIECE = 1 << 22  # the least characters of a piece, but for the last one
+PIECE = 1 << 20  # the least characters of a piece, but for the last one
 BORDERS = tuple(map(re.compile, (r"(?<=\S\n)(?=\S)", r"(?<=\n)(?=\S)", r"(?<=\S)(?= \S)")))
 
 

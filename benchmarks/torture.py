@@ -52,6 +52,7 @@ STEPS = 6  # of the run that is damaged; it has checkpoints of step 3 and 6
 LONG = 40  # steps of the runs that get signals
 TIMELY = 10  # seconds within which a SIGTERM must be answered
 COUNT = [50]  # signals of a part
+PATIENCE = {"INFINI_PEER_TIMEOUT": "20", "INFINI_JOIN_TIMEOUT": "60"}  # seconds, of two processes
 MINUTES, SOAKED = [120.0], [20_000]  # of fuzz; steps of soak
 SMALL = (
   "--config.data.tokenizer=bytes",
@@ -281,7 +282,7 @@ def _start(
           cwd=ROOT,
           stdout=log,
           stderr=log,
-          env=os.environ | {"JAX_PLATFORMS": "cpu", "INFINI_PEER_TIMEOUT": "20"} | (more or {}),
+          env=os.environ | {"JAX_PLATFORMS": "cpu"} | PATIENCE | (more or {}),
         )
       )
   return started

@@ -103,7 +103,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
     except BlockingIOError:
       raise
     except OSError:
-      pass  # no locks there
+      pass  # this file system has no locks
     yield
   finally:
     os.close(held)

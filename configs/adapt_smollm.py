@@ -9,8 +9,9 @@ itself on pass keys in 256 tokens, with segments of 64. `adapt_smollm.py:far` co
 folder LAPTOP. In this stage most examples start from the memory of up to 8,192 tokens.
 `adapt_smollm.py:keys` and `:million`, for 2 CPU cores too, change no parameter of ORIGINAL. They
 train low-rank adapters of the memory's queries, keys and values, write gates and gates, as in
-adapters/smollm2-135m-passkey; `:million` with one lane of four on BOOKS. docs/adapt.md explains all
-stages.
+adapters/smollm2-135m-passkey; `:million` with one lane of four on BOOKS. `adapt_smollm.py:text`
+trains the same parameters on BOOKS alone, with segments of 128 and memories that have read other
+text, fast-forwarded. docs/adapt.md explains all stages.
 
 Command: infini-jax convert gguf SmolLM2-135M-Instruct.Q4_1.gguf ORIGINAL
 Command: python train.py --config=configs/adapt_smollm.py --workdir=PRETRAINED
@@ -21,6 +22,7 @@ Command: python train.py --config=configs/adapt_smollm.py:laptop --workdir=LAPTO
 Command: python train.py --config=configs/adapt_smollm.py:far --workdir=FAR
 Command: python train.py --config=configs/adapt_smollm.py:keys --workdir=KEYS
 Command: python train.py --config=configs/adapt_smollm.py:million --workdir=MILLION
+Command: python train.py --config=configs/adapt_smollm.py:text --workdir=TEXT
 Hardware: one GPU with 40 GB or more; 2 CPU cores for `:laptop`, and for the other stages in a short
 form (docs/adapt.md)
 Time: not measured; `:laptop` 65 minutes on 2 CPU cores with other work, `:far` 45 minutes
@@ -31,7 +33,7 @@ in 4,096. With the memory held empty they find none
 
 from infini_jax.config import base_config
 
-STAGES = ("pretrain", "passkey", "laptop", "far", "keys", "million")
+STAGES = ("pretrain", "passkey", "laptop", "far", "keys", "million", "text")
 
 
 def get_config(stage="pretrain"):
@@ -58,7 +60,7 @@ def get_config(stage="pretrain"):
     t.rollout, t.rollout_steps = (256, 512, 1024), 1000
     t.steps, t.log_every, t.checkpoint_every = 6000, 10, 500
     o.warmup_steps = 200
-  else:
+  elif stage != "text":
     config.task.name, config.task.digits = "passkey", 4
     d.carry_state = False
     t.steps, t.log_every = 400, 10
@@ -110,6 +112,19 @@ def get_config(stage="pretrain"):
     o.warmup_steps, o.final_fraction = 10, 0.02
     w.share, w.min_tokens, w.filler = 0.9, 1024, 1.0
 
+  if stage == "text":
+    t.start_from, t.part = "ORIGINAL", "gates"
+    config.infini.gate_init = -2.0
+    config.infini.write_gate, config.infini.adapter_rank = True, 16
+    t.steps, t.log_every, t.checkpoint_every, t.loss_chunk = 260, 10, 20, 256
+    o.learning_rate, o.gate_learning_rate, o.weight_decay = 1e-3, 0.04, 0.0
+    o.warmup_steps, o.final_fraction = 10, 0.1
+    m.segment_length = 128
+    d.lanes, d.segments, d.carry_state = 4, 4, False
+    w = config.warm
+    w.share, w.segments, w.growth = 0.8, 2, 1.25
+    w.min_tokens, w.max_tokens = 1024, 262_144
+
   e.max_documents, e.max_tokens = 16, 131_072
   e.lengths = (32_768, 131_072, 262_144, 524_288, 1_048_576)
   e.depths, e.samples = (0.0, 0.5, 1.0), 20
@@ -117,6 +132,8 @@ def get_config(stage="pretrain"):
   if stage in ("laptop", "far"):
     e.lengths, e.depths, e.samples = (256, 1024, 4096), (0.0, 0.5), 20
     e.lanes, e.segments = 20, 4
+  if stage == "text":
+    e.max_tokens, e.lanes, e.knock_out = 0, 4, ("empty", "swap")
   if stage in ("keys", "million"):
     e.lengths, e.samples, e.lanes = (1024, 8192, 32_768), 8, 8
   return config

@@ -13,7 +13,7 @@ from infini_jax.evaluation.tasks import KINDS, sources_of
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 VARIANTS = {
-  "adapt_smollm": "pretrain passkey laptop far keys million",
+  "adapt_smollm": "pretrain passkey laptop far keys million text",
   "compare": " ".join(runpy.run_path(str(CONFIGS / "compare.py"))["SYSTEMS"]),
   "llm_1b": "pretrain continual",
   "llm_8b": "pretrain continual",

@@ -72,7 +72,7 @@ def test_traces_at_full_size_without_devices(file):
   assert ("answer_accuracy" in metrics) == (config.task.name != "text")
 
 
-@pytest.mark.parametrize("stage", ["passkey", "laptop", "keys"])
+@pytest.mark.parametrize("stage", ["passkey", "laptop", "keys", "text"])
 def test_the_other_stages_of_an_adaptation_can_open_their_gates(stage):
   config = load_config([f"--config={ROOT / 'configs/adapt_smollm.py'}:{stage}"])
   travel = config.train.steps * config.optimizer.gate_learning_rate

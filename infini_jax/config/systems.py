@@ -42,7 +42,7 @@ class System:
 
   @property
   def affine(self) -> bool:
-    """Whether a segment changes a matrix memory by an affine map, `T M + U`, and not by a sum."""
+    """Whether a segment changes a matrix memory by an affine map, and not by adding to it."""
     return False
 
   @property

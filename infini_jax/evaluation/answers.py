@@ -150,18 +150,18 @@ def write(
 class Likelihoods(NamedTuple):
   """The loss of the right answers; the arrays have an entry for each document."""
 
-  tokens_D: np.ndarray
-  nats_D: np.ndarray
+  tokens_X: np.ndarray
+  nats_X: np.ndarray
   right: int  # tokens that were the likeliest
 
   @property
   def summary(self) -> str:
     """The perplexity in one line."""
-    return f"perplexity of answers {exp(self.nats_D.sum() / self.tokens_D.sum()):.3f}"
+    return f"perplexity of answers {exp(self.nats_X.sum() / self.tokens_X.sum()):.3f}"
 
   def to_dict(self) -> dict[str, Any]:
     """The figures for the metrics."""
-    tokens, nats = int(self.tokens_D.sum()), float(self.nats_D.sum())
+    tokens, nats = int(self.tokens_X.sum()), float(self.nats_X.sum())
     return {
       "answer_perplexity": exp(nats / tokens),
       "answer_accuracy": self.right / tokens,
@@ -184,7 +184,7 @@ class Likelihood:
     e, self._talks, self._N = config.evaluation, talks, config.model.segment_length
     self._lanes = EvalLanes(
       talks,
-      bos=talks.first_D,
+      bos=talks.first_X,
       lanes=e.lanes,
       segments=e.segments,
       segment_length=self._N,
@@ -201,7 +201,7 @@ class Likelihood:
     self, params: Any, variant: Variant = INTACT, advance: Advance | None = None
   ) -> Likelihoods:
     """Reads every document once."""
-    tokens_D, nats_D, right = np.zeros(self._count, np.int64), np.zeros(self._count), 0
+    tokens_X, nats_X, right = np.zeros(self._count, np.int64), np.zeros(self._count), 0
     asks = lambda chunk: bool(self._said(chunk).any())
     read = self._reader.read(params, self._lanes, variant, asks)
     for done, (chunk, scores) in enumerate(read, 1):
@@ -209,12 +209,12 @@ class Likelihood:
         said_BT = self._said(chunk)
         document_BT = np.repeat(chunk["document_BS"], self._N, axis=1)
         nll_BT, right_BT = (np.asarray(x, np.float64) for x in scores)
-        np.add.at(tokens_D, document_BT[said_BT], 1)
-        np.add.at(nats_D, document_BT[said_BT], nll_BT[said_BT])
+        np.add.at(tokens_X, document_BT[said_BT], 1)
+        np.add.at(nats_X, document_BT[said_BT], nll_BT[said_BT])
         right += int(right_BT[said_BT].sum())
       if advance is not None:
         advance(done, "likelihood of answers")
-    return Likelihoods(tokens_D, nats_D, right)
+    return Likelihoods(tokens_X, nats_X, right)
 
   def _said(self, chunk: Chunk) -> np.ndarray:
     """Which targets are of an answer, (B, T) bool."""
@@ -298,8 +298,8 @@ class Answers:
           written,
           reference,
           self._score(reference, written),
-          int(told.tokens_D[document]),
-          float(told.nats_D[document]),
+          int(told.tokens_X[document]),
+          float(told.nats_X[document]),
         )
       if advance is not None:
         advance(len(self._likelihood) + number, f"{len(done):,} answers written")

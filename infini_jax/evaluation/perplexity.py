@@ -236,7 +236,7 @@ class Perplexity:
     """Documents, tokens and nats of every store of a mixture that was read."""
     sources, own = self._documents.sources, {}
     for i, source in enumerate(sources if len(sources) > 1 else ()):
-      mine = [found[d] for d in sorted(found) if self._documents.source_D[d] == i]
+      mine = [found[d] for d in sorted(found) if self._documents.source_X[d] == i]
       if mine:
         own[source] = (len(mine), sum(n for n, _ in mine), math.fsum(nats for _, nats in mine))
     return own

@@ -372,10 +372,10 @@ class Session:
       here_B1 = np.isin(np.arange(self.lanes), behind)[:, None]
       last_BV = logits_BV if last_BV is None else jnp.where(here_B1, logits_BV, last_BV)
     positions_B = np.array([lane.read % 2**32 for lane in self._lanes], np.uint32)
-    recent_BW = np.full((self.lanes, RECENT), NOTHING, np.int32)
-    for row, lane in zip(recent_BW, self._lanes, strict=True):
+    recent_BQ = np.full((self.lanes, RECENT), NOTHING, np.int32)
+    for row, lane in zip(recent_BQ, self._lanes, strict=True):
       row[RECENT - len(lane.recent) :] = lane.recent
-    return self.run.engine.draw(last_BV, seeds_B, positions_B, recent_BW, sampling)
+    return self.run.engine.draw(last_BV, seeds_B, positions_B, recent_BQ, sampling)
 
   def _feed(self, lanes: list[int], kept: int = 0) -> jax.Array:
     """Reads the next tokens of these lanes but the last `kept`, in one segment: the logits."""

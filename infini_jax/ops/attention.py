@@ -170,26 +170,26 @@ def segment_attention(
 
 def window_attention(
   q_BSNHE: Float[Array, "B S N H E"],
-  k_BSCKE: Float[Array, "B S C K E"],
-  v_BSCKU: Float[Array, "B S C K U"],
-  seen_BSC: Bool[Array, "B S C"],
+  k_BSWKE: Float[Array, "B S W K E"],
+  v_BSWKU: Float[Array, "B S W K U"],
+  seen_BSW: Bool[Array, "B S W"],
 ) -> Float[Array, "B S N H U"]:
-  """Each segment's N queries over C keys of its own, the last N of which are the queries' tokens.
+  """Each segment's N queries over the W keys of its window; the last N keys are of its own tokens.
 
   Args:
-    q_BSNHE, k_BSCKE, v_BSCKU: one device's share, rotated; H = K*G.
-    seen_BSC: False hides a key from all queries. The last N are seen causally.
+    q_BSNHE, k_BSWKE, v_BSWKU: one device's share, rotated; H = K*G.
+    seen_BSW: False hides a key from all queries. The last N are seen causally.
   """
   B, S, N, H, _ = q_BSNHE.shape
-  C = k_BSCKE.shape[2]
-  position_C = jnp.arange(C, dtype=jnp.int32)[None]
+  W = k_BSWKE.shape[2]
+  position_W = jnp.arange(W, dtype=jnp.int32)[None]
 
-  def one(q_BNHE, k_BCKE, v_BCKU, seen_BC):
-    places = (position_C[:, C - N :], jnp.where(seen_BC, position_C, UNSEEN))
-    return attention(q_BNHE, k_BCKE, v_BCKU, *places)
+  def one(q_BNHE, k_BWKE, v_BWKU, seen_BW):
+    places = (position_W[:, W - N :], jnp.where(seen_BW, position_W, UNSEEN))
+    return attention(q_BNHE, k_BWKE, v_BWKU, *places)
 
-  scores = B * S * H * min(N, BLOCK_ROWS) * C
-  return each_segment(one, q_BSNHE, k_BSCKE, v_BSCKU, seen_BSC, scores=scores)
+  scores = B * S * H * min(N, BLOCK_ROWS) * W
+  return each_segment(one, q_BSNHE, k_BSWKE, v_BSWKU, seen_BSW, scores=scores)
 
 
 def each_segment(one: Callable, *args_BS: Any, scores: int) -> Any:
@@ -220,7 +220,7 @@ class Segment(NamedTuple):
   k_BNKE: Array
   v_BNKU: Array
   fill_B: Array  # int32
-  x_BNI: Array | None = None  # I = D, but never divided
+  x_BNI: Array | None = None
 
   def mask(self) -> Bool[Array, "B N"]:
     """True for the slots that hold a token."""

@@ -84,7 +84,7 @@ def infini_attention(
   In every segment of N = `segment_length` tokens each head mixes causal attention inside the
   segment with what the memory of all earlier segments holds,
 
-      A = g A_mem + (1 - g) A_dot,    g = sigmoid(beta)
+      out = g recalled + (1 - g) local,    g = sigmoid(beta)
 
   and then writes the segment. T need not be a multiple of N: a short last segment is written too.
 
@@ -104,7 +104,7 @@ def infini_attention(
     decay_BTK: of a segment, the memory leaves `sigmoid` of the mean of its tokens' scores (Gated
       DeltaNet, arXiv 2412.06464, by segments); None: what the rule says.
     own: the memory's own queries, keys and values; None: it shares those of the local attention.
-    cut: True reads 0 from a memory that is not empty, `A = (1 - g) A_dot`, and writes as
+    cut: True reads 0 from a memory that is not empty, `out = (1 - g) local`, and writes as
       otherwise: the ablation of the reads. None: the same as False.
     implementation: 'scan' goes through the segments one by one and recomputes them in the backward
       pass (least memory); 'parallel' is the exact prefix form; 'kernels' is the same by

@@ -197,7 +197,6 @@ class _Place:
 
   def run(self, piece: Callable, out: Any, **arrays: Array) -> Any:
     """`ops.shards.on_shards`."""
-    # I = D, whole
     axes = {"B": self.lanes, "T": self.over, **dict(zip("VD", self.head, strict=True))}
     return on_shards(piece, axes, out, follow=True, **arrays)
 

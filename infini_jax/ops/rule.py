@@ -25,7 +25,7 @@ class Rule(NamedTuple):
       `M' = decay * (M - recalled) + written`, `z' = decay * z + keys`. Gated delta with a constant
       gate (arXiv 2412.06464), per segment.
     gate: 'sigmoid', or 'hard_sigmoid', `relu6(beta + 3) / 6`, which reaches 0 and 1.
-    readout_norm: each head's A_mem is divided by its root mean square; where empty it stays 0.
+    readout_norm: each head's read-out is divided by its root mean square; where empty it stays 0.
     scale_first_segment: True scales the local output by `1 - g` even while the memory is empty, as
       the formula says literally; otherwise a head with an empty memory is all local.
   """

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 GATHERED = 8  # up to so many devices everyone gets everything at once; beyond, by doubling
 
-Affine = tuple[jax.Array, jax.Array]  # (A, b): the state x becomes A x + b
+Affine = tuple[jax.Array, jax.Array]  # (factor, term): the state x becomes factor x + term
 Axes = dict[str, Any]  # the mesh axes of each letter; a letter that is missing is not divided
 
 
@@ -93,12 +93,14 @@ def carry(step: Affine, start: jax.Array, axis: str) -> tuple[jax.Array, jax.Arr
   """The state before each device and after the last, of a recurrence over the devices of an axis.
 
   Args:
-    step: this device's own (A, b). A is a scalar per head, or a matrix: one axis more than that.
+    step: this device's own factor and term. The factor is a scalar per head, or a matrix, which has
+      one axis more.
     start: the state before the first device, the same on all.
     axis: of the mesh.
 
   Returns:
-    `x_p = A_{p-1} x_{p-1} + b_{p-1}` with `x_0 = start`, of this device p, and the last of them.
+    `x_p = factor_{p-1} x_{p-1} + term_{p-1}` with `x_0 = start`, of this device p, and the last of
+    them.
   """
   size, here = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
   if size <= GATHERED:
@@ -139,20 +141,22 @@ def carried(kept: tuple, own: tuple, start: jax.Array, axis: str) -> tuple[jax.A
     The states before the device's segments, and the state after the whole sequence.
   """
   here, last = carry((kept[1], own[1]), start, axis)
-  before = jax.vmap(lambda A, b: apply((A, b), here), 1, 1)(kept[0], own[0])
+  before = jax.vmap(lambda *step: apply(step, here), 1, 1)(kept[0], own[0])
   return before, last
 
 
 def apply(step: Affine, x: jax.Array) -> jax.Array:
-  """`A x + b`; a scalar A (per head) multiplies, a matrix is a matrix."""
-  A, b = step
-  if A.ndim == x.ndim:
-    return jnp.matmul(A, x, precision="highest") + b
-  return A.reshape(*A.shape, *(1,) * (x.ndim - A.ndim)) * x + b
+  """`factor x + term`. The factor is a scalar per head, or a matrix."""
+  factor, term = step
+  if factor.ndim == x.ndim:
+    return jnp.matmul(factor, x, precision="highest") + term
+  return factor.reshape(*factor.shape, *(1,) * (x.ndim - factor.ndim)) * x + term
 
 
 def compose(later: Affine, earlier: Affine) -> Affine:
   """First `earlier`, then `later`."""
-  matrix = later[0].ndim == later[1].ndim
-  A = jnp.matmul(later[0], earlier[0], precision="highest") if matrix else later[0] * earlier[0]
-  return A, apply(later, earlier[1])
+  if later[0].ndim == later[1].ndim:
+    factor = jnp.matmul(later[0], earlier[0], precision="highest")
+  else:
+    factor = later[0] * earlier[0]
+  return factor, apply(later, earlier[1])

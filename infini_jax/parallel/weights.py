@@ -79,7 +79,7 @@ def lookup(table_VD: jax.Array, tokens_BT: jax.Array, dtype: str) -> jax.Array:
 
   places = (spec("VD", STORAGE), spec("BT", COMPUTE))
   placed = map(jax.reshard, (table_VD, tokens_BT), places)
-  run = jax.shard_map(piece, in_specs=places, out_specs=spec("BTE", COMPUTE), check_vma=False)
+  run = jax.shard_map(piece, in_specs=places, out_specs=spec("BTI", COMPUTE), check_vma=False)
   return run(*placed)
 
 

@@ -32,7 +32,7 @@ from infini_jax.paths import folder_to_write, local
 from infini_jax.tasks import Source, open_training
 from infini_jax.tasks.summarization import older
 
-T = TypeVar("T")
+Value = TypeVar("Value")
 START_FROM = "config.train.start_from"
 
 ORIGINAL = "hf"  # the subfolder with the small files of a Hugging Face folder
@@ -211,7 +211,7 @@ def _write(folder: Path, config: Config, corpus: str, tokenizer: str) -> None:
 
 
 @contextlib.contextmanager
-def alone(lock: contextlib.AbstractContextManager[T], out: Path) -> Iterator[T]:
+def alone(lock: contextlib.AbstractContextManager[Value], out: Path) -> Iterator[Value]:
   """Enters `files.locked` or `files.atomic_folder`, so that only one process writes `out`.
 
   Raises:

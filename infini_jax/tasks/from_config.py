@@ -297,14 +297,14 @@ def _text_lanes(config: Config, store: Store, seed: int, segments: int = 0) -> T
     segment_length=config.model.segment_length,
     seed=seed,
     carry_state=config.data.carry_state,
-    mix=_mix(config, store, documents.source_D, segments) if store.weights else None,
+    mix=_mix(config, store, documents.source_X, segments) if store.weights else None,
   )
 
 
-def _mix(config: Config, store: Store, source_D: np.ndarray, segments: int) -> Mix:
+def _mix(config: Config, store: Store, source_X: np.ndarray, segments: int) -> Mix:
   """How the stores are mixed, for lanes with chunks of this many segments."""
   made = [(stage.first * segments, stage.weights) for stage in _mix_stages(config, store)]
-  return Mix(source_D, store.weights, tuple(made))
+  return Mix(source_X, store.weights, tuple(made))
 
 
 def _mix_stages(config: Config, store: Store) -> tuple[MixStage, ...]:

@@ -67,7 +67,7 @@ def test_likelihoods_and_answers_are_those_of_one_call_over_all_tokens(case, fou
 
   for document, answer in enumerate(found[0].answers):
     n = int(talks.tokens[document])
-    ids = np.append(talks.first_D[document], talks.read(document, 0, n))
+    ids = np.append(talks.first_X[document], talks.read(document, 0, n))
     log_p = jax.nn.log_softmax(logits(ids))[:n][np.arange(n), ids[1:]]
     said = talks.said(document, 0, n)
     np.testing.assert_allclose(answer.nats, -np.asarray(log_p)[said].sum(), rtol=1e-4)

@@ -347,8 +347,8 @@ class InfiniForCausalLM(PreTrainedModel, GenerationMixin):
     """The state of a text that was read elsewhere, from a file that `Session.save` has written.
 
     Returns:
-      The cache, and the last tokens of the text (B, W), which the cache does not hold yet: they
-      are the beginning of the next `input_ids`.
+      The cache, and the last tokens of the text (B, tokens). The cache does not hold them yet:
+      they are the beginning of the next `input_ids`.
 
     Raises:
       ValueError: the file is damaged, or a state of another model.

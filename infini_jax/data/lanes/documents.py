@@ -85,12 +85,12 @@ class TrainLanes:
     self.lanes, self.segments, self.segment_length = lanes, segments, segment_length
     self._documents, self._bos, self._eos = documents, bos, eos
     self._carry_state = carry_state
-    predictions_D = documents.tokens + 1
-    segments_D = -(-predictions_D // segment_length)
+    predictions_X = documents.tokens + 1
+    segments_X = -(-predictions_X // segment_length)
     self._order = (
-      Mixed(segments_D, predictions_D, mix, lanes, seed)
+      Mixed(segments_X, predictions_X, mix, lanes, seed)
       if mix
-      else Shuffle(segments_D, lanes, seed)
+      else Shuffle(segments_X, lanes, seed)
     )
 
   def names(self, k: int) -> list[str]:
@@ -140,7 +140,7 @@ class EvalLanes:
     max_tokens: read at most this many tokens of each document; 0: all.
     input_tokens: tokens between two resets in a document, whole segments; 0: one reset, at the
       start.
-    skip_D: tokens at the start of each document, whole chunks, that are not read here, because
+    skip_X: tokens at the start of each document, whole chunks, that are not read here, because
       another state has read them; the document continues at the start of a chunk.
 
   Attributes:
@@ -161,7 +161,7 @@ class EvalLanes:
     max_documents: int = 0,
     max_tokens: int = 0,
     input_tokens: int = 0,
-    skip_D: np.ndarray | None = None,
+    skip_X: np.ndarray | None = None,
   ):
     tokens = np.asarray(documents.tokens)[: max_documents or None]
     if not len(tokens):
@@ -170,15 +170,15 @@ class EvalLanes:
         "training: set config.train.eval_every=0)"
       )
     self._tokens = np.minimum(tokens, max_tokens) if max_tokens else tokens
-    self._skip_D = np.zeros_like(self._tokens) if skip_D is None else skip_D
-    self.predictions = int((self._tokens - self._skip_D).sum())
+    self._skip_X = np.zeros_like(self._tokens) if skip_X is None else skip_X
+    self.predictions = int((self._tokens - self._skip_X).sum())
     self.lanes, self.segments, self.segment_length = lanes, segments, segment_length
     self._documents, self._input_segments = documents, input_tokens // segment_length
-    self._bos_D = np.broadcast_to(bos, len(documents.tokens))
-    size_D = -(-(self._tokens - self._skip_D) // segment_length)
-    if skip_D is not None:
-      size_D = -(-size_D // segments) * segments
-    self._order = Schedule(size_D, lanes)
+    self._bos_X = np.broadcast_to(bos, len(documents.tokens))
+    size_X = -(-(self._tokens - self._skip_X) // segment_length)
+    if skip_X is not None:
+      size_X = -(-size_X // segments) * segments
+    self._order = Schedule(size_X, lanes)
     self._chunks = -(-len(self._order) // segments)
 
   def __len__(self) -> int:
@@ -211,13 +211,13 @@ class EvalLanes:
     chunk["skip_B"] = np.zeros(len(lanes), np.int64)
     for row, lane in enumerate(lanes):
       for piece in self._order.pieces(lane, i * self.segments, (i + 1) * self.segments):
-        n, skip = int(self._tokens[piece.document]), int(self._skip_D[piece.document])
+        n, skip = int(self._tokens[piece.document]), int(self._skip_X[piece.document])
         if piece.first == 0:
           chunk["skip_B"][row] = skip
         first = piece.first + skip // self.segment_length
         left = -(-n // self.segment_length) - first  # the rest of the last chunk is empty
         piece = piece._replace(first=first, segments=min(piece.segments, left))
-        bos = int(self._bos_D[piece.document])
+        bos = int(self._bos_X[piece.document])
         _fill(chunk, row, piece, self._documents, n, bos, None, read=lane in held)
         at = slice(piece.slot, piece.slot + piece.segments)
         chunk["document_BS"][row, at] = piece.document

@@ -1,11 +1,11 @@
 """Companions: the second state of each lane, which reads without gradient, for warm memories.
 
-A companion reads W tokens of earlier text at every step. After its planned length it starts again
+A companion reads one piece of earlier text at every step. After its planned length it starts again
 with an empty state and another text. The plan is a pure function of (seed, k), as a batch is.
 
-With `growth` a companion fast-forwards: after the first W tokens, each piece counts several times,
+With `growth` a companion fast-forwards: after the first piece, each piece counts several times,
 so that the counted text grows by this factor at every step. A million tokens then take about
-log(1M / W) / log(growth) steps.
+log(1M / tokens of a piece) / log(growth) steps.
 """
 
 import functools
@@ -34,7 +34,7 @@ class Companions:
     seed: the seed of the plan.
 
   Attributes:
-    tokens: W, the tokens that a companion reads at every step.
+    tokens: of a piece: what a companion reads at every step.
   """
 
   def __init__(self, config: WarmConfig, segment_length: int, seed: int):

@@ -33,7 +33,7 @@ class Old(NamedTuple):
   """Hidden states of the segment before and compressed ones, the newest last, with the documents
   that they are of (0: nothing), and how well the last ones were compressed."""
 
-  x_BNI: jax.Array  # I = D, but never divided
+  x_BNI: jax.Array
   document_BN: jax.Array
   x_BCI: jax.Array
   document_BC: jax.Array
@@ -79,14 +79,14 @@ class Compressive(Mixer):
       (k_BAKE, v_BAKU), A, N = past, document_BA.shape[1], segment.k_BNKE.shape[1]
       hidden_BA = document_BA != current_B[:, None]
       hidden_BA = hidden_BA if cut is None else hidden_BA | cut
-      hidden_BC = jnp.concatenate([hidden_BA, jnp.zeros((len(hidden_BA), N), bool)], 1)
+      hidden_BW = jnp.concatenate([hidden_BA, jnp.zeros((len(hidden_BA), N), bool)], 1)
       place = jnp.arange(A + N, dtype=jnp.int32)[None]
       return attention(
         rotate(q_BTHE, A + position_BT, self.rope()),
         self._rotate(jnp.concatenate([k_BAKE, segment.k_BNKE], 1)[:, None], 0)[:, 0],
         jnp.concatenate([v_BAKU, segment.v_BNKU], 1),
         A + position_BT,
-        jnp.where(hidden_BC, UNSEEN, place),
+        jnp.where(hidden_BW, UNSEEN, place),
       )
 
     return on_shards(
@@ -180,9 +180,9 @@ class Compressive(Mixer):
 
   def _compress(self, x_BTI, of_BT):
     """Every `compression_rate` hidden states in a row to one, of the first one's document."""
-    B, T, D = x_BTI.shape
+    B, T, I = x_BTI.shape
     rate = self.config.memory.compression_rate
-    x_BTRI = x_BTI.reshape(B, T // rate, rate, D)
+    x_BTRI = x_BTI.reshape(B, T // rate, rate, I)
     of_BC = of_BT.reshape(B, T // rate, rate)[..., 0]
     if self.config.memory.compression == "conv":
       short_BTI = product("BTRD,RDI->BTI", x_BTRI, self.w_compress_RDI[...])
@@ -200,13 +200,13 @@ class Compressive(Mixer):
       parts = window(old[:, S * N :]), to_segments(old[:, : S * N], N), to_segments(own, N)
       return jnp.concatenate(parts, 2)
 
-    of_BSC = jnp.concatenate([window(of_old_BC), to_segments(of_before_BT, N)], 2)
-    seen_BSC = of_BSC == document_BS[..., None]
+    of_BSW = jnp.concatenate([window(of_old_BC), to_segments(of_before_BT, N)], 2)
+    seen_BSW = of_BSW == document_BS[..., None]
     if cut is not None:
-      seen_BSC &= ~cut
-    seen_BSC = jnp.concatenate([seen_BSC, to_segments(mask_BT, N)], 2)
-    q_BSNHE, k_BSCKE = self._rotate(to_segments(q, N), C + N), self._rotate(join(k_old, k), 0)
-    out_BSNHU = window_attention(q_BSNHE, k_BSCKE, join(v_old, v), seen_BSC)
+      seen_BSW &= ~cut
+    seen_BSW = jnp.concatenate([seen_BSW, to_segments(mask_BT, N)], 2)
+    q_BSNHE, k_BSWKE = self._rotate(to_segments(q, N), C + N), self._rotate(join(k_old, k), 0)
+    out_BSNHU = window_attention(q_BSNHE, k_BSWKE, join(v_old, v), seen_BSW)
     return out_BSNHU.reshape(len(q), S * N, *out_BSNHU.shape[3:])[:, :T]
 
   def _reconstruction(self, whole, short, mask_BT, document_BS, of_before_BT, of_short_BT):
@@ -259,9 +259,9 @@ class Compressive(Mixer):
     """The loss of the convolution, mean over layers and lanes."""
     return state.loss_B.mean()
 
-  def _rotate(self, x_BSCHE, first: int):
+  def _rotate(self, x_BSWHE, first: int):
     """Rotated, the first of each segment at this position."""
-    B, S, C = x_BSCHE.shape[:3]
-    position = first + jnp.arange(C, dtype=jnp.int32)[None]
-    rotated = rotate(x_BSCHE.reshape(B * S, C, *x_BSCHE.shape[3:]), position, self.rope())
-    return rotated.reshape(x_BSCHE.shape)
+    B, S, W = x_BSWHE.shape[:3]
+    position = first + jnp.arange(W, dtype=jnp.int32)[None]
+    rotated = rotate(x_BSWHE.reshape(B * S, W, *x_BSWHE.shape[3:]), position, self.rope())
+    return rotated.reshape(x_BSWHE.shape)

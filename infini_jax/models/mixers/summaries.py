@@ -1,6 +1,6 @@
 """Systems whose memory is summary embeddings, passed from segment to segment outside of the layers.
 
-RMT (Bulatov et al., arXiv 2207.06881): P memory embeddings are before a segment and after it; the
+RMT (Bulatov et al., arXiv 2207.06881): P memory embeddings are before a segment and after it. The
 outputs of those after it in the last layer are the memory of the next segment.
 
 AutoCompressors (Chevalier et al., arXiv 2305.14788): P learned embeddings follow each segment.
@@ -89,7 +89,7 @@ class SummaryTransformer(Transformer):
       reset_BS |= cut_L.all()
     if shift_BS is not None:
       N += 2 * _reach(c)  # room for the longest
-      cut = partial(_cut, N=c.segment_length, W=N)
+      cut = partial(_cut, length=c.segment_length, N=N)
       rows = {"tokens_BT": tokens_BT, "mask_BT": mask_BT, "shift_BS": shift_BS}
       tokens_BT, mask_BT, place_BT = on_shards(cut, BY_LANE, ("BT", "BT", "BT"), **rows)
     x_BTD = shard(self.embed(tokens_BT), "B__")
@@ -204,15 +204,18 @@ def _reach(config):
   return int(config.segment_length * config.memory.segment_jitter / 2)
 
 
-def _cut(tokens_BT, mask_BT, shift_BS, *, N, W):
-  """Segments of W slots with what lies between two borders in each; and the slot of each token."""
+def _cut(tokens_BT, mask_BT, shift_BS, *, length, N):
+  """Segments with room for N tokens, each with what is between two borders; the slot of each token.
+
+  Without a shift a border is after every `length` tokens.
+  """
   (B, T), S = tokens_BT.shape, shift_BS.shape[1]
-  start_BS = N * jnp.arange(S)[None] + shift_BS
+  start_BS = length * jnp.arange(S)[None] + shift_BS
   stop_BS = jnp.pad(start_BS[:, 1:], ((0, 0), (0, 1)), constant_values=T)
-  from_BSW = start_BS[..., None] + jnp.arange(W)[None, None]
-  inside_BW = (from_BSW < stop_BS[..., None]).reshape(B, -1)
-  pick = lambda x: jnp.take_along_axis(x, jnp.minimum(from_BSW, T - 1).reshape(B, -1), 1)
+  from_BSN = start_BS[..., None] + jnp.arange(N)[None, None]
+  inside_BT = (from_BSN < stop_BS[..., None]).reshape(B, -1)
+  pick = lambda x: jnp.take_along_axis(x, jnp.minimum(from_BSN, T - 1).reshape(B, -1), 1)
   t_1T = jnp.arange(T)[None]
   s_BT = (t_1T[..., None] >= start_BS[:, None, 1:]).sum(-1)
-  place_BT = W * s_BT + t_1T - jnp.take_along_axis(start_BS, s_BT, 1)
-  return pick(tokens_BT), pick(mask_BT) & inside_BW, place_BT
+  place_BT = N * s_BT + t_1T - jnp.take_along_axis(start_BS, s_BT, 1)
+  return pick(tokens_BT), pick(mask_BT) & inside_BT, place_BT

@@ -29,7 +29,7 @@ def read(
   local_order: str,
   on: str,
 ) -> Float[Array, "..."]:
-  """Equations (7) and (10): `g A_mem + (1 - g) A_dot`, with `A_mem` 0 where the memory is empty.
+  """Equations (7) and (10): `g recalled + (1 - g) local`; an empty memory recalls 0.
 
   Args:
     q: un-rotated queries, in `order`.

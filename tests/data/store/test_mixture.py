@@ -56,15 +56,15 @@ def test_shares_follow_the_weights_and_every_epoch_of_a_store_has_each_document_
   longest = [max(lengths) for lengths, _ in stores]
   had = np.zeros(len(stores))
   for document in dealt:
-    had[mix.source_D[document]] += tokens[document]
+    had[mix.source_X[document]] += tokens[document]
     for i, j in itertools.permutations(range(len(stores)), 2):
       lead = had[i] / mix.weights[i] - had[j] / mix.weights[j]
       assert lead <= longest[i] / mix.weights[i] + 1e-9, "never ahead by more than a document"
   for i, (lengths, _) in enumerate(stores):
-    own, size = [d for d in dealt if mix.source_D[d] == i], len(lengths)
+    own, size = [d for d in dealt if mix.source_X[d] == i], len(lengths)
     for start in range(0, len(own) - size + 1, size):
       epoch = own[start : start + size]
-      assert sorted(epoch) == np.flatnonzero(mix.source_D == i).tolist()
+      assert sorted(epoch) == np.flatnonzero(mix.source_X == i).tolist()
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_k(monkeypatch, rng):
@@ -112,7 +112,7 @@ def test_each_stage_follows_its_own_weights(stores, lanes, firsts, data):
     had = np.zeros(len(stores))
     for slot, _, document in begun:
       if first <= slot < end:
-        had[mix.source_D[document]] += tokens[document]
+        had[mix.source_X[document]] += tokens[document]
         for i, j in itertools.permutations(np.flatnonzero(weights), 2):
           lead = had[i] / weights[i] - had[j] / weights[j]
           assert lead <= longest[i] / weights[i] + 1e-9, "never ahead by more than a document"
@@ -166,10 +166,10 @@ def test_a_config_mixes_stores_by_tokens(stores, tmp_path):
   names = [str(stores[name].folder) for name in ("long", "short")]
   assert documents.sources == names and source.tokenizer.size == 257
   assert len(documents) == len(documents.names) == len(set(documents.names)) == 43
-  assert documents.source_D[:7].tolist() == [0, 1, 0, 1, 0, 1, 1], "the first are of all stores"
+  assert documents.source_X[:7].tolist() == [0, 1, 0, 1, 0, 1, 1], "the first are of all stores"
   for i, name in enumerate(("long", "short")):
     own = stores[name].split("train")
-    mine = np.flatnonzero(documents.source_D == i)
+    mine = np.flatnonzero(documents.source_X == i)
     assert [documents.names[d] for d in mine] == [f"{names[i]}/{one}" for one in own.names]
     for d, tokens in zip(mine.tolist(), own.tokens.tolist(), strict=True):
       place = mine.tolist().index(d)
@@ -179,7 +179,7 @@ def test_a_config_mixes_stores_by_tokens(stores, tmp_path):
   had = np.zeros(2)
   for lane in range(4):
     for piece in lanes._order.pieces(lane, 0, 4000):
-      had[documents.source_D[piece.document]] += piece.segments
+      had[documents.source_X[piece.document]] += piece.segments
   assert 0.7 < had[0] / had.sum() < 0.8, "segments, which the padding of short ones has a part in"
   batch = lanes.batch(11)
   prepared = open_prepared(c.data.path, tmp_path)
@@ -202,7 +202,7 @@ def test_the_stages_of_a_config_begin_at_their_steps(stores, tmp_path):
     for k in range(80):
       for piece in lanes._order.pieces(lane, k * S, (k + 1) * S):
         if piece.first == 0 and 20 <= k < 60:
-          assert documents.source_D[piece.document] == 1
+          assert documents.source_X[piece.document] == 1
   long, short = (str(stores[name].folder) for name in ("long", "short"))
   told = [mixture_shares(staged, source, k) for k in (0, 19, 20, 59, 60, 999)]
   assert told[0] == told[1] == {long: 0.75, short: 0.25}

@@ -29,8 +29,8 @@ def atomic(file: Path) -> Iterator[Path]:
 
   The body may write into it or put another file in its place. Its content is on the disk before it
   gets the name of `file`. If the body fails, the temporary file is removed and `file` is unchanged.
-  The name is new at every call, so hosts, processes and threads never share one. `left_over` finds
-  the temporary files of killed processes.
+  The name is new at every call, so hosts, processes and threads have different ones. `left_over`
+  finds the temporary files of killed processes.
 
   Args:
     file: the file to write. Its folder is made if it does not exist.

@@ -1,4 +1,4 @@
-"""Parts of a self-contained HTML page: frame, style, tables, pictures. All text is escaped.
+"""Elements of a self-contained HTML page: frame, style, tables, pictures. All text is escaped.
 
 The page needs no network and no script. It follows the reader's light or dark setting. A table that
 is too wide scrolls in its own box.
@@ -175,13 +175,13 @@ def image(png: bytes, alt: str, caption: str = "") -> str:
   """A PNG picture inside the page; empty if the bytes are not a PNG file."""
   if not png.startswith(PNG):
     return ""
-  source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+  picture = f"data:image/png;base64,{base64.b64encode(png).decode()}"
   above = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-  return f'<figure>{above}<img src="{source}" alt="{escape(alt)}"></figure>'
+  return f'<figure>{above}<img src="{picture}" alt="{escape(alt)}"></figure>'
 
 
 def columns(parts: Sequence[str]) -> str:
-  """Parts side by side, as many as the page has room for; a single one takes its usual width."""
+  """Elements side by side, as many as the page has room for; a single one has its usual width."""
   if len(parts) < 2:
     return "".join(parts)
   each = "".join(f"<section>{part}</section>" for part in parts)

@@ -9,7 +9,7 @@ import pytest
 from infini_jax.config import SECTIONS, Config, System, load_config, resolve
 from infini_jax.config.pattern import Pattern
 from infini_jax.config.unread import unread
-from infini_jax.evaluation.tasks import KINDS, sources_of
+from infini_jax.evaluation.tasks import KINDS, datasets_of
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 VARIANTS = {
@@ -123,12 +123,12 @@ def test_a_config_file_may_hold_fields_for_what_a_flag_turns_on(tmp_path):
 
 def test_an_evaluation_reads_the_fields_of_the_tasks_that_it_asks():
   fields = ("task.pairs=3", "evaluation.lengths=(64,)", "evaluation.max_tokens=9")
-  assert said(*fields, asked=sources_of(["recall", "perplexity"])) == []
-  assert said(*fields, asked=sources_of(["passkey"])) == [
+  assert said(*fields, asked=datasets_of(["recall", "perplexity"])) == []
+  assert said(*fields, asked=datasets_of(["passkey"])) == [
     "config.task.pairs, config.evaluation.max_tokens have no effect with --task=passkey"
   ]
   for own in ([], ["knockout", "gates"]):
-    (line,) = said(*fields, asked=sources_of(own))
+    (line,) = said(*fields, asked=datasets_of(own))
     setting = f"--task={','.join(own)}" if own else "config.task.name='text'"
     assert line == f"config.task.pairs, config.evaluation.lengths have no effect with {setting}"
   (line,) = said(*fields, "evaluation.task=passkey", asked={})

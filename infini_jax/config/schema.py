@@ -176,7 +176,7 @@ class TrainConfig:
 
   steps: int = above(0, 1000)
   start_from: str = ""  # a run; training starts from its newest parameters and vocabulary
-  part: str = choice("all", PARTS)  # the trained parameters; gates are in every part
+  part: str = choice("all", PARTS)  # the trained parameters; gates are always trained
   rollout: tuple[int, ...] = ()  # values of N before model.segment_length, growing
   rollout_steps: int = at_least(0, 0)  # steps with each value of rollout
   distill_weight: float = at_least(0, 0.0)  # of KL(original || model); original: start_from
@@ -206,7 +206,7 @@ class GuardConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-  """Logs beside `metrics.jsonl`."""
+  """Logs in addition to `metrics.jsonl`."""
 
   where: ClassVar[Where] = {"log.profile_steps": "profile_start"}
 
@@ -288,7 +288,7 @@ class Config:
   def sections(self) -> dict[str, Any]:
     """The sections as a user writes them, each a frozen dataclass.
 
-    The parts of `model` are sections of their own: its sizes (`model`), `family`, the section of
+    `model` consists of several sections: its sizes (`model`), `family`, the section of
     its memory system, `adapters` and `run`.
     """
     m = self.model

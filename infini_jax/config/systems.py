@@ -243,10 +243,10 @@ class Memorizing(System):
 
 @dataclasses.dataclass(frozen=True)
 class Summaries(System):
-  """The systems whose memory is summary embeddings, which all layers share."""
+  """The systems whose memory is summary embeddings, the same for all layers."""
 
   layered = False
-  in_pattern = "all layers share its memory"
+  in_pattern = "its memory is that of all layers together"
 
   summary_tokens: int = above(0, 50)  # P: summary embeddings of a segment
 

@@ -25,7 +25,7 @@ def unread(
     given: the sections before `resolve`, which drops those of other memory systems.
     config: the config that they give.
     flags: (section, field) of each flag.
-    asked: the tasks of an evaluation, each with its source, "" for that of the run; None for other
+    asked: the tasks of an evaluation, each with its dataset, "" for that of the run; None for other
       commands, whose fields of `evaluation` wait for an evaluation of any task.
 
   Returns:
@@ -83,7 +83,7 @@ def _tasks(config: Config, asked: Mapping[str, str] | None) -> tuple[set[Any], s
   if asked is None:
     return {task, other}, f"config.task.name={task!r}"
   if asked:
-    return {source or other or task for source in asked.values()}, f"--task={','.join(asked)}"
+    return {dataset or other or task for dataset in asked.values()}, f"--task={','.join(asked)}"
   if other:
     return {other}, f"config.evaluation.task={other!r}"
   return {task}, f"config.task.name={task!r}"

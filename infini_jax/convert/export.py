@@ -20,7 +20,7 @@ from infini_jax.convert import memory as with_memory
 from infini_jax.convert.building import building, check_free, check_room, lay_down
 from infini_jax.convert.families import OURS, config_of
 from infini_jax.convert.huggingface import INDEX, MEMORY, WEIGHTS, read_json
-from infini_jax.convert.layout import Place, gates, nested, parameter_shapes, places
+from infini_jax.convert.layout import Entry, gates, nested, parameter_shapes, places
 from infini_jax.data import SentencePieceTokenizer, Tokenizer, find_template
 from infini_jax.data.tokenizers.templates import BESIDE, DEFAULT
 from infini_jax.data.tokenizers.templates import FILE as CHAT
@@ -61,20 +61,20 @@ def export(
   (with_memory.check if memory else _check_without)(path, model)
   original = run.original()
   raw = {} if memory else _config(model, original)
-  source, tokenizer = _Parameters(run, model, step, ema), run.load_tokenizer()
+  parameters, tokenizer = _Parameters(run, model, step, ema), run.load_tokenizer()
   if memory:
-    digest = with_memory.checksum(source.shapes, source.stored)
+    digest = with_memory.checksum(parameters.shapes, parameters.stored)
     raw = with_memory.config_of(model, digest, tokenizer.fingerprint)
-  card = cards.of_export(path, source.step, model, memory, tokenizer)
+  card = cards.of_export(path, parameters.step, model, memory, tokenizer)
   with building(out) as partial:
     _copy_small(run, tokenizer, original, raw, partial)
     (partial / cards.FILE).write_text(card, "utf-8")
     pieces = partial / "pieces"
-    check_room(partial, source.bytes())
-    tensors = _lay_down(source, pieces, console)
+    check_room(partial, parameters.bytes())
+    tensors = _lay_down(parameters, pieces, console)
     if memory:
       with_memory.write_code(partial, tokenizer.bos, tokenizer.eos)
-      tensors |= with_memory.tensors(model, source.shapes, source.read)
+      tensors |= with_memory.tensors(model, parameters.shapes, parameters.read)
     size = sum(tensor.nbytes for tensor in tensors.values())
     shards = _shards(tensors, max_shard_bytes)
     with track(console, "write", len(shards)) as advance:
@@ -88,10 +88,10 @@ def export(
       content = {"metadata": {"total_size": size}, "weight_map": index}
       _write_json(partial / INDEX, content)
     if not (memory or model.is_plain):
-      _write_memory(source, partial / MEMORY)
+      _write_memory(parameters, partial / MEMORY)
     del tensors
     shutil.rmtree(pieces)
-  _show(model, raw, source.step, size, len(shards), out, console)
+  _show(model, raw, parameters.step, size, len(shards), out, console)
 
 
 def _check_without(path: str, model: ModelConfig) -> None:
@@ -163,15 +163,15 @@ class _Parameters:
     return value.astype(self._dtypes[name], copy=False)
 
 
-def _lay_down(source: _Parameters, folder: Path, console: Console) -> dict[str, np.ndarray]:
+def _lay_down(parameters: _Parameters, folder: Path, console: Console) -> dict[str, np.ndarray]:
   """Every tensor as an array mapped to a file; the tensors of one layer follow each other."""
-  found, dtype = places(source.model), source.model.run.param_dtype
+  found, dtype = places(parameters.model), parameters.model.run.param_dtype
   tensors: dict[str, np.ndarray] = {}
   done = 0
   with track(console, "read", sum(max(1, place.layers) for place in found)) as advance:
     for place in found:
       for layer, name in enumerate(place.names(place.huggingface)):
-        value = source.read(place.parameter, layer if place.layers else ...)
+        value = parameters.read(place.parameter, layer if place.layers else ...)
         layers = [(name, place.to_tensor(value))]
         tensors[name] = lay_down(folder / name, layers, place.tensor_shape, dtype)
         done += 1
@@ -180,7 +180,7 @@ def _lay_down(source: _Parameters, folder: Path, console: Console) -> dict[str, 
   return dict(sorted(tensors.items(), key=lambda item: order[item[0]]))
 
 
-def _in_order(found: list[Place]) -> list[str]:
+def _in_order(found: list[Entry]) -> list[str]:
   """Tensor names in the order of the files: embedding, layers, the rest."""
   stacked = [place.names(place.huggingface) for place in found if place.layers]
   alone = sorted(place.huggingface for place in found if not place.layers)
@@ -201,13 +201,13 @@ def _shards(tensors: dict[str, np.ndarray], most: int) -> list[list[str]]:
   return shards
 
 
-def _write_memory(source: _Parameters, file: Path) -> None:
-  m = source.model
+def _write_memory(parameters: _Parameters, file: Path) -> None:
+  m = parameters.model
   settings = {
     "model": {name: getattr(m, name) for name in OURS if name != "pattern" or m.pattern},
     **{name: dataclasses.asdict(own.memory) for name, own in m.by_system.items()},
   }
-  found = {"gates_LH": source.read(path)} if (path := gates(m)) else {}
+  found = {"gates_LH": parameters.read(path)} if (path := gates(m)) else {}
   save(file, found, {"memory": json.dumps(settings)})
 
 

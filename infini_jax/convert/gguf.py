@@ -13,7 +13,7 @@ from infini_jax.convert.building import check_free
 from infini_jax.convert.byte_level import CONTROL, tokenizer_json
 from infini_jax.convert.families import structure
 from infini_jax.convert.incoming import Incoming, original_model, write_run
-from infini_jax.convert.layout import Place, places
+from infini_jax.convert.layout import Entry, places
 from infini_jax.convert.pieces import piece_tokenizer
 from infini_jax.convert.vocabulary import check_size
 from infini_jax.data import HuggingFaceTokenizer, Template, Tokenizer
@@ -85,7 +85,7 @@ class _File:
       raise InputError(f"{path}: architecture {kind!r} is not supported; llama is")
     if (parts := self._get("split.count", 1)) != 1:
       raise InputError(
-        f"{path}: is one of {parts} parts; `llama-gguf-split --merge` makes one file"
+        f"{path}: is one of {parts} files of a model; `llama-gguf-split --merge` makes one file"
       )
     if reader.byte_order != "I":
       raise InputError(f"{path}: has another byte order than this machine; download the usual file")
@@ -133,7 +133,7 @@ class _File:
     if unknown := sorted(self._tensors.keys() - wanted):
       raise InputError(f"{self.path}: a llama has no tensor {unknown[0]}; choose another model")
 
-  def tensor(self, place: Place, layer: int) -> np.ndarray:
+  def tensor(self, place: Entry, layer: int) -> np.ndarray:
     """One tensor, dequantized, with its rows in the order of a Hugging Face folder."""
     found = self._tensors[place.gguf.format(layer)]
     with np.errstate(all="ignore"):  # values that are not finite are reported when written

@@ -13,7 +13,7 @@ from infini_jax.convert.building import check_free
 from infini_jax.convert.families import OURS, positions_of, read_config
 from infini_jax.convert.hub import find_folder
 from infini_jax.convert.incoming import Incoming, original_model, with_memory, write_run
-from infini_jax.convert.layout import Place, gates, parameter_shapes, places
+from infini_jax.convert.layout import Entry, gates, parameter_shapes, places
 from infini_jax.convert.settings import unknown
 from infini_jax.convert.vocabulary import find_tokenizer
 from infini_jax.runs.tensors import Tensors
@@ -148,7 +148,7 @@ class _Weights:
         f"from the same model"
       )
 
-  def tensor(self, place: Place, layer: int) -> np.ndarray:
+  def tensor(self, place: Entry, layer: int) -> np.ndarray:
     """Reads one tensor of one layer."""
     return self._read(place.huggingface.format(layer))
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from infini_jax.config import Config, DataConfig, FamilyConfig, ModelConfig, RunConfig, resolve
 from infini_jax.convert.building import building, check_finite, check_room, lay_down
 from infini_jax.convert.families import OF_FAMILY, OF_SIZES, write_config
-from infini_jax.convert.layout import Place, gates, nested, parameter_shapes, places
+from infini_jax.convert.layout import Entry, gates, nested, parameter_shapes, places
 from infini_jax.data import Tokenizer
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
@@ -50,11 +50,11 @@ class Incoming(NamedTuple):
     raw: the content of its `config.json`; None: there was none.
     positions: the longest text that it was trained on, in tokens.
     files: other files to keep for an export, by their names.
-    format: the attribute of `Place` with the names of the tensors.
+    format: the attribute of `Entry` with the names of the tensors.
   """
 
   model: ModelConfig
-  tensor: Callable[[Place, int], np.ndarray]
+  tensor: Callable[[Entry, int], np.ndarray]
   gates_LH: np.ndarray | None
   tokenizer: Tokenizer
   raw: dict[str, Any] | None

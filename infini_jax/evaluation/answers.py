@@ -19,7 +19,7 @@ from infini_jax.evaluation.knock_out import INTACT, Variant
 from infini_jax.evaluation.perplexity import exp
 from infini_jax.evaluation.reading import Chunk, Reader
 from infini_jax.inference.engine import Engine
-from infini_jax.inference.saved import Run
+from infini_jax.inference.saved import OpenedRun
 from infini_jax.inference.session import Session
 from infini_jax.inference.writing import Piece
 from infini_jax.quiet import quiet
@@ -121,7 +121,7 @@ def seed_of(run: int, ids: np.ndarray) -> int:
 
 
 def write(
-  run: Run, lanes: int, prompts: Sequence[np.ndarray], variant: Variant, **how: Any
+  run: OpenedRun, lanes: int, prompts: Sequence[np.ndarray], variant: Variant, **how: Any
 ) -> list[list[Piece]]:
   """What the model writes after each of some prompts.
 
@@ -236,7 +236,7 @@ class Answers:
   Args:
     config: the config of the run.
     mesh: the mesh.
-    source: has the vocabulary, and the token that ends an answer.
+    dataset: has the vocabulary, and the token that ends an answer.
     talks: the documents; the first `evaluation.max_documents` of them are read.
     score: gives the scores of a reference and a text that was written.
     about: gives counts of what is read, from the number of documents.
@@ -250,7 +250,7 @@ class Answers:
     self,
     config: Config,
     mesh: Mesh,
-    source: Conversations | Pairs,
+    dataset: Conversations | Pairs,
     talks: WithAnswers,
     score: Callable[[str, str], dict[str, float]],
     about: Callable[[int], dict[str, int]],
@@ -262,7 +262,7 @@ class Answers:
         raise InputError(
           f"config.evaluation.knock_out={name!r}: what is written next is read too; leave 'empty'"
         )
-    self._config, self._source, self._talks, self._score = config, source, talks, score
+    self._config, self._dataset, self._talks, self._score = config, dataset, talks, score
     count = min(len(talks), e.max_documents or len(talks))
     self._likelihood = Likelihood(config, mesh, talks, count)
     self._about, self._kind = about(count), kind
@@ -285,7 +285,7 @@ class Answers:
     """
     started = time.perf_counter()
     told = self._likelihood.run(params, variant, advance)
-    run = Run(Engine(self._config, params), self._source.tokenizer)
+    run = OpenedRun(Engine(self._config, params), self._dataset.tokenizer)
     done: dict[int, Answer] = {}
     for number, batch in enumerate(self._batches, 1):
       asked = [self._talks.last(document) for document in batch]
@@ -306,9 +306,9 @@ class Answers:
     answers = tuple(done[document] for document in sorted(done))
     return self._kind(answers, self._about, time.perf_counter() - started)
 
-  def _write(self, run: Run, prompts: Sequence[np.ndarray], variant: Variant) -> list[str]:
+  def _write(self, run: OpenedRun, prompts: Sequence[np.ndarray], variant: Variant) -> list[str]:
     """The answers after some prompts, without the marks that end them."""
-    e, marks = self._config.evaluation, {self._source.end, run.tokenizer.eos}
+    e, marks = self._config.evaluation, {self._dataset.end, run.tokenizer.eos}
     written = write(
       run,
       e.lanes,
@@ -317,7 +317,7 @@ class Answers:
       tokens=e.summary_length,
       temperature=e.temperature,
       top_p=e.top_p,
-      ends=(self._source.end,),
+      ends=(self._dataset.end,),
       seed=[seed_of(self._config.train.seed, prompt[self._talks.own]) for prompt in prompts],
     )
     own = ([piece.token for piece in pieces if piece.token not in marks] for pieces in written)

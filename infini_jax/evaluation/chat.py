@@ -43,7 +43,7 @@ def comparing() -> Callable[[str, str], dict[str, float]]:
   }
 
 
-def answering(config: Config, mesh: Mesh, source: Conversations) -> Answers:
+def answering(config: Config, mesh: Mesh, dataset: Conversations) -> Answers:
   """The evaluator of the conversations of a split.
 
   Raises:
@@ -56,7 +56,7 @@ def answering(config: Config, mesh: Mesh, source: Conversations) -> Answers:
         f"config.evaluation.{field}={value!r} with --task=chat: conversations are read whole; "
         f"leave it out"
       )
-  talks = source.split(e.split)
+  talks = dataset.split(e.split)
   counts = {name: getattr(talks.counts, name) for name in COUNTS}
   about = lambda count: counts | {"asked": count}
-  return Answers(config, mesh, source, talks, comparing(), about)
+  return Answers(config, mesh, dataset, talks, comparing(), about)

@@ -80,10 +80,10 @@ def show(
         f"  {label_of(name)}: per token", f"{out.perplexity:.3f}" + (f" ({more})" if more else "")
       )
       table.add_row(f"  {label_of(name)}: bits per byte", f"{out.bits_per_byte:.4f}")
-  for source in memory.by_source:
-    own, *less = (f"{_perplexity(*score.by_source[source][1:]):.3f}" for score in scores.values())
+  for store in memory.by_source:
+    own, *less = (f"{_perplexity(*score.by_source[store][1:]):.3f}" for score in scores.values())
     knocked_out = f" (ablations: {', '.join(less)})" if less else ""
-    table.add_row(f"  {source}: per token", own + knocked_out)
+    table.add_row(f"  {store}: per token", own + knocked_out)
   table.add_row("tokens, bytes", f"{memory.tokens:,}, {memory.bytes:,}")
   console.print(table)
 

@@ -1,4 +1,4 @@
-"""Reads chunks with the model and a carried state: the common part of all evaluations."""
+"""Reads chunks with the model and a carried state: what all evaluations have in common."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping

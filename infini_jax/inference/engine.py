@@ -198,7 +198,7 @@ class Engine:
     return by_layer(self.config.model, self.params["blocks"])
 
   def _can_be_apart(self) -> bool:
-    """Whether the state has a fixed size, layers do not share summaries, and there is one CPU."""
+    """Whether the state has a fixed size, each layer has its own, and there is one CPU."""
     if not self._model.memory.layered or not has_one_size(self._model):
       return False
     return not in_mesh() and jax.default_backend() == "cpu"

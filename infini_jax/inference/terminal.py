@@ -256,7 +256,7 @@ def _piped() -> Iterator[str]:
   if sys.stdin is None:
     raise InputError("standard input is closed: type questions, or pipe them in")
   line = ""
-  for part in lines_of(sys.stdin):  # long lines come in parts
+  for part in lines_of(sys.stdin):  # a long line comes in several
     line += part
     if line.endswith("\n"):
       yield line

@@ -12,12 +12,12 @@ from infini_jax.ops import memory
 
 
 def reserve(config: ModelConfig, state: Any, tokens: int) -> Any:
-  """Room for `tokens` more, in the parts of a state or stream that grow."""
+  """Room for `tokens` more, in the arrays of a state or stream that grow."""
   return _each(config, state, lambda name, part: MIXERS[name].reserve(part, tokens))
 
 
 def has_one_size(config: ModelConfig) -> bool:
-  """Whether no part of the state ever needs more room."""
+  """Whether no array of the state ever needs more room."""
   return all(MIXERS[name].reserve is Mixer.reserve for name in config.by_system)
 
 

@@ -134,7 +134,7 @@ def segment_attention(
   """Causal attention inside each segment; no segment sees another.
 
   Args:
-    q_BSNHE, k_BSNKE, v_BSNKU: one device's share; H = K*G.
+    q_BSNHE, k_BSNKE, v_BSNKU: the arrays of one device; H = K*G.
     mask_BSN: False for padding, which comes last in a segment.
     kernel: 'reference' holds whole squares of scores; 'xla' blocks of them, and few segments at a
       time; 'splash' is a kernel for TPUs and 'cudnn' one for NVIDIA GPUs; 'auto' takes what
@@ -177,7 +177,7 @@ def window_attention(
   """Each segment's N queries over the W keys of its window; the last N keys are of its own tokens.
 
   Args:
-    q_BSNHE, k_BSWKE, v_BSWKU: one device's share, rotated; H = K*G.
+    q_BSNHE, k_BSWKE, v_BSWKU: the arrays of one device, rotated; H = K*G.
     seen_BSW: False hides a key from all queries. The last N are seen causally.
   """
   B, S, N, H, _ = q_BSNHE.shape

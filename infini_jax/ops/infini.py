@@ -103,7 +103,7 @@ def infini_attention(
     write_BTK: how much of a token is written to the memory of each head, 0 to 1; None: all of it.
     decay_BTK: of a segment, the memory leaves `sigmoid` of the mean of its tokens' scores (Gated
       DeltaNet, arXiv 2412.06464, by segments); None: what the rule says.
-    own: the memory's own queries, keys and values; None: it shares those of the local attention.
+    own: the memory's own queries, keys and values; None: those of the local attention.
     cut: True reads 0 from a memory that is not empty, `out = (1 - g) local`, and writes as
       otherwise: the ablation of the reads. None: the same as False.
     implementation: 'scan' goes through the segments one by one and recomputes them in the backward
@@ -151,7 +151,7 @@ def infini_attention(
 
 
 def _segments(inputs, beta_H, state, reset_BS, cut, rope, *, N, form):
-  """One device's share: cut into segments, run, and joined again."""
+  """On one device: cut into segments, run, and joined again."""
   B, T = inputs.q_BTHE.shape[:2]
   S = -(-T // N)
   mask_BT = inputs.mask_BT

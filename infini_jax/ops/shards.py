@@ -2,7 +2,7 @@
 
 Attention and memory need no other device: lanes and heads are independent, and segments too, except
 for the state that passes from one to the next. Therefore the operations of this package are written
-for the share of one device, and run by `shard_map`. What they send is explicit: `carry` passes the
+for the arrays of one device, and run by `shard_map`. What they send is explicit: `carry` passes the
 state of an affine recurrence from device to device along one mesh axis.
 """
 
@@ -39,12 +39,12 @@ def token_axes(q_BTHE: jax.Array, whole: bool = False) -> Axes:
 
 
 def on_shards(f: Callable, axes: Axes, out: Any, *, follow: bool = False, **arrays: Any) -> Any:
-  """Calls `f(**arrays)` on every device with its share; outside a mesh simply calls it.
+  """Calls `f` on every device with its shards of the arrays; without a mesh with the arrays.
 
   Args:
     f: written for one device.
     axes: the mesh axes of each letter.
-    out: what `f` returns, with the letters of each array in its place ("BTHE"), or a tree of arrays
+    out: what `f` returns, the letters of each array ("BTHE"), or a tree of arrays
       whose names end in their letters.
     follow: lets JAX follow which values differ from device to device. A sum over devices then has
       a gradient that costs nothing. Kernels cannot be followed.
@@ -133,7 +133,7 @@ def carried(kept: tuple, own: tuple, start: jax.Array, axis: str) -> tuple[jax.A
   Args:
     kept: what is left of a state that comes in (a scalar per head or a matrix), before each of the
       device's segments (axis 1), and after the last.
-    own: the device's own states, in the same places.
+    own: the device's own states, at the same positions.
     start: the state before the first device, the same on all.
     axis: the mesh axis over which the sequence is divided.
 

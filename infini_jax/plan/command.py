@@ -22,8 +22,8 @@ from infini_jax.plan.compiled import compile_step
 from infini_jax.plan.estimate import estimate
 from infini_jax.plan.gpus import gpu_devices
 from infini_jax.plan.memories import memories, of_pattern, show
+from infini_jax.plan.per_chip import abstract_mesh
 from infini_jax.plan.remat import settled
-from infini_jax.plan.shares import abstract_mesh
 from infini_jax.plan.tpus import tpu_devices
 from infini_jax.plan.verdict import judge
 from infini_jax.progress import track

@@ -15,13 +15,13 @@ from infini_jax.config import Config, ModelConfig, original
 from infini_jax.models.costs import executed_flops_per_token, flops_per_token, forward_flops
 from infini_jax.models.mixers import MIXERS
 from infini_jax.parallel.chips import Chip
-from infini_jax.plan.shares import (
-  Shares,
+from infini_jax.plan.per_chip import (
+  PerChip,
   abstract_mesh,
   chip_bytes,
   laid_out,
   of_system,
-  shares,
+  per_chip,
   spec_text,
 )
 from infini_jax.plan.traffic import Collective, collectives, memory_traffic
@@ -115,7 +115,7 @@ def estimate(config: Config, sizes: dict[str, int], chip: Chip) -> Estimate:
     resting["moving average"] = chip_bytes(state.ema)
   if teacher := abstract_teacher(config, abstract_mesh(sizes)):
     resting["original"] = chip_bytes(teacher)
-  part = shares(config, sizes, chip.platform)
+  part = per_chip(config, sizes, chip.platform)
   phase, working = _working(config, part, split(config, state.params)[0])
 
   T = config.data.segments * m.segment_length
@@ -181,8 +181,8 @@ def _parameters(params: Any) -> list[Parameter]:
   ]
 
 
-def _working(config: Config, s: Shares, params: Any) -> tuple[str, dict[str, float]]:
-  """The phase of a step that needs most memory, and its parts in bytes. `params` have a gradient.
+def _working(config: Config, s: PerChip, params: Any) -> tuple[str, dict[str, float]]:
+  """The phase of a step that needs most memory, and its items in bytes. `params` have a gradient.
 
   Modelled on compiled steps: in the loss, each chip holds the rows of the head that it uses, and
   their gradient twice (its own, and the sum), in the type of the stored parameter.
@@ -241,7 +241,7 @@ def _whole_matrices(params: Any) -> float:
   return found
 
 
-def _layer(m: ModelConfig, s: Shares) -> tuple[float, float]:
+def _layer(m: ModelConfig, s: PerChip) -> tuple[float, float]:
   """Bytes that a layer keeps for the gradient, and that its own gradient needs.
 
   `m` has one memory system.

@@ -32,7 +32,7 @@ class Facts:
     capability: the CUDA compute capability.
     cores: streaming multiprocessors.
     units: float32 units of a multiprocessor.
-    l2: bytes of the cache that all multiprocessors share.
+    l2: bytes of the cache of all multiprocessors together.
     shared: bytes of the fast memory of a multiprocessor.
     clock: the boost clock in GHz.
     products: bfloat16 multiply-adds of a tensor core in a clock.

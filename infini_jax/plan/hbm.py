@@ -268,7 +268,7 @@ def _parts(text: str) -> tuple[str, str, tuple[str, ...]]:
 
 
 def _balanced(text: str) -> tuple[str, str]:
-  """The part in brackets that the text begins with, and the rest."""
+  """The brackets that the text begins with, with their content, and the rest."""
   depth = 0
   for i, letter in enumerate(text):
     depth += (letter == "(") - (letter == ")")

@@ -7,7 +7,7 @@ from infini_jax.config import Config
 from infini_jax.ops.shards import GATHERED
 from infini_jax.parallel.chips import Chip
 from infini_jax.parallel.mesh import AXES, COMPUTE, STORAGE, axes_of
-from infini_jax.plan.shares import Shares
+from infini_jax.plan.per_chip import PerChip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ def sent(kind: str, whole: float, devices: int) -> float:
   return whole * (devices - 1) / devices * (2 if kind == "all-reduce" else 1)
 
 
-def collectives(config: Config, s: Shares, sizes: dict[str, int], chip: Chip) -> list[Collective]:
+def collectives(config: Config, s: PerChip, sizes: dict[str, int], chip: Chip) -> list[Collective]:
   """The large collectives: weights, their gradients, activations over `tensor`, memories."""
   m, t = config.model, config.train
   D, L, c, batches = m.width, m.layers, s.compute, t.accumulate
@@ -115,7 +115,7 @@ def leaves_island(axes: tuple[str, ...], sizes: dict[str, int], chip: Chip) -> b
   return math.prod(sizes[axis] for axis in inner) > chip.island
 
 
-def memory_traffic(config: Config, s: Shares, params: float, optimizer: float) -> float:
+def memory_traffic(config: Config, s: PerChip, params: float, optimizer: float) -> float:
   """A lower bound on the bytes between a chip and its HBM in a step: each operand is moved once.
 
   Every matrix product reads its operands and writes its result. The operations between products

@@ -14,7 +14,7 @@ from infini_jax.report.headline import COSTS
 from infini_jax.report.runs import RunFiles
 from infini_jax.report.tables import plain, scalars
 
-POINTS = 160  # the most points of a line: a longer one is drawn as means of so many parts
+POINTS = 160  # the most points of a line: a longer one is drawn as so many means
 EACH = 32  # the most heads of a run whose gates have a line each
 PERPLEXITIES = ("perplexity", "answer_perplexity", "summary_perplexity")  # the last: older runs
 
@@ -151,7 +151,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
-  """At most `POINTS` points: the means of as many parts."""
+  """At most `POINTS` points: means of neighbours."""
   if len(steps) <= POINTS:
     return list(steps), list(values)
   means = lambda x: [float(part.mean()) for part in np.array_split(np.array(x, float), POINTS)]

@@ -29,7 +29,7 @@ from infini_jax.data import Tokenizer, find_template, is_saved, load_saved
 from infini_jax.digests import matches, short_hash, signed
 from infini_jax.files import atomic_folder, locked, write_json
 from infini_jax.paths import folder_to_write, local
-from infini_jax.tasks import Source, open_training
+from infini_jax.tasks import Dataset, open_training
 from infini_jax.tasks.summarization import older
 
 Value = TypeVar("Value")
@@ -227,7 +227,7 @@ def alone(lock: contextlib.AbstractContextManager[Value], out: Path) -> Iterator
     yield entered
 
 
-def open_inputs(config: Config, path: str, console: Console) -> tuple[Workdir, Source]:
+def open_inputs(config: Config, path: str, console: Console) -> tuple[Workdir, Dataset]:
   """The workdir at `path`, and the data that the config trains on; no device is used.
 
   The vocabulary is that of the run, if it has one already; else that of the run whose parameters it

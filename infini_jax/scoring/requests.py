@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from infini_jax.config import InputError
 from infini_jax.data.chat.conversation import Chat, open_chat
 from infini_jax.data.chat.render import Message
-from infini_jax.inference import Run, Session
+from infini_jax.inference import OpenedRun, Session
 from infini_jax.inference.arguments import whole
 
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -41,7 +41,12 @@ class Scorer:
   """
 
   def __init__(
-    self, run: Run, lanes: int = 1, bos: bool = True, template: str = "own", empty: bool = False
+    self,
+    run: OpenedRun,
+    lanes: int = 1,
+    bos: bool = True,
+    template: str = "own",
+    empty: bool = False,
   ):
     self.run, self.bos, self._template, self._empty = run, bos, template, empty
     self.lanes = whole("batch_size", lanes, least=1)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from infini_jax.config import InputError
-from infini_jax.inference import Run, Session
+from infini_jax.inference import OpenedRun, Session
 from infini_jax.serve.errors import ApiError
 from infini_jax.serve.limits import Limits
 
@@ -72,7 +72,7 @@ class Sessions:
     InputError: another server uses the folder.
   """
 
-  def __init__(self, folder: Path, run: Run, limits: Limits):
+  def __init__(self, folder: Path, run: OpenedRun, limits: Limits):
     self._folder, self._limits = folder, limits
     self._shared, self._model = Session(run), model_of(run)
     self._lock = threading.RLock()
@@ -300,7 +300,7 @@ def _lost(id: str) -> ApiError:
   return ApiError(500, said, "session_lost")
 
 
-def model_of(run: Run) -> str:
+def model_of(run: OpenedRun) -> str:
   """What a state must have been made with, as a short text."""
   made = f"{run.engine.checksum} {run.tokenizer.fingerprint}"
   return hashlib.sha256(made.encode()).hexdigest()[:32]

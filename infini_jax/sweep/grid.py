@@ -53,7 +53,7 @@ def combinations(axes: Sequence[Axis], arguments: Sequence[str]) -> tuple[Combin
 
   Args:
     axes: the grid.
-    arguments: of the command: the config file, and the fields that all runs share.
+    arguments: of the command: the config file, and the fields that are the same in all runs.
 
   Raises:
     InputError: a field of the grid is set for all runs too, a combination is not a valid config, or
@@ -124,7 +124,7 @@ def _axis(text: str) -> Axis:
 
 
 def _divided(values: str, whole: str) -> list[str]:
-  """The parts between commas that are in no bracket and in no quotes."""
+  """The texts between commas that are in no bracket and in no quotes."""
   parts, open_, quote = [""], list[str](), ""
   for c in values:
     if quote or c in "'\"":

@@ -190,7 +190,9 @@ def read_conversations(
   today = datetime.date.today().isoformat()  # a new template keeps it, so that a run is one text
   chat = open_chat(tokenizer, config.chat.template, today)
   chat.end  # noqa: B018 - a template that cannot end an answer is refused before all is read
-  read: dict[str, _Reading] = {split: _Reading(chat, config, split == "train") for split in splits}
+  read: dict[str, _Collector] = {
+    split: _Collector(chat, config, split == "train") for split in splits
+  }
   for part in corpus.parts:
     if splits != (ALL_SPLITS,) and not set(part.splits) & set(splits):
       continue
@@ -208,7 +210,7 @@ def read_conversations(
   return Conversations(chat, corpus, talks)
 
 
-class _Reading:
+class _Collector:
   """Collects the conversations of one split."""
 
   def __init__(self, chat: Chat, config: Config, trains: bool):

@@ -8,7 +8,7 @@ import numpy as np
 
 from infini_jax.config import Config
 from infini_jax.data.lanes.documents import ALL, Batch, Rows, empty_batch
-from infini_jax.data.lanes.warm import Companions, Reading
+from infini_jax.data.lanes.warm import Companions, TextPiece
 from infini_jax.tasks.example import Example, Task, check_length
 
 
@@ -175,7 +175,7 @@ class TaskLanes:
       "warm_B": np.array(companions.warm(lane, k) is not None),
     }
 
-  def _times(self, lane: int, reading: Reading) -> float:
+  def _times(self, lane: int, reading: TextPiece) -> float:
     """How many times a reading counts; text on which an answer depends counts once."""
     assert self._companions is not None
     start, size = reading.chunk * self._companions.tokens, self._companions.tokens
@@ -219,7 +219,7 @@ class Examples:
     return self._examples[document].read(start, stop)
 
   def trunk(self, chunk: int) -> tuple[int, np.ndarray]:
-    """The example whose beginning the others share most, and how much of it each example shares.
+    """The example whose beginning is that of most others, and how much of it each example has.
 
     Args:
       chunk: the tokens of a chunk; only whole chunks count.

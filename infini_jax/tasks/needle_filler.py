@@ -25,7 +25,7 @@ class Filler:
       documents, and then training documents); False reads training documents.
 
   Attributes:
-    ids: the tokens, (n,) int32. All examples share them.
+    ids: the tokens, (n,) int32, of all examples.
   """
 
   def __init__(self, store: Store, held_out: bool):

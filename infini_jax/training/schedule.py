@@ -1,4 +1,4 @@
-"""The learning rate at each step: warm-up, a steady part, and a decay to the last step."""
+"""The learning rate at each step: warm-up, a constant rate, and a decay to the last step."""
 
 from collections.abc import Callable
 

@@ -98,7 +98,7 @@ def test_rope_scaling_is_what_llama_cpp_reads(rng, tmp_path, fields, expected):
     ({"vocabulary": {"token_type": [1, 2]}}, "263 tokens do not go with their types"),
     ({"vocabulary": {"eos_token_id": 263}}, "do not go with their types, scores or .*'eos': 263"),
     ({"vocabulary": {"merges": 7}}, "a field is damaged .*download it again"),
-    ({"fields": {"split.count": 2}}, "is one of 2 parts; `llama-gguf-split --merge`"),
+    ({"fields": {"split.count": 2}}, "is one of 2 files of a model; `llama-gguf-split --merge`"),
     ({"fields": {"llama.attention.head_count": 0}}, "head_count=0: must be a whole number of 1"),
     ({"fields": {"llama.block_count": 2**31}}, "tensor blk.2.attn_k.weight is missing"),
     ({"drop": "blk.1.ffn_up.weight"}, "tensor blk.1.ffn_up.weight is missing"),

@@ -16,7 +16,7 @@ from infini_jax.evaluation.chat import answering, normalised, shared_words
 from infini_jax.evaluation.knock_out import EMPTY, INTACT
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh
-from infini_jax.tasks import open_source
+from infini_jax.tasks import open_dataset
 from tests.data.chat.vocabulary import assistant, user
 from tests.tiny import config, fake_params, quiet
 
@@ -39,7 +39,7 @@ def case(tmp_path_factory):
     mesh={"data": 1},
     evaluation={"lanes": 2, "summary_length": LENGTH, "temperature": 0.0},
   )
-  source = open_source(c, None, quiet(), others=folder)
+  source = open_dataset(c, None, quiet(), others=folder)
   return c, source, fake_params(c.model)
 
 

@@ -229,7 +229,7 @@ def test_a_mixer_is_evaluated_only_on_what_it_has():
     layered = name not in ("rmt", "autocompressor")
     assert len(job.variants) == 4 + 2 * layered, "all, and each layer if it can"
   assert set(NAMES) == {*KINDS, "gates", "knockout"}
-  missing = set(TASKS) - {kind.source for kind in KINDS.values()}
+  missing = set(TASKS) - {kind.dataset for kind in KINDS.values()}
   assert not missing, f"a run can be trained on {missing}: give it an entry in tasks.KINDS"
   with pytest.raises(InputError, match="--task=: choose some of"):
     jobs_of(config(), ["perplexity", ""])

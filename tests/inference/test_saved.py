@@ -10,7 +10,7 @@ import pytest
 
 from infini_jax.config import InputError
 from infini_jax.data.tokenizers import ByteTokenizer, WordTokenizer
-from infini_jax.inference import Run, Session
+from infini_jax.inference import OpenedRun, Session
 from infini_jax.inference.engine import Engine, checksum
 from infini_jax.inference.saved import _named, _stream
 from infini_jax.runs import tensors
@@ -120,7 +120,7 @@ def test_a_state_of_another_model_is_refused(session, state, trained):
   run, c = session.run, trained[0]
   other = changed(c, model=changed(c.model, rule="linear"))
   with_engine = lambda config, params, tokenizer=run.tokenizer: Session(
-    Run(Engine(config, params), tokenizer)
+    OpenedRun(Engine(config, params), tokenizer)
   )
   refused(state, "another model .config.infini.rule", model=with_engine(other, run.engine.params))
   refused(state, "other parameters", model=with_engine(c, fake_params(c.model)))

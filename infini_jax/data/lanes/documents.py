@@ -21,7 +21,7 @@ Rows = slice | np.ndarray  # a choice of the B lanes
 ALL = slice(None)
 
 
-class Readable(Protocol):
+class TokenDocuments(Protocol):
   """The documents that lanes can read, such as `store.Documents`."""
 
   tokens: np.ndarray  # (documents,) the number of tokens of each document
@@ -31,7 +31,7 @@ class Readable(Protocol):
     ...
 
 
-class Named(Readable, Protocol):
+class Named(TokenDocuments, Protocol):
   """Documents whose names are known."""
 
   @property
@@ -152,7 +152,7 @@ class EvalLanes:
 
   def __init__(
     self,
-    documents: Readable,
+    documents: TokenDocuments,
     *,
     bos: int | np.ndarray,
     lanes: int,
@@ -243,7 +243,7 @@ def _fill(
   batch: Batch,
   row: int,
   piece: Piece,
-  documents: Readable,
+  documents: TokenDocuments,
   n: int,
   bos: int,
   eos: int | None,

@@ -31,7 +31,7 @@ _Laid = tuple[np.ndarray, np.ndarray, np.ndarray]  # a lane's documents, begins,
 class Mix(NamedTuple):
   """How several stores are mixed."""
 
-  source_X: np.ndarray  # the number of the store of each document, from 0
+  store_X: np.ndarray  # the number of the store of each document, from 0
   weights: tuple[float, ...]  # the share of each store in the tokens
   stages: tuple[tuple[int, tuple[float, ...]], ...] = ()  # other weights from a segment on
 
@@ -140,7 +140,7 @@ class Mixed(_Endless):
   def __init__(self, segments_X: np.ndarray, tokens_X: np.ndarray, mix: Mix, lanes: int, seed: int):
     self._segments_X, self._tokens_X, self._seed = segments_X, tokens_X, seed
     self._stages = ((0, mix.weights), *mix.stages)
-    self._own = [np.flatnonzero(mix.source_X == i) for i in range(len(mix.weights))]
+    self._own = [np.flatnonzero(mix.store_X == i) for i in range(len(mix.weights))]
     self._size = min(BLOCK, 8 * len(segments_X) + 1024)
     nothing = [0] * len(mix.weights)
     super().__init__(([0] * lanes, nothing, nothing, 0), len(mix.weights))

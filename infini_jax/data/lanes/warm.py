@@ -18,7 +18,7 @@ from infini_jax.config import WarmConfig
 PLANNED = 256  # the streams (texts) of a lane that are planned together
 
 
-class Reading(NamedTuple):
+class TextPiece(NamedTuple):
   """What a companion reads at a step: piece `chunk` of its text `stream`, both from 0."""
 
   stream: int
@@ -43,16 +43,16 @@ class Companions:
     self._lengths = functools.lru_cache(4096)(self._draw_lengths)
     self._ends = functools.lru_cache(4096)(self._plan)
 
-  def reading(self, lane: int, k: int) -> Reading:
+  def reading(self, lane: int, k: int) -> TextPiece:
     """What the companion of a lane reads at step k."""
     block, begin = 0, 0
     while begin + (ends := self._ends(lane, block))[-1] <= k:
       begin, block = begin + int(ends[-1]), block + 1
     place = int(np.searchsorted(ends, k - begin, side="right"))
     start = int(ends[place - 1]) if place else 0
-    return Reading(block * PLANNED + place, k - begin - start)
+    return TextPiece(block * PLANNED + place, k - begin - start)
 
-  def warm(self, lane: int, k: int) -> Reading | None:
+  def warm(self, lane: int, k: int) -> TextPiece | None:
     """The companion's last reading before step k, if the lane takes over its state at step k."""
     lucky = np.random.default_rng((self._seed, 0, lane, k)).random() < self._config.share
     return self.reading(lane, k - 1) if lucky and k >= max(1, self._config.start_step) else None
@@ -63,7 +63,7 @@ class Companions:
     place = stream % PLANNED
     return int(ends[place] - (ends[place - 1] if place else 0)) * self.tokens
 
-  def times(self, lane: int, reading: Reading) -> float:
+  def times(self, lane: int, reading: TextPiece) -> float:
     """How many times a reading counts, if it is filler."""
     length = float(self._lengths(lane, reading.stream // PLANNED)[reading.stream % PLANNED])
     return counts(length / self.tokens, self._config.growth)[reading.chunk]

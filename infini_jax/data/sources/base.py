@@ -32,7 +32,7 @@ class Record(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class CorpusPart(abc.ABC):
-  """A piece of a corpus that one worker reads. Its pickle is small.
+  """A part of a corpus: what one worker reads. Its pickle is small.
 
   Attributes:
     splits: the splits of its documents. If there are several, a hash of the document's name

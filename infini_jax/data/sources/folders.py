@@ -227,7 +227,7 @@ def _documents(root: Path, ways: Iterable[Way]) -> list[Document]:
 
 
 def _python_stdlib() -> list[Document]:
-  """The source of the standard library, without the few files that are not text."""
+  """The Python files of the standard library, without the few that are not text."""
   root = Path(sysconfig.get_path("stdlib"))
   start = Way(0, root, os.path.realpath(root))
   found, _ = _below([start], (".py",), skip=("site-packages", "dist-packages", "__pycache__"))

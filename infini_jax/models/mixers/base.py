@@ -37,7 +37,7 @@ class Tokens(NamedTuple):
 
 
 class Chunk(NamedTuple):
-  """The place of tokens in their documents. A field that is None has no effect.
+  """Where tokens are in their documents. A field that is None has no effect.
 
   Attributes:
     reset_BS: True where a segment starts a document.
@@ -252,7 +252,7 @@ class Mixer(nnx.Module):
 
     Args:
       c: the model.
-      s: a device's share: `plan.shares.Shares`.
+      s: the sizes on one device: `plan.per_chip.PerChip`.
     """
     return Work(s.tokens, c.segment_length)
 

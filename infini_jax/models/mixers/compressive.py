@@ -75,7 +75,7 @@ class Compressive(Mixer):
     """Attends to the compressed hidden states, the previous segment, and the segment."""
     past = tokens.project(jnp.concatenate([state.x_BCI, state.x_BNI], 1))
 
-    def share(q_BTHE, position_BT, segment, past, document_BA, current_B, cut):
+    def on_one(q_BTHE, position_BT, segment, past, document_BA, current_B, cut):
       (k_BAKE, v_BAKU), A, N = past, document_BA.shape[1], segment.k_BNKE.shape[1]
       hidden_BA = document_BA != current_B[:, None]
       hidden_BA = hidden_BA if cut is None else hidden_BA | cut
@@ -90,7 +90,7 @@ class Compressive(Mixer):
       )
 
     return on_shards(
-      share,
+      on_one,
       token_axes(tokens.q_BTHE, whole=True),
       "BTHU",
       q_BTHE=tokens.q_BTHE,
@@ -103,7 +103,7 @@ class Compressive(Mixer):
     )
 
   def write(self, segment, state):
-    """Compresses the previous segment, and stores the segment in its place."""
+    """Compresses the previous segment, and replaces it by the segment."""
     C, mask_BN = self.config.memory.compressed_memory, segment.mask()
     short_BCI, of_short_BC = self._compress(state.x_BNI, state.document_BN)
     x_BNI = jax.lax.stop_gradient(segment.x_BNI) * mask_BN[..., None].astype(segment.x_BNI.dtype)
@@ -190,7 +190,7 @@ class Compressive(Mixer):
     return x_BTRI.mean(2), of_BC
 
   def _read(self, own, past, mask_BT, document_BS, of_before_BT, of_old_BC, cut):
-    """One device's share: segment s sees its window of the compressed, the one before, itself."""
+    """On one device: segment s sees its window of the compressed states, the one before, itself."""
     c, (q, k, v), (k_old, v_old) = self.config, own, past
     N, C, S, T = c.segment_length, c.memory.compressed_memory, document_BS.shape[1], q.shape[1]
     new = N // c.memory.compression_rate  # each segment moves the window by so many
@@ -210,7 +210,7 @@ class Compressive(Mixer):
     return out_BSNHU.reshape(len(q), S * N, *out_BSNHU.shape[3:])[:, :T]
 
   def _reconstruction(self, whole, short, mask_BT, document_BS, of_before_BT, of_short_BT):
-    """One device's share: the mean squared difference between what queries read, by content alone,
+    """On one device: the mean squared difference between what queries read, by content alone,
     from the previous segment and from its compressed form."""
     N, S = self.config.segment_length, document_BS.shape[1]
 

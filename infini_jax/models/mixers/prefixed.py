@@ -36,7 +36,7 @@ class Prefixed(TransformerXL):
   def placed(
     x_BAI: jax.Array, seen_BA: jax.Array, learned_BPD: jax.Array
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What precedes a segment, which part of it is there, and what follows it.
+    """What precedes a segment, which of its tokens are there, and what follows the segment.
 
     Args:
       x_BAI: the summaries.

@@ -30,8 +30,8 @@ BY_LANE = {"B": COMPUTE["B"]}
 
 
 class Summaries(NamedTuple):
-  """A summaries of each lane, the newest last, and which of them are there. One in front, not L:
-  all layers share them."""
+  """A summaries of each lane, the newest last, and which of them are there. The first dimension is
+  1 and not L, because all layers use the same ones."""
 
   x_1BAI: jax.Array
   seen_1BA: jax.Array
@@ -153,7 +153,7 @@ class SummaryTransformer(Transformer):
     return SummaryStream(where_lane(full_B, after, summaries, axis=1), layers)
 
   def _around(self, summaries):
-    """What precedes a segment, which part of it is there, and what follows it."""
+    """What precedes a segment, which of its tokens are there, and what follows the segment."""
     (x_BAI,), (seen_BA,) = summaries
     learned_PD = shard(self.summary_PD[...].astype(x_BAI.dtype), "__")
     B, P = x_BAI.shape[0], self.config.memory.summary_tokens

@@ -56,7 +56,7 @@ class TransformerXL(Mixer):
     return jax.lax.stop_gradient(LastSegment(segment.k_BNKE, segment.v_BNKU, segment.mask()))
 
   def _see(self, q_BTHE, position_BT, segment, last, cut):
-    """One device's share of `read`."""
+    """`read` on one device."""
     B, A = last.seen_BN.shape
     N = segment.k_BNKE.shape[1]
     place = jnp.arange(A + N, dtype=jnp.int32)[None]

@@ -53,7 +53,7 @@ def _write_specs(k, v, count, order, on):
 
 def _write_forward(k, v, count, order, on):
   shape, E, U, specs = _write_specs(k, v, count, order, on)
-  outs = [shape.part(E, U), shape.part(1, E)]
+  outs = [shape.sums(E, U), shape.sums(1, E)]
   written, keys = shape.call(_write_kernel, "infini_write", specs, outs, k, v, count)
   return (written.sum(3), keys.sum(3), v), (k, v, count)
 
@@ -138,7 +138,7 @@ def _erase_specs(k, count, order, on):
 
 def _erase_forward(k, count, z, order, on):
   shape, E, specs = _erase_specs(k, count, order, on)
-  [erase] = shape.call(_erase_kernel, "infini_erase", specs, [shape.part(E, E)], k, count, z)
+  [erase] = shape.call(_erase_kernel, "infini_erase", specs, [shape.sums(E, E)], k, count, z)
   return erase.sum(3), (k, count, z)
 
 
@@ -161,7 +161,7 @@ def _erase_backward(order, on, saved, d_erase):
   outs = [
     (shape.token(E), shape.array(E, k.dtype)),
     shape.count_gradient(),
-    shape.part(1, E),
+    shape.sums(1, E),
   ]
   both = d_erase + jnp.swapaxes(d_erase, -1, -2)
   dk, dc, dz = shape.call(

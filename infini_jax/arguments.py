@@ -184,7 +184,7 @@ def make_parser(runs: Mapping[str, Callable[..., int | None]]) -> argparse.Argum
   )
   _add_sampling(made)
 
-  what = "answer requests over HTTP: sessions that are read once and asked by many"
+  what = "answer requests over HTTP: sessions that are read once and used by many requests"
   serving.add_serve_arguments(command("serve", what))
   return parser
 

@@ -133,7 +133,7 @@ def _remember_programs(config: Config) -> None:
     return
   if name == AUTO:
     folder = cpu.programs(os.environ)
-    if folder is None:  # there is no place for them
+    if folder is None:  # there is nowhere to write them
       return
   else:
     folder = folder_to_write(name, "config.run.compilation_cache")

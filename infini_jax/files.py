@@ -27,7 +27,7 @@ NEVER_SYNCS = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # of file systems wit
 def atomic(file: Path) -> Iterator[Path]:
   """Yields the path of an empty temporary file next to `file`, which replaces it after the body.
 
-  The body may write into it or put another file in its place. Its content is on the disk before it
+  The body may write into it or replace it. Its content is on the disk before it
   gets the name of `file`. If the body fails, the temporary file is removed and `file` is unchanged.
   The name is new at every call, so hosts, processes and threads have different ones. `left_over`
   finds the temporary files of killed processes.

@@ -163,7 +163,7 @@ def picture(svg: str, alt: str, caption: str = "") -> str:
 
   Args:
     svg: the `svg` element.
-    alt: what it shows, for who cannot see it.
+    alt: what it shows, for readers who cannot see it.
     caption: a line above it.
   """
   above = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""

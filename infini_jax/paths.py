@@ -23,7 +23,7 @@ SHOWN = 200  # the most characters of a path in a message
 WHY = {
   errno.ELOOP: "is a link that leads to itself; repair it",
   errno.ENAMETOOLONG: "its name is too long; choose a shorter one",
-  errno.EACCES: "cannot be reached (Permission denied); choose another place",
+  errno.EACCES: "cannot be reached (Permission denied); choose another path",
 }
 
 
@@ -172,7 +172,7 @@ def _try(path: str | os.PathLike[str], name: str, place: Path) -> None:
       pass
   except OSError as error:
     raise _wrong(
-      path, name, f"{_shown(place)} takes no files ({error.strerror}); choose another place"
+      path, name, f"{_shown(place)} takes no files ({error.strerror}); choose another path"
     ) from None
 
 

@@ -137,7 +137,7 @@ def _check_growth(config: Config) -> None:
       raise InputError(
         f"config.warm.{name}={getattr(warm, name)} with "
         f"config.{setting or m.setting}: its state is no sum over the text, so no "
-        f"part can count twice; set config.warm.{name}={off}"
+        f"piece can count twice; set config.warm.{name}={off}"
       )
   if not warm.filler:
     return

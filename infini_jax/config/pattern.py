@@ -105,7 +105,7 @@ def sections_of(mixer: str, pattern: tuple[str, ...], given: Any) -> Any:
 
   Args:
     mixer: `model.mixer`.
-    pattern: `model.pattern`; it is used in the place of `mixer`, if it is not empty.
+    pattern: `model.pattern`; it is used instead of `mixer`, if it is not empty.
     given: a section, a `Pattern`, or a tuple of sections; others than these have the defaults.
   """
   sections = given.systems if isinstance(given, Pattern) else given

@@ -32,7 +32,7 @@ class System:
   matrix: ClassVar[bool] = False  # its state is M and z; `run.implementation` says how they run
   learned_decay: ClassVar[bool] = False  # how much of M a segment leaves depends on its tokens
   keeps_segment: ClassVar[bool] = False  # its state holds all tokens of the segment before
-  moves_borders: ClassVar[bool] = False  # in training, segments end at random places
+  moves_borders: ClassVar[bool] = False  # in training, segments end at random positions
   in_pattern: ClassVar[str] = ""  # why it cannot be some of the layers of `model.pattern`
 
   # Facts that are fields where a system has a choice.
@@ -97,7 +97,7 @@ class Infini(System):
   z_correction: bool = False  # z grows only by the new part of a key (ARMT)
   decay: float = above(
     0, 1.0, most=1, says="must be above 0, and at most 1 (no decay)"
-  )  # the factor of the memory at each compression; below 1 it forgets
+  )  # the factor of the memory at each compression; below 1 old text fades
   readout_norm: bool = False  # RMSNorm without scale over the read-out of each head
 
   @property

@@ -102,9 +102,7 @@ def _check_without(path: str, model: ModelConfig) -> None:
     more = advice * model.memory.matrix
     raise InputError(f"{path}: config.{model.setting} cannot be exported; {able} can{more}")
   if setting := model.memory.not_exported():
-    raise InputError(
-      f"{path}: config.{setting} cannot be exported: no format has a place for it{advice}"
-    )
+    raise InputError(f"{path}: config.{setting} cannot be exported: no format can hold it{advice}")
 
 
 def _config(model: ModelConfig, original: Path | None) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def read_folder(folder: Path, dtype: str | None, console: Console) -> Incoming:
   fields, raw = read_config(said, str(file))
   if strange := unknown(said | raw):
     console.print(
-      f"{file}: no supported family has {', '.join(strange)}; left out of account",
+      f"{file}: no supported family has {', '.join(strange)}; ignored",
       highlight=False,
       soft_wrap=True,
     )
@@ -144,8 +144,8 @@ class _Weights:
         wanted.add(name)
     if unknown := sorted(self._files.keys() - wanted):
       raise InputError(
-        f"{self.folder}: tensor {unknown[0]} has no place in a model of this config.json; get both "
-        f"from the same model"
+        f"{self.folder}: tensor {unknown[0]} does not belong to a model of this config.json; get "
+        f"both from the same model"
       )
 
   def tensor(self, place: Entry, layer: int) -> np.ndarray:

@@ -44,7 +44,7 @@ class Incoming(NamedTuple):
 
   Attributes:
     model: the config of the model.
-    tensor: reads and returns the tensor of a place and a layer.
+    tensor: reads and returns the tensor of an entry and a layer.
     gates_LH: the gates of the layers with a memory; None: the model has none.
     tokenizer: the tokenizer of the model.
     raw: the content of its `config.json`; None: there was none.

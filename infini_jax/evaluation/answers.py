@@ -115,7 +115,7 @@ def scorer() -> Callable[[str, str], dict[str, float]]:
 
 
 def seed_of(run: int, ids: np.ndarray) -> int:
-  """The seed of a document's draws, from the run and the document only, not from its place."""
+  """The seed of a document's draws, from the run and the document only, not from its lane."""
   named = f"{run} ".encode() + ids.astype("<i4").tobytes()
   return int.from_bytes(hashlib.blake2b(named, digest_size=4).digest())
 

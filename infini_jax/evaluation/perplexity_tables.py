@@ -95,12 +95,12 @@ def verdict(scores: dict[str, Scores], console: Console) -> None:
   memory, empty = scores["memory"].perplexity, scores["empty"].perplexity
   if scores["memory"].single:
     console.print(
-      "No segment was read after another, so the figures say nothing of the memory: "
+      "No segment was read after another, so the figures do not show the memory: "
       "evaluate longer documents, or raise config.evaluation.input_tokens or max_tokens."
     )
   elif (more := change(empty, memory)) and empty / memory < NOTICEABLE:
     console.print(
-      f"The memory carries nothing that helps: without it the perplexity is {more}. "
+      f"The memory does not help: without it the perplexity is {more}. "
       f"Train longer, raise config.optimizer.gate_learning_rate, or use shorter segments and more "
       f"of them; docs/memory.md says how to find out why."
     )

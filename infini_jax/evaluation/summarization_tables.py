@@ -52,6 +52,6 @@ def verdict(found: dict[str, Summarized], console: Console) -> None:
     )
   elif memory <= empty:
     console.print(
-      "The memory carries nothing that helps: from the last segment alone the summaries are as "
+      "The memory does not help: from the last segment alone the summaries are as "
       "good. docs/memory.md says how to find out why."
     )

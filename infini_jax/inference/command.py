@@ -235,7 +235,7 @@ def _write(session: Session, args: argparse.Namespace, stop: list[str], errors: 
 
 @contextlib.contextmanager
 def printing() -> Iterator[None]:
-  """Lets the reader of standard output end early (`| head -1`), and replaces characters that the
+  """The reader of standard output may end early (`| head -1`). Replaces characters that the
   encoding of standard output lacks."""
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors="replace")

@@ -254,7 +254,7 @@ def checksum(params: Any) -> str:
 
 @jax.jit
 def _sums(leaves):
-  """For each array, the sum of its bits as numbers with odd weights by place, modulo 2^32."""
+  """For each array, the sum of its bits as numbers with odd weights by position, modulo 2^32."""
 
   def one(x):
     kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")

@@ -11,7 +11,7 @@ from infini_jax.config import LEAST, MOST, InputError
 from infini_jax.inference.arguments import number, whole
 
 RECENT = 256  # the number of last tokens, read or generated, for the repetition penalty
-NOTHING = -1  # fills the places of missing tokens
+NOTHING = -1  # stands for missing tokens
 
 
 @dataclasses.dataclass(frozen=True)

@@ -133,7 +133,7 @@ def load(
   else:
     at = header["workdir"]
     if model is None and not (at and Path(at).is_dir()):
-      raise InputError(f"{path}: its run is not at {at!r}; give its place (--workdir, model=)")
+      raise InputError(f"{path}: its run is not at {at!r}; give its path (--workdir, model=)")
     workdir = Workdir(model or at)
     _check(path, header, workdir.config(), workdir.load_tokenizer())
     try:

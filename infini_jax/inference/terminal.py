@@ -141,7 +141,7 @@ class Terminal:
       answer = talk.session.chat(messages, _print, **self._how)
       print(flush=True)
       if not answer:
-        raise InputError("the model answered nothing; the question is forgotten: ask another one")
+        raise InputError("the answer is empty, and the question is dropped: ask another one")
     self._talk = Talk(talk.session, [*messages, {"role": "assistant", "content": answer}])
     self.say(self._size())
 
@@ -211,13 +211,13 @@ class Terminal:
   def _reset(self, _: str) -> None:
     self._talk.session.reset()
     self._talk = Talk(self._talk.session, [])
-    self.say("forgotten; points that were kept stay kept")
+    self.say("everything is forgotten; points that were kept stay")
 
   def _help(self, _: str) -> None:
     for name, (what, _function) in self._commands.items():
       argument, _, rest = what.partition(": ") if what.startswith("FILE") else ("", "", what)
       self.say(f"{name} {argument}".ljust(12) + f" {rest}")
-    self.say("anything else is a question; Ctrl-C stops an answer or a reading")
+    self.say("anything else is a question; Ctrl-C stops an answer, or the reading of a text")
 
   @contextlib.contextmanager
   def _whole(self) -> Iterator[None]:

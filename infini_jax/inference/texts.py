@@ -164,7 +164,7 @@ def pieces_of(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _cut(text: str) -> int:
-  """The place of a cut: before the last single space in the first `LONG` characters, else there."""
+  """Where to cut: before the last single space in the first `LONG` characters, else there."""
   at = LONG
   while (at := text.rfind(" ", 1, at)) > 0:
     if not text[at - 1].isspace() and not text[at + 1].isspace():

@@ -57,7 +57,7 @@ def with_memory_of(config: ModelConfig, state: Any, other: Any) -> Any:
 
 
 def held_L(model: ModelConfig) -> np.ndarray | None:
-  """The layers whose memory is held empty in an ablation; None: all that carry anything."""
+  """The layers whose memory is held empty in an ablation; None: all that have a state."""
   if not (model.pattern and model.memory.grows):
     return None
   return np.array(model.memory.ablated(model.layers))

@@ -95,7 +95,7 @@ def infini_attention(
     segment_length: N, in tokens.
     rule: 'linear' or 'delta', or a `Rule`, which has more choices.
     rope_theta: when given (see `ops.rotary`), rotary positions, restarting in each segment, serve
-      the local attention; the memory never sees them.
+      the local attention; the memory has no positions.
     scoring: the scale of the local attention's scores, and their softcap.
     reset_BS: True where a segment starts a new document: the memory is emptied before it.
     mask_BT: False for padding, which is neither seen nor written; its outputs are 0. The kernels of
@@ -127,7 +127,7 @@ def infini_attention(
   S = -(-T // segment_length)
   if reset_BS is not None and reset_BS.shape != (B, S):
     raise ValueError(
-      f"reset_BS has shape {reset_BS.shape}; {T} tokens in segments of {segment_length} want "
+      f"reset_BS has shape {reset_BS.shape}; {T} tokens in segments of {segment_length} need "
       f"{(B, S)}"
     )
   axes = token_axes(q_BTHE)
@@ -304,10 +304,10 @@ def _check(q, k, v, beta, segment_length, implementation):
     raise ValueError(f"segment_length={segment_length}: must be at least 1")
   if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[-1] != k.shape[-1]:
     raise ValueError(
-      f"q {q.shape}, k {k.shape}, v {v.shape}: want (B,T,H,E), (B,T,K,E), (B,T,K,U) of one B, T, E"
+      f"q {q.shape}, k {k.shape}, v {v.shape}: need (B,T,H,E), (B,T,K,E), (B,T,K,U) of one B, T, E"
     )
   if q.shape[2] % k.shape[2] or beta.shape != (q.shape[2],):
     raise ValueError(
       f"{q.shape[2]} query heads, {k.shape[2]} key/value heads, beta {beta.shape}: "
-      f"want H a multiple of K, and one beta per query head"
+      f"H must be a multiple of K, and beta must have one number per query head"
     )

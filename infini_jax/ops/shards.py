@@ -46,7 +46,7 @@ def on_shards(f: Callable, axes: Axes, out: Any, *, follow: bool = False, **arra
     axes: the mesh axes of each letter.
     out: what `f` returns, the letters of each array ("BTHE"), or a tree of arrays
       whose names end in their letters.
-    follow: lets JAX follow which values differ from device to device. A sum over devices then has
+    follow: JAX follows which values differ from device to device. A sum over devices then has
       a gradient that costs nothing. Kernels cannot be followed.
     **arrays: arrays, None, or trees of both. Each array is placed by the letters that end its name:
       its field in a tree, or else its argument.

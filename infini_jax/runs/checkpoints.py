@@ -186,7 +186,7 @@ class Checkpoints:
     Args:
       abstract: their shapes, types and shardings.
       step: of the checkpoint; None: the newest.
-      ema: the moving average of those that were trained, in place of their last values.
+      ema: the moving average of those that were trained, instead of their last values.
 
     Raises:
       InputError: there is no checkpoint, none of this step, it is damaged, or has no average.
@@ -300,7 +300,7 @@ class Checkpoints:
       text = " ".join(str(error).split()).partition(" [os_error")[0].rpartition(": ")[2]
       reason = getattr(error, "strerror", None) or text
       raise InputError(
-        f"{self._folder}: cannot be written ({reason}); make room there, or choose another place"
+        f"{self._folder}: cannot be written ({reason}); make room there, or choose another path"
       ) from None
 
   def _restored(self, step: int, parts: dict[str, Any]) -> Any:
@@ -324,7 +324,7 @@ class Checkpoints:
       )
 
   def _newest_first(self) -> list[int]:
-    """The steps on the disk. Orbax's manager is not asked: to open it, all processes must meet."""
+    """The steps on the disk. Orbax's manager is not used: all processes would have to open it."""
     with quiet():
       steps = ocp.utils.checkpoint_steps(self._folder) if self._folder.exists() else []
     return sorted(steps, reverse=True)
@@ -351,7 +351,7 @@ class Checkpoints:
     return move_into(self._folder / str(step), self._damaged)
 
   def _reopen(self) -> None:
-    """Lets Orbax list the folder again."""
+    """Makes Orbax list the folder again."""
     manager, self._manager = self._manager, None
     if manager is not None:
       with quiet():

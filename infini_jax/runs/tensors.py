@@ -115,12 +115,12 @@ def save(
           file.write(found)
   except (SafetensorError, OSError) as error:
     raise InputError(
-      f"{path}: cannot be written ({_text(error)}); make room there, or choose another place"
+      f"{path}: cannot be written ({_text(error)}); make room there, or choose another path"
     ) from None
 
 
 def _checksum(path: Path) -> tuple[int, bytes]:
-  """The place of the checksum in a file, in bytes, and the value that it should have."""
+  """The position of the checksum in a file, in bytes, and the value that it should have."""
   data = np.memmap(path, np.uint8, "r").data
   start = 8 + int.from_bytes(data[:8], "little")  # of the arrays, after the header
   header = json.loads(bytes(data[8:start]))

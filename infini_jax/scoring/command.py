@@ -124,7 +124,7 @@ def _json(item: Item, fields: dict[str, Any]) -> str:
 
 
 def _lines(session: Session, piece: Piece, first: int) -> Iterator[dict[str, Any]]:
-  """The fields of each token; `first` is the place of the first one in its text."""
+  """The fields of each token; `first` is the position of the first one in its text."""
   for i, token in enumerate(piece.ids.tolist()):
     line: dict[str, Any] = {"place": first + i, "token": token}
     line["token_text"] = session.tokenizer.bytes_of(token).decode("utf-8", "replace")

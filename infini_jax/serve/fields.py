@@ -197,7 +197,7 @@ def _check_names(kind: str, body: dict[str, Any]) -> None:
     if not any(value == one and type(value) in (type(one), float) for one in NEUTRAL[name]):
       raise ApiError(
         400,
-        f"{name}={short(value)}: this server has no such thing; leave it out",
+        f"{name}={short(value)}: this server does not support it; leave it out",
         "unsupported",
         name,
       )

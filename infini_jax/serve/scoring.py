@@ -22,7 +22,7 @@ AT_A_TIME = 8  # tokens, before others have their turn
 
 
 class Scoring(Job):
-  """Reads tokens, then takes given ones in the place of drawn ones.
+  """Reads tokens, then takes given ones instead of drawn ones.
 
   Args:
     session: as of `Job`; it is changed, and given up at the end.

@@ -133,7 +133,7 @@ class Sessions:
 
   @contextlib.contextmanager
   def room(self) -> Iterator[None]:
-    """Holds a place for one more session in the body.
+    """Reserves one more session in the body.
 
     Raises:
       ApiError: there are too many, or the disk is full.
@@ -218,7 +218,7 @@ class Sessions:
       raise _lost(id) from error
 
   def remove(self, id: str, owner: str) -> None:
-    """Forgets a session, and removes its file.
+    """Removes a session and its file.
 
     Raises:
       ApiError: as for `borrow`.
@@ -253,7 +253,7 @@ class Sessions:
     return session
 
   def _write(self, kept: Kept, session: Session) -> None:
-    """Writes the file, then the row; only then others see the session."""
+    """Writes the file, then the row, which makes the session visible."""
     file = self._file(kept.id)
     session.save(file)
     _sync(self._folder)
@@ -271,7 +271,7 @@ class Sessions:
       kept.busy = False
 
   def _remember(self, kept: Kept, session: Session) -> None:
-    """Keeps a state in memory, and lets those go that were used longest ago."""
+    """Keeps a state in memory, and removes those from it that were used longest ago."""
     with self._lock:
       self._memory[kept.id] = session
       self._memory.move_to_end(kept.id)

@@ -44,7 +44,7 @@ def read_grid(texts: Sequence[str]) -> tuple[Axis, ...]:
   fields = [field for axis in axes for field in axis.fields]
   for field in fields:
     if fields.count(field) > 1:
-      raise InputError(f"--grid gives config.{field} twice: give all its values at one place")
+      raise InputError(f"--grid gives config.{field} twice: give all its values in one --grid")
   return axes
 
 

@@ -94,7 +94,7 @@ class Talks:
   Attributes:
     tokens: (conversations,) the predictions of each.
     first_X: (conversations,) the first token of each, an input only.
-    names: the place of each in its file.
+    names: the place of each, its file and line.
     counts: what was read.
   """
 

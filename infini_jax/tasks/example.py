@@ -16,7 +16,7 @@ from infini_jax.data.tokenizers import Tokenizer
 
 
 class Span(NamedTuple):
-  """`size` tokens: the ids, repeated without end, from place `first` on.
+  """`size` tokens: the ids, repeated without end, from id `first` on.
 
   Attributes:
     weight: the loss weight of each token.
@@ -46,7 +46,7 @@ class Example:
 
   @property
   def first_asked(self) -> int:
-    """The place of the first token of an answer."""
+    """The position of the first token of an answer."""
     first = min((i for i in self.answers if self.spans[i].size), default=len(self.spans))
     return sum(span.size for span in self.spans[:first])
 
@@ -131,7 +131,7 @@ class Facts(NamedTuple):
       empty: the task has figures of its own.
     asked: what an answer is.
     depth_of: what is hidden in an example at a depth; empty: examples have no depth.
-    title: the task, and its family if it has some; an evaluation knows it.
+    title: the task, and its family if it has some; an evaluation sets it.
   """
 
   measure: str = ""

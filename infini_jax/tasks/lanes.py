@@ -25,7 +25,7 @@ def lay(example: Example, row: Batch, start: int, first: int, weight: float = 1.
   Args:
     example: its n tokens become the targets.
     row: arrays of T tokens, one row of `empty_asking`; changed in place.
-    start: the place in the row where the example begins.
+    start: the position in the row where the example begins.
     first: the input token before the example.
     weight: a factor of all its loss weights.
   """
@@ -39,15 +39,15 @@ def lay(example: Example, row: Batch, start: int, first: int, weight: float = 1.
 
 
 def count_filler(example: Example, row: Batch, start: int, counted: float) -> None:
-  """Lets the filler of an example count as `counted` tokens, or once if it has more.
+  """Makes the filler of an example count as `counted` tokens, or once if it has more.
 
   Args:
     example: it is in the row already.
     row: with times_BT; changed in place.
-    start: the place in the row where the example begins.
+    start: the position in the row where the example begins.
     counted: tokens.
   """
-  filler = example.filler(0, len(example) - 1)  # targets; each is the input one place later
+  filler = example.filler(0, len(example) - 1)  # targets; each is the next input
   times = row["times_BT"][start + 1 : start + len(example)]
   times[filler] = max(1.0, counted / max(1, filler.sum()))
 
@@ -194,12 +194,12 @@ class Examples:
   Args:
     task: the kind of example.
     length: the tokens of each example.
-    depths: the places of the key, 0 to 1.
+    depths: where the key is, 0 to 1.
     samples: the number of examples of each depth.
     seed: the seed of the examples.
 
   Attributes:
-    first_asked: the place of the first answer token of all examples.
+    first_asked: the position of the first answer token of all examples.
   """
 
   def __init__(self, task: Task, length: int, depths: Sequence[float], samples: int, seed: int):

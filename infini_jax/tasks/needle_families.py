@@ -30,7 +30,7 @@ class Tale(NamedTuple):
   """The content of one text, without its filler."""
 
   intro: str
-  statements: list[tuple[float, str]]  # each with its place in the filler, 0 to 1, in that order
+  statements: list[tuple[float, str]]  # each with its position in the filler, 0 to 1, in that order
   question: str
   answers: list[str]
 
@@ -122,7 +122,7 @@ IN_FILLER: dict[str, Callable[[Draw, NeedleConfig, float], Tale]] = {
 
 
 def _one_of(draw: Draw, task: NeedleConfig, depth: float, others: int) -> Tale:
-  """The answer is the first number, at `depth`; the others are at random places."""
+  """The answer is the first number, at `depth`; the others are at random positions."""
   keys, values = draw.keys(others + 1), draw.numbers(others + 1, task.digits)
   places = [depth, *_anywhere(draw, others)]
   statements = [
@@ -138,7 +138,7 @@ def _anywhere(draw: Draw, count: int) -> list[float]:
 
 
 def _behind(draw: Draw, depth: float, count: int) -> list[float]:
-  """Places: the first is `depth`, the others are random and after it."""
+  """Positions: the first is `depth`, the others are random and after it."""
   return [depth, *np.sort(draw.rng.uniform(depth, 1, count - 1)).tolist()]
 
 

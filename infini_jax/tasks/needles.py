@@ -116,7 +116,7 @@ class Needles:
     )
 
   def _fill(self, told: Told, tail: list[Span], length: int, filler: Filler, first: int) -> Example:
-    """All statements at their places, with filler between them that is read from `first` on."""
+    """All statements at their positions, with filler between them that is read from `first` on."""
     room, front, done = length - _size(told, tail), [], 0
     for share, span in told:
       place = filler.place(first, room, share)

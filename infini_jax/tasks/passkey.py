@@ -65,7 +65,7 @@ class Passkey:
     keys = ["".join(str((d + i) % 10) for i in range(self._digits)) for d in range(10)]
     one = max(size(str(d)) for d in range(10))
     # The tokenizer may join digits of these keys, but not of others: count digits three times.
-    longest = max(one + 3 * (self._digits - 1), *map(size, keys))  # every digit in every place
+    longest = max(one + 3 * (self._digits - 1), *map(size, keys))  # every digit at every position
     self.shortest = self.shortest_training = self._intro.size + longest + len(self._question)
     name = f"passkey {config.task.digits} {tokenizer.fingerprint}"
     self.fingerprint = short_hash(name.encode())

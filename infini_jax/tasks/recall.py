@@ -53,9 +53,9 @@ class Recall:
   def example(
     self, rng: np.random.Generator, length: int, depth: float | None = None, *, held_out: bool
   ) -> Example:
-    """Pairs at random even places, then the questions at the end of `length` tokens.
+    """Pairs at random even positions, then the questions at the end of `length` tokens.
 
-    The places are even, counted from bos, so that no segment border divides a pair. With
+    The positions are even, counted from bos, so that no segment border divides a pair. With
     `task.span`, the pairs are in this many first tokens, and filler follows. The pairs and their
     order are new in every example, so none is held out; the depth has no effect. A training example
     that is too short for all pairs has as many as fit. (With very few pairs, guessing one of the

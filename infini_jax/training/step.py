@@ -28,7 +28,7 @@ HOW = ("reset_BS", "mask_BT", "times_BT", "shift_BS")  # arrays of a batch that 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """Everything that a run carries from step to step, which is the content of a checkpoint.
+  """Everything that a run keeps between steps, which is the content of a checkpoint.
 
   `step` is the number of updates taken: batch k makes step k + 1.
   """

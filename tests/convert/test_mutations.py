@@ -252,7 +252,7 @@ def test_every_mutation_is_computed_alike_or_refused(reference, tmp_path, family
 @pytest.mark.parametrize("family", CLASSES)
 def test_every_field_of_a_config_class_is_known(reference, family):
   fields = dict.fromkeys(fields_of(reference, family), "set")
-  assert not unknown(fields), "transformers may read what is left out of account here"
+  assert not unknown(fields), "transformers may read what is ignored here"
 
 
 @pytest.mark.parametrize("kinds", VALUES["layer_types"][:5], ids=str)

@@ -121,7 +121,7 @@ def test_results_are_written_and_shown(found, tmp_path, case):
 
 def test_the_verdict_compares_likelihoods():
   one = lambda nats: Answered((Answer("a", 9, "x", "y", {}, 4, nats),), {}, 1.0)
-  for with_memory, empty, said in ((3.0, 4.0, ""), (4.0, 4.0, "carries nothing that helps")):
+  for with_memory, empty, said in ((3.0, 4.0, ""), (4.0, 4.0, "does not help")):
     console = Console(file=io.StringIO(), width=160)
     chat_tables.verdict({"memory": one(with_memory), "empty": one(empty)}, console)
     assert said in console.file.getvalue() and bool(said) == bool(console.file.getvalue())

@@ -1,4 +1,4 @@
-"""What the model carries from token to token, and the mathematics of its memory.
+"""The state of the model between tokens, and the mathematics of its memory.
 
     read     recalled = sigma(q) M / (sigma(q) z)                   0 where the memory is empty
     linear   M' = M + sigma(k)^T v                                  z' = z + sum_t sigma(k_t)
@@ -108,7 +108,7 @@ class InfiniCache:
     return self.seen
 
   def reorder_cache(self, lane_B):
-    """Takes these lanes in the place of its own, for beam search."""
+    """Takes these lanes instead of its own, for beam search."""
     chosen = lambda x: None if x is None else x[lane_B.to(x.device)]
 
     def layer(state):

@@ -265,7 +265,7 @@ class InfiniForCausalLM(PreTrainedModel, GenerationMixin):
 
   config_class = InfiniConfig
   base_model_prefix = "model"
-  _is_stateful = True  # a memory cannot go back to an earlier place in the text
+  _is_stateful = True  # a memory cannot go back to an earlier position in the text
   _keep_in_fp32_modules_strict = ["memory"]
   _supports_sdpa = True
 

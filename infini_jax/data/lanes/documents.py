@@ -1,4 +1,4 @@
-"""Document lanes: which tokens of which document are at which place of which batch.
+"""Document lanes: which tokens of which document are where in which batch.
 
 A lane is one batch row. It follows one document, segment after segment, to the document's end. The
 next document starts at the next segment, with a reset. Only the last segment of a document may be
@@ -43,7 +43,7 @@ class Named(TokenDocuments, Protocol):
 class TrainLanes:
   """The endless order of training.
 
-  Every epoch is a new permutation of the documents. Lane b gets the documents at places b, b+B,
+  Every epoch is a new permutation of the documents. Lane b gets documents b, b+B,
   b+2B, ... of the sequence of all epochs (`order.Mixed` defines the order of several stores). A
   document of n tokens t has n+1 predictions: inputs [bos, t_0 .. t_{n-1}], targets
   [t_0 .. t_{n-1}, eos].
@@ -199,13 +199,13 @@ class EvalLanes:
     Returns:
       The arrays of `TrainLanes.batch`, and
       document_BS: int32, the document of each segment; -1 where the lane is empty.
-      position_BS: int64, the place of the segment's first target in its document; 0 where empty.
+      position_BS: int64, the position of the segment's first target in its document; 0 where empty.
       skip_B: int64, the skipped tokens of a document that begins in this chunk.
     """
     lanes = np.arange(self.lanes)[rows].tolist()
     held = set(np.arange(self.lanes)[read].tolist())
     chunk = empty_batch(len(lanes), self.segments, self.segment_length)
-    chunk["reset_BS"][:] = True  # an empty segment carries no state
+    chunk["reset_BS"][:] = True  # an empty segment has no state
     chunk["document_BS"] = np.full((len(lanes), self.segments), -1, np.int32)
     chunk["position_BS"] = np.zeros((len(lanes), self.segments), np.int64)
     chunk["skip_B"] = np.zeros(len(lanes), np.int64)

@@ -111,7 +111,7 @@ class Shuffle(_Endless):
     return laid, (ends[-1],)
 
   def _documents(self, places: range) -> np.ndarray:
-    """The documents at some places of the endless sequence of epochs."""
+    """The documents at some positions of the endless sequence of epochs."""
     size = len(self._segments_X)
     epochs = range(places.start // size, (places.stop - 1) // size + 1)
     start = epochs.start * size

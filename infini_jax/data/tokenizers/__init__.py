@@ -108,5 +108,7 @@ def train_size(spec: str) -> int | None:
   if kind != "train":
     return None
   if not size.isdecimal():
-    raise InputError(f"tokenizer {spec!r}: SIZE is a number of pieces, such as train:4096")
+    raise InputError(
+      f"tokenizer {spec!r}: SIZE is a number of vocabulary pieces, such as train:4096"
+    )
   return int(size)

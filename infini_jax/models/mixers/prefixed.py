@@ -20,7 +20,7 @@ BACK = 2  # segments that the gradient of an AutoCompressor goes through
 
 
 class Prefixed(TransformerXL):
-  """State of a layer, made by each call: the prefix's un-rotated keys and values. It stands where
+  """State of a layer, made by each call: the prefix's un-rotated keys and values. It is where
   Transformer-XL has the segment before.
 
   `placed` and `carried` are what distinguishes the systems: `summaries.SummaryTransformer`.

@@ -162,7 +162,7 @@ class SummaryTransformer(Transformer):
     return mixer.placed(x_BAI, seen_BA, learned_BPD)
 
   def _after(self, summaries, hidden_BPD):
-    """The summaries after a segment: replaced, or the oldest give way."""
+    """The summaries after a segment: all are new, or the oldest are dropped."""
     new = Summaries(
       hidden_BPD[None], jnp.ones_like(summaries.seen_1BA[:, :, : hidden_BPD.shape[1]])
     )

@@ -196,8 +196,8 @@ def legend(entries: Sequence[tuple[str, str]]) -> str:
 
 def heading(level: int, text: str, note: str = "") -> str:
   """A heading, with a note after it in small letters."""
-  beside = f" <small>{escape(note)}</small>" if note else ""
-  return f"<h{level}>{escape(text)}{beside}</h{level}>"
+  small = f" <small>{escape(note)}</small>" if note else ""
+  return f"<h{level}>{escape(text)}{small}</h{level}>"
 
 
 def paragraph(text: str) -> str:

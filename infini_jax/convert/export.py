@@ -22,7 +22,7 @@ from infini_jax.convert.families import OURS, config_of
 from infini_jax.convert.huggingface import INDEX, MEMORY, WEIGHTS, read_json
 from infini_jax.convert.layout import Entry, gates, nested, parameter_shapes, places
 from infini_jax.data import SentencePieceTokenizer, Tokenizer, find_template
-from infini_jax.data.tokenizers.templates import BESIDE, DEFAULT
+from infini_jax.data.tokenizers.templates import DEFAULT, TEMPLATE_FILE
 from infini_jax.data.tokenizers.templates import FILE as CHAT
 from infini_jax.models import merged
 from infini_jax.progress import track
@@ -139,10 +139,10 @@ class _Parameters:
       return self._for_head(value)
     weight = name.rpartition(".")[2]
     adapter = f"blocks.attention.lora_{weight.split('_')[1]}."
-    beside = [other for other in self.shapes if other.startswith(adapter)]
-    if not weight.startswith("w_") or not beside:
+    adapters = [other for other in self.shapes if other.startswith(adapter)]
+    if not weight.startswith("w_") or not adapters:
       return value
-    parts = {other: self.stored(other, layer) for other in beside}
+    parts = {other: self.stored(other, layer) for other in adapters}
     together = {n: jnp.asarray(part) for n, part in (parts | {name: value}).items()}
     _, tree = merged(self.model, nested(together))
     return np.asarray(tree["blocks"]["attention"][weight])
@@ -220,7 +220,7 @@ def _copy_small(
   text = tokenizer.template.texts.get(DEFAULT) if tokenizer.template else None
   there = find_template(out)
   if text is not None and (there is None or there.texts.get(DEFAULT) != text):
-    (out / BESIDE).write_text(text, "utf-8")
+    (out / TEMPLATE_FILE).write_text(text, "utf-8")
   for name, id in (("bos_token_id", tokenizer.bos), ("eos_token_id", tokenizer.eos)):
     raw.setdefault(name, id)
   if not (out / "tokenizer_config.json").exists() and (said := _describe(tokenizer, out)):

@@ -184,22 +184,22 @@ class Terminal:
     if not talk.messages and not talk.about:
       raise InputError(f"/save {name}: there is nothing yet; ask or /read first")
     file = local(file_to_write(name, "/save", begins=BEGINS, replaced=True))
-    beside = file_to_write(f"{name}{TALK}", "/save", begins=rb"\{", replaced=True)
+    talk_file = file_to_write(f"{name}{TALK}", "/save", begins=rb"\{", replaced=True)
     talk.session.save(file)
-    write_json(beside, {"messages": talk.messages, "about": talk.about})
+    write_json(talk_file, {"messages": talk.messages, "about": talk.about})
     self.say(f"{name}: saved, {file.stat().st_size / 1e6:.2f} MB")
 
   def _load(self, name: str) -> None:
-    file, beside = _existing("/load", name), local(f"{name}{TALK}", "/load")
+    file, talk_file = _existing("/load", name), local(f"{name}{TALK}", "/load")
     try:
-      found = json.loads(beside.read_text("utf-8"))
+      found = json.loads(talk_file.read_text("utf-8"))
       messages, about = found["messages"], found["about"]
       if not isinstance(about, str) or not isinstance(messages, list):
         raise TypeError("no messages")
       rendered(self._talk.session.tokenizer, self._args.chat_template, [*messages, *PROBE])
     except (OSError, ValueError, LookupError, TypeError) as error:
       raise InputError(
-        f"/load {name}: {beside.name} cannot be read ({error}); name a file that /save wrote, "
+        f"/load {name}: {talk_file.name} cannot be read ({error}); name a file that /save wrote, "
         f"with its messages next to it"
       ) from None
     session = Session.load(file, model=self._talk.session)

@@ -155,9 +155,9 @@ async def _uploaded(request: Request) -> Uploaded:
     if not isinstance(part, UploadFile):
       raise ApiError(400, "file: the form has no such field", "missing", "file")
     file, others = part.file, {key: form[key] for key in form if key != "file"}
-    name, stream = _beside(others, printable(str(part.filename or "")))
+    name, stream = _name_and_stream(others, printable(str(part.filename or "")))
   elif kind in ("text/plain", "application/octet-stream"):
-    name, stream = _beside(dict(request.query_params), "")
+    name, stream = _name_and_stream(dict(request.query_params), "")
     file = tempfile.SpooledTemporaryFile(IN_MEMORY)
     async for piece in request.stream():
       await run_in_threadpool(file.write, piece)
@@ -173,7 +173,7 @@ async def _uploaded(request: Request) -> Uploaded:
   return Uploaded(file, size, name, stream)
 
 
-def _beside(fields: dict[str, Any], name: str) -> tuple[str, bool]:
+def _name_and_stream(fields: dict[str, Any], name: str) -> tuple[str, bool]:
   """The name and `stream`, which come as text."""
   words = {"true": True, "1": True, "false": False, "0": False}
   stream = fields.get("stream", "false")

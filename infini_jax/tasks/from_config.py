@@ -228,7 +228,7 @@ def train_lanes(config: Config, dataset: Dataset) -> Lanes:
   if isinstance(dataset, Conversations):
     return ChatLanes(dataset.split("train"), config)
   if isinstance(dataset, TaskAndText):
-    return _TaskBesideText(dataset, config)
+    return _TaskAndTextLanes(dataset, config)
   assert not isinstance(dataset, Benchmark)  # it is for evaluations alone
   if not isinstance(dataset, Store):
     return TaskLanes(dataset, config)
@@ -240,7 +240,7 @@ def _documents(config: Config, store: Store) -> Lanes:
   return _WarmText(config, store, lanes) if config.warm.share else lanes
 
 
-class _TaskBesideText:
+class _TaskAndTextLanes:
   """Examples of a task in the first lanes, and documents in the last `task.text_lanes`."""
 
   def __init__(self, dataset: TaskAndText, config: Config):

@@ -212,8 +212,8 @@ def _given_splits(
         f"some to it"
       )
   known = {way.real for way in found.taken}  # a split may link to files next to it
-  beside = [way for ways in _below([root], SUFFIXES) for way in ways if way.real not in known]
-  return splits, left_out([*found.rest, *beside])
+  outside = [way for ways in _below([root], SUFFIXES) for way in ways if way.real not in known]
+  return splits, left_out([*found.rest, *outside])
 
 
 def _below(starts: list[Way], suffixes: tuple[str, ...], skip: Collection[str] = ()) -> Listing:

@@ -106,7 +106,7 @@ def bootstrap(values: np.ndarray, figure: Callable[[np.ndarray], Any]) -> Figure
 
 
 def scorer() -> Callable[[str, str], dict[str, float]]:
-  """Returns a function of a reference and a text: F of ROUGE-1, -2 and -L, each from 0 to 1."""
+  """Returns a function of a reference and a text: F1 of ROUGE-1, -2 and -L, each from 0 to 1."""
   from rouge_score.rouge_scorer import RougeScorer
 
   with quiet():

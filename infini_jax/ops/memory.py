@@ -13,9 +13,9 @@ The paper writes `recalled` as A_mem, `local` as A_dot and `out` as A.
 
 `Rule` holds the choice between the two, and refinements that are not the paper's.
 
-A segment's write is a sum over its tokens, so it is kept as an `Update` that can grow token by
-token (decoding), be made at once (a block), or be made for all segments side by side (the prefix
-form, where delta is the affine recurrence `M' = M - erase M + written` with `z` known first).
+A segment's write is a sum over its tokens, so it is kept as an `Update`. It can grow token by token
+(decoding), or be made at once (a block). In the prefix form it is made for all segments side by
+side: there delta is the affine recurrence `M' = M - erase M + written` with `z` known first.
 Everything is float32 for every type of the inputs.
 """
 

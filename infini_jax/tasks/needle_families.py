@@ -1,7 +1,7 @@
 """The statements in a text and the question at its end, for each family of needles.
 
 The families are those of RULER (Hsieh et al., arXiv 2404.06654), and facts as in BABILong
-(Kuratov et al., arXiv 2406.10149), after their published definitions; the sentences and the words
+(Kuratov et al., arXiv 2406.10149), after their published definitions. The sentences and the words
 are our own. This module makes text only: `needles` converts it to tokens and puts it into filler.
 """
 

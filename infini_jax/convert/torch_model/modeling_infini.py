@@ -4,7 +4,7 @@ The text is read in segments of N tokens. In a segment, a token attends to those
 earlier segments are in the memory of each layer (`infini_memory.py`): a matrix M and a normaliser z
 for each key/value head, of constant size. `infini_state.py` reads saved states.
 
-Names of tensors end in their dimensions: B lanes (texts of a batch), T tokens, C columns of the
+Names of tensors end in their dimensions: B lanes (texts of a batch), T tokens, C cached keys of the
 open segment, D width, H query heads, K key/value heads, E size of a head, U size of a value (= E).
 """
 

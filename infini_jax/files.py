@@ -120,9 +120,9 @@ def move_into(path: Path, folder: Path) -> Path:
   """
   folder.mkdir(parents=True, exist_ok=True)
   names = (folder / f"{path.name}{f'-{i}' if i else ''}" for i in itertools.count())
-  place = next(name for name in names if not name.exists())
-  os.rename(path, place)
-  return place
+  free = next(name for name in names if not name.exists())
+  os.rename(path, free)
+  return free
 
 
 def write_bytes(file: Path, content: bytes) -> None:

@@ -62,10 +62,10 @@ def migrated(sections: dict[str, Any]) -> dict[str, Any]:
       continue
     made.setdefault(section, {})
     for name, value in fields.items():
-      place = moved_to(section, name, mixer)
-      if place is not None and not (place[0] in SYSTEMS and place[0] != mixer):
-        made.setdefault(place[0], {})[place[1]] = value
-      elif place is None:
+      moved = moved_to(section, name, mixer)
+      if moved is not None and not (moved[0] in SYSTEMS and moved[0] != mixer):
+        made.setdefault(moved[0], {})[moved[1]] = value
+      elif moved is None:
         made.setdefault(section, {})[name] = value
   return made
 

@@ -20,7 +20,7 @@ from infini_jax.convert import memory as with_memory
 from infini_jax.convert.building import building, check_free, check_room, lay_down
 from infini_jax.convert.families import OURS, config_of
 from infini_jax.convert.huggingface import INDEX, MEMORY, WEIGHTS, read_json
-from infini_jax.convert.layout import Entry, gates, nested, parameter_shapes, places
+from infini_jax.convert.layout import Entry, entries, gates, nested, parameter_shapes
 from infini_jax.data import SentencePieceTokenizer, Tokenizer, find_template
 from infini_jax.data.tokenizers.templates import DEFAULT, TEMPLATE_FILE
 from infini_jax.data.tokenizers.templates import FILE as CHAT
@@ -129,7 +129,7 @@ class _Parameters:
 
   def bytes(self) -> int:
     """The size of all tensors in bytes."""
-    count = sum(max(1, p.layers) * math.prod(p.shape) for p in places(self.model))
+    count = sum(max(1, p.layers) * math.prod(p.shape) for p in entries(self.model))
     return count * jnp.dtype(self.model.run.param_dtype).itemsize
 
   def read(self, name: str, layer: int | EllipsisType = ...) -> np.ndarray:
@@ -163,25 +163,25 @@ class _Parameters:
 
 def _lay_down(parameters: _Parameters, folder: Path, console: Console) -> dict[str, np.ndarray]:
   """Every tensor as an array mapped to a file; the tensors of one layer follow each other."""
-  found, dtype = places(parameters.model), parameters.model.run.param_dtype
+  found, dtype = entries(parameters.model), parameters.model.run.param_dtype
   tensors: dict[str, np.ndarray] = {}
   done = 0
-  with track(console, "read", sum(max(1, place.layers) for place in found)) as advance:
-    for place in found:
-      for layer, name in enumerate(place.names(place.huggingface)):
-        value = parameters.read(place.parameter, layer if place.layers else ...)
-        layers = [(name, place.to_tensor(value))]
-        tensors[name] = lay_down(folder / name, layers, place.tensor_shape, dtype)
+  with track(console, "read", sum(max(1, entry.layers) for entry in found)) as advance:
+    for entry in found:
+      for layer, name in enumerate(entry.names(entry.huggingface)):
+        value = parameters.read(entry.parameter, layer if entry.layers else ...)
+        layers = [(name, entry.to_tensor(value))]
+        tensors[name] = lay_down(folder / name, layers, entry.tensor_shape, dtype)
         done += 1
-        advance(done, place.parameter)
+        advance(done, entry.parameter)
   order = {name: i for i, name in enumerate(_in_order(found))}
   return dict(sorted(tensors.items(), key=lambda item: order[item[0]]))
 
 
 def _in_order(found: list[Entry]) -> list[str]:
   """Tensor names in the order of the files: embedding, layers, the rest."""
-  stacked = [place.names(place.huggingface) for place in found if place.layers]
-  alone = sorted(place.huggingface for place in found if not place.layers)
+  stacked = [entry.names(entry.huggingface) for entry in found if entry.layers]
+  alone = sorted(entry.huggingface for entry in found if not entry.layers)
   alone.sort(key=lambda name: "embed" not in name)
   return [*alone[:1], *(name for layer in zip(*stacked, strict=True) for name in layer), *alone[1:]]
 
@@ -269,8 +269,8 @@ def _show(
   table.add_row("step", str(step))
   table.add_row("bytes", f"{size:,} as {model.run.param_dtype}, in {files} file{'s' * (files > 1)}")
   is_whole = "auto_map" in raw
-  place = "modeling_infini.py, in torch" if is_whole else MEMORY
-  table.add_row("memory", "none" if model.is_plain else f"mixer {model.title}, in {place}")
+  where = "modeling_infini.py, in torch" if is_whole else MEMORY
+  table.add_row("memory", "none" if model.is_plain else f"mixer {model.title}, in {where}")
   table.add_row("folder", str(out))
   console.print(table)
   load = "transformers.AutoModelForCausalLM.from_pretrained"

@@ -13,7 +13,7 @@ from infini_jax.convert.building import check_free
 from infini_jax.convert.families import OURS, positions_of, read_config
 from infini_jax.convert.hub import find_folder
 from infini_jax.convert.incoming import Incoming, original_model, with_memory, write_run
-from infini_jax.convert.layout import Entry, gates, parameter_shapes, places
+from infini_jax.convert.layout import Entry, entries, gates, parameter_shapes
 from infini_jax.convert.settings import unknown
 from infini_jax.convert.vocabulary import find_tokenizer
 from infini_jax.runs.tensors import Tensors
@@ -134,12 +134,12 @@ class _Weights:
         )
       self._files.pop(head)
     wanted = set()
-    for place in places(model):
-      for name in place.names(place.huggingface):  # can be very many; the first missing one raises
-        if (found := self._shape(name)) != place.tensor_shape:
+    for entry in entries(model):
+      for name in entry.names(entry.huggingface):  # can be very many; the first missing one raises
+        if (found := self._shape(name)) != entry.tensor_shape:
           raise InputError(
             f"{self.folder}: tensor {name} is {found or 'missing'} where config.json needs "
-            f"{place.tensor_shape}; get both from the same model"
+            f"{entry.tensor_shape}; get both from the same model"
           )
         wanted.add(name)
     if unknown := sorted(self._files.keys() - wanted):
@@ -148,9 +148,9 @@ class _Weights:
         f"both from the same model"
       )
 
-  def tensor(self, place: Entry, layer: int) -> np.ndarray:
+  def tensor(self, entry: Entry, layer: int) -> np.ndarray:
     """Reads one tensor of one layer."""
-    return self._read(place.huggingface.format(layer))
+    return self._read(entry.huggingface.format(layer))
 
   def _read(self, name: str) -> np.ndarray:
     return self._files[name].read(self._names[name])

@@ -85,7 +85,7 @@ class Entry(NamedTuple):
     return 2 if self.parameter.endswith("_HED") else 1
 
 
-def places(model: ModelConfig) -> list[Entry]:
+def entries(model: ModelConfig) -> list[Entry]:
   """Every parameter for which a Hugging Face folder has a tensor."""
   found = []
   for parameter, shape in parameter_shapes(model).items():

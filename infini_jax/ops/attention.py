@@ -99,11 +99,11 @@ def attention(
     stop = min(start + size, T)
     last = stop if aligned else k_BCKE.shape[1]
     q, k, v = q_BTKGE[:, start:stop], k_BCKE[:, :last], v_BCKU[:, :last]
-    places = (q_position_BT[:, start:stop], k_position_BC[:, :last])
+    positions = (q_position_BT[:, start:stop], k_position_BC[:, :last])
     documents: tuple = (None, None)
     if q_document_BT is not None and k_document_BC is not None:
       documents = (q_document_BT[:, start:stop], k_document_BC[:, :last])
-    outputs.append(rows(q, k, v, *places, *documents))
+    outputs.append(rows(q, k, v, *positions, *documents))
   out_BTKGU = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
   return out_BTKGU.reshape(B, T, H, -1)
 
@@ -161,8 +161,8 @@ def segment_attention(
     position = jnp.arange(N, dtype=jnp.int32)[None]
     k_position = position if mask_BN is None else jnp.where(mask_BN, position, UNSEEN)
     rows = N if kernel == "reference" else None
-    qkv, places = (q_BNHE, k_BNKE, v_BNKU), (position, k_position)
-    return attention(*qkv, *places, scoring=scoring, aligned=True, block_rows=rows)
+    qkv, positions = (q_BNHE, k_BNKE, v_BNKU), (position, k_position)
+    return attention(*qkv, *positions, scoring=scoring, aligned=True, block_rows=rows)
 
   scores = 0 if kernel == "reference" else B * S * H * min(N, BLOCK_ROWS) * N
   return each_segment(one, q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN, scores=scores)
@@ -185,8 +185,8 @@ def window_attention(
   position_W = jnp.arange(W, dtype=jnp.int32)[None]
 
   def one(q_BNHE, k_BWKE, v_BWKU, seen_BW):
-    places = (position_W[:, W - N :], jnp.where(seen_BW, position_W, UNSEEN))
-    return attention(q_BNHE, k_BWKE, v_BWKU, *places)
+    positions = (position_W[:, W - N :], jnp.where(seen_BW, position_W, UNSEEN))
+    return attention(q_BNHE, k_BWKE, v_BWKU, *positions)
 
   scores = B * S * H * min(N, BLOCK_ROWS) * W
   return each_segment(one, q_BSNHE, k_BSWKE, v_BSWKU, seen_BSW, scores=scores)

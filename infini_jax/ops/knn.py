@@ -41,10 +41,10 @@ def nearest_attention(
       "BTKGE,BJKE->BKGTJ", q_BTKGE, k_BJKE, preferred_element_type=jnp.float32
     )
     similar_BKGTJ = jnp.where(seen_BJ[:, None, None, None], similar_BKGTJ, -jnp.inf)
-    best_BKGTY, place_BKGTY = jax.lax.top_k(jax.lax.stop_gradient(similar_BKGTJ), top)
+    best_BKGTY, index_BKGTY = jax.lax.top_k(jax.lax.stop_gradient(similar_BKGTJ), top)
     found_BKGTY = best_BKGTY > -jnp.inf
-    take = jax.vmap(jax.vmap(lambda x_JE, place: x_JE[place], (1, 0)))  # by lane, by head
-    near_BKGTYE, value_BKGTYU = take(k_BJKE, place_BKGTY), take(v_BJKU, place_BKGTY)
+    take = jax.vmap(jax.vmap(lambda x_JE, index: x_JE[index], (1, 0)))  # by lane, by head
+    near_BKGTYE, value_BKGTYU = take(k_BJKE, index_BKGTY), take(v_BJKU, index_BKGTY)
     score_BKGTY = scale * jnp.einsum(
       "BTKGE,BKGTYE->BKGTY", q_BTKGE, near_BKGTYE, preferred_element_type=jnp.float32
     )

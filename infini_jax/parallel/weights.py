@@ -77,9 +77,9 @@ def lookup(table_VD: jax.Array, tokens_BT: jax.Array, dtype: str) -> jax.Array:
       x_BTD = jax.lax.all_to_all(x_BTD, axis, dimension, 2, tiled=True)
     return x_BTD
 
-  places = (spec("VD", STORAGE), spec("BT", COMPUTE))
-  placed = map(jax.reshard, (table_VD, tokens_BT), places)
-  run = jax.shard_map(on_one, in_specs=places, out_specs=spec("BTI", COMPUTE), check_vma=False)
+  shardings = (spec("VD", STORAGE), spec("BT", COMPUTE))
+  placed = map(jax.reshard, (table_VD, tokens_BT), shardings)
+  run = jax.shard_map(on_one, in_specs=shardings, out_specs=spec("BTI", COMPUTE), check_vma=False)
   return run(*placed)
 
 

@@ -72,16 +72,16 @@ class Scorer:
 
     Continuations of one context are scored from copies of its state.
     """
-    places: dict[tuple[int, ...], list[int]] = {}
+    indices: dict[tuple[int, ...], list[int]] = {}
     for i, one in enumerate(asked):
-      places.setdefault(tuple(one.context) or (self.run.tokenizer.bos,), []).append(i)
+      indices.setdefault(tuple(one.context) or (self.run.tokenizer.bos,), []).append(i)
     found: list[Any] = [None] * len(asked)
-    for some in self._batches(list(places)):
+    for some in self._batches(list(indices)):
       session = self._read(some)
-      texts = [[list(asked[i].tokens) for i in places[context]] for context in some]
+      texts = [[list(asked[i].tokens) for i in indices[context]] for context in some]
       scores = session.score(self._each(texts), empty=self._empty, marked=True)
       for context, own in zip(some, scores if self.lanes > 1 else [scores], strict=False):
-        for i, score in zip(places[context], own, strict=True):
+        for i, score in zip(indices[context], own, strict=True):
           found[i] = (score.log_prob, score.likeliest)
         advance(len(own))
     return found

@@ -88,9 +88,9 @@ class Needles:
       elif seen < span.size:
         rest.append(Span(span.ids[seen:], span.size - seen))
         begun |= seen > 0
-    places = np.sort(rng.random(len(rest)))
-    places[:begun] = 0  # its beginning was read already
-    told = list(zip(places.tolist(), rest, strict=True))
+    positions = np.sort(rng.random(len(rest)))
+    positions[:begun] = 0  # its beginning was read already
+    told = list(zip(positions.tolist(), rest, strict=True))
     return self._fill(told, list(before.spans[question:]), n, filler, first)
 
   @staticmethod
@@ -106,7 +106,7 @@ class Needles:
       draw = Draw(rng, self._seed, held_out)
       tale = IN_FILLER[self._task.family](draw, self._task, depth)
       told = [(0.0, self._writer.piece(tale.intro, before=""))]
-      told += [(place, self._writer.piece(text)) for place, text in tale.statements]
+      told += [(position, self._writer.piece(text)) for position, text in tale.statements]
       tail = self._writer.tail(tale.question, tale.answers)
       if _size(told, tail) <= most:
         return told, tail
@@ -119,9 +119,9 @@ class Needles:
     """All statements at their positions, with filler between them that is read from `first` on."""
     room, front, done = length - _size(told, tail), [], 0
     for share, span in told:
-      place = filler.place(first, room, share)
-      front += [Span(filler.ids, place - done, first=first + done, filler=True), span]
-      done = place
+      position = filler.place(first, room, share)
+      front += [Span(filler.ids, position - done, first=first + done, filler=True), span]
+      done = position
     front.append(Span(filler.ids, room - done, first=first + done, filler=True))
     return self._writer.example(front, tail)
 

@@ -16,7 +16,7 @@ from infini_jax.config import InputError
 from infini_jax.convert.building import building, check_room
 from infini_jax.convert.hub import find_folder
 from infini_jax.convert.huggingface import read_folder
-from infini_jax.convert.layout import places
+from infini_jax.convert.layout import entries
 from infini_jax.convert.vocabulary import find_tokenizer
 from infini_jax.runs.tensors import Tensors, save
 from tests.convert.golden import HERE
@@ -264,7 +264,7 @@ def test_one_whole_file_comes_before_shards_as_in_transformers(folder, tmp_path)
   shard(folder)
   save(folder / "model.safetensors", {name: array + 1 for name, array in whole.items()})
   read = read_folder(folder, None, quiet())
-  norm = next(p for p in places(read.model) if p.huggingface == NORM)
+  norm = next(p for p in entries(read.model) if p.huggingface == NORM)
   np.testing.assert_array_equal(read.tensor(norm, 0), whole[NORM] + 1)
 
 
@@ -319,7 +319,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(tmp_path):
 @pytest.mark.parametrize(
   "place", ["infini_jax.convert.incoming._lay_down", "Checkpoints.save_params"]
 )
-def test_a_full_disk_is_reported_and_leaves_nothing(folder, tmp_path, place):
+def test_a_full_disk_is_reported_and_leaves_nothing(folder, tmp_path, entry):
   """In a process that may write no file over 50,000 bytes from a given place on."""
   rng = np.random.default_rng(0)
 
@@ -329,13 +329,13 @@ def test_a_full_disk_is_reported_and_leaves_nothing(folder, tmp_path, place):
 
   with_tensors(folder, larger)
   edit(folder, vocab_size=3000)
-  owner, _, name = place.rpartition(".")
+  owner, _, name = entry.rpartition(".")
   code = (
     "import resource, signal, sys\n"
     "import infini_jax.convert.incoming\n"
     "from infini_jax import cli\n"
     "from infini_jax.runs.checkpoints import Checkpoints\n"
-    f"whole = {place}\n"
+    f"whole = {entry}\n"
     "def limited(*args):\n"
     "  signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     "  resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"

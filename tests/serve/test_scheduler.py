@@ -135,10 +135,10 @@ def test_a_job_that_is_late_fails(run, scheduler):
 def test_a_failure_is_that_of_its_job(run, scheduler, batch, monkeypatch):
   def broken():
     yield 7
-    raise RuntimeError("the source breaks")
+    raise RuntimeError("the text breaks")
 
   job = Asked(run, 5)
-  job.job._source = broken()
+  job.job._readable = broken()
   scheduler.submit(job.job)
   assert "breaks" in str(job.wait().error)
   good = Asked(run, 5, 5)

@@ -74,10 +74,10 @@ class InfiniCache:
   def of_state(cls, state, config, device, dtype):
     """The cache of a saved state (`infini_state.State`) of this model."""
     cache = cls(config, len(state.unread), device, dtype)
-    one_system, places = len(config.systems) == 1, dict.fromkeys(config.systems, 0)
+    one_system, numbers = len(config.systems) == 1, dict.fromkeys(config.systems, 0)
     for i, name in enumerate(config.mixers):
       prefix = "stream." if one_system else f"stream.{name}."
-      number, places[name] = places[name], places[name] + 1
+      number, numbers[name] = numbers[name], numbers[name] + 1
       found = {
         field.removeprefix(prefix): torch.from_numpy(array[number].copy()).to(device)
         for field, array in state.arrays.items()

@@ -221,10 +221,10 @@ class EvalLanes:
         _fill(chunk, row, piece, self._documents, n, bos, None, read=lane in held)
         at = slice(piece.slot, piece.slot + piece.segments)
         chunk["document_BS"][row, at] = piece.document
-        places = np.arange(piece.first, piece.first + piece.segments)
-        chunk["position_BS"][row, at] = places * self.segment_length
+        numbers = np.arange(piece.first, piece.first + piece.segments)
+        chunk["position_BS"][row, at] = numbers * self.segment_length
         if self._input_segments:
-          chunk["reset_BS"][row, at] |= places % self._input_segments == 0
+          chunk["reset_BS"][row, at] |= numbers % self._input_segments == 0
     return chunk
 
 

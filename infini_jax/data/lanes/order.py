@@ -53,11 +53,11 @@ class _Endless:
     at = start
     while at < stop:
       documents, begins, ends = self._block_at(lane, at)
-      place = int(np.searchsorted(ends, at, side="right"))
-      while at < stop and place < len(ends):
-        count = min(stop, int(ends[place])) - at
-        yield Piece(int(documents[place]), at - int(begins[place]), at - start, count)
-        at, place = at + count, place + 1
+      index = int(np.searchsorted(ends, at, side="right"))
+      while at < stop and index < len(ends):
+        count = min(stop, int(ends[index])) - at
+        yield Piece(int(documents[index]), at - int(begins[index]), at - start, count)
+        at, index = at + count, index + 1
 
   def _lay_out(self, block: int) -> tuple[Sequence[_Laid], tuple]:
     """The documents of a block, lane by lane, and where the next block starts."""
@@ -103,20 +103,20 @@ class Shuffle(_Endless):
 
   def _lay_out(self, block: int) -> tuple[Sequence[_Laid], tuple]:
     size = self._rounds * self._lanes
-    places = range(block * size, (block + 1) * size)
-    documents = self._documents(places).reshape(self._rounds, self._lanes)
+    positions = range(block * size, (block + 1) * size)
+    documents = self._documents(positions).reshape(self._rounds, self._lanes)
     lengths = self._segments_X[documents]
     ends = self._starts[block][0] + np.cumsum(lengths, axis=0)
     laid = list(zip(documents.T, (ends - lengths).T, ends.T, strict=True))
     return laid, (ends[-1],)
 
-  def _documents(self, places: range) -> np.ndarray:
+  def _documents(self, positions: range) -> np.ndarray:
     """The documents at some positions of the endless sequence of epochs."""
     size = len(self._segments_X)
-    epochs = range(places.start // size, (places.stop - 1) // size + 1)
+    epochs = range(positions.start // size, (positions.stop - 1) // size + 1)
     start = epochs.start * size
     documents = np.concatenate([self._epoch(epoch) for epoch in epochs])
-    return documents[places.start - start : places.stop - start]
+    return documents[positions.start - start : positions.stop - start]
 
   def _permute(self, *key: int) -> np.ndarray:
     return _permutation((self._seed, *key), len(self._segments_X))
@@ -157,8 +157,8 @@ class Mixed(_Endless):
       while stage + 1 < len(self._stages) and self._stages[stage + 1][0] <= begin:
         stage, given = stage + 1, [0 for _ in stores]
       store = self._furthest_behind(given, stage)
-      epoch, place = divmod(taken[store], len(self._own[store]))
-      document = self._epoch(epoch, store)[place]
+      epoch, index = divmod(taken[store], len(self._own[store]))
+      document = self._epoch(epoch, store)[index]
       end = begin + int(self._segments_X[document])
       heapq.heapreplace(free, (end, lane))
       rows[lane].append((document, begin, end))
@@ -208,10 +208,10 @@ class Schedule:
     """The pieces at segments `start` to `stop` of a lane; none where the lane has ended."""
     documents, ends = self._documents[lane], self._ends[lane]
     at = start
-    for place in range(bisect.bisect_right(ends, start), len(ends)):
+    for index in range(bisect.bisect_right(ends, start), len(ends)):
       if at >= stop:
         return
-      begin = ends[place - 1] if place else 0
-      count = min(stop, ends[place]) - at
-      yield Piece(documents[place], at - begin, at - start, count)
+      begin = ends[index - 1] if index else 0
+      count = min(stop, ends[index]) - at
+      yield Piece(documents[index], at - begin, at - start, count)
       at += count

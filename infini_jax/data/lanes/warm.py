@@ -48,9 +48,9 @@ class Companions:
     block, begin = 0, 0
     while begin + (ends := self._ends(lane, block))[-1] <= k:
       begin, block = begin + int(ends[-1]), block + 1
-    place = int(np.searchsorted(ends, k - begin, side="right"))
-    start = int(ends[place - 1]) if place else 0
-    return TextPiece(block * PLANNED + place, k - begin - start)
+    index = int(np.searchsorted(ends, k - begin, side="right"))
+    start = int(ends[index - 1]) if index else 0
+    return TextPiece(block * PLANNED + index, k - begin - start)
 
   def warm(self, lane: int, k: int) -> TextPiece | None:
     """The companion's last reading before step k, if the lane takes over its state at step k."""
@@ -60,8 +60,8 @@ class Companions:
   def planned(self, lane: int, stream: int) -> int:
     """The tokens that are read of a stream; whole pieces."""
     ends = self._ends(lane, stream // PLANNED)
-    place = stream % PLANNED
-    return int(ends[place] - (ends[place - 1] if place else 0)) * self.tokens
+    index = stream % PLANNED
+    return int(ends[index] - (ends[index - 1] if index else 0)) * self.tokens
 
   def times(self, lane: int, reading: TextPiece) -> float:
     """How many times a reading counts, if it is filler."""

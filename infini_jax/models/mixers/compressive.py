@@ -80,13 +80,13 @@ class Compressive(Mixer):
       hidden_BA = document_BA != current_B[:, None]
       hidden_BA = hidden_BA if cut is None else hidden_BA | cut
       hidden_BW = jnp.concatenate([hidden_BA, jnp.zeros((len(hidden_BA), N), bool)], 1)
-      place = jnp.arange(A + N, dtype=jnp.int32)[None]
+      key_position = jnp.arange(A + N, dtype=jnp.int32)[None]
       return attention(
         rotate(q_BTHE, A + position_BT, self.rope()),
         self._rotate(jnp.concatenate([k_BAKE, segment.k_BNKE], 1)[:, None], 0)[:, 0],
         jnp.concatenate([v_BAKU, segment.v_BNKU], 1),
         A + position_BT,
-        jnp.where(hidden_BW, UNSEEN, place),
+        jnp.where(hidden_BW, UNSEEN, key_position),
       )
 
     return on_shards(
@@ -145,7 +145,7 @@ class Compressive(Mixer):
     of_old_BC = jnp.concatenate([state.document_BC, of_short_BT], 1)
 
     axes = token_axes(q_BTHE, whole=True)
-    places = {"mask_BT": mask_BT, "document_BS": document_BS, "of_before_BT": of_before_BT}
+    of_tokens = {"mask_BT": mask_BT, "document_BS": document_BS, "of_before_BT": of_before_BT}
     out_BTHU = on_shards(
       self._read,
       axes,
@@ -154,7 +154,7 @@ class Compressive(Mixer):
       past=Pairs(*project(jnp.concatenate([before_BTI, old_BCI], 1))),
       of_old_BC=of_old_BC,
       cut=chunk.cut,
-      **places,
+      **of_tokens,
     )
     loss_B = jnp.zeros_like(state.loss_B)
     if c.memory.compression == "conv":
@@ -166,7 +166,7 @@ class Compressive(Mixer):
         whole=QKV(*jax.lax.stop_gradient((q_BTHE, *project(before_BTI)))),
         short=Pairs(*project(short_BTI, frozen=True)),
         of_short_BT=of_short_BT,
-        **places,
+        **of_tokens,
       )
     state = Old(
       line_BTI[:, -N:],
@@ -216,10 +216,10 @@ class Compressive(Mixer):
 
     def one(whole, short, mask_BN, document_B, of_BN, of_short_BN):
       at_BN = jnp.zeros((1, N), jnp.int32)
-      place = lambda of: jnp.where(of == document_B[:, None], 0, UNSEEN)
+      key_position = lambda of: jnp.where(of == document_B[:, None], 0, UNSEEN)
       q, k, v = whole
-      read = attention(q, k, v, at_BN, place(of_BN))
-      again = attention(q, short.k_BTKE, short.v_BTKU, at_BN, place(of_short_BN))
+      read = attention(q, k, v, at_BN, key_position(of_BN))
+      again = attention(q, short.k_BTKE, short.v_BTKU, at_BN, key_position(of_short_BN))
       error_BN = ((read - again).astype(jnp.float32) ** 2).mean((2, 3))
       known_B = (of_BN == document_B[:, None]).any(1)
       return jnp.where(mask_BN & known_B[:, None], error_BN, 0.0).mean(1)
@@ -228,9 +228,9 @@ class Compressive(Mixer):
     scores = whole.q_BTHE.shape[0] * S * whole.q_BTHE.shape[2] * N * N
     whole = jax.tree.map(lambda x: to_segments(x, N), whole)
     short = jax.tree.map(lambda x: to_segments(x, n), short)
-    places = to_segments(mask_BT, N), document_BS, to_segments(of_before_BT, N)
+    of_tokens = to_segments(mask_BT, N), document_BS, to_segments(of_before_BT, N)
     of_short_BSN = to_segments(of_short_BT, n)
-    return each_segment(one, whole, short, *places, of_short_BSN, scores=scores).mean(1)
+    return each_segment(one, whole, short, *of_tokens, of_short_BSN, scores=scores).mean(1)
 
   @staticmethod
   def memory_flops(c: ModelConfig, layer: float) -> float:

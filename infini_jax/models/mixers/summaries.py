@@ -91,7 +91,7 @@ class SummaryTransformer(Transformer):
       N += 2 * _reach(c)  # room for the longest
       cut = partial(_cut, length=c.segment_length, N=N)
       rows = {"tokens_BT": tokens_BT, "mask_BT": mask_BT, "shift_BS": shift_BS}
-      tokens_BT, mask_BT, place_BT = on_shards(cut, BY_LANE, ("BT", "BT", "BT"), **rows)
+      tokens_BT, mask_BT, slot_BT = on_shards(cut, BY_LANE, ("BT", "BT", "BT"), **rows)
     x_BTD = shard(self.embed(tokens_BT), "B__")
     split = lambda x_BT: jnp.moveaxis(to_segments(x_BT, N), 1, 0)
     mixer: Any = MIXERS[c.mixer]
@@ -115,8 +115,8 @@ class SummaryTransformer(Transformer):
     state, hidden_SBND = jax.lax.scan(segment, state, xs)
     hidden_BTD = jnp.moveaxis(hidden_SBND, 0, 1).reshape(B, S * N, -1)
     if shift_BS is not None:
-      pick = lambda x_BTD, place_BT: jnp.take_along_axis(x_BTD, place_BT[..., None], 1)
-      rows = {"x_BTD": hidden_BTD, "place_BT": place_BT}
+      pick = lambda x_BTD, slot_BT: jnp.take_along_axis(x_BTD, slot_BT[..., None], 1)
+      rows = {"x_BTD": hidden_BTD, "slot_BT": slot_BT}
       hidden_BTD = on_shards(pick, BY_LANE, "BTD", **rows)
     return self.for_head(shard(hidden_BTD[:, :T], "BTD")), state
 
@@ -217,5 +217,5 @@ def _cut(tokens_BT, mask_BT, shift_BS, *, length, N):
   pick = lambda x: jnp.take_along_axis(x, jnp.minimum(from_BSN, T - 1).reshape(B, -1), 1)
   t_1T = jnp.arange(T)[None]
   s_BT = (t_1T[..., None] >= start_BS[:, None, 1:]).sum(-1)
-  place_BT = N * s_BT + t_1T - jnp.take_along_axis(start_BS, s_BT, 1)
-  return pick(tokens_BT), pick(mask_BT) & inside_BT, place_BT
+  slot_BT = N * s_BT + t_1T - jnp.take_along_axis(start_BS, s_BT, 1)
+  return pick(tokens_BT), pick(mask_BT) & inside_BT, slot_BT

@@ -59,7 +59,7 @@ class TransformerXL(Mixer):
     """`read` on one device."""
     B, A = last.seen_BN.shape
     N = segment.k_BNKE.shape[1]
-    place = jnp.arange(A + N, dtype=jnp.int32)[None]
+    key_position = jnp.arange(A + N, dtype=jnp.int32)[None]
     hidden_BA = ~last.seen_BN if cut is None else ~last.seen_BN | cut
     hidden_BW = jnp.concatenate([hidden_BA, jnp.zeros((B, N), bool)], 1)
     return attention(
@@ -67,7 +67,7 @@ class TransformerXL(Mixer):
       self._rotate(jnp.concatenate([last.k_BNKE, segment.k_BNKE], 1), 0),
       jnp.concatenate([last.v_BNKU, segment.v_BNKU], 1),
       A + position_BT,
-      jnp.where(hidden_BW, UNSEEN, place),
+      jnp.where(hidden_BW, UNSEEN, key_position),
     )
 
   def __call__(self, tokens, chunk, state):

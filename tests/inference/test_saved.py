@@ -130,13 +130,13 @@ def test_a_state_of_another_model_is_refused(session, state, trained):
   assert Session.load(state, model=with_engine(same, run.engine.params)).positions
 
 
-def test_for_a_run_that_has_moved_the_error_asks_for_its_place(session, state, trained, tmp_path):
+def test_for_a_run_that_has_moved_the_error_asks_for_its_path(session, state, trained, tmp_path):
   header = json.loads(next(iter(tensors.Tensors(state).metadata.values())))
   arrays = {name: tensors.Tensors(state).read(name) for name in tensors.Tensors(state).shapes}
   name = next(iter(tensors.Tensors(state).metadata))
   header["workdir"] = str(tmp_path / "gone")
   tensors.save(state, arrays, {name: json.dumps(header)}, checksum=True)
-  refused(state, "its run is not at .*gone.; give its place")
+  refused(state, "its run is not at .*gone.; give its path")
   assert Session.load(state, model=trained[1]).positions == session.positions
   copy = tmp_path / "copy"
   copy.mkdir()

@@ -2,15 +2,15 @@
 
 A workdir is complete without other files:
 
-  run.json         the config of the run, the fingerprints of its corpus and of its vocabulary
-  tokenizer/       the vocabulary
-  hf/              the small files of the pretrained model, if the run started from one
-  checkpoints/N/   the state after N updates: `params`, `ema` if there is an average, and `rest`
-                   (optimizer, memory, step)
-  branch.json      of which run and step the run is a branch, if it is one
-  store/, stores/  the corpus in tokens, and other corpora that were evaluated
-  metrics.jsonl    one line per log; also tensorboard/
-  evaluation/T/    results.json and pictures of each task T, by corpus and protocol
+  run.json           the config of the run, the fingerprints of its corpus and of its vocabulary
+  tokenizer/         the vocabulary
+  hf/                the small files of the pretrained model, if the run started from one
+  checkpoints/STEP/  the state after so many updates: `params`, `ema` if there is an average, and
+                     `rest` (optimizer, memory, step)
+  branch.json        of which run and step the run is a branch, if it is one
+  store/, stores/    the corpus in tokens, and other corpora that were evaluated
+  metrics.jsonl      one line per log; also tensorboard/
+  evaluation/TASK/   results.json and pictures of each task, by corpus and protocol
 """
 
 import contextlib

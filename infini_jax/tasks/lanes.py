@@ -219,7 +219,7 @@ class Examples:
     return self._examples[document].read(start, stop)
 
   def trunk(self, chunk: int) -> tuple[int, np.ndarray]:
-    """The example whose beginning is that of most others, and how much of it each example has.
+    """The example whose beginning most others have too, and how much of it each of them has.
 
     Args:
       chunk: the tokens of a chunk; only whole chunks count.

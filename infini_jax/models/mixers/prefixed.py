@@ -51,7 +51,7 @@ class Prefixed(TransformerXL):
     return x_1BAI
 
   def __call__(self, tokens, chunk, state):
-    """One segment, prefix and all; the state is that of its prefix."""
+    """One segment with its prefix; the state is that of its prefix."""
     return on_shards(
       self._whole,
       token_axes(tokens.q_BTHE, whole=True),

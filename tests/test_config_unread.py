@@ -156,7 +156,7 @@ def test_an_evaluation_depends_on_the_fields_that_its_task_reads():
       for field, value in others.items():
         needs = {"family": NEEDS[field]} if section == "needle" and field in NEEDS else {}
         given = {section: {**needs, field: value}}
-        line = unread(given, resolve(given), [(section, field)], {name: kind.source})
+        line = unread(given, resolve(given), [(section, field)], {name: kind.dataset})
         assert (line is None) == (f"{section}.{field}" in kind.protocol), (name, field, line)
 
 
@@ -172,5 +172,5 @@ def test_conditions_name_fields_their_values_and_facts():
         assert hasattr(System, name) and hasattr(Pattern, name), condition
         continue
       (field,) = [f for f in dataclasses.fields(config.sections()[of]) if f.name == name]
-      known = {*field.metadata.get("choices", ()), *(kind.source for kind in KINDS.values())}
+      known = {*field.metadata.get("choices", ()), *(kind.dataset for kind in KINDS.values())}
       assert set(words.split("|")) <= known | {""}, condition

@@ -182,7 +182,7 @@ class TrainConfig:
   distill_weight: float = at_least(0, 0.0)  # of KL(original || model); original: start_from
   seed: int = at_least(0, 0)
   accumulate: int = above(0, 1)  # microbatches per update; the lanes are divided among them
-  z_loss: float = at_least(0, 0.0)  # weight of log(Z)^2
+  z_loss: float = at_least(0, 0.0)  # weight of the squared logarithm of the softmax sum
   loss_chunk: int = above(0, 1024)  # tokens of each lane whose logits are computed at a time
   log_every: int = above(0, 10)
   eval_every: int = at_least(0, 0)  # 0: never during training

@@ -221,7 +221,7 @@ class Memorizing(System):
   in_pattern = "knn_layers chooses its layers"
 
   knn_layers: tuple[int, ...] = (9,)  # the layers with a store, from 1
-  knn_memory: int = above(0, 65_536)  # keys for each lane and head in each store
+  knn_memory: int = above(0, 65_536)  # J: keys of each lane and head in each store
   knn_top: int = above(0, 32)  # how many of the stored keys a query attends to
   gate: str = choice("sigmoid", GATES)  # of beta; hard_sigmoid can reach 0 and 1
   gate_init: float = 0.0  # beta at the start

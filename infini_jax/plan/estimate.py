@@ -115,26 +115,26 @@ def estimate(config: Config, sizes: dict[str, int], chip: Chip) -> Estimate:
     resting["moving average"] = chip_bytes(state.ema)
   if teacher := abstract_teacher(config, abstract_mesh(sizes)):
     resting["original"] = chip_bytes(teacher)
-  part = per_chip(config, sizes, chip.platform)
-  phase, working = _working(config, part, split(config, state.params)[0])
+  on_chip = per_chip(config, sizes, chip.platform)
+  phase, working = _working(config, on_chip, split(config, state.params)[0])
 
   T = config.data.segments * m.segment_length
   tokens = config.data.lanes * T
-  head_again = bool(t.distill_weight) and part.segments * m.segment_length > t.loss_chunk
+  head_again = bool(t.distill_weight) and on_chip.segments * m.segment_length > t.loss_chunk
   full = dataclasses.replace(m, mixer="full", pattern=())
   flops = {
     "model": flops_per_token(m, T, t.part),
-    "executed": executed_flops_per_token(m, T, t.part, block=part.block, head_again=head_again)
+    "executed": executed_flops_per_token(m, T, t.part, block=on_chip.block, head_again=head_again)
     + _reading_along(config, T)
     + (sum(forward_flops(original(m), T).values()) if t.distill_weight else 0.0),
     "full attention": flops_per_token(full, T, t.part),
   }
-  sent = collectives(config, part, sizes, chip)
+  sent = collectives(config, on_chip, sizes, chip)
   chips = 1
   for n in sizes.values():
     chips *= n
   statistics = resting["optimizer"] + resting.get("moving average", 0)
-  moved = memory_traffic(config, part, resting["parameters"], statistics)
+  moved = memory_traffic(config, on_chip, resting["parameters"], statistics)
   seconds = {
     "compute": flops["executed"] * tokens / (chips * chip.peak),
     "HBM": moved / chip.memory_rate,

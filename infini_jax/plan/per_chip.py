@@ -25,7 +25,7 @@ class PerChip:
     heads, kv_heads, ffn, vocab: H, K, F, V.
     head_rows: V of the head while the loss is computed; it may be divided where T is divided.
     stored: chips that D of a stored parameter is divided over; it is gathered from them.
-    copies: chips that hold the same part of a parameter and read other tokens.
+    copies: chips that hold the same shard of a parameter and read other tokens.
     tensor, seq: chips along the mesh axes `tensor` and `seq`.
     compute: bytes of a number of type `compute_dtype`.
     kernel: the kernel of local attention.

@@ -79,8 +79,8 @@ def collectives(config: Config, s: PerChip, sizes: dict[str, int], chip: Chip) -
   if divided:
     add("hidden states to the head", "all-gather", seq, batches * 3, hidden * s.seq)
     add("gradients of hidden states", "reduce-scatter", seq, batches, hidden * s.seq)
-  part = (L * layer * c + 2 * s.vocab * D * 4) / s.stored
-  add("gradients of copies", "all-reduce", copies, batches, part)
+  held = (L * layer * c + 2 * s.vocab * D * 4) / s.stored
+  add("gradients of copies", "all-reduce", copies, batches, held)
 
   tensor = axes_of(COMPUTE, "H")
   if config.optimizer.name == "muon":  # gradients and momentum to the devices of layers, and back

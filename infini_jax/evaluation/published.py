@@ -129,7 +129,7 @@ class Grid:
       wrong.append(f"knock_out={e.knock_out!r}")  # full attention in a pattern would lose it too
     if wrong:
       raise InputError(
-        f"config.evaluation.{wrong[0]} with --task={dataset.name}: whole samples are read, and "
+        f"config.evaluation.{wrong[0]} with --task={dataset.name}: samples are read whole, and "
         f"their answers too; leave it out (of knock_out leave 'empty', or nothing)"
       )
     self._config, self._dataset = config, dataset

@@ -65,19 +65,19 @@ def most(rule: str, written: float, size: int, tokens: list[int]) -> list[int]:
 def recalled(rule: str, written: float, size: int, pairs: int, tokens: list[int]) -> list[float]:
   """The fraction of values that are right after each number of tokens."""
   keys = jax.random.split(jax.random.key(pairs), 2)
-  k_BPE = SHARP * jax.random.normal(keys[0], (MEMORIES, pairs, size))
-  v_BPU = jax.random.rademacher(keys[1], (MEMORIES, pairs, size), jnp.float32)
+  k_BNE = SHARP * jax.random.normal(keys[0], (MEMORIES, pairs, size))
+  v_BNU = jax.random.rademacher(keys[1], (MEMORIES, pairs, size), jnp.float32)
   memory = mem.MemoryState(jnp.zeros((MEMORIES, 1, size, size)), jnp.zeros((MEMORIES, 1, size)))
   for start in range(0, pairs, SEGMENT):
     part = slice(start, start + SEGMENT)
-    memory = write(rule, k_BPE[:, part, None], v_BPU[:, part, None], memory, 1.0)
+    memory = write(rule, k_BNE[:, part, None], v_BNU[:, part, None], memory, 1.0)
   shares, read = [], 0
   for n in tokens:
     memory = text(rule, size, written, memory, read // SEGMENT, n // SEGMENT)
     read = n
-    out_BPU = mem.read(k_BPE[:, :, None], memory)[:, :, 0]
-    near_BPP = jnp.einsum("bpu,bou->bpo", out_BPU, v_BPU)
-    shares.append(float((near_BPP.argmax(-1) == jnp.arange(pairs)).mean()))
+    out_BNU = mem.read(k_BNE[:, :, None], memory)[:, :, 0]
+    near_BNN = jnp.einsum("bnu,bmu->bnm", out_BNU, v_BNU)
+    shares.append(float((near_BNN.argmax(-1) == jnp.arange(pairs)).mean()))
   return shares
 
 

@@ -30,7 +30,7 @@ from rich.console import Console
 
 from infini_jax.cli import load_config
 from infini_jax.data.tokenizers import ByteTokenizer
-from infini_jax.inference import Piece, Run, Session, open_run
+from infini_jax.inference import OpenedRun, Piece, Session, open_run
 from infini_jax.inference.engine import Engine
 from infini_jax.models import init
 from infini_jax.progress import make_console, track
@@ -44,7 +44,7 @@ def resident() -> float:
   return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def read(run: Run, tokens: int, console: Console) -> Session:
+def read(run: OpenedRun, tokens: int, console: Console) -> Session:
   """A session that has read `tokens` random tokens. They are made one piece at a time."""
   rng, most = np.random.default_rng(0), min(run.tokenizer.bos, run.engine.config.model.vocab_size)
   pieces = (rng.integers(0, most, 1000).tolist() for _ in itertools.count())
@@ -89,7 +89,7 @@ def main() -> None:
       rest = ["--config=configs/passkey_tiny.py", *rest]
     config = load_config(rest)
     params = jax.jit(lambda key: init(config.model, key))(jax.random.key(0))
-    run = Run(Engine(config, params), ByteTokenizer())
+    run = OpenedRun(Engine(config, params), ByteTokenizer())
   run.tokenizer.eos = -1  # no token ends the generation
   stacked = run._replace(engine=Engine(run.engine.config, run.engine.params, apart=False))
 

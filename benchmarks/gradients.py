@@ -11,7 +11,7 @@ a scan with full rematerialization and 32,768 tokens a chip, compiled for v5e:4x
     unrolled   `psum_scatter` of a dimension of 16, one row for each chip
     exchange   `all_to_all` and a local sum
     ring       15 steps of `ppermute` and a sum
-    products   the same, each step beside the product that computes its piece
+    products   the same, each step together with the product that computes its piece
 
 `--option` is an option of libtpu's compiler. `sent` is what a chip sends in a step; `operations`
 are XLA's collectives of the gradients, `-start` where they overlap with other work. XLA's own rings

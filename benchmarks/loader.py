@@ -21,7 +21,7 @@ from record import Results, add_json
 from infini_jax.cli import load_config
 from infini_jax.data import train_batches
 from infini_jax.progress import make_console
-from infini_jax.tasks import open_source, train_lanes
+from infini_jax.tasks import open_dataset, train_lanes
 
 MIB = 2**20
 
@@ -45,7 +45,7 @@ def main() -> None:
   config, console = load_config(rest), make_console()
   with tempfile.TemporaryDirectory() as cache:
     before = resident()
-    lanes = train_lanes(config, open_source(config, Path(cache), console))
+    lanes = train_lanes(config, open_dataset(config, Path(cache), console))
     opened = resident()
     T = config.data.segments * config.model.segment_length
     batches = train_batches(lanes, 0, 2**62, prefetch=config.data.prefetch)

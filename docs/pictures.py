@@ -126,7 +126,7 @@ def recall_svg(found: dict[str, dict[int, float]]) -> str:
       )
   for i, below in enumerate(
     (
-      "The worst of the three places, whole keys (the paper: tokens). A dot was not measured.",
+      "The worst of the three depths, whole keys (the paper: tokens). A dot was not measured.",
       "The tables of docs/results.md have the number of keys of each cell (100 to 1) and commands.",
     )
   ):

@@ -68,16 +68,26 @@ def comments(module: str) -> dict[str, str]:
   return found
 
 
-def describe(namespace) -> None:
-  """Uses comments as descriptions of variables, and removes members from other packages."""
+def describe(namespace, pages) -> None:
+  """Uses comments as descriptions of variables, and removes members that no page shows.
+
+  These are members of other packages, and those that a class inherits from a module without a page:
+  pdoc makes links to them where a docstring names them, but no anchors.
+
+  Args:
+    namespace: a module or a class; changed in place.
+    pages: the modules with a page, by name.
+  """
   import pdoc.doc
 
   for name, member in [*namespace.members.items()]:
     module, qualified = member.taken_from
-    if not module.startswith("infini_jax"):
+    of_base = (module, qualified.rpartition(".")[0]) != namespace.taken_from
+    inherited = of_base and isinstance(namespace, pdoc.doc.Class)
+    if not module.startswith("infini_jax") or (inherited and module not in pages):
       del namespace.members[name]
     elif isinstance(member, pdoc.doc.Class):
-      describe(member)
+      describe(member, pages)
     elif member.docstring.startswith(NO_DOCSTRING):
       member.docstring = ""
     if isinstance(member, pdoc.doc.Variable):
@@ -99,7 +109,7 @@ def build(folder: Path) -> list[str]:
       page.submodules = [pages[n] for n in names if n.rpartition(".")[0] == name]
       listed = (f"- `{p.modulename}`: {p.docstring.splitlines()[0]}" for p in page.submodules)
       page.docstring = "\n".join([page.docstring, "", *listed])
-      describe(page)
+      describe(page, pages)
     pdoc.render.configure(docformat="google")
     texts = {f"{n.replace('.', '/')}.html": pdoc.render.html_module(pages[n], pages) for n in names}
     texts["index.html"] = pdoc.render.html_index(pages)

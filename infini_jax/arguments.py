@@ -99,7 +99,9 @@ def make_parser(runs: Mapping[str, Callable[..., int | None]]) -> argparse.Argum
   )
   made.add_argument("--workers", type=int, help="processes; all cores by default")
   how = made.add_mutually_exclusive_group()
-  how.add_argument("--part", metavar="I/N", help="on N machines: write part I alone, from 1")
+  how.add_argument(
+    "--part", metavar="PART/PARTS", help="on several machines: write one part alone, such as 1/4"
+  )
   how.add_argument("--join", action="store_true", help="complete the store from all its parts")
   how.add_argument("--runner", help="a runner of Apache Beam, with its own flags as --name=value")
 
@@ -182,7 +184,7 @@ def make_parser(runs: Mapping[str, Callable[..., int | None]]) -> argparse.Argum
   )
   _add_sampling(made)
 
-  what = "answer requests over HTTP: sessions that are read once and asked by many"
+  what = "answer requests over HTTP: sessions that are read once and used by many requests"
   serving.add_serve_arguments(command("serve", what))
   return parser
 

@@ -99,10 +99,10 @@ def _train(args: argparse.Namespace, rest: list[str], console: Console) -> int:
 def _eval(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   with _all_processes(args, console) as check_alike:
     from infini_jax.evaluation.evaluate import evaluate, own_config
-    from infini_jax.evaluation.tasks import sources_of
+    from infini_jax.evaluation.tasks import datasets_of
 
     tasks = [name for name in (args.task or "").replace(" ", "").split(",") if name]
-    config = load_config(rest, own_config(args.workdir), _notice(console), sources_of(tasks))
+    config = load_config(rest, own_config(args.workdir), _notice(console), datasets_of(tasks))
     _set_flags(args, config)
     check_alike(config)
     _remember_programs(config)
@@ -133,7 +133,7 @@ def _remember_programs(config: Config) -> None:
     return
   if name == AUTO:
     folder = cpu.programs(os.environ)
-    if folder is None:  # there is no place for them
+    if folder is None:  # there is nowhere to write them
       return
   else:
     folder = folder_to_write(name, "config.run.compilation_cache")

@@ -42,9 +42,9 @@ def _outside(error: BaseException) -> str:
   text = " ".join(str(error).split())
   if isinstance(error, OSError) and error.errno in FORBIDDEN:
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror}; choose another place, or set its permissions"
+    return f"{where}{error.strerror}; choose another path, or set its permissions"
   if os.strerror(errno.ENOSPC) in text or os.strerror(errno.EDQUOT) in text:
-    return f"{text[:300]}; make room there, or choose another place"
+    return f"{text[:300]}; make room there, or choose another path"
   if text.startswith("attention="):  # operations do not have the name of the config's section
     return f"config.run.{text}"
   if text.startswith("RESOURCE_EXHAUSTED"):  # XLA's message for a full device memory

@@ -27,10 +27,10 @@ NEVER_SYNCS = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # of file systems wit
 def atomic(file: Path) -> Iterator[Path]:
   """Yields the path of an empty temporary file next to `file`, which replaces it after the body.
 
-  The body may write into it or put another file in its place. Its content is on the disk before it
+  The body may write into it or replace it. Its content is on the disk before it
   gets the name of `file`. If the body fails, the temporary file is removed and `file` is unchanged.
-  The name is new at every call, so hosts, processes and threads never share one. `left_over` finds
-  the temporary files of killed processes.
+  The name is new at every call, so hosts, processes and threads have different ones. `left_over`
+  finds the temporary files of killed processes.
 
   Args:
     file: the file to write. Its folder is made if it does not exist.
@@ -120,9 +120,9 @@ def move_into(path: Path, folder: Path) -> Path:
   """
   folder.mkdir(parents=True, exist_ok=True)
   names = (folder / f"{path.name}{f'-{i}' if i else ''}" for i in itertools.count())
-  place = next(name for name in names if not name.exists())
-  os.rename(path, place)
-  return place
+  free = next(name for name in names if not name.exists())
+  os.rename(path, free)
+  return free
 
 
 def write_bytes(file: Path, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Parts of a self-contained HTML page: frame, style, tables, pictures. All text is escaped.
+"""Elements of a self-contained HTML page: frame, style, tables, pictures. All text is escaped.
 
 The page needs no network and no script. It follows the reader's light or dark setting. A table that
 is too wide scrolls in its own box.
@@ -163,7 +163,7 @@ def picture(svg: str, alt: str, caption: str = "") -> str:
 
   Args:
     svg: the `svg` element.
-    alt: what it shows, for who cannot see it.
+    alt: what it shows, for readers who cannot see it.
     caption: a line above it.
   """
   above = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
@@ -175,13 +175,13 @@ def image(png: bytes, alt: str, caption: str = "") -> str:
   """A PNG picture inside the page; empty if the bytes are not a PNG file."""
   if not png.startswith(PNG):
     return ""
-  source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+  picture = f"data:image/png;base64,{base64.b64encode(png).decode()}"
   above = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-  return f'<figure>{above}<img src="{source}" alt="{escape(alt)}"></figure>'
+  return f'<figure>{above}<img src="{picture}" alt="{escape(alt)}"></figure>'
 
 
 def columns(parts: Sequence[str]) -> str:
-  """Parts side by side, as many as the page has room for; a single one takes its usual width."""
+  """Elements side by side, as many as the page has room for; a single one has its usual width."""
   if len(parts) < 2:
     return "".join(parts)
   each = "".join(f"<section>{part}</section>" for part in parts)
@@ -196,8 +196,8 @@ def legend(entries: Sequence[tuple[str, str]]) -> str:
 
 def heading(level: int, text: str, note: str = "") -> str:
   """A heading, with a note after it in small letters."""
-  beside = f" <small>{escape(note)}</small>" if note else ""
-  return f"<h{level}>{escape(text)}{beside}</h{level}>"
+  small = f" <small>{escape(note)}</small>" if note else ""
+  return f"<h{level}>{escape(text)}{small}</h{level}>"
 
 
 def paragraph(text: str) -> str:

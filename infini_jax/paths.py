@@ -23,7 +23,7 @@ SHOWN = 200  # the most characters of a path in a message
 WHY = {
   errno.ELOOP: "is a link that leads to itself; repair it",
   errno.ENAMETOOLONG: "its name is too long; choose a shorter one",
-  errno.EACCES: "cannot be reached (Permission denied); choose another place",
+  errno.EACCES: "cannot be reached (Permission denied); choose another path",
 }
 
 
@@ -31,7 +31,7 @@ def expand(path: str) -> str:
   """Expands `~` and `~user` to the home folders, and URLs of object stores to their copies.
 
   Args:
-    path: a path, or the spec of a corpus with URLs as places.
+    path: a path, or the spec of a corpus with URLs as paths.
   """
   return os.path.expanduser(PLACED.sub(lambda match: _fetched(match[0]), path))
 
@@ -85,14 +85,14 @@ def folder_to_write(path: str | os.PathLike[str], name: str = "") -> Path:
   """
   found = local(path, name, writes=True)
   whole = found.absolute()
-  place = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
-  if not place.exists():
-    raise _wrong(path, name, f"{_shown(place)} is a link to nothing; repair or remove it")
-  if not place.is_dir():
-    which = "is" if place == whole else f"{_shown(place)} is"
+  parent = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
+  if not parent.exists():
+    raise _wrong(path, name, f"{_shown(parent)} is a link to nothing; repair or remove it")
+  if not parent.is_dir():
+    which = "is" if parent == whole else f"{_shown(parent)} is"
     raise _wrong(path, name, f"{which} a file; name a folder")
-  _check_names(path, name, place, whole, INSIDE)
-  _try(path, name, place)
+  _check_names(path, name, parent, whole, INSIDE)
+  _try(path, name, parent)
   return found
 
 
@@ -118,17 +118,17 @@ def file_to_write(
     raise _wrong(path, name, "is a folder; name a file")
   if found.is_symlink() and not found.exists():
     raise _wrong(path, name, f"is a link to nothing ({os.readlink(found)}); repair or remove it")
-  place = found.absolute().parent
-  if not place.exists():
-    raise _wrong(path, name, f"no such folder {_shown(place)}; make it first")
-  if not place.is_dir():
-    raise _wrong(path, name, f"{_shown(place)} is a file; name one in a folder")
+  parent = found.absolute().parent
+  if not parent.exists():
+    raise _wrong(path, name, f"no such folder {_shown(parent)}; make it first")
+  if not parent.is_dir():
+    raise _wrong(path, name, f"{_shown(parent)} is a file; name one in a folder")
   if found.exists() and not stat.S_ISREG(found.stat().st_mode):
     if replaced:
       raise _wrong(path, name, "is a device or a pipe; name a file")
   else:
-    _check_names(path, name, place, found.absolute(), 0)
-    _try(path, name, place)
+    _check_names(path, name, parent, found.absolute(), 0)
+    _try(path, name, parent)
   if found.exists() and not os.access(found, os.W_OK):
     raise _wrong(path, name, "cannot be written (Permission denied); choose another file")
   if begins and found.is_file() and not _fits(found, begins):
@@ -137,7 +137,7 @@ def file_to_write(
 
 
 def _fetched(url: str) -> str:
-  """The copy of a place in the spec of a corpus. Of a pattern, the files that match are copied."""
+  """The copy of a URL in the spec of a corpus. Of a pattern, the files that match are copied."""
   begins = re.search(r"[*\[]", url)
   if begins is None:
     return str(buckets.fetch(url))
@@ -154,25 +154,25 @@ def _fits(file: Path, begins: bytes) -> bool:
   return False  # a file that cannot be read is treated as another kind of file
 
 
-def _check_names(path: str | os.PathLike[str], name: str, place: Path, whole: Path, more: int):
-  """Raises InputError if a new name below `place`, or the whole path plus `more`, is too long."""
-  new = whole.relative_to(place).parts if not whole.exists() else ()
-  most = os.pathconf(place, "PC_NAME_MAX") - files.LONGER
+def _check_names(path: str | os.PathLike[str], name: str, parent: Path, whole: Path, more: int):
+  """Raises InputError if a new name below `parent`, or the whole path plus `more`, is too long."""
+  new = whole.relative_to(parent).parts if not whole.exists() else ()
+  most = os.pathconf(parent, "PC_NAME_MAX") - files.LONGER
   length = len(os.fsencode(whole)) + more
   if any(len(os.fsencode(part)) > most for part in new) or (
-    new and length > os.pathconf(place, "PC_PATH_MAX")
+    new and length > os.pathconf(parent, "PC_PATH_MAX")
   ):
     raise _wrong(path, name, WHY[errno.ENAMETOOLONG])
 
 
-def _try(path: str | os.PathLike[str], name: str, place: Path) -> None:
+def _try(path: str | os.PathLike[str], name: str, parent: Path) -> None:
   """Raises InputError if no file can be made in a folder."""
   try:
-    with tempfile.TemporaryFile(dir=place):
+    with tempfile.TemporaryFile(dir=parent):
       pass
   except OSError as error:
     raise _wrong(
-      path, name, f"{_shown(place)} takes no files ({error.strerror}); choose another place"
+      path, name, f"{_shown(parent)} takes no files ({error.strerror}); choose another path"
     ) from None
 
 

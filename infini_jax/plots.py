@@ -66,7 +66,7 @@ def line_chart(
   Args:
     lines: at least one.
     x, y: the names of the axes.
-    ticks: names of the places 0, 1, 2 ... on the x-axis; none: x is a number.
+    ticks: names of 0, 1, 2 ... on the x-axis; none: x is a number.
     limits: of the y-axis, the upper one None for that of the values; None: from the values, and
       logarithmic where one would flatten the rest.
     legend: whether the names of the lines are above the chart.
@@ -257,7 +257,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _name(axis: Axis, names: Sequence[str]) -> None:
-  """Names the places of an x-axis: every place, or as many as have room next to each other."""
+  """Names the ticks of an x-axis: all, or as many as have room next to each other."""
   room = (max(map(len, names), default=1) + 2) * LETTER
   step = max(1, math.ceil(room * len(names) / POINTS))
   axis.set_ticks(range(0, len(names), step), labels=list(names)[::step])

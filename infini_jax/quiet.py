@@ -27,7 +27,7 @@ class _NotTheirs(logging.Filter):
 
 
 def _is_late_answer(error: BaseException | None, trace: TracebackType | None) -> bool:
-  """Whether a part of a failed save ends after the save was given up.
+  """Whether a thread of a failed save ends after the save was given up.
 
   TensorStore then calls an event loop that Orbax has closed, and prints the traceback. The save
   itself has reported its failure.

@@ -156,7 +156,8 @@ def test_json_and_back():
     ),
     (
       {"model": {"pattern": ("infini", "rmt")}},
-      "'rmt' cannot be some of the layers, because all layers share its memory; set config.model.",
+      "'rmt' cannot be some of the layers, because its memory is that of all layers together; "
+      "set config.model.",
     ),
     (
       {"model": {"pattern": ("memorizing", "local")}},
@@ -354,7 +355,7 @@ def test_json_and_back():
     ({"evaluation": {"knock_out": ("all",)}}, "knock_out='all': choose one of empty, reads, layer"),
     (
       {"evaluation": {"knock_out": ("swap",), "lanes": 1}, "mesh": {"data": 1}},
-      "knock_out='swap' with config.evaluation.lanes=1: no other document is read beside it",
+      "knock_out='swap' with config.evaluation.lanes=1: no other document is read at the same time",
     ),
     (
       {"evaluation": {"knock_out": ("swap",), "task": "summarization"}},

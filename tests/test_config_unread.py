@@ -9,7 +9,7 @@ import pytest
 from infini_jax.config import SECTIONS, Config, System, load_config, resolve
 from infini_jax.config.pattern import Pattern
 from infini_jax.config.unread import unread
-from infini_jax.evaluation.tasks import KINDS, sources_of
+from infini_jax.evaluation.tasks import KINDS, datasets_of
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 VARIANTS = {
@@ -123,12 +123,12 @@ def test_a_config_file_may_hold_fields_for_what_a_flag_turns_on(tmp_path):
 
 def test_an_evaluation_reads_the_fields_of_the_tasks_that_it_asks():
   fields = ("task.pairs=3", "evaluation.lengths=(64,)", "evaluation.max_tokens=9")
-  assert said(*fields, asked=sources_of(["recall", "perplexity"])) == []
-  assert said(*fields, asked=sources_of(["passkey"])) == [
+  assert said(*fields, asked=datasets_of(["recall", "perplexity"])) == []
+  assert said(*fields, asked=datasets_of(["passkey"])) == [
     "config.task.pairs, config.evaluation.max_tokens have no effect with --task=passkey"
   ]
   for own in ([], ["knockout", "gates"]):
-    (line,) = said(*fields, asked=sources_of(own))
+    (line,) = said(*fields, asked=datasets_of(own))
     setting = f"--task={','.join(own)}" if own else "config.task.name='text'"
     assert line == f"config.task.pairs, config.evaluation.lengths have no effect with {setting}"
   (line,) = said(*fields, "evaluation.task=passkey", asked={})
@@ -156,7 +156,7 @@ def test_an_evaluation_depends_on_the_fields_that_its_task_reads():
       for field, value in others.items():
         needs = {"family": NEEDS[field]} if section == "needle" and field in NEEDS else {}
         given = {section: {**needs, field: value}}
-        line = unread(given, resolve(given), [(section, field)], {name: kind.source})
+        line = unread(given, resolve(given), [(section, field)], {name: kind.dataset})
         assert (line is None) == (f"{section}.{field}" in kind.protocol), (name, field, line)
 
 
@@ -172,5 +172,5 @@ def test_conditions_name_fields_their_values_and_facts():
         assert hasattr(System, name) and hasattr(Pattern, name), condition
         continue
       (field,) = [f for f in dataclasses.fields(config.sections()[of]) if f.name == name]
-      known = {*field.metadata.get("choices", ()), *(kind.source for kind in KINDS.values())}
+      known = {*field.metadata.get("choices", ()), *(kind.dataset for kind in KINDS.values())}
       assert set(words.split("|")) <= known | {""}, condition

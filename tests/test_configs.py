@@ -16,7 +16,7 @@ from infini_jax.data.tokenizers import ByteTokenizer
 from infini_jax.parallel import abstract_batch, check_divisible
 from infini_jax.parallel.mesh import AXES
 from infini_jax.plan.compiled import example_batch
-from infini_jax.tasks import check_length, open_source, train_lanes
+from infini_jax.tasks import check_length, open_dataset, train_lanes
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import abstract_state, make_train_step
 
@@ -111,11 +111,11 @@ def first_batch(config):
   if config.task.name == "chat":  # with the template of no model
     here = {"path": config.data.path.replace("jsonl:", f"jsonl:{ROOT}/")}
     config = config.with_fields(chat={"template": "plain"}, data=here)
-    source = open_source(config, Path(), Console(), tokenizer=ByteTokenizer())
+    source = open_dataset(config, Path(), Console(), tokenizer=ByteTokenizer())
     return train_lanes(config, source).batch(0)
   if config.task.name not in ("text", "summarization"):
     of_the_run = ByteTokenizer() if config.data.tokenizer == "run" else None
-    source = open_source(config, Path(), Console(), tokenizer=of_the_run)
+    source = open_dataset(config, Path(), Console(), tokenizer=of_the_run)
     for length in config.evaluation.lengths:
       check_length(length, source.shortest, "config.evaluation.lengths")
     return train_lanes(config, source).batch(0)

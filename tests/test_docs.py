@@ -1,5 +1,6 @@
 """Every link, heading and file that a page names exists; contents of the API reference."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -116,17 +117,48 @@ def test_links_between_pages_in_html(tmp_path):
 
 
 def entries():
-  """The first cells of the glossary's tables."""
+  """The letters and words of the glossary, with their meanings; a list, so that none is lost."""
   glossary = (links.ROOT / "docs" / "architecture.md").read_text().split("## Letters and words")[1]
-  rows = [line.split("|")[1].strip() for line in glossary.splitlines() if line.startswith("| ")]
-  return [name.strip("` ") for row in rows for name in row.split(",")]
+  rows = [line.split("|")[1:3] for line in glossary.splitlines() if line.startswith("| ")]
+  return [(name.strip("` "), said) for names, said in rows for name in names.split(",")]
 
 
-def test_the_glossary_has_one_entry_for_every_letter_of_an_array():
-  assert len(entries()) == len(set(entries())), "a letter or a word has two entries"
+NAMED = re.compile(r"\b([a-z]\w*_\d?([A-Z]+))\b|(?<![.\w])([A-Z]_([A-Z]+))\b")  # q_BTHE, M_BKEU
+SHAPE = re.compile(r"\b(?:Float|Bool|Int)\[\w+, \"([^\"]*)\"")  # of jaxtyping
+EINSUM = re.compile(r"\"([A-Z]+,[A-Z]+->[A-Z]+)\"")
+
+
+def letters_of(file):
+  """The dimension letters of a file, each with a place where it is."""
+  text = file.read_text()
+  found = {x: m[0] for m in NAMED.finditer(text) for x in m[2] or m[4]}
+  found |= {x: said for said in SHAPE.findall(text) for x in re.findall(r"\b[A-Z]\b", said)}
+  found |= {x: said for said in EINSUM.findall(text) for x in said if x.isalpha()}
+  for node in ast.walk(ast.parse(text)):
+    stored = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    name = node.id if stored else node.arg if isinstance(node, ast.arg) else ""
+    found |= {name: f"line {node.lineno}"} if len(name) == 1 and name.isupper() else {}
+  return found
+
+
+def test_the_glossary_has_one_entry_and_one_meaning_for_every_letter_of_an_array():
+  names = [name for name, _ in entries()]
+  assert len(names) == len(set(names)), "a letter or a word has two entries"
+  for name, said in entries():
+    assert len(name) > 1 or ";" not in said, f"{name} has two meanings"
+  used = set()
+  for file in (*links.ROOT.glob("benchmarks/*.py"), *links.ROOT.glob("infini_jax/**/*.py")):
+    for letter, where in letters_of(file).items():
+      assert letter in names, f"{file.name}: {where}: the letter {letter} has no entry"
+      used.add(letter)
+  unused = {name for name in names if len(name) == 1 and name.isupper()} - used
+  assert not unused, f"no array has the letters {unused}"
+
+
+def test_a_type_variable_is_not_a_letter():
   for file in (links.ROOT / "infini_jax").rglob("*.py"):
-    for name, letters in re.findall(r"\b([a-z]\w*_([A-Z]+))\b", file.read_text()):
-      assert set(letters) <= set(entries()), f"{file.name}: {name} has a letter without an entry"
+    made = re.findall(r"\b(?:TypeVar|ParamSpec)\(\"(\w+)\"", file.read_text())
+    assert all(len(name) > 1 for name in made), f"{file.name}: a letter is a dimension: {made}"
 
 
 def test_the_reference_shows_what_packages_export_and_whole_rooms():

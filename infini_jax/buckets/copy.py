@@ -48,7 +48,7 @@ class Copy:
     if not bucket or not parts or not all(parts) or {".", ".."} & {bucket, *parts}:
       raise InputError(f"{url}: not a possible name; give {scheme}://BUCKET/NAME")
     self.url, self.is_kept = url, False
-    base = _place()
+    base = _base_folder()
     self.path = base.joinpath(scheme, bucket, *parts)
     self._file = base / "records" / f"{scheme}-{bucket}.json"  # of the bucket: copies may overlap
     self._lock = base / "locks" / hashlib.sha256(url.encode()).hexdigest()[:24]
@@ -255,7 +255,7 @@ def _seen(file: Path) -> tuple[int, int] | None:
   return found.st_size, found.st_mtime_ns
 
 
-def _place() -> Path:
+def _base_folder() -> Path:
   """The folder of all copies, in the user's cache folder."""
   home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
   return Path(home) / "infini_jax" / "objects"

@@ -19,7 +19,7 @@ _base = contextvars.ContextVar("base", default=DEFAULTS)
 def base_config() -> ml_collections.ConfigDict:
   """Every field with its default, in a locked ConfigDict for a config file to edit.
 
-  When a run is evaluated, the fields have the values of the run's config in place of the defaults.
+  When a run is evaluated, the fields have the values of the run's config instead of the defaults.
   """
   start = _base.get().sections()
   sections = {name: start.get(name, section()) for name, section in SECTIONS.items()}
@@ -28,7 +28,7 @@ def base_config() -> ml_collections.ConfigDict:
 
 @contextlib.contextmanager
 def based_on(config: Config) -> Iterator[None]:
-  """In the body, `base_config()` returns the values of this config in place of the defaults."""
+  """In the body, `base_config()` returns the values of this config instead of the defaults."""
   token = _base.set(config)
   try:
     yield

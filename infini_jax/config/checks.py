@@ -1,4 +1,4 @@
-"""The checks of fields of several sections; those of one section stand beside it."""
+"""Checks of fields of several sections. Those of one section are in the file of the section."""
 
 import importlib.util
 
@@ -113,7 +113,11 @@ def _check_swap(config: Config) -> None:
   e = config.evaluation
   written = TASKS[asked := e.task or config.task.name].writes
   for wrong, setting, why in (
-    (e.lanes == 1, "evaluation.lanes=1", "no other document is read beside it; set it 2 or more"),
+    (
+      e.lanes == 1,
+      "evaluation.lanes=1",
+      "no other document is read at the same time; set it 2 or more",
+    ),
     (config.mesh.seq > 1, f"mesh.seq={config.mesh.seq}", "set config.mesh.seq=1"),
     (
       bool(written),
@@ -133,7 +137,7 @@ def _check_growth(config: Config) -> None:
       raise InputError(
         f"config.warm.{name}={getattr(warm, name)} with "
         f"config.{setting or m.setting}: its state is no sum over the text, so no "
-        f"part can count twice; set config.warm.{name}={off}"
+        f"piece can count twice; set config.warm.{name}={off}"
       )
   if not warm.filler:
     return

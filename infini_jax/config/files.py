@@ -64,7 +64,7 @@ class _Plain(Exception):
 
 @contextlib.contextmanager
 def _located(spec: str, name: str, folder: Path) -> Iterator[None]:
-  """Converts an error in the body to one line with its place in the file or a neighbour of it.
+  """Converts an error in the body to one line, which names the line of the file or of an import.
 
   Raises:
     InputError: the body failed.

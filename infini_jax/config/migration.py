@@ -1,4 +1,4 @@
-"""The new places of fields of older configs, so that older run.json files, exports and states load.
+"""The new names of fields of older configs, so that older run.json files, exports and states load.
 
 Until November 2026 the section `model` held the fields of all memory systems, of the family, of
 adapters and of the machine, `task` held those of needles, and `train` those of logging.
@@ -30,7 +30,7 @@ FAMILY = (
 )
 RUN = ("remat", "implementation", "attention", "compute_dtype", "param_dtype")
 
-# (section, field) to its new place.
+# (section, field) to its new section and field.
 MOVED: dict[tuple[str, str], tuple[str, str]] = {
   **{("model", name): (system, name) for system, names in OF_SYSTEM.items() for name in names},
   **{("model", name): ("family", name) for name in FAMILY},
@@ -46,7 +46,7 @@ MOVED: dict[tuple[str, str], tuple[str, str]] = {
 
 
 def migrated(sections: dict[str, Any]) -> dict[str, Any]:
-  """The sections of a config with all fields at their new places.
+  """The sections of a config with all fields under their new names.
 
   Args:
     sections: the sections as read from JSON, in the older or the new form.
@@ -62,16 +62,16 @@ def migrated(sections: dict[str, Any]) -> dict[str, Any]:
       continue
     made.setdefault(section, {})
     for name, value in fields.items():
-      place = moved_to(section, name, mixer)
-      if place is not None and not (place[0] in SYSTEMS and place[0] != mixer):
-        made.setdefault(place[0], {})[place[1]] = value
-      elif place is None:
+      moved = moved_to(section, name, mixer)
+      if moved is not None and not (moved[0] in SYSTEMS and moved[0] != mixer):
+        made.setdefault(moved[0], {})[moved[1]] = value
+      elif moved is None:
         made.setdefault(section, {})[name] = value
   return made
 
 
 def moved_to(section: str, name: str, mixer: str = "infini") -> tuple[str, str] | None:
-  """The new place of an older field; None if its place did not change."""
+  """The new section and name of an older field; None if they did not change."""
   if section == "model" and name in OF_SYSTEM.get(mixer, ()):
     return mixer, name
   return MOVED.get((section, name))

@@ -128,7 +128,7 @@ class FamilyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AdaptersConfig:
-  """Low-rank adapters beside the projections of attention."""
+  """Low-rank adapters, which are added to the projections of attention."""
 
   where: ClassVar[Where] = {"adapters.rank": "alpha"}
 
@@ -175,7 +175,7 @@ class ModelConfig(SizesConfig, BySystem):
     object.__setattr__(self, "memory", sections_of(self.mixer, self.pattern, self.memory))
 
   def check(self) -> None:
-    """Raises InputError, with the remedy, if parts of the model contradict each other."""
+    """Raises InputError, with the remedy, if fields of the model contradict each other."""
     super().check()
     self.family.check()
     f = self.family

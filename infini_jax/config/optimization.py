@@ -31,7 +31,7 @@ class OptimizerConfig:
   final_fraction: float = at_least(0, 0.1)  # a decay ends at this share of the peak
   b1: float = at_least(0, 0.9)
   b2: float = at_least(0, 0.95)
-  momentum: float = at_least(0, 0.95)  # muon: of its matrices, in place of b1 and b2
+  momentum: float = at_least(0, 0.95)  # muon: of its matrices, instead of b1 and b2
   eps: float = above(0, 1e-8)
   weight_decay: float = at_least(0, 0.1)  # of which groups: section weight_decay
   clip_norm: float = at_least(0, 1.0)  # for the norm of the whole gradient; 0: no clipping

@@ -1,4 +1,4 @@
-"""Layers with several memory systems, `model.pattern`: the facts of the model, and of its parts."""
+"""Layers with several memory systems, `model.pattern`: the facts of the model and of its layers."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,12 @@ class Pattern:
 
   @property
   def remembers(self) -> bool:
-    """Whether there is a memory that an evaluation can take away, beside whole caches."""
+    """Whether there is a memory that an evaluation can take away. A whole cache is none."""
     return any(map(_is_memory, self.systems))
 
   @property
   def grows(self) -> bool:
-    """Whether some part of the state grows with each token."""
+    """Whether some state grows with each token."""
     return any(one.grows for one in self.systems)
 
   @property
@@ -105,7 +105,7 @@ def sections_of(mixer: str, pattern: tuple[str, ...], given: Any) -> Any:
 
   Args:
     mixer: `model.mixer`.
-    pattern: `model.pattern`; it is used in the place of `mixer`, if it is not empty.
+    pattern: `model.pattern`; it is used instead of `mixer`, if it is not empty.
     given: a section, a `Pattern`, or a tuple of sections; others than these have the defaults.
   """
   sections = given.systems if isinstance(given, Pattern) else given
@@ -121,7 +121,7 @@ def sections_of(mixer: str, pattern: tuple[str, ...], given: Any) -> Any:
 
 
 class BySystem:
-  """What a model is by its memory systems; a part of `ModelConfig`."""
+  """What a model is by its memory systems; a base class of `ModelConfig`."""
 
   if TYPE_CHECKING:
     mixer: str

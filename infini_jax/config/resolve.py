@@ -58,8 +58,8 @@ def check_name(section: str, field: str | None = None) -> None:
     raise InputError(f"config.{section}: no such section{_did_you_mean(section, SECTIONS)}")
   fields = [f.name for f in dataclasses.fields(SECTIONS[section])]
   if field is not None and field not in fields:
-    if place := moved_to(section, field):
-      raise InputError(f"config.{section}.{field} is now config.{'.'.join(place)}: set that")
+    if moved := moved_to(section, field):
+      raise InputError(f"config.{section}.{field} is now config.{'.'.join(moved)}: set that")
     raise InputError(f"config.{section}.{field}: no such field{_did_you_mean(field, fields)}")
 
 

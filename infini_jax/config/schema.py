@@ -176,13 +176,13 @@ class TrainConfig:
 
   steps: int = above(0, 1000)
   start_from: str = ""  # a run; training starts from its newest parameters and vocabulary
-  part: str = choice("all", PARTS)  # the trained parameters; gates are in every part
+  part: str = choice("all", PARTS)  # the trained parameters; gates are always trained
   rollout: tuple[int, ...] = ()  # values of N before model.segment_length, growing
   rollout_steps: int = at_least(0, 0)  # steps with each value of rollout
   distill_weight: float = at_least(0, 0.0)  # of KL(original || model); original: start_from
   seed: int = at_least(0, 0)
   accumulate: int = above(0, 1)  # microbatches per update; the lanes are divided among them
-  z_loss: float = at_least(0, 0.0)  # weight of log(Z)^2
+  z_loss: float = at_least(0, 0.0)  # weight of the squared logarithm of the softmax sum
   loss_chunk: int = above(0, 1024)  # tokens of each lane whose logits are computed at a time
   log_every: int = above(0, 10)
   eval_every: int = at_least(0, 0)  # 0: never during training
@@ -206,7 +206,7 @@ class GuardConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-  """Logs beside `metrics.jsonl`."""
+  """Logs in addition to `metrics.jsonl`."""
 
   where: ClassVar[Where] = {"log.profile_steps": "profile_start"}
 
@@ -288,7 +288,7 @@ class Config:
   def sections(self) -> dict[str, Any]:
     """The sections as a user writes them, each a frozen dataclass.
 
-    The parts of `model` are sections of their own: its sizes (`model`), `family`, the section of
+    `model` consists of several sections: its sizes (`model`), `family`, the section of
     its memory system, `adapters` and `run`.
     """
     m = self.model

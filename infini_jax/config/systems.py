@@ -32,7 +32,7 @@ class System:
   matrix: ClassVar[bool] = False  # its state is M and z; `run.implementation` says how they run
   learned_decay: ClassVar[bool] = False  # how much of M a segment leaves depends on its tokens
   keeps_segment: ClassVar[bool] = False  # its state holds all tokens of the segment before
-  moves_borders: ClassVar[bool] = False  # in training, segments end at random places
+  moves_borders: ClassVar[bool] = False  # in training, segments end at random positions
   in_pattern: ClassVar[str] = ""  # why it cannot be some of the layers of `model.pattern`
 
   # Facts that are fields where a system has a choice.
@@ -42,7 +42,7 @@ class System:
 
   @property
   def affine(self) -> bool:
-    """Whether a segment changes a matrix memory by an affine map, `T M + U`, and not by a sum."""
+    """Whether a segment changes a matrix memory by an affine map, and not by adding to it."""
     return False
 
   @property
@@ -97,7 +97,7 @@ class Infini(System):
   z_correction: bool = False  # z grows only by the new part of a key (ARMT)
   decay: float = above(
     0, 1.0, most=1, says="must be above 0, and at most 1 (no decay)"
-  )  # the factor of the memory at each compression; below 1 it forgets
+  )  # the factor of the memory at each compression; below 1 old text fades
   readout_norm: bool = False  # RMSNorm without scale over the read-out of each head
 
   @property
@@ -221,7 +221,7 @@ class Memorizing(System):
   in_pattern = "knn_layers chooses its layers"
 
   knn_layers: tuple[int, ...] = (9,)  # the layers with a store, from 1
-  knn_memory: int = above(0, 65_536)  # keys for each lane and head in each store
+  knn_memory: int = above(0, 65_536)  # J: keys of each lane and head in each store
   knn_top: int = above(0, 32)  # how many of the stored keys a query attends to
   gate: str = choice("sigmoid", GATES)  # of beta; hard_sigmoid can reach 0 and 1
   gate_init: float = 0.0  # beta at the start
@@ -243,10 +243,10 @@ class Memorizing(System):
 
 @dataclasses.dataclass(frozen=True)
 class Summaries(System):
-  """The systems whose memory is summary embeddings, which all layers share."""
+  """The systems whose memory is summary embeddings, the same for all layers."""
 
   layered = False
-  in_pattern = "all layers share its memory"
+  in_pattern = "its memory is that of all layers together"
 
   summary_tokens: int = above(0, 50)  # P: summary embeddings of a segment
 

@@ -25,7 +25,7 @@ def unread(
     given: the sections before `resolve`, which drops those of other memory systems.
     config: the config that they give.
     flags: (section, field) of each flag.
-    asked: the tasks of an evaluation, each with its source, "" for that of the run; None for other
+    asked: the tasks of an evaluation, each with its dataset, "" for that of the run; None for other
       commands, whose fields of `evaluation` wait for an evaluation of any task.
 
   Returns:
@@ -58,23 +58,23 @@ def _without_effect(
     return "" if used else f"config.{m.setting}"
   for condition, names in getattr(SECTIONS[section], "where", {}).items():
     if names == "*" or name in names.split():
-      place, _, words = condition.partition("=")
-      of_task = place == "task.name"
+      field, _, words = condition.partition("=")
+      of_task = field == "task.name"
       if of_task and section == "evaluation" and asked is None:
         continue
-      read, setting = _tasks(config, asked) if of_task else _read(place, config)
+      read, setting = _tasks(config, asked) if of_task else _read(field, config)
       if not (read & {*words.split("|")} if words else any(read)):
         return setting
   return ""
 
 
-def _read(place: str, config: Config) -> tuple[set[Any], str]:
-  """The value of a condition's place, in a set, and the setting that makes it so."""
-  section, _, name = place.partition(".")
+def _read(field: str, config: Config) -> tuple[set[Any], str]:
+  """The value of a condition's field, in a set, and the setting that makes it so."""
+  section, _, name = field.partition(".")
   if section == "memory":
     return {getattr(config.model.memory, name)}, f"config.{config.model.setting}"
   value = getattr(config.sections()[section], name)
-  return {value}, f"config.{place}={value!r}"
+  return {value}, f"config.{field}={value!r}"
 
 
 def _tasks(config: Config, asked: Mapping[str, str] | None) -> tuple[set[Any], str]:
@@ -83,7 +83,7 @@ def _tasks(config: Config, asked: Mapping[str, str] | None) -> tuple[set[Any], s
   if asked is None:
     return {task, other}, f"config.task.name={task!r}"
   if asked:
-    return {source or other or task for source in asked.values()}, f"--task={','.join(asked)}"
+    return {dataset or other or task for dataset in asked.values()}, f"--task={','.join(asked)}"
   if other:
     return {other}, f"config.evaluation.task={other!r}"
   return {task}, f"config.task.name={task!r}"

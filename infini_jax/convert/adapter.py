@@ -144,7 +144,7 @@ def described(config: Config) -> dict[str, Any]:
 
 
 def write_model(
-  given: dict[str, Any], params: Any, tokenizer: Tokenizer, source: str, out: Path
+  given: dict[str, Any], params: Any, tokenizer: Tokenizer, origin: str, out: Path
 ) -> None:
   """Writes a run whose checkpoint 0 holds these parameters.
 
@@ -152,7 +152,7 @@ def write_model(
     given: the sections of its config, from `described`.
     params: the parameters, as nested dicts.
     tokenizer: the tokenizer of the run.
-    source: the folder of the run that it comes from; the small files of its import are copied.
+    origin: the folder of the run that it comes from; the small files of its import are copied.
     out: the folder to make.
 
   Raises:
@@ -160,7 +160,7 @@ def write_model(
   """
   with building(out) as partial:
     tokenizer.save(partial / "tokenizer")
-    if files := Workdir(source).original():
+    if files := Workdir(origin).original():
       shutil.copytree(files, partial / ORIGINAL)
     (partial / "config.py").write_text(CONFIG_FILE)
     Workdir(partial).claim(_config(given), "converted")

@@ -31,7 +31,7 @@ def building(out: Path) -> Iterator[Path]:
   except OSError as error:
     raise InputError(
       f"{out}: cannot be written ({error.strerror or error}); make room there, or choose another "
-      f"place"
+      f"path"
     ) from None
 
 
@@ -44,7 +44,7 @@ def check_room(out: Path, size: int) -> None:
   if free < 2 * size:
     raise InputError(
       f"{out}: needs {2 * size / 1e6:,.0f} MB while it is written, and {free / 1e6:,.0f} MB are "
-      f"free; make room there, or choose another place"
+      f"free; make room there, or choose another path"
     )
 
 

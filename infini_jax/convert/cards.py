@@ -26,11 +26,12 @@ transformers has no tokenizer of this vocabulary: {kind}"""
 KINDS = {  # of vocabularies that transformers cannot load
   ByteTokenizer: """token i is the byte i of a text in UTF-8, and 256 begins and ends a document:
 `ids = torch.tensor([[256, *text.encode()]])`.""",
-  WordTokenizer: """the pieces of a text are those in `tokenizer.words.json`, the longest that
+  WordTokenizer: """a text is cut into the words of `tokenizer.words.json`, the longest that
 fits first; their tokens are 2, 3, ... in the order of the file, 0 begins and ends a document, and 1
 is any other character.""",
 }
-WITH = """It reads a text of any length in constant memory, once, and can then be asked often:
+WITH = """It reads a text of any length once, in constant memory, and then answers any number of
+questions:
 
 ```python
 book = model.read({text})

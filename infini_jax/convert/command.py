@@ -14,10 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds a subcommand for each kind of conversion."""
   kinds = parser.add_subparsers(dest="kind", required=True, help="what is made of what")
 
-  def kind(name, source, what, out):
+  def kind(name, origin, what, out):
     made = kinds.add_parser(name, help=what, description=what, allow_abbrev=False)
-    made.add_argument("source", metavar=source[0], help=source[1])
-    made.set_defaults(source_name=source[0])
+    made.add_argument("origin", metavar=origin[0], help=origin[1])
+    made.set_defaults(origin_name=origin[0])
     made.add_argument("out", metavar="OUT", help=out)
     return made
 
@@ -78,7 +78,7 @@ def convert(args: argparse.Namespace, console: Console) -> None:
     InputError: the conversion raises it.
   """
   out = folder_to_write(args.out, "OUT")
-  source = local(args.source, args.source_name)
+  origin = local(args.origin, args.origin_name)
   name = getattr(args, "push", None)
   if name is not None:
     from infini_jax.convert import hub
@@ -87,28 +87,28 @@ def convert(args: argparse.Namespace, console: Console) -> None:
   if args.kind == "hf":
     from infini_jax.convert.huggingface import convert
 
-    convert(str(source), out, args.dtype, console)
+    convert(str(origin), out, args.dtype, console)
   elif args.kind == "gguf":
     from infini_jax.convert.gguf import convert as convert_gguf
 
-    convert_gguf(source, out, args.dtype, console)
+    convert_gguf(origin, out, args.dtype, console)
   elif args.kind == "adapter":
     from infini_jax.convert.adapter import save
 
-    save(str(source), out, args.step, args.dtype, console, args.ema)
+    save(str(origin), out, args.step, args.dtype, console, args.ema)
   elif args.kind == "merge":
     from infini_jax.convert.merge import merge
 
-    merge(str(source), out, args.step, console, args.ema)
+    merge(str(origin), out, args.step, console, args.ema)
   elif args.kind == "adapt":
     from infini_jax.convert.adapter import adapt
 
-    adapt(str(source), local(args.adapter, "--adapter"), out, console)
+    adapt(str(origin), local(args.adapter, "--adapter"), out, console)
   else:
     from infini_jax.convert.export import export
 
     size = _bytes(args.max_shard_bytes)
-    export(str(source), out, size, args.step, console, args.ema, args.memory)
+    export(str(origin), out, size, args.step, console, args.ema, args.memory)
   if name is not None:
     hub.push(out, name, console)
 

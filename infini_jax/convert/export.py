@@ -20,9 +20,9 @@ from infini_jax.convert import memory as with_memory
 from infini_jax.convert.building import building, check_free, check_room, lay_down
 from infini_jax.convert.families import OURS, config_of
 from infini_jax.convert.huggingface import INDEX, MEMORY, WEIGHTS, read_json
-from infini_jax.convert.layout import Place, gates, nested, parameter_shapes, places
+from infini_jax.convert.layout import Entry, entries, gates, nested, parameter_shapes
 from infini_jax.data import SentencePieceTokenizer, Tokenizer, find_template
-from infini_jax.data.tokenizers.templates import BESIDE, DEFAULT
+from infini_jax.data.tokenizers.templates import DEFAULT, TEMPLATE_FILE
 from infini_jax.data.tokenizers.templates import FILE as CHAT
 from infini_jax.models import merged
 from infini_jax.progress import track
@@ -61,20 +61,20 @@ def export(
   (with_memory.check if memory else _check_without)(path, model)
   original = run.original()
   raw = {} if memory else _config(model, original)
-  source, tokenizer = _Parameters(run, model, step, ema), run.load_tokenizer()
+  parameters, tokenizer = _Parameters(run, model, step, ema), run.load_tokenizer()
   if memory:
-    digest = with_memory.checksum(source.shapes, source.stored)
+    digest = with_memory.checksum(parameters.shapes, parameters.stored)
     raw = with_memory.config_of(model, digest, tokenizer.fingerprint)
-  card = cards.of_export(path, source.step, model, memory, tokenizer)
+  card = cards.of_export(path, parameters.step, model, memory, tokenizer)
   with building(out) as partial:
     _copy_small(run, tokenizer, original, raw, partial)
     (partial / cards.FILE).write_text(card, "utf-8")
     pieces = partial / "pieces"
-    check_room(partial, source.bytes())
-    tensors = _lay_down(source, pieces, console)
+    check_room(partial, parameters.bytes())
+    tensors = _lay_down(parameters, pieces, console)
     if memory:
       with_memory.write_code(partial, tokenizer.bos, tokenizer.eos)
-      tensors |= with_memory.tensors(model, source.shapes, source.read)
+      tensors |= with_memory.tensors(model, parameters.shapes, parameters.read)
     size = sum(tensor.nbytes for tensor in tensors.values())
     shards = _shards(tensors, max_shard_bytes)
     with track(console, "write", len(shards)) as advance:
@@ -88,10 +88,10 @@ def export(
       content = {"metadata": {"total_size": size}, "weight_map": index}
       _write_json(partial / INDEX, content)
     if not (memory or model.is_plain):
-      _write_memory(source, partial / MEMORY)
+      _write_memory(parameters, partial / MEMORY)
     del tensors
     shutil.rmtree(pieces)
-  _show(model, raw, source.step, size, len(shards), out, console)
+  _show(model, raw, parameters.step, size, len(shards), out, console)
 
 
 def _check_without(path: str, model: ModelConfig) -> None:
@@ -102,9 +102,7 @@ def _check_without(path: str, model: ModelConfig) -> None:
     more = advice * model.memory.matrix
     raise InputError(f"{path}: config.{model.setting} cannot be exported; {able} can{more}")
   if setting := model.memory.not_exported():
-    raise InputError(
-      f"{path}: config.{setting} cannot be exported: no format has a place for it{advice}"
-    )
+    raise InputError(f"{path}: config.{setting} cannot be exported: no format can hold it{advice}")
 
 
 def _config(model: ModelConfig, original: Path | None) -> dict[str, Any]:
@@ -131,7 +129,7 @@ class _Parameters:
 
   def bytes(self) -> int:
     """The size of all tensors in bytes."""
-    count = sum(max(1, p.layers) * math.prod(p.shape) for p in places(self.model))
+    count = sum(max(1, p.layers) * math.prod(p.shape) for p in entries(self.model))
     return count * jnp.dtype(self.model.run.param_dtype).itemsize
 
   def read(self, name: str, layer: int | EllipsisType = ...) -> np.ndarray:
@@ -141,10 +139,10 @@ class _Parameters:
       return self._for_head(value)
     weight = name.rpartition(".")[2]
     adapter = f"blocks.attention.lora_{weight.split('_')[1]}."
-    beside = [other for other in self.shapes if other.startswith(adapter)]
-    if not weight.startswith("w_") or not beside:
+    adapters = [other for other in self.shapes if other.startswith(adapter)]
+    if not weight.startswith("w_") or not adapters:
       return value
-    parts = {other: self.stored(other, layer) for other in beside}
+    parts = {other: self.stored(other, layer) for other in adapters}
     together = {n: jnp.asarray(part) for n, part in (parts | {name: value}).items()}
     _, tree = merged(self.model, nested(together))
     return np.asarray(tree["blocks"]["attention"][weight])
@@ -163,27 +161,27 @@ class _Parameters:
     return value.astype(self._dtypes[name], copy=False)
 
 
-def _lay_down(source: _Parameters, folder: Path, console: Console) -> dict[str, np.ndarray]:
+def _lay_down(parameters: _Parameters, folder: Path, console: Console) -> dict[str, np.ndarray]:
   """Every tensor as an array mapped to a file; the tensors of one layer follow each other."""
-  found, dtype = places(source.model), source.model.run.param_dtype
+  found, dtype = entries(parameters.model), parameters.model.run.param_dtype
   tensors: dict[str, np.ndarray] = {}
   done = 0
-  with track(console, "read", sum(max(1, place.layers) for place in found)) as advance:
-    for place in found:
-      for layer, name in enumerate(place.names(place.huggingface)):
-        value = source.read(place.parameter, layer if place.layers else ...)
-        layers = [(name, place.to_tensor(value))]
-        tensors[name] = lay_down(folder / name, layers, place.tensor_shape, dtype)
+  with track(console, "read", sum(max(1, entry.layers) for entry in found)) as advance:
+    for entry in found:
+      for layer, name in enumerate(entry.names(entry.huggingface)):
+        value = parameters.read(entry.parameter, layer if entry.layers else ...)
+        layers = [(name, entry.to_tensor(value))]
+        tensors[name] = lay_down(folder / name, layers, entry.tensor_shape, dtype)
         done += 1
-        advance(done, place.parameter)
+        advance(done, entry.parameter)
   order = {name: i for i, name in enumerate(_in_order(found))}
   return dict(sorted(tensors.items(), key=lambda item: order[item[0]]))
 
 
-def _in_order(found: list[Place]) -> list[str]:
+def _in_order(found: list[Entry]) -> list[str]:
   """Tensor names in the order of the files: embedding, layers, the rest."""
-  stacked = [place.names(place.huggingface) for place in found if place.layers]
-  alone = sorted(place.huggingface for place in found if not place.layers)
+  stacked = [entry.names(entry.huggingface) for entry in found if entry.layers]
+  alone = sorted(entry.huggingface for entry in found if not entry.layers)
   alone.sort(key=lambda name: "embed" not in name)
   return [*alone[:1], *(name for layer in zip(*stacked, strict=True) for name in layer), *alone[1:]]
 
@@ -201,13 +199,13 @@ def _shards(tensors: dict[str, np.ndarray], most: int) -> list[list[str]]:
   return shards
 
 
-def _write_memory(source: _Parameters, file: Path) -> None:
-  m = source.model
+def _write_memory(parameters: _Parameters, file: Path) -> None:
+  m = parameters.model
   settings = {
     "model": {name: getattr(m, name) for name in OURS if name != "pattern" or m.pattern},
     **{name: dataclasses.asdict(own.memory) for name, own in m.by_system.items()},
   }
-  found = {"gates_LH": source.read(path)} if (path := gates(m)) else {}
+  found = {"gates_LH": parameters.read(path)} if (path := gates(m)) else {}
   save(file, found, {"memory": json.dumps(settings)})
 
 
@@ -222,7 +220,7 @@ def _copy_small(
   text = tokenizer.template.texts.get(DEFAULT) if tokenizer.template else None
   there = find_template(out)
   if text is not None and (there is None or there.texts.get(DEFAULT) != text):
-    (out / BESIDE).write_text(text, "utf-8")
+    (out / TEMPLATE_FILE).write_text(text, "utf-8")
   for name, id in (("bos_token_id", tokenizer.bos), ("eos_token_id", tokenizer.eos)):
     raw.setdefault(name, id)
   if not (out / "tokenizer_config.json").exists() and (said := _describe(tokenizer, out)):
@@ -271,8 +269,8 @@ def _show(
   table.add_row("step", str(step))
   table.add_row("bytes", f"{size:,} as {model.run.param_dtype}, in {files} file{'s' * (files > 1)}")
   is_whole = "auto_map" in raw
-  place = "modeling_infini.py, in torch" if is_whole else MEMORY
-  table.add_row("memory", "none" if model.is_plain else f"mixer {model.title}, in {place}")
+  where = "modeling_infini.py, in torch" if is_whole else MEMORY
+  table.add_row("memory", "none" if model.is_plain else f"mixer {model.title}, in {where}")
   table.add_row("folder", str(out))
   console.print(table)
   load = "transformers.AutoModelForCausalLM.from_pretrained"

@@ -58,7 +58,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 # Defaults for the language model of a Gemma 3 that reads pictures. The config.json of the 4B model
 # has neither the number of heads nor the size of the vocabulary.
-_BESIDE_PICTURES = {"vocab_size": 262_208, "num_attention_heads": 8}
+_WITH_PICTURES = {"vocab_size": 262_208, "num_attention_heads": 8}
 OF_THE_WHOLE = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype")
 ARCHITECTURES = {
   "llama": "LlamaForCausalLM",
@@ -104,7 +104,7 @@ def read_config(raw: dict[str, Any], name: str) -> tuple[dict[str, Any], dict[st
   if raw.get("model_type") == "gemma3" and isinstance(raw.get("text_config"), dict):
     check_settings(raw, "gemma3_text", name)
     kept = {k: raw[k] for k in OF_THE_WHOLE if k in raw}
-    raw = _BESIDE_PICTURES | kept | raw["text_config"] | {"model_type": "gemma3_text"}
+    raw = _WITH_PICTURES | kept | raw["text_config"] | {"model_type": "gemma3_text"}
     raw["architectures"] = [ARCHITECTURES["gemma3_text"]]
   family = raw.get("model_type")
   if family == WITH_MEMORY:

@@ -13,7 +13,7 @@ from infini_jax.convert.building import check_free
 from infini_jax.convert.byte_level import CONTROL, tokenizer_json
 from infini_jax.convert.families import structure
 from infini_jax.convert.incoming import Incoming, original_model, write_run
-from infini_jax.convert.layout import Place, places
+from infini_jax.convert.layout import Entry, entries
 from infini_jax.convert.pieces import piece_tokenizer
 from infini_jax.convert.vocabulary import check_size
 from infini_jax.data import HuggingFaceTokenizer, Template, Tokenizer
@@ -85,7 +85,7 @@ class _File:
       raise InputError(f"{path}: architecture {kind!r} is not supported; llama is")
     if (parts := self._get("split.count", 1)) != 1:
       raise InputError(
-        f"{path}: is one of {parts} parts; `llama-gguf-split --merge` makes one file"
+        f"{path}: is one of {parts} files of a model; `llama-gguf-split --merge` makes one file"
       )
     if reader.byte_order != "I":
       raise InputError(f"{path}: has another byte order than this machine; download the usual file")
@@ -114,12 +114,12 @@ class _File:
   def check(self, model: ModelConfig) -> None:
     """Raises InputError for a tensor that is missing, unexpected, or of another shape."""
     wanted = {"rope_freqs.weight"}
-    for place in places(model):
-      for name in place.names(place.gguf):  # can be very many; the first missing one raises
-        if self._shape(name) != place.tensor_shape:
+    for entry in entries(model):
+      for name in entry.names(entry.gguf):  # can be very many; the first missing one raises
+        if self._shape(name) != entry.tensor_shape:
           raise InputError(
             f"{self.path}: tensor {name} is {self._shape(name)} where the model needs "
-            f"{place.tensor_shape}; download it again"
+            f"{entry.tensor_shape}; download it again"
           )
         wanted.add(name)
     for kind, found in {tensor.tensor_type: tensor for tensor in self._tensors.values()}.items():
@@ -133,14 +133,14 @@ class _File:
     if unknown := sorted(self._tensors.keys() - wanted):
       raise InputError(f"{self.path}: a llama has no tensor {unknown[0]}; choose another model")
 
-  def tensor(self, place: Place, layer: int) -> np.ndarray:
+  def tensor(self, entry: Entry, layer: int) -> np.ndarray:
     """One tensor, dequantized, with its rows in the order of a Hugging Face folder."""
-    found = self._tensors[place.gguf.format(layer)]
+    found = self._tensors[entry.gguf.format(layer)]
     with np.errstate(all="ignore"):  # values that are not finite are reported when written
-      tensor = self._gguf.dequantize(found.data, found.tensor_type).reshape(place.tensor_shape)
-    if not any(f".{name}." in place.gguf for name in ROTATED):
+      tensor = self._gguf.dequantize(found.data, found.tensor_type).reshape(entry.tensor_shape)
+    if not any(f".{name}." in entry.gguf for name in ROTATED):
       return tensor
-    heads, half = place.shape[1], place.shape[2] // 2
+    heads, half = entry.shape[1], entry.shape[2] // 2
     return tensor.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(tensor.shape)
 
   def tokenizer(self) -> Tokenizer:

@@ -34,7 +34,7 @@ def find_folder(name: str) -> Path:
     except Exception as error:  # of the network, the hub or the name: treated alike
       failed = failed or type(error).__name__
   raise InputError(
-    f"{name}: no such folder, and not to be had from the hub ({failed}); where there "
+    f"{name}: no such folder, and it could not be downloaded from the hub ({failed}); where there "
     f"is a network: hf download {name}, then give its folder"
   )
 

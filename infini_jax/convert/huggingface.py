@@ -13,7 +13,7 @@ from infini_jax.convert.building import check_free
 from infini_jax.convert.families import OURS, positions_of, read_config
 from infini_jax.convert.hub import find_folder
 from infini_jax.convert.incoming import Incoming, original_model, with_memory, write_run
-from infini_jax.convert.layout import Place, gates, parameter_shapes, places
+from infini_jax.convert.layout import Entry, entries, gates, parameter_shapes
 from infini_jax.convert.settings import unknown
 from infini_jax.convert.vocabulary import find_tokenizer
 from infini_jax.runs.tensors import Tensors
@@ -55,7 +55,7 @@ def read_folder(folder: Path, dtype: str | None, console: Console) -> Incoming:
   fields, raw = read_config(said, str(file))
   if strange := unknown(said | raw):
     console.print(
-      f"{file}: no supported family has {', '.join(strange)}; left out of account",
+      f"{file}: no supported family has {', '.join(strange)}; ignored",
       highlight=False,
       soft_wrap=True,
     )
@@ -134,23 +134,23 @@ class _Weights:
         )
       self._files.pop(head)
     wanted = set()
-    for place in places(model):
-      for name in place.names(place.huggingface):  # can be very many; the first missing one raises
-        if (found := self._shape(name)) != place.tensor_shape:
+    for entry in entries(model):
+      for name in entry.names(entry.huggingface):  # can be very many; the first missing one raises
+        if (found := self._shape(name)) != entry.tensor_shape:
           raise InputError(
             f"{self.folder}: tensor {name} is {found or 'missing'} where config.json needs "
-            f"{place.tensor_shape}; get both from the same model"
+            f"{entry.tensor_shape}; get both from the same model"
           )
         wanted.add(name)
     if unknown := sorted(self._files.keys() - wanted):
       raise InputError(
-        f"{self.folder}: tensor {unknown[0]} has no place in a model of this config.json; get both "
-        f"from the same model"
+        f"{self.folder}: tensor {unknown[0]} does not belong to a model of this config.json; get "
+        f"both from the same model"
       )
 
-  def tensor(self, place: Place, layer: int) -> np.ndarray:
+  def tensor(self, entry: Entry, layer: int) -> np.ndarray:
     """Reads one tensor of one layer."""
-    return self._read(place.huggingface.format(layer))
+    return self._read(entry.huggingface.format(layer))
 
   def _read(self, name: str) -> np.ndarray:
     return self._files[name].read(self._names[name])

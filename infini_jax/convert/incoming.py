@@ -16,7 +16,7 @@ from rich.table import Table
 from infini_jax.config import Config, DataConfig, FamilyConfig, ModelConfig, RunConfig, resolve
 from infini_jax.convert.building import building, check_finite, check_room, lay_down
 from infini_jax.convert.families import OF_FAMILY, OF_SIZES, write_config
-from infini_jax.convert.layout import Place, gates, nested, parameter_shapes, places
+from infini_jax.convert.layout import Entry, entries, gates, nested, parameter_shapes
 from infini_jax.data import Tokenizer
 from infini_jax.progress import track
 from infini_jax.runs.checkpoints import Checkpoints
@@ -44,17 +44,17 @@ class Incoming(NamedTuple):
 
   Attributes:
     model: the config of the model.
-    tensor: reads and returns the tensor of a place and a layer.
+    tensor: reads and returns the tensor of an entry and a layer.
     gates_LH: the gates of the layers with a memory; None: the model has none.
     tokenizer: the tokenizer of the model.
     raw: the content of its `config.json`; None: there was none.
     positions: the longest text that it was trained on, in tokens.
     files: other files to keep for an export, by their names.
-    format: the attribute of `Place` with the names of the tensors.
+    format: the attribute of `Entry` with the names of the tensors.
   """
 
   model: ModelConfig
-  tensor: Callable[[Place, int], np.ndarray]
+  tensor: Callable[[Entry, int], np.ndarray]
   gates_LH: np.ndarray | None
   tokenizer: Tokenizer
   raw: dict[str, Any] | None
@@ -95,24 +95,24 @@ def write_run(incoming: Incoming, out: Path, console: Console) -> None:
 
 def _lay_down(incoming: Incoming, folder: Path, console: Console) -> dict[str, np.ndarray]:
   """Every parameter as an array mapped to a file."""
-  model, found = incoming.model, places(incoming.model)
+  model, found = incoming.model, entries(incoming.model)
   params: dict[str, np.ndarray] = {}
   done = 0
-  with track(console, "read", sum(max(1, place.layers) for place in found)) as advance:
+  with track(console, "read", sum(max(1, entry.layers) for entry in found)) as advance:
 
-    def layers(place):
+    def layers(entry):
       nonlocal done
-      for layer in range(max(1, place.layers)):
-        name = getattr(place, incoming.format).format(layer)
-        yield name, place.from_tensor(incoming.tensor(place, layer))
+      for layer in range(max(1, entry.layers)):
+        name = getattr(entry, incoming.format).format(layer)
+        yield name, entry.from_tensor(incoming.tensor(entry, layer))
         done += 1
-        advance(done, place.parameter)
+        advance(done, entry.parameter)
 
     shapes = parameter_shapes(model)
-    for place in found:
-      shape = shapes[place.parameter]
-      file = folder / place.parameter
-      params[place.parameter] = lay_down(file, layers(place), shape, model.run.param_dtype)
+    for entry in found:
+      shape = shapes[entry.parameter]
+      file = folder / entry.parameter
+      params[entry.parameter] = lay_down(file, layers(entry), shape, model.run.param_dtype)
   if incoming.gates_LH is not None:
     check_finite("gates_LH", incoming.gates_LH, incoming.gates_LH)
     params[gates(model)] = incoming.gates_LH

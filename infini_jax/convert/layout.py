@@ -36,7 +36,7 @@ NAMES = {
 PRE_FFN_NORM = "pre_feedforward_layernorm.weight"
 
 
-class Place(NamedTuple):
+class Entry(NamedTuple):
   """A parameter, and the tensors of its layers.
 
   Attributes:
@@ -85,7 +85,7 @@ class Place(NamedTuple):
     return 2 if self.parameter.endswith("_HED") else 1
 
 
-def places(model: ModelConfig) -> list[Place]:
+def entries(model: ModelConfig) -> list[Entry]:
   """Every parameter for which a Hugging Face folder has a tensor."""
   found = []
   for parameter, shape in parameter_shapes(model).items():
@@ -97,7 +97,7 @@ def places(model: ModelConfig) -> list[Place]:
       huggingface = PRE_FFN_NORM
     if layers:
       huggingface, gguf, shape = f"model.layers.{{}}.{huggingface}", f"blk.{{}}.{gguf}", shape[1:]
-    found.append(Place(parameter, shape, layers, huggingface, gguf))
+    found.append(Entry(parameter, shape, layers, huggingface, gguf))
   return found
 
 

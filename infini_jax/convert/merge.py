@@ -1,4 +1,4 @@
-"""`infini-jax convert merge`: low-rank adapters become part of the weights that they adapt."""
+"""`infini-jax convert merge`: low-rank adapters are added to the weights that they adapt."""
 
 import dataclasses
 from pathlib import Path

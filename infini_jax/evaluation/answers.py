@@ -19,7 +19,7 @@ from infini_jax.evaluation.knock_out import INTACT, Variant
 from infini_jax.evaluation.perplexity import exp
 from infini_jax.evaluation.reading import Chunk, Reader
 from infini_jax.inference.engine import Engine
-from infini_jax.inference.saved import Run
+from infini_jax.inference.saved import OpenedRun
 from infini_jax.inference.session import Session
 from infini_jax.inference.writing import Piece
 from infini_jax.quiet import quiet
@@ -106,7 +106,7 @@ def bootstrap(values: np.ndarray, figure: Callable[[np.ndarray], Any]) -> Figure
 
 
 def scorer() -> Callable[[str, str], dict[str, float]]:
-  """Returns a function of a reference and a text: F of ROUGE-1, -2 and -L, each from 0 to 1."""
+  """Returns a function of a reference and a text: F1 of ROUGE-1, -2 and -L, each from 0 to 1."""
   from rouge_score.rouge_scorer import RougeScorer
 
   with quiet():
@@ -115,13 +115,13 @@ def scorer() -> Callable[[str, str], dict[str, float]]:
 
 
 def seed_of(run: int, ids: np.ndarray) -> int:
-  """The seed of a document's draws, from the run and the document only, not from its place."""
+  """The seed of a document's draws, from the run and the document only, not from its lane."""
   named = f"{run} ".encode() + ids.astype("<i4").tobytes()
   return int.from_bytes(hashlib.blake2b(named, digest_size=4).digest())
 
 
 def write(
-  run: Run, lanes: int, prompts: Sequence[np.ndarray], variant: Variant, **how: Any
+  run: OpenedRun, lanes: int, prompts: Sequence[np.ndarray], variant: Variant, **how: Any
 ) -> list[list[Piece]]:
   """What the model writes after each of some prompts.
 
@@ -150,18 +150,18 @@ def write(
 class Likelihoods(NamedTuple):
   """The loss of the right answers; the arrays have an entry for each document."""
 
-  tokens_D: np.ndarray
-  nats_D: np.ndarray
+  tokens_X: np.ndarray
+  nats_X: np.ndarray
   right: int  # tokens that were the likeliest
 
   @property
   def summary(self) -> str:
     """The perplexity in one line."""
-    return f"perplexity of answers {exp(self.nats_D.sum() / self.tokens_D.sum()):.3f}"
+    return f"perplexity of answers {exp(self.nats_X.sum() / self.tokens_X.sum()):.3f}"
 
   def to_dict(self) -> dict[str, Any]:
     """The figures for the metrics."""
-    tokens, nats = int(self.tokens_D.sum()), float(self.nats_D.sum())
+    tokens, nats = int(self.tokens_X.sum()), float(self.nats_X.sum())
     return {
       "answer_perplexity": exp(nats / tokens),
       "answer_accuracy": self.right / tokens,
@@ -184,7 +184,7 @@ class Likelihood:
     e, self._talks, self._N = config.evaluation, talks, config.model.segment_length
     self._lanes = EvalLanes(
       talks,
-      bos=talks.first_D,
+      bos=talks.first_X,
       lanes=e.lanes,
       segments=e.segments,
       segment_length=self._N,
@@ -201,7 +201,7 @@ class Likelihood:
     self, params: Any, variant: Variant = INTACT, advance: Advance | None = None
   ) -> Likelihoods:
     """Reads every document once."""
-    tokens_D, nats_D, right = np.zeros(self._count, np.int64), np.zeros(self._count), 0
+    tokens_X, nats_X, right = np.zeros(self._count, np.int64), np.zeros(self._count), 0
     asks = lambda chunk: bool(self._said(chunk).any())
     read = self._reader.read(params, self._lanes, variant, asks)
     for done, (chunk, scores) in enumerate(read, 1):
@@ -209,12 +209,12 @@ class Likelihood:
         said_BT = self._said(chunk)
         document_BT = np.repeat(chunk["document_BS"], self._N, axis=1)
         nll_BT, right_BT = (np.asarray(x, np.float64) for x in scores)
-        np.add.at(tokens_D, document_BT[said_BT], 1)
-        np.add.at(nats_D, document_BT[said_BT], nll_BT[said_BT])
+        np.add.at(tokens_X, document_BT[said_BT], 1)
+        np.add.at(nats_X, document_BT[said_BT], nll_BT[said_BT])
         right += int(right_BT[said_BT].sum())
       if advance is not None:
         advance(done, "likelihood of answers")
-    return Likelihoods(tokens_D, nats_D, right)
+    return Likelihoods(tokens_X, nats_X, right)
 
   def _said(self, chunk: Chunk) -> np.ndarray:
     """Which targets are of an answer, (B, T) bool."""
@@ -236,7 +236,7 @@ class Answers:
   Args:
     config: the config of the run.
     mesh: the mesh.
-    source: has the vocabulary, and the token that ends an answer.
+    dataset: has the vocabulary, and the token that ends an answer.
     talks: the documents; the first `evaluation.max_documents` of them are read.
     score: gives the scores of a reference and a text that was written.
     about: gives counts of what is read, from the number of documents.
@@ -250,7 +250,7 @@ class Answers:
     self,
     config: Config,
     mesh: Mesh,
-    source: Conversations | Pairs,
+    dataset: Conversations | Pairs,
     talks: WithAnswers,
     score: Callable[[str, str], dict[str, float]],
     about: Callable[[int], dict[str, int]],
@@ -262,7 +262,7 @@ class Answers:
         raise InputError(
           f"config.evaluation.knock_out={name!r}: what is written next is read too; leave 'empty'"
         )
-    self._config, self._source, self._talks, self._score = config, source, talks, score
+    self._config, self._dataset, self._talks, self._score = config, dataset, talks, score
     count = min(len(talks), e.max_documents or len(talks))
     self._likelihood = Likelihood(config, mesh, talks, count)
     self._about, self._kind = about(count), kind
@@ -285,7 +285,7 @@ class Answers:
     """
     started = time.perf_counter()
     told = self._likelihood.run(params, variant, advance)
-    run = Run(Engine(self._config, params), self._source.tokenizer)
+    run = OpenedRun(Engine(self._config, params), self._dataset.tokenizer)
     done: dict[int, Answer] = {}
     for number, batch in enumerate(self._batches, 1):
       asked = [self._talks.last(document) for document in batch]
@@ -298,17 +298,17 @@ class Answers:
           written,
           reference,
           self._score(reference, written),
-          int(told.tokens_D[document]),
-          float(told.nats_D[document]),
+          int(told.tokens_X[document]),
+          float(told.nats_X[document]),
         )
       if advance is not None:
         advance(len(self._likelihood) + number, f"{len(done):,} answers written")
     answers = tuple(done[document] for document in sorted(done))
     return self._kind(answers, self._about, time.perf_counter() - started)
 
-  def _write(self, run: Run, prompts: Sequence[np.ndarray], variant: Variant) -> list[str]:
+  def _write(self, run: OpenedRun, prompts: Sequence[np.ndarray], variant: Variant) -> list[str]:
     """The answers after some prompts, without the marks that end them."""
-    e, marks = self._config.evaluation, {self._source.end, run.tokenizer.eos}
+    e, marks = self._config.evaluation, {self._dataset.end, run.tokenizer.eos}
     written = write(
       run,
       e.lanes,
@@ -317,7 +317,7 @@ class Answers:
       tokens=e.summary_length,
       temperature=e.temperature,
       top_p=e.top_p,
-      ends=(self._source.end,),
+      ends=(self._dataset.end,),
       seed=[seed_of(self._config.train.seed, prompt[self._talks.own]) for prompt in prompts],
     )
     own = ([piece.token for piece in pieces if piece.token not in marks] for pieces in written)

@@ -1,7 +1,7 @@
 """Conversations: how likely the right answers are, and the answers that the model writes itself.
 
-A written answer is compared with the right one: exact match and F of the words that both have,
-after the normalisation of SQuAD (Rajpurkar et al., arXiv 1606.05250), and F of ROUGE-L.
+A written answer is compared with the right one: exact match, F1 of words, and F1 of ROUGE-L. Words
+are normalised as in SQuAD (Rajpurkar et al., arXiv 1606.05250).
 """
 
 import collections
@@ -25,7 +25,7 @@ def normalised(text: str) -> list[str]:
 
 
 def shared_words(written: str, reference: str) -> float:
-  """F of the words that both texts have, each as often as in both, 0 to 1."""
+  """F1 of the words that both texts have, each as often as in both, 0 to 1."""
   one, other = normalised(written), normalised(reference)
   if not one or not other:
     return float(one == other)
@@ -43,7 +43,7 @@ def comparing() -> Callable[[str, str], dict[str, float]]:
   }
 
 
-def answering(config: Config, mesh: Mesh, source: Conversations) -> Answers:
+def answering(config: Config, mesh: Mesh, dataset: Conversations) -> Answers:
   """The evaluator of the conversations of a split.
 
   Raises:
@@ -56,7 +56,7 @@ def answering(config: Config, mesh: Mesh, source: Conversations) -> Answers:
         f"config.evaluation.{field}={value!r} with --task=chat: conversations are read whole; "
         f"leave it out"
       )
-  talks = source.split(e.split)
+  talks = dataset.split(e.split)
   counts = {name: getattr(talks.counts, name) for name in COUNTS}
   about = lambda count: counts | {"asked": count}
-  return Answers(config, mesh, source, talks, comparing(), about)
+  return Answers(config, mesh, dataset, talks, comparing(), about)

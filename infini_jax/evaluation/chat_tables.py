@@ -35,6 +35,6 @@ def verdict(found: dict[str, Answered], console: Console) -> None:
   memory, empty = (found[name].figures["log_likelihood"][0] for name in ("memory", "empty"))
   if memory <= empty:
     console.print(
-      "The memory carries nothing that helps: from the last segment alone the answers are as "
+      "The memory does not help: from the last segment alone the answers are as "
       "likely. docs/memory.md says how to find out why."
     )

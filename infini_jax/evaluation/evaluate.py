@@ -35,7 +35,7 @@ from infini_jax.runs import goodput
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.metrics import read_metrics
 from infini_jax.runs.workdir import Workdir
-from infini_jax.tasks import Benchmark, Conversations, Pairs, Source
+from infini_jax.tasks import Benchmark, Conversations, Dataset, Pairs
 
 
 def own_config(path: str) -> Config:
@@ -87,14 +87,14 @@ def evaluate(
   config = machine.here(config, lambda line: console.print(line, highlight=False, soft_wrap=True))
   jobs = jobs_of(config, tasks)
   with processes.first_alone("inputs"):
-    sources = {job.task: open_task(config, path, console, job.task) for job in jobs if job.task}
-    read = {task: chosen(config, source) for task, source in sources.items()}
-  processes.check_same_inputs(workdir.path, workdir.standing(), sources.values())
+    datasets = {job.task: open_task(config, path, console, job.task) for job in jobs if job.task}
+    read = {task: chosen(config, dataset) for task, dataset in datasets.items()}
+  processes.check_same_inputs(workdir.path, workdir.standing(), datasets.values())
   mesh = make_mesh(config.mesh)
   check_divisible(config, mesh)
   everything: dict[str, dict[str, Any]] = {}
   with jax.set_mesh(mesh):
-    evaluators = {task: KINDS[task].evaluator(read[task], mesh, s) for task, s in sources.items()}
+    evaluators = {task: KINDS[task].evaluator(read[task], mesh, s) for task, s in datasets.items()}
     with Checkpoints(workdir) as saved:
       params, step = saved.restore_params(abstract_params(config.model, mesh), step, ema)
       newest = saved.latest() or step
@@ -115,7 +115,7 @@ def evaluate(
       found = _run(job, evaluators.get(job.task), params, known, workdir.path, console)
       about["seconds"] = time.perf_counter() - started
       own = read.get(job.task, config)
-      results = _results(job, _about_source(job, own, sources), about, found)
+      results = _results(job, _about_dataset(job, own, datasets), about, found)
       everything[job.name] = results
       if jax.process_index() == 0:
         place = filing.Evaluated.of(results).folder(job.name, newest)
@@ -177,19 +177,19 @@ def _run(
   return {variant.name: known[job.task, variant.name] for variant in job.variants}
 
 
-def _about_source(job: Job, config: Config, sources: dict[str, Source]) -> dict[str, Any]:
+def _about_dataset(job: Job, config: Config, datasets: dict[str, Dataset]) -> dict[str, Any]:
   """What was read, and how: the facts that distinguish evaluations of the same task."""
-  task, source = job.task or job.name, sources.get(job.task)
+  task, dataset = job.task or job.name, datasets.get(job.task)
   about: dict[str, Any] = {"task": task}
-  if source is not None:
+  if dataset is not None:
     corpora = Store | Conversations | Benchmark
-    store = source if isinstance(source, corpora) else getattr(source, "store", None)
-    path = getattr(source, "corpus", config.data.path)  # a task may hide in another corpus
+    store = dataset if isinstance(dataset, corpora) else getattr(dataset, "store", None)
+    path = getattr(dataset, "corpus", config.data.path)  # a task may hide in another corpus
     about["corpus"] = filing.about_corpus(store, path)
-    if isinstance(source, Store | Pairs | Conversations):
+    if isinstance(dataset, Store | Pairs | Conversations):
       about["split"] = config.evaluation.split
-    about["tokenizer"] = source.tokenizer.fingerprint
-    about["facts"] = facts_of_job(task, config, source)._asdict()
+    about["tokenizer"] = dataset.tokenizer.fingerprint
+    about["facts"] = facts_of_job(task, config, dataset)._asdict()
   settings = filing.settings_of(config)
   return about | {
     "settings": settings,
@@ -200,13 +200,13 @@ def _about_source(job: Job, config: Config, sources: dict[str, Source]) -> dict[
 
 def _results(
   job: Job,
-  source: dict[str, Any],
+  dataset: dict[str, Any],
   about: dict[str, Any],
   found: dict[str, Any],
 ) -> dict[str, Any]:
   """The content of `results.json`."""
   figures = {name: one.to_dict() for name, one in found.items()}
-  results = source | about
+  results = dataset | about
   if figures:
     results |= {"memory": figures.pop(INTACT.name), KINDS[job.task].others: figures}
   return results | {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}

@@ -1,4 +1,4 @@
-"""The places in a text where the memory helped: passages and words, by the loss of each token.
+"""Where in a text the memory helped: passages and words, by the loss of each token.
 
 The saving of a token is its loss with the memory held empty, minus its loss with the memory, in
 nats.
@@ -149,7 +149,7 @@ def _pieces(
 
 
 def _occurrences(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-  """The places where the sequence `wanted` occurs in `ids`."""
+  """The positions at which the sequence `wanted` occurs in `ids`."""
   n = len(wanted)
   if len(ids) < n:
     return np.zeros(0, int)

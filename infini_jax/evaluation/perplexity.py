@@ -234,17 +234,18 @@ class Perplexity:
 
   def _by_source(self, found: dict[int, tuple[int, float]]) -> dict[str, tuple[int, int, float]]:
     """Documents, tokens and nats of every store of a mixture that was read."""
-    sources, own = self._documents.sources, {}
-    for i, source in enumerate(sources if len(sources) > 1 else ()):
-      mine = [found[d] for d in sorted(found) if self._documents.source_D[d] == i]
+    stores, own = self._documents.stores, {}
+    for i, store in enumerate(stores if len(stores) > 1 else ()):
+      mine = [found[d] for d in sorted(found) if self._documents.store_X[d] == i]
       if mine:
-        own[source] = (len(mine), sum(n for n, _ in mine), math.fsum(nats for _, nats in mine))
+        own[store] = (len(mine), sum(n for n, _ in mine), math.fsum(nats for _, nats in mine))
     return own
 
   def _size(self, document: int, tokens: int) -> tuple[int, int]:
-    """The words and bytes of the part of a document that was read.
+    """The words and bytes of what was read of a document.
 
-    Bytes are those of the source. If a tokenizer drops some, the part has a proportional share.
+    Bytes are those of the original text. If a tokenizer drops some, what was read counts in
+    proportion.
     """
     d = self._documents
     if tokens == d.tokens[document]:

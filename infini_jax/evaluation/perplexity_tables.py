@@ -80,10 +80,10 @@ def show(
         f"  {label_of(name)}: per token", f"{out.perplexity:.3f}" + (f" ({more})" if more else "")
       )
       table.add_row(f"  {label_of(name)}: bits per byte", f"{out.bits_per_byte:.4f}")
-  for source in memory.by_source:
-    own, *less = (f"{_perplexity(*score.by_source[source][1:]):.3f}" for score in scores.values())
+  for store in memory.by_source:
+    own, *less = (f"{_perplexity(*score.by_source[store][1:]):.3f}" for score in scores.values())
     knocked_out = f" (ablations: {', '.join(less)})" if less else ""
-    table.add_row(f"  {source}: per token", own + knocked_out)
+    table.add_row(f"  {store}: per token", own + knocked_out)
   table.add_row("tokens, bytes", f"{memory.tokens:,}, {memory.bytes:,}")
   console.print(table)
 
@@ -95,12 +95,12 @@ def verdict(scores: dict[str, Scores], console: Console) -> None:
   memory, empty = scores["memory"].perplexity, scores["empty"].perplexity
   if scores["memory"].single:
     console.print(
-      "No segment was read after another, so the figures say nothing of the memory: "
+      "No segment was read after another, so the figures do not show the memory: "
       "evaluate longer documents, or raise config.evaluation.input_tokens or max_tokens."
     )
   elif (more := change(empty, memory)) and empty / memory < NOTICEABLE:
     console.print(
-      f"The memory carries nothing that helps: without it the perplexity is {more}. "
+      f"The memory does not help: without it the perplexity is {more}. "
       f"Train longer, raise config.optimizer.gate_learning_rate, or use shorter segments and more "
       f"of them; docs/memory.md says how to find out why."
     )

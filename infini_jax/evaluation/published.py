@@ -18,7 +18,7 @@ from infini_jax.evaluation.answers import write
 from infini_jax.evaluation.knock_out import INTACT, Variant
 from infini_jax.evaluation.published_scores import cleaned, score
 from infini_jax.inference.engine import Engine
-from infini_jax.inference.saved import Run
+from infini_jax.inference.saved import OpenedRun
 from infini_jax.models.states import held_L
 from infini_jax.tasks.published import Benchmark
 
@@ -121,7 +121,7 @@ class Grid:
     InputError: a field does not fit.
   """
 
-  def __init__(self, config: Config, mesh: Mesh, source: Benchmark):
+  def __init__(self, config: Config, mesh: Mesh, dataset: Benchmark):
     e = config.evaluation
     wrong = [f"knock_out={name!r}" for name in e.knock_out if name != "empty"]
     wrong += [f"{f}={getattr(e, f)!r}" for f in ("document", "max_tokens") if getattr(e, f)]
@@ -129,16 +129,16 @@ class Grid:
       wrong.append(f"knock_out={e.knock_out!r}")  # full attention in a pattern would lose it too
     if wrong:
       raise InputError(
-        f"config.evaluation.{wrong[0]} with --task={source.name}: samples are read whole, and what "
-        f"is written is read too; leave it out (of knock_out leave 'empty', or nothing)"
+        f"config.evaluation.{wrong[0]} with --task={dataset.name}: samples are read whole, and "
+        f"their answers too; leave it out (of knock_out leave 'empty', or nothing)"
       )
-    self._config, self._source = config, source
+    self._config, self._dataset = config, dataset
 
   @property
   def chunks(self) -> int:
     """The batches of one run, the last value of `advance`."""
     lanes = self._config.evaluation.lanes
-    return sum(-(-count // lanes) for *_, count in self._source.runs)
+    return sum(-(-count // lanes) for *_, count in self._dataset.runs)
 
   def run(self, params: Any, variant: Variant = INTACT, advance: Advance | None = None) -> Scored:
     """Reads every sample, writes an answer, and scores it.
@@ -148,7 +148,10 @@ class Grid:
       variant: the whole memory, or the memory held empty.
       advance: called with the batches done.
     """
-    started, run = time.perf_counter(), Run(Engine(self._config, params), self._source.tokenizer)
+    started, run = (
+      time.perf_counter(),
+      OpenedRun(Engine(self._config, params), self._dataset.tokenizer),
+    )
     answers: list[Answer] = []
     for done, batch in enumerate(self._batches(), 1):
       answers += self._write(run, batch, variant)
@@ -161,14 +164,14 @@ class Grid:
 
   def _batches(self) -> Iterator[list[Sample]]:
     """Samples of the same task and length, at most as many as there are lanes."""
-    samples, lanes = self._source.samples(), self._config.evaluation.lanes
-    for *_, count in self._source.runs:
+    samples, lanes = self._dataset.samples(), self._config.evaluation.lanes
+    for *_, count in self._dataset.runs:
       for first in range(0, count, lanes):
         yield list(islice(samples, min(lanes, count - first)))
 
-  def _write(self, run: Run, batch: list[Sample], variant: Variant) -> list[Answer]:
-    e, prompts = self._config.evaluation, [self._source.prompt(sample) for sample in batch]
-    most = self._source.tokens or most_tokens(batch[0].task) or e.summary_length
+  def _write(self, run: OpenedRun, batch: list[Sample], variant: Variant) -> list[Answer]:
+    e, prompts = self._config.evaluation, [self._dataset.prompt(sample) for sample in batch]
+    most = self._dataset.tokens or most_tokens(batch[0].task) or e.summary_length
     pieces = write(run, e.lanes, prompts, variant, tokens=most, temperature=0.0, top_p=1.0)
     written = ["".join(piece.text for piece in own) for own in pieces]
     return [

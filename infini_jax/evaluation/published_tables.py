@@ -97,6 +97,6 @@ def verdict(found: dict[str, Scored], console: Console) -> None:
   memory, empty = (found[name].to_dict()["average"] for name in ("memory", "empty"))
   if memory <= empty:
     console.print(
-      f"The memory carries nothing that these samples show: the average is {memory:.2f} with it, "
+      f"These samples show no effect of the memory: the average is {memory:.2f} with it, "
       f"and {empty:.2f} from the last segment alone. docs/memory.md says how to find out why."
     )

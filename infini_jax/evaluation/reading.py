@@ -1,4 +1,4 @@
-"""Reads chunks with the model and a carried state: the common part of all evaluations."""
+"""Reads chunks with the model and a carried state: what all evaluations have in common."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -112,7 +112,7 @@ class Reading:
     self._reader, self._params, self._lanes = reader, params, lanes
     self._variant, self._wanted, self._forks = variant, wanted, forks
     self._others = Others(lanes.lanes)
-    # The layers whose memory is held empty, where others carry the text itself.
+    # The layers whose memory is held empty, where others hold the text itself.
     self._held_L = held_L(reader._config.model) if variant.empty else None
     self.done = 0
     self.state = reader._start(params, lanes.lanes)

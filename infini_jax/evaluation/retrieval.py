@@ -113,21 +113,21 @@ def wilson(right: float, total: float) -> tuple[float, float]:
   return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
-def independent(asked_D: np.ndarray, right_D: np.ndarray) -> float:
+def independent(asked_X: np.ndarray, right_X: np.ndarray) -> float:
   """The effective sample size of answer tokens: the number of independent tokens (Kish, 1965).
 
   The tokens of one answer are usually all right or all wrong. The variance between examples shows
   how strongly; without such a variance, each example counts as one token.
 
   Args:
-    asked_D: (examples,) the answer tokens of each example.
-    right_D: (examples,) those that are right.
+    asked_X: (examples,) the answer tokens of each example.
+    right_X: (examples,) those that are right.
   """
-  k, total = len(asked_D), int(asked_D.sum())
-  share = right_D.sum() / total
+  k, total = len(asked_X), int(asked_X.sum())
+  share = right_X.sum() / total
   if k < 2 or share in (0, 1):
     return k
-  squares = ((right_D - share * asked_D) ** 2).sum() * k / (k - 1)
+  squares = ((right_X - share * asked_X) ** 2).sum() * k / (k - 1)
   return float(np.clip(share * (1 - share) * total**2 / max(squares, 1e-9), k, total))
 
 
@@ -238,14 +238,14 @@ class _Group:
       segment_length=self.segment_length,
     )
     self.trunk: EvalLanes | None = None
-    trunk, shared_D = self.examples.trunk(e.segments * self.segment_length)
-    if not can_fork or shared_D.sum() - shared_D.max() < FORKS_FROM:
-      shared_D = np.zeros_like(shared_D)
+    trunk, shared_X = self.examples.trunk(e.segments * self.segment_length)
+    if not can_fork or shared_X.sum() - shared_X.max() < FORKS_FROM:
+      shared_X = np.zeros_like(shared_X)
     else:
-      self.trunk = in_lanes(_Beginning(self.examples, trunk, shared_D.max()), lanes=1)
-    self.forks = frozenset(shared_D.tolist()) - {0}
-    skip_D = shared_D if self.trunk else None
-    self.lanes = in_lanes(self.examples, lanes=e.lanes, skip_D=skip_D)
+      self.trunk = in_lanes(_Beginning(self.examples, trunk, shared_X.max()), lanes=1)
+    self.forks = frozenset(shared_X.tolist()) - {0}
+    skip_X = shared_X if self.trunk else None
+    self.lanes = in_lanes(self.examples, lanes=e.lanes, skip_X=skip_X)
 
   @property
   def chunks(self) -> int:
@@ -331,7 +331,7 @@ class _GroupReading:
     arrays = {f"{name}.{k}": v for name, r in readings.items() for k, v in r.kept().items()}
     for read, state in self._forks.items():
       arrays |= {f"fork.{read}.{i}": x for i, x in enumerate(jax.tree.leaves(state))}
-    return arrays | {"asked": self.tally.asked_D, "right": self.tally.right_D}
+    return arrays | {"asked": self.tally.asked_X, "right": self.tally.right_X}
 
   def go_on(self, kept: Mapping[str, np.ndarray]) -> None:
     """Continues from the place of the pass that gave `kept`."""
@@ -346,7 +346,7 @@ class _GroupReading:
         if leaves := below(f"fork.{read}."):
           in_order = [leaves[str(i)] for i in range(len(leaves))]
           self._forks[read] = jax.tree.unflatten(structure, in_order)
-    self.tally.asked_D, self.tally.right_D = kept["asked"].copy(), kept["right"].copy()
+    self.tally.asked_X, self.tally.right_X = kept["asked"].copy(), kept["right"].copy()
 
 
 class _Tally:
@@ -354,28 +354,28 @@ class _Tally:
 
   def __init__(self, group: _Group):
     self._group = group
-    self.asked_D = np.zeros(len(group.depths) * group.samples, np.int64)
-    self.right_D = np.zeros_like(self.asked_D)
+    self.asked_X = np.zeros(len(group.depths) * group.samples, np.int64)
+    self.right_X = np.zeros_like(self.asked_X)
 
   def add(self, asked_BT: np.ndarray, document_BS: np.ndarray, right_BT: np.ndarray) -> None:
     """Counts the answers of a chunk."""
     N = asked_BT.shape[1] // document_BS.shape[1]
     document_BT = np.repeat(document_BS, N, axis=1)
-    np.add.at(self.asked_D, document_BT[asked_BT], 1)
-    np.add.at(self.right_D, document_BT[asked_BT & right_BT], 1)
+    np.add.at(self.asked_X, document_BT[asked_BT], 1)
+    np.add.at(self.right_X, document_BT[asked_BT & right_BT], 1)
 
   def text(self) -> str:
     """The accuracy so far, for a progress bar."""
-    asked = int(self.asked_D.sum())
-    return f"{self.right_D.sum() / asked:.0%} of answer tokens right" if asked else ""
+    asked = int(self.asked_X.sum())
+    return f"{self.right_X.sum() / asked:.0%} of answer tokens right" if asked else ""
 
   def cells(self) -> list[Cell]:
     """One cell for each depth."""
     samples = self._group.samples
     found = []
     for i, depth in enumerate(self._group.depths):
-      asked = self.asked_D[i * samples : (i + 1) * samples]
-      right = self.right_D[i * samples : (i + 1) * samples]
+      asked = self.asked_X[i * samples : (i + 1) * samples]
+      right = self.right_X[i * samples : (i + 1) * samples]
       exact = int((right == asked).sum())
       counts = exact, int(asked.sum()), int(right.sum()), independent(asked, right)
       found.append(Cell(self._group.length, depth, samples, *counts))

@@ -117,7 +117,7 @@ def verdict(found: dict[str, Recalled], console: Console) -> None:
       "{:.1%} ({:.0%} to {:.0%})".format(r.token_accuracy, *_interval(r)) for r in (memory, empty)
     ]
     console.print(
-      f"The memory carries nothing that these examples show: {shares[0]} of answer tokens are "
+      f"These examples show no effect of the memory: {shares[0]} of answer tokens are "
       f"right with it, {shares[1]} without. Raise config.evaluation.samples to see a small "
       f"difference; docs/memory.md says how to find out why there is none."
     )

@@ -38,5 +38,5 @@ def summarization(config: Config, mesh: Mesh, pairs: Pairs) -> Answers:
   """
   e = config.evaluation
   told = pairs.split(e.split, e.document, e.max_tokens)
-  about = lambda count: {"documents": count, "cut": int(told.cut_D[:count].sum())}
+  about = lambda count: {"documents": count, "cut": int(told.cut_X[:count].sum())}
   return Answers(config, mesh, pairs, told, scorer(), about, Summarized)

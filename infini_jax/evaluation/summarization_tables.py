@@ -46,11 +46,12 @@ def verdict(found: dict[str, Summarized], console: Console) -> None:
   )
   if not any(memory + empty):
     console.print(
-      "No summary shares a word of Latin letters with its reference, with the memory or without "
-      "it: this does not show whether the memory works. docs/memory.md says how to find out why."
+      "No summary has a word of Latin letters in common with its reference, with the memory or "
+      "without it. This does not show whether the memory works. docs/memory.md says how to find "
+      "out why."
     )
   elif memory <= empty:
     console.print(
-      "The memory carries nothing that helps: from the last segment alone the summaries are as "
+      "The memory does not help: from the last segment alone the summaries are as "
       "good. docs/memory.md says how to find out why."
     )

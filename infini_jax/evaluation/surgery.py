@@ -2,7 +2,7 @@
 
 All models read the same documents. The original reads them with full attention in windows of one
 segment, and, if it was trained on longer texts, also in windows of that length. Windows are
-independent. The adapted model carries its state from segment to segment. At step 0 it has the
+independent. The state of the adapted model goes on from segment to segment. At step 0 it has the
 parameters of the original and gates at their start values, so the difference is the effect of these
 gates.
 """

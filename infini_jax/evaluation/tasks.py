@@ -30,26 +30,26 @@ from infini_jax.runs.workdir import Workdir
 from infini_jax.tasks import (
   Benchmark,
   Conversations,
+  Dataset,
   Facts,
   Pairs,
-  Source,
   TaskAndText,
   check_length,
-  open_source,
+  open_dataset,
 )
 
 
 class Kind(NamedTuple):
   """How a task is evaluated and shown."""
 
-  source: str  # its name for `open_source`
+  dataset: str  # its name for `open_dataset`
   evaluator: Callable[[Config, Mesh, Any], Any]  # has `chunks`, and `run(params, variant, advance)`
   tables: ModuleType  # has `draw`, `show` and `verdict`
   protocol: tuple[
     str, ...
   ]  # fields that change the figures, in addition to corpus, split and ablations
   others: str = "knocked_out"  # the key of all variants but the first in `results.json`
-  measure: str = ""  # `Facts.measure`, where the source has no facts
+  measure: str = ""  # `Facts.measure`, where the dataset has no facts
   family: str = ""  # the field that names the family of the task; each has a folder of its own
 
 
@@ -119,9 +119,9 @@ KINDS = {
 NAMES = (*KINDS, "gates", "knockout")
 
 
-def sources_of(names: Sequence[str]) -> dict[str, str]:
-  """The source of each name of `--task`: what `open_source` calls it, "" for the run's own task."""
-  return {name: KINDS[name].source if name in KINDS else "" for name in names}
+def datasets_of(names: Sequence[str]) -> dict[str, str]:
+  """The dataset of each name of `--task`, as `open_dataset` calls it; "" for the run's task."""
+  return {name: KINDS[name].dataset if name in KINDS else "" for name in names}
 
 
 class Job(NamedTuple):
@@ -138,9 +138,9 @@ def family_of(config: Config, task: str) -> str:
   return str(getattr(getattr(config, section), field)) if field else ""
 
 
-def facts_of_job(task: str, config: Config, source: Source) -> Facts:
+def facts_of_job(task: str, config: Config, dataset: Dataset) -> Facts:
   """What tables and reports read of a task that was evaluated."""
-  facts = getattr(source, "facts", Facts(KINDS[task].measure))
+  facts = getattr(dataset, "facts", Facts(KINDS[task].measure))
   return facts._replace(title=", ".join(filter(None, [task, family_of(config, task)])))
 
 
@@ -151,7 +151,7 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
     InputError: there is no such task, or it does not fit the model.
   """
   asked = config.evaluation.task or config.task.name
-  own = next(name for name, kind in KINDS.items() if kind.source == asked)
+  own = next(name for name, kind in KINDS.items() if kind.dataset == asked)
   setting, memory = config.model.setting, config.model.memory
   jobs = []
   for name in dict.fromkeys(names or (own, *(("gates",) if memory.gated else ()))):
@@ -183,8 +183,8 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
   return jobs
 
 
-def chosen(config: Config, source: Source) -> Config:
-  """The config with the split to read of a source, and the whole name of the document.
+def chosen(config: Config, dataset: Dataset) -> Config:
+  """The config with the split to read of a dataset, and the whole name of the document.
 
   A corpus of one document is read as a whole. A document is found in any split, by its name or by
   the end of its name.
@@ -192,7 +192,7 @@ def chosen(config: Config, source: Source) -> Config:
   Raises:
     InputError: there is no such document, or the split is empty.
   """
-  store, e = source.store if isinstance(source, Pairs) else source, config.evaluation
+  store, e = dataset.store if isinstance(dataset, Pairs) else dataset, config.evaluation
   if not isinstance(store, Store):
     return config
   counts = {split: totals["documents"] for split, totals in store.splits.items()}
@@ -240,8 +240,8 @@ def _find(store: Store, document: str) -> tuple[str, str]:
   )
 
 
-def open_task(config: Config, path: str, console: Console, task: str) -> Source:
-  """The source of a task.
+def open_task(config: Config, path: str, console: Console, task: str) -> Dataset:
+  """The dataset of a task.
 
   Raises:
     InputError: the task does not fit the run's vocabulary, has no corpus, or needs longer lengths.
@@ -254,11 +254,11 @@ def open_task(config: Config, path: str, console: Console, task: str) -> Source:
     )
   workdir = Workdir(path)
   tokenizer = workdir.load_tokenizer()
-  source = open_source(
-    config, workdir.store, console, KINDS[task].source, tokenizer, workdir.stores
+  dataset = open_dataset(
+    config, workdir.store, console, KINDS[task].dataset, tokenizer, workdir.stores
   )
   if generated:
-    assert not isinstance(source, Store | Pairs | Conversations | Benchmark | TaskAndText)
+    assert not isinstance(dataset, Store | Pairs | Conversations | Benchmark | TaskAndText)
     for length in config.evaluation.lengths:
-      check_length(length, source.shortest, "config.evaluation.lengths")
-  return source
+      check_length(length, dataset.shortest, "config.evaluation.lengths")
+  return dataset

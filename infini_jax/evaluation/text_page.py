@@ -18,7 +18,7 @@ from infini_jax.html import document, escape, paragraph, table
 # Red, green, blue: two colours that the colour-blind can tell apart, on a light and a dark page.
 SAVED, LOST = "0, 114, 206", "224, 123, 0"
 FULL = 4.0  # nats of the strongest colour
-LISTED = 8  # the most words of a passage that are listed with their earlier places
+LISTED = 8  # the most words of a passage that are listed with their earlier positions
 NAMED = 0.5  # the least nats that such a word has saved
 
 
@@ -78,7 +78,7 @@ def _passage(passage: Passage, memory: Losses, empty: Losses, segment_length: in
     if word.text.strip()
   ]
   header = ["word", "nats, empty", "nats, memory", "times before", "tokens since the last"]
-  listed = table("words that were helped, and their places in earlier segments", header, rows)
+  listed = table("words that were helped, and where they are in earlier segments", header, rows)
   shown = f'<p style="white-space: pre-wrap; line-height: 1.9">{text}</p>'
   return f"<h3>{escape(title)}</h3>{shown}{listed if rows else ''}"
 

@@ -9,22 +9,22 @@ from infini_jax.data import Store
 from infini_jax.evaluation.answers import Likelihood
 from infini_jax.evaluation.perplexity import Perplexity
 from infini_jax.evaluation.retrieval import Retrieval
-from infini_jax.tasks import Benchmark, Conversations, Pairs, Source, TaskAndText
+from infini_jax.tasks import Benchmark, Conversations, Dataset, Pairs, TaskAndText
 
 
 class Validation:
   """Compiles once; runs every `config.train.eval_every` steps on `eval_documents` of them."""
 
-  def __init__(self, config: Config, mesh: Mesh, source: Source):
+  def __init__(self, config: Config, mesh: Mesh, dataset: Dataset):
     count = config.train.eval_documents
     self._run: Perplexity | Retrieval | Likelihood
-    if isinstance(source, Store):
-      self._run = Perplexity(config, mesh, source.split("validation"), source.tokenizer, count)
-    elif isinstance(source, Pairs | Conversations):
-      self._run = Likelihood(config, mesh, source.split("validation"), count)
+    if isinstance(dataset, Store):
+      self._run = Perplexity(config, mesh, dataset.split("validation"), dataset.tokenizer, count)
+    elif isinstance(dataset, Pairs | Conversations):
+      self._run = Likelihood(config, mesh, dataset.split("validation"), count)
     else:
       length = config.data.segments * config.model.segment_length
-      task = source.task if isinstance(source, TaskAndText) else source
+      task = dataset.task if isinstance(dataset, TaskAndText) else dataset
       assert not isinstance(task, Benchmark)  # it is for evaluations alone
       self._run = Retrieval(config, mesh, task, (length,), count)
 

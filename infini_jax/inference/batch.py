@@ -96,25 +96,25 @@ class Batch:
   def step(self) -> dict[int, Drawn]:
     """Draws one more token in every lane that holds a session; returns them by lane."""
     active_B = np.array([session is not None for session in self._sessions])
-    recent_BW = np.full((len(active_B), RECENT), NOTHING, np.int32)
+    recent_BQ = np.full((len(active_B), RECENT), NOTHING, np.int32)
     tokens_B, positions_B = np.zeros(len(active_B), np.int32), np.zeros(len(active_B), np.uint32)
     with uninterrupted():
       for i, session in enumerate(self._sessions):
         if session is not None:
           lane = session._lanes[0]
           (tokens_B[i],), positions_B[i] = lane.give(1, self.engine.segment), lane.read % 2**32
-          recent_BW[i, RECENT - len(lane.recent) :] = lane.recent
+          recent_BQ[i, RECENT - len(lane.recent) :] = lane.recent
       how = Settings(*map(np.array, zip(*map(_numbers, self._how), strict=True)))  # type: ignore[arg-type]
-      draws = (self._seeds_B, positions_B, recent_BW, self._likeliest_B & active_B)
+      draws = (self._seeds_B, positions_B, recent_BQ, self._likeliest_B & active_B)
       out, self._stream = self._step(
         self.engine.params, self._stream, tokens_B, active_B, how, draws, self._layers
       )
-      token_B, logprob_B, top_BK, ids_BK = map(np.asarray, out)
+      token_B, logprob_B, top_BY, ids_BY = map(np.asarray, out)
       drawn = {}
       for i, session in enumerate(self._sessions):
         if session is not None:
           session._lanes[0].take([int(token_B[i])])
-          pairs = zip(ids_BK[i].tolist(), top_BK[i].tolist(), strict=True)
+          pairs = zip(ids_BY[i].tolist(), top_BY[i].tolist(), strict=True)
           likeliest = [*pairs] if self._likeliest_B[i] else []
           drawn[i] = Drawn(int(token_B[i]), float(logprob_B[i]), likeliest)
     return drawn
@@ -136,7 +136,7 @@ class Batch:
     return one if self._axis else bind(self.engine.config.model, params).together(one)
 
   def _step_all(self, params, stream, tokens_B, active_B, how, draws, layers):
-    seeds_B, positions_B, recent_BW, likeliest_B = draws
+    seeds_B, positions_B, recent_BQ, likeliest_B = draws
     layers = () if layers is None else (layers,)
     logits_BV, stream = self.engine.logits(
       params, stream, tokens_B[:, None], active_B[:, None], *layers
@@ -144,14 +144,14 @@ class Batch:
     key = lambda seed, position: jax.random.fold_in(jax.random.key(seed), position)
     keys_B = jax.vmap(key)(seeds_B, positions_B)
     greedy_B = jnp.where(active_B, how.temperature_B, 0)  # so that an empty lane costs no draw
-    token_B = sample_lanes(logits_BV, keys_B, how._replace(temperature_B=greedy_B), recent_BW)
+    token_B = sample_lanes(logits_BV, keys_B, how._replace(temperature_B=greedy_B), recent_BQ)
     logprob_BV = jax.nn.log_softmax(logits_BV.astype(jnp.float32), axis=-1)
     own_B = jnp.take_along_axis(logprob_BV, token_B[:, None], axis=1)[:, 0]
     shape = len(tokens_B), min(LIKELIEST, logits_BV.shape[1])
     top = partial(jax.lax.top_k, k=shape[1])
     none = lambda _: [jnp.zeros(shape, logprob_BV.dtype), jnp.zeros(shape, jnp.int32)]
-    top_BK, ids_BK = jax.lax.cond(likeliest_B.any(), top, none, logprob_BV)
-    return (token_B, own_B, top_BK, ids_BK), stream
+    top_BY, ids_BY = jax.lax.cond(likeliest_B.any(), top, none, logprob_BV)
+    return (token_B, own_B, top_BY, ids_BY), stream
 
 
 def catch_up(session: Session) -> bool:

@@ -127,7 +127,7 @@ def asked(chat: Chat, text: str, told: Told | None, lane: Lane, follows: bool) -
     return Asked(chat.goes_on(rest), text, chat.end, told.begins)
   if told.begins:
     raise InputError(
-      "the session holds another conversation after its text: ask a fork from before"
+      "the session holds another conversation after its text: ask a fork that was made before"
     )
   return Asked(chat.encode(text), text, chat.end, anew=True)
 

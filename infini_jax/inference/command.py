@@ -41,7 +41,7 @@ def generate(args: argparse.Namespace, console: Console) -> None:
   _check(args)
   stop = [_stop(text) for text in args.stop]
   question = _question(args)
-  name, source = _source(args)
+  name, readable = _readable(args)
 
   errors = make_console(stderr=True)
   how: dict[str, Any] = {"model": args.workdir} if args.load_state else {}
@@ -61,7 +61,7 @@ def generate(args: argparse.Namespace, console: Console) -> None:
   failed, interrupted = None, False
   if name:
     try:
-      failed = _read(session, name, source, args.prompt_tokens, errors)
+      failed = _read(session, name, readable, args.prompt_tokens, errors)
     except KeyboardInterrupt:
       _say(errors, f"{name}: interrupted; nothing is kept")
       raise
@@ -175,9 +175,9 @@ def _stop(text: str) -> str:
 
 
 def _read(
-  session: Session, name: str, source: Any, limit: int | None, errors: Console
+  session: Session, name: str, readable: Any, limit: int | None, errors: Console
 ) -> InputError | None:
-  """Reads the source. It raises an error of a file, and returns an error of standard input.
+  """Reads the readable. It raises an error of a file, and returns an error of standard input.
 
   Standard input cannot be read again, and the text before the error has been read.
   """
@@ -186,13 +186,13 @@ def _read(
   def tokens() -> Iterator[int]:
     nonlocal failed
     try:
-      yield from tokens_of(source, session.tokenizer)
+      yield from tokens_of(readable, session.tokenizer)
     except InputError as error:
-      if not isinstance(source, Stdin):
+      if not isinstance(readable, Stdin):
         raise
       failed = error
 
-  stdin = source.ended_by_interrupt() if isinstance(source, Stdin) else contextlib.nullcontext()
+  stdin = readable.ended_by_interrupt() if isinstance(readable, Stdin) else contextlib.nullcontext()
   with track(errors, f"read {name}") as bar, stdin:
     read = session.read(islice(tokens(), limit), advance=lambda n: bar(n, f"{n:,} tokens"))
     session.wait()
@@ -235,7 +235,7 @@ def _write(session: Session, args: argparse.Namespace, stop: list[str], errors: 
 
 @contextlib.contextmanager
 def printing() -> Iterator[None]:
-  """Lets the reader of standard output end early (`| head -1`), and replaces characters that the
+  """The reader of standard output may end early (`| head -1`). Replaces characters that the
   encoding of standard output lacks."""
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors="replace")
@@ -262,7 +262,7 @@ def _size(session: Session) -> str:
   return f"now {session.positions[0]:,} tokens, and the state is {megabytes:.2f} MB"
 
 
-def _source(args: argparse.Namespace) -> tuple[str, Any]:
+def _readable(args: argparse.Namespace) -> tuple[str, Any]:
   """The name and the text, file or tokens to read; an empty name if there is nothing to read."""
   if args.prompt_document is not None:
     return _document(args)

@@ -178,11 +178,11 @@ class Engine:
     logits_BV: jax.Array,
     seeds_B: np.ndarray,
     positions_B: np.ndarray,
-    recent_BW: np.ndarray,
+    recent_BQ: np.ndarray,
     sampling: Sampling,
   ) -> np.ndarray:
     """Draws the next token of each lane, (B,); it depends only on the arguments."""
-    return np.asarray(self._draw(logits_BV, seeds_B, positions_B, recent_BW, sampling))
+    return np.asarray(self._draw(logits_BV, seeds_B, positions_B, recent_BQ, sampling))
 
   def paddings(self, step: int = STEP) -> list[int]:
     """The numbers of tokens that `extend` is compiled for."""
@@ -198,7 +198,7 @@ class Engine:
     return by_layer(self.config.model, self.params["blocks"])
 
   def _can_be_apart(self) -> bool:
-    """Whether the state has a fixed size, layers do not share summaries, and there is one CPU."""
+    """Whether the state has a fixed size, each layer has its own, and there is one CPU."""
     if not self._model.memory.layered or not has_one_size(self._model):
       return False
     return not in_mesh() and jax.default_backend() == "cpu"
@@ -241,9 +241,9 @@ class Engine:
   def _forget_lanes(self, stream, start, which_B):
     return with_memory_of(self._model, stream, _renewed(stream, start, which_B))
 
-  def _draw_tokens(self, logits_BV, seeds_B, positions_B, recent_BW, sampling):
+  def _draw_tokens(self, logits_BV, seeds_B, positions_B, recent_BQ, sampling):
     key = lambda seed, position: jax.random.fold_in(jax.random.key(seed), position)
-    return sample(logits_BV, jax.vmap(key)(seeds_B, positions_B), sampling, recent_BW)
+    return sample(logits_BV, jax.vmap(key)(seeds_B, positions_B), sampling, recent_BQ)
 
 
 def checksum(params: Any) -> str:
@@ -254,7 +254,7 @@ def checksum(params: Any) -> str:
 
 @jax.jit
 def _sums(leaves):
-  """For each array, the sum of its bits as numbers with odd weights by place, modulo 2^32."""
+  """For each array, the sum of its bits as numbers with odd weights by position, modulo 2^32."""
 
   def one(x):
     kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")

@@ -1,4 +1,4 @@
-"""The log-probabilities of given tokens, which take the place of drawn ones.
+"""The log-probabilities of given tokens, which replace drawn ones.
 
 One token at a time goes through the model, with the program of decoding. So nothing is compiled if
 the model has written before, and the numbers equal those of a text that it writes.

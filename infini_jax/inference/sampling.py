@@ -11,7 +11,7 @@ from infini_jax.config import LEAST, MOST, InputError
 from infini_jax.inference.arguments import number, whole
 
 RECENT = 256  # the number of last tokens, read or generated, for the repetition penalty
-NOTHING = -1  # fills the places of missing tokens
+NOTHING = -1  # stands for missing tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +53,19 @@ def sample(
   logits_BV: Float[Array, "B V"],
   keys_B: Array,
   sampling: Sampling,
-  recent_BW: Int[Array, "B W"] | None = None,
+  recent_BQ: Int[Array, "B Q"] | None = None,
 ) -> Int[Array, " B"]:
   """One token for each lane, drawn with the key of the lane.
 
-  First, the repetition penalty: logits of tokens in `recent_BW` are divided by it if they are above
+  First, the repetition penalty: logits of tokens in `recent_BQ` are divided by it if they are above
   0, and multiplied if they are below (Keskar et al., arXiv 1909.05858). Then the logits are divided
   by the temperature, and the `top_k` likeliest tokens are kept. Of these, the likeliest tokens are
   kept until the sum of their probabilities reaches `top_p` (Holtzman et al., arXiv 1904.09751); the
   token that reaches it is kept too.
   """
   logits_BV = logits_BV.astype(jnp.float32)
-  if sampling.repetition_penalty != 1 and recent_BW is not None:
-    logits_BV = jax.vmap(_penalize, (0, 0, None))(logits_BV, recent_BW, sampling.repetition_penalty)
+  if sampling.repetition_penalty != 1 and recent_BQ is not None:
+    logits_BV = jax.vmap(_penalize, (0, 0, None))(logits_BV, recent_BQ, sampling.repetition_penalty)
   if sampling.temperature == 0:
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
   logits_BV = logits_BV / sampling.temperature
@@ -84,12 +84,12 @@ def sample_lanes(
   logits_BV: Float[Array, "B V"],
   keys_B: Array,
   how: Settings,
-  recent_BW: Int[Array, "B W"],
+  recent_BQ: Int[Array, "B Q"],
 ) -> Int[Array, " B"]:
   """As `sample`, with settings of each lane that are arrays: one program for all of them."""
   temperature_B, top_p_B, top_k_B, penalty_B = how
   V = logits_BV.shape[1]
-  penalized = lambda x_BV: jax.vmap(_penalize)(x_BV, recent_BW, penalty_B)
+  penalized = lambda x_BV: jax.vmap(_penalize)(x_BV, recent_BQ, penalty_B)
   same = lambda x_BV: x_BV
   logits_BV = jax.lax.cond((penalty_B != 1).any(), penalized, same, logits_BV.astype(jnp.float32))
   greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
@@ -114,9 +114,9 @@ def sample_lanes(
   return jax.lax.cond((temperature_B != 0).any(), drawn, lambda _: greedy_B, logits_BV)
 
 
-def _penalize(logits_V, recent_W, penalty):
+def _penalize(logits_V, recent_Q, penalty):
   V = logits_V.shape[0]
-  slot_W = jnp.where(recent_W == NOTHING, V, recent_W)  # slot V does not exist
-  seen_V = jnp.zeros(V, bool).at[slot_W].set(True, mode="drop")
+  slot_Q = jnp.where(recent_Q == NOTHING, V, recent_Q)  # slot V does not exist
+  seen_V = jnp.zeros(V, bool).at[slot_Q].set(True, mode="drop")
   lower_V = jnp.where(logits_V > 0, logits_V / penalty, logits_V * penalty)
   return jnp.where(seen_V, lower_V, logits_V)

@@ -42,7 +42,7 @@ FIELDS = {  # fields of the header; the last three have an entry for each lane
   "unread": list,
   "recent": list,
 }
-# How the parts of a stream were called before each system's stream was `mixers.base.Stream`.
+# The names of the arrays of a stream before each system's stream was `mixers.base.Stream`.
 FORMER = (
   (r"\bstate\.xl\.", "xl.last."),
   (r"\bstate\.store\.(k|v|document)_BJ", r"store.\1_BM"),
@@ -55,7 +55,7 @@ FORMER = (
 SLOTS = 2  # the axis of a stacked stream that may be shorter in the file: (L, B, slots...)
 
 
-class Run(NamedTuple):
+class OpenedRun(NamedTuple):
   """A model opened for inference; `workdir` is empty if it does not come from a run."""
 
   engine: Engine
@@ -65,7 +65,7 @@ class Run(NamedTuple):
   ema: bool = False
 
 
-def open_run(path: str | Path, step: int | None = None, ema: bool = False) -> Run:
+def open_run(path: str | Path, step: int | None = None, ema: bool = False) -> OpenedRun:
   """The model of a workdir, on one device, with the settings of this machine.
 
   Args:
@@ -84,11 +84,11 @@ def open_run(path: str | Path, step: int | None = None, ema: bool = False) -> Ru
   shapes = jax.eval_shape(lambda: init(config.model, jax.random.key(0)))
   with Checkpoints(workdir) as saved:
     params, step = saved.restore_params(jax.tree.map(place, shapes), step, ema)
-  return Run(Engine(config, params), tokenizer, str(workdir.path), step, ema)
+  return OpenedRun(Engine(config, params), tokenizer, str(workdir.path), step, ema)
 
 
 def save(
-  path: Path, run: Run, stream: Any, lanes: Sequence[Lane], told: Told | None = None
+  path: Path, run: OpenedRun, stream: Any, lanes: Sequence[Lane], told: Told | None = None
 ) -> None:
   """Writes the file of a state, completely or not at all.
 
@@ -116,8 +116,8 @@ def save(
 
 
 def load(
-  path: Path, model: Run | str | Path | None, step: int | None
-) -> tuple[Run, Any, list[Lane], Told | None]:
+  path: Path, model: OpenedRun | str | Path | None, step: int | None
+) -> tuple[OpenedRun, Any, list[Lane], Told | None]:
   """Loads a state. Returns its run, its stream, its lanes, and the conversation that it holds.
 
   The run is that of `model` (an open run or a path), else that of the header.
@@ -127,13 +127,13 @@ def load(
   """
   file = tensors.Tensors(path)
   header = _header(file)
-  if isinstance(model, Run):
+  if isinstance(model, OpenedRun):
     run = model
     _check(path, header, run.engine.config, run.tokenizer)
   else:
     at = header["workdir"]
     if model is None and not (at and Path(at).is_dir()):
-      raise InputError(f"{path}: its run is not at {at!r}; give its place (--workdir, model=)")
+      raise InputError(f"{path}: its run is not at {at!r}; give its path (--workdir, model=)")
     workdir = Workdir(model or at)
     _check(path, header, workdir.config(), workdir.load_tokenizer())
     try:

@@ -14,7 +14,7 @@ import numpy as np
 from infini_jax.config import InputError
 from infini_jax.inference.engine import SCORED
 from infini_jax.inference.lane import Lane
-from infini_jax.inference.saved import Run
+from infini_jax.inference.saved import OpenedRun
 from infini_jax.inference.texts import check_tokens, tokens_of
 from infini_jax.models.states import held_L
 
@@ -88,33 +88,35 @@ class Text(NamedTuple):
 
   Attributes:
     lane: the lane of the session whose text it follows.
-    source: what it is, as for `Session.read`.
+    readable: what it is, as for `Session.read`.
   """
 
   lane: int
-  source: Any
+  readable: Any
 
 
-def score(run: Run, stream: Any, lanes: Sequence[Lane], source: Any, how: How) -> Any:
+def score(run: OpenedRun, stream: Any, lanes: Sequence[Lane], readable: Any, how: How) -> Any:
   """What `Session.score` returns."""
   if len(lanes) == 1:
-    source = [source]
-  elif not isinstance(source, list | tuple) or len(source) != len(lanes):
+    readable = [readable]
+  elif not isinstance(readable, list | tuple) or len(readable) != len(lanes):
     raise InputError(f"a session of {len(lanes)} lanes scores a list of {len(lanes)} texts")
-  texts = [Text(i, x) for i, one in enumerate(source) for x in (one if is_several(one) else [one])]
+  texts = [
+    Text(i, x) for i, one in enumerate(readable) for x in (one if is_several(one) else [one])
+  ]
   scores = iter(each_of(run, stream, lanes, texts, how))
-  found = [[next(scores) for _ in one] if is_several(one) else next(scores) for one in source]
+  found = [[next(scores) for _ in one] if is_several(one) else next(scores) for one in readable]
   return found[0] if len(lanes) == 1 else found
 
 
-def is_several(source: Any) -> bool:
+def is_several(readable: Any) -> bool:
   """Whether this is a list of texts, and not the tokens of one."""
   one = lambda x: isinstance(x, str | list | tuple) or hasattr(x, "__fspath__")
-  return isinstance(source, list | tuple) and bool(source) and all(map(one, source))
+  return isinstance(readable, list | tuple) and bool(readable) and all(map(one, readable))
 
 
 def each_of(
-  run: Run, stream: Any, lanes: Sequence[Lane], texts: Sequence[Text], how: How
+  run: OpenedRun, stream: Any, lanes: Sequence[Lane], texts: Sequence[Text], how: How
 ) -> list[Score]:
   """The scores of texts, `how.lanes` of them at a time.
 
@@ -125,11 +127,11 @@ def each_of(
   for first in range(0, len(texts), how.lanes):
     some = texts[first : first + how.lanes]
     sums = [_Sum() for _ in some]
-    sources = [
-      text._replace(source=tokens_of(text.source, run.tokenizer, one.said))
+    readables = [
+      text._replace(readable=tokens_of(text.readable, run.tokenizer, one.said))
       for text, one in zip(some, sums, strict=True)
     ]
-    for block in blocks(run, start, sources, how):
+    for block in blocks(run, start, readables, how):
       sums[block.text].add(block)
     found += [one.score() for one in sums]
   return found
@@ -155,7 +157,7 @@ class _Sum:
     return Score(len(ids), float(own.sum(dtype=np.float64)), likeliest, self._bytes, ids, own)
 
 
-def blocks(run: Run, start: Start, texts: Sequence[Text], how: How) -> Iterator[Block]:
+def blocks(run: OpenedRun, start: Start, texts: Sequence[Text], how: How) -> Iterator[Block]:
   """The tokens of some texts with their log-probabilities, as they are read.
 
   At most a chunk of each text is in memory.
@@ -170,14 +172,14 @@ def blocks(run: Run, start: Start, texts: Sequence[Text], how: How) -> Iterator[
     InputError: as `Session.score`.
   """
   engine, T, N = run.engine, run.engine.chunk, run.engine.segment
-  sources = [tokens_of(text.source, run.tokenizer) for text in texts]
+  readables = [tokens_of(text.readable, run.tokenizer) for text in texts]
   # A power of two, so that few programs are compiled; the last lanes have no text.
   from_B = [text.lane for text in texts]
   from_B += from_B[:1] * ((1 << (len(texts) - 1).bit_length()) - len(texts))
   stream, own = engine.pick(start.stream, np.array(from_B)), [start.lanes[i].copy() for i in from_B]
   marked, vocabulary = how.marked, engine.config.model.vocab_size
   while True:
-    for lane, its in zip(own, sources, strict=False):
+    for lane, its in zip(own, readables, strict=False):
       ids = islice(its, max(0, T + 1 - len(lane.unread)))
       lane.take(check_tokens(ids, vocabulary, run.tokenizer, begins=False, marked=marked))
     going = [i for i, lane in enumerate(own) if len(lane.unread) > 1]
@@ -206,7 +208,7 @@ def blocks(run: Run, start: Start, texts: Sequence[Text], how: How) -> Iterator[
       yield Block(i, np.array(targets[i], np.int32), -nll_BT[i, :n], right_BT[i, :n])
 
 
-def begun(run: Run, stream: Any, lanes: Sequence[Lane], empty: bool) -> Start:
+def begun(run: OpenedRun, stream: Any, lanes: Sequence[Lane], empty: bool) -> Start:
   """Where texts begin that follow those of a session: their last tokens alone are unread.
 
   Args:
@@ -236,7 +238,7 @@ def begun(run: Run, stream: Any, lanes: Sequence[Lane], empty: bool) -> Start:
   return Start(stream, own)
 
 
-def _check_empty(run: Run, lanes: Sequence[Lane]) -> None:
+def _check_empty(run: OpenedRun, lanes: Sequence[Lane]) -> None:
   """Raises InputError if the memory cannot be held empty."""
   model = run.engine.config.model
   if not model.memory.remembers:

@@ -33,7 +33,7 @@ class Session:
   follows it in training. `reset` begins a new document; a `fork` from before eos can continue.
   """
 
-  def __init__(self, run: saved.Run, lanes: int = 1, begin: bool = True):
+  def __init__(self, run: saved.OpenedRun, lanes: int = 1, begin: bool = True):
     """A new session of an open model: see `load`. With `begin=False` the texts have no bos."""
     self.run = run
     self._lanes = [Lane() for _ in range(whole("lanes", lanes, least=1))]
@@ -58,7 +58,7 @@ class Session:
       path: the workdir of a run (a converted model is one too), or the file of a state.
       lanes: the number of lanes of a new session. For a state it must be that of the state, or 1.
       step: the step of the checkpoint; by default the newest, or for a state its own.
-      model: for a state: the path of its run, if it has moved; or a session that shares its
+      model: for a state: the path of its run, if it has moved; or a session that has its
         parameters.
       ema: for a run: takes the moving average of the parameters (`config.optimizer.ema`), not
         their last values. A state records which of them it was made with.
@@ -78,7 +78,7 @@ class Session:
     if ema:
       raise InputError(f"{path}: a state records its parameters; leave ema=True (--ema) out")
     opened = model.run if isinstance(model, Session) else model
-    if opened is not None and not isinstance(opened, saved.Run):
+    if opened is not None and not isinstance(opened, saved.OpenedRun):
       opened = path_of("model", opened)
     run, stream, texts, told = saved.load(path, opened, step)
     if lanes not in (1, len(texts)):
@@ -87,7 +87,7 @@ class Session:
 
   @classmethod
   def _of(
-    cls, run: saved.Run, stream: Any, lanes: list[Lane], told: chats.Told | None
+    cls, run: saved.OpenedRun, stream: Any, lanes: list[Lane], told: chats.Told | None
   ) -> "Session":
     session = object.__new__(cls)
     session.run, session._stream, session._lanes, session.told = run, stream, lanes, told
@@ -169,7 +169,7 @@ class Session:
 
   def read(
     self,
-    source: Readable | Sequence[Readable],
+    readable: Readable | Sequence[Readable],
     advance: Callable[[int], None] | None = None,
     *,
     marked: bool = False,
@@ -177,7 +177,7 @@ class Session:
     """Reads more text, which may be endless; at most one chunk of it is in memory.
 
     Args:
-      source: a text, the Path of a text file, an open file or stream of text, or tokens (any
+      readable: a text, the Path of a text file, an open file or stream of text, or tokens (any
         iterable of numbers or of arrays). With several lanes, a list with one of these for each.
       advance: called with the number of tokens read so far in this call, of all lanes.
       marked: bos and eos may be among tokens, as a chat template writes them.
@@ -186,14 +186,14 @@ class Session:
       The number of tokens that were read, of all lanes.
 
     Raises:
-      InputError: the model has ended the document; a source cannot be read; a text is the name of a
+      InputError: the model has ended the document; one cannot be read; a text is the name of a
         file; numbers are not tokens, or are bos or eos. Then, as after Ctrl-C, up to one chunk
         before the error may be lost; all that the session has read before is kept.
     """
-    sources: Any = [source] if self.lanes == 1 else source
-    if not isinstance(sources, list | tuple) or len(sources) != self.lanes:
+    readables: Any = [readable] if self.lanes == 1 else readable
+    if not isinstance(readables, list | tuple) or len(readables) != self.lanes:
       raise InputError(f"a session of {self.lanes} lanes reads a list of {self.lanes} texts")
-    tokens = [tokens_of(each, self.tokenizer) for each in sources]
+    tokens = [tokens_of(each, self.tokenizer) for each in readables]
     self.told = None
     for i, (its, ended) in enumerate(zip(tokens, self.ended, strict=True)):
       if ended and not marked and next(its, None) is not None:
@@ -219,11 +219,11 @@ class Session:
         else:
           self._feed(long)
 
-  def score(self, source: Any, *, empty: bool = False, marked: bool = False) -> Any:
+  def score(self, readable: Any, *, empty: bool = False, marked: bool = False) -> Any:
     """How likely texts are after what was read. The session stays as it is.
 
     Args:
-      source: a text, Path, file or tokens; or a list of texts, Paths or lists of tokens, each by
+      readable: a text, Path, file or tokens; or a list of texts, Paths or lists of tokens, each by
         itself. With several lanes, a list with one of these for each.
       empty: with the memory held empty: each segment is read as if a document began there.
       marked: as for `read`.
@@ -235,13 +235,13 @@ class Session:
       InputError: as `read`; there is no token before the first, or no memory to hold empty.
     """
     self._check_open()
-    return scoring.score(self.run, self._stream, self._lanes, source, scoring.How(empty, marked))
+    return scoring.score(self.run, self._stream, self._lanes, readable, scoring.How(empty, marked))
 
-  def scored(self, source: Readable, *, empty: bool = False) -> Iterator[scoring.Block]:
+  def scored(self, readable: Readable, *, empty: bool = False) -> Iterator[scoring.Block]:
     """As `score` of one text with one lane, chunk by chunk as it is read: it may be endless."""
     self._check_open()
     start = scoring.begun(self.run, self._stream, self._lanes, empty)
-    return scoring.blocks(self.run, start, [scoring.Text(0, source)], scoring.How(empty))
+    return scoring.blocks(self.run, start, [scoring.Text(0, readable)], scoring.How(empty))
 
   def generate(
     self,
@@ -338,7 +338,7 @@ class Session:
     return self.opened(*chats.rendered(self.tokenizer, template, messages), follows)
 
   def opened(self, chat: chats.Chat, text: str, follows: bool = False) -> chats.Asked:
-    """As `ask`, of a conversation that is rendered, also of a part of it."""
+    """As `ask`, of a conversation that is rendered, or of the rest of it."""
     if self.lanes > 1:
       raise InputError(f"a session of {self.lanes} lanes holds no conversation; open one with 1")
     asked = chats.asked(chat, text, self.told, self._lanes[0], follows)
@@ -372,10 +372,10 @@ class Session:
       here_B1 = np.isin(np.arange(self.lanes), behind)[:, None]
       last_BV = logits_BV if last_BV is None else jnp.where(here_B1, logits_BV, last_BV)
     positions_B = np.array([lane.read % 2**32 for lane in self._lanes], np.uint32)
-    recent_BW = np.full((self.lanes, RECENT), NOTHING, np.int32)
-    for row, lane in zip(recent_BW, self._lanes, strict=True):
+    recent_BQ = np.full((self.lanes, RECENT), NOTHING, np.int32)
+    for row, lane in zip(recent_BQ, self._lanes, strict=True):
       row[RECENT - len(lane.recent) :] = lane.recent
-    return self.run.engine.draw(last_BV, seeds_B, positions_B, recent_BW, sampling)
+    return self.run.engine.draw(last_BV, seeds_B, positions_B, recent_BQ, sampling)
 
   def _feed(self, lanes: list[int], kept: int = 0) -> jax.Array:
     """Reads the next tokens of these lanes but the last `kept`, in one segment: the logits."""

@@ -141,7 +141,7 @@ class Terminal:
       answer = talk.session.chat(messages, _print, **self._how)
       print(flush=True)
       if not answer:
-        raise InputError("the model answered nothing; the question is forgotten: ask another one")
+        raise InputError("the answer is empty, and the question is dropped: ask another one")
     self._talk = Talk(talk.session, [*messages, {"role": "assistant", "content": answer}])
     self.say(self._size())
 
@@ -184,22 +184,22 @@ class Terminal:
     if not talk.messages and not talk.about:
       raise InputError(f"/save {name}: there is nothing yet; ask or /read first")
     file = local(file_to_write(name, "/save", begins=BEGINS, replaced=True))
-    beside = file_to_write(f"{name}{TALK}", "/save", begins=rb"\{", replaced=True)
+    talk_file = file_to_write(f"{name}{TALK}", "/save", begins=rb"\{", replaced=True)
     talk.session.save(file)
-    write_json(beside, {"messages": talk.messages, "about": talk.about})
+    write_json(talk_file, {"messages": talk.messages, "about": talk.about})
     self.say(f"{name}: saved, {file.stat().st_size / 1e6:.2f} MB")
 
   def _load(self, name: str) -> None:
-    file, beside = _existing("/load", name), local(f"{name}{TALK}", "/load")
+    file, talk_file = _existing("/load", name), local(f"{name}{TALK}", "/load")
     try:
-      found = json.loads(beside.read_text("utf-8"))
+      found = json.loads(talk_file.read_text("utf-8"))
       messages, about = found["messages"], found["about"]
       if not isinstance(about, str) or not isinstance(messages, list):
         raise TypeError("no messages")
       rendered(self._talk.session.tokenizer, self._args.chat_template, [*messages, *PROBE])
     except (OSError, ValueError, LookupError, TypeError) as error:
       raise InputError(
-        f"/load {name}: {beside.name} cannot be read ({error}); name a file that /save wrote, "
+        f"/load {name}: {talk_file.name} cannot be read ({error}); name a file that /save wrote, "
         f"with its messages next to it"
       ) from None
     session = Session.load(file, model=self._talk.session)
@@ -211,13 +211,13 @@ class Terminal:
   def _reset(self, _: str) -> None:
     self._talk.session.reset()
     self._talk = Talk(self._talk.session, [])
-    self.say("forgotten; points that were kept stay kept")
+    self.say("everything is forgotten; points that were kept stay")
 
   def _help(self, _: str) -> None:
     for name, (what, _function) in self._commands.items():
       argument, _, rest = what.partition(": ") if what.startswith("FILE") else ("", "", what)
       self.say(f"{name} {argument}".ljust(12) + f" {rest}")
-    self.say("anything else is a question; Ctrl-C stops an answer or a reading")
+    self.say("anything else is a question; Ctrl-C stops an answer, or the reading of a text")
 
   @contextlib.contextmanager
   def _whole(self) -> Iterator[None]:
@@ -256,7 +256,7 @@ def _piped() -> Iterator[str]:
   if sys.stdin is None:
     raise InputError("standard input is closed: type questions, or pipe them in")
   line = ""
-  for part in lines_of(sys.stdin):  # long lines come in parts
+  for part in lines_of(sys.stdin):  # a long line comes in several
     line += part
     if line.endswith("\n"):
       yield line

@@ -30,7 +30,7 @@ Readable = str | os.PathLike[str] | IO[Any] | Iterable[int] | Iterable[np.ndarra
 
 
 def tokens_of(
-  source: Readable,
+  readable: Readable,
   tokenizer: Tokenizer,
   count: Callable[[int], None] | None = None,
   name: str = "",
@@ -38,33 +38,33 @@ def tokens_of(
   """The tokens of a text or of a text file (a path, or an open file); tokens pass unchanged.
 
   Args:
-    source: the text, file or tokens.
+    readable: the text, file or tokens.
     tokenizer: the vocabulary.
     count: called with the bytes of each piece of a text, before its tokens.
     name: of an opened file, for errors; "": its own.
 
   Raises:
-    InputError: the source is none of these, or a text that is the name of a file. While the tokens
+    InputError: it is none of these, or a text that is the name of a file. While the tokens
       are read: a file cannot be read or is not text.
   """
-  if isinstance(source, str):
-    if names_file(source):
+  if isinstance(readable, str):
+    if names_file(readable):
       raise InputError(
-        f"{source!r}: a file of this name exists, and a str is read as the text that it is: give "
+        f"{readable!r}: a file of this name exists, and a str is read as the text that it is: give "
         f"its Path to read the file, or io.StringIO of it to read the name"
       )
-    return _encoded(lines_of(text_stream(source), "the text"), tokenizer, count=count)
-  if isinstance(source, os.PathLike):
-    source = Path(source)
-  if isinstance(source, Path) or hasattr(source, "readline"):
-    name = name or _name(source)
-    return _encoded(lines_of(source, name), tokenizer, name, count)
-  if isinstance(source, bytes | bytearray | memoryview) or not isinstance(source, Iterable):
+    return _encoded(lines_of(text_stream(readable), "the text"), tokenizer, count=count)
+  if isinstance(readable, os.PathLike):
+    readable = Path(readable)
+  if isinstance(readable, Path) or hasattr(readable, "readline"):
+    name = name or _name(readable)
+    return _encoded(lines_of(readable, name), tokenizer, name, count)
+  if isinstance(readable, bytes | bytearray | memoryview) or not isinstance(readable, Iterable):
     raise InputError(
-      f"cannot read {short(source)}: give text, a Path, an opened file or tokens (bytes are "
+      f"cannot read {short(readable)}: give text, a Path, an opened file or tokens (bytes are "
       f"neither: decode them)"
     )
-  return chain.from_iterable(map(_numbers, source))
+  return chain.from_iterable(map(_numbers, readable))
 
 
 def text_stream(text: str) -> io.StringIO:
@@ -140,7 +140,7 @@ def _encoded(
 
 
 def pieces_of(lines: Iterable[str]) -> Iterator[str]:
-  """The pieces to tokenize, from lines with their ends (or parts of long lines).
+  """The pieces to tokenize, from lines with their ends. A long line comes in several.
 
   If a line cannot be read, the text before it is yielded before the error is raised.
   """
@@ -164,7 +164,7 @@ def pieces_of(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _cut(text: str) -> int:
-  """The place of a cut: before the last single space in the first `LONG` characters, else there."""
+  """Where to cut: before the last single space in the first `LONG` characters, else there."""
   at = LONG
   while (at := text.rfind(" ", 1, at)) > 0:
     if not text[at - 1].isspace() and not text[at + 1].isspace():
@@ -172,19 +172,21 @@ def _cut(text: str) -> int:
   return LONG
 
 
-def lines_of(source: Any, name: str = "") -> Iterator[str]:
-  r"""Lines as they arrive, with "\n" for every kind of newline; very long lines come in parts."""
-  name, read = name or _name(source), 0
-  if getattr(source, "closed", False):
+def lines_of(readable: Any, name: str = "") -> Iterator[str]:
+  r"""Lines as they arrive, with "\n" for every kind of newline; a long line comes in several."""
+  name, read = name or _name(readable), 0
+  if getattr(readable, "closed", False):
     raise InputError(f"{name}: is closed; open it again")
   try:
     with contextlib.ExitStack() as stack:
-      if isinstance(source, Path):
-        source = stack.enter_context((gzip.open if source.suffix == ".gz" else open)(source, "rb"))
-      if not isinstance(source, io.TextIOBase):
-        source = io.TextIOWrapper(source, encoding="utf-8", errors="surrogateescape")
-        stack.callback(source.detach)
-      while line := source.readline(LONG):
+      if isinstance(readable, Path):
+        readable = stack.enter_context(
+          (gzip.open if readable.suffix == ".gz" else open)(readable, "rb")
+        )
+      if not isinstance(readable, io.TextIOBase):
+        readable = io.TextIOWrapper(readable, encoding="utf-8", errors="surrogateescape")
+        stack.callback(readable.detach)
+      while line := readable.readline(LONG):
         line = line if read else line.removeprefix(BOM)
         wrong = WRONG.search(line)
         if good := line[: wrong.start()] if wrong else line:
@@ -200,8 +202,8 @@ def lines_of(source: Any, name: str = "") -> Iterator[str]:
     raise InputError(f"{name}: cannot be read ({error}); choose another file") from None
 
 
-def _name(source: Any) -> str:
-  name = source if isinstance(source, Path) else getattr(source, "name", None)
+def _name(readable: Any) -> str:
+  name = readable if isinstance(readable, Path) else getattr(readable, "name", None)
   if not isinstance(name, str | os.PathLike):  # None, or the number of an open file
     return "the stream"
   return "standard input" if name == "<stdin>" else str(name)

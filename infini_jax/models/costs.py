@@ -68,7 +68,7 @@ def executed_flops_per_token(
 
 
 def forward_flops(config: ModelConfig, tokens: int) -> dict[str, float]:
-  """One token forward, all layers, by part: weights, head, attention, memory."""
+  """One token forward, all layers, by kind: weights, head, attention, memory."""
   c = config
   return {
     "weights": c.layers * _layer_flops(c),

@@ -1,6 +1,6 @@
 """Low-rank adapters (Hu et al., arXiv 2106.09685): learned parameters next to frozen weights.
 
-With one, a weight W acts as W + (lora_alpha / R) down up, R = lora_rank. `up` begins at 0: at first
+With one, a weight w acts as w + (alpha / R) down up, R = adapters.rank. `up` begins at 0: at first
 nothing is changed.
 """
 

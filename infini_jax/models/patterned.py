@@ -58,16 +58,16 @@ class PatternTransformer(Transformer):
   def apart(self, stream: dict[str, Any]) -> list[Any]:
     """A stream as one of each layer."""
     one = lambda name, i: jax.tree.map(lambda x: x[i], stream[name])
-    return [one(name, i) for name, i in self._places()]
+    return [one(name, i) for name, i in self._numbers()]
 
   def together(self, streams: list[Any]) -> dict[str, Any]:
     """The other way."""
     parts: dict[str, list[Any]] = {}
-    for (name, _), own in zip(self._places(), streams, strict=True):
+    for (name, _), own in zip(self._numbers(), streams, strict=True):
       parts.setdefault(name, []).append(own)
     return {name: _stacked(own) for name, own in parts.items()}
 
-  def _places(self):
+  def _numbers(self):
     """Of every layer, its system, and its number among the layers of this system."""
     seen = dict.fromkeys(self.config.pattern, 0)
     for layer in range(self.config.layers):
@@ -83,7 +83,9 @@ class PatternTransformer(Transformer):
     bodies = {name: one_layer(_graph(own), chunk, policy) for name, own in c.by_system.items()}
     if layers is not None:
       after = []
-      for i, ((name, _), params, own) in enumerate(zip(self._places(), layers, state, strict=True)):
+      for i, ((name, _), params, own) in enumerate(
+        zip(self._numbers(), layers, state, strict=True)
+      ):
         xs = params, own, jax.tree.map(lambda x: x[i], flags)  # noqa: B023
         x_BTD, own = bodies[name](x_BTD, xs)
         after.append(own)

@@ -12,12 +12,12 @@ from infini_jax.ops import memory
 
 
 def reserve(config: ModelConfig, state: Any, tokens: int) -> Any:
-  """Room for `tokens` more, in the parts of a state or stream that grow."""
+  """Room for `tokens` more, in the arrays of a state or stream that grow."""
   return _each(config, state, lambda name, part: MIXERS[name].reserve(part, tokens))
 
 
 def has_one_size(config: ModelConfig) -> bool:
-  """Whether no part of the state ever needs more room."""
+  """Whether no array of the state ever needs more room."""
   return all(MIXERS[name].reserve is Mixer.reserve for name in config.by_system)
 
 
@@ -57,7 +57,7 @@ def with_memory_of(config: ModelConfig, state: Any, other: Any) -> Any:
 
 
 def held_L(model: ModelConfig) -> np.ndarray | None:
-  """The layers whose memory is held empty in an ablation; None: all that carry anything."""
+  """The layers whose memory is held empty in an ablation; None: all that have a state."""
   if not (model.pattern and model.memory.grows):
     return None
   return np.array(model.memory.ablated(model.layers))

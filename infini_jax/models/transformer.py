@@ -254,7 +254,7 @@ class Transformer(nnx.Module):
       stream: from `open` or an earlier call.
       mask_BT: False for padding.
       layers: the parameters of each layer by itself, to be used instead of the stacked ones: it is
-        quicker where slicing these copies them. The stream is then a list, too: see `apart`.
+        quicker where slicing these copies them. The stream is then a list too: see `apart`.
     """
     chunk = Chunk(mask_BT=mask_BT, extends=True)
     hidden_BTD, stream = self._layers(self.embed(tokens_BT), stream, chunk, None, layers=layers)
@@ -313,7 +313,7 @@ class Transformer(nnx.Module):
     return chunk.cut, self._windowed(), chunk.empty
 
   def _windowed(self) -> Bool[Array, " L"] | None:
-    """Which layers have the window and rotate by positions, where others see all, or do not."""
+    """Which layers have the window, and positions that the others may lack."""
     c = self.config
     return (
       (jnp.arange(c.layers) + 1) % c.family.global_every != 0 if c.family.global_every else None

@@ -99,11 +99,11 @@ def attention(
     stop = min(start + size, T)
     last = stop if aligned else k_BCKE.shape[1]
     q, k, v = q_BTKGE[:, start:stop], k_BCKE[:, :last], v_BCKU[:, :last]
-    places = (q_position_BT[:, start:stop], k_position_BC[:, :last])
+    positions = (q_position_BT[:, start:stop], k_position_BC[:, :last])
     documents: tuple = (None, None)
     if q_document_BT is not None and k_document_BC is not None:
       documents = (q_document_BT[:, start:stop], k_document_BC[:, :last])
-    outputs.append(rows(q, k, v, *places, *documents))
+    outputs.append(rows(q, k, v, *positions, *documents))
   out_BTKGU = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
   return out_BTKGU.reshape(B, T, H, -1)
 
@@ -134,7 +134,7 @@ def segment_attention(
   """Causal attention inside each segment; no segment sees another.
 
   Args:
-    q_BSNHE, k_BSNKE, v_BSNKU: one device's share; H = K*G.
+    q_BSNHE, k_BSNKE, v_BSNKU: the arrays of one device; H = K*G.
     mask_BSN: False for padding, which comes last in a segment.
     kernel: 'reference' holds whole squares of scores; 'xla' blocks of them, and few segments at a
       time; 'splash' is a kernel for TPUs and 'cudnn' one for NVIDIA GPUs; 'auto' takes what
@@ -161,8 +161,8 @@ def segment_attention(
     position = jnp.arange(N, dtype=jnp.int32)[None]
     k_position = position if mask_BN is None else jnp.where(mask_BN, position, UNSEEN)
     rows = N if kernel == "reference" else None
-    qkv, places = (q_BNHE, k_BNKE, v_BNKU), (position, k_position)
-    return attention(*qkv, *places, scoring=scoring, aligned=True, block_rows=rows)
+    qkv, positions = (q_BNHE, k_BNKE, v_BNKU), (position, k_position)
+    return attention(*qkv, *positions, scoring=scoring, aligned=True, block_rows=rows)
 
   scores = 0 if kernel == "reference" else B * S * H * min(N, BLOCK_ROWS) * N
   return each_segment(one, q_BSNHE, k_BSNKE, v_BSNKU, mask_BSN, scores=scores)
@@ -170,26 +170,26 @@ def segment_attention(
 
 def window_attention(
   q_BSNHE: Float[Array, "B S N H E"],
-  k_BSCKE: Float[Array, "B S C K E"],
-  v_BSCKU: Float[Array, "B S C K U"],
-  seen_BSC: Bool[Array, "B S C"],
+  k_BSWKE: Float[Array, "B S W K E"],
+  v_BSWKU: Float[Array, "B S W K U"],
+  seen_BSW: Bool[Array, "B S W"],
 ) -> Float[Array, "B S N H U"]:
-  """Each segment's N queries over C keys of its own, the last N of which are the queries' tokens.
+  """Each segment's N queries over the W keys of its window; the last N keys are of its own tokens.
 
   Args:
-    q_BSNHE, k_BSCKE, v_BSCKU: one device's share, rotated; H = K*G.
-    seen_BSC: False hides a key from all queries. The last N are seen causally.
+    q_BSNHE, k_BSWKE, v_BSWKU: the arrays of one device, rotated; H = K*G.
+    seen_BSW: False hides a key from all queries. The last N are seen causally.
   """
   B, S, N, H, _ = q_BSNHE.shape
-  C = k_BSCKE.shape[2]
-  position_C = jnp.arange(C, dtype=jnp.int32)[None]
+  W = k_BSWKE.shape[2]
+  position_W = jnp.arange(W, dtype=jnp.int32)[None]
 
-  def one(q_BNHE, k_BCKE, v_BCKU, seen_BC):
-    places = (position_C[:, C - N :], jnp.where(seen_BC, position_C, UNSEEN))
-    return attention(q_BNHE, k_BCKE, v_BCKU, *places)
+  def one(q_BNHE, k_BWKE, v_BWKU, seen_BW):
+    positions = (position_W[:, W - N :], jnp.where(seen_BW, position_W, UNSEEN))
+    return attention(q_BNHE, k_BWKE, v_BWKU, *positions)
 
-  scores = B * S * H * min(N, BLOCK_ROWS) * C
-  return each_segment(one, q_BSNHE, k_BSCKE, v_BSCKU, seen_BSC, scores=scores)
+  scores = B * S * H * min(N, BLOCK_ROWS) * W
+  return each_segment(one, q_BSNHE, k_BSWKE, v_BSWKU, seen_BSW, scores=scores)
 
 
 def each_segment(one: Callable, *args_BS: Any, scores: int) -> Any:
@@ -220,7 +220,7 @@ class Segment(NamedTuple):
   k_BNKE: Array
   v_BNKU: Array
   fill_B: Array  # int32
-  x_BNI: Array | None = None  # I = D, but never divided
+  x_BNI: Array | None = None
 
   def mask(self) -> Bool[Array, "B N"]:
     """True for the slots that hold a token."""

@@ -84,7 +84,7 @@ def infini_attention(
   In every segment of N = `segment_length` tokens each head mixes causal attention inside the
   segment with what the memory of all earlier segments holds,
 
-      A = g A_mem + (1 - g) A_dot,    g = sigmoid(beta)
+      out = g recalled + (1 - g) local,    g = sigmoid(beta)
 
   and then writes the segment. T need not be a multiple of N: a short last segment is written too.
 
@@ -95,7 +95,7 @@ def infini_attention(
     segment_length: N, in tokens.
     rule: 'linear' or 'delta', or a `Rule`, which has more choices.
     rope_theta: when given (see `ops.rotary`), rotary positions, restarting in each segment, serve
-      the local attention; the memory never sees them.
+      the local attention; the memory has no positions.
     scoring: the scale of the local attention's scores, and their softcap.
     reset_BS: True where a segment starts a new document: the memory is emptied before it.
     mask_BT: False for padding, which is neither seen nor written; its outputs are 0. The kernels of
@@ -103,8 +103,8 @@ def infini_attention(
     write_BTK: how much of a token is written to the memory of each head, 0 to 1; None: all of it.
     decay_BTK: of a segment, the memory leaves `sigmoid` of the mean of its tokens' scores (Gated
       DeltaNet, arXiv 2412.06464, by segments); None: what the rule says.
-    own: the memory's own queries, keys and values; None: it shares those of the local attention.
-    cut: True reads 0 from a memory that is not empty, `A = (1 - g) A_dot`, and writes as
+    own: the memory's own queries, keys and values; None: those of the local attention.
+    cut: True reads 0 from a memory that is not empty, `out = (1 - g) local`, and writes as
       otherwise: the ablation of the reads. None: the same as False.
     implementation: 'scan' goes through the segments one by one and recomputes them in the backward
       pass (least memory); 'parallel' is the exact prefix form; 'kernels' is the same by
@@ -127,7 +127,7 @@ def infini_attention(
   S = -(-T // segment_length)
   if reset_BS is not None and reset_BS.shape != (B, S):
     raise ValueError(
-      f"reset_BS has shape {reset_BS.shape}; {T} tokens in segments of {segment_length} want "
+      f"reset_BS has shape {reset_BS.shape}; {T} tokens in segments of {segment_length} need "
       f"{(B, S)}"
     )
   axes = token_axes(q_BTHE)
@@ -151,7 +151,7 @@ def infini_attention(
 
 
 def _segments(inputs, beta_H, state, reset_BS, cut, rope, *, N, form):
-  """One device's share: cut into segments, run, and joined again."""
+  """On one device: cut into segments, run, and joined again."""
   B, T = inputs.q_BTHE.shape[:2]
   S = -(-T // N)
   mask_BT = inputs.mask_BT
@@ -304,10 +304,10 @@ def _check(q, k, v, beta, segment_length, implementation):
     raise ValueError(f"segment_length={segment_length}: must be at least 1")
   if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[-1] != k.shape[-1]:
     raise ValueError(
-      f"q {q.shape}, k {k.shape}, v {v.shape}: want (B,T,H,E), (B,T,K,E), (B,T,K,U) of one B, T, E"
+      f"q {q.shape}, k {k.shape}, v {v.shape}: need (B,T,H,E), (B,T,K,E), (B,T,K,U) of one B, T, E"
     )
   if q.shape[2] % k.shape[2] or beta.shape != (q.shape[2],):
     raise ValueError(
       f"{q.shape[2]} query heads, {k.shape[2]} key/value heads, beta {beta.shape}: "
-      f"want H a multiple of K, and one beta per query head"
+      f"H must be a multiple of K, and beta must have one number per query head"
     )

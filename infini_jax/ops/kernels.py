@@ -1,7 +1,7 @@
 """The vendors' attention kernels behind one name, for causal attention inside segments.
 
-Segments are independent, so they become lanes and every kernel does what it is best at: a plain
-causal square of N x N. Each function here takes one device's share, with any padding last in its
+Segments are independent, so they are stacked on the batch dimension, and a kernel computes causal
+squares of N x N. Each function here takes the arrays of one device, with any padding last in its
 segment. `scale` and `softcap` are those of `attention.Scoring`. `why_not` says why a kernel
 cannot do it, in words.
 """
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-LANE = 128  # of a TPU's vector registers: splash works in multiples of it
+MULTIPLE = 128  # of a TPU's vector registers: splash works in multiples of it
 SPLASH_BLOCK = 1024  # rows and columns of a block of scores, at most
 SPLASH_BYTES = 2**19  # of such a block of queries, keys or values, at most: all are on the chip
 
@@ -37,10 +37,10 @@ def why_not(
   if kernel == "splash":
     if on != "tpu":
       return f"it needs a TPU, and this is a {on.upper()}"
-    if N % LANE:
-      return f"{N} tokens of a segment are not a multiple of {LANE}"
-    if E % LANE or U % LANE:
-      return f"head sizes {E} and {U} are not both multiples of {LANE}"
+    if N % MULTIPLE:
+      return f"{N} tokens of a segment are not a multiple of {MULTIPLE}"
+    if E % MULTIPLE or U % MULTIPLE:
+      return f"head sizes {E} and {U} are not both multiples of {MULTIPLE}"
   else:
     if on not in ("gpu", "cuda"):
       return f"it needs an NVIDIA GPU, and this is a {on.upper()}"
@@ -104,8 +104,8 @@ def splash_heads(
 
   H, N = q_BHNE.shape[1:3]
   wide = max(x.shape[-1] * x.dtype.itemsize for x in (q_BHNE, k_BKNE, v_BKNU))
-  most = max(LANE, min(N, SPLASH_BLOCK, SPLASH_BYTES // wide))
-  block = max(b for b in range(LANE, most + 1, LANE) if N % b == 0)
+  most = max(MULTIPLE, min(N, SPLASH_BLOCK, SPLASH_BYTES // wide))
+  block = max(b for b in range(MULTIPLE, most + 1, MULTIPLE) if N % b == 0)
   sizes = pallas.BlockSizes(
     block_q=block,
     block_kv=block,

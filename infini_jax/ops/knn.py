@@ -41,16 +41,16 @@ def nearest_attention(
       "BTKGE,BJKE->BKGTJ", q_BTKGE, k_BJKE, preferred_element_type=jnp.float32
     )
     similar_BKGTJ = jnp.where(seen_BJ[:, None, None, None], similar_BKGTJ, -jnp.inf)
-    best_BKGTR, place_BKGTR = jax.lax.top_k(jax.lax.stop_gradient(similar_BKGTJ), top)
-    found_BKGTR = best_BKGTR > -jnp.inf
-    take = jax.vmap(jax.vmap(lambda x_ME, place: x_ME[place], (1, 0)))  # by lane, by head
-    near_BKGTRE, value_BKGTRU = take(k_BJKE, place_BKGTR), take(v_BJKU, place_BKGTR)
-    score_BKGTR = scale * jnp.einsum(
-      "BTKGE,BKGTRE->BKGTR", q_BTKGE, near_BKGTRE, preferred_element_type=jnp.float32
+    best_BKGTY, index_BKGTY = jax.lax.top_k(jax.lax.stop_gradient(similar_BKGTJ), top)
+    found_BKGTY = best_BKGTY > -jnp.inf
+    take = jax.vmap(jax.vmap(lambda x_JE, index: x_JE[index], (1, 0)))  # by lane, by head
+    near_BKGTYE, value_BKGTYU = take(k_BJKE, index_BKGTY), take(v_BJKU, index_BKGTY)
+    score_BKGTY = scale * jnp.einsum(
+      "BTKGE,BKGTYE->BKGTY", q_BTKGE, near_BKGTYE, preferred_element_type=jnp.float32
     )
-    score_BKGTR = jnp.where(found_BKGTR, score_BKGTR, -1e30)
-    weight_BKGTR = jnp.where(found_BKGTR, jax.nn.softmax(score_BKGTR, axis=-1), 0.0)
-    return jnp.einsum("BKGTR,BKGTRU->BTKGU", weight_BKGTR.astype(v_BJKU.dtype), value_BKGTRU)
+    score_BKGTY = jnp.where(found_BKGTY, score_BKGTY, -1e30)
+    weight_BKGTY = jnp.where(found_BKGTY, jax.nn.softmax(score_BKGTY, axis=-1), 0.0)
+    return jnp.einsum("BKGTY,BKGTYU->BTKGU", weight_BKGTY.astype(v_BJKU.dtype), value_BKGTYU)
 
   q_BTKGE = split_heads(q_BTHE, K)
   size = max(1, min(T, SCORE_BYTES // (4 * B * H * J)))

@@ -33,7 +33,7 @@ class LocalAttention(NamedTuple):
     v_BSNKU: Float[Array, "B S N K U"],
     mask_BSN: Bool[Array, "B S N"] | None,
   ) -> Float[Array, "B S N H U"]:
-    """Of one device's share, un-rotated; arguments as of `segment_attention`."""
+    """Of the arrays of one device, un-rotated; arguments as of `segment_attention`."""
     if not self.is_splash(q_BSNHE, v_BSNKU):
       rotate = jax.vmap(rotation(None, self.rope), 1, 1)
       qkv = rotate(q_BSNHE), rotate(k_BSNKE), v_BSNKU

@@ -24,7 +24,7 @@ def cross_entropy(
   """The negative log-likelihood of each target, the normalizer of each softmax, the right tokens.
 
   At most `chunk` tokens of each lane have logits at any time, in the backward pass too. Where T is
-  divided over devices, either they all gather the whole head, or each takes a part of the
+  divided over devices, either they all gather the whole head, or each takes some rows of the
   vocabulary and they gather the tokens: whichever is less to send.
 
   Args:
@@ -112,15 +112,15 @@ def _weighted_forward(hidden_BTD, head_VD, targets_BT, weight_BT, how):
   wanted = head_VD.perturbed  # a frozen head needs no gradient
   hidden_BTD, head_VD = hidden_BTD.value, head_VD.value
   targets_BT, weight_BT = targets_BT.value, weight_BT.value
-  place = _Place(hidden_BTD, head_VD)
+  layout = _Layout(hidden_BTD, head_VD)
 
-  def piece(hidden_BTI, head_VD, targets_BT, weight_BT):
-    part = _Part(place, targets_BT.shape[1], how)
-    whole_VD, scatter = jax.vjp(place.gathered, head_VD)
+  def on_one(hidden_BTI, head_VD, targets_BT, weight_BT):
+    own = _Blocks(layout, targets_BT.shape[1], how)
+    whole_VD, scatter = jax.vjp(layout.gathered, head_VD)
 
     def block(sum_VD, xs):
       hidden_BTI, targets_BT, weight_BT = xs
-      run = lambda hidden_BTI, head=whole_VD: part.block(head, None, hidden_BTI, targets_BT)
+      run = lambda hidden_BTI, head=whole_VD: own.block(head, None, hidden_BTI, targets_BT)
       asked = (hidden_BTI, whole_VD) if wanted else (hidden_BTI,)
       (nll_BT, log_z_BT, right_BT), back = _vjp(run, *asked)
       d_hidden, *d_head = back((weight_BT, 2 * how.z_loss * log_z_BT * weight_BT))
@@ -128,11 +128,11 @@ def _weighted_forward(hidden_BTD, head_VD, targets_BT, weight_BT, how):
 
     start = jnp.zeros_like(whole_VD) if wanted else jnp.zeros(())
     xs = [hidden_BTI, targets_BT, weight_BT]
-    sum_VD, outs = part.each(block, start, xs)
+    sum_VD, outs = own.each(block, start, xs)
     return *outs, scatter(sum_VD)[0] if wanted else None
 
-  outs = place.run(
-    piece,
+  outs = layout.run(
+    on_one,
     ("BT", "BT", "BT", "BTI", "VD" if wanted else None),
     hidden_BTI=hidden_BTD, head_VD=head_VD, targets_BT=targets_BT, weight_BT=weight_BT,
   )  # fmt: skip
@@ -162,23 +162,23 @@ _weighted.defvjp(_weighted_forward, _weighted_backward, symbolic_zeros=True)
 
 
 def _each_token(hidden_BTD, head_VD, targets_BT, *teacher, chunk, softcap):
-  place = _Place(hidden_BTD, head_VD)
+  layout = _Layout(hidden_BTD, head_VD)
 
-  def piece(hidden_BTI, head_VD, targets_BT, teacher_BTI=None, teacher_VD=None):
-    part = _Part(place, targets_BT.shape[1], _How(chunk, softcap, 0.0))
-    head_VD = place.gathered(head_VD)
+  def on_one(hidden_BTI, head_VD, targets_BT, teacher_BTI=None, teacher_VD=None):
+    own = _Blocks(layout, targets_BT.shape[1], _How(chunk, softcap, 0.0))
+    head_VD = layout.gathered(head_VD)
     told = [] if teacher_BTI is None else [teacher_BTI]
-    teacher_VD = None if teacher_VD is None else place.gathered(teacher_VD)
-    block = lambda carry, xs: (carry, part.block(head_VD, teacher_VD, *xs))
-    block = jax.checkpoint(block) if part.blocks > 1 else block
-    return part.each(block, None, [hidden_BTI, targets_BT, *told])[1]
+    teacher_VD = None if teacher_VD is None else layout.gathered(teacher_VD)
+    block = lambda carry, xs: (carry, own.block(head_VD, teacher_VD, *xs))
+    block = jax.checkpoint(block) if own.blocks > 1 else block
+    return own.each(block, None, [hidden_BTI, targets_BT, *told])[1]
 
   arrays = {"hidden_BTI": hidden_BTD, "head_VD": head_VD, "targets_BT": targets_BT}
   arrays |= dict(zip(("teacher_BTI", "teacher_VD"), teacher, strict=False))
-  return place.run(piece, ("BT",) * (4 if teacher else 3), **arrays)
+  return layout.run(on_one, ("BT",) * (4 if teacher else 3), **arrays)
 
 
-class _Place:
+class _Layout:
   """How the tokens and the head are divided over devices."""
 
   def __init__(self, hidden_BTD: Array, head_VD: Array):
@@ -191,19 +191,18 @@ class _Place:
       T, V, axis_size(self.over), parts
     )
     # Devices that each have other rows of the head.
-    self.sharers = (*rows, self.over) if self.divided else rows
+    self.row_axes = (*rows, self.over) if self.divided else rows
     tokens = (*axis_names(self.lanes), *axis_names(self.over))
     self.copies = tuple(axis for axis in tokens if axis not in self.columns)
 
-  def run(self, piece: Callable, out: Any, **arrays: Array) -> Any:
+  def run(self, on_one: Callable, out: Any, **arrays: Array) -> Any:
     """`ops.shards.on_shards`."""
-    # I = D, whole
     axes = {"B": self.lanes, "T": self.over, **dict(zip("VD", self.head, strict=True))}
-    return on_shards(piece, axes, out, follow=True, **arrays)
+    return on_shards(on_one, axes, out, follow=True, **arrays)
 
   def together(self, reduce: Callable, x: Array) -> Array:
     """Reduced over the devices that have other rows."""
-    return reduce(x, self.sharers) if self.sharers else x
+    return reduce(x, self.row_axes) if self.row_axes else x
 
   def gathered(self, head_VD: Array) -> Array:
     """The rows of the head of this device, gathered."""
@@ -211,16 +210,16 @@ class _Place:
     head_VD = jax.lax.pcast(head_VD, self.copies, to="varying")
     if self.divided:
       head_VD = jax.lax.all_to_all(head_VD, self.over, 0, 1, tiled=True)
-    for axis in reversed([a for a in self.columns if a not in self.sharers]):
+    for axis in reversed([a for a in self.columns if a not in self.row_axes]):
       head_VD = jax.lax.all_gather(head_VD, axis, axis=1, tiled=True)
     return head_VD
 
 
-class _Part:
+class _Blocks:
   """One device's tokens, in blocks."""
 
-  def __init__(self, place: _Place, T: int, how: _How):
-    self.place, self.T, self.softcap = place, T, how.softcap
+  def __init__(self, layout: _Layout, T: int, how: _How):
+    self.layout, self.T, self.softcap = layout, T, how.softcap
     self.blocks = -(-T // how.chunk)
     self.size = -(-T // self.blocks)
 
@@ -241,30 +240,30 @@ class _Part:
 
   def block(self, head_VD, teacher_VD, *xs):
     """The results for tokens of a block: their hidden states, targets, and the teacher's states."""
-    place = self.place
+    layout = self.layout
     column_V = jnp.arange(head_VD.shape[0], dtype=xs[1].dtype)
-    if place.sharers:
-      column_V += jax.lax.axis_index(place.sharers) * len(column_V)
-    if place.divided:
-      xs = tuple(jax.lax.all_gather(x, place.over, axis=1, tiled=True) for x in xs)
+    if layout.row_axes:
+      column_V += jax.lax.axis_index(layout.row_axes) * len(column_V)
+    if layout.divided:
+      xs = tuple(jax.lax.all_gather(x, layout.over, axis=1, tiled=True) for x in xs)
     hidden_BTD, wanted_BT, *told = xs
     logits_BTV = self._logits(hidden_BTD, head_VD)
     _, _, log_z_BT = self._shares(logits_BTV)
     # A sum over the vocabulary, not a look-up: each device has the target among its rows, or 0.
     hit_BTV = column_V[None, None] == wanted_BT[..., None]
     fixed_BTV = jax.lax.stop_gradient(logits_BTV)
-    target_BT = place.together(jax.lax.psum, jnp.where(hit_BTV, logits_BTV, 0.0).sum(-1))
-    other_BT = place.together(jax.lax.pmax, jnp.where(hit_BTV, -jnp.inf, fixed_BTV).max(-1))
+    target_BT = layout.together(jax.lax.psum, jnp.where(hit_BTV, logits_BTV, 0.0).sum(-1))
+    other_BT = layout.together(jax.lax.pmax, jnp.where(hit_BTV, -jnp.inf, fixed_BTV).max(-1))
     outs = [log_z_BT - target_BT, log_z_BT, target_BT > other_BT]
     for told_BTI in told:
       told_BTV = self._logits(told_BTI, teacher_VD)
       share_BTV, total_BT, told_z_BT = self._shares(told_BTV)
       above_BT = (share_BTV * (told_BTV - logits_BTV)).sum(-1)
-      above_BT = place.together(jax.lax.psum, above_BT) / total_BT
+      above_BT = layout.together(jax.lax.psum, above_BT) / total_BT
       outs.append(above_BT - told_z_BT + log_z_BT)
-    if not place.divided:
+    if not layout.divided:
       return tuple(outs)
-    first = jax.lax.axis_index(place.over) * self.size
+    first = jax.lax.axis_index(layout.over) * self.size
     return tuple(jax.lax.dynamic_slice_in_dim(x, first, self.size, 1) for x in outs)
 
   def _logits(self, hidden_BTD, head_VD):
@@ -274,7 +273,7 @@ class _Part:
 
   def _shares(self, logits_BTV):
     """The softmax before its division, and the logarithm of what it is divided by."""
-    together = self.place.together
+    together = self.layout.together
     top_BT = together(jax.lax.pmax, jax.lax.stop_gradient(logits_BTV).max(-1))
     share_BTV = jnp.exp(logits_BTV - top_BT[..., None])
     total_BT = together(jax.lax.psum, share_BTV.sum(-1))
@@ -282,7 +281,7 @@ class _Part:
 
 
 def divides_vocabulary(T: int, V: int, over: int, parts: int) -> bool:
-  """Whether devices that share a sequence take parts of the vocabulary, and gather the tokens.
+  """Whether the devices of one sequence divide the vocabulary, and gather the tokens.
 
   Args:
     T, V: tokens of a lane, and the vocabulary.

@@ -3,17 +3,19 @@
 Equations (7) to (10) of the paper (arXiv 2404.07143v2), with `sigma(x) = elu(x) + 1` on un-rotated
 queries and keys:
 
-    read     A_mem = sigma(Q) M / (sigma(Q) z)                      0 where the memory is empty
-    linear   M' = M + sigma(K)^T V                                  z' = z + sum_t sigma(K_t)
-    delta    M' = M + sigma(K)^T (V - sigma(K) M / (sigma(K) z))    z' as above
+    read     recalled = sigma(q) M / (sigma(q) z)                   0 where the memory is empty
+    linear   M' = M + sigma(k)^T v                                  z' = z + sum_t sigma(k_t)
+    delta    M' = M + sigma(k)^T (v - sigma(k) M / (sigma(k) z))    z' as above
 
-    mix      A = g A_mem + (1 - g) A_dot,    g = sigmoid(beta)      A_dot: local attention
+    mix      out = g recalled + (1 - g) local,  g = sigmoid(beta)   local: attention in the segment
+
+The paper writes `recalled` as A_mem, `local` as A_dot and `out` as A.
 
 `Rule` holds the choice between the two, and refinements that are not the paper's.
 
-A segment's write is a sum over its tokens, so it is kept as an `Update` that can grow token by
-token (decoding), be made at once (a block), or be made for all segments side by side (the prefix
-form, where delta is the affine recurrence `M' = (I - P) M + U` with `z` known first).
+A segment's write is a sum over its tokens, so it is kept as an `Update`. It can grow token by token
+(decoding), or be made at once (a block). In the prefix form it is made for all segments side by
+side: there delta is the affine recurrence `M' = M - erase M + written` with `z` known first.
 Everything is float32 for every type of the inputs.
 """
 
@@ -215,7 +217,7 @@ def prefix(
   With `axis`, each device of that mesh axis holds S segments of a longer sequence, in order. Both
   recurrences are affine in the state that comes in: each device runs its own from an empty state,
   and what the segments before it hold is carried over and added. What is sent is one state, and
-  for delta the matrix E x E that acts on it, however long the sequence is.
+  for delta an E x E matrix that acts on it, however long the sequence is.
 
   Args:
     k_BSNKE, v_BSNKU: un-rotated keys, and values.
@@ -237,7 +239,7 @@ def prefix(
   def erased(z_BSKE):
     weight_BSNK = jnp.einsum("BSNKE,BSKE->BSNK", whole_BSNKE, z_BSKE)
     scaled_BSNKE = _divide(whole_BSNKE, weight_BSNK[..., None])
-    return jnp.einsum("BSNKE,BSNKI->BSKEI", k_BSNKE, scaled_BSNKE)
+    return jnp.einsum("BSNKE,BSNKZ->BSKEZ", k_BSNKE, scaled_BSNKE)
 
   sums = Sums(written_BSKEU, k_BSNKE.sum(2), erased, (whole_BSNKE, k_BSNKE))
   scores = None if decay_BSNK is None else segment_scores(decay_BSNK, mask_BSN)
@@ -249,7 +251,7 @@ class Sums(NamedTuple):
 
   written_BSKEU: Array
   keys_BSKE: Array
-  erased: Callable  # from z_BSKE before the segments to P_BSKEI: delta takes `P M` from the memory
+  erased: Callable  # from z_BSKE before the segments to erase_BSKEZ; delta subtracts `erase M`
   pairs: tuple[Array, Array] | None = None  # keys, and written keys, BSNKE: z-correction alone
 
 
@@ -280,26 +282,28 @@ def recurrence(
     own = over_segments(step_z, jnp.zeros_like(memory.z_BKE), left_BSK, keys_BSKE, None)
     z_BSKE, z_BKE = carried(kept, own, memory.z_BKE, axis)
 
-  P_BSKEI = None
+  erase_BSKEZ = None
   if rule.affine:
-    P_BSKEI = sums.erased(z_BSKE)
-    P_BSKEI *= _fade(_damping(keys_BSKE, z_BSKE, rule), left_BSK)[..., None, None]
+    erase_BSKEZ = sums.erased(z_BSKE)
+    erase_BSKEZ *= _fade(_damping(keys_BSKE, z_BSKE, rule), left_BSK)[..., None, None]
 
-  def step_M(M_BKEU, left_BK, P_BKEI, written_BKEU):
+  def step_M(M_BKEU, left_BK, erase_BKEZ, written_BKEU):
     M_next = _fade(M_BKEU, left_BK)
-    if P_BKEI is not None:
-      M_next -= jnp.einsum("BKEI,BKIU->BKEU", P_BKEI, M_BKEU, precision="highest")
+    if erase_BKEZ is not None:
+      M_next -= jnp.einsum("BKEZ,BKZU->BKEU", erase_BKEZ, M_BKEU, precision="highest")
     return M_next if written_BKEU is None else M_next + written_BKEU
 
   if axis is None:
-    M_BSKEU, M_BKEU = over_segments(step_M, memory.M_BKEU, left_BSK, P_BSKEI, sums.written_BSKEU)
+    M_BSKEU, M_BKEU = over_segments(
+      step_M, memory.M_BKEU, left_BSK, erase_BSKEZ, sums.written_BSKEU
+    )
   else:
-    if P_BSKEI is not None:  # a matrix is what is left: that of the recurrence itself
+    if erase_BSKEZ is not None:  # a matrix is what is left: that of the recurrence itself
       E = keys_BSKE.shape[-1]
       whole = jnp.broadcast_to(jnp.eye(E), (*memory.z_BKE.shape, E))
-      kept = over_segments(step_M, whole, left_BSK, P_BSKEI, None)
+      kept = over_segments(step_M, whole, left_BSK, erase_BSKEZ, None)
     own = over_segments(
-      step_M, jnp.zeros_like(memory.M_BKEU), left_BSK, P_BSKEI, sums.written_BSKEU
+      step_M, jnp.zeros_like(memory.M_BKEU), left_BSK, erase_BSKEZ, sums.written_BSKEU
     )
     M_BSKEU, M_BKEU = carried(kept, own, memory.M_BKEU, axis)
   return MemoryState(M_BSKEU, z_BSKE), MemoryState(M_BKEU, z_BKE)

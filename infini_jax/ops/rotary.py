@@ -76,13 +76,13 @@ def frequencies(E: int, theta: float, scaling: tuple[float, ...] = ()) -> Freque
   Args:
     E: the head's size.
     theta: the base: `theta^(-2i/E)` without scaling.
-    scaling: () for none. (factor,) divides all of them, as if positions stood closer (Chen et al.,
+    scaling: () for none. (factor,) divides all of them, as if positions were closer (Chen et al.,
       arXiv 2306.15595). (factor, low, high, original) is Llama 3.1's (Grattafiori et al.,
-      arXiv 2407.21783, and Meta's code): a pair that rotates `high` times or more in `original`
-      positions stays as it is, one that rotates at most `low` times is divided, between them there
-      is a line. (factor, low, high, original, magnitude) is YaRN's (Peng et al., arXiv 2309.00071):
-      the line is one over the pairs' numbers, from whole to whole, and both queries and keys are
-      multiplied by `magnitude`.
+      arXiv 2407.21783, and Meta's code). A pair that rotates `high` times or more in `original`
+      positions stays as it is. One that rotates at most `low` times is divided. Between them the
+      division is linear. (factor, low, high, original, magnitude) is YaRN's (Peng et al.,
+      arXiv 2309.00071). There the division is linear in the number of the pair, between two whole
+      numbers, and both queries and keys are multiplied by `magnitude`.
   """
   half = E // 2
   frequency_E = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)

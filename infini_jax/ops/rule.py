@@ -14,18 +14,18 @@ class Rule(NamedTuple):
 
   Attributes:
     name: a key of `RULES`.
-    normalize_keys: sum normalization (Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174): a token is
+    normalize_keys: sum normalization (Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174). A token is
       written, and recalled by delta, under `sigma(k) / sum_e sigma(k)_e`, so that each adds exactly
       1 to `sum(z)`. Queries need none: their scale cancels in the read.
     z_correction: a token adds to `z` only what is new in its key (ARMT, arXiv 2407.04841):
       `gamma * sigma(k)` with `gamma = clip(1 - z.sigma(k) / |sigma(k)|^2, 0, 1)`, which has no
       gradient. `z` is that before the segment, and gamma 1 while it is empty. The update
       of `M` does not change.
-    decay: what a segment leaves of the memory before its own part is added, 1 for all:
+    decay: what a segment leaves of the memory before its own update is added, 1 for all:
       `M' = decay * (M - recalled) + written`, `z' = decay * z + keys`. Gated delta with a constant
       gate (arXiv 2412.06464), per segment.
     gate: 'sigmoid', or 'hard_sigmoid', `relu6(beta + 3) / 6`, which reaches 0 and 1.
-    readout_norm: each head's A_mem is divided by its root mean square; where empty it stays 0.
+    readout_norm: each head's read-out is divided by its root mean square; where empty it stays 0.
     scale_first_segment: True scales the local output by `1 - g` even while the memory is empty, as
       the formula says literally; otherwise a head with an empty memory is all local.
   """

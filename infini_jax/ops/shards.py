@@ -2,7 +2,7 @@
 
 Attention and memory need no other device: lanes and heads are independent, and segments too, except
 for the state that passes from one to the next. Therefore the operations of this package are written
-for the share of one device, and run by `shard_map`. What they send is explicit: `carry` passes the
+for the arrays of one device, and run by `shard_map`. What they send is explicit: `carry` passes the
 state of an affine recurrence from device to device along one mesh axis.
 """
 
@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 GATHERED = 8  # up to so many devices everyone gets everything at once; beyond, by doubling
 
-Affine = tuple[jax.Array, jax.Array]  # (A, b): the state x becomes A x + b
+Affine = tuple[jax.Array, jax.Array]  # (factor, term): the state x becomes factor x + term
 Axes = dict[str, Any]  # the mesh axes of each letter; a letter that is missing is not divided
 
 
@@ -39,14 +39,14 @@ def token_axes(q_BTHE: jax.Array, whole: bool = False) -> Axes:
 
 
 def on_shards(f: Callable, axes: Axes, out: Any, *, follow: bool = False, **arrays: Any) -> Any:
-  """Calls `f(**arrays)` on every device with its share; outside a mesh simply calls it.
+  """Calls `f` on every device with its shards of the arrays; without a mesh with the arrays.
 
   Args:
     f: written for one device.
     axes: the mesh axes of each letter.
-    out: what `f` returns, with the letters of each array in its place ("BTHE"), or a tree of arrays
+    out: what `f` returns, the letters of each array ("BTHE"), or a tree of arrays
       whose names end in their letters.
-    follow: lets JAX follow which values differ from device to device. A sum over devices then has
+    follow: JAX follows which values differ from device to device. A sum over devices then has
       a gradient that costs nothing. Kernels cannot be followed.
     **arrays: arrays, None, or trees of both. Each array is placed by the letters that end its name:
       its field in a tree, or else its argument.
@@ -93,12 +93,14 @@ def carry(step: Affine, start: jax.Array, axis: str) -> tuple[jax.Array, jax.Arr
   """The state before each device and after the last, of a recurrence over the devices of an axis.
 
   Args:
-    step: this device's own (A, b). A is a scalar per head, or a matrix: one axis more than that.
+    step: this device's own factor and term. The factor is a scalar per head, or a matrix, which has
+      one axis more.
     start: the state before the first device, the same on all.
     axis: of the mesh.
 
   Returns:
-    `x_p = A_{p-1} x_{p-1} + b_{p-1}` with `x_0 = start`, of this device p, and the last of them.
+    `x_p = factor_{p-1} x_{p-1} + term_{p-1}` with `x_0 = start`, of this device p, and the last of
+    them.
   """
   size, here = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
   if size <= GATHERED:
@@ -131,7 +133,7 @@ def carried(kept: tuple, own: tuple, start: jax.Array, axis: str) -> tuple[jax.A
   Args:
     kept: what is left of a state that comes in (a scalar per head or a matrix), before each of the
       device's segments (axis 1), and after the last.
-    own: the device's own states, in the same places.
+    own: the device's own states, at the same positions.
     start: the state before the first device, the same on all.
     axis: the mesh axis over which the sequence is divided.
 
@@ -139,20 +141,22 @@ def carried(kept: tuple, own: tuple, start: jax.Array, axis: str) -> tuple[jax.A
     The states before the device's segments, and the state after the whole sequence.
   """
   here, last = carry((kept[1], own[1]), start, axis)
-  before = jax.vmap(lambda A, b: apply((A, b), here), 1, 1)(kept[0], own[0])
+  before = jax.vmap(lambda *step: apply(step, here), 1, 1)(kept[0], own[0])
   return before, last
 
 
 def apply(step: Affine, x: jax.Array) -> jax.Array:
-  """`A x + b`; a scalar A (per head) multiplies, a matrix is a matrix."""
-  A, b = step
-  if A.ndim == x.ndim:
-    return jnp.matmul(A, x, precision="highest") + b
-  return A.reshape(*A.shape, *(1,) * (x.ndim - A.ndim)) * x + b
+  """`factor x + term`. The factor is a scalar per head, or a matrix."""
+  factor, term = step
+  if factor.ndim == x.ndim:
+    return jnp.matmul(factor, x, precision="highest") + term
+  return factor.reshape(*factor.shape, *(1,) * (x.ndim - factor.ndim)) * x + term
 
 
 def compose(later: Affine, earlier: Affine) -> Affine:
   """First `earlier`, then `later`."""
-  matrix = later[0].ndim == later[1].ndim
-  A = jnp.matmul(later[0], earlier[0], precision="highest") if matrix else later[0] * earlier[0]
-  return A, apply(later, earlier[1])
+  if later[0].ndim == later[1].ndim:
+    factor = jnp.matmul(later[0], earlier[0], precision="highest")
+  else:
+    factor = later[0] * earlier[0]
+  return factor, apply(later, earlier[1])

@@ -34,12 +34,12 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, lanes: int) -> dict[str,
   def one(path: Any, rows: np.ndarray) -> jax.Array:
     sharding = NamedSharding(mesh, spec(letters_of(path), COMPUTE))
 
-    def piece(index: Any) -> np.ndarray:
+    def on_one(index: Any) -> np.ndarray:
       start, stop, _ = index[0].indices(lanes)
       first = int(np.searchsorted(held, start))
       return rows[(slice(first, first + stop - start), *index[1:])]
 
-    return jax.make_array_from_callback((lanes, *rows.shape[1:]), sharding, piece)
+    return jax.make_array_from_callback((lanes, *rows.shape[1:]), sharding, on_one)
 
   return jax.tree_util.tree_map_with_path(one, batch)
 

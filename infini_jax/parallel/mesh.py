@@ -115,12 +115,12 @@ def spec(letters: str, table: dict[str, Any]) -> PartitionSpec:
   """The sharding of an array with these dimensions.
 
   Raises:
-    ValueError: two dimensions share a mesh axis.
+    ValueError: two dimensions are divided over the same mesh axis.
   """
   parts = [table.get(letter) for letter in letters]
   axes = [a for p in parts if p for a in (p if isinstance(p, tuple) else (p,))]
   if len(set(axes)) != len(axes):
-    raise ValueError(f"two dimensions of {letters} share a mesh axis: {parts}")
+    raise ValueError(f"two dimensions of {letters} are divided over the same mesh axis: {parts}")
   return PartitionSpec(*parts)
 
 

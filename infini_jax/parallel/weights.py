@@ -38,7 +38,7 @@ def product(equation: str, x: jax.Array, weight: jax.Array, **options: Any) -> j
   # over them last, as shards.
   copies = [a for c in rows for a in axes_of(COMPUTE, c) if a not in _axes(columns)]
 
-  def piece(x, weight):
+  def on_one(x, weight):
     weight = jax.lax.pcast(weight, tuple(copies), to="varying")
     for dimension, axes in gathered.items():
       for axis in reversed(axes):
@@ -47,7 +47,7 @@ def product(equation: str, x: jax.Array, weight: jax.Array, **options: Any) -> j
     return jax.lax.psum(y, summed) if summed else y
 
   placed = map(jax.reshard, (x, weight), specs)
-  return jax.shard_map(piece, in_specs=specs, out_specs=spec(out, COMPUTE))(*placed)
+  return jax.shard_map(on_one, in_specs=specs, out_specs=spec(out, COMPUTE))(*placed)
 
 
 def lookup(table_VD: jax.Array, tokens_BT: jax.Array, dtype: str) -> jax.Array:
@@ -64,7 +64,7 @@ def lookup(table_VD: jax.Array, tokens_BT: jax.Array, dtype: str) -> jax.Array:
   traded = {axis: 0 if axis in COMPUTE["B"] else 1 for axis in STORAGE["D"]}
   rows = COMPUTE["V"]
 
-  def piece(table_VD, tokens_BT):
+  def on_one(table_VD, tokens_BT):
     for axis, dimension in traded.items():
       tokens_BT = jax.lax.all_gather(tokens_BT, axis, axis=dimension, tiled=True)
     if mesh.shape[rows] > 1:
@@ -77,9 +77,9 @@ def lookup(table_VD: jax.Array, tokens_BT: jax.Array, dtype: str) -> jax.Array:
       x_BTD = jax.lax.all_to_all(x_BTD, axis, dimension, 2, tiled=True)
     return x_BTD
 
-  places = (spec("VD", STORAGE), spec("BT", COMPUTE))
-  placed = map(jax.reshard, (table_VD, tokens_BT), places)
-  run = jax.shard_map(piece, in_specs=places, out_specs=spec("BTE", COMPUTE), check_vma=False)
+  shardings = (spec("VD", STORAGE), spec("BT", COMPUTE))
+  placed = map(jax.reshard, (table_VD, tokens_BT), shardings)
+  run = jax.shard_map(on_one, in_specs=shardings, out_specs=spec("BTI", COMPUTE), check_vma=False)
   return run(*placed)
 
 

@@ -22,8 +22,8 @@ from infini_jax.plan.compiled import compile_step
 from infini_jax.plan.estimate import estimate
 from infini_jax.plan.gpus import gpu_devices
 from infini_jax.plan.memories import memories, of_pattern, show
+from infini_jax.plan.per_chip import abstract_mesh
 from infini_jax.plan.remat import settled
-from infini_jax.plan.shares import abstract_mesh
 from infini_jax.plan.tpus import tpu_devices
 from infini_jax.plan.verdict import judge
 from infini_jax.progress import track
@@ -122,7 +122,7 @@ def _where(args: Namespace) -> tuple[Chip, int]:
     others = ", ".join(f"{chip.name}:{size}" for size in nearest(chip, shape))
     raise InputError(
       f"--topology={args.topology}: {chip.name} has no such slice; nearest: {others} "
-      f"(several slices: --config.mesh.dcn=N)"
+      f"(several slices: --config.mesh.dcn=COUNT)"
     )
   return chip, math.prod(shape)
 
@@ -136,7 +136,7 @@ def _check_together(chip: Chip, sizes: dict[str, int], mesh: str) -> None:
   if chip.platform == "tpu":
     raise InputError(
       f"--mesh={mesh}: {chip.name} has no slice of {count} chips; nearest: "
-      f"{', '.join(others)} (several slices: dcn=N)"
+      f"{', '.join(others)} (several slices: dcn=COUNT)"
     )
   raise InputError(
     f"--mesh={mesh}: a host has {chip.island} {chip.name}, and several hosts are used whole; make "

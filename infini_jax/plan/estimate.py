@@ -15,13 +15,13 @@ from infini_jax.config import Config, ModelConfig, original
 from infini_jax.models.costs import executed_flops_per_token, flops_per_token, forward_flops
 from infini_jax.models.mixers import MIXERS
 from infini_jax.parallel.chips import Chip
-from infini_jax.plan.shares import (
-  Shares,
+from infini_jax.plan.per_chip import (
+  PerChip,
   abstract_mesh,
   chip_bytes,
   laid_out,
   of_system,
-  shares,
+  per_chip,
   spec_text,
 )
 from infini_jax.plan.traffic import Collective, collectives, memory_traffic
@@ -115,26 +115,26 @@ def estimate(config: Config, sizes: dict[str, int], chip: Chip) -> Estimate:
     resting["moving average"] = chip_bytes(state.ema)
   if teacher := abstract_teacher(config, abstract_mesh(sizes)):
     resting["original"] = chip_bytes(teacher)
-  part = shares(config, sizes, chip.platform)
-  phase, working = _working(config, part, split(config, state.params)[0])
+  on_chip = per_chip(config, sizes, chip.platform)
+  phase, working = _working(config, on_chip, split(config, state.params)[0])
 
   T = config.data.segments * m.segment_length
   tokens = config.data.lanes * T
-  head_again = bool(t.distill_weight) and part.segments * m.segment_length > t.loss_chunk
+  head_again = bool(t.distill_weight) and on_chip.segments * m.segment_length > t.loss_chunk
   full = dataclasses.replace(m, mixer="full", pattern=())
   flops = {
     "model": flops_per_token(m, T, t.part),
-    "executed": executed_flops_per_token(m, T, t.part, block=part.block, head_again=head_again)
+    "executed": executed_flops_per_token(m, T, t.part, block=on_chip.block, head_again=head_again)
     + _reading_along(config, T)
     + (sum(forward_flops(original(m), T).values()) if t.distill_weight else 0.0),
     "full attention": flops_per_token(full, T, t.part),
   }
-  sent = collectives(config, part, sizes, chip)
+  sent = collectives(config, on_chip, sizes, chip)
   chips = 1
   for n in sizes.values():
     chips *= n
   statistics = resting["optimizer"] + resting.get("moving average", 0)
-  moved = memory_traffic(config, part, resting["parameters"], statistics)
+  moved = memory_traffic(config, on_chip, resting["parameters"], statistics)
   seconds = {
     "compute": flops["executed"] * tokens / (chips * chip.peak),
     "HBM": moved / chip.memory_rate,
@@ -181,8 +181,8 @@ def _parameters(params: Any) -> list[Parameter]:
   ]
 
 
-def _working(config: Config, s: Shares, params: Any) -> tuple[str, dict[str, float]]:
-  """The phase of a step that needs most memory, and its parts in bytes. `params` have a gradient.
+def _working(config: Config, s: PerChip, params: Any) -> tuple[str, dict[str, float]]:
+  """The phase of a step that needs most memory, and its items in bytes. `params` have a gradient.
 
   Modelled on compiled steps: in the loss, each chip holds the rows of the head that it uses, and
   their gradient twice (its own, and the sum), in the type of the stored parameter.
@@ -241,7 +241,7 @@ def _whole_matrices(params: Any) -> float:
   return found
 
 
-def _layer(m: ModelConfig, s: Shares) -> tuple[float, float]:
+def _layer(m: ModelConfig, s: PerChip) -> tuple[float, float]:
   """Bytes that a layer keeps for the gradient, and that its own gradient needs.
 
   `m` has one memory system.

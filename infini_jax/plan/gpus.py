@@ -26,13 +26,13 @@ CUDA, CUDNN = (13, 0, 0), (9, 12, 0)  # versions for which XLA chooses its opera
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-  """What XLA asks of a GPU beyond `parallel.chips`.
+  """What XLA reads of a GPU beyond `parallel.chips`.
 
   Attributes:
     capability: the CUDA compute capability.
     cores: streaming multiprocessors.
     units: float32 units of a multiprocessor.
-    l2: bytes of the cache that all multiprocessors share.
+    l2: bytes of the cache of all multiprocessors together.
     shared: bytes of the fast memory of a multiprocessor.
     clock: the boost clock in GHz.
     products: bfloat16 multiply-adds of a tensor core in a clock.
@@ -86,7 +86,7 @@ def gpu_devices(topology: str) -> list[Any]:
 
 @contextlib.contextmanager
 def cudnn_of(devices: list[Any]) -> Iterator[None]:
-  """While a step is traced: JAX's checks of cuDNN ask these devices, if they are GPUs.
+  """While a step is traced: JAX's checks of cuDNN read these devices, if they are GPUs.
 
   JAX has no public way to name the version of cuDNN and the GPU that a program is for: it asks the
   library and the GPU of this machine.

@@ -172,22 +172,22 @@ class _Program:
     for line in body:
       if line.op == "parameter" and f"parameter({number})" in line.text:
         waiting.append(line.name)
-      for place, operand in enumerate(line.operands):
-        users[operand].append((line, place))
+      for which, operand in enumerate(line.operands):
+        users[operand].append((line, which))
     if not waiting:
       return whole
     total, seen = 0.0, set(waiting)
     while waiting:
-      for line, place in users[waiting.pop()]:
+      for line, which in users[waiting.pop()]:
         if line.op in ("bitcast", "get-tuple-element"):
           if line.name not in seen:
             seen.add(line.name)
             waiting.append(line.name)
         elif line.op in SLICES:
-          total += sum(array.bytes for array in arrays(line.type)) if place == 0 else 0.0
+          total += sum(array.bytes for array in arrays(line.type)) if which == 0 else 0.0
         elif line.op == "fusion" and (called := CALLS.search(line.text)):
-          total += self._read(called[1], place, whole)
-        elif line.op not in ("tuple", "dynamic-update-slice") or (place and line.op != "tuple"):
+          total += self._read(called[1], which, whole)
+        elif line.op not in ("tuple", "dynamic-update-slice") or (which and line.op != "tuple"):
           total += whole
     return min(total, whole)
 
@@ -268,7 +268,7 @@ def _parts(text: str) -> tuple[str, str, tuple[str, ...]]:
 
 
 def _balanced(text: str) -> tuple[str, str]:
-  """The part in brackets that the text begins with, and the rest."""
+  """The brackets that the text begins with, with their content, and the rest."""
   depth = 0
   for i, letter in enumerate(text):
     depth += (letter == "(") - (letter == ")")

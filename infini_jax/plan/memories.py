@@ -59,7 +59,7 @@ def show(found: list[Memory], console: Console) -> None:
   """
   base = next(m.bytes for m in found if SYSTEMS[m.mixer].matrix)
   largest = max(m.elements for m in found if not SYSTEMS[m.mixer].grows)
-  table = Table("memory", title="what one lane carries", title_justify="left")
+  table = Table("memory", title="the state of one lane", title_justify="left")
   for column in ("numbers", "compression", "MiB", "bytes", "formula"):
     table.add_column(column, justify="left" if column == "formula" else "right")
   for m in found:

@@ -22,7 +22,7 @@ def settled_here(config: Config, say: Callable[[str], None]) -> Config:
 def settled(
   config: Config, sizes: dict[str, int], chip: Chip | None, say: Callable[[str], None]
 ) -> Config:
-  """The config with the fastest policy that fits in the place of 'auto'; else as it is.
+  """The config with the fastest policy that fits, instead of 'auto'; else as it is.
 
   On a CPU it is 'full': memory that is written and read again costs more there than its products.
 

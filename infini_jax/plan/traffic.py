@@ -7,7 +7,7 @@ from infini_jax.config import Config
 from infini_jax.ops.shards import GATHERED
 from infini_jax.parallel.chips import Chip
 from infini_jax.parallel.mesh import AXES, COMPUTE, STORAGE, axes_of
-from infini_jax.plan.shares import Shares
+from infini_jax.plan.per_chip import PerChip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +48,10 @@ def sent(kind: str, whole: float, devices: int) -> float:
   return whole * (devices - 1) / devices * (2 if kind == "all-reduce" else 1)
 
 
-def collectives(config: Config, s: Shares, sizes: dict[str, int], chip: Chip) -> list[Collective]:
+def collectives(config: Config, s: PerChip, sizes: dict[str, int], chip: Chip) -> list[Collective]:
   """The large collectives: weights, their gradients, activations over `tensor`, memories."""
   m, t = config.model, config.train
-  D, L, c, A = m.width, m.layers, s.compute, t.accumulate
+  D, L, c, batches = m.width, m.layers, s.compute, t.accumulate
   found = []
 
   def add(what, kind, axes, times, whole):
@@ -69,24 +69,24 @@ def collectives(config: Config, s: Shares, sizes: dict[str, int], chip: Chip) ->
   tokened = (*axes_of(COMPUTE, "B"), *axes_of(COMPUTE, "T"))
   copies = tuple(axis for axis in AXES if axis in tokened and axis not in storage)
   again = m.run.remat != "none"
-  add("weights of a layer", "all-gather", storage, A * L * (2 if again else 1), layer * c)
-  add("gradients of a layer", "reduce-scatter", storage, A * L, layer * c)
-  add("embeddings of tokens, back too", "exchange", storage, A * 2, hidden)
+  add("weights of a layer", "all-gather", storage, batches * L * (2 if again else 1), layer * c)
+  add("gradients of a layer", "reduce-scatter", storage, batches * L, layer * c)
+  add("embeddings of tokens, back too", "exchange", storage, batches * 2, hidden)
   divided = s.head_rows < s.vocab  # then hidden states are sent to the rows of the head
-  add("head", "all-gather", storage, A, head * (4 if divided else c))
-  add("gradient of the head", "reduce-scatter", storage, A, head * 4)
+  add("head", "all-gather", storage, batches, head * (4 if divided else c))
+  add("gradient of the head", "reduce-scatter", storage, batches, head * 4)
   seq = axes_of(COMPUTE, "T")
   if divided:
-    add("hidden states to the head", "all-gather", seq, A * 3, hidden * s.seq)
-    add("gradients of hidden states", "reduce-scatter", seq, A, hidden * s.seq)
-  part = (L * layer * c + 2 * s.vocab * D * 4) / s.stored
-  add("gradients of copies", "all-reduce", copies, A, part)
+    add("hidden states to the head", "all-gather", seq, batches * 3, hidden * s.seq)
+    add("gradients of hidden states", "reduce-scatter", seq, batches, hidden * s.seq)
+  held = (L * layer * c + 2 * s.vocab * D * 4) / s.stored
+  add("gradients of copies", "all-reduce", copies, batches, held)
 
   tensor = axes_of(COMPUTE, "H")
   if config.optimizer.name == "muon":  # gradients and momentum to the devices of layers, and back
     add("matrices of layers", "exchange", (*storage, *tensor), 4, L * layer * 4 / s.stored)
-  add("activations", "all-reduce", tensor, A * (4 + again) * L, hidden)
-  add("embedding and loss", "all-reduce", tensor, A * 2, hidden)
+  add("activations", "all-reduce", tensor, batches * (4 + again) * L, hidden)
+  add("embedding and loss", "all-reduce", tensor, batches * 2, hidden)
 
   for own in m.by_system.values():
     if not own.memory.matrix:
@@ -94,7 +94,7 @@ def collectives(config: Config, s: Shares, sizes: dict[str, int], chip: Chip) ->
     E = m.head_dim
     heads = s.lanes * s.kv_heads * 4  # float32, for each lane and head
     state, left = heads * E * (E + 1), heads * (E * E if own.memory.affine else 1) + heads
-    passes = A * own.layers * (3 if again else 2)
+    passes = batches * own.layers * (3 if again else 2)
     if s.seq <= GATHERED:
       add("memories", "all-gather", seq, passes, (state + left) * s.seq)
     else:
@@ -115,7 +115,7 @@ def leaves_island(axes: tuple[str, ...], sizes: dict[str, int], chip: Chip) -> b
   return math.prod(sizes[axis] for axis in inner) > chip.island
 
 
-def memory_traffic(config: Config, s: Shares, params: float, optimizer: float) -> float:
+def memory_traffic(config: Config, s: PerChip, params: float, optimizer: float) -> float:
   """A lower bound on the bytes between a chip and its HBM in a step: each operand is moved once.
 
   Every matrix product reads its operands and writes its result. The operations between products

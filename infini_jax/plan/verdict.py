@@ -9,7 +9,7 @@ from infini_jax.parallel import check_divisible
 from infini_jax.parallel.chips import Chip
 from infini_jax.parallel.slices import is_size, together
 from infini_jax.plan.estimate import Estimate, estimate
-from infini_jax.plan.shares import abstract_mesh
+from infini_jax.plan.per_chip import abstract_mesh
 
 LEAST_CHUNK = 128  # tokens; smaller blocks of logits save no memory that matters
 

@@ -67,13 +67,13 @@ def check_alike(args: argparse.Namespace, config: Config) -> None:
     agree({k: v for k, v in facts.items() if k not in MAY_DIFFER}, REMEDY)
 
 
-def check_same_inputs(folder: Path, standing: str, sources: Iterable[Any]) -> None:
+def check_same_inputs(folder: Path, standing: str, datasets: Iterable[Any]) -> None:
   """Checks that all processes see the same run, and read the same texts with the same tokenizer.
 
   Args:
     folder: the workdir.
     standing: a description of the run that this process sees there.
-    sources: the sources that it has opened.
+    datasets: the datasets that it has opened.
 
   Raises:
     InputError: they do not; raised in every process.
@@ -81,9 +81,9 @@ def check_same_inputs(folder: Path, standing: str, sources: Iterable[Any]) -> No
   """
   agree({str(folder): standing}, SHARED)
   facts = {}
-  for number, source in enumerate(sources, 1):
-    facts[f"the fingerprint of corpus {number}"] = source.fingerprint
-    facts[f"the fingerprint of tokenizer {number}"] = source.tokenizer.fingerprint
+  for number, dataset in enumerate(datasets, 1):
+    facts[f"the fingerprint of corpus {number}"] = dataset.fingerprint
+    facts[f"the fingerprint of tokenizer {number}"] = dataset.tokenizer.fingerprint
   agree(facts, "let all hosts read the same config.data.path")
 
 

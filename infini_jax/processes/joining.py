@@ -73,8 +73,8 @@ def _explicit(given: dict[str, str | None]) -> tuple[str, int, int]:
     if not value:
       there = next(f"--{other}={value}" for other, value in given.items() if value)
       raise InputError(
-        f"{there} was given without {names[name]}: give --coordinator=HOST:PORT, --processes=N "
-        f"and --process=I together, or --processes=auto on a cluster that JAX supports"
+        f"{there} was given without {names[name]}: give --coordinator=HOST:PORT, --processes=COUNT "
+        f"and --process=NUMBER together, or --processes=auto on a cluster that JAX supports"
       )
   address = str(given["coordinator"])
   host, _, port = address.rpartition(":")

@@ -1,9 +1,9 @@
-"""Knows which other processes do not answer, so that the last line of a run names them.
+"""Detects which other processes do not answer, so that the last line of a run names them.
 
 JAX's own service notices it too, but then ends every process with a stack trace, from a thread that
-Python cannot catch. Here each process gives a sign of life every second, and process 0 says whose
-are missing. What is known then is the last line (`watchdog`). This only names: JAX decides, because
-its signs of life come also while Python waits for a long call.
+Python cannot catch. Here each process gives a sign of life every second, and process 0 publishes
+whose are missing. `watchdog` prints this as the last line. JAX alone decides when a process is
+lost, because its signs of life continue while Python waits for a long call.
 """
 
 import atexit
@@ -148,7 +148,7 @@ def guard() -> Iterator[None]:
     missing = _presence.wait(2 * SILENT) if _presence else []
     what = f"{named(missing)} ({first_line(error)})" if missing else first_line(error)
     me = f"process {process_index()} of {process_count()}"
-    why = "" if 0 in missing else named(missing)  # without process 0 nobody would hear it
+    why = "" if 0 in missing else named(missing)  # without process 0 there is no service to tell
     give_up(1, f"{me} ends: {what}. {AGAIN}", together=False, why=why)
 
 

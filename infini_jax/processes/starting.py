@@ -45,7 +45,7 @@ def start(how: Settings | None) -> bool:
 
 
 def _check_port(how: Settings) -> None:
-  """Raises InputError if the port is in use: two processes 0 would share it, and wait forever."""
+  """Raises InputError if the port is in use: two processes 0 would use it, and wait forever."""
   if how.process != 0 or not how.coordinator:
     return
   port = int(how.coordinator.rpartition(":")[2])

@@ -29,7 +29,7 @@ DAY_MS = 24 * 3600 * 1000  # the timeout of a call; a wait ends earlier if anoth
 SHOWS_SECONDS = 60  # how long a network file system may hide a new file from other hosts
 POLL_SECONDS = 0.5  # how often a waiting process checks whether another has stopped
 NAMED = 3  # the largest number of differences in a message
-SHARED = "--workdir must be on a file system that all hosts share"
+SHARED = "--workdir must be on a file system of all hosts"
 
 _numbers = itertools.count()  # numbers the waits, which have the same order in every process
 
@@ -104,7 +104,7 @@ def first_alone(name: str) -> Iterator[None]:
 
 
 def check_shared(file: Path) -> None:
-  """Checks that all processes share one folder: all of them write checkpoints.
+  """Checks that all processes see the same folder: all of them write checkpoints.
 
   Args:
     file: a file that process 0 has just written.

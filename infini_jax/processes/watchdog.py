@@ -8,7 +8,7 @@ import threading
 
 # JAX aborts a process that has lost its peers with a stack trace, and Python cannot prevent it. The
 # second process outlives it. It reads lines until its pipe closes, and prints the last one, unless
-# that is the farewell. Without any, it looks whether process 0 still listens.
+# that is the farewell. Without a line, it checks whether process 0 still listens.
 SITTER = """
 import os, signal, socket, sys
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

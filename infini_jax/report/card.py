@@ -158,7 +158,7 @@ def _measured(run: RunFiles) -> list[str]:
 
 
 def _evaluation(results: dict[str, Any], path: str) -> list[str]:
-  """What was asked, the figures, and the command, with RUN in the place of the run's path."""
+  """What was asked, the figures, and the command, with RUN instead of the run's path."""
   found, about = results["environment"], Evaluated.of(results).description
   machine = " ".join(str(found[key]) for key in ("devices", "device") if key in found)
   when = f"Step {results['step']:,}, {results['date'][:10]}" + f", on {machine}" * bool(machine)

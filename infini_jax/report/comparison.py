@@ -102,7 +102,7 @@ def _measured(run: RunFiles) -> dict[str, tuple[float, Any]]:
 
 
 def _chosen(name: str, every: Sequence[str]) -> str:
-  """The figure of this name, or the only one that has it as a part.
+  """The figure of this name, or the only one whose name contains it.
 
   Raises:
     InputError: there is none, or several.

@@ -14,7 +14,7 @@ from infini_jax.report.headline import COSTS
 from infini_jax.report.runs import RunFiles
 from infini_jax.report.tables import plain, scalars
 
-POINTS = 160  # the most points of a line: a longer one is drawn as means of so many parts
+POINTS = 160  # the most points of a line: a longer one is drawn as so many means
 EACH = 32  # the most heads of a run whose gates have a line each
 PERPLEXITIES = ("perplexity", "answer_perplexity", "summary_perplexity")  # the last: older runs
 
@@ -106,20 +106,18 @@ def _gates(runs: Sequence[RunFiles], style: dict[str, int]) -> str:
   for run in gated:
     found = [(line["step"], line["gates_LH"]) for line in run.logged if line.get("gates_LH")]
     steps = [step for step, _ in found]
-    gates_SLH = np.array([gates for _, gates in found])
-    layers, heads = gates_SLH.shape[1:]
-    told.append(
-      f"{run.name} at the end from {gates_SLH[-1].min():.2f} to {gates_SLH[-1].max():.2f}"
-    )
+    gates = np.array([one for _, one in found])  # (steps, L, H)
+    layers, heads = gates.shape[1:]
+    told.append(f"{run.name} at the end from {gates[-1].min():.2f} to {gates[-1].max():.2f}")
     if len(runs) == 1 and layers * heads <= EACH:
       for layer in range(layers):
         for head in range(heads):
           name = f"layer {layer + 1}" if head == 0 else "_"
-          x, y = _thinned(steps, gates_SLH[:, layer, head].tolist())
+          x, y = _thinned(steps, gates[:, layer, head].tolist())
           lines.append(Line(name, x, y, layer))
       continue
-    flat_SH = gates_SLH.reshape(len(steps), -1)
-    for values, faint in ((flat_SH.mean(1), False), (flat_SH.max(1), True), (flat_SH.min(1), True)):
+    flat = gates.reshape(len(steps), -1)
+    for values, faint in ((flat.mean(1), False), (flat.max(1), True), (flat.min(1), True)):
       lines.append(Line(run.name, *_thinned(steps, values.tolist()), style[run.name], faint))
   each = not any(line.faint for line in lines)
   caption = "Gates: " + ("every head" if each else "mean of all heads; thin: least and greatest")
@@ -153,7 +151,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
-  """At most `POINTS` points: the means of as many parts."""
+  """At most `POINTS` points: means of neighbours."""
   if len(steps) <= POINTS:
     return list(steps), list(values)
   means = lambda x: [float(part.mean()) for part in np.array_split(np.array(x, float), POINTS)]

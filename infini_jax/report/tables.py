@@ -185,11 +185,11 @@ def _perplexity_tables(results: dict[str, Any], drawn: str) -> str:
   made = table(
     what + "; with 95% intervals" * bool(of_documents(memory["per_document"])), header, rows
   )
-  if sources := memory.get("by_source"):
+  if stores := memory.get("by_source"):
     each: list[Row] = [
       [name, f"{documents:,}", f"{tokens:,}"]
       + [_perplexity(*score["by_source"][name][1:]) for score in scores.values()]
-      for name, (documents, tokens, _) in sources.items()
+      for name, (documents, tokens, _) in stores.items()
     ]
     header = ["store", "documents", "tokens", *scores]
     made += table("Perplexity per token, by store of the mixture", header, each)

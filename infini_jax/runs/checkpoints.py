@@ -31,14 +31,14 @@ with quiet():
   import orbax.checkpoint as ocp
 
 LOGGER = logging.getLogger("infini_jax")
-PIECE_BYTES = 8 << 20  # the most bytes of one stored piece of a parameter; reads load whole pieces
+BLOCK_BYTES = 8 << 20  # the most bytes of one stored block of a parameter; reads load whole blocks
 EMA = "ema"  # the moving average of the parameters: a field of the state, a folder, a flag
 METADATA = "_CHECKPOINT_METADATA"  # Orbax writes into it after the checkpoint is complete
 NOT_OF_FILES = (InputError, MemoryError, jax.errors.JaxRuntimeError)
 READING = {  # one tensor at a time, because each thread would keep its own buffer
   "data_copy_concurrency": {"limit": 1},
   "file_io_concurrency": {"limit": 1},
-  "cache_pool#ocdbt": {"total_bytes_limit": PIECE_BYTES},
+  "cache_pool#ocdbt": {"total_bytes_limit": BLOCK_BYTES},
 }
 
 
@@ -156,10 +156,10 @@ class Checkpoints:
       if step in self._open().all_steps():
         return
       self._check_room(sum(x.nbytes for x in jax.tree.leaves(state)))
-      params = ocp.args.StandardSave(state.params, save_args=_in_pieces(state.params))
+      params = ocp.args.StandardSave(state.params, save_args=_in_blocks(state.params))
       items = {"params": params, "rest": ocp.args.StandardSave(_rest(state))}
       if state.ema is not None:
-        items[EMA] = ocp.args.StandardSave(state.ema, save_args=_in_pieces(state.ema))
+        items[EMA] = ocp.args.StandardSave(state.ema, save_args=_in_blocks(state.ema))
       if not self._saved:
         self._background.enter_context(quiet())
         self._saved = True
@@ -186,7 +186,7 @@ class Checkpoints:
     Args:
       abstract: their shapes, types and shardings.
       step: of the checkpoint; None: the newest.
-      ema: the moving average of those that were trained, in place of their last values.
+      ema: the moving average of those that were trained, instead of their last values.
 
     Raises:
       InputError: there is no checkpoint, none of this step, it is damaged, or has no average.
@@ -206,7 +206,7 @@ class Checkpoints:
     """Saves only parameters, as step 0, and waits until they are written.
 
     They may be memory-mapped numpy arrays that are larger than the memory of the host. Therefore
-    they are written without a copy and in pieces, each piece to its own file.
+    they are written without a copy and in blocks, each block to its own file.
 
     Raises:
       InputError: the disk is full.
@@ -220,7 +220,7 @@ class Checkpoints:
         self._folder, options=self._options, item_handlers={"params": handler}
       )
       with contextlib.closing(manager):
-        saved = ocp.args.PyTreeSave(params, save_args=_in_pieces(params))
+        saved = ocp.args.PyTreeSave(params, save_args=_in_blocks(params))
         manager.save(0, args=ocp.args.Composite(params=saved))
 
   def stored(self, path: str, step: int, ema: bool = False) -> tensorstore.TensorStore:
@@ -280,7 +280,7 @@ class Checkpoints:
         with self._writing():
           manager.close()
       if self._failed:
-        _settle()  # parts of a failed save print errors when they are collected
+        _settle()  # objects of a failed save print errors when they are collected
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
@@ -300,11 +300,11 @@ class Checkpoints:
       text = " ".join(str(error).split()).partition(" [os_error")[0].rpartition(": ")[2]
       reason = getattr(error, "strerror", None) or text
       raise InputError(
-        f"{self._folder}: cannot be written ({reason}); make room there, or choose another place"
+        f"{self._folder}: cannot be written ({reason}); make room there, or choose another path"
       ) from None
 
   def _restored(self, step: int, parts: dict[str, Any]) -> Any:
-    """Some parts of a checkpoint, by their names."""
+    """Some items of a checkpoint, by their names."""
     args = {name: ocp.args.StandardRestore(abstract) for name, abstract in parts.items()}
     return self._open().restore(step, args=ocp.args.Composite(**args))
 
@@ -324,7 +324,7 @@ class Checkpoints:
       )
 
   def _newest_first(self) -> list[int]:
-    """The steps on the disk. Orbax's manager is not asked: to open it, all processes must meet."""
+    """The steps on the disk. Orbax's manager is not used: all processes would have to open it."""
     with quiet():
       steps = ocp.utils.checkpoint_steps(self._folder) if self._folder.exists() else []
     return sorted(steps, reverse=True)
@@ -351,7 +351,7 @@ class Checkpoints:
     return move_into(self._folder / str(step), self._damaged)
 
   def _reopen(self) -> None:
-    """Lets Orbax list the folder again."""
+    """Makes Orbax list the folder again."""
     manager, self._manager = self._manager, None
     if manager is not None:
       with quiet():
@@ -387,11 +387,11 @@ def _settle() -> None:
     gc.collect()
 
 
-def _in_pieces(params: Any) -> Any:
+def _in_blocks(params: Any) -> Any:
   """How parameters are divided in a checkpoint; large stacked ones are divided by layers first."""
 
-  def pieces(path, x):
-    stacked = path[0].key == "blocks" and x.nbytes > PIECE_BYTES
-    return ocp.SaveArgs(chunk_byte_size=PIECE_BYTES, shard_axes=(0,) if stacked else ())
+  def blocks(path, x):
+    stacked = path[0].key == "blocks" and x.nbytes > BLOCK_BYTES
+    return ocp.SaveArgs(chunk_byte_size=BLOCK_BYTES, shard_axes=(0,) if stacked else ())
 
-  return jax.tree.map_with_path(pieces, params)
+  return jax.tree.map_with_path(blocks, params)

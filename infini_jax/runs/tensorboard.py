@@ -25,7 +25,7 @@ class TensorBoard:
 
   Args:
     folder: where TensorBoard looks; it is made if it does not exist.
-    first: the first step that is written. TensorBoard forgets what an earlier process wrote of this
+    first: the first step that is written. TensorBoard drops what an earlier process wrote of this
       step and later ones.
   """
 

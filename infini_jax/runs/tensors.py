@@ -109,26 +109,26 @@ def save(
     with atomic(path) as temporary:
       save_file(lying, temporary, dict(metadata or {}))
       if checksum:
-        place, found = _checksum(temporary)
+        offset, found = _checksum(temporary)
         with temporary.open("r+b") as file:
-          file.seek(place)
+          file.seek(offset)
           file.write(found)
   except (SafetensorError, OSError) as error:
     raise InputError(
-      f"{path}: cannot be written ({_text(error)}); make room there, or choose another place"
+      f"{path}: cannot be written ({_text(error)}); make room there, or choose another path"
     ) from None
 
 
 def _checksum(path: Path) -> tuple[int, bytes]:
-  """The place of the checksum in a file, in bytes, and the value that it should have."""
+  """The position of the checksum in a file, in bytes, and the value that it should have."""
   data = np.memmap(path, np.uint8, "r").data
   start = 8 + int.from_bytes(data[:8], "little")  # of the arrays, after the header
   header = json.loads(bytes(data[8:start]))
-  place = start + header[CHECKSUM]["data_offsets"][0]
-  made = hashlib.blake2b(data[:place], digest_size=HASH)
+  offset = start + header[CHECKSUM]["data_offsets"][0]
+  made = hashlib.blake2b(data[:offset], digest_size=HASH)
   made.update(bytes(HASH))
-  made.update(data[place + HASH :])
-  return place, made.digest()
+  made.update(data[offset + HASH :])
+  return offset, made.digest()
 
 
 def _text(error: Exception) -> str:

@@ -22,7 +22,7 @@ WHOLE, UNSEALED = "whole", "not sealed: an older program wrote it, and nothing c
 
 
 class Found(NamedTuple):
-  """One part, and what is wrong with it; `WHOLE`, or `UNSEALED`."""
+  """One item, and what is wrong with it; `WHOLE`, or `UNSEALED`."""
 
   what: str
   result: str
@@ -34,7 +34,7 @@ class Found(NamedTuple):
 
 
 def verify(path: Path, console: Console) -> bool:
-  """Prints a table of the parts of a run, a store, a checkpoint or a safetensors file.
+  """Prints a table of the items of a run, a store, a checkpoint or a safetensors file.
 
   Args:
     path: the folder or file.

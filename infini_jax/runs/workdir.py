@@ -2,15 +2,15 @@
 
 A workdir is complete without other files:
 
-  run.json         the config of the run, the fingerprints of its corpus and of its vocabulary
-  tokenizer/       the vocabulary
-  hf/              the small files of the pretrained model, if the run started from one
-  checkpoints/N/   the state after N updates: `params`, `ema` if there is an average, and `rest`
-                   (optimizer, memory, step)
-  branch.json      of which run and step the run is a branch, if it is one
-  store/, stores/  the corpus in tokens, and other corpora that were evaluated
-  metrics.jsonl    one line per log; also tensorboard/
-  evaluation/T/    results.json and pictures of each task T, by corpus and protocol
+  run.json           the config of the run, the fingerprints of its corpus and of its vocabulary
+  tokenizer/         the vocabulary
+  hf/                the small files of the pretrained model, if the run started from one
+  checkpoints/STEP/  the state after so many updates: `params`, `ema` if there is an average, and
+                     `rest` (optimizer, memory, step)
+  branch.json        of which run and step the run is a branch, if it is one
+  store/, stores/    the corpus in tokens, and other corpora that were evaluated
+  metrics.jsonl      one line per log; also tensorboard/
+  evaluation/TASK/   results.json and pictures of each task, by corpus and protocol
 """
 
 import contextlib
@@ -29,10 +29,10 @@ from infini_jax.data import Tokenizer, find_template, is_saved, load_saved
 from infini_jax.digests import matches, short_hash, signed
 from infini_jax.files import atomic_folder, locked, write_json
 from infini_jax.paths import folder_to_write, local
-from infini_jax.tasks import Source, open_training
+from infini_jax.tasks import Dataset, open_training
 from infini_jax.tasks.summarization import older
 
-T = TypeVar("T")
+Value = TypeVar("Value")
 START_FROM = "config.train.start_from"
 
 ORIGINAL = "hf"  # the subfolder with the small files of a Hugging Face folder
@@ -211,7 +211,7 @@ def _write(folder: Path, config: Config, corpus: str, tokenizer: str) -> None:
 
 
 @contextlib.contextmanager
-def alone(lock: contextlib.AbstractContextManager[T], out: Path) -> Iterator[T]:
+def alone(lock: contextlib.AbstractContextManager[Value], out: Path) -> Iterator[Value]:
   """Enters `files.locked` or `files.atomic_folder`, so that only one process writes `out`.
 
   Raises:
@@ -227,7 +227,7 @@ def alone(lock: contextlib.AbstractContextManager[T], out: Path) -> Iterator[T]:
     yield entered
 
 
-def open_inputs(config: Config, path: str, console: Console) -> tuple[Workdir, Source]:
+def open_inputs(config: Config, path: str, console: Console) -> tuple[Workdir, Dataset]:
   """The workdir at `path`, and the data that the config trains on; no device is used.
 
   The vocabulary is that of the run, if it has one already; else that of the run whose parameters it

@@ -29,7 +29,7 @@ class Item(NamedTuple):
   """A text to score: the fields that name it in its lines, and what it is."""
 
   named: dict[str, str]
-  source: Any
+  readable: Any
 
 
 class Piece(NamedTuple):
@@ -94,10 +94,10 @@ def _print(session: Session, item: Item, args: argparse.Namespace, errors: Conso
     nonlocal size
     size += more
 
-  source = item.source
-  ended = source.ended_by_interrupt() if isinstance(source, Stdin) else contextlib.nullcontext()
+  readable = item.readable
+  ended = readable.ended_by_interrupt() if isinstance(readable, Stdin) else contextlib.nullcontext()
   with track(errors, f"score {name}") as bar, ended:
-    for piece in _pieces(session, source, args.empty, count):
+    for piece in _pieces(session, readable, args.empty, count):
       if args.per_token:
         for line in _lines(session, piece, tokens):
           print(_json(item, line))
@@ -124,7 +124,7 @@ def _json(item: Item, fields: dict[str, Any]) -> str:
 
 
 def _lines(session: Session, piece: Piece, first: int) -> Iterator[dict[str, Any]]:
-  """The fields of each token; `first` is the place of the first one in its text."""
+  """The fields of each token; `first` is the position of the first one in its text."""
   for i, token in enumerate(piece.ids.tolist()):
     line: dict[str, Any] = {"place": first + i, "token": token}
     line["token_text"] = session.tokenizer.bytes_of(token).decode("utf-8", "replace")
@@ -145,10 +145,10 @@ def _figures(log_prob: float, tokens: int, size: int) -> dict[str, float | None]
 
 
 def _pieces(
-  session: Session, source: Any, empty: bool, count: Callable[[int], None]
+  session: Session, readable: Any, empty: bool, count: Callable[[int], None]
 ) -> Iterator[Piece]:
   """The tokens of a text as they are read; with the memory held empty, it is read side by side."""
-  tokens = tokens_of(source, session.tokenizer, count)
+  tokens = tokens_of(readable, session.tokenizer, count)
   if not empty:
     for block in session.scored(tokens):
       yield Piece(block.ids, block.log_probs, block.right, None)
@@ -173,7 +173,7 @@ def _items(args: argparse.Namespace) -> list[Item]:
   for name in args.files:
     if name != STDIN:
       items.append(Item({"file": name}, file_of("FILE", name)))
-    elif sys.stdin is None or any(isinstance(item.source, Stdin) for item in items):
+    elif sys.stdin is None or any(isinstance(item.readable, Stdin) for item in items):
       raise InputError("-: standard input is closed, or was given before; give it once")
     else:
       items.append(Item({"file": "standard input"}, Stdin()))

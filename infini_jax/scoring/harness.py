@@ -183,10 +183,10 @@ def register() -> type:
         kinds.setdefault(repr(sorted(request.args[1].items(), key=str)), []).append(i)
       found = [""] * len(requests)
       with _progress("texts to write", len(requests), disable_tqdm) as advance:
-        for places in kinds.values():
-          how = requests[places[0]].args[1]
-          asked = [requests[i].args[0] for i in places]
-          for i, text in zip(places, self.scorer.generate(asked, how, 0, advance), strict=True):
+        for indices in kinds.values():
+          how = requests[indices[0]].args[1]
+          asked = [requests[i].args[0] for i in indices]
+          for i, text in zip(indices, self.scorer.generate(asked, how, 0, advance), strict=True):
             found[i] = text
             self.cache_hook.add_partial("generate_until", requests[i].args, text)
       return found

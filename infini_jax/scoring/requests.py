@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from infini_jax.config import InputError
 from infini_jax.data.chat.conversation import Chat, open_chat
 from infini_jax.data.chat.render import Message
-from infini_jax.inference import Run, Session
+from infini_jax.inference import OpenedRun, Session
 from infini_jax.inference.arguments import whole
 
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -41,7 +41,12 @@ class Scorer:
   """
 
   def __init__(
-    self, run: Run, lanes: int = 1, bos: bool = True, template: str = "own", empty: bool = False
+    self,
+    run: OpenedRun,
+    lanes: int = 1,
+    bos: bool = True,
+    template: str = "own",
+    empty: bool = False,
   ):
     self.run, self.bos, self._template, self._empty = run, bos, template, empty
     self.lanes = whole("batch_size", lanes, least=1)
@@ -67,16 +72,16 @@ class Scorer:
 
     Continuations of one context are scored from copies of its state.
     """
-    places: dict[tuple[int, ...], list[int]] = {}
+    indices: dict[tuple[int, ...], list[int]] = {}
     for i, one in enumerate(asked):
-      places.setdefault(tuple(one.context) or (self.run.tokenizer.bos,), []).append(i)
+      indices.setdefault(tuple(one.context) or (self.run.tokenizer.bos,), []).append(i)
     found: list[Any] = [None] * len(asked)
-    for some in self._batches(list(places)):
+    for some in self._batches(list(indices)):
       session = self._read(some)
-      texts = [[list(asked[i].tokens) for i in places[context]] for context in some]
+      texts = [[list(asked[i].tokens) for i in indices[context]] for context in some]
       scores = session.score(self._each(texts), empty=self._empty, marked=True)
       for context, own in zip(some, scores if self.lanes > 1 else [scores], strict=False):
-        for i, score in zip(places[context], own, strict=True):
+        for i, score in zip(indices[context], own, strict=True):
           found[i] = (score.log_prob, score.likeliest)
         advance(len(own))
     return found

@@ -6,7 +6,7 @@ from typing import Any
 
 from infini_jax.data import Tokenizer, text_of
 from infini_jax.serve.fields import Asking
-from infini_jax.serve.job import Done, Event, Reading, Written
+from infini_jax.serve.job import Done, Event, Progress, Written
 from infini_jax.serve.service import Service
 from infini_jax.serve.sessions import Kept
 
@@ -161,7 +161,7 @@ def session(kept: Kept) -> dict[str, Any]:
   }
 
 
-def progress(event: Reading, seconds: float) -> dict[str, Any]:
+def progress(event: Progress, seconds: float) -> dict[str, Any]:
   """The progress of reading a text.
 
   Args:

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from infini_jax.serve.job import Done, Event, Failed, Job, Written
 from infini_jax.serve.service import Service
 
-T = TypeVar("T")
+Value = TypeVar("Value")
 MEDIA_TYPE = "text/event-stream"
 
 
@@ -51,7 +51,7 @@ class Events:
         self._service.scheduler.cancel(job)
 
 
-async def while_here(request: Request, awaited: Awaitable[T]) -> T:
+async def while_here(request: Request, awaited: Awaitable[Value]) -> Value:
   """The result of what is awaited, which is cancelled when the client goes away.
 
   Raises:

@@ -79,7 +79,7 @@ class Asking:
   session: str
   fork: bool
 
-  def source(self) -> Any:
+  def readable(self) -> Any:
     """The prompt as `tokens_of` takes it; a text is never the name of a file."""
     return text_stream(self.prompt) if isinstance(self.prompt, str) else iter(self.prompt)
 
@@ -197,7 +197,7 @@ def _check_names(kind: str, body: dict[str, Any]) -> None:
     if not any(value == one and type(value) in (type(one), float) for one in NEUTRAL[name]):
       raise ApiError(
         400,
-        f"{name}={short(value)}: this server has no such thing; leave it out",
+        f"{name}={short(value)}: this server does not support it; leave it out",
         "unsupported",
         name,
       )
@@ -239,7 +239,7 @@ def _prompt(name: str, value: Any) -> str | list[int]:
 
 
 def _messages(name: str, value: Any) -> list[Any]:
-  """Messages whose contents are texts; a content may come as a list of parts of text."""
+  """Messages whose contents are texts; a content may come as a list of text items."""
   if not isinstance(value, list) or not all(isinstance(x, dict) for x in value):
     raise InputError(f"{name}={short(value)}: must be a list of objects with role and content")
   return [
@@ -257,7 +257,7 @@ def _content(content: Any) -> Any:
     return content
   parts = [part if isinstance(part, dict) else {} for part in content]
   if not all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts):
-    raise InputError(f"content={short(content)}: only parts of type text can be read")
+    raise InputError(f"content={short(content)}: only items of type text can be read")
   return "".join(part["text"] for part in parts)
 
 

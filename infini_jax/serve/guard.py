@@ -77,8 +77,8 @@ class Keys:
 class Guard:
   """An ASGI middleware.
 
-  A page of another site must not use a server of this machine through the user's browser: its
-  requests name another site as origin or, with a made-up name for this machine, as host.
+  A page of another site must not use a server of this machine through the user's browser. Its
+  requests name another site as origin. With an invented name for this machine, that is the host.
 
   Args:
     app: what is guarded.

@@ -15,12 +15,12 @@ from infini_jax.inference.sampling import Sampling
 from infini_jax.inference.writing import Writer
 
 
-class Reading(NamedTuple):
+class Progress(NamedTuple):
   """The request has read so many tokens so far.
 
   Attributes:
     tokens: their number.
-    share: the part of the text, where its size is known, else 0.
+    share: of the text that was read, where its size is known, else 0.
     used: of the memory, now and then: see `serve.memory`.
   """
 
@@ -48,7 +48,7 @@ class Failed(NamedTuple):
   error: BaseException
 
 
-Event = Reading | Written | Done | Failed
+Event = Progress | Written | Done | Failed
 
 
 class Text(NamedTuple):
@@ -57,7 +57,7 @@ class Text(NamedTuple):
   Attributes:
     tokens: its tokens.
     asked: the conversation that they are of.
-    share: the part of them that was taken so far.
+    share: of them, what was taken so far.
   """
 
   tokens: Iterator[int]
@@ -114,7 +114,7 @@ class Job:
     self.session, self.wish, self.emit, self.owner = session, wish, emit, owner
     self.ends = time.monotonic() + seconds
     self.cancelled, self._share = False, text.share
-    self._source: Iterator[int] | None = text.tokens
+    self._readable: Iterator[int] | None = text.tokens
     self._close, self._asked, self._read = close, text.asked, 0
     self._left = wish.tokens if wish else 0
     self._answer = Answer(text.asked, session.tokenizer) if text.asked else None
@@ -122,17 +122,17 @@ class Job:
 
   def read_on(self) -> bool:
     """Reads with one or a few calls of the model; returns whether there is more to read."""
-    if self._source is None:
+    if self._readable is None:
       return self._left > 0 and catch_up(self.session)
     T = self.session.run.engine.chunk
-    ids = np.fromiter(islice(self._source, T), np.int64)
+    ids = np.fromiter(islice(self._readable, T), np.int64)
     if len(ids):
       self.session.read([ids], marked=self._asked is not None)
       self._read += len(ids)
-      self.emit(Reading(self._read, self._share()))
+      self.emit(Progress(self._read, self._share()))
     if len(ids) == T:
       return True
-    self._source = None
+    self._readable = None
     if self._asked is not None:
       self.session.told = self._asked.open()
     return self._left > 0 and max(self.session.waiting) > 1

@@ -16,7 +16,7 @@ from infini_jax.serve import answers, errors
 from infini_jax.serve.errors import ApiError
 from infini_jax.serve.events import MEDIA_TYPE, Events, line, while_here
 from infini_jax.serve.fields import Fields, flag, name_of, parse, printable, text
-from infini_jax.serve.job import Done, Event, Reading
+from infini_jax.serve.job import Done, Event, Progress
 
 IN_MEMORY = 2**20  # bytes of an upload that are kept in memory; more go into a temporary file
 
@@ -119,7 +119,7 @@ async def _streamed(first: Event, each: AsyncGenerator[Event, None]) -> AsyncIte
   started = time.monotonic()
 
   def told(event: Event) -> str:
-    if isinstance(event, Reading):
+    if isinstance(event, Progress):
       return line(answers.progress(event, time.monotonic() - started))
     return line(answers.session(event.result) if isinstance(event, Done) else {})
 
@@ -153,11 +153,11 @@ async def _uploaded(request: Request) -> Uploaded:
     form = await request.form(max_files=1, max_fields=8)
     part = form.get("file")
     if not isinstance(part, UploadFile):
-      raise ApiError(400, "file: the form has no such part", "missing", "file")
+      raise ApiError(400, "file: the form has no such field", "missing", "file")
     file, others = part.file, {key: form[key] for key in form if key != "file"}
-    name, stream = _beside(others, printable(str(part.filename or "")))
+    name, stream = _name_and_stream(others, printable(str(part.filename or "")))
   elif kind in ("text/plain", "application/octet-stream"):
-    name, stream = _beside(dict(request.query_params), "")
+    name, stream = _name_and_stream(dict(request.query_params), "")
     file = tempfile.SpooledTemporaryFile(IN_MEMORY)
     async for piece in request.stream():
       await run_in_threadpool(file.write, piece)
@@ -173,7 +173,7 @@ async def _uploaded(request: Request) -> Uploaded:
   return Uploaded(file, size, name, stream)
 
 
-def _beside(fields: dict[str, Any], name: str) -> tuple[str, bool]:
+def _name_and_stream(fields: dict[str, Any], name: str) -> tuple[str, bool]:
   """The name and `stream`, which come as text."""
   words = {"true": True, "1": True, "false": False, "0": False}
   stream = fields.get("stream", "false")

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from infini_jax.inference import Session
 from infini_jax.inference.filling import used
-from infini_jax.serve.job import Event, Reading
+from infini_jax.serve.job import Event, Progress
 
 SECONDS = 0.5  # the least time between two looks at a memory that is being written
 SHARE = 0.05  # the most of the time that looking may take
@@ -41,10 +41,10 @@ def looking(session: Session, emit: Callable[[Event], None]) -> Callable[[Event]
 
   def look(event: Event) -> None:
     nonlocal due
-    if isinstance(event, Reading):
+    if isinstance(event, Progress):
       session.wait()
     started = time.monotonic()
-    if isinstance(event, Reading) and started >= due:
+    if isinstance(event, Progress) and started >= due:
       event = event._replace(used=rounded(used(session)))
       ended = time.monotonic()
       due = ended + max(SECONDS, (ended - started) / SHARE)

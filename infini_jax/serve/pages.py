@@ -1,7 +1,7 @@
 """The routes of the web page, and of the report of the run.
 
-The page is a few files of the package, sent as they are. Everything else it asks for by the API, as
-any client does. Its policy lets a browser load from this server alone, and run no other script.
+The page is a few files of the package, sent as they are. It gets everything else by the API, as
+any client does. Its policy allows a browser to load from this server alone, and no other script.
 """
 
 from importlib.resources import files

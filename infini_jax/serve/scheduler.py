@@ -88,7 +88,7 @@ class Scheduler:
         self._owed -= time.perf_counter() - started
 
   def _admit(self) -> None:
-    """Lets jobs begin to read: each owner in turn, as many as there are lanes."""
+    """Starts jobs that read: each owner in turn, as many as there are lanes."""
     while self._waiting and len(self._reading) + len(self._ready) < self._lanes:
       owner = next(iter(self._waiting))
       jobs = self._waiting.pop(owner)

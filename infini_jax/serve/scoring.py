@@ -22,7 +22,7 @@ AT_A_TIME = 8  # tokens, before others have their turn
 
 
 class Scoring(Job):
-  """Reads tokens, then takes given ones in the place of drawn ones.
+  """Reads tokens, then takes given ones instead of drawn ones.
 
   Args:
     session: as of `Job`; it is changed, and given up at the end.
@@ -45,7 +45,7 @@ class Scoring(Job):
 
   def read_on(self) -> bool:
     """Reads, or takes a few of the given tokens; returns whether there is more to do."""
-    if self._source is not None:
+    if self._readable is not None:
       super().read_on()
       return True
     if catch_up(self.session):
@@ -86,13 +86,13 @@ def _job(
   asked = None
   if asking.kind == "chat":
     asked = session.ask(asking.messages, service.template, follows=True)
-    source: Iterator[int] = iter(asked.ids.tolist())
+    readable: Iterator[int] = iter(asked.ids.tolist())
   else:
-    source = tokens_of(asking.source(), session.tokenizer)
+    readable = tokens_of(asking.readable(), session.tokenizer)
   if session.ended[0]:
     raise ApiError(400, "the model has ended this session's document", "session_ended", "session")
   seconds = service.limits.seconds
-  return Scoring(session, Text(source, asked), tokens, emit, owner=owner, seconds=seconds)
+  return Scoring(session, Text(readable, asked), tokens, emit, owner=owner, seconds=seconds)
 
 
 async def _last(each: Any) -> list[float]:

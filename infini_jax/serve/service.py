@@ -12,7 +12,7 @@ import numpy as np
 
 from infini_jax.config import InputError
 from infini_jax.evaluation.gates import gates
-from infini_jax.inference import Run, Session
+from infini_jax.inference import OpenedRun, Session
 from infini_jax.inference.batch import Batch, catch_up
 from infini_jax.inference.chat import Asked, rendered
 from infini_jax.inference.engine import Engine
@@ -45,7 +45,9 @@ class Service:
     InputError: the state of the model grows; the folder cannot be used.
   """
 
-  def __init__(self, run: Run, name: str, folder: Path, limits: Limits, template: str = "own"):
+  def __init__(
+    self, run: OpenedRun, name: str, folder: Path, limits: Limits, template: str = "own"
+  ):
     engine = Engine(run.engine.config, run.engine.params, apart=False)
     self.run = run = run._replace(workdir="", engine=engine)
     self.name, self.limits, self.template = name, limits, template
@@ -55,7 +57,7 @@ class Service:
     self.gates_LH = gates(run.engine.config.model, run.engine.params)
     self.fingerprint = model_of(run)[:16]
     self.created = int(time.time())
-    self._shared = Session(run)  # whose parameters loaded states share
+    self._shared = Session(run)  # loaded states use its parameters
     warm_up(run, batch, folder / WARM)
     self.warm = self.metrics.compiled  # programs that were compiled before the first request
     self.scheduler = Scheduler(batch, limits.lanes, self.metrics)
@@ -105,9 +107,9 @@ class Service:
       if asking.kind == "chat":
         asked = session.ask(asking.messages, self.template, follows=True)
         before = 0 if asked.anew else before
-        source: Iterator[int] = iter(asked.ids.tolist())
+        readable: Iterator[int] = iter(asked.ids.tolist())
       else:
-        source = tokens_of(asking.source(), session.tokenizer)
+        readable = tokens_of(asking.readable(), session.tokenizer)
     except BaseException:
       if kept is not None:
         self.sessions.drop(kept)
@@ -129,7 +131,7 @@ class Service:
         self.sessions.drop(kept)
       return tokens
 
-    text, seconds = Text(source, asked), self.limits.seconds
+    text, seconds = Text(readable, asked), self.limits.seconds
     return Job(session, text, wish, emit, close, owner=owner, seconds=seconds), before
 
   def read(
@@ -215,7 +217,7 @@ class Service:
     watch("programs_at_start", "Programs compiled before the first request.", lambda: self.warm)
 
 
-def warm_up(run: Run, batch: Batch, file: Path) -> None:
+def warm_up(run: OpenedRun, batch: Batch, file: Path) -> None:
   """Compiles every program that a request can need, by using it.
 
   To JAX, a new state and one that a program has made are of different kinds.

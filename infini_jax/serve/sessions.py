@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from infini_jax.config import InputError
-from infini_jax.inference import Run, Session
+from infini_jax.inference import OpenedRun, Session
 from infini_jax.serve.errors import ApiError
 from infini_jax.serve.limits import Limits
 
@@ -72,7 +72,7 @@ class Sessions:
     InputError: another server uses the folder.
   """
 
-  def __init__(self, folder: Path, run: Run, limits: Limits):
+  def __init__(self, folder: Path, run: OpenedRun, limits: Limits):
     self._folder, self._limits = folder, limits
     self._shared, self._model = Session(run), model_of(run)
     self._lock = threading.RLock()
@@ -133,7 +133,7 @@ class Sessions:
 
   @contextlib.contextmanager
   def room(self) -> Iterator[None]:
-    """Holds a place for one more session in the body.
+    """Reserves one more session in the body.
 
     Raises:
       ApiError: there are too many, or the disk is full.
@@ -218,7 +218,7 @@ class Sessions:
       raise _lost(id) from error
 
   def remove(self, id: str, owner: str) -> None:
-    """Forgets a session, and removes its file.
+    """Removes a session and its file.
 
     Raises:
       ApiError: as for `borrow`.
@@ -253,7 +253,7 @@ class Sessions:
     return session
 
   def _write(self, kept: Kept, session: Session) -> None:
-    """Writes the file, then the row; only then others see the session."""
+    """Writes the file, then the row, which makes the session visible."""
     file = self._file(kept.id)
     session.save(file)
     _sync(self._folder)
@@ -271,7 +271,7 @@ class Sessions:
       kept.busy = False
 
   def _remember(self, kept: Kept, session: Session) -> None:
-    """Keeps a state in memory, and lets those go that were used longest ago."""
+    """Keeps a state in memory, and removes those from it that were used longest ago."""
     with self._lock:
       self._memory[kept.id] = session
       self._memory.move_to_end(kept.id)
@@ -300,7 +300,7 @@ def _lost(id: str) -> ApiError:
   return ApiError(500, said, "session_lost")
 
 
-def model_of(run: Run) -> str:
+def model_of(run: OpenedRun) -> str:
   """What a state must have been made with, as a short text."""
   made = f"{run.engine.checksum} {run.tokenizer.fingerprint}"
   return hashlib.sha256(made.encode()).hexdigest()[:32]

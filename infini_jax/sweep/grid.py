@@ -44,7 +44,7 @@ def read_grid(texts: Sequence[str]) -> tuple[Axis, ...]:
   fields = [field for axis in axes for field in axis.fields]
   for field in fields:
     if fields.count(field) > 1:
-      raise InputError(f"--grid gives config.{field} twice: give all its values at one place")
+      raise InputError(f"--grid gives config.{field} twice: give all its values in one --grid")
   return axes
 
 
@@ -53,7 +53,7 @@ def combinations(axes: Sequence[Axis], arguments: Sequence[str]) -> tuple[Combin
 
   Args:
     axes: the grid.
-    arguments: of the command: the config file, and the fields that all runs share.
+    arguments: of the command: the config file, and the fields that are the same in all runs.
 
   Raises:
     InputError: a field of the grid is set for all runs too, a combination is not a valid config, or
@@ -124,7 +124,7 @@ def _axis(text: str) -> Axis:
 
 
 def _divided(values: str, whole: str) -> list[str]:
-  """The parts between commas that are in no bracket and in no quotes."""
+  """The texts between commas that are in no bracket and in no quotes."""
   parts, open_, quote = [""], list[str](), ""
   for c in values:
     if quote or c in "'\"":

@@ -52,7 +52,7 @@ def run_all(
   Args:
     folder: the folder of the sweep.
     runs: what to train.
-    arguments: of the command: the config file, and the fields that all runs share.
+    arguments: of the command: the config file, and the fields that are the same in all runs.
     console: for a line about each run.
   """
   failed, stopped, say = [], [], _say(console)

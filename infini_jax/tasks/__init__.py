@@ -1,17 +1,17 @@
 """The tasks of a model: generated examples, documents with summaries, and their lanes.
 
-`open_source` opens the data of a config; `train_lanes` arranges it in batches; `make_task` makes
+`open_dataset` opens the data of a config; `train_lanes` arranges it in batches; `make_task` makes
 the task that generates examples. No module here depends on a model.
 """
 
 from infini_jax.tasks.chat import Conversations
 from infini_jax.tasks.example import Facts, Task, check_length
 from infini_jax.tasks.from_config import (
+  Dataset,
   Lanes,
-  Source,
   TaskAndText,
   mixture_shares,
-  open_source,
+  open_dataset,
   open_training,
   train_lanes,
 )
@@ -23,18 +23,18 @@ from infini_jax.tasks.summarization import Pairs
 __all__ = [
   "Benchmark",
   "Conversations",
+  "Dataset",
   "Examples",
   "Facts",
   "Lanes",
   "Pairs",
-  "Source",
   "Task",
   "TaskAndText",
   "TaskLanes",
   "check_length",
   "make_task",
   "mixture_shares",
-  "open_source",
+  "open_dataset",
   "open_training",
   "train_lanes",
 ]

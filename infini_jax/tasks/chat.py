@@ -60,15 +60,15 @@ class Counts:
 class WithAnswers(Named, Protocol):
   """Documents that hold answers, as `ChatLanes` and the evaluation of answers read them.
 
-  The n `tokens` of a document are its targets. Its inputs are the token of `first_D`, and all of
+  The n `tokens` of a document are its targets. Its inputs are the token of `first_X`, and all of
   its targets but the last.
 
   Attributes:
-    first_D: (documents,) int32, the first input of each.
+    first_X: (documents,) int32, the first input of each.
     own: of the tokens before an answer, those that differ between documents of equal form.
   """
 
-  first_D: np.ndarray
+  first_X: np.ndarray
   own: slice
 
   def __len__(self) -> int:
@@ -93,8 +93,8 @@ class Talks:
 
   Attributes:
     tokens: (conversations,) the predictions of each.
-    first_D: (conversations,) the first token of each, an input only.
-    names: the place of each in its file.
+    first_X: (conversations,) the first token of each, an input only.
+    names: the place of each, its file and line.
     counts: what was read.
   """
 
@@ -103,7 +103,7 @@ class Talks:
   def __init__(self, talks: Sequence[Talk], names: Sequence[str], counts: Counts):
     self._talks, self.names, self.counts = talks, names, counts
     self.tokens = np.array([len(talk.ids) - 1 for talk in talks], np.int64)
-    self.first_D = np.array([talk.ids[0] for talk in talks], np.int32)
+    self.first_X = np.array([talk.ids[0] for talk in talks], np.int32)
 
   def __len__(self) -> int:
     return len(self._talks)
@@ -190,7 +190,9 @@ def read_conversations(
   today = datetime.date.today().isoformat()  # a new template keeps it, so that a run is one text
   chat = open_chat(tokenizer, config.chat.template, today)
   chat.end  # noqa: B018 - a template that cannot end an answer is refused before all is read
-  read: dict[str, _Reading] = {split: _Reading(chat, config, split == "train") for split in splits}
+  read: dict[str, _Collector] = {
+    split: _Collector(chat, config, split == "train") for split in splits
+  }
   for part in corpus.parts:
     if splits != (ALL_SPLITS,) and not set(part.splits) & set(splits):
       continue
@@ -208,7 +210,7 @@ def read_conversations(
   return Conversations(chat, corpus, talks)
 
 
-class _Reading:
+class _Collector:
   """Collects the conversations of one split."""
 
   def __init__(self, chat: Chat, config: Config, trains: bool):
@@ -307,10 +309,10 @@ class ChatLanes:
     self._talks = talks
     self.lanes, self.segments = config.data.lanes, config.data.segments
     self._N, seed = config.model.segment_length, config.train.seed
-    segments_D = -(-talks.tokens // self._N)
+    segments_X = -(-talks.tokens // self._N)
     self._carries = config.data.carry_state
-    self._rows = [] if self._carries else packed(segments_D.tolist(), self.segments)
-    sizes = segments_D if self._carries else np.ones(len(self._rows), np.int64)
+    self._rows = [] if self._carries else packed(segments_X.tolist(), self.segments)
+    sizes = segments_X if self._carries else np.ones(len(self._rows), np.int64)
     self._order = Shuffle(sizes, self.lanes, seed)
 
   def batch(self, k: int, rows: Rows = ALL) -> Batch:
@@ -345,7 +347,7 @@ class ChatLanes:
     at = slice(slot * self._N, slot * self._N + stop - start)
     ids = self._talks.read(document, max(start - 1, 0), stop)
     if not first:
-      ids = np.append(self._talks.first_D[document], ids)
+      ids = np.append(self._talks.first_X[document], ids)
     row["tokens_BT"][at], row["targets_BT"][at] = ids[:-1], ids[1:]
     row["weights_BT"][at] = self._talks.weights(document, start, stop)
     row["asked_BT"][at] = self._talks.said(document, start, stop)

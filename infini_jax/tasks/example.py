@@ -1,6 +1,6 @@
 """Generated examples: texts of any length that end in an answer.
 
-An example is a sequence of a few parts. The filler is a part that repeats its tokens, so a million
+An example is a sequence of a few spans. The filler is a span that repeats its tokens, so a million
 tokens need as much memory as a thousand. Like a document, an example of n tokens has the inputs
 [bos, t_0 .. t_{n-2}] and the targets t_0 .. t_{n-1}. Its last tokens are the answer.
 """
@@ -15,8 +15,8 @@ from infini_jax.config import InputError
 from infini_jax.data.tokenizers import Tokenizer
 
 
-class Part(NamedTuple):
-  """`size` tokens: the ids, repeated without end, from place `first` on.
+class Span(NamedTuple):
+  """`size` tokens: the ids, repeated without end, from id `first` on.
 
   Attributes:
     weight: the loss weight of each token.
@@ -30,33 +30,33 @@ class Part(NamedTuple):
   filler: bool = False
 
   def read(self, start: int, stop: int) -> np.ndarray:
-    """Tokens `start` to `stop` of the part, (stop - start,) int."""
+    """Tokens `start` to `stop` of the span, (stop - start,) int."""
     return self.ids[(self.first + np.arange(start, stop)) % len(self.ids)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """A text in parts. `answers` are the indices of the parts that are answers."""
+  """A text in spans. `answers` are the indices of the spans that are answers."""
 
-  parts: tuple[Part, ...]
+  spans: tuple[Span, ...]
   answers: frozenset[int]
 
   def __len__(self) -> int:
-    return sum(part.size for part in self.parts)
+    return sum(span.size for span in self.spans)
 
   @property
   def first_asked(self) -> int:
-    """The place of the first token of an answer."""
-    first = min((i for i in self.answers if self.parts[i].size), default=len(self.parts))
-    return sum(part.size for part in self.parts[:first])
+    """The position of the first token of an answer."""
+    first = min((i for i in self.answers if self.spans[i].size), default=len(self.spans))
+    return sum(span.size for span in self.spans[:first])
 
   def read(self, start: int, stop: int) -> np.ndarray:
     """Tokens `start` to `stop`, (stop - start,) int32."""
-    return self._cut(start, stop, np.int32, lambda _, part, a, b: part.read(a, b))
+    return self._cut(start, stop, np.int32, lambda _, span, a, b: span.read(a, b))
 
   def weights(self, start: int, stop: int) -> np.ndarray:
     """The loss weight of each of those tokens, float32."""
-    return self._cut(start, stop, np.float32, lambda _, part, a, b: np.full(b - a, part.weight))
+    return self._cut(start, stop, np.float32, lambda _, span, a, b: np.full(b - a, span.weight))
 
   def asked(self, start: int, stop: int) -> np.ndarray:
     """Which of those tokens belong to an answer, bool."""
@@ -64,12 +64,12 @@ class Example:
 
   def filler(self, start: int, stop: int) -> np.ndarray:
     """Which of those tokens are filler, bool."""
-    return self._cut(start, stop, bool, lambda _, part, a, b: np.full(b - a, part.filler))
+    return self._cut(start, stop, bool, lambda _, span, a, b: np.full(b - a, span.filler))
 
   def shared(self, other: "Example") -> int:
     """A lower bound of the number of tokens that both examples begin with."""
     same = 0
-    for mine, its in zip(self.parts, other.parts, strict=False):
+    for mine, its in zip(self.spans, other.spans, strict=False):
       if mine.first != its.first or not _equal(mine.ids, its.ids):
         break
       same += min(mine.size, its.size)
@@ -78,8 +78,8 @@ class Example:
     return same
 
   def _cut(self, start: int, stop: int, dtype: Any, read: Callable[..., np.ndarray]) -> np.ndarray:
-    cuts = overlaps(start, stop, (part.size for part in self.parts))
-    found = (read(i, self.parts[i], a, b) for i, a, b in cuts)
+    cuts = overlaps(start, stop, (span.size for span in self.spans))
+    found = (read(i, self.spans[i], a, b) for i, a, b in cuts)
     return np.concatenate([np.zeros(0, dtype), *found]).astype(dtype)
 
 
@@ -98,24 +98,24 @@ def overlaps(start: int, stop: int, sizes: Iterable[int]) -> Iterator[tuple[int,
 
 
 def weighed(
-  parts: Sequence[Part], answers: Collection[int], context_weight: float, own: Collection[int] = ()
+  spans: Sequence[Span], answers: Collection[int], context_weight: float, own: Collection[int] = ()
 ) -> Example:
   """An example whose answers have the loss weight 1 together, each answer the same.
 
   Args:
-    parts: all parts of the example; their weights are replaced.
-    answers: the indices of the parts that are answers.
-    context_weight: the weight of all other parts together, each of their tokens the same.
-    own: the indices of parts that keep their weight.
+    spans: all spans of the example; their weights are replaced.
+    answers: the indices of the spans that are answers.
+    context_weight: the weight of all other spans together, each of their tokens the same.
+    own: the indices of spans that keep their weight.
   """
-  context = sum(part.size for i, part in enumerate(parts) if i not in answers and i not in own)
+  context = sum(span.size for i, span in enumerate(spans) if i not in answers and i not in own)
 
-  def weight(i: int, part: Part) -> float:
+  def weight(i: int, span: Span) -> float:
     if i in own:
-      return part.weight
-    return 1 / (len(answers) * part.size) if i in answers else context_weight / max(1, context)
+      return span.weight
+    return 1 / (len(answers) * span.size) if i in answers else context_weight / max(1, context)
 
-  found = (part._replace(weight=weight(i, part)) for i, part in enumerate(parts))
+  found = (span._replace(weight=weight(i, span)) for i, span in enumerate(spans))
   return Example(tuple(found), frozenset(answers))
 
 
@@ -131,7 +131,7 @@ class Facts(NamedTuple):
       empty: the task has figures of its own.
     asked: what an answer is.
     depth_of: what is hidden in an example at a depth; empty: examples have no depth.
-    title: the task, and its family if it has some; an evaluation knows it.
+    title: the task, and its family if it has some; an evaluation sets it.
   """
 
   measure: str = ""

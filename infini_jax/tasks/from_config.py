@@ -51,7 +51,7 @@ class TaskAndText:
     return digest([self.task.fingerprint, self.text.fingerprint])
 
 
-Source = Store | Pairs | Conversations | Benchmark | Task | TaskAndText
+Dataset = Store | Pairs | Conversations | Benchmark | Task | TaskAndText
 
 
 class Lanes(Protocol):
@@ -62,14 +62,14 @@ class Lanes(Protocol):
     ...
 
 
-def open_source(
+def open_dataset(
   config: Config,
   cache: Path,
   console: Console,
   task: str | None = None,
   tokenizer: Tokenizer | None = None,
   others: Path | None = None,
-) -> Source:
+) -> Dataset:
   """The documents or the task of a config, with a tokenizer that fits the model.
 
   Args:
@@ -85,17 +85,17 @@ def open_source(
     InputError: a corpus is missing or cannot be read, or the tokenizer does not fit.
   """
   task = config.task.name if task is None else task
-  source = OPENERS[task](Opening(config, cache, console, task, tokenizer, others))
-  if source.tokenizer.size > config.model.vocab_size:
+  dataset = OPENERS[task](Opening(config, cache, console, task, tokenizer, others))
+  if dataset.tokenizer.size > config.model.vocab_size:
     raise InputError(
       f"config.model.vocab_size={config.model.vocab_size} is smaller than the tokenizer's "
-      f"{source.tokenizer.size}: set it to {source.tokenizer.size} or more"
+      f"{dataset.tokenizer.size}: set it to {dataset.tokenizer.size} or more"
     )
-  return source
+  return dataset
 
 
-def open_training(config: Config, cache: Path, console: Console, own: Tokenizer | None) -> Source:
-  """The training data of a config: as `open_source`, with the documents of `task.text_lanes`.
+def open_training(config: Config, cache: Path, console: Console, own: Tokenizer | None) -> Dataset:
+  """The training data of a config: as `open_dataset`, with the documents of `task.text_lanes`.
 
   Args:
     config: the config of the run.
@@ -104,18 +104,18 @@ def open_training(config: Config, cache: Path, console: Console, own: Tokenizer 
     own: the tokenizer of the run's parameters, if there are any.
 
   Raises:
-    InputError: as `open_source`.
+    InputError: as `open_dataset`.
   """
   if not config.task.text_lanes:
-    return open_source(config, cache, console, tokenizer=own)
+    return open_dataset(config, cache, console, tokenizer=own)
   text = _text(Opening(config, cache, console, "text", own, None))
-  task = open_source(config, cache, console, tokenizer=own or text.tokenizer)
+  task = open_dataset(config, cache, console, tokenizer=own or text.tokenizer)
   assert not isinstance(task, Store | Pairs | Conversations | Benchmark | TaskAndText)
   return TaskAndText(task, text)
 
 
 class Opening(NamedTuple):
-  """The arguments of `open_source`."""
+  """The arguments of `open_dataset`."""
 
   config: Config
   cache: Path
@@ -206,7 +206,7 @@ def _trained(config: Config, cache: Path, console: Console, task: str) -> Tokeni
 
 
 # By name of a task, how its data is opened; those that generate examples are in the registry.
-OPENERS: dict[str, Callable[[Opening], Source]] = {
+OPENERS: dict[str, Callable[[Opening], Dataset]] = {
   "text": _documents_of,
   "summarization": _pairs,
   "chat": _chat,
@@ -215,24 +215,24 @@ OPENERS: dict[str, Callable[[Opening], Source]] = {
 }
 
 
-def train_lanes(config: Config, source: Source) -> Lanes:
+def train_lanes(config: Config, dataset: Dataset) -> Lanes:
   """The lanes of training, which give its batches.
 
   Raises:
     InputError: there is too little text for a segment, or a chunk is too short for an example.
   """
   if config.train.rollout:
-    return _Stages(config, source)
-  if isinstance(source, Pairs):
-    return ChatLanes(source.training(config), config)
-  if isinstance(source, Conversations):
-    return ChatLanes(source.split("train"), config)
-  if isinstance(source, TaskAndText):
-    return _TaskBesideText(source, config)
-  assert not isinstance(source, Benchmark)  # it is for evaluations alone
-  if not isinstance(source, Store):
-    return TaskLanes(source, config)
-  return _documents(config, source)
+    return _Stages(config, dataset)
+  if isinstance(dataset, Pairs):
+    return ChatLanes(dataset.training(config), config)
+  if isinstance(dataset, Conversations):
+    return ChatLanes(dataset.split("train"), config)
+  if isinstance(dataset, TaskAndText):
+    return _TaskAndTextLanes(dataset, config)
+  assert not isinstance(dataset, Benchmark)  # it is for evaluations alone
+  if not isinstance(dataset, Store):
+    return TaskLanes(dataset, config)
+  return _documents(config, dataset)
 
 
 def _documents(config: Config, store: Store) -> Lanes:
@@ -240,15 +240,15 @@ def _documents(config: Config, store: Store) -> Lanes:
   return _WarmText(config, store, lanes) if config.warm.share else lanes
 
 
-class _TaskBesideText:
+class _TaskAndTextLanes:
   """Examples of a task in the first lanes, and documents in the last `task.text_lanes`."""
 
-  def __init__(self, source: TaskAndText, config: Config):
+  def __init__(self, dataset: TaskAndText, config: Config):
     lanes, text = config.data.lanes, config.task.text_lanes
     self._lanes, self._first, self._weight = lanes, lanes - text, config.task.text_weight
     few = lambda count: config.with_fields(data={"lanes": count})
-    self._task = TaskLanes(source.task, few(lanes - text))
-    self._text = _documents(few(text), source.text)
+    self._task = TaskLanes(dataset.task, few(lanes - text))
+    self._text = _documents(few(text), dataset.text)
 
   def batch(self, k: int, rows: Rows = ALL) -> Batch:
     """The arrays of `TaskLanes.batch`, and text_B: bool, the lanes of text."""
@@ -268,17 +268,17 @@ class _TaskBesideText:
     return both | {"text_B": is_text}
 
 
-def _some(source: Lanes, k: int, lanes: np.ndarray) -> Batch:
+def _some(dataset: Lanes, k: int, lanes: np.ndarray) -> Batch:
   """Some rows of a batch; also none."""
-  batch = source.batch(k, lanes if len(lanes) else np.array([0]))
+  batch = dataset.batch(k, lanes if len(lanes) else np.array([0]))
   return {name: rows[: len(lanes)] for name, rows in batch.items()}
 
 
 class _Stages:
   """The lanes of a rollout curriculum: those of one stage after those of the stage before."""
 
-  def __init__(self, config: Config, source: Source):
-    self._lanes = [(stage.first, train_lanes(stage.config, source)) for stage in stages(config)]
+  def __init__(self, config: Config, dataset: Dataset):
+    self._lanes = [(stage.first, train_lanes(stage.config, dataset)) for stage in stages(config)]
 
   def batch(self, k: int, rows: Rows = ALL) -> Batch:
     """Batch `k`, with the segment length of its stage."""
@@ -297,14 +297,14 @@ def _text_lanes(config: Config, store: Store, seed: int, segments: int = 0) -> T
     segment_length=config.model.segment_length,
     seed=seed,
     carry_state=config.data.carry_state,
-    mix=_mix(config, store, documents.source_D, segments) if store.weights else None,
+    mix=_mix(config, store, documents.store_X, segments) if store.weights else None,
   )
 
 
-def _mix(config: Config, store: Store, source_D: np.ndarray, segments: int) -> Mix:
+def _mix(config: Config, store: Store, store_X: np.ndarray, segments: int) -> Mix:
   """How the stores are mixed, for lanes with chunks of this many segments."""
   made = [(stage.first * segments, stage.weights) for stage in _mix_stages(config, store)]
-  return Mix(source_D, store.weights, tuple(made))
+  return Mix(store_X, store.weights, tuple(made))
 
 
 def _mix_stages(config: Config, store: Store) -> tuple[MixStage, ...]:
@@ -318,12 +318,12 @@ def _mix_stages(config: Config, store: Store) -> tuple[MixStage, ...]:
   return made
 
 
-def mixture_shares(config: Config, source: Source, k: int) -> dict[str, float]:
+def mixture_shares(config: Config, dataset: Dataset, k: int) -> dict[str, float]:
   """The share of each store in the tokens of the documents that begin in batch k, by its path.
 
   It is empty without `data.stages`.
   """
-  store = source.text if isinstance(source, TaskAndText) else source
+  store = dataset.text if isinstance(dataset, TaskAndText) else dataset
   if not config.data.stages or not isinstance(store, Mixture):
     return {}
   begun = [stage.weights for stage in _mix_stages(config, store) if stage.first <= k]

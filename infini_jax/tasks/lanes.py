@@ -8,7 +8,7 @@ import numpy as np
 
 from infini_jax.config import Config
 from infini_jax.data.lanes.documents import ALL, Batch, Rows, empty_batch
-from infini_jax.data.lanes.warm import Companions, Reading
+from infini_jax.data.lanes.warm import Companions, TextPiece
 from infini_jax.tasks.example import Example, Task, check_length
 
 
@@ -25,7 +25,7 @@ def lay(example: Example, row: Batch, start: int, first: int, weight: float = 1.
   Args:
     example: its n tokens become the targets.
     row: arrays of T tokens, one row of `empty_asking`; changed in place.
-    start: the place in the row where the example begins.
+    start: the position in the row where the example begins.
     first: the input token before the example.
     weight: a factor of all its loss weights.
   """
@@ -39,15 +39,15 @@ def lay(example: Example, row: Batch, start: int, first: int, weight: float = 1.
 
 
 def count_filler(example: Example, row: Batch, start: int, counted: float) -> None:
-  """Lets the filler of an example count as `counted` tokens, or once if it has more.
+  """Makes the filler of an example count as `counted` tokens, or once if it has more.
 
   Args:
     example: it is in the row already.
     row: with times_BT; changed in place.
-    start: the place in the row where the example begins.
+    start: the position in the row where the example begins.
     counted: tokens.
   """
-  filler = example.filler(0, len(example) - 1)  # targets; each is the input one place later
+  filler = example.filler(0, len(example) - 1)  # targets; each is the next input
   times = row["times_BT"][start + 1 : start + len(example)]
   times[filler] = max(1.0, counted / max(1, filler.sum()))
 
@@ -108,7 +108,7 @@ class TaskLanes:
       The arrays of `TrainLanes.batch`, and
       weights_BT: float32, the loss weight of each target.
       asked_BT: bool, True where the target is part of an answer.
-      With warm memory, W tokens for each companion: warm_tokens_BT: int32, warm_mask_BT: bool,
+      With warm memory, a piece for each companion: warm_tokens_BT: int32, warm_mask_BT: bool,
       warm_reset_BS: bool; and warm_B: bool, the lanes that take over the companion's state.
       With `warm.growth`, warm_times_B: float32, how many times the companion's tokens count.
       With `warm.filler`, times_BT: float32, how many times the memory counts each input token.
@@ -153,33 +153,33 @@ class TaskLanes:
     """The text of the companion that the first example of the lane continues."""
     if self._companions is None or (last := self._companions.warm(lane, k)) is None:
       return None
-    text, W = self._earlier(lane, last.stream), self._companions.tokens
+    text, size = self._earlier(lane, last.stream), self._companions.tokens
     times = last.chunk + 1.0
     if self._filler and self._grows:
       times = sum(self._times(lane, last._replace(chunk=i)) for i in range(last.chunk + 1))
-    return Before(text, (last.chunk + 1) * W, times * W)
+    return Before(text, (last.chunk + 1) * size, times * size)
 
   def _read_along(self, companions: Companions, lane: int, k: int) -> Batch:
-    reading, W = companions.reading(lane, k), companions.tokens
-    stream, start = self._earlier(lane, reading.stream), reading.chunk * W
-    tokens = np.concatenate([self._bos[start:], stream.read(max(0, start - 1), start + W - 1)])
-    reset = np.zeros(W // self.segment_length, bool)
+    reading, size = companions.reading(lane, k), companions.tokens
+    stream, start = self._earlier(lane, reading.stream), reading.chunk * size
+    tokens = np.concatenate([self._bos[start:], stream.read(max(0, start - 1), start + size - 1)])
+    reset = np.zeros(size // self.segment_length, bool)
     reset[0] = reading.chunk == 0
     times = {}
     if self._grows:
       times["warm_times_B"] = np.array(self._times(lane, reading), np.float32)
     return times | {
       "warm_tokens_BT": tokens.astype(np.int32),
-      "warm_mask_BT": np.ones(W, bool),
+      "warm_mask_BT": np.ones(size, bool),
       "warm_reset_BS": reset,
       "warm_B": np.array(companions.warm(lane, k) is not None),
     }
 
-  def _times(self, lane: int, reading: Reading) -> float:
+  def _times(self, lane: int, reading: TextPiece) -> float:
     """How many times a reading counts; text on which an answer depends counts once."""
     assert self._companions is not None
-    start, W = reading.chunk * self._companions.tokens, self._companions.tokens
-    filler = self._earlier(lane, reading.stream).filler(max(0, start - 1), start + W - 1)
+    start, size = reading.chunk * self._companions.tokens, self._companions.tokens
+    filler = self._earlier(lane, reading.stream).filler(max(0, start - 1), start + size - 1)
     return self._companions.times(lane, reading) if filler.all() else 1.0
 
   def _begin(self, lane: int, stream: int) -> Example:
@@ -194,12 +194,12 @@ class Examples:
   Args:
     task: the kind of example.
     length: the tokens of each example.
-    depths: the places of the key, 0 to 1.
+    depths: where the key is, 0 to 1.
     samples: the number of examples of each depth.
     seed: the seed of the examples.
 
   Attributes:
-    first_asked: the place of the first answer token of all examples.
+    first_asked: the position of the first answer token of all examples.
   """
 
   def __init__(self, task: Task, length: int, depths: Sequence[float], samples: int, seed: int):
@@ -219,7 +219,7 @@ class Examples:
     return self._examples[document].read(start, stop)
 
   def trunk(self, chunk: int) -> tuple[int, np.ndarray]:
-    """The example whose beginning the others share most, and how much of it each example shares.
+    """The example whose beginning most others have too, and how much of it each of them has.
 
     Args:
       chunk: the tokens of a chunk; only whole chunks count.
@@ -229,12 +229,12 @@ class Examples:
       state after these tokens can be forked.
     """
     tried = range(0, len(self._examples), max(1, self._samples))  # the first of each depth
-    shared_TD = np.array([[self._examples[t].shared(e) for e in self._examples] for t in tried])
-    for row, t in zip(shared_TD, tried, strict=True):
+    shared_XX = np.array([[self._examples[t].shared(e) for e in self._examples] for t in tried])
+    for row, t in zip(shared_XX, tried, strict=True):
       row[t] = max(np.delete(row, t), default=0)  # not all of itself, which saves no reading
-    shared_TD = np.minimum(shared_TD, self.first_asked) // chunk * chunk
-    best = int((shared_TD.sum(1) - shared_TD.max(1)).argmax())
-    return tried[best], shared_TD[best]
+    shared_XX = np.minimum(shared_XX, self.first_asked) // chunk * chunk
+    best = int((shared_XX.sum(1) - shared_XX.max(1)).argmax())
+    return tried[best], shared_XX[best]
 
   def asked(self, document: int, start: int, stop: int) -> np.ndarray:
     """Which of those tokens belong to an answer, bool; fewer at the end of the example."""

@@ -1,7 +1,7 @@
 """The statements in a text and the question at its end, for each family of needles.
 
 The families are those of RULER (Hsieh et al., arXiv 2404.06654), and facts as in BABILong
-(Kuratov et al., arXiv 2406.10149), after their published definitions; the sentences and the words
+(Kuratov et al., arXiv 2406.10149), after their published definitions. The sentences and the words
 are our own. This module makes text only: `needles` converts it to tokens and puts it into filler.
 """
 
@@ -30,7 +30,7 @@ class Tale(NamedTuple):
   """The content of one text, without its filler."""
 
   intro: str
-  statements: list[tuple[float, str]]  # each with its place in the filler, 0 to 1, in that order
+  statements: list[tuple[float, str]]  # each with its position in the filler, 0 to 1, in that order
   question: str
   answers: list[str]
 
@@ -48,10 +48,10 @@ def multikey(draw: Draw, task: NeedleConfig, depth: float) -> Tale:
 def multivalue(draw: Draw, task: NeedleConfig, depth: float) -> Tale:
   """Several numbers of one thing; the answers are all of them."""
   key, values = draw.keys(1)[0], draw.numbers(task.needles, task.digits)
-  places = _behind(draw, depth, task.needles)
+  positions = _behind(draw, depth, task.needles)
   statements = [
     (place, ANY_NUMBER.format(key=key, value=value))
-    for place, value in zip(places, values, strict=True)
+    for place, value in zip(positions, values, strict=True)
   ]
   question = f" Which numbers does the {key} have, in the order of the text? They are"
   return Tale(HIDDEN_NUMBERS, statements, question, values)
@@ -60,10 +60,10 @@ def multivalue(draw: Draw, task: NeedleConfig, depth: float) -> Tale:
 def multiquery(draw: Draw, task: NeedleConfig, depth: float) -> Tale:
   """Numbers of several things; the answers are all of them, in another order."""
   keys, values = draw.keys(task.needles), draw.numbers(task.needles, task.digits)
-  places = _behind(draw, depth, task.needles)
+  positions = _behind(draw, depth, task.needles)
   statements = [
     (place, NUMBER.format(key=key, value=value))
-    for place, key, value in zip(places, keys, values, strict=True)
+    for place, key, value in zip(positions, keys, values, strict=True)
   ]
   order = draw.rng.permutation(task.needles).tolist()
   named = ", the ".join(keys[i] for i in order)
@@ -78,8 +78,8 @@ def variables(draw: Draw, task: NeedleConfig, depth: float) -> Tale:
   statements = []
   for chain, value in enumerate(values):
     its = names[chain * length :][:length]
-    places = _anywhere(draw, length) if chain else _behind(draw, depth, length)
-    for place, name, means in zip(places, its, [value, *its[:-1]], strict=True):
+    positions = _anywhere(draw, length) if chain else _behind(draw, depth, length)
+    for place, name, means in zip(positions, its, [value, *its[:-1]], strict=True):
       statements.append((place, LET.format(name=name, value=means)))
   question = f" Which names stand for {values[0]}, in the order of the text? They are"
   return Tale(HIDDEN_NAMES, _sorted(statements), question, names[:length])
@@ -97,10 +97,10 @@ def facts(draw: Draw, task: NeedleConfig, depth: float) -> Tale:
     if with_things:
       told.insert(1, said(TAKES).format(who=who, what=what))
     if i:
-      places = _anywhere(draw, len(told))
+      positions = _anywhere(draw, len(told))
     else:  # an earlier fact, and the facts that the answer depends on
-      places = [depth * draw.rng.random(), *_behind(draw, depth, task.facts)]
-    statements += zip(places, told, strict=True)
+      positions = [depth * draw.rng.random(), *_behind(draw, depth, task.facts)]
+    statements += zip(positions, told, strict=True)
   asked = f"the {things[0]}" if with_things else people[0]
   question = f" Where is {asked} now? {asked[0].upper()}{asked[1:]} is in the"
   return Tale(HIDDEN_FACTS, _sorted(statements), question, [where[1]])
@@ -122,12 +122,12 @@ IN_FILLER: dict[str, Callable[[Draw, NeedleConfig, float], Tale]] = {
 
 
 def _one_of(draw: Draw, task: NeedleConfig, depth: float, others: int) -> Tale:
-  """The answer is the first number, at `depth`; the others are at random places."""
+  """The answer is the first number, at `depth`; the others are at random positions."""
   keys, values = draw.keys(others + 1), draw.numbers(others + 1, task.digits)
-  places = [depth, *_anywhere(draw, others)]
+  positions = [depth, *_anywhere(draw, others)]
   statements = [
     (place, NUMBER.format(key=key, value=value))
-    for place, key, value in zip(places, keys, values, strict=True)
+    for place, key, value in zip(positions, keys, values, strict=True)
   ]
   question = f" What is the number of the {keys[0]}? The number of the {keys[0]} is"
   return Tale(HIDDEN_NUMBERS, _sorted(statements), question, values[:1])
@@ -138,7 +138,7 @@ def _anywhere(draw: Draw, count: int) -> list[float]:
 
 
 def _behind(draw: Draw, depth: float, count: int) -> list[float]:
-  """Places: the first is `depth`, the others are random and after it."""
+  """Positions: the first is `depth`, the others are random and after it."""
   return [depth, *np.sort(draw.rng.uniform(depth, 1, count - 1)).tolist()]
 
 

@@ -17,7 +17,7 @@ ENOUGH = 65_536  # tokens of held-out documents; if there are fewer, other docum
 
 
 class Filler:
-  """Tokens of real text, read in a circle, and the places where sentences end.
+  """Tokens of real text, read in a circle, and the positions at which sentences end.
 
   Args:
     store: the corpus.
@@ -25,7 +25,7 @@ class Filler:
       documents, and then training documents); False reads training documents.
 
   Attributes:
-    ids: the tokens, (n,) int32. All examples share them.
+    ids: the tokens, (n,) int32, of all examples.
   """
 
   def __init__(self, store: Store, held_out: bool):
@@ -43,13 +43,13 @@ class Filler:
     self._ends = _sentence_ends(self.ids, store.tokenizer)
 
   def beginning(self, rng: np.random.Generator) -> int:
-    """A random place where a sentence begins; any place, if there are no sentences."""
+    """A random position at which a sentence begins; any position, if there are no sentences."""
     if len(self._ends):
       return int(rng.choice(self._ends))
     return int(rng.integers(len(self.ids)))
 
   def place(self, first: int, room: int, share: float) -> int:
-    """The place for a statement in `room` tokens of filler that are read from `first` on.
+    """The position for a statement in `room` tokens of filler that are read from `first` on.
 
     It is the end of the sentence that is nearest to `share * room`. If no sentence ends within
     `room / 20` of it, it is `share * room`.
@@ -99,8 +99,8 @@ def open_filler(
     )
   if not path:
     raise InputError(
-      "config.needle.filler and config.data.path are empty: needles hide in text; set one of them "
-      "to a folder of text or a prepared store"
+      "config.needle.filler and config.data.path are empty: needles need text around them; set "
+      "one of them to a folder of text or a prepared store"
     )
   if path != config.data.path:
     name = short_hash(path.encode(), size=4)
@@ -123,7 +123,7 @@ def open_filler(
 
 
 def _sentence_ends(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-  """The sorted places directly after a full stop, `!` or `?` and before a space."""
+  """The sorted positions directly after a full stop, `!` or `?` and before a space."""
   vocabulary, kind = np.unique(ids, return_inverse=True)
   stop = tokenizer.encode("So it is.")
   text = tokenizer.decode(stop)

@@ -11,7 +11,7 @@ import numpy as np
 from infini_jax.config import Config, InputError
 from infini_jax.data.tokenizers import Tokenizer, load_tokenizer
 from infini_jax.tasks.draw import Draw
-from infini_jax.tasks.example import Example, Facts, Part
+from infini_jax.tasks.example import Example, Facts, Span
 from infini_jax.tasks.needle_families import (
   COMMON_WORDS,
   FREQUENT_WORDS,
@@ -79,17 +79,17 @@ class WordLists:
       left %= len(dots)
     order = rng.permutation(np.repeat(np.arange(len(words)), counts))
     ids = np.concatenate([self._entry(words[i]) for i in order.tolist()])
-    return self._writer.example([self._intro, Part(ids, len(ids)), Part(dots, left)], tail)
+    return self._writer.example([self._intro, Span(ids, len(ids)), Span(dots, left)], tail)
 
   def beginning(self, rng: np.random.Generator, length: int) -> Example:
     """Earlier text of dots only, because words would change the counts."""
-    return Example((Part(self._entry(DOTS), length, filler=True),), frozenset())
+    return Example((Span(self._entry(DOTS), length, filler=True),), frozenset())
 
   def continuation(self, rng: np.random.Generator, before: Example, read: int, n: int) -> Example:
     """An independent example of `n` tokens."""
     return self.example(rng, n, held_out=False)
 
-  def _asked(self, draw: Draw, length: int) -> tuple[list[str], list[Part], int]:
+  def _asked(self, draw: Draw, length: int) -> tuple[list[str], list[Span], int]:
     """Words (the first are the answers), the question, and the tokens of all but the list."""
     if self._common:
       words = draw.words(self._task.needles + length // 8)
@@ -99,7 +99,7 @@ class WordLists:
       words = draw.invented(ASKED + 1 + math.isqrt(length))
       answers = words[:ASKED]
       tail = self._writer.tail(ask_frequent(answers), answers)
-    return words, tail, self._intro.size + sum(part.size for part in tail)
+    return words, tail, self._intro.size + sum(span.size for span in tail)
 
   def _least(self, draw: Draw) -> int:
     """The tokens of the shortest list of some drawn words."""

@@ -1,9 +1,9 @@
-"""From the text of needles to tokens: the parts of an example."""
+"""From the text of needles to tokens: the spans of an example."""
 
 from infini_jax.config import Config
 from infini_jax.data.tokenizers import Tokenizer
 from infini_jax.digests import short_hash
-from infini_jax.tasks.example import Example, Part, weighed
+from infini_jax.tasks.example import Example, Span, weighed
 from infini_jax.tasks.pieces import Pieces
 
 BEFORE = "So it is."  # the text before a piece, for the tokenizer
@@ -29,27 +29,27 @@ class Writer:
     name = f"needle {asked} {self._tokenizer.fingerprint} {corpus}"
     return short_hash(name.encode())
 
-  def piece(self, text: str, before: str = BEFORE) -> Part:
+  def piece(self, text: str, before: str = BEFORE) -> Span:
     """The tokens that `text` adds after `before`.
 
     Raises:
       InputError: the tokenizer cannot write it.
     """
-    return self._pieces.part(text, before)
+    return self._pieces.span(text, before)
 
-  def tail(self, question: str, answers: list[str]) -> list[Part]:
-    """The parts of the question and the answers; before each answer is a part that leads to it."""
-    parts: list[Part] = []
+  def tail(self, question: str, answers: list[str]) -> list[Span]:
+    """The spans of the question and the answers; before each answer is a span that leads to it."""
+    spans: list[Span] = []
     text = question
     leading = self.piece(question).ids
     for i, answer in enumerate(answers):
       if i:
         leading, text = self.piece(",", text).ids, f"{text},"
-      parts += self._pieces.asked(leading, self.piece(f" {answer}", text).ids)
+      spans += self._pieces.asked(leading, self.piece(f" {answer}", text).ids)
       text = f"{text} {answer}"
-    return parts
+    return spans
 
-  def example(self, front: list[Part], tail: list[Part]) -> Example:
+  def example(self, front: list[Span], tail: list[Span]) -> Example:
     """The whole example, with its loss weights."""
     answers = range(len(front) + 1, len(front) + len(tail), 2)
     return weighed([*front, *tail], answers, self._context_weight)

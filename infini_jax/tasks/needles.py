@@ -13,14 +13,14 @@ from infini_jax.config import Config, InputError
 from infini_jax.data.store.store import Store
 from infini_jax.data.tokenizers import Tokenizer
 from infini_jax.tasks.draw import Draw
-from infini_jax.tasks.example import Example, Facts, Part, early
+from infini_jax.tasks.example import Example, Facts, Span, early
 from infini_jax.tasks.needle_families import IN_FILLER
 from infini_jax.tasks.needle_filler import Filler, corpus_of
 from infini_jax.tasks.needle_writer import Writer
 
 TRIALS = 32  # texts drawn to measure their length; the most draws until one is short enough
 
-Told = list[tuple[float, Part]]  # statements, each with its place in the filler, 0 to 1
+Told = list[tuple[float, Span]]  # statements, each with its position in the filler, 0 to 1
 
 
 class Needles:
@@ -54,7 +54,7 @@ class Needles:
       )
     self._writer = Writer(config, self.tokenizer)
     self._fillers: dict[bool, Filler] = {}
-    self._lock = threading.Lock()  # batches are read ahead in threads, and all share one filler
+    self._lock = threading.Lock()  # batches are read ahead in threads, which use one filler
     self.fingerprint = self._writer.fingerprint(store.fingerprint)
     rng = np.random.default_rng(0)
     sizes = [_size(*self._drawn(rng, 0.5, held_out=i % 2 > 0)) for i in range(TRIALS)]
@@ -78,20 +78,20 @@ class Needles:
   def continuation(self, rng: np.random.Generator, before: Example, read: int, n: int) -> Example:
     """The statements of `before` that were not read, anywhere in more filler, and its question."""
     filler, question = self._filler(held_out=False), min(before.answers) - 1
-    first = next(part.first for part in before.parts if part.ids is filler.ids)
+    first = next(span.first for span in before.spans if span.ids is filler.ids)
     rest, begun = [], False
-    for part in before.parts[:question]:
-      seen = min(max(0, read), part.size)
-      read -= part.size
-      if part.ids is filler.ids:
+    for span in before.spans[:question]:
+      seen = min(max(0, read), span.size)
+      read -= span.size
+      if span.ids is filler.ids:
         first += seen
-      elif seen < part.size:
-        rest.append(Part(part.ids[seen:], part.size - seen))
+      elif seen < span.size:
+        rest.append(Span(span.ids[seen:], span.size - seen))
         begun |= seen > 0
-    places = np.sort(rng.random(len(rest)))
-    places[:begun] = 0  # its beginning was read already
-    told = list(zip(places.tolist(), rest, strict=True))
-    return self._fill(told, list(before.parts[question:]), n, filler, first)
+    positions = np.sort(rng.random(len(rest)))
+    positions[:begun] = 0  # its beginning was read already
+    told = list(zip(positions.tolist(), rest, strict=True))
+    return self._fill(told, list(before.spans[question:]), n, filler, first)
 
   @staticmethod
   def _depth(rng: np.random.Generator, length: int) -> float:
@@ -100,13 +100,13 @@ class Needles:
 
   def _drawn(
     self, rng: np.random.Generator, depth: float, held_out: bool, most: float = math.inf
-  ) -> tuple[Told, list[Part]]:
+  ) -> tuple[Told, list[Span]]:
     """The statements and the question of a text, in at most `most` tokens together."""
     for _ in range(TRIALS):
       draw = Draw(rng, self._seed, held_out)
       tale = IN_FILLER[self._task.family](draw, self._task, depth)
       told = [(0.0, self._writer.piece(tale.intro, before=""))]
-      told += [(place, self._writer.piece(text)) for place, text in tale.statements]
+      told += [(position, self._writer.piece(text)) for position, text in tale.statements]
       tail = self._writer.tail(tale.question, tale.answers)
       if _size(told, tail) <= most:
         return told, tail
@@ -115,14 +115,14 @@ class Needles:
       f"needles and the question have more; make it {self.shortest} or more"
     )
 
-  def _fill(self, told: Told, tail: list[Part], length: int, filler: Filler, first: int) -> Example:
-    """All statements at their places, with filler between them that is read from `first` on."""
+  def _fill(self, told: Told, tail: list[Span], length: int, filler: Filler, first: int) -> Example:
+    """All statements at their positions, with filler between them that is read from `first` on."""
     room, front, done = length - _size(told, tail), [], 0
-    for share, part in told:
-      place = filler.place(first, room, share)
-      front += [Part(filler.ids, place - done, first=first + done, filler=True), part]
-      done = place
-    front.append(Part(filler.ids, room - done, first=first + done, filler=True))
+    for share, span in told:
+      position = filler.place(first, room, share)
+      front += [Span(filler.ids, position - done, first=first + done, filler=True), span]
+      done = position
+    front.append(Span(filler.ids, room - done, first=first + done, filler=True))
     return self._writer.example(front, tail)
 
   def _filler(self, held_out: bool) -> Filler:
@@ -133,5 +133,5 @@ class Needles:
       return self._fillers[held_out]
 
 
-def _size(told: Told, tail: list[Part]) -> int:
-  return sum(part.size for part in (*(part for _, part in told), *tail))
+def _size(told: Told, tail: list[Span]) -> int:
+  return sum(span.size for span in (*(span for _, span in told), *tail))

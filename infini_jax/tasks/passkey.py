@@ -13,7 +13,7 @@ from infini_jax.config import Config, InputError
 from infini_jax.data.tokenizers import Tokenizer, WordTokenizer, load_tokenizer
 from infini_jax.digests import short_hash
 from infini_jax.tasks.draw import Draw
-from infini_jax.tasks.example import Example, Facts, Part, early, weighed
+from infini_jax.tasks.example import Example, Facts, Span, early, weighed
 from infini_jax.tasks.pieces import Pieces
 
 INTRO = (
@@ -27,7 +27,7 @@ KEY = " The pass key is {key}. Remember it."
 REPEAT = " {key} is the pass key."
 QUESTION = " What is the pass key? The pass key is"
 ANSWER = " {key}"
-REPEATED = 3  # the index of the part that repeats the key, which has its own weight
+REPEATED = 3  # the index of the span that repeats the key, which has its own weight
 WORDS = re.compile(r" ?[A-Za-z]+| |[^A-Za-z ]")
 
 
@@ -58,14 +58,14 @@ class Passkey:
     if not 1 <= self._digits <= 32:
       raise InputError(f"config.task.digits={self._digits}: choose 1 to 32")
     self._pieces = Pieces(tokenizer, spec, "the pass key prompt", "a tokenizer with digits")
-    self._intro = self._pieces.part(INTRO, "")
-    self._filler = self._pieces.part(FILLER, INTRO).ids
-    self._question = self._pieces.part(QUESTION, FILLER).ids
-    size = lambda key: sum(part.size for part in self._told(key))
+    self._intro = self._pieces.span(INTRO, "")
+    self._filler = self._pieces.span(FILLER, INTRO).ids
+    self._question = self._pieces.span(QUESTION, FILLER).ids
+    size = lambda key: sum(span.size for span in self._told(key))
     keys = ["".join(str((d + i) % 10) for i in range(self._digits)) for d in range(10)]
     one = max(size(str(d)) for d in range(10))
     # The tokenizer may join digits of these keys, but not of others: count digits three times.
-    longest = max(one + 3 * (self._digits - 1), *map(size, keys))  # every digit in every place
+    longest = max(one + 3 * (self._digits - 1), *map(size, keys))  # every digit at every position
     self.shortest = self.shortest_training = self._intro.size + longest + len(self._question)
     name = f"passkey {config.task.digits} {tokenizer.fingerprint}"
     self.fingerprint = short_hash(name.encode())
@@ -95,20 +95,20 @@ class Passkey:
 
   def continuation(self, rng: np.random.Generator, before: Example, read: int, n: int) -> Example:
     """More filler and the question; with a new key if no key of `before` was read."""
-    key = 2  # the index of the part that states the key
-    ahead = sum(part.size for part in before.parts[:key])
+    key = 2  # the index of the span that states the key
+    ahead = sum(span.size for span in before.spans[:key])
     if read <= ahead:
-      intro = before.parts[0].size
-      rest = before.read(read, max(read, intro))  # the part of the intro that was not read
+      intro = before.spans[0].size
+      rest = before.read(read, max(read, intro))  # the rest of the intro
       cycle = self._cycle(max(0, read - intro))
-      head = Part(rest, len(rest))
+      head = Span(rest, len(rest))
       depth = self._late(rng, n)
       depth = rng.random() if depth is None else depth
       return self._assemble(head, self._key(rng, False), n, depth, cycle)
-    end = ahead + sum(part.size for part in before.parts[key : key + 2])
-    rest = before.read(read, max(read, end))  # the part of the key that was not read
+    end = ahead + sum(span.size for span in before.spans[key : key + 2])
+    rest = before.read(read, max(read, end))  # the rest of the key
     cycle = self._cycle(max(0, read - end))
-    return self._finish([Part(rest, len(rest)), cycle], before.parts[-2:], n)
+    return self._finish([Span(rest, len(rest)), cycle], before.spans[-2:], n)
 
   def _late(self, rng: np.random.Generator, length: int) -> float | None:
     """A depth near the end, with the probability `task.late`; else None."""
@@ -116,38 +116,38 @@ class Passkey:
       return None
     return 1 - early(rng, length)
 
-  def _assemble(self, head: Part, key: str, length: int, depth: float, cycle: Part) -> Example:
+  def _assemble(self, head: Span, key: str, length: int, depth: float, cycle: Span) -> Example:
     statement, repeat, answer = self._told(key)
     tail = self._pieces.asked(self._question, answer.ids)
-    fixed = sum(part.size for part in (head, statement, repeat, *tail))
+    fixed = sum(span.size for span in (head, statement, repeat, *tail))
     before = round(depth * max(0, length - fixed))
     repeat = repeat._replace(weight=self._task.repeat_weight / repeat.size)
     front = [head, cycle._replace(size=before), statement, repeat, self._cycle(0)]
     return self._finish(front, tail, length, own=(REPEATED,))
 
-  def _cycle(self, first: int) -> Part:
+  def _cycle(self, first: int) -> Span:
     """Filler from its token `first` on; the caller sets the size."""
-    return Part(self._filler, 0, first=first, filler=True)
+    return Span(self._filler, 0, first=first, filler=True)
 
   def _finish(
-    self, front: list[Part], tail: tuple[Part, ...], length: int, own: tuple[int, ...] = ()
+    self, front: list[Span], tail: tuple[Span, ...], length: int, own: tuple[int, ...] = ()
   ) -> Example:
-    """Extends the last part of `front` to the length, and sets the loss weights."""
-    room = length - sum(part.size for part in (*front[:-1], *tail))
+    """Extends the last span of `front` to the length, and sets the loss weights."""
+    room = length - sum(span.size for span in (*front[:-1], *tail))
     if room < 0:
       raise InputError(
         f"a pass key prompt of {length} tokens: the key and the question alone have {length - room}"
       )
-    parts = [*front[:-1], front[-1]._replace(size=room), *tail]
-    return weighed(parts, [len(parts) - 1], self._task.context_weight, own)
+    spans = [*front[:-1], front[-1]._replace(size=room), *tail]
+    return weighed(spans, [len(spans) - 1], self._task.context_weight, own)
 
-  def _told(self, key: str) -> tuple[Part, Part, Part]:
+  def _told(self, key: str) -> tuple[Span, Span, Span]:
     """The statement, its repetition, and the answer."""
     statement, repeat = KEY.format(key=key), REPEAT.format(key=key)
     return (
-      self._pieces.part(statement, FILLER),
-      self._pieces.part(repeat, statement),
-      self._pieces.part(ANSWER.format(key=key), QUESTION),
+      self._pieces.span(statement, FILLER),
+      self._pieces.span(repeat, statement),
+      self._pieces.span(ANSWER.format(key=key), QUESTION),
     )
 
   def _key(self, rng: np.random.Generator, held_out: bool) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 
 from infini_jax.config import InputError
 from infini_jax.data.tokenizers import Tokenizer
-from infini_jax.tasks.example import Part
+from infini_jax.tasks.example import Span
 
 
 class Pieces:
@@ -23,7 +23,7 @@ class Pieces:
     self._tokenizer, self._spec, self._kind, self._remedy = tokenizer, spec, kind, remedy
     self._begins = functools.lru_cache(lambda before: len(tokenizer.encode(before)))
 
-  def part(self, text: str, before: str) -> Part:
+  def span(self, text: str, before: str) -> Span:
     """The tokens that `text` adds after `before`.
 
     Raises:
@@ -37,13 +37,13 @@ class Pieces:
         f"config.data.tokenizer={self._spec!r} cannot write {self._kind}: {text.strip()!r} comes "
         f"back as {found.strip()!r}; choose {self._remedy}, such as bytes"
       )
-    return Part(ids, len(ids))
+    return Span(ids, len(ids))
 
-  def asked(self, leading: np.ndarray, answer: np.ndarray) -> tuple[Part, Part]:
-    """The part that leads to an answer, and the answer.
+  def asked(self, leading: np.ndarray, answer: np.ndarray) -> tuple[Span, Span]:
+    """The span that leads to an answer, and the answer.
 
     If the answer begins with a space that is a token of its own, this token moves to the first
-    part.
+    span.
 
     Args:
       leading: ids, (n,).
@@ -53,4 +53,4 @@ class Pieces:
     while not self._tokenizer.decode(answer[: space + 1]).strip():
       space += 1
     leading, answer = np.concatenate([leading, answer[:space]]), answer[space:]
-    return Part(leading, len(leading)), Part(answer, len(answer))
+    return Span(leading, len(leading)), Span(answer, len(answer))

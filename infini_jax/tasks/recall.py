@@ -9,7 +9,7 @@ import numpy as np
 from infini_jax.config import Config, InputError
 from infini_jax.data.tokenizers import Tokenizer, WordTokenizer
 from infini_jax.digests import short_hash
-from infini_jax.tasks.example import Example, Facts, Part, weighed
+from infini_jax.tasks.example import Example, Facts, Span, weighed
 
 
 class Recall:
@@ -53,9 +53,9 @@ class Recall:
   def example(
     self, rng: np.random.Generator, length: int, depth: float | None = None, *, held_out: bool
   ) -> Example:
-    """Pairs at random even places, then the questions at the end of `length` tokens.
+    """Pairs at random even positions, then the questions at the end of `length` tokens.
 
-    The places are even, counted from bos, so that no segment border divides a pair. With
+    The positions are even, counted from bos, so that no segment border divides a pair. With
     `task.span`, the pairs are in this many first tokens, and filler follows. The pairs and their
     order are new in every example, so none is held out; the depth has no effect. A training example
     that is too short for all pairs has as many as fit. (With very few pairs, guessing one of the
@@ -73,44 +73,44 @@ class Recall:
     values = rng.choice(self._values, pairs)
     room = min(gaps, max(1, t.span - 2 * pairs)) if t.span else gaps
     ends = 2 * np.sort(rng.integers(0, (room - 1) // 2 + 1, pairs)) + 1
-    told, parts = np.stack([keys, values], 1), []
+    told, spans = np.stack([keys, values], 1), []
     for pair, gap in zip(told, np.diff(ends, prepend=0).tolist(), strict=True):
-      parts += [Part(self._filler, gap), Part(pair, 2)]
-    return self._ask(rng, parts, told, length)
+      spans += [Span(self._filler, gap), Span(pair, 2)]
+    return self._ask(rng, spans, told, length)
 
   def beginning(self, rng: np.random.Generator, length: int) -> Example:
     """Filler; with `task.span`, two of three also have pairs."""
     if self._task.span and rng.random() < 2 / 3:
       return self.example(rng, length + self.shortest, held_out=True)
-    return Example((Part(self._filler, length, filler=True),), frozenset())
+    return Example((Span(self._filler, length, filler=True),), frozenset())
 
   def continuation(self, rng: np.random.Generator, before: Example, read: int, n: int) -> Example:
     """Filler, and as many questions as fit, for the pairs of `before` that were read.
 
     If no pair was read, it is an independent example. A key never has two values.
     """
-    starts = np.cumsum([0, *(part.size for part in before.parts)])
+    starts = np.cumsum([0, *(span.size for span in before.spans)])
     pairs = [
-      (part.ids, int(at))
-      for part, at in zip(before.parts, starts, strict=False)
-      if len(part.ids) == 2
+      (span.ids, int(at))
+      for span, at in zip(before.spans, starts, strict=False)
+      if len(span.ids) == 2
     ]
     told = [ids for ids, at in pairs if at < read]
     if not told:
       return self.example(rng, n, held_out=False)
     begun = [ids[1:] for ids, at in pairs if at == read - 1]  # its value was not read yet
-    return self._ask(rng, [Part(ids, 1) for ids in begun], np.stack(told), n)
+    return self._ask(rng, [Span(ids, 1) for ids in begun], np.stack(told), n)
 
   def _ask(
-    self, rng: np.random.Generator, parts: list[Part], told: np.ndarray, length: int
+    self, rng: np.random.Generator, spans: list[Span], told: np.ndarray, length: int
   ) -> Example:
-    """Filler after `parts`, and questions for as many of the `told` pairs as fit."""
-    before = sum(part.size for part in parts)
+    """Filler after `spans`, and questions for as many of the `told` pairs as fit."""
+    before = sum(span.size for span in spans)
     asked = told[rng.permutation(len(told))][: (length - before - 1) // 2]
     left = length - before - 2 * len(asked) - 1
-    parts = [*parts, Part(self._filler, left, filler=True), Part(self._question, 1)]
+    spans = [*spans, Span(self._filler, left, filler=True), Span(self._question, 1)]
     answers = set()
     for key, value in asked:
-      answers.add(len(parts) + 1)
-      parts += [Part(np.array([x], np.int32), 1) for x in (key, value)]
-    return weighed(parts, answers, self._task.context_weight)
+      answers.add(len(spans) + 1)
+      spans += [Span(np.array([x], np.int32), 1) for x in (key, value)]
+    return weighed(spans, answers, self._task.context_weight)

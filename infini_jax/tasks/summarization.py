@@ -88,9 +88,9 @@ class Told:
 
   Attributes:
     tokens: (pairs,) the predictions of each.
-    first_D: (pairs,) bos.
-    read_D: (pairs,) the tokens of each document that are read.
-    cut_D: (pairs,) whether these are not all.
+    first_X: (pairs,) bos.
+    read_X: (pairs,) the tokens of each document that are read.
+    cut_X: (pairs,) whether these are not all.
 
   Raises:
     InputError: no document of the split has a summary.
@@ -114,15 +114,15 @@ class Told:
         f"corpus {pairs.store.source!r}: no summary for {document or split}; add some, or choose "
         f"another (while training: another corpus, or set config.train.eval_every=0)"
       )
-    whole_D, summary_D = self._documents.tokens[self._told], self._summaries.tokens[self._told] + 1
-    self.read_D = np.minimum(whole_D, max_tokens) if max_tokens else whole_D
+    whole_X, summary_X = self._documents.tokens[self._told], self._summaries.tokens[self._told] + 1
+    self.read_X = np.minimum(whole_X, max_tokens) if max_tokens else whole_X
     if room:
-      summary_D = np.minimum(summary_D, room // 2 + 1)
-      self.read_D = np.minimum(self.read_D, room - len(self._mark) - summary_D)
-    self.cut_D = self.read_D < whole_D
-    self._summary_D, self._start_D = summary_D, self.read_D + len(self._mark)
-    self.tokens = self._start_D + summary_D
-    self.first_D = np.full(len(self._told), pairs.tokenizer.bos, np.int32)
+      summary_X = np.minimum(summary_X, room // 2 + 1)
+      self.read_X = np.minimum(self.read_X, room - len(self._mark) - summary_X)
+    self.cut_X = self.read_X < whole_X
+    self._summary_X, self._start_X = summary_X, self.read_X + len(self._mark)
+    self.tokens = self._start_X + summary_X
+    self.first_X = np.full(len(self._told), pairs.tokenizer.bos, np.int32)
     self.own = slice(1, -len(self._mark))  # of bos, document, mark
 
   def __len__(self) -> int:
@@ -145,22 +145,22 @@ class Told:
     )
     found = (
       read[i](a, b)
-      for i, a, b in overlaps(start, stop, (int(self.read_D[document]), mark, summary, 1))
+      for i, a, b in overlaps(start, stop, (int(self.read_X[document]), mark, summary, 1))
     )
     return np.concatenate([np.zeros(0, np.int32), *found]).astype(np.int32)
 
   def said(self, document: int, start: int, stop: int) -> np.ndarray:
     """Which of those targets are of the summary, bool; fewer at the end."""
-    return np.arange(start, min(stop, self.tokens[document])) >= self._start_D[document]
+    return np.arange(start, min(stop, self.tokens[document])) >= self._start_X[document]
 
   def weights(self, document: int, start: int, stop: int) -> np.ndarray:
     """The loss weight of each of those targets, float32."""
-    context = self._context / self._start_D[document]
+    context = self._context / self._start_X[document]
     said = self.said(document, start, stop)
-    return np.where(said, 1 / self._summary_D[document], context).astype(np.float32)
+    return np.where(said, 1 / self._summary_X[document], context).astype(np.float32)
 
   def last(self, document: int) -> tuple[np.ndarray, np.ndarray]:
     """The tokens before a summary, with bos; and those of the summary with its end."""
     ids = self.read(document, 0, int(self.tokens[document]))
-    start = int(self._start_D[document])
-    return np.append(self.first_D[document], ids[:start]), ids[start:]
+    start = int(self._start_X[document])
+    return np.append(self.first_X[document], ids[:start]), ids[start:]

@@ -1,6 +1,6 @@
 """A run that continues from a checkpoint of another run, in a workdir of its own.
 
-The state, the vocabulary, the store and the place in the data are copied. Only what follows the
+The state, the vocabulary, the store and the position in the data are copied. Only what follows the
 checkpoint may differ: the length of the run, and the decay of its learning rate. So the new run
 equals, to the bit, one that was planned like this from the start.
 """

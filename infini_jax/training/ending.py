@@ -8,7 +8,7 @@ from rich.console import Console
 
 from infini_jax.config import Config
 from infini_jax.data import Store
-from infini_jax.tasks import Source
+from infini_jax.tasks import Dataset
 from infini_jax.training.schedule import make_schedule
 
 NOTICEABLE = 1e-3  # the smallest relative change of the rate that is reported
@@ -42,14 +42,14 @@ def tell_rates(config: Config, step: int, logged: dict[str, Any], console: Conso
 
 
 def tell_end(
-  config: Config, path: str, source: Source, step: int, loss: float | None, console: Console
+  config: Config, path: str, dataset: Dataset, step: int, loss: float | None, console: Console
 ) -> None:
   """Prints a line with the step at which a training ended, and the next command.
 
   Args:
     config: the config of the run.
     path: the workdir, as it was typed.
-    source: the training data.
+    dataset: the training data.
     step: the step that was saved last.
     loss: the loss of that step, if it is known.
     console: for the line.
@@ -64,13 +64,13 @@ def tell_end(
   if step < steps:
     said.append("the same command continues from there")
   else:
-    said.append(f"next: {_next(path, source, config)}")
+    said.append(f"next: {_next(path, dataset, config)}")
   console.print("; ".join(said), soft_wrap=True, highlight=False)
 
 
-def _next(path: str, source: Source, config: Config) -> str:
+def _next(path: str, dataset: Dataset, config: Config) -> str:
   """The next command: an evaluation, or text generation if no documents are held out."""
   run = shlex.quote(f"--workdir={path}")
-  if isinstance(source, Store) and not len(source.split(config.evaluation.split).tokens):
+  if isinstance(dataset, Store) and not len(dataset.split(config.evaluation.split).tokens):
     return f'infini-jax generate {run} --prompt="Once"'
   return f"infini-jax eval {run}"

@@ -69,9 +69,9 @@ def train(config: Config, path: str, console: Console, branch: Branch | None = N
     check_matrices(config)
     if branch:
       begin_branch(config, path, branch)
-    workdir, source = open_inputs(config, path, console)
-  processes.check_same_inputs(workdir.path, workdir.standing(), [source])
-  lanes = train_lanes(config, source)
+    workdir, dataset = open_inputs(config, path, console)
+  processes.check_same_inputs(workdir.path, workdir.standing(), [dataset])
+  lanes = train_lanes(config, dataset)
   mesh = make_mesh(config.mesh)
   check_divisible(config, mesh)
   check_machine(config)
@@ -83,15 +83,15 @@ def train(config: Config, path: str, console: Console, branch: Branch | None = N
     Checkpoints(workdir, t.keep_checkpoints) as saved,
     processes.guard(),
   ):
-    validation = Validation(config, mesh, source) if t.eval_every else None
+    validation = Validation(config, mesh, dataset) if t.eval_every else None
     with processes.first_alone("checkpoint"):  # process 0 moves damaged checkpoints away
       alone = jax.process_index() == 0
       say = lambda line: console.print(line, soft_wrap=True, highlight=False)
       start = step = (saved.newest_whole(say) if alone else saved.latest()) or 0
     if step <= t.steps:
-      workdir.claim(config, source.fingerprint, source.tokenizer.fingerprint)
+      workdir.claim(config, dataset.fingerprint, dataset.tokenizer.fingerprint)
       if jax.process_index() == 0:
-        source.tokenizer.save(workdir.tokenizer)
+        dataset.tokenizer.save(workdir.tokenizer)
         workdir.keep_original()
 
     # ---- State: that of the newest checkpoint of this run, or a new one.
@@ -103,13 +103,13 @@ def train(config: Config, path: str, console: Console, branch: Branch | None = N
       state = start_state(config, tx, mesh)
     teacher = (original_params(config, mesh),) if t.distill_weight else ()
     stage = stage_at(config, step)
-    _describe(stage.config, state, mesh, source, step, console)
+    _describe(stage.config, state, mesh, dataset, step, console)
     _warn_of_stuck_gates(config, console)
     logged = last_logged(workdir.path, step)
     tell_rates(config, step, logged, console)
     missed = validation is not None and _is_missing(config, workdir, step)
     if step >= t.steps and not missed:
-      tell_end(config, path, source, step, logged["loss"] if logged else None, console)
+      tell_end(config, path, dataset, step, logged["loss"] if logged else None, console)
       return state
 
     # ---- Compile once, or once for each stage, before its first batch.
@@ -240,14 +240,14 @@ def train(config: Config, path: str, console: Console, branch: Branch | None = N
             update = compiled(stage.config, state, batch, *teacher)
           stopped.listen()
           log.stage(stage.config, _step_bytes(update))
-        log.mixture(step, mixture_shares(config, source, passed.batch_of(step)))
+        log.mixture(step, mixture_shares(config, dataset, passed.batch_of(step)))
         profile(step - start)
         state, metrics = update(state, batch, *teacher)
         step += 1
         log.previous(step, metrics)
         if step < t.steps:
           bar(step, log.text)
-  tell_end(config, path, source, step, log.loss, console)
+  tell_end(config, path, dataset, step, log.loss, console)
   return state
 
 
@@ -276,7 +276,7 @@ def _step_bytes(update: Any) -> int:
   return kept + m.temp_size_in_bytes
 
 
-def _describe(config, state, mesh, source, step, console) -> None:
+def _describe(config, state, mesh, dataset, step, console) -> None:
   """Prints lines about the model, the devices and the data; `config` is that of the stage."""
   devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
   sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
@@ -288,8 +288,8 @@ def _describe(config, state, mesh, source, step, console) -> None:
     f"{costs.flops_per_token(c.model, T, c.train.part) / 1e6:,.1f} MFLOP a token"
   )
   text = f"task {c.task.name}"
-  if isinstance(source, Store):
-    text = f"{source.split('train').tokens.sum():,} training tokens"
+  if isinstance(dataset, Store):
+    text = f"{dataset.split('train').tokens.sum():,} training tokens"
   console.print(
     f"{text}; a step reads {c.data.lanes} lanes x "
     f"{T:,} tokens" + (f"; continuing from step {step}" if step else "")

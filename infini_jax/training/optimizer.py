@@ -86,7 +86,7 @@ def apply(params: Any, updates: Any, key: jax.Array) -> Any:
   """The parameters after an update, in their own types.
 
   A bfloat16 parameter is rounded up or down at random; the probabilities make the mean exact. The
-  random bits depend only on the key and on the parameter's place in the tree. So the result is the
+  random bits depend only on the key and on the parameter's path in the tree. So the result is the
   same on every mesh, and in a run that continues from a checkpoint.
 
   Args:

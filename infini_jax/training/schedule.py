@@ -1,4 +1,4 @@
-"""The learning rate at each step: warm-up, a steady part, and a decay to the last step."""
+"""The learning rate at each step: warm-up, a constant rate, and a decay to the last step."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ def make_schedule(config: Config, peak: float) -> optax.Schedule:
   """A function of the updates taken: linear warm-up to `peak`, then the schedule of the config.
 
   A decay ends at `final_fraction` of the peak, at the last step. Before a decay of `wsd` the rate
-  is the peak to the bit, so that runs with decays at other places are equal up to there.
+  is the peak to the bit, so that runs with decays at other steps are equal up to there.
   """
   o, steps = config.optimizer, config.train.steps
   shape = SHAPES.get(o.decay_shape if o.schedule == "wsd" else o.schedule)

@@ -28,7 +28,7 @@ HOW = ("reset_BS", "mask_BT", "times_BT", "shift_BS")  # arrays of a batch that 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """Everything that a run carries from step to step, which is the content of a checkpoint.
+  """Everything that a run keeps between steps, which is the content of a checkpoint.
 
   `step` is the number of updates taken: batch k makes step k + 1.
   """
@@ -83,9 +83,9 @@ def make_train_step(
 
   The loss is the mean over all real tokens of the batch, independent of the microbatches; targets
   of a task have weights. With `data.carry_state`, weights of less than 1 in total are not scaled up
-  for the update, so a part of a long document weighs as little as it should. Metrics: `loss`, that
+  for the update, so a piece of a long document weighs as little as it should. Metrics: `loss`, that
   mean in nats per token, `tokens`, `grad_norm`, for a task `answer_accuracy`, with lanes of text
-  `text_loss` if there are lanes of text, and those of `health.memory_metrics`.
+  `text_loss`, and those of `health.memory_metrics`.
 
   With `config.train.distill_weight` the update takes a third argument, the parameters of the
   original; `distillation` is the mean divergence from it, in nats per token.

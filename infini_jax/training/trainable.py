@@ -1,4 +1,4 @@
-"""The trained part of a model; frozen parameters have no gradient and no moments."""
+"""The trained parameters of a model; frozen ones have no gradient and no moments."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from infini_jax.models.mixers import MIXERS
 
 
 def is_trained(config: Config, path: Any) -> bool:
-  """Whether `config.train.part` holds the parameter at a tree path.
+  """Whether `config.train.part` selects the parameter at a tree path.
 
-  The memory's own parameters are in every part: gates, and all that an original does not have.
+  The memory's own parameters are always trained: gates, and all that an original does not have.
   """
   names = [key.key for key in path]
   own = {name for system in config.model.by_system for name in MIXERS[system].of_model}

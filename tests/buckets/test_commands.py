@@ -16,7 +16,7 @@ from infini_jax.config import InputError
 from infini_jax.data import Store
 from infini_jax.inference import Session
 from infini_jax.runs.metrics import read_metrics
-from infini_jax.tasks import open_source
+from infini_jax.tasks import open_dataset
 from tests.tiny import config, quiet
 
 ROOT = Path(__file__).parent.parent.parent
@@ -59,10 +59,10 @@ def test_conversations_of_a_bucket_are_read(remote):
   for files in ("*.jsonl", "train.jsonl?prompt=prompt", ""):
     path = f"jsonl:s3://bucket/qa/{files}"
     c = config(path, task={"name": "chat"}, chat={"template": "plain"})
-    assert len(open_source(c, None, quiet()).split("train")) == 3
+    assert len(open_dataset(c, None, quiet()).split("train")) == 3
   c = config("jsonl:s3://bucket/none/*.jsonl", task={"name": "chat"}, chat={"template": "plain"})
   with pytest.raises(InputError, match="no file matches"):
-    open_source(c, None, quiet())
+    open_dataset(c, None, quiet())
 
 
 def test_errors_name_the_flag(remote, capsys):

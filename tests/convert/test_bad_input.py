@@ -16,7 +16,7 @@ from infini_jax.config import InputError
 from infini_jax.convert.building import building, check_room
 from infini_jax.convert.hub import find_folder
 from infini_jax.convert.huggingface import read_folder
-from infini_jax.convert.layout import places
+from infini_jax.convert.layout import entries
 from infini_jax.convert.vocabulary import find_tokenizer
 from infini_jax.runs.tensors import Tensors, save
 from tests.convert.golden import HERE
@@ -149,7 +149,7 @@ SPOILT = {
   ),
   "unexpected": (
     lambda f: with_tensors(f, lambda t: t.update({"model.other.weight": np.ones(1, np.float32)})),
-    "model.other.weight has no place",
+    "model.other.weight does not belong to",
   ),
   "pickle": (pickled, "a pickle .pytorch_model.bin., which can run anything and is never loaded"),
   "no weights": (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors and no"),
@@ -219,7 +219,9 @@ def test_a_model_name_is_looked_up_in_the_hub_then_in_the_cache(folder, monkeypa
   files = ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "training_args.bin"]
   assert not [f for f in files for pattern in asked[0][2:] if fnmatch.fnmatch(f, pattern)]
   hub.snapshot_download = None  # every call fails
-  with pytest.raises(InputError, match="not to be had from the hub .TypeError.; where there is a"):
+  with pytest.raises(
+    InputError, match="could not be downloaded from the hub .TypeError.; where there is a"
+  ):
     find_folder("someone/model")
 
 
@@ -262,7 +264,7 @@ def test_one_whole_file_comes_before_shards_as_in_transformers(folder, tmp_path)
   shard(folder)
   save(folder / "model.safetensors", {name: array + 1 for name, array in whole.items()})
   read = read_folder(folder, None, quiet())
-  norm = next(p for p in places(read.model) if p.huggingface == NORM)
+  norm = next(p for p in entries(read.model) if p.huggingface == NORM)
   np.testing.assert_array_equal(read.tensor(norm, 0), whole[NORM] + 1)
 
 
@@ -317,7 +319,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(tmp_path):
 @pytest.mark.parametrize(
   "place", ["infini_jax.convert.incoming._lay_down", "Checkpoints.save_params"]
 )
-def test_a_full_disk_is_reported_and_leaves_nothing(folder, tmp_path, place):
+def test_a_full_disk_is_reported_and_leaves_nothing(folder, tmp_path, entry):
   """In a process that may write no file over 50,000 bytes from a given place on."""
   rng = np.random.default_rng(0)
 
@@ -327,13 +329,13 @@ def test_a_full_disk_is_reported_and_leaves_nothing(folder, tmp_path, place):
 
   with_tensors(folder, larger)
   edit(folder, vocab_size=3000)
-  owner, _, name = place.rpartition(".")
+  owner, _, name = entry.rpartition(".")
   code = (
     "import resource, signal, sys\n"
     "import infini_jax.convert.incoming\n"
     "from infini_jax import cli\n"
     "from infini_jax.runs.checkpoints import Checkpoints\n"
-    f"whole = {place}\n"
+    f"whole = {entry}\n"
     "def limited(*args):\n"
     "  signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     "  resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"

@@ -9,7 +9,7 @@ import pytest
 from infini_jax.config import InputError
 from infini_jax.convert.building import check_finite
 from infini_jax.convert.gguf import convert, llama3_divisors
-from infini_jax.convert.layout import places
+from infini_jax.convert.layout import entries
 from infini_jax.data import load_saved
 from infini_jax.runs.workdir import Workdir
 from tests.convert.gguf_files import E, byte_level, byte_level_fields, write
@@ -26,13 +26,13 @@ def test_weights_and_vocabulary_are_converted(rng, tmp_path):
     True,
   )
   assert (model.segment_length, model.run.param_dtype, model.mixer) == (64, "float32", "full")
-  for place in places(model):
+  for entry in entries(model):
     value = params
-    for name in place.parameter.split("."):
+    for name in entry.parameter.split("."):
       value = value[name]
-    layers = np.asarray(value) if place.layers else [np.asarray(value)]
-    for name, layer in zip(place.names(place.gguf), layers, strict=True):
-      np.testing.assert_array_equal(place.to_tensor(layer), found[name], err_msg=name)
+    layers = np.asarray(value) if entry.layers else [np.asarray(value)]
+    for name, layer in zip(entry.names(entry.gguf), layers, strict=True):
+      np.testing.assert_array_equal(entry.to_tensor(layer), found[name], err_msg=name)
   tokens, _, made = byte_level()
   tokenizer = load_saved(tmp_path / "run" / "tokenizer")
   assert (tokenizer.size, tokenizer.bos, tokenizer.eos) == (len(tokens), 1, 2)
@@ -98,7 +98,7 @@ def test_rope_scaling_is_what_llama_cpp_reads(rng, tmp_path, fields, expected):
     ({"vocabulary": {"token_type": [1, 2]}}, "263 tokens do not go with their types"),
     ({"vocabulary": {"eos_token_id": 263}}, "do not go with their types, scores or .*'eos': 263"),
     ({"vocabulary": {"merges": 7}}, "a field is damaged .*download it again"),
-    ({"fields": {"split.count": 2}}, "is one of 2 parts; `llama-gguf-split --merge`"),
+    ({"fields": {"split.count": 2}}, "is one of 2 files of a model; `llama-gguf-split --merge`"),
     ({"fields": {"llama.attention.head_count": 0}}, "head_count=0: must be a whole number of 1"),
     ({"fields": {"llama.block_count": 2**31}}, "tensor blk.2.attn_k.weight is missing"),
     ({"drop": "blk.1.ffn_up.weight"}, "tensor blk.1.ffn_up.weight is missing"),
@@ -120,9 +120,9 @@ def test_weights_that_are_not_finite_are_refused(rng, tmp_path):
   file, name = tmp_path / "a.gguf", "blk.1.ffn_up.weight"
   found = write(file, rng)
   whole, value = bytearray(file.read_bytes()), found[name].reshape(-1)[5].tobytes()
-  place = whole.index(found[name].tobytes()) + 20
-  assert whole[place : place + 4] == value
-  whole[place : place + 4] = np.float32(np.nan).tobytes()
+  entry = whole.index(found[name].tobytes()) + 20
+  assert whole[entry : entry + 4] == value
+  whole[entry : entry + 4] = np.float32(np.nan).tobytes()
   file.write_bytes(whole)
   with pytest.raises(InputError, match=f"tensor {name} holds nan, so"):
     convert(file, tmp_path / "run", None, console())

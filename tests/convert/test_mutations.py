@@ -15,7 +15,7 @@ import pytest
 from infini_jax.config import InputError
 from infini_jax.convert.families import ARCHITECTURES
 from infini_jax.convert.huggingface import read_folder
-from infini_jax.convert.layout import nested, places
+from infini_jax.convert.layout import entries, nested
 from infini_jax.convert.settings import unknown
 from infini_jax.models import bind
 from tests.convert import golden
@@ -200,12 +200,12 @@ def theirs(transformers, folder, raw):
 def ours(incoming, tokens_BT):
   """The logits of an imported model, without writing a run."""
   model, flat = incoming.model, {}
-  for place in places(model):
+  for entry in entries(model):
     layers = [
-      place.from_tensor(incoming.tensor(place, i)).astype(np.float32)
-      for i in range(max(1, place.layers))
+      entry.from_tensor(incoming.tensor(entry, i)).astype(np.float32)
+      for i in range(max(1, entry.layers))
     ]
-    flat[place.parameter] = np.stack(layers) if place.layers else layers[0]
+    flat[entry.parameter] = np.stack(layers) if entry.layers else layers[0]
 
   def run(params, tokens_BT):
     bound = bind(model, params)
@@ -252,7 +252,7 @@ def test_every_mutation_is_computed_alike_or_refused(reference, tmp_path, family
 @pytest.mark.parametrize("family", CLASSES)
 def test_every_field_of_a_config_class_is_known(reference, family):
   fields = dict.fromkeys(fields_of(reference, family), "set")
-  assert not unknown(fields), "transformers may read what is left out of account here"
+  assert not unknown(fields), "transformers may read what is ignored here"
 
 
 @pytest.mark.parametrize("kinds", VALUES["layer_types"][:5], ids=str)

@@ -189,7 +189,7 @@ def test_unknown_keys_are_named(tmp_path):
   (folder / "config.json").write_text(json.dumps(raw))
   said = quiet()
   convert(str(folder), tmp_path / "run", None, said)
-  assert "no supported family has tilt=0.5; left out of account" in said.file.getvalue()
+  assert "no supported family has tilt=0.5; ignored" in said.file.getvalue()
 
 
 @pytest.mark.parametrize("name", sorted(f.name for f in HERE.iterdir() if f.is_dir()))

@@ -34,7 +34,7 @@ def write(folder, config, store, lengths, samples=1, tasks=tuple(TASKS), seed=0)
           made = task.example(rng, length, held_out=True)
           decode = task.tokenizer.decode
           answers = [
-            decode(made.parts[i].read(0, made.parts[i].size)) for i in sorted(made.answers)
+            decode(made.spans[i].read(0, made.spans[i].size)) for i in sorted(made.answers)
           ]
           row = {"index": index, "input": decode(made.read(0, made.first_asked))}
           row |= {"outputs": [answer.strip(" .,") for answer in answers], "length": length}

@@ -9,7 +9,7 @@ from infini_jax.evaluation.answers import Answer, Answered, bootstrap, seed_of, 
 from infini_jax.evaluation.answers_tables import cell, write_predictions
 from infini_jax.evaluation.knock_out import EMPTY, INTACT
 from infini_jax.inference.engine import Engine
-from infini_jax.inference.saved import Run
+from infini_jax.inference.saved import OpenedRun
 from infini_jax.parallel import make_mesh
 from tests.tiny import config, fake_params
 
@@ -50,7 +50,7 @@ def test_draws_depend_on_the_run_and_the_document():
 def model():
   c = config(model={"rule": "delta", "segment_length": N}, mesh={"data": 1})
   with jax.set_mesh(make_mesh(c.mesh, jax.devices()[:1])):
-    yield Run(Engine(c, fake_params(c.model)), ByteTokenizer())
+    yield OpenedRun(Engine(c, fake_params(c.model)), ByteTokenizer())
 
 
 LANES = 4

@@ -16,7 +16,7 @@ from infini_jax.evaluation.chat import answering, normalised, shared_words
 from infini_jax.evaluation.knock_out import EMPTY, INTACT
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh
-from infini_jax.tasks import open_source
+from infini_jax.tasks import open_dataset
 from tests.data.chat.vocabulary import assistant, user
 from tests.tiny import config, fake_params, quiet
 
@@ -39,7 +39,7 @@ def case(tmp_path_factory):
     mesh={"data": 1},
     evaluation={"lanes": 2, "summary_length": LENGTH, "temperature": 0.0},
   )
-  source = open_source(c, None, quiet(), others=folder)
+  source = open_dataset(c, None, quiet(), others=folder)
   return c, source, fake_params(c.model)
 
 
@@ -67,7 +67,7 @@ def test_likelihoods_and_answers_are_those_of_one_call_over_all_tokens(case, fou
 
   for document, answer in enumerate(found[0].answers):
     n = int(talks.tokens[document])
-    ids = np.append(talks.first_D[document], talks.read(document, 0, n))
+    ids = np.append(talks.first_X[document], talks.read(document, 0, n))
     log_p = jax.nn.log_softmax(logits(ids))[:n][np.arange(n), ids[1:]]
     said = talks.said(document, 0, n)
     np.testing.assert_allclose(answer.nats, -np.asarray(log_p)[said].sum(), rtol=1e-4)
@@ -121,7 +121,7 @@ def test_results_are_written_and_shown(found, tmp_path, case):
 
 def test_the_verdict_compares_likelihoods():
   one = lambda nats: Answered((Answer("a", 9, "x", "y", {}, 4, nats),), {}, 1.0)
-  for with_memory, empty, said in ((3.0, 4.0, ""), (4.0, 4.0, "carries nothing that helps")):
+  for with_memory, empty, said in ((3.0, 4.0, ""), (4.0, 4.0, "does not help")):
     console = Console(file=io.StringIO(), width=160)
     chat_tables.verdict({"memory": one(with_memory), "empty": one(empty)}, console)
     assert said in console.file.getvalue() and bool(said) == bool(console.file.getvalue())

@@ -229,7 +229,7 @@ def test_a_mixer_is_evaluated_only_on_what_it_has():
     layered = name not in ("rmt", "autocompressor")
     assert len(job.variants) == 4 + 2 * layered, "all, and each layer if it can"
   assert set(NAMES) == {*KINDS, "gates", "knockout"}
-  missing = set(TASKS) - {kind.source for kind in KINDS.values()}
+  missing = set(TASKS) - {kind.dataset for kind in KINDS.values()}
   assert not missing, f"a run can be trained on {missing}: give it an entry in tasks.KINDS"
   with pytest.raises(InputError, match="--task=: choose some of"):
     jobs_of(config(), ["perplexity", ""])
@@ -285,11 +285,11 @@ def test_the_verdict_says_so_when_the_memory_carries_nothing():
 
   for memory in (20, 25):
     said = verdict(memory=memory, empty=20)
-    assert "The memory carries nothing" in said, "within the error of the counts"
+    assert "show no effect of the memory" in said, "within the error of the counts"
     assert f"{memory / 2:.1f}% (" in said and "10.0% (7% to 15%) without" in said
   assert verdict(memory=180, empty=20) == "" == verdict(memory=20)
   nothing = verdict(memory=0, empty=0)
-  assert "carries nothing" not in nothing and "Nothing was recalled, with the memory or" in nothing
+  assert "no effect" not in nothing and "Nothing was recalled, with the memory or" in nothing
 
 
 def test_the_verdict_on_perplexity_is_true_of_all_figures():
@@ -301,11 +301,11 @@ def test_the_verdict_on_perplexity_is_true_of_all_figures():
     perplexity_tables.verdict({"memory": of(memory), "empty": of(empty)}, Console(file=out))
     return " ".join(out.getvalue().split())
 
-  assert "carries nothing that helps: without it the perplexity is +0.00%" in verdict(7.0, 7.0)
+  assert "does not help: without it the perplexity is +0.00%" in verdict(7.0, 7.0)
   assert verdict(7.0, 9.0) == ""
   assert verdict(math.nan, 7.0) == verdict(math.inf, 7.0) == verdict(7.0, math.inf) == ""
   single = verdict(7.0, 7.0, updates=(0,))
-  assert "carries nothing" not in single and "say nothing of the memory" in single
+  assert "does not help" not in single and "do not show the memory" in single
 
 
 def test_the_verdict_on_summaries_is_true_of_all_figures():
@@ -316,6 +316,6 @@ def test_the_verdict_on_summaries_is_true_of_all_figures():
     summarization_tables.verdict({"memory": of(memory), "empty": of(empty)}, Console(file=out))
     return " ".join(out.getvalue().split())
 
-  assert "carries nothing that helps" in verdict(0.2, 0.2)
+  assert "does not help" in verdict(0.2, 0.2)
   assert verdict(0.3, 0.2) == ""
-  assert "carries nothing" not in verdict(0.0, 0.0) and "does not show" in verdict(0.0, 0.0)
+  assert "does not help" not in verdict(0.0, 0.0) and "does not show" in verdict(0.0, 0.0)

@@ -260,7 +260,7 @@ def test_limits_on_documents_and_tokens(case, scores):
 class Cut:
   """Documents that are read up to a place inside a character, and a tokenizer for them."""
 
-  sources = ("",)
+  stores = ("",)
 
   def __init__(self, tokenizer, texts, drops=""):
     self.texts = texts

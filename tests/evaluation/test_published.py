@@ -16,11 +16,11 @@ from infini_jax.evaluation import published_tables
 from infini_jax.evaluation.knock_out import EMPTY, INTACT
 from infini_jax.evaluation.published import Answer, Grid, Scored, averages, most_tokens, weighted
 from infini_jax.evaluation.published_scores import cleaned, contained
-from infini_jax.inference import Run, Session
+from infini_jax.inference import OpenedRun, Session
 from infini_jax.inference.engine import Engine
 from infini_jax.parallel import make_mesh
 from infini_jax.runs.workdir import Workdir
-from infini_jax.tasks import open_source
+from infini_jax.tasks import open_dataset
 from tests.evaluation import ruler_form
 from tests.tiny import config, fake_params, quiet
 
@@ -45,14 +45,14 @@ def test_every_answer_is_what_a_session_writes_alone(files, trained):
     mesh={"data": 1},
   )
   tokenizer = Workdir(trained[1]).load_tokenizer()
-  source = open_source(c, None, quiet(), "ruler", tokenizer, files)
+  source = open_dataset(c, None, quiet(), "ruler", tokenizer, files)
   params, mesh, seen = fake_params(c.model), make_mesh(c.mesh, jax.devices()[:1]), []
   with jax.set_mesh(mesh):
     grid = Grid(c, mesh, source)
     found = grid.run(params, INTACT, advance=lambda done, text: seen.append(done))
     empty = grid.run(params, EMPTY)
   assert seen[-1] == grid.chunks == 4 and len(found.answers) == len(empty.answers) == 8
-  run, N = Run(Engine(c, params), tokenizer), c.model.segment_length
+  run, N = OpenedRun(Engine(c, params), tokenizer), c.model.segment_length
   for answers, dropped in ((found.answers, 0), (empty.answers, 1)):
     for answer, sample in zip(answers, source.samples(), strict=True):
       ids = source.prompt(sample)
@@ -112,14 +112,14 @@ def test_answers_have_the_published_lengths():
 def test_fields_that_do_not_fit_are_refused(files, trained):
   c = config(f"jsonl:{files}", evaluation={"knock_out": ("reads",)}, mesh={"data": 1})
   tokenizer = Workdir(trained[1]).load_tokenizer()
-  source = open_source(c, None, quiet(), "ruler", tokenizer, files)
+  source = open_dataset(c, None, quiet(), "ruler", tokenizer, files)
   mesh = make_mesh(c.mesh, jax.devices()[:1])
   with pytest.raises(
     InputError, match="knock_out='reads' with --task=ruler: samples are read whole"
   ):
     Grid(c, mesh, source)
   with pytest.raises(InputError, match="has no field 'question'"):
-    open_source(c, None, quiet(), "babilong", tokenizer, files)
+    open_dataset(c, None, quiet(), "babilong", tokenizer, files)
 
 
 @pytest.mark.slow

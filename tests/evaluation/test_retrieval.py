@@ -178,8 +178,8 @@ def test_the_common_beginning_of_examples_is_read_once(name, monkeypatch):
   saved = 0
   for length in LENGTHS:
     examples = Examples(case.task, length, (0.0, 0.6), SAMPLES, case.config.train.seed)
-    _, shared_D = examples.trunk(2 * N)
-    saved += shared_D.sum() - shared_D.max()
+    _, shared_X = examples.trunk(2 * N)
+    saved += shared_X.sum() - shared_X.max()
   if name == "full":
     saved = 0  # its state grows as it reads
   assert found.tokens == 2 * SAMPLES * sum(LENGTHS) - saved
@@ -191,12 +191,12 @@ def test_examples_share_no_more_than_they_have_in_common(cases):
     case = cases[name]
     depths = (0.0, 0.5, 1.0) if case.task.facts.depth_of else (0.0,)
     examples = Examples(case.task, 800, depths, 4, 0)
-    trunk, shared_D = examples.trunk(8)
-    for d, shared in enumerate(shared_D.tolist()):
+    trunk, shared_X = examples.trunk(8)
+    for d, shared in enumerate(shared_X.tolist()):
       assert shared % 8 == 0 and shared <= examples.first_asked
       assert np.array_equal(examples.read(d, 0, shared), examples.read(trunk, 0, shared))
     if name == "passkey":
-      assert shared_D[4] > 300 and shared_D[8] > 600, f"{shared_D}: the filler is not shared"
+      assert shared_X[4] > 300 and shared_X[8] > 600, f"{shared_X}: the filler is not shared"
 
 
 class Stopped(Exception):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from infini_jax.cli import load_config
 from infini_jax.parallel.mesh import AXES
-from infini_jax.plan.shares import chip_bytes, laid_out, spec_text
+from infini_jax.plan.per_chip import chip_bytes, laid_out, spec_text
 from tests.test_configs import CONFIGS, MESHES
 
 FOLDER = Path(__file__).parent

@@ -7,7 +7,7 @@ import pytest
 from infini_jax import cli
 from infini_jax.config import InputError
 from infini_jax.data.chat.conversation import Chat
-from infini_jax.inference import Run, Session
+from infini_jax.inference import OpenedRun, Session
 from infini_jax.inference.chat import Told
 from infini_jax.inference.engine import Engine
 from infini_jax.runs.checkpoints import Checkpoints
@@ -30,7 +30,7 @@ def engine():
 
 
 def session_of(engine, template=CHATML):
-  return Session(Run(engine, vocabulary(template)))
+  return Session(OpenedRun(engine, vocabulary(template)))
 
 
 class Counting(Session):
@@ -54,7 +54,7 @@ def test_an_answer_is_what_the_model_writes_after_the_rendered_question(engine):
 
 
 def test_the_next_question_reads_only_what_is_new(engine):
-  session = Counting(Run(engine, vocabulary()))
+  session = Counting(OpenedRun(engine, vocabulary()))
   talk = [user("Who wrote the long text before?")]
   # An answer that the model is made to give, with the token that ends it.
   chat = Chat(session.tokenizer, session.tokenizer.template)
@@ -73,7 +73,7 @@ def test_the_next_question_reads_only_what_is_new(engine):
 
 
 def test_a_template_that_changes_earlier_answers_reads_all_again(engine):
-  session = Counting(Run(engine, vocabulary(FORGETS)))
+  session = Counting(OpenedRun(engine, vocabulary(FORGETS)))
   chat = Chat(session.tokenizer, session.tokenizer.template)
   talk = [user("One?")]
   session.chat(talk, **GREEDY)
@@ -128,7 +128,7 @@ def test_wrong_messages_are_refused_before_anything_is_read(engine, messages, sa
 
 def test_a_session_of_several_lanes_and_a_missing_template_are_refused(engine):
   with pytest.raises(InputError, match="2 lanes holds no conversation"):
-    Session(Run(engine, vocabulary()), 2).chat([user("One?")])
+    Session(OpenedRun(engine, vocabulary()), 2).chat([user("One?")])
   with pytest.raises(InputError, match="comes with no chat template"):
     session_of(engine, None).chat([user("One?")])
   plain = session_of(engine, None)

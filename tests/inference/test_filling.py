@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from infini_jax.inference import Run, Session
+from infini_jax.inference import OpenedRun, Session
 from infini_jax.inference.engine import Engine
 from infini_jax.inference.filling import effective_rank, used
 from tests.serve.models import Unending, model, unending
@@ -27,11 +27,11 @@ def test_a_memory_fills_as_segments_close():
 
 
 def test_layers_without_a_memory_are_0_and_models_without_one_have_none():
-  session = Session(Run(Engine(*model(layers=2, **PATTERN)), Unending()))
+  session = Session(OpenedRun(Engine(*model(layers=2, **PATTERN)), Unending()))
   session.read([[*range(5, 105)]])
   local, infini = used(session)
   assert (local == 0).all() and (infini > 0).all()
-  assert used(Session(Run(Engine(*model(mixer="local")), Unending()))) is None
+  assert used(Session(OpenedRun(Engine(*model(mixer="local")), Unending()))) is None
 
 
 @given(arrays.arrays(np.float64, (4, 5), elements=st.floats(-9, 9, width=16)), st.floats(0.1, 100))

@@ -19,16 +19,16 @@ from infini_jax.inference.sampling import (
 DRAWS = 4000
 
 
-def many(logits_BV, keys, recent_BW, sampling):
-  draw = lambda key: sample(logits_BV, jax.random.split(key, len(logits_BV)), sampling, recent_BW)
+def many(logits_BV, keys, recent_BQ, sampling):
+  draw = lambda key: sample(logits_BV, jax.random.split(key, len(logits_BV)), sampling, recent_BQ)
   return jax.vmap(draw)(keys)
 
 
 draw = jax.jit(many, static_argnums=3)
 
 
-def frequencies(logits_BV, sampling, seed, recent_BW=None):
-  tokens = draw(logits_BV, jax.random.split(jax.random.key(seed), DRAWS), recent_BW, sampling)
+def frequencies(logits_BV, sampling, seed, recent_BQ=None):
+  tokens = draw(logits_BV, jax.random.split(jax.random.key(seed), DRAWS), recent_BQ, sampling)
   V = logits_BV.shape[1]
   return np.stack([np.bincount(t, minlength=V) / DRAWS for t in np.asarray(tokens).T])
 
@@ -62,10 +62,10 @@ def reference(logits_V, sampling, recent=()):
 )
 def test_draws_follow_the_reference(rng, sampling):
   logits_BV = (rng.standard_normal((3, 20)) * 1.5).astype(np.float32)
-  recent_BW = rng.integers(0, 20, (3, 6)).astype(np.int32)
-  recent_BW[0, :4] = NOTHING
-  got = frequencies(jnp.asarray(logits_BV), sampling, int(rng.integers(2**31)), recent_BW)
-  for logits_V, recent, frequency in zip(logits_BV, recent_BW, got, strict=True):
+  recent_BQ = rng.integers(0, 20, (3, 6)).astype(np.int32)
+  recent_BQ[0, :4] = NOTHING
+  got = frequencies(jnp.asarray(logits_BV), sampling, int(rng.integers(2**31)), recent_BQ)
+  for logits_V, recent, frequency in zip(logits_BV, recent_BQ, got, strict=True):
     expected = reference(logits_V, sampling, recent.tolist())
     outside = np.flatnonzero((expected == 0) & (frequency > 0))
     assert not outside.size, f"drew {outside}, which {sampling} leaves out"
@@ -92,9 +92,9 @@ def test_the_narrowest_choices_are_greedy(rng):
 
 def test_greedy_decoding_uses_the_penalty():
   logits_BV = jnp.asarray([[3.0, 2.0, -1.0], [-1.0, -1.5, -9.0]])
-  recent_BW = jnp.asarray([[0, NOTHING], [0, 0]], jnp.int32)
+  recent_BQ = jnp.asarray([[0, NOTHING], [0, 0]], jnp.int32)
   keys = jax.random.split(jax.random.key(0), 2)
-  token_B = sample(logits_BV, keys, Sampling(0.0, repetition_penalty=2.0), recent_BW)
+  token_B = sample(logits_BV, keys, Sampling(0.0, repetition_penalty=2.0), recent_BQ)
   assert token_B.tolist() == [1, 1], "3 / 2 < 2; -1 * 2 < -1.5; no token stands for an empty slot"
 
 
@@ -137,13 +137,13 @@ def test_lanes_with_settings_of_their_own_draw_as_each_alone(rng):
   ]
   B, V = len(hows), 30
   logits_BV = jnp.asarray(2 * rng.standard_normal((B, V)), jnp.float32)
-  recent_BW = jnp.asarray(rng.integers(-1, V, (B, 8)), jnp.int32)
+  recent_BQ = jnp.asarray(rng.integers(-1, V, (B, 8)), jnp.int32)
   keys_B = jax.random.split(jax.random.key(int(rng.integers(2**31))), B)
   columns = zip(
     *((h.temperature, h.top_p, h.top_k, h.repetition_penalty) for h in hows), strict=True
   )
   kinds = (np.float32, np.float32, np.int32, np.float32)
   settings = Settings(*(jnp.asarray(np.array(x, k)) for x, k in zip(columns, kinds, strict=True)))
-  got_B = jax.jit(sample_lanes)(logits_BV, keys_B, settings, recent_BW)
-  one = lambda i: sample(logits_BV[i : i + 1], keys_B[i : i + 1], hows[i], recent_BW[i : i + 1])
+  got_B = jax.jit(sample_lanes)(logits_BV, keys_B, settings, recent_BQ)
+  one = lambda i: sample(logits_BV[i : i + 1], keys_B[i : i + 1], hows[i], recent_BQ[i : i + 1])
   assert got_B.tolist() == [int(one(i)[0]) for i in range(B)]

@@ -10,7 +10,7 @@ import pytest
 
 from infini_jax.config import InputError
 from infini_jax.data.tokenizers import ByteTokenizer, WordTokenizer
-from infini_jax.inference import Run, Session
+from infini_jax.inference import OpenedRun, Session
 from infini_jax.inference.engine import Engine, checksum
 from infini_jax.inference.saved import _named, _stream
 from infini_jax.runs import tensors
@@ -120,7 +120,7 @@ def test_a_state_of_another_model_is_refused(session, state, trained):
   run, c = session.run, trained[0]
   other = changed(c, model=changed(c.model, rule="linear"))
   with_engine = lambda config, params, tokenizer=run.tokenizer: Session(
-    Run(Engine(config, params), tokenizer)
+    OpenedRun(Engine(config, params), tokenizer)
   )
   refused(state, "another model .config.infini.rule", model=with_engine(other, run.engine.params))
   refused(state, "other parameters", model=with_engine(c, fake_params(c.model)))
@@ -130,13 +130,13 @@ def test_a_state_of_another_model_is_refused(session, state, trained):
   assert Session.load(state, model=with_engine(same, run.engine.params)).positions
 
 
-def test_for_a_run_that_has_moved_the_error_asks_for_its_place(session, state, trained, tmp_path):
+def test_for_a_run_that_has_moved_the_error_asks_for_its_path(session, state, trained, tmp_path):
   header = json.loads(next(iter(tensors.Tensors(state).metadata.values())))
   arrays = {name: tensors.Tensors(state).read(name) for name in tensors.Tensors(state).shapes}
   name = next(iter(tensors.Tensors(state).metadata))
   header["workdir"] = str(tmp_path / "gone")
   tensors.save(state, arrays, {name: json.dumps(header)}, checksum=True)
-  refused(state, "its run is not at .*gone.; give its place")
+  refused(state, "its run is not at .*gone.; give its path")
   assert Session.load(state, model=trained[1]).positions == session.positions
   copy = tmp_path / "copy"
   copy.mkdir()

@@ -10,7 +10,7 @@ import pytest
 
 from infini_jax.config import InputError, MeshConfig
 from infini_jax.data.tokenizers import ByteTokenizer
-from infini_jax.inference import Run, Session
+from infini_jax.inference import OpenedRun, Session
 from infini_jax.inference.engine import Engine
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh, param_shardings
@@ -52,7 +52,7 @@ class Case:
       evaluation={"segments": CHUNK // N},
     )
     self.params = fake_params(self.config.model)
-    self.run = Run(Engine(self.config, self.params), Unending())
+    self.run = OpenedRun(Engine(self.config, self.params), Unending())
     self._whole = jax.jit(self._whole_)
 
   def _whole_(self, tokens):
@@ -429,7 +429,7 @@ def test_the_same_on_a_mesh(rng, infini):
   mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
   with jax.set_mesh(mesh):
     params = jax.device_put(infini.params, param_shardings(infini.params, mesh))
-    assert all_of_it(Run(Engine(infini.config, params), Unending())) == here
+    assert all_of_it(OpenedRun(Engine(infini.config, params), Unending())) == here
 
 
 def test_wrong_inputs_are_one_line(infini):

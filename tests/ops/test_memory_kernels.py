@@ -27,7 +27,7 @@ ORDERS = ("BSNHE", "BHSNE", "BSHNE")
 def small(monkeypatch):
   """Blocks of 16 tokens, 8 at a time, so that each segment has several."""
   monkeypatch.setattr(blocks, "TOKENS", 16)
-  monkeypatch.setattr(blocks, "LANE", 8)
+  monkeypatch.setattr(blocks, "MULTIPLE", 8)
 
 
 def arranged(x_BSNHE, order):

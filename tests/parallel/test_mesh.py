@@ -282,7 +282,7 @@ def test_mesh_must_hold_all_devices():
 
 def test_two_dimensions_on_one_axis_are_refused():
   assert spec("DHE", STORAGE) == P(("fsdp", "seq"), "tensor", None)
-  with pytest.raises(ValueError, match="two dimensions of BD share a mesh axis"):
+  with pytest.raises(ValueError, match="two dimensions of BD are divided over the same mesh axis"):
     spec("BD", STORAGE)
   with pytest.raises(ValueError, match="two dimensions of HF"):
     spec("HF", COMPUTE)

@@ -133,7 +133,7 @@ def test_wrong_inputs_are_one_line_with_the_remedy(file, capsys, monkeypatch):
     ("--topology=v5p:8x4x4", "nearest: v5p:4x4x8 "),
     ("--topology=v5p:3x3x3", "nearest: v5p:2x4x4, "),
     ("--topology=v4:4x4", "nearest: v4:2x2x4 "),
-    ("--topology=v5e:16x32", "--config.mesh.dcn=N"),
+    ("--topology=v5e:16x32", "--config.mesh.dcn=COUNT"),
     ("--topology=v5e:0x4", "give a TPU's"),
     ("--topology=v5e:²x2", "give a TPU's"),
     ("--topology=h200:12", "give h200:8 or h200:2x8"),

@@ -113,7 +113,7 @@ def test_every_difference_is_named_on_every_process(processes, tmp_path):
     "the fingerprint of corpus 2: process 0 has b0, process 1 has b1; let all hosts read the same "
     "config.data.path",
     f"{tmp_path}: process 0 has run abc at step 0, process 1 has run abc at step 3; --workdir must "
-    f"be on a file system that all hosts share",
+    f"be on a file system of all hosts",
   ]
   for found in lines:
     assert [line for line, _ in found[: len(expected)]] == expected

@@ -84,6 +84,6 @@ def test_two_processes_agree(processes, tmp_path, cluster):
     assert f["(1, 2, 4)"] == [[0, 1], [2, 3]][number]
     assert f["stop"] == [False, False, False, True, False, False], "everywhere, one call late"
     assert f["refused"] == (
-      "process 0 has 0, process 1 has no 1; --workdir must be on a file system that all hosts share"
+      "process 0 has 0, process 1 has no 1; --workdir must be on a file system of all hosts"
     )
   assert all("Traceback" not in err for _, err in outputs)

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from infini_jax.data.tokenizers import ByteTokenizer
-from infini_jax.inference import Run, open_run
+from infini_jax.inference import OpenedRun, open_run
 from infini_jax.inference.engine import Engine
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir
@@ -30,9 +30,9 @@ def model(seed: int = 0, **fields):
   return c, fake_params(c.model, seed)
 
 
-def unending(**fields) -> Run:
+def unending(**fields) -> OpenedRun:
   """A model that never ends a text."""
-  return Run(Engine(*model(**fields)), Unending())
+  return OpenedRun(Engine(*model(**fields)), Unending())
 
 
 def write_run(folder: Path, seed: int = 0, **fields) -> Path:
@@ -46,6 +46,6 @@ def write_run(folder: Path, seed: int = 0, **fields) -> Path:
   return workdir.path
 
 
-def opened(folder: Path) -> Run:
+def opened(folder: Path) -> OpenedRun:
   """The run that `write_run` has written."""
   return open_run(folder)

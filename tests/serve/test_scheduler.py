@@ -10,7 +10,7 @@ from infini_jax.inference import Session  # noqa: E402
 from infini_jax.inference.batch import Batch  # noqa: E402
 from infini_jax.inference.sampling import Sampling  # noqa: E402
 from infini_jax.serve.errors import ApiError, Cancelled  # noqa: E402
-from infini_jax.serve.job import Done, Failed, Job, Reading, Text, Wish, Written  # noqa: E402
+from infini_jax.serve.job import Done, Failed, Job, Progress, Text, Wish, Written  # noqa: E402
 from infini_jax.serve.metrics import Metrics  # noqa: E402
 from infini_jax.serve.scheduler import Scheduler  # noqa: E402
 from tests.serve.models import unending  # noqa: E402
@@ -79,7 +79,7 @@ def test_a_short_request_does_not_wait_for_a_book(run, scheduler):
   assert short.wait() == Done(31) and not book.ended.is_set()
   assert book.wait() == Done(3001)
   assert short.written() == want(run, 20, 10)
-  counted = [event.tokens for event in book.events if isinstance(event, Reading)]
+  counted = [event.tokens for event in book.events if isinstance(event, Progress)]
   assert counted == sorted(counted) and counted[-1] == 3000
 
 
@@ -135,10 +135,10 @@ def test_a_job_that_is_late_fails(run, scheduler):
 def test_a_failure_is_that_of_its_job(run, scheduler, batch, monkeypatch):
   def broken():
     yield 7
-    raise RuntimeError("the source breaks")
+    raise RuntimeError("the text breaks")
 
   job = Asked(run, 5)
-  job.job._source = broken()
+  job.job._readable = broken()
   scheduler.submit(job.job)
   assert "breaks" in str(job.wait().error)
   good = Asked(run, 5, 5)

@@ -6,7 +6,7 @@ pytest.importorskip("starlette", reason="needs the extra serve")
 
 from infini_jax.inference import Session  # noqa: E402
 from infini_jax.inference.forced import log_probs  # noqa: E402
-from infini_jax.serve.job import Done, Reading, Text  # noqa: E402
+from infini_jax.serve.job import Done, Progress, Text  # noqa: E402
 from infini_jax.serve.scoring import AT_A_TIME, Scoring  # noqa: E402
 from tests.serve.models import unending  # noqa: E402
 
@@ -27,5 +27,5 @@ def test_it_gives_way_to_others_and_ends_with_all_log_probabilities(run, before)
     turns += 1
   assert not job.writes and turns > len(given) // AT_A_TIME
   job.settle(None)
-  assert all(isinstance(event, Reading) for event in events[:-1])
+  assert all(isinstance(event, Progress) for event in events[:-1])
   assert events[-1] == Done(pytest.approx(log_probs(alone, given), abs=1e-5))

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("prometheus_client", reason="needs the extra serve")
 
 from infini_jax.config import InputError  # noqa: E402
-from infini_jax.inference import Run, Session  # noqa: E402
+from infini_jax.inference import OpenedRun, Session  # noqa: E402
 from infini_jax.inference.engine import Engine  # noqa: E402
 from infini_jax.serve.errors import ApiError  # noqa: E402
 from infini_jax.serve.limits import Limits  # noqa: E402
@@ -71,7 +71,7 @@ def test_a_restart_finds_them_and_removes_what_was_never_reported(run, sessions,
 def test_sessions_of_another_model_are_kept_and_not_served(run, sessions, tmp_path):
   kept = sessions.add(read(run, "one text"), "", "")
   folder = shutil.copytree(tmp_path / "kept", tmp_path / "again")
-  other = Sessions(folder, Run(Engine(*model(seed=1)), Unending()), LIMITS)
+  other = Sessions(folder, OpenedRun(Engine(*model(seed=1)), Unending()), LIMITS)
   assert other.list("") == [] and other.others == 1
   assert told(other.get, kept.id, "") == "no_session"
   other.close()

@@ -12,7 +12,7 @@ from rich.console import Console
 from infini_jax.config import InputError
 from infini_jax.data.tokenizers import ByteTokenizer
 from infini_jax.runs.metrics import read_metrics
-from infini_jax.tasks import open_source, train_lanes
+from infini_jax.tasks import open_dataset, train_lanes
 from infini_jax.tasks.chat import packed
 from infini_jax.training.loop import train
 from tests.data.chat.vocabulary import assistant, user
@@ -46,7 +46,7 @@ def settings(folder, rows, **sections):
 
 def opened(c):
   said = Console(file=io.StringIO(), width=200)
-  source = open_source(c, None, said)
+  source = open_dataset(c, None, said)
   return source, said.file.getvalue()
 
 
@@ -200,7 +200,7 @@ def test_conversations_train_no_vocabulary(tmp_path, rng):
   c = changed(c, data=changed(c.data, tokenizer="train:300"))
   with pytest.raises(InputError, match="tokenizer='train:300' of the task chat: conversations tr"):
     opened(c)
-  open_source(c, None, quiet(), tokenizer=ByteTokenizer())  # of the run that it starts from
+  open_dataset(c, None, quiet(), tokenizer=ByteTokenizer())  # of the run that it starts from
 
 
 def test_other_conversations_or_another_template_are_another_run(tmp_path, rng):

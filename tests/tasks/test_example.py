@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infini_jax.config import InputError
-from infini_jax.tasks.example import Example, Part, check_length
+from infini_jax.tasks.example import Example, Span, check_length
 from infini_jax.tasks.registry import make_task
 from tests.tiny import config
 
 PARTS = st.builds(
-  lambda ids, size, weight, first: Part(np.array(ids, np.int32), size, weight, first),
+  lambda ids, size, weight, first: Span(np.array(ids, np.int32), size, weight, first),
   st.lists(st.integers(0, 9), min_size=1, max_size=5),
   st.integers(0, 12),
   st.sampled_from([0.0, 0.25, 1.0]),

@@ -6,7 +6,7 @@ import pytest
 from infini_jax.config import InputError
 from infini_jax.data import TrainLanes
 from infini_jax.data.store.store import Store
-from infini_jax.tasks import TaskLanes, open_source, open_training, train_lanes
+from infini_jax.tasks import TaskLanes, open_dataset, open_training, train_lanes
 from tests.tiny import config
 
 WARM = {"share": 0.5, "segments": 3, "min_tokens": 400, "max_tokens": 4000}
@@ -19,15 +19,15 @@ def text_config(store, **sections):
 
 def test_the_source_is_what_the_config_asks_for(store, tmp_path, quiet):
   c = text_config(store)
-  assert isinstance(open_source(c, tmp_path, quiet), Store)
-  task = open_source(c, tmp_path, quiet, "passkey")
+  assert isinstance(open_dataset(c, tmp_path, quiet), Store)
+  task = open_dataset(c, tmp_path, quiet, "passkey")
   assert task.facts.depth_of and task.tokenizer.size == 257, "another task, in the run's own tokens"
   saved = store.tokenizer
-  assert open_source(c, tmp_path, quiet, "passkey", saved).tokenizer is saved
+  assert open_dataset(c, tmp_path, quiet, "passkey", saved).tokenizer is saved
   own = config(
     data={"tokenizer": "task", "carry_state": False}, task={"name": "recall", "min_segments": 1}
   )
-  assert not open_source(own, tmp_path, quiet).facts.depth_of
+  assert not open_dataset(own, tmp_path, quiet).facts.depth_of
   assert isinstance(train_lanes(c, store), TrainLanes)
 
 
@@ -38,23 +38,23 @@ def test_a_task_without_text_is_written_in_the_vocabulary_trained_on_the_corpus(
     task["min_segments"] = 40
     data = {"tokenizer": "train:400", "carry_state": False, "segments": 64}
     c = config(corpus, data=data, task=task, model={"vocab_size": 400})
-    source = open_source(c, tmp_path / "store", quiet)
+    source = open_dataset(c, tmp_path / "store", quiet)
     assert source.tokenizer.size == 400
     assert source.tokenizer.fingerprint == Store.open(tmp_path / "store").tokenizer.fingerprint
     train_lanes(c, source).batch(0)
     with pytest.raises(InputError, match="trained on text; set config.data.path to a corpus"):
-      open_source(config(data=data, task=task), tmp_path / "none", quiet)
+      open_dataset(config(data=data, task=task), tmp_path / "none", quiet)
 
 
 def test_text_for_a_run_that_starts_from_another_is_in_its_vocabulary(corpus, tmp_path, quiet):
   c = config(corpus, data={"tokenizer": "train:400"}, model={"vocab_size": 400})
-  saved = open_source(c, tmp_path / "first", quiet).tokenizer
+  saved = open_dataset(c, tmp_path / "first", quiet).tokenizer
   c = config(corpus, data={"tokenizer": "run"}, model={"vocab_size": 400})
   for _ in range(2):  # the first prepares it, the second opens it
-    source = open_source(c, tmp_path / "second", quiet, tokenizer=saved)
+    source = open_dataset(c, tmp_path / "second", quiet, tokenizer=saved)
     assert source.tokenizer.fingerprint == saved.fingerprint
   with pytest.raises(InputError, match="'run': no run yet; set config.train.start_from"):
-    open_source(c, tmp_path / "third", quiet)
+    open_dataset(c, tmp_path / "third", quiet)
 
 
 @pytest.mark.parametrize("warm", [{}, {**WARM, "growth": 1.5}])
@@ -93,11 +93,11 @@ def test_what_does_not_fit_is_refused(store, tmp_path, quiet):
     (config(model={"vocab_size": 9}, **task), "vocab_size=9 is smaller.*set it to 57 or more"),
   ):
     with pytest.raises(InputError, match=match) as error:
-      open_source(c, tmp_path, quiet)
+      open_dataset(c, tmp_path, quiet)
     assert "\n" not in str(error.value)
   with pytest.raises(InputError, match="too short.*make it 67 tokens or more"):
     c = config(model={"vocab_size": 64}, **task)
-    train_lanes(c, open_source(c, tmp_path, quiet))
+    train_lanes(c, open_dataset(c, tmp_path, quiet))
 
 
 def test_without_warm_memory_a_batch_has_nothing_of_it(store, tmp_path, quiet):
@@ -108,7 +108,7 @@ def test_without_warm_memory_a_batch_has_nothing_of_it(store, tmp_path, quiet):
       "pairs": 2},
     ),
   ):  # fmt: skip
-    lanes = train_lanes(c, open_source(c, tmp_path, quiet))
+    lanes = train_lanes(c, open_dataset(c, tmp_path, quiet))
     assert not [name for name in lanes.batch(3) if name.startswith("warm")]
     assert isinstance(lanes, TaskLanes | TrainLanes)
 

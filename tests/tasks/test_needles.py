@@ -20,7 +20,7 @@ from infini_jax.config import InputError
 from infini_jax.config.schema import FAMILIES
 from infini_jax.data import prepare
 from infini_jax.data.tokenizers import ByteTokenizer, WordTokenizer
-from infini_jax.tasks import TaskLanes, make_task, needle_filler, open_source
+from infini_jax.tasks import TaskLanes, make_task, needle_filler, open_dataset
 from infini_jax.tasks.draw import Draw
 from infini_jax.tasks.needle_families import IN_FILLER
 from infini_jax.tasks.needle_filler import Filler
@@ -157,7 +157,7 @@ def test_the_question_and_answers_are_the_tokens_of_their_text(rng, tasks, kind,
   """So greedy decoding has to write exactly the tokens of the whole text."""
   task = tasks(kind, i)
   example = task.example(rng, task.shortest + 50, 0.5, held_out=True)
-  front = sum(part.size for part in example.parts[: min(example.answers) - 1])
+  front = sum(span.size for span in example.spans[: min(example.answers) - 1])
   tail = example.read(front, len(example))
   text = task.tokenizer.decode(tail)
   whole = task.tokenizer.encode(f"That is all. {text.strip()}")
@@ -172,7 +172,7 @@ def test_the_first_needle_that_is_asked_for_stands_at_its_depth_all_of_them_behi
   for depth in (0.0, rng.random(), rng.random(), 1.0):
     example = task.example(rng, int(rng.integers(6000, 12_000)), depth, held_out=True)
     answers, _ = solve(text_of(task, example))
-    front = example.parts[: min(example.answers) - 1]
+    front = example.spans[: min(example.answers) - 1]
     filler = np.array([part.size if len(part.ids) > 1000 else 0 for part in front])
     room, before = filler.sum(), np.cumsum(filler)
     says = [decode(part.ids) if not size else "" for part, size in zip(front, filler, strict=True)]
@@ -361,7 +361,7 @@ def open_needle(store, tmp_path, *, tokenizer=None, path="", vocabulary=1024, **
     needle={"family": "multikey", **needle},
   )
   quiet = Console(file=io.StringIO())
-  return open_source(c, tmp_path / "run" / "store", quiet, "needle", tokenizer)
+  return open_dataset(c, tmp_path / "run" / "store", quiet, "needle", tokenizer)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -425,7 +425,7 @@ def test_bad_input_is_named_with_its_remedy(rng, stores, tasks, corpus, tmp_path
       "config.needle.digits=2: numbers in needles have",
     ),
     (
-      lambda: open_source(pieces, tmp_path, Console(file=io.StringIO()), "needle", empty),
+      lambda: open_dataset(pieces, tmp_path, Console(file=io.StringIO()), "needle", empty),
       "config.data.tokenizer='task' cannot write needles: use a run",
     ),
     (lambda: short(1), "family='multikey': an example of 150 tokens is too short.*make it"),

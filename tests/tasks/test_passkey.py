@@ -127,7 +127,7 @@ def test_training_has_keys_at_the_very_start_and_everywhere(rng):
     lambda: task.example(rng, 10_000, held_out=False),
     lambda: task.beginning(rng, 10_000),
   ):
-    before = [sum(part.size for part in draw().parts[1:2]) for _ in range(1500)]
+    before = [sum(span.size for span in draw().spans[1:2]) for _ in range(1500)]
     for low, high in ((0, 0), (1, 9), (10, 99), (100, 999), (1000, 9000)):
       share = np.mean([low <= n <= high for n in before])
       assert share > 0.003, f"{share:.1%} of keys have {low} to {high} tokens of filler before them"

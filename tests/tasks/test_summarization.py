@@ -143,7 +143,7 @@ def test_a_corpus_without_summaries_and_too_short_a_chunk_are_refused(store, tex
 
 def test_a_pair_to_evaluate_is_document_mark_and_summary_in_any_slice(store, rows, rng):
   told, cut = (Pairs(store).split("validation", max_tokens=most) for most in (0, 20))
-  assert len(told) == 3 == len(told.names) and not told.cut_D.any()
+  assert len(told) == 3 == len(told.names) and not told.cut_X.any()
   for i, row in enumerate(rows[24:27]):
     targets, start = whole(row), len(row["document"] + MARK)
     assert told.tokens[i] == len(targets)
@@ -156,7 +156,7 @@ def test_a_pair_to_evaluate_is_document_mark_and_summary_in_any_slice(store, row
     assert bytes(prompt[told.own].tolist()).decode() == row["document"]
     few = whole(row | {"document": row["document"][:20]})
     assert cut.read(i, 0, int(cut.tokens[i])).tolist() == few
-    assert cut.cut_D[i] == (len(row["document"]) > 20) and cut.read_D[i] <= 20
+    assert cut.cut_X[i] == (len(row["document"]) > 20) and cut.read_X[i] <= 20
 
 
 def test_an_older_run_goes_on_as_a_new_run_alone(store, tmp_path):

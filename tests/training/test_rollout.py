@@ -9,7 +9,7 @@ import pytest
 from infini_jax.config import Config, original, stage_at, stages, tokens_read
 from infini_jax.data import TrainLanes
 from infini_jax.runs.metrics import read_metrics
-from infini_jax.tasks import make_task, open_source, train_lanes
+from infini_jax.tasks import make_task, open_dataset, train_lanes
 from infini_jax.training import loop
 from infini_jax.training.trainable import split
 from tests.tiny import changed, config, fake_params, quiet, write_original
@@ -37,7 +37,7 @@ def test_every_step_belongs_to_one_stage():
 
 def test_documents_are_distributed_anew_in_every_stage(texts, tmp_path):
   c = config(texts, train=ROLLOUT)
-  store = open_source(c, tmp_path, quiet())
+  store = open_dataset(c, tmp_path, quiet())
   lanes = train_lanes(c, store)
   for k in (0, 2, 3, 5, 6, 11):
     first, here = stage_at(c, k)

@@ -1,9 +1,9 @@
-"""What the model carries from token to token, and the mathematics of its memory.
+"""The state of the model between tokens, and the mathematics of its memory.
 
-    read     A_mem = sigma(Q) M / (sigma(Q) z)                      0 where the memory is empty
-    linear   M' = M + sigma(K)^T V                                  z' = z + sum_t sigma(K_t)
-    delta    M' = M + sigma(K)^T (V - sigma(K) M / (sigma(K) z))    z' as above
-    mix      A = g A_mem + (1 - g) A_dot,    g = sigmoid(beta)      A_dot: attention in the segment
+    read     recalled = sigma(q) M / (sigma(q) z)                   0 where the memory is empty
+    linear   M' = M + sigma(k)^T v                                  z' = z + sum_t sigma(k_t)
+    delta    M' = M + sigma(k)^T (v - sigma(k) M / (sigma(k) z))    z' as above
+    mix      out = g recalled + (1 - g) local,  g = sigmoid(beta)   local: attention in the segment
 
 These are equations (7) to (10) of arXiv 2404.07143, with sigma(x) = elu(x) + 1 on un-rotated
 queries and keys. `modeling_infini.py` has the letters of the dimensions.
@@ -74,10 +74,10 @@ class InfiniCache:
   def of_state(cls, state, config, device, dtype):
     """The cache of a saved state (`infini_state.State`) of this model."""
     cache = cls(config, len(state.unread), device, dtype)
-    one_system, places = len(config.systems) == 1, dict.fromkeys(config.systems, 0)
+    one_system, numbers = len(config.systems) == 1, dict.fromkeys(config.systems, 0)
     for i, name in enumerate(config.mixers):
       prefix = "stream." if one_system else f"stream.{name}."
-      number, places[name] = places[name], places[name] + 1
+      number, numbers[name] = numbers[name], numbers[name] + 1
       found = {
         field.removeprefix(prefix): torch.from_numpy(array[number].copy()).to(device)
         for field, array in state.arrays.items()
@@ -108,7 +108,7 @@ class InfiniCache:
     return self.seen
 
   def reorder_cache(self, lane_B):
-    """Takes these lanes in the place of its own, for beam search."""
+    """Takes these lanes instead of its own, for beam search."""
     chosen = lambda x: None if x is None else x[lane_B.to(x.device)]
 
     def layer(state):
@@ -194,8 +194,8 @@ class Memory(nn.Module):
     if not self.own["adapter_rank"]:
       return heads_BHTE
     down, up = getattr(self, f"{name}_down"), getattr(self, f"{name}_up")
-    more_BTF = linear(up, linear(down, x_BTD) * self.own["adapter_scale"])
-    return heads_BHTE + more_BTF.unflatten(-1, (-1, self.E)).transpose(1, 2)
+    more_BT = linear(up, linear(down, x_BTD) * self.own["adapter_scale"])
+    return heads_BHTE + more_BT.unflatten(-1, (-1, self.E)).transpose(1, 2)
 
   def _read(self, q_BHTE, M_BKEU, z_BKE):
     q_BKGTE = sigma(q_BHTE).unflatten(1, (self.K, -1))

@@ -51,9 +51,9 @@ def read_state(path: str | Path, parameters: str = "", tokenizer: str = "") -> S
     raise ValueError(f"{path}: no whole state; give a file that Session.save has written") from None
   if f"{KIND}{FORMAT}" not in metadata or "checksum" not in tensors:
     raise ValueError(f"{path}: not a state of format {FORMAT}; load and save it in infini_jax")
-  place = start + tensors.pop("checksum")["data_offsets"][0]
-  zeroed = data[:place] + bytes(HASH) + data[place + HASH :]
-  if data[place : place + HASH] != hashlib.blake2b(zeroed, digest_size=HASH).digest():
+  offset = start + tensors.pop("checksum")["data_offsets"][0]
+  zeroed = data[:offset] + bytes(HASH) + data[offset + HASH :]
+  if data[offset : offset + HASH] != hashlib.blake2b(zeroed, digest_size=HASH).digest():
     raise ValueError(f"{path}: damaged, its checksum is wrong; copy or make it again")
   header = json.loads(metadata[f"{KIND}{FORMAT}"])
   for name, own in (("parameters", parameters), ("tokenizer", tokenizer)):

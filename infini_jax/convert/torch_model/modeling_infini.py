@@ -4,7 +4,7 @@ The text is read in segments of N tokens. In a segment, a token attends to those
 earlier segments are in the memory of each layer (`infini_memory.py`): a matrix M and a normaliser z
 for each key/value head, of constant size. `infini_state.py` reads saved states.
 
-Names of tensors end in their dimensions: B lanes (texts of a batch), T tokens, C columns of the
+Names of tensors end in their dimensions: B lanes (texts of a batch), T tokens, C cached keys of the
 open segment, D width, H query heads, K key/value heads, E size of a head, U size of a value (= E).
 """
 
@@ -265,7 +265,7 @@ class InfiniForCausalLM(PreTrainedModel, GenerationMixin):
 
   config_class = InfiniConfig
   base_model_prefix = "model"
-  _is_stateful = True  # a memory cannot go back to an earlier place in the text
+  _is_stateful = True  # a memory cannot go back to an earlier position in the text
   _keep_in_fp32_modules_strict = ["memory"]
   _supports_sdpa = True
 
@@ -347,8 +347,8 @@ class InfiniForCausalLM(PreTrainedModel, GenerationMixin):
     """The state of a text that was read elsewhere, from a file that `Session.save` has written.
 
     Returns:
-      The cache, and the last tokens of the text (B, W), which the cache does not hold yet: they
-      are the beginning of the next `input_ids`.
+      The cache, and the last tokens of the text (B, tokens). The cache does not hold them yet:
+      they are the beginning of the next `input_ids`.
 
     Raises:
       ValueError: the file is damaged, or a state of another model.

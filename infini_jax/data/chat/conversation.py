@@ -178,21 +178,21 @@ class Chat:
     crosses into the answer, the text is encoded in pieces, as it will be when the model is asked.
     """
     ids, borders = self.encode(text), [at for span in spans for at in span]
-    places = []
+    ends = []
     for border in borders:
       before = self.encode(text[:border])
       if not np.array_equal(ids[: len(before)], before):
         break
-      places.append(len(before))
-    if len(places) < len(borders):
+      ends.append(len(before))
+    if len(ends) < len(borders):
       cuts = zip([0, *borders], borders, strict=False)
       pieces = [
         self.goes_on(text[start:stop]) if start else self.encode(text[:stop])
         for start, stop in cuts
       ]
-      ids, places = np.concatenate(pieces), np.cumsum([len(piece) for piece in pieces]).tolist()
+      ids, ends = np.concatenate(pieces), np.cumsum([len(piece) for piece in pieces]).tolist()
     said = np.zeros(len(ids), bool)
-    for start, stop in zip(places[::2], places[1::2], strict=True):
+    for start, stop in zip(ends[::2], ends[1::2], strict=True):
       said[start:stop] = True
     return Talk(ids.astype(np.int32), said)
 

@@ -1,4 +1,4 @@
-"""Document lanes: which tokens of which document are at which place of which batch.
+"""Document lanes: which tokens of which document are where in which batch.
 
 A lane is one batch row. It follows one document, segment after segment, to the document's end. The
 next document starts at the next segment, with a reset. Only the last segment of a document may be
@@ -21,7 +21,7 @@ Rows = slice | np.ndarray  # a choice of the B lanes
 ALL = slice(None)
 
 
-class Readable(Protocol):
+class TokenDocuments(Protocol):
   """The documents that lanes can read, such as `store.Documents`."""
 
   tokens: np.ndarray  # (documents,) the number of tokens of each document
@@ -31,7 +31,7 @@ class Readable(Protocol):
     ...
 
 
-class Named(Readable, Protocol):
+class Named(TokenDocuments, Protocol):
   """Documents whose names are known."""
 
   @property
@@ -43,7 +43,7 @@ class Named(Readable, Protocol):
 class TrainLanes:
   """The endless order of training.
 
-  Every epoch is a new permutation of the documents. Lane b gets the documents at places b, b+B,
+  Every epoch is a new permutation of the documents. Lane b gets documents b, b+B,
   b+2B, ... of the sequence of all epochs (`order.Mixed` defines the order of several stores). A
   document of n tokens t has n+1 predictions: inputs [bos, t_0 .. t_{n-1}], targets
   [t_0 .. t_{n-1}, eos].
@@ -85,12 +85,12 @@ class TrainLanes:
     self.lanes, self.segments, self.segment_length = lanes, segments, segment_length
     self._documents, self._bos, self._eos = documents, bos, eos
     self._carry_state = carry_state
-    predictions_D = documents.tokens + 1
-    segments_D = -(-predictions_D // segment_length)
+    predictions_X = documents.tokens + 1
+    segments_X = -(-predictions_X // segment_length)
     self._order = (
-      Mixed(segments_D, predictions_D, mix, lanes, seed)
+      Mixed(segments_X, predictions_X, mix, lanes, seed)
       if mix
-      else Shuffle(segments_D, lanes, seed)
+      else Shuffle(segments_X, lanes, seed)
     )
 
   def names(self, k: int) -> list[str]:
@@ -140,7 +140,7 @@ class EvalLanes:
     max_tokens: read at most this many tokens of each document; 0: all.
     input_tokens: tokens between two resets in a document, whole segments; 0: one reset, at the
       start.
-    skip_D: tokens at the start of each document, whole chunks, that are not read here, because
+    skip_X: tokens at the start of each document, whole chunks, that are not read here, because
       another state has read them; the document continues at the start of a chunk.
 
   Attributes:
@@ -152,7 +152,7 @@ class EvalLanes:
 
   def __init__(
     self,
-    documents: Readable,
+    documents: TokenDocuments,
     *,
     bos: int | np.ndarray,
     lanes: int,
@@ -161,7 +161,7 @@ class EvalLanes:
     max_documents: int = 0,
     max_tokens: int = 0,
     input_tokens: int = 0,
-    skip_D: np.ndarray | None = None,
+    skip_X: np.ndarray | None = None,
   ):
     tokens = np.asarray(documents.tokens)[: max_documents or None]
     if not len(tokens):
@@ -170,15 +170,15 @@ class EvalLanes:
         "training: set config.train.eval_every=0)"
       )
     self._tokens = np.minimum(tokens, max_tokens) if max_tokens else tokens
-    self._skip_D = np.zeros_like(self._tokens) if skip_D is None else skip_D
-    self.predictions = int((self._tokens - self._skip_D).sum())
+    self._skip_X = np.zeros_like(self._tokens) if skip_X is None else skip_X
+    self.predictions = int((self._tokens - self._skip_X).sum())
     self.lanes, self.segments, self.segment_length = lanes, segments, segment_length
     self._documents, self._input_segments = documents, input_tokens // segment_length
-    self._bos_D = np.broadcast_to(bos, len(documents.tokens))
-    size_D = -(-(self._tokens - self._skip_D) // segment_length)
-    if skip_D is not None:
-      size_D = -(-size_D // segments) * segments
-    self._order = Schedule(size_D, lanes)
+    self._bos_X = np.broadcast_to(bos, len(documents.tokens))
+    size_X = -(-(self._tokens - self._skip_X) // segment_length)
+    if skip_X is not None:
+      size_X = -(-size_X // segments) * segments
+    self._order = Schedule(size_X, lanes)
     self._chunks = -(-len(self._order) // segments)
 
   def __len__(self) -> int:
@@ -199,32 +199,32 @@ class EvalLanes:
     Returns:
       The arrays of `TrainLanes.batch`, and
       document_BS: int32, the document of each segment; -1 where the lane is empty.
-      position_BS: int64, the place of the segment's first target in its document; 0 where empty.
+      position_BS: int64, the position of the segment's first target in its document; 0 where empty.
       skip_B: int64, the skipped tokens of a document that begins in this chunk.
     """
     lanes = np.arange(self.lanes)[rows].tolist()
     held = set(np.arange(self.lanes)[read].tolist())
     chunk = empty_batch(len(lanes), self.segments, self.segment_length)
-    chunk["reset_BS"][:] = True  # an empty segment carries no state
+    chunk["reset_BS"][:] = True  # an empty segment has no state
     chunk["document_BS"] = np.full((len(lanes), self.segments), -1, np.int32)
     chunk["position_BS"] = np.zeros((len(lanes), self.segments), np.int64)
     chunk["skip_B"] = np.zeros(len(lanes), np.int64)
     for row, lane in enumerate(lanes):
       for piece in self._order.pieces(lane, i * self.segments, (i + 1) * self.segments):
-        n, skip = int(self._tokens[piece.document]), int(self._skip_D[piece.document])
+        n, skip = int(self._tokens[piece.document]), int(self._skip_X[piece.document])
         if piece.first == 0:
           chunk["skip_B"][row] = skip
         first = piece.first + skip // self.segment_length
         left = -(-n // self.segment_length) - first  # the rest of the last chunk is empty
         piece = piece._replace(first=first, segments=min(piece.segments, left))
-        bos = int(self._bos_D[piece.document])
+        bos = int(self._bos_X[piece.document])
         _fill(chunk, row, piece, self._documents, n, bos, None, read=lane in held)
         at = slice(piece.slot, piece.slot + piece.segments)
         chunk["document_BS"][row, at] = piece.document
-        places = np.arange(piece.first, piece.first + piece.segments)
-        chunk["position_BS"][row, at] = places * self.segment_length
+        numbers = np.arange(piece.first, piece.first + piece.segments)
+        chunk["position_BS"][row, at] = numbers * self.segment_length
         if self._input_segments:
-          chunk["reset_BS"][row, at] |= places % self._input_segments == 0
+          chunk["reset_BS"][row, at] |= numbers % self._input_segments == 0
     return chunk
 
 
@@ -243,7 +243,7 @@ def _fill(
   batch: Batch,
   row: int,
   piece: Piece,
-  documents: Readable,
+  documents: TokenDocuments,
   n: int,
   bos: int,
   eos: int | None,

@@ -92,7 +92,7 @@ def patient(read: Callable[[int], Batch], seconds: float, what: str) -> Callable
 
 
 class _Batches:
-  """Batches as a source that Grain can index: item i is batch `start + i`."""
+  """Batches that Grain can index: item i is batch `start + i`."""
 
   def __init__(self, batch: Callable[[int], Batch], start: int, stop: int):
     self._batch, self._start, self._size = batch, start, max(0, stop - start)
@@ -104,7 +104,7 @@ class _Batches:
     return self._batch(self._start + int(index))
 
 
-def _read_ahead(source: _Batches, prefetch: int) -> Iterator[Batch]:
+def _read_ahead(batches: _Batches, prefetch: int) -> Iterator[Batch]:
   from absl import flags
 
   with quiet():
@@ -112,9 +112,9 @@ def _read_ahead(source: _Batches, prefetch: int) -> Iterator[Batch]:
 
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which notebooks and tests do not parse
-  if not len(source):
+  if not len(batches):
     return
   # Few threads: making a batch is mostly Python code, and one thread runs it at a time.
   options = grain.ReadOptions(num_threads=min(prefetch, 4), prefetch_buffer_size=prefetch)
   with quiet():
-    yield from grain.MapDataset.source(source).to_iter_dataset(options)
+    yield from grain.MapDataset.source(batches).to_iter_dataset(options)

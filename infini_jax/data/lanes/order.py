@@ -1,7 +1,7 @@
 """The order of documents in the lanes: endless and shuffled, of one store or several; or each once.
 
-Places in a lane are counted in segments here, from 0. `segments_D` is the length of each document
-in segments.
+Positions in a lane are counted in segments here, from 0. `segments_X` is the length of each
+document in segments.
 """
 
 import bisect
@@ -31,7 +31,7 @@ _Laid = tuple[np.ndarray, np.ndarray, np.ndarray]  # a lane's documents, begins,
 class Mix(NamedTuple):
   """How several stores are mixed."""
 
-  source_D: np.ndarray  # the number of the store of each document, from 0
+  store_X: np.ndarray  # the number of the store of each document, from 0
   weights: tuple[float, ...]  # the share of each store in the tokens
   stages: tuple[tuple[int, tuple[float, ...]], ...] = ()  # other weights from a segment on
 
@@ -53,11 +53,11 @@ class _Endless:
     at = start
     while at < stop:
       documents, begins, ends = self._block_at(lane, at)
-      place = int(np.searchsorted(ends, at, side="right"))
-      while at < stop and place < len(ends):
-        count = min(stop, int(ends[place])) - at
-        yield Piece(int(documents[place]), at - int(begins[place]), at - start, count)
-        at, place = at + count, place + 1
+      index = int(np.searchsorted(ends, at, side="right"))
+      while at < stop and index < len(ends):
+        count = min(stop, int(ends[index])) - at
+        yield Piece(int(documents[index]), at - int(begins[index]), at - start, count)
+        at, index = at + count, index + 1
 
   def _lay_out(self, block: int) -> tuple[Sequence[_Laid], tuple]:
     """The documents of a block, lane by lane, and where the next block starts."""
@@ -92,34 +92,34 @@ class _Endless:
 class Shuffle(_Endless):
   """One store: epoch after epoch, each a new permutation of the documents.
 
-  The document at place e of this sequence goes to lane e % B. A block is R rounds; a round gives
-  one document to each lane.
+  Document e of this sequence, counted from 0, goes to lane e % B. A block consists of rounds; a
+  round gives one document to each lane.
   """
 
-  def __init__(self, segments_D: np.ndarray, lanes: int, seed: int):
-    self._segments_D, self._lanes, self._seed = segments_D, lanes, seed
-    self._rounds = max(1, min(BLOCK, 8 * len(segments_D) + 1024) // lanes)
+  def __init__(self, segments_X: np.ndarray, lanes: int, seed: int):
+    self._segments_X, self._lanes, self._seed = segments_X, lanes, seed
+    self._rounds = max(1, min(BLOCK, 8 * len(segments_X) + 1024) // lanes)
     super().__init__((np.zeros(lanes, np.int64),))
 
   def _lay_out(self, block: int) -> tuple[Sequence[_Laid], tuple]:
     size = self._rounds * self._lanes
-    places = range(block * size, (block + 1) * size)
-    documents_RB = self._documents(places).reshape(self._rounds, self._lanes)
-    lengths_RB = self._segments_D[documents_RB]
-    ends_RB = self._starts[block][0] + np.cumsum(lengths_RB, axis=0)
-    laid = list(zip(documents_RB.T, (ends_RB - lengths_RB).T, ends_RB.T, strict=True))
-    return laid, (ends_RB[-1],)
+    positions = range(block * size, (block + 1) * size)
+    documents = self._documents(positions).reshape(self._rounds, self._lanes)
+    lengths = self._segments_X[documents]
+    ends = self._starts[block][0] + np.cumsum(lengths, axis=0)
+    laid = list(zip(documents.T, (ends - lengths).T, ends.T, strict=True))
+    return laid, (ends[-1],)
 
-  def _documents(self, places: range) -> np.ndarray:
-    """The documents at some places of the endless sequence of epochs."""
-    size = len(self._segments_D)
-    epochs = range(places.start // size, (places.stop - 1) // size + 1)
+  def _documents(self, positions: range) -> np.ndarray:
+    """The documents at some positions of the endless sequence of epochs."""
+    size = len(self._segments_X)
+    epochs = range(positions.start // size, (positions.stop - 1) // size + 1)
     start = epochs.start * size
     documents = np.concatenate([self._epoch(epoch) for epoch in epochs])
-    return documents[places.start - start : places.stop - start]
+    return documents[positions.start - start : positions.stop - start]
 
   def _permute(self, *key: int) -> np.ndarray:
-    return _permutation((self._seed, *key), len(self._segments_D))
+    return _permutation((self._seed, *key), len(self._segments_X))
 
 
 class Mixed(_Endless):
@@ -130,18 +130,18 @@ class Mixed(_Endless):
   count starts again, and documents under way are read to their end.
 
   Args:
-    segments_D: the segments of each document.
-    tokens_D: the tokens of each document.
+    segments_X: the segments of each document.
+    tokens_X: the tokens of each document.
     mix: the store of each document, the weights, and the stages with other weights.
     lanes: B.
     seed: the seed of the orders of all epochs.
   """
 
-  def __init__(self, segments_D: np.ndarray, tokens_D: np.ndarray, mix: Mix, lanes: int, seed: int):
-    self._segments_D, self._tokens_D, self._seed = segments_D, tokens_D, seed
+  def __init__(self, segments_X: np.ndarray, tokens_X: np.ndarray, mix: Mix, lanes: int, seed: int):
+    self._segments_X, self._tokens_X, self._seed = segments_X, tokens_X, seed
     self._stages = ((0, mix.weights), *mix.stages)
-    self._own = [np.flatnonzero(mix.source_D == i) for i in range(len(mix.weights))]
-    self._size = min(BLOCK, 8 * len(segments_D) + 1024)
+    self._own = [np.flatnonzero(mix.store_X == i) for i in range(len(mix.weights))]
+    self._size = min(BLOCK, 8 * len(segments_X) + 1024)
     nothing = [0] * len(mix.weights)
     super().__init__(([0] * lanes, nothing, nothing, 0), len(mix.weights))
 
@@ -157,13 +157,13 @@ class Mixed(_Endless):
       while stage + 1 < len(self._stages) and self._stages[stage + 1][0] <= begin:
         stage, given = stage + 1, [0 for _ in stores]
       store = self._furthest_behind(given, stage)
-      epoch, place = divmod(taken[store], len(self._own[store]))
-      document = self._epoch(epoch, store)[place]
-      end = begin + int(self._segments_D[document])
+      epoch, index = divmod(taken[store], len(self._own[store]))
+      document = self._epoch(epoch, store)[index]
+      end = begin + int(self._segments_X[document])
       heapq.heapreplace(free, (end, lane))
       rows[lane].append((document, begin, end))
       taken[store] += 1
-      given[store] += int(self._tokens_D[document])
+      given[store] += int(self._tokens_X[document])
     columns = (np.array(row, np.int64).reshape(-1, 3).T for row in rows)
     laid = [(documents, begins, ends) for documents, begins, ends in columns]
     next_B = [end for end, _ in sorted(free, key=lambda one: one[1])]
@@ -188,13 +188,13 @@ def _permutation(seed: tuple[int, ...], size: int) -> np.ndarray:
 class Schedule:
   """Each document once: the longest first, each in the lane that is free first."""
 
-  def __init__(self, segments_D: np.ndarray, lanes: int):
+  def __init__(self, segments_X: np.ndarray, lanes: int):
     self._documents: list[list[int]] = [[] for _ in range(lanes)]
     self._ends: list[list[int]] = [[] for _ in range(lanes)]
     free = [(0, lane) for lane in range(lanes)]
-    for document in np.argsort(-segments_D, kind="stable").tolist():
+    for document in np.argsort(-segments_X, kind="stable").tolist():
       start, lane = free[0]
-      end = start + int(segments_D[document])
+      end = start + int(segments_X[document])
       heapq.heapreplace(free, (end, lane))
       self._documents[lane].append(document)
       self._ends[lane].append(end)
@@ -208,10 +208,10 @@ class Schedule:
     """The pieces at segments `start` to `stop` of a lane; none where the lane has ended."""
     documents, ends = self._documents[lane], self._ends[lane]
     at = start
-    for place in range(bisect.bisect_right(ends, start), len(ends)):
+    for index in range(bisect.bisect_right(ends, start), len(ends)):
       if at >= stop:
         return
-      begin = ends[place - 1] if place else 0
-      count = min(stop, ends[place]) - at
-      yield Piece(documents[place], at - begin, at - start, count)
+      begin = ends[index - 1] if index else 0
+      count = min(stop, ends[index]) - at
+      yield Piece(documents[index], at - begin, at - start, count)
       at += count

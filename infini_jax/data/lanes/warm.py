@@ -1,11 +1,11 @@
 """Companions: the second state of each lane, which reads without gradient, for warm memories.
 
-A companion reads W tokens of earlier text at every step. After its planned length it starts again
+A companion reads one piece of earlier text at every step. After its planned length it starts again
 with an empty state and another text. The plan is a pure function of (seed, k), as a batch is.
 
-With `growth` a companion fast-forwards: after the first W tokens, each piece counts several times,
+With `growth` a companion fast-forwards: after the first piece, each piece counts several times,
 so that the counted text grows by this factor at every step. A million tokens then take about
-log(1M / W) / log(growth) steps.
+log(1M / tokens of a piece) / log(growth) steps.
 """
 
 import functools
@@ -18,7 +18,7 @@ from infini_jax.config import WarmConfig
 PLANNED = 256  # the streams (texts) of a lane that are planned together
 
 
-class Reading(NamedTuple):
+class TextPiece(NamedTuple):
   """What a companion reads at a step: piece `chunk` of its text `stream`, both from 0."""
 
   stream: int
@@ -34,7 +34,7 @@ class Companions:
     seed: the seed of the plan.
 
   Attributes:
-    tokens: W, the tokens that a companion reads at every step.
+    tokens: of a piece: what a companion reads at every step.
   """
 
   def __init__(self, config: WarmConfig, segment_length: int, seed: int):
@@ -43,16 +43,16 @@ class Companions:
     self._lengths = functools.lru_cache(4096)(self._draw_lengths)
     self._ends = functools.lru_cache(4096)(self._plan)
 
-  def reading(self, lane: int, k: int) -> Reading:
+  def reading(self, lane: int, k: int) -> TextPiece:
     """What the companion of a lane reads at step k."""
     block, begin = 0, 0
     while begin + (ends := self._ends(lane, block))[-1] <= k:
       begin, block = begin + int(ends[-1]), block + 1
-    place = int(np.searchsorted(ends, k - begin, side="right"))
-    start = int(ends[place - 1]) if place else 0
-    return Reading(block * PLANNED + place, k - begin - start)
+    index = int(np.searchsorted(ends, k - begin, side="right"))
+    start = int(ends[index - 1]) if index else 0
+    return TextPiece(block * PLANNED + index, k - begin - start)
 
-  def warm(self, lane: int, k: int) -> Reading | None:
+  def warm(self, lane: int, k: int) -> TextPiece | None:
     """The companion's last reading before step k, if the lane takes over its state at step k."""
     lucky = np.random.default_rng((self._seed, 0, lane, k)).random() < self._config.share
     return self.reading(lane, k - 1) if lucky and k >= max(1, self._config.start_step) else None
@@ -60,10 +60,10 @@ class Companions:
   def planned(self, lane: int, stream: int) -> int:
     """The tokens that are read of a stream; whole pieces."""
     ends = self._ends(lane, stream // PLANNED)
-    place = stream % PLANNED
-    return int(ends[place] - (ends[place - 1] if place else 0)) * self.tokens
+    index = stream % PLANNED
+    return int(ends[index] - (ends[index - 1] if index else 0)) * self.tokens
 
-  def times(self, lane: int, reading: Reading) -> float:
+  def times(self, lane: int, reading: TextPiece) -> float:
     """How many times a reading counts, if it is filler."""
     length = float(self._lengths(lane, reading.stream // PLANNED)[reading.stream % PLANNED])
     return counts(length / self.tokens, self._config.growth)[reading.chunk]

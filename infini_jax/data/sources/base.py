@@ -32,7 +32,7 @@ class Record(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class CorpusPart(abc.ABC):
-  """A piece of a corpus that one worker reads. Its pickle is small.
+  """A part of a corpus: what one worker reads. Its pickle is small.
 
   Attributes:
     splits: the splits of its documents. If there are several, a hash of the document's name
@@ -47,8 +47,8 @@ class CorpusPart(abc.ABC):
   def each(self) -> Iterator[Record | InputError]:
     """Its documents, one at a time, always in the same order.
 
-    In place of a document that cannot be read, or has no text in the chosen field, comes the error
-    that says why. If the rest of a file cannot be read, one error is yielded for all of it.
+    Instead of a document that cannot be read, or has no text in the chosen field, it yields the
+    error that says why. If the rest of a file cannot be read, one error is yielded for all of it.
     """
 
   def read(self, skips: bool = False) -> Iterator[Record]:

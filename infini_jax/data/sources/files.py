@@ -160,14 +160,14 @@ def name_of(path: Path) -> str:
 
 def _match(pattern: str, suffixes: tuple[str, ...]) -> Listing:
   """What a pattern matches: files of any suffix, and in folders, files of these suffixes."""
-  place = os.path.expanduser(plain(pattern))
-  if os.path.lexists(place):  # a path that exists is not a pattern, even if its name has brackets
-    found, others = [Way.to(Path(place))], []
+  written = os.path.expanduser(plain(pattern))
+  if os.path.lexists(written):  # a path that exists is not a pattern, even if its name has brackets
+    found, others = [Way.to(Path(written))], []
   else:
-    place = os.path.expanduser(glob_of(pattern))
-    found = expand(place)
+    written = os.path.expanduser(glob_of(pattern))
+    found = expand(written)
     known = {way.real for way in found}
-    others = [way for way in expand(place, ignore_case=True) if way.real not in known]
+    others = [way for way in expand(written, ignore_case=True) if way.real not in known]
   taken, rest = [], [way for way in others if not os.path.isdir(way.path)]
   for way in found:
     if not os.path.isdir(way.path):

@@ -212,8 +212,8 @@ def _given_splits(
         f"some to it"
       )
   known = {way.real for way in found.taken}  # a split may link to files next to it
-  beside = [way for ways in _below([root], SUFFIXES) for way in ways if way.real not in known]
-  return splits, left_out([*found.rest, *beside])
+  outside = [way for ways in _below([root], SUFFIXES) for way in ways if way.real not in known]
+  return splits, left_out([*found.rest, *outside])
 
 
 def _below(starts: list[Way], suffixes: tuple[str, ...], skip: Collection[str] = ()) -> Listing:
@@ -227,7 +227,7 @@ def _documents(root: Path, ways: Iterable[Way]) -> list[Document]:
 
 
 def _python_stdlib() -> list[Document]:
-  """The source of the standard library, without the few files that are not text."""
+  """The Python files of the standard library, without the few that are not text."""
   root = Path(sysconfig.get_path("stdlib"))
   start = Way(0, root, os.path.realpath(root))
   found, _ = _below([start], (".py",), skip=("site-packages", "dist-packages", "__pycache__"))

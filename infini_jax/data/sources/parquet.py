@@ -118,7 +118,7 @@ def named_rows(file: File, columns: Sequence[str]) -> Iterator[tuple[str, dict[s
 def each_row(
   path: Path, columns: list[str], start: int, stop: int
 ) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
-  """The same with the number of each row, and an error in place of a row that cannot be read.
+  """The same with the number of each row, and an error instead of a row that cannot be read.
 
   If a row group is damaged, one error is yielded for all of it that cannot be read.
 

@@ -66,7 +66,7 @@ class Form(NamedTuple):
   sample: Callable[[Mapping[str, Any], str, Sequence[str], str], Sample]
 
 
-class Place(NamedTuple):
+class RowSet(NamedTuple):
   """Rows that can be read again: their names as words, the last one first."""
 
   words: tuple[str, ...]
@@ -101,14 +101,14 @@ class Published:
         f"config.data.path={spec!r}: the rows of {form.name} are read from jsonl:FILES, "
         f"parquet:FILES or hf:NAME (docs/published.md); name them so"
       )
-    place, options = Options.split(spec, OPTIONS)
+    files, options = Options.split(spec, OPTIONS)
     self.path, self.form, self._limit = spec, form, limit
     self._prompt = _prompt(spec, options["prompt"]) if "prompt" in options else prompt
     tokens = options.get("tokens", "0")
     if not tokens.isdecimal():
       raise InputError(f"corpus {spec!r}: ?tokens={tokens}: give a number of tokens")
     self.tokens = int(tokens)
-    self._places = _places(spec, kind, place, options, form)
+    self._row_sets = _row_sets(spec, kind, files, options, form)
     hashed = hashlib.blake2b(digest_size=8)
     self.runs: list[tuple[str, int, int]] = []
     for sample in self.samples():
@@ -129,10 +129,10 @@ class Published:
       InputError: a row is of another form, or cannot be read.
     """
     counts: dict[tuple[str, int], int] = {}
-    for place in self._places:
-      for where, row in place.rows():
+    for found in self._row_sets:
+      for where, row in found.rows():
         _check(self.form, where, row)
-        sample = self.form.sample(row, where, place.words, self._prompt)
+        sample = self.form.sample(row, where, found.words, self._prompt)
         cell = sample.task, sample.length
         counts[cell] = counts.get(cell, 0) + 1
         if not self._limit or counts[cell] <= self._limit:
@@ -221,15 +221,15 @@ def _check(form: Form, where: str, row: Mapping[str, Any]) -> None:
     raise InputError(f"{where}: its input is empty; take the row out")
 
 
-def _places(spec: str, kind: str, place: str, options: Options, form: Form) -> list[Place]:
+def _row_sets(spec: str, kind: str, written: str, options: Options, form: Form) -> list[RowSet]:
   if kind == "hf":
-    found = huggingface.each_split(spec, place, options.get("config", ""))
+    found = huggingface.each_split(spec, written, options.get("config", ""))
     fields = (*form.fields, *form.optional)
     return [
-      Place((split, config), functools.partial(rows, fields)) for config, split, rows in found
+      RowSet((split, config), functools.partial(rows, fields)) for config, split, rows in found
     ]
-  files, _, _ = find_files(spec, place, SUFFIXES[kind], train=False)
-  return [Place(_words(file.path), _rows(kind, file, form)) for file in files]
+  files, _, _ = find_files(spec, written, SUFFIXES[kind], train=False)
+  return [RowSet(_words(file.path), _rows(kind, file, form)) for file in files]
 
 
 def _rows(kind: str, file: File, form: Form) -> Callable[[], Iterator[tuple[str, dict[str, Any]]]]:

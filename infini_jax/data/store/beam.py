@@ -60,13 +60,13 @@ def prepare_with_beam(
     _write, out=work.out, dtype=work.dtype, min_tokens=work.min_tokens
   )  # the type of the ids needs the tokenizer: from here on it is saved in `out`
   if todo := work.todo(work.jobs):
-    with console.status(f"{runner}: {len(todo):,} of {len(work.jobs):,} pieces"):
+    with console.status(f"{runner}: {len(todo):,} of {len(work.jobs):,} corpus parts"):
       _run(todo, write, options, runner)
   if left := work.todo(todo):
     rest = (work.out, work.tokenizer, work.dtype, work.min_tokens, 1, console)
     write_shards(left[:1], *rest)  # where a document is at fault, this names it
     raise InputError(
-      f"{work.out}: {len(left):,} of {len(todo):,} pieces were not written by the workers of "
+      f"{work.out}: {len(left):,} of {len(todo):,} corpus parts were not written by the workers of "
       f"{runner}; they must find --source and --out at the same paths as this machine"
     )
   return finish(work, console)

@@ -1,7 +1,7 @@
 """A store made by several machines: each does every n-th job, and one joins what they wrote.
 
-A part writes the same files as a preparation by one machine. So the folders of machines that share
-no disk can be copied into one. When a part is complete, it writes
+A part writes the same files as a preparation by one machine. So the folders of machines without a
+common disk can be copied into one. When a part is complete, it writes
 
 parts/2-of-4.json   which part it is, the plan and the tokenizer that it was made with
 """
@@ -42,7 +42,7 @@ class Portion(NamedTuple):
     """
     found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
-      raise InputError(f"--part={text}: give I/N with I from 1 to N, such as 1/4")
+      raise InputError(f"--part={text}: give PART/PARTS with PART from 1 to PARTS, such as 1/4")
     return cls(int(found[1]), int(found[2]))
 
   def __str__(self) -> str:
@@ -66,14 +66,14 @@ def prepare_part(
   min_tokens: int = 1,
   console: Console | None = None,
 ) -> None:
-  """Tokenizes one part of a corpus into a store that `join_parts` completes.
+  """Writes one part of a store, which `join_parts` completes.
 
   It continues after an interruption. A part of a complete store does nothing.
 
   Args:
-    part: `I/N`, part I of N, from 1.
+    part: `PART/PARTS`: which part of how many, from 1.
     corpus: as in `prepare`; the same text on every machine.
-    out: the folder of the store, shared by the machines or not.
+    out: the folder of the store, one for all machines or one for each.
     tokenizer: as in `prepare`. Part 1 trains a vocabulary; the others need it.
     workers: the number of processes; by default one for each core.
     min_tokens: documents with fewer tokens are dropped.
@@ -90,7 +90,7 @@ def prepare_part(
   if work.is_untrained and portion.number > 1:
     raise InputError(
       f"{work.out}: has no vocabulary for --tokenizer={tokenizer} yet; start --part=1/{portion.of} "
-      f"first, which trains it (where --out is not shared, copy that folder here)"
+      f"first, which trains it (if --out is another folder there, copy it here)"
     )
   work.introduce(console)
   jobs = portion.jobs(work.jobs)
@@ -128,7 +128,9 @@ def join_parts(
   """
   console = console or make_console()
   if not out.is_dir() or not is_store(out):
-    raise InputError(f"{out}: no part of a store is here; make them with --part=1/N to N/N")
+    raise InputError(
+      f"{out}: no part of a store is here; make all of them with --part, such as 1/2 and 2/2"
+    )
   work = Preparation(corpus, out, tokenizer, min_tokens, remedy=REMEDY)
   if work.is_complete:
     shutil.rmtree(work.out / PARTS, ignore_errors=True)  # of a join that was interrupted
@@ -136,7 +138,7 @@ def join_parts(
   if work.is_untrained:
     raise InputError(f"{work.out}: has no vocabulary; copy the folder of part 1 here")
   portions = _complete(work)
-  with console.status(f"reading {len(work.jobs):,} pieces"):
+  with console.status(f"reading {len(work.jobs):,} corpus parts"):
     for portion in portions:
       for job in portion.jobs(work.jobs):
         for shard in job.shards(work.out):
@@ -157,7 +159,9 @@ def _complete(work: Preparation) -> list[Portion]:
   """
   found = _found(work.out)
   if not found:
-    raise InputError(f"{work.out}: no part is complete; make them with --part=1/N to N/N")
+    raise InputError(
+      f"{work.out}: no part is complete; make all of them with --part, such as 1/2 and 2/2"
+    )
   of = collections.Counter(portion.of for portion in found).most_common(1)[0][0]
   portions = [Portion(number, of) for number in range(1, of + 1)]
   if missing := [portion for portion in portions if portion not in found]:

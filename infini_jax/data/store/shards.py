@@ -227,7 +227,7 @@ def read_records(file: Path, start: int, stop: int) -> Iterator[bytes]:
 
 
 def each_record(file: Path, start: int, stop: int) -> Iterator[tuple[int, bytes | InputError]]:
-  """The same with the number of each record, and an error in place of one that cannot be read.
+  """The same with the number of each record, and an error instead of one that cannot be read.
 
   Raises:
     InputError: the file is missing, is not an array_record file, or has fewer records.

@@ -47,22 +47,22 @@ class Documents:
   Documents of several stores alternate, so that the first few come from all of them.
 
   Args:
-    sources: the shards of each store, by its name; "" for a single store.
+    stores: the shards of each store, by its name; "" for a single store.
     dtype: the type of the ids on disk.
     only: the name of the only document to include; "" for all documents.
 
   Attributes:
-    sources: the names of the stores.
-    source_D: (documents,) int32, the number of the store of each document, from 0.
+    stores: the names of the stores.
+    store_X: (documents,) int32, the number of the store of each document, from 0.
     tokens: (documents,) int64, the tokens of each document.
     bytes: (documents,) int64, the bytes of its text in UTF-8.
     words: (documents,) int64, the words of its text, split at white space.
   """
 
-  def __init__(self, sources: Mapping[str, Sequence[Shard]], dtype: str, only: str = ""):
-    self._args = sources, dtype, only
-    self._dtype, self.sources = np.dtype(dtype), list(sources)
-    self._shards = [shard for shards in sources.values() for shard in shards]
+  def __init__(self, stores: Mapping[str, Sequence[Shard]], dtype: str, only: str = ""):
+    self._args = stores, dtype, only
+    self._dtype, self.stores = np.dtype(dtype), list(stores)
+    self._shards = [shard for shards in stores.values() for shard in shards]
     self._load()
 
   def __len__(self) -> int:
@@ -131,19 +131,19 @@ class Documents:
       np.concatenate([np.cumsum(b) - b for b in blocks]),
     ]
     source_of = [i for i, s in enumerate(self._args[0].values()) for _ in s] or [0]
-    self.source_D = np.repeat(np.array(source_of, np.int32), sizes)
-    if len(self.sources) > 1:
-      place_D = np.concatenate(
-        [np.arange(n) for n in np.bincount(self.source_D, minlength=len(self.sources))]
+    self.store_X = np.repeat(np.array(source_of, np.int32), sizes)
+    if len(self.stores) > 1:
+      place_X = np.concatenate(
+        [np.arange(n) for n in np.bincount(self.store_X, minlength=len(self.stores))]
       )
-      self._order = np.lexsort((self.source_D, place_D))
+      self._order = np.lexsort((self.store_X, place_X))
       columns = [column[self._order] for column in columns]
-      self.source_D = self.source_D[self._order]
+      self.store_X = self.store_X[self._order]
     if only := self._args[2]:
       wanted = np.flatnonzero([name == only for name in self.names])
       del self.names
       self._order = wanted if self._order is None else self._order[wanted]
-      columns, self.source_D = [column[wanted] for column in columns], self.source_D[wanted]
+      columns, self.store_X = [column[wanted] for column in columns], self.store_X[wanted]
     self.tokens, self.bytes, self.words, self._shard_of, self._first_block = columns
     self._readers: collections.OrderedDict[int, Any] = collections.OrderedDict()
     self._lock = threading.Lock()

@@ -11,7 +11,7 @@ from infini_jax.data.store.store import Documents
 from infini_jax.data.store.workers import Job
 from infini_jax.data.tokenizers import Tokenizer, encode_document
 
-COMPARED = 16  # about the number of parts of which one document is compared
+COMPARED = 16  # about the number of corpus parts of which one document is compared
 
 
 def verify(
@@ -50,7 +50,7 @@ def verify(
 
 
 def _compare(out: Path, job: Job, tokenizer: Tokenizer, dtype: str, min_tokens: int) -> list[bool]:
-  """Compares the first document of a part with the store.
+  """Compares the first document of a corpus part with the store.
 
   Returns:
     Whether decoding its tokens gives its text; empty if the part has no document.

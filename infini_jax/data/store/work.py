@@ -103,7 +103,7 @@ class Preparation:
 
   @functools.cached_property
   def jobs(self) -> list[Job]:
-    """A job for every part of the corpus, with the numbers of its shards: always the same."""
+    """A job for every corpus part, with the numbers of its shards: always the same."""
     numbers = {split: itertools.count() for split in SPLITS}
     corpus = self.corpus
     return [

@@ -21,12 +21,12 @@ from infini_jax.data.store.shards import Entry, Shard, ShardWriter, summaries_of
 from infini_jax.data.tokenizers import Tokenizer, count_words, encode_document, load_saved
 from infini_jax.progress import track
 
-PATIENCE = 600.0  # seconds without a finished part after which a line says so
+PATIENCE = 600.0  # seconds without a finished corpus part after which a line says so
 SPAWN_ABOVE = 4 * MB  # a smaller corpus takes less time than starting processes
 
 
 class Job(NamedTuple):
-  """One piece of work: a part of the corpus, written to one shard of each of its splits."""
+  """The work on one corpus part: it is written to one shard of each of its splits."""
 
   part: CorpusPart
   numbers: dict[str, int]  # the number of the shard, by split
@@ -103,7 +103,7 @@ def finished(work: Iterable[Future], patience: float, say: Callable[[str], None]
       since = time.monotonic()
     else:
       say(
-        f"warning: no part of the corpus was finished in {time.monotonic() - since:,.0f} s, parts "
+        f"warning: no corpus part was finished in {time.monotonic() - since:,.0f} s, parts "
         f"left: {len(left)}; does its file system answer? If you end this command, the same one "
         f"continues"
       )
@@ -112,7 +112,7 @@ def finished(work: Iterable[Future], patience: float, say: Callable[[str], None]
 
 
 def _follow(done: Iterable[int], total: int, console: Console) -> None:
-  """Shows progress; `done` yields the size of each finished part."""
+  """Shows progress; `done` yields the size of each finished corpus part."""
   with track(console, "tokenizing", total, in_bytes=True) as advance:
     for finished in itertools.accumulate(done):
       advance(finished)

@@ -58,13 +58,13 @@ def load_tokenizer(spec: str) -> Tokenizer:
     raise InputError(f"tokenizer {spec!r}: is trained by `prepare`, load it from the store")
   if kind not in ("sentencepiece", "huggingface") or not file:
     raise InputError(f"tokenizer {spec!r}: choose {SPECS}")
-  place = local(file, f"tokenizer {kind}")
+  path = local(file, f"tokenizer {kind}")
   try:
-    if place.exists() and not place.is_file():
+    if path.exists() and not path.is_file():
       raise InputError(f"tokenizer {spec!r}: is a folder or a pipe, not a file; choose {SPECS}")
     if kind == "huggingface":
-      return HuggingFaceTokenizer.load(place)
-    return SentencePieceTokenizer.load(place)
+      return HuggingFaceTokenizer.load(path)
+    return SentencePieceTokenizer.load(path)
   except OSError as error:
     raise InputError(f"tokenizer {spec!r}: {error.strerror}; choose {SPECS}") from None
 
@@ -108,5 +108,7 @@ def train_size(spec: str) -> int | None:
   if kind != "train":
     return None
   if not size.isdecimal():
-    raise InputError(f"tokenizer {spec!r}: SIZE is a number of pieces, such as train:4096")
+    raise InputError(
+      f"tokenizer {spec!r}: SIZE is a number of vocabulary pieces, such as train:4096"
+    )
   return int(size)

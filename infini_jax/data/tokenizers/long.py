@@ -2,7 +2,7 @@
 
 An encoding needs up to 150 bytes for each character. So a document of more than `LONGEST`
 characters is encoded in pieces. They are cut between two lines of text, where tokenizers that split
-at newlines have a border too: then the tokens are those of the whole. A text without such a place
+at newlines have a border too: then the tokens are those of the whole. A text without such a border
 is cut at another newline, before a space, or anywhere.
 """
 

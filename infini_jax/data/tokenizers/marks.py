@@ -22,7 +22,7 @@ USUAL = {
   ),
 }
 SHOWN = 8  # the most candidates that an error names
-BESIDE = "name them as bos_token and eos_token in a tokenizer_config.json next to it"
+NAME_THEM = "name them as bos_token and eos_token in a tokenizer_config.json next to it"
 
 
 class Declared(NamedTuple):
@@ -44,7 +44,7 @@ def find_marks(
   special: Collection[str],
   declared: Declared,
   name: str,
-  remedy: str = BESIDE,
+  remedy: str = NAME_THEM,
 ) -> tuple[int, int]:
   """The ids of bos and eos. If only one is found, it is used for both.
 
@@ -222,5 +222,5 @@ def _by_id(where: Path, said: Mapping[str, Any], mark: str, limit: int) -> int |
 
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str:
   file = folder / "chat_template.jinja"
-  beside = file.read_text("utf-8", "replace") if file.is_file() else ""
-  return json.dumps(settings.get("chat_template") or "", ensure_ascii=False) + beside
+  file_text = file.read_text("utf-8", "replace") if file.is_file() else ""
+  return json.dumps(settings.get("chat_template") or "", ensure_ascii=False) + file_text

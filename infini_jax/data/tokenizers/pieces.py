@@ -19,7 +19,7 @@ from infini_jax.data.tokenizers.base import (
   without_marks,
 )
 from infini_jax.data.tokenizers.failing import one_line
-from infini_jax.data.tokenizers.marks import BESIDE, added_tokens, declared_marks, read_object
+from infini_jax.data.tokenizers.marks import NAME_THEM, added_tokens, declared_marks, read_object
 from infini_jax.data.tokenizers.templates import Template, find_template
 from infini_jax.digests import short_hash
 from infini_jax.files import write_bytes
@@ -49,7 +49,7 @@ class SentencePieceTokenizer:
     self.size = self._processor.get_piece_size()
     bos, eos = self._processor.bos_id(), self._processor.eos_id()
     if bos < 0 and eos < 0:
-      raise InputError(f"{name}: has neither bos nor eos; {BESIDE}")
+      raise InputError(f"{name}: has neither bos nor eos; {NAME_THEM}")
     self.bos, self.eos = (bos if bos >= 0 else eos), (eos if eos >= 0 else bos)
     self.fingerprint = short_hash(model)
     every = list(range(self.size))

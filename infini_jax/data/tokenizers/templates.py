@@ -12,7 +12,7 @@ from infini_jax.config import InputError
 from infini_jax.data.tokenizers.marks import read_object
 from infini_jax.files import write_json
 
-FILE, BESIDE = "chat.json", "chat_template.jinja"
+FILE, TEMPLATE_FILE = "chat.json", "chat_template.jinja"
 DEFAULT = "default"  # the name of the template that is used unless another is asked for
 
 
@@ -59,7 +59,7 @@ def find_template(folder: Path) -> Template | None:
     InputError: a file cannot be read, or its chat_template is neither a text nor a list of them.
   """
   config = folder / "tokenizer_config.json"
-  said, file = read_object(config), folder / BESIDE
+  said, file = read_object(config), folder / TEMPLATE_FILE
   given = said.get("chat_template") or {}
   try:
     if isinstance(given, str):

@@ -37,7 +37,7 @@ class Tokens(NamedTuple):
 
 
 class Chunk(NamedTuple):
-  """The place of tokens in their documents. A field that is None has no effect.
+  """Where tokens are in their documents. A field that is None has no effect.
 
   Attributes:
     reset_BS: True where a segment starts a document.
@@ -104,7 +104,7 @@ def read_flops(c: ModelConfig) -> int:
 
 
 class Mixer(nnx.Module):
-  """How the tokens of a layer see earlier tokens, and the state that a layer carries.
+  """How the tokens of a layer attend to earlier tokens, and the state of a layer.
 
   However the tokens are cut into calls, the outputs are the same. Resetting every segment is the
   ablation that holds the memory empty.
@@ -240,7 +240,7 @@ class Mixer(nnx.Module):
 
   @staticmethod
   def table_1(c: ModelConfig) -> tuple[str, int]:
-    """The numbers that one lane carries: Table 1's formula (arXiv 2404.07143), and its value.
+    """The numbers in the state of one lane: Table 1's formula (arXiv 2404.07143), and its value.
 
     K is the paper's H: the heads that have keys and values.
     """
@@ -252,7 +252,7 @@ class Mixer(nnx.Module):
 
     Args:
       c: the model.
-      s: a device's share: `plan.shares.Shares`.
+      s: the sizes on one device: `plan.per_chip.PerChip`.
     """
     return Work(s.tokens, c.segment_length)
 

@@ -33,7 +33,7 @@ class Old(NamedTuple):
   """Hidden states of the segment before and compressed ones, the newest last, with the documents
   that they are of (0: nothing), and how well the last ones were compressed."""
 
-  x_BNI: jax.Array  # I = D, but never divided
+  x_BNI: jax.Array
   document_BN: jax.Array
   x_BCI: jax.Array
   document_BC: jax.Array
@@ -75,22 +75,22 @@ class Compressive(Mixer):
     """Attends to the compressed hidden states, the previous segment, and the segment."""
     past = tokens.project(jnp.concatenate([state.x_BCI, state.x_BNI], 1))
 
-    def share(q_BTHE, position_BT, segment, past, document_BA, current_B, cut):
+    def on_one(q_BTHE, position_BT, segment, past, document_BA, current_B, cut):
       (k_BAKE, v_BAKU), A, N = past, document_BA.shape[1], segment.k_BNKE.shape[1]
       hidden_BA = document_BA != current_B[:, None]
       hidden_BA = hidden_BA if cut is None else hidden_BA | cut
-      hidden_BC = jnp.concatenate([hidden_BA, jnp.zeros((len(hidden_BA), N), bool)], 1)
-      place = jnp.arange(A + N, dtype=jnp.int32)[None]
+      hidden_BW = jnp.concatenate([hidden_BA, jnp.zeros((len(hidden_BA), N), bool)], 1)
+      key_position = jnp.arange(A + N, dtype=jnp.int32)[None]
       return attention(
         rotate(q_BTHE, A + position_BT, self.rope()),
         self._rotate(jnp.concatenate([k_BAKE, segment.k_BNKE], 1)[:, None], 0)[:, 0],
         jnp.concatenate([v_BAKU, segment.v_BNKU], 1),
         A + position_BT,
-        jnp.where(hidden_BC, UNSEEN, place),
+        jnp.where(hidden_BW, UNSEEN, key_position),
       )
 
     return on_shards(
-      share,
+      on_one,
       token_axes(tokens.q_BTHE, whole=True),
       "BTHU",
       q_BTHE=tokens.q_BTHE,
@@ -103,7 +103,7 @@ class Compressive(Mixer):
     )
 
   def write(self, segment, state):
-    """Compresses the previous segment, and stores the segment in its place."""
+    """Compresses the previous segment, and replaces it by the segment."""
     C, mask_BN = self.config.memory.compressed_memory, segment.mask()
     short_BCI, of_short_BC = self._compress(state.x_BNI, state.document_BN)
     x_BNI = jax.lax.stop_gradient(segment.x_BNI) * mask_BN[..., None].astype(segment.x_BNI.dtype)
@@ -145,7 +145,7 @@ class Compressive(Mixer):
     of_old_BC = jnp.concatenate([state.document_BC, of_short_BT], 1)
 
     axes = token_axes(q_BTHE, whole=True)
-    places = {"mask_BT": mask_BT, "document_BS": document_BS, "of_before_BT": of_before_BT}
+    of_tokens = {"mask_BT": mask_BT, "document_BS": document_BS, "of_before_BT": of_before_BT}
     out_BTHU = on_shards(
       self._read,
       axes,
@@ -154,7 +154,7 @@ class Compressive(Mixer):
       past=Pairs(*project(jnp.concatenate([before_BTI, old_BCI], 1))),
       of_old_BC=of_old_BC,
       cut=chunk.cut,
-      **places,
+      **of_tokens,
     )
     loss_B = jnp.zeros_like(state.loss_B)
     if c.memory.compression == "conv":
@@ -166,7 +166,7 @@ class Compressive(Mixer):
         whole=QKV(*jax.lax.stop_gradient((q_BTHE, *project(before_BTI)))),
         short=Pairs(*project(short_BTI, frozen=True)),
         of_short_BT=of_short_BT,
-        **places,
+        **of_tokens,
       )
     state = Old(
       line_BTI[:, -N:],
@@ -180,9 +180,9 @@ class Compressive(Mixer):
 
   def _compress(self, x_BTI, of_BT):
     """Every `compression_rate` hidden states in a row to one, of the first one's document."""
-    B, T, D = x_BTI.shape
+    B, T, I = x_BTI.shape
     rate = self.config.memory.compression_rate
-    x_BTRI = x_BTI.reshape(B, T // rate, rate, D)
+    x_BTRI = x_BTI.reshape(B, T // rate, rate, I)
     of_BC = of_BT.reshape(B, T // rate, rate)[..., 0]
     if self.config.memory.compression == "conv":
       short_BTI = product("BTRD,RDI->BTI", x_BTRI, self.w_compress_RDI[...])
@@ -190,7 +190,7 @@ class Compressive(Mixer):
     return x_BTRI.mean(2), of_BC
 
   def _read(self, own, past, mask_BT, document_BS, of_before_BT, of_old_BC, cut):
-    """One device's share: segment s sees its window of the compressed, the one before, itself."""
+    """On one device: segment s sees its window of the compressed states, the one before, itself."""
     c, (q, k, v), (k_old, v_old) = self.config, own, past
     N, C, S, T = c.segment_length, c.memory.compressed_memory, document_BS.shape[1], q.shape[1]
     new = N // c.memory.compression_rate  # each segment moves the window by so many
@@ -200,26 +200,26 @@ class Compressive(Mixer):
       parts = window(old[:, S * N :]), to_segments(old[:, : S * N], N), to_segments(own, N)
       return jnp.concatenate(parts, 2)
 
-    of_BSC = jnp.concatenate([window(of_old_BC), to_segments(of_before_BT, N)], 2)
-    seen_BSC = of_BSC == document_BS[..., None]
+    of_BSW = jnp.concatenate([window(of_old_BC), to_segments(of_before_BT, N)], 2)
+    seen_BSW = of_BSW == document_BS[..., None]
     if cut is not None:
-      seen_BSC &= ~cut
-    seen_BSC = jnp.concatenate([seen_BSC, to_segments(mask_BT, N)], 2)
-    q_BSNHE, k_BSCKE = self._rotate(to_segments(q, N), C + N), self._rotate(join(k_old, k), 0)
-    out_BSNHU = window_attention(q_BSNHE, k_BSCKE, join(v_old, v), seen_BSC)
+      seen_BSW &= ~cut
+    seen_BSW = jnp.concatenate([seen_BSW, to_segments(mask_BT, N)], 2)
+    q_BSNHE, k_BSWKE = self._rotate(to_segments(q, N), C + N), self._rotate(join(k_old, k), 0)
+    out_BSNHU = window_attention(q_BSNHE, k_BSWKE, join(v_old, v), seen_BSW)
     return out_BSNHU.reshape(len(q), S * N, *out_BSNHU.shape[3:])[:, :T]
 
   def _reconstruction(self, whole, short, mask_BT, document_BS, of_before_BT, of_short_BT):
-    """One device's share: the mean squared difference between what queries read, by content alone,
+    """On one device: the mean squared difference between what queries read, by content alone,
     from the previous segment and from its compressed form."""
     N, S = self.config.segment_length, document_BS.shape[1]
 
     def one(whole, short, mask_BN, document_B, of_BN, of_short_BN):
       at_BN = jnp.zeros((1, N), jnp.int32)
-      place = lambda of: jnp.where(of == document_B[:, None], 0, UNSEEN)
+      key_position = lambda of: jnp.where(of == document_B[:, None], 0, UNSEEN)
       q, k, v = whole
-      read = attention(q, k, v, at_BN, place(of_BN))
-      again = attention(q, short.k_BTKE, short.v_BTKU, at_BN, place(of_short_BN))
+      read = attention(q, k, v, at_BN, key_position(of_BN))
+      again = attention(q, short.k_BTKE, short.v_BTKU, at_BN, key_position(of_short_BN))
       error_BN = ((read - again).astype(jnp.float32) ** 2).mean((2, 3))
       known_B = (of_BN == document_B[:, None]).any(1)
       return jnp.where(mask_BN & known_B[:, None], error_BN, 0.0).mean(1)
@@ -228,9 +228,9 @@ class Compressive(Mixer):
     scores = whole.q_BTHE.shape[0] * S * whole.q_BTHE.shape[2] * N * N
     whole = jax.tree.map(lambda x: to_segments(x, N), whole)
     short = jax.tree.map(lambda x: to_segments(x, n), short)
-    places = to_segments(mask_BT, N), document_BS, to_segments(of_before_BT, N)
+    of_tokens = to_segments(mask_BT, N), document_BS, to_segments(of_before_BT, N)
     of_short_BSN = to_segments(of_short_BT, n)
-    return each_segment(one, whole, short, *places, of_short_BSN, scores=scores).mean(1)
+    return each_segment(one, whole, short, *of_tokens, of_short_BSN, scores=scores).mean(1)
 
   @staticmethod
   def memory_flops(c: ModelConfig, layer: float) -> float:
@@ -259,9 +259,9 @@ class Compressive(Mixer):
     """The loss of the convolution, mean over layers and lanes."""
     return state.loss_B.mean()
 
-  def _rotate(self, x_BSCHE, first: int):
+  def _rotate(self, x_BSWHE, first: int):
     """Rotated, the first of each segment at this position."""
-    B, S, C = x_BSCHE.shape[:3]
-    position = first + jnp.arange(C, dtype=jnp.int32)[None]
-    rotated = rotate(x_BSCHE.reshape(B * S, C, *x_BSCHE.shape[3:]), position, self.rope())
-    return rotated.reshape(x_BSCHE.shape)
+    B, S, W = x_BSWHE.shape[:3]
+    position = first + jnp.arange(W, dtype=jnp.int32)[None]
+    rotated = rotate(x_BSWHE.reshape(B * S, W, *x_BSWHE.shape[3:]), position, self.rope())
+    return rotated.reshape(x_BSWHE.shape)

@@ -61,11 +61,11 @@ class Infini(Local):
     """Mixes local attention and the read-out of the memory by the gate of each head."""
     local_BTHU = super().read(tokens, position_BT, segment, state, chunk)
 
-    def share(local_BTHU, q_BTHE, state, beta_H, cut):
+    def on_one(local_BTHU, q_BTHE, state, beta_H, cut):
       return mem.mix(local_BTHU, mem.read(q_BTHE, state), state.z_BKE, beta_H, self.rule, cut)
 
     return on_shards(
-      share,
+      on_one,
       token_axes(tokens.q_BTHE, whole=True),
       "BTHU",
       local_BTHU=local_BTHU,
@@ -80,13 +80,13 @@ class Infini(Local):
     k_BNKE, v_BNKU = self._pairs(segment.k_BNKE, segment.v_BNKU, segment.x_BNI)
     counts = {"write_BNK": self._write(segment.x_BNI), "decay_BNK": self._decay(segment.x_BNI)}
 
-    def share(state, k_BNKE, v_BNKU, mask_BN, **counts):
+    def on_one(state, k_BNKE, v_BNKU, mask_BN, **counts):
       update = mem.summarize(k_BNKE, v_BNKU, state, mask_BN, self.rule, **counts)
       return mem.commit(state, update, self.rule)
 
     pairs = {"k_BNKE": k_BNKE, "v_BNKU": v_BNKU}
     axes = token_axes(k_BNKE, whole=True)
-    return on_shards(share, axes, state, state=state, mask_BN=segment.mask(), **pairs, **counts)
+    return on_shards(on_one, axes, state, state=state, mask_BN=segment.mask(), **pairs, **counts)
 
   def __call__(self, tokens, chunk, state):
     """A chunk of whole segments."""
@@ -144,7 +144,7 @@ class Infini(Local):
     return extend_stream(q_BTHE, k_BTKE, v_BTKE, self._beta(), stream, chunk.mask_BT, **options)
 
   def _options(self, tokens, chunk) -> dict[str, Any]:
-    """The common part of a chunk and an extension."""
+    """What a chunk and an extension have in common."""
     q_BTHE, k_BTKE, v_BTKE, x_BTD, _ = tokens
     own = None
     if self.config.memory.adapter_rank:

@@ -28,13 +28,13 @@ class Local(Mixer):
   def read(self, tokens, position_BT, segment, state, chunk):
     """The segment."""
 
-    def share(q_BTHE, position_BT, segment, windowed):
+    def on_one(q_BTHE, position_BT, segment, windowed):
       rope, slots = self.rope(windowed), jnp.arange(segment.k_BNKE.shape[1], dtype=jnp.int32)[None]
       rotated = segment._replace(k_BNKE=rotate(segment.k_BNKE, slots, rope))
       return inside(rotate(q_BTHE, position_BT, rope), position_BT, rotated, self.scoring())
 
     return on_shards(
-      share,
+      on_one,
       token_axes(tokens.q_BTHE, whole=True),
       "BTHE",
       q_BTHE=tokens.q_BTHE,

@@ -97,14 +97,14 @@ class Memorizing(TransformerXL):
       return super().read(tokens, position_BT, segment, state, chunk)
     local_BTHU = super().read(tokens, position_BT, segment, state.xl, chunk)
 
-    def share(local_BTHU, q_BTHE, gate_H, store, cut):
+    def on_one(local_BTHU, q_BTHE, gate_H, store, cut):
       seen_BJ = store.document_BJ == store.current_B[:, None]
       near_BTHU, found_B = self._near(q_BTHE, store.k_BJKE, store.v_BJKU, seen_BJ)
       found_BT = jnp.broadcast_to(found_B[:, None], q_BTHE.shape[:2])
       return self._mix(local_BTHU, near_BTHU, found_BT, gate_H, cut)
 
     return on_shards(
-      share,
+      on_one,
       token_axes(tokens.q_BTHE, whole=True),
       "BTHU",
       local_BTHU=local_BTHU,

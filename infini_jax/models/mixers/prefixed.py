@@ -20,7 +20,7 @@ BACK = 2  # segments that the gradient of an AutoCompressor goes through
 
 
 class Prefixed(TransformerXL):
-  """State of a layer, made by each call: the prefix's un-rotated keys and values. It stands where
+  """State of a layer, made by each call: the prefix's un-rotated keys and values. It is where
   Transformer-XL has the segment before.
 
   `placed` and `carried` are what distinguishes the systems: `summaries.SummaryTransformer`.
@@ -36,7 +36,7 @@ class Prefixed(TransformerXL):
   def placed(
     x_BAI: jax.Array, seen_BA: jax.Array, learned_BPD: jax.Array
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What precedes a segment, which part of it is there, and what follows it.
+    """What precedes a segment, which of its tokens are there, and what follows the segment.
 
     Args:
       x_BAI: the summaries.
@@ -51,7 +51,7 @@ class Prefixed(TransformerXL):
     return x_1BAI
 
   def __call__(self, tokens, chunk, state):
-    """One segment, prefix and all; the state is that of its prefix."""
+    """One segment with its prefix; the state is that of its prefix."""
     return on_shards(
       self._whole,
       token_axes(tokens.q_BTHE, whole=True),

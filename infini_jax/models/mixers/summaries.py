@@ -1,6 +1,6 @@
 """Systems whose memory is summary embeddings, passed from segment to segment outside of the layers.
 
-RMT (Bulatov et al., arXiv 2207.06881): P memory embeddings are before a segment and after it; the
+RMT (Bulatov et al., arXiv 2207.06881): P memory embeddings are before a segment and after it. The
 outputs of those after it in the last layer are the memory of the next segment.
 
 AutoCompressors (Chevalier et al., arXiv 2305.14788): P learned embeddings follow each segment.
@@ -30,8 +30,8 @@ BY_LANE = {"B": COMPUTE["B"]}
 
 
 class Summaries(NamedTuple):
-  """A summaries of each lane, the newest last, and which of them are there. One in front, not L:
-  all layers share them."""
+  """A summaries of each lane, the newest last, and which of them are there. The first dimension is
+  1 and not L, because all layers use the same ones."""
 
   x_1BAI: jax.Array
   seen_1BA: jax.Array
@@ -89,9 +89,9 @@ class SummaryTransformer(Transformer):
       reset_BS |= cut_L.all()
     if shift_BS is not None:
       N += 2 * _reach(c)  # room for the longest
-      cut = partial(_cut, N=c.segment_length, W=N)
+      cut = partial(_cut, length=c.segment_length, N=N)
       rows = {"tokens_BT": tokens_BT, "mask_BT": mask_BT, "shift_BS": shift_BS}
-      tokens_BT, mask_BT, place_BT = on_shards(cut, BY_LANE, ("BT", "BT", "BT"), **rows)
+      tokens_BT, mask_BT, slot_BT = on_shards(cut, BY_LANE, ("BT", "BT", "BT"), **rows)
     x_BTD = shard(self.embed(tokens_BT), "B__")
     split = lambda x_BT: jnp.moveaxis(to_segments(x_BT, N), 1, 0)
     mixer: Any = MIXERS[c.mixer]
@@ -115,8 +115,8 @@ class SummaryTransformer(Transformer):
     state, hidden_SBND = jax.lax.scan(segment, state, xs)
     hidden_BTD = jnp.moveaxis(hidden_SBND, 0, 1).reshape(B, S * N, -1)
     if shift_BS is not None:
-      pick = lambda x_BTD, place_BT: jnp.take_along_axis(x_BTD, place_BT[..., None], 1)
-      rows = {"x_BTD": hidden_BTD, "place_BT": place_BT}
+      pick = lambda x_BTD, slot_BT: jnp.take_along_axis(x_BTD, slot_BT[..., None], 1)
+      rows = {"x_BTD": hidden_BTD, "slot_BT": slot_BT}
       hidden_BTD = on_shards(pick, BY_LANE, "BTD", **rows)
     return self.for_head(shard(hidden_BTD[:, :T], "BTD")), state
 
@@ -153,7 +153,7 @@ class SummaryTransformer(Transformer):
     return SummaryStream(where_lane(full_B, after, summaries, axis=1), layers)
 
   def _around(self, summaries):
-    """What precedes a segment, which part of it is there, and what follows it."""
+    """What precedes a segment, which of its tokens are there, and what follows the segment."""
     (x_BAI,), (seen_BA,) = summaries
     learned_PD = shard(self.summary_PD[...].astype(x_BAI.dtype), "__")
     B, P = x_BAI.shape[0], self.config.memory.summary_tokens
@@ -162,7 +162,7 @@ class SummaryTransformer(Transformer):
     return mixer.placed(x_BAI, seen_BA, learned_BPD)
 
   def _after(self, summaries, hidden_BPD):
-    """The summaries after a segment: replaced, or the oldest give way."""
+    """The summaries after a segment: all are new, or the oldest are dropped."""
     new = Summaries(
       hidden_BPD[None], jnp.ones_like(summaries.seen_1BA[:, :, : hidden_BPD.shape[1]])
     )
@@ -204,15 +204,18 @@ def _reach(config):
   return int(config.segment_length * config.memory.segment_jitter / 2)
 
 
-def _cut(tokens_BT, mask_BT, shift_BS, *, N, W):
-  """Segments of W slots with what lies between two borders in each; and the slot of each token."""
+def _cut(tokens_BT, mask_BT, shift_BS, *, length, N):
+  """Segments with room for N tokens, each with what is between two borders; the slot of each token.
+
+  Without a shift a border is after every `length` tokens.
+  """
   (B, T), S = tokens_BT.shape, shift_BS.shape[1]
-  start_BS = N * jnp.arange(S)[None] + shift_BS
+  start_BS = length * jnp.arange(S)[None] + shift_BS
   stop_BS = jnp.pad(start_BS[:, 1:], ((0, 0), (0, 1)), constant_values=T)
-  from_BSW = start_BS[..., None] + jnp.arange(W)[None, None]
-  inside_BW = (from_BSW < stop_BS[..., None]).reshape(B, -1)
-  pick = lambda x: jnp.take_along_axis(x, jnp.minimum(from_BSW, T - 1).reshape(B, -1), 1)
+  from_BSN = start_BS[..., None] + jnp.arange(N)[None, None]
+  inside_BT = (from_BSN < stop_BS[..., None]).reshape(B, -1)
+  pick = lambda x: jnp.take_along_axis(x, jnp.minimum(from_BSN, T - 1).reshape(B, -1), 1)
   t_1T = jnp.arange(T)[None]
   s_BT = (t_1T[..., None] >= start_BS[:, None, 1:]).sum(-1)
-  place_BT = W * s_BT + t_1T - jnp.take_along_axis(start_BS, s_BT, 1)
-  return pick(tokens_BT), pick(mask_BT) & inside_BW, place_BT
+  slot_BT = N * s_BT + t_1T - jnp.take_along_axis(start_BS, s_BT, 1)
+  return pick(tokens_BT), pick(mask_BT) & inside_BT, slot_BT

@@ -1,8 +1,8 @@
-"""Transformer-XL (Dai et al., arXiv 1901.02860): a segment sees the one before it, too.
+"""Transformer-XL (Dai et al., arXiv 1901.02860): a segment also sees the one before it.
 
 The keys and values of the last segment are kept, without gradient. They are kept un-rotated, and
-rotated again where they are read. So what a query sees depends on the distance alone, which is the
-purpose of the relative encoding of the paper. Rotary positions take its place here.
+rotated again where they are read. So what a query sees depends on the distance alone. The relative
+encoding of the paper has this purpose; rotary positions replace it here.
 """
 
 from typing import Any, NamedTuple
@@ -56,18 +56,18 @@ class TransformerXL(Mixer):
     return jax.lax.stop_gradient(LastSegment(segment.k_BNKE, segment.v_BNKU, segment.mask()))
 
   def _see(self, q_BTHE, position_BT, segment, last, cut):
-    """One device's share of `read`."""
+    """`read` on one device."""
     B, A = last.seen_BN.shape
-    C = segment.k_BNKE.shape[1]
-    place = jnp.arange(A + C, dtype=jnp.int32)[None]
+    N = segment.k_BNKE.shape[1]
+    key_position = jnp.arange(A + N, dtype=jnp.int32)[None]
     hidden_BA = ~last.seen_BN if cut is None else ~last.seen_BN | cut
-    hidden_BC = jnp.concatenate([hidden_BA, jnp.zeros((B, C), bool)], 1)
+    hidden_BW = jnp.concatenate([hidden_BA, jnp.zeros((B, N), bool)], 1)
     return attention(
       rotate(q_BTHE, A + position_BT, self.rope()),
       self._rotate(jnp.concatenate([last.k_BNKE, segment.k_BNKE], 1), 0),
       jnp.concatenate([last.v_BNKU, segment.v_BNKU], 1),
       A + position_BT,
-      jnp.where(hidden_BC, UNSEEN, place),
+      jnp.where(hidden_BW, UNSEEN, key_position),
     )
 
   def __call__(self, tokens, chunk, state):
@@ -96,11 +96,11 @@ class TransformerXL(Mixer):
         seen_BSN &= ~blind.reshape(*blind.shape, *(1,) * (3 - blind.ndim))
 
     rotate = jax.vmap(self._rotate, (1, None), 1)
-    k_BSCKE = rotate(jnp.concatenate([before.k_BNKE, own.k_BNKE], 2), 0)
+    k_BSWKE = rotate(jnp.concatenate([before.k_BNKE, own.k_BNKE], 2), 0)
     q_BSNHE = rotate(to_segments(q_BTHE, N), N)
-    v_BSCKU = jnp.concatenate([before.v_BNKU, own.v_BNKU], 2)
-    seen_BSC = jnp.concatenate([seen_BSN, own.seen_BN], 2)
-    out_BSNHU = window_attention(q_BSNHE, k_BSCKE, v_BSCKU, seen_BSC)
+    v_BSWKU = jnp.concatenate([before.v_BNKU, own.v_BNKU], 2)
+    seen_BSW = jnp.concatenate([seen_BSN, own.seen_BN], 2)
+    out_BSNHU = window_attention(q_BSNHE, k_BSWKE, v_BSWKU, seen_BSW)
     out_BTHU = out_BSNHU.reshape(B, -1, *out_BSNHU.shape[3:])[:, :T]
     return out_BTHU, jax.lax.stop_gradient(jax.tree.map(lambda x: x[:, -1], own))
 
@@ -120,7 +120,7 @@ class TransformerXL(Mixer):
     pair = 2 * s.kv_heads * c.head_dim * s.compute
     return Work(s.tokens, 2 * c.segment_length, 2 * s.tokens * pair)
 
-  def _rotate(self, x_BCHE, first: int):
+  def _rotate(self, x_BWHE, first: int):
     """Rotated, the first of them at this position."""
-    position = first + jnp.arange(x_BCHE.shape[1], dtype=jnp.int32)[None]
-    return rotate(x_BCHE, position, self.rope())
+    position = first + jnp.arange(x_BWHE.shape[1], dtype=jnp.int32)[None]
+    return rotate(x_BWHE, position, self.rope())

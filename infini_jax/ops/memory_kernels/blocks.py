@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array
 
-LANE = 128  # of a TPU's vector registers
+MULTIPLE = 128  # of a TPU's vector registers
 TOKENS = 2048  # of one program of a kernel, at most: all its blocks are on the chip together
 BLOCK = 2**20  # bytes of a block of tokens, at most: of float32 heads of 256 it has 1,024 tokens
-TPU_HEADS = LANE, 2 * LANE  # sizes that tests compile
+TPU_HEADS = MULTIPLE, 2 * MULTIPLE  # sizes that tests compile
 ROWS = {"tpu": 512, "gpu": 64}  # of these, tokens in a product
 
 
@@ -27,9 +27,11 @@ def why_not(on: str, N: int, E: int, U: int) -> str | None:
   if on in ("gpu", "cuda"):
     if N % 16 or E not in (64, 128) or U not in (64, 128):
       return f"segments of {N} and heads of {E}: they take a multiple of 16, and 64 or 128"
-  elif N % LANE or not {E, U} <= set(TPU_HEADS):
+  elif N % MULTIPLE or not {E, U} <= set(TPU_HEADS):
     sizes = " or ".join(map(str, TPU_HEADS))
-    return f"segments of {N} and heads of {E} and {U}: they take a multiple of {LANE}, and {sizes}"
+    return (
+      f"segments of {N} and heads of {E} and {U}: they take a multiple of {MULTIPLE}, and {sizes}"
+    )
   return None
 
 
@@ -50,12 +52,12 @@ class Shape:
     sizes = dict(zip(order, x.shape, strict=True))
     self.B, self.S, self.N = (sizes[letter] for letter in "BSN")
     self.H = sizes["H"] if "H" in sizes else sizes["K"] * sizes["G"]
-    self.G = G  # query heads that share a key/value head
+    self.G = G  # query heads of each key/value head
     most = min(TOKENS, BLOCK // max(a.shape[-1] * a.dtype.itemsize for a in (x, *others)))
     if self.on == "gpu":  # Triton takes powers of two
       self.rows = min(self.N & -self.N, ROWS["gpu"])
     else:
-      self.rows = largest(self.N, ROWS.get(self.on, LANE), LANE if self.on == "tpu" else 1)
+      self.rows = largest(self.N, ROWS.get(self.on, MULTIPLE), MULTIPLE if self.on == "tpu" else 1)
     self.tokens = largest(self.N, max(most, self.rows), self.rows)
     self.blocks = self.N // self.tokens
 
@@ -92,7 +94,7 @@ class Shape:
     whole = (self.B, self.S, self.H, 1, self.N)
     return self.count(self.H), jax.ShapeDtypeStruct(whole, jnp.float32)
 
-  def part(self, rows: int, columns: int) -> tuple[pl.BlockSpec, jax.ShapeDtypeStruct]:
+  def sums(self, rows: int, columns: int) -> tuple[pl.BlockSpec, jax.ShapeDtypeStruct]:
     """A float32 matrix of each program."""
     index = lambda b, s, h, n: (b, s, h, n, 0, 0)
     whole = (self.B, self.S, self.H, self.blocks, rows, columns)

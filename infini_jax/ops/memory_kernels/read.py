@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from infini_jax.ops.memory import sigma
 from infini_jax.ops.memory_kernels.blocks import (
-  LANE,
+  MULTIPLE,
   Shape,
   dot,
   each,
@@ -29,7 +29,7 @@ def read(
   local_order: str,
   on: str,
 ) -> Float[Array, "..."]:
-  """Equations (7) and (10): `g A_mem + (1 - g) A_dot`, with `A_mem` 0 where the memory is empty.
+  """Equations (7) and (10): `g recalled + (1 - g) local`; an empty memory recalls 0.
 
   Args:
     q: un-rotated queries, in `order`.
@@ -55,13 +55,13 @@ def _read_specs(q, local, M, z, gate, order, local_order, on):
   shape = Shape(order, q, on, local)
   group = shape.G = shape.H // M.shape[2]
   specs = [
-    shape.state(1, LANE),
+    shape.state(1, MULTIPLE),
     shape.token(E),
     shape.token(U, local_order),
     shape.state(E, U, group),
     shape.state(1, E, group),
   ]
-  spread = jnp.broadcast_to(gate.astype(jnp.float32)[..., None, None], (*gate.shape, 1, LANE))
+  spread = jnp.broadcast_to(gate.astype(jnp.float32)[..., None, None], (*gate.shape, 1, MULTIPLE))
   return shape, E, U, specs, (spread, q, local, M, z)
 
 
@@ -99,9 +99,9 @@ def _read_backward(order, local_order, on, saved, d_out):
   outs = [
     (shape.token(E), shape.array(E, q.dtype)),
     (shape.token(U, local_order), shape.array(U, local.dtype, local_order)),
-    shape.part(E, U),
-    shape.part(1, E),
-    shape.part(1, U),
+    shape.sums(E, U),
+    shape.sums(1, E),
+    shape.sums(1, U),
   ]
   specs = [*specs, shape.token(U)]
   dq, d_local, dM, dz, dg = shape.call(

@@ -61,10 +61,10 @@ def _rotate_specs(order, to, on, G, x):
   return shape, E, [shape.token(E), angles, angles, shape.token(E, to)]
 
 
-def _rotated(x, cos, sin, half_EE, tile):
+def _rotated(x, cos, sin, half_EZ, tile):
   """Rows of tokens, rotated: (first, second) times cos, and (-second, first) times sin."""
   value = x.astype(jnp.float32)
-  return value * cos + dot(value, half_EE, (1, 0), tile) * sin
+  return value * cos + dot(value, half_EZ, (1, 0), tile) * sin
 
 
 def _half(E: int) -> Array:
@@ -75,10 +75,10 @@ def _half(E: int) -> Array:
 
 def _rotate_kernel(ins, outs, tile):
   (x, cos, sin), [out] = ins, outs
-  half_EE = _half(x.shape[-1])
+  half_EZ = _half(x.shape[-1])
 
   def step(at, sums):
-    out[at, :] = _rotated(x[at, :], cos[at, :], sin[at, :], half_EE, tile).astype(out.dtype)
+    out[at, :] = _rotated(x[at, :], cos[at, :], sin[at, :], half_EZ, tile).astype(out.dtype)
     return sums
 
   each(x, tile, step, 0)
@@ -114,10 +114,10 @@ def _sharing_backward(order, to, on, G, saved, gradients):
 
 def _sharing_backward_kernel(ins, outs, tile):
   (d_rotated, d_x, cos, sin), [out] = ins, outs
-  half_EE = _half(out.shape[-1])
+  half_EZ = _half(out.shape[-1])
 
   def step(at, sums):
-    back = _rotated(d_rotated[at, :], cos[at, :], -sin[at, :], half_EE, tile)
+    back = _rotated(d_rotated[at, :], cos[at, :], -sin[at, :], half_EZ, tile)
     out[at, :] = (back + d_x[at, :].astype(jnp.float32)).astype(out.dtype)
     return sums
 

@@ -53,7 +53,7 @@ def _write_specs(k, v, count, order, on):
 
 def _write_forward(k, v, count, order, on):
   shape, E, U, specs = _write_specs(k, v, count, order, on)
-  outs = [shape.part(E, U), shape.part(1, E)]
+  outs = [shape.sums(E, U), shape.sums(1, E)]
   written, keys = shape.call(_write_kernel, "infini_write", specs, outs, k, v, count)
   return (written.sum(3), keys.sum(3), v), (k, v, count)
 
@@ -111,15 +111,15 @@ def erase(
   *,
   order: str,
   on: str,
-) -> Float[Array, "B S K E E"]:
-  """The matrix P of each segment: delta subtracts `P M` from the memory, equation (9).
+) -> Float[Array, "B S K E Z"]:
+  """The matrix of each segment that delta applies to the memory and subtracts, equation (9).
 
-      P = sum_t c_t sigma(k_t)^T sigma(k_t) / (sigma(k_t) z)
+      erase = sum_t c_t sigma(k_t)^T sigma(k_t) / (sigma(k_t) z)
 
   Args:
     k: un-rotated keys, in `order`.
     count_BSKN: how much each token counts, float32.
-    z_BSKE: of the memory before each segment, float32. Where it is empty, P is 0.
+    z_BSKE: of the memory before each segment, float32. Where it is empty, the matrix is 0.
     order: letters of the token arrays, with H for K.
     on: the platform.
   """
@@ -138,32 +138,32 @@ def _erase_specs(k, count, order, on):
 
 def _erase_forward(k, count, z, order, on):
   shape, E, specs = _erase_specs(k, count, order, on)
-  [P] = shape.call(_erase_kernel, "infini_erase", specs, [shape.part(E, E)], k, count, z)
-  return P.sum(3), (k, count, z)
+  [erase] = shape.call(_erase_kernel, "infini_erase", specs, [shape.sums(E, E)], k, count, z)
+  return erase.sum(3), (k, count, z)
 
 
 def _erase_kernel(ins, outs, tile):
-  (k, count, z), [P] = ins, outs
+  (k, count, z), [erase] = ins, outs
   z_E = z[...]
 
-  def step(at, sum_EE):
+  def step(at, sum_EZ):
     s = sigma(k[at, :])
     inverse = inverse_of(jnp.sum(s * z_E, 1, keepdims=True))
-    return sum_EE + dot(s * column(count, at), s * inverse, (0, 0), tile)
+    return sum_EZ + dot(s * column(count, at), s * inverse, (0, 0), tile)
 
   E = k.shape[-1]
-  P[...] = each(k, tile, step, zeros(E, E))
+  erase[...] = each(k, tile, step, zeros(E, E))
 
 
-def _erase_backward(order, on, saved, dP):
+def _erase_backward(order, on, saved, d_erase):
   k, count, z = saved
   shape, E, specs = _erase_specs(k, count, order, on)
   outs = [
     (shape.token(E), shape.array(E, k.dtype)),
     shape.count_gradient(),
-    shape.part(1, E),
+    shape.sums(1, E),
   ]
-  both = dP + jnp.swapaxes(dP, -1, -2)
+  both = d_erase + jnp.swapaxes(d_erase, -1, -2)
   dk, dc, dz = shape.call(
     _erase_backward_kernel,
     "infini_erase_backward",
@@ -179,16 +179,16 @@ def _erase_backward(order, on, saved, dP):
 
 def _erase_backward_kernel(ins, outs, tile):
   (k, count, z, both), (dk, dc, dz) = ins, outs
-  z_E, both_EE = z[...], both[...]
+  z_E, both_EZ = z[...], both[...]
 
   def step(at, sum_E):
     s, c = sigma(k[at, :]), column(count, at)
     inverse = inverse_of(jnp.sum(s * z_E, 1, keepdims=True))
-    turned = dot(s, both_EE, (1, 0), tile)
-    share = 0.5 * jnp.sum(s * turned, 1, keepdims=True) * inverse  # s dP s / (s z)
-    d_weight = -share * inverse * c
+    turned = dot(s, both_EZ, (1, 0), tile)
+    value = 0.5 * jnp.sum(s * turned, 1, keepdims=True) * inverse  # s d_erase s / (s z)
+    d_weight = -value * inverse * c
     dk[at, :] = ((inverse * c * turned + d_weight * z_E) * slope(k[at, :])).astype(dk.dtype)
-    dc[:, at] = share.reshape(1, -1)
+    dc[:, at] = value.reshape(1, -1)
     return sum_E + jnp.sum(s * d_weight, 0, keepdims=True)
 
   E = k.shape[-1]

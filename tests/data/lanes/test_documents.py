@@ -172,19 +172,19 @@ def test_tokens_read_before_are_skipped_and_the_rest_begins_with_a_chunk(case, d
   documents, length = FakeDocuments(case["lengths"]), case["segment_length"]
   chunk = case["segments"] * length
   skips = st.integers(0, 3).map(lambda chunks: chunks * chunk)
-  skip_D = np.array([data.draw(skips) % max(1, n - n % chunk) for n in documents.tokens.tolist()])
-  skip_D -= skip_D % chunk
-  _, lanes = eval_lanes(**case, skip_D=skip_D)
+  skip_X = np.array([data.draw(skips) % max(1, n - n % chunk) for n in documents.tokens.tolist()])
+  skip_X -= skip_X % chunk
+  _, lanes = eval_lanes(**case, skip_X=skip_X)
   seen = collections.Counter()
   for batch in lanes:
     for b in range(case["lanes"]):
       first, position = batch["document_BS"][b, 0], batch["position_BS"][b, 0]
-      starts = first >= 0 and position == skip_D[first]
-      assert batch["skip_B"][b] == (skip_D[first] if starts else 0)
+      starts = first >= 0 and position == skip_X[first]
+      assert batch["skip_B"][b] == (skip_X[first] if starts else 0)
       assert batch["reset_BS"][b, 0] == (first < 0 or position == 0)
     assert not batch["reset_BS"][batch["position_BS"] > 0].any()
     seen.update(batch["targets_BT"][batch["mask_BT"]].tolist())
-  wanted = (documents.ids(d)[skip:].tolist() for d, skip in enumerate(skip_D.tolist()))
+  wanted = (documents.ids(d)[skip:].tolist() for d, skip in enumerate(skip_X.tolist()))
   assert seen == collections.Counter(sum(wanted, []))
   assert lanes.predictions == sum(seen.values())
 

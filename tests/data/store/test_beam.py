@@ -44,7 +44,7 @@ def test_workers_write_the_store_of_one_machine(tmp_path, rows, quiet, stand_in)
   tokenizer = "train:300"
   given = (rows, tmp_path / "out", tokenizer)
   stand_in.update({2, 3})
-  with pytest.raises(InputError, match=r"2 of \d pieces were not written.*the same paths"):
+  with pytest.raises(InputError, match=r"2 of \d corpus parts were not written.*the same paths"):
     prepare_with_beam("DirectRunner", [], *given, console=quiet)
   stand_in.clear()
   prepare_with_beam("DirectRunner", [], *given, console=quiet)

@@ -15,7 +15,7 @@ from infini_jax.data import open_prepared, prepare
 from infini_jax.data.lanes.documents import TrainLanes
 from infini_jax.data.lanes.order import Mix, Mixed
 from infini_jax.runs.workdir import Workdir
-from infini_jax.tasks import mixture_shares, open_source, train_lanes
+from infini_jax.tasks import mixture_shares, open_dataset, train_lanes
 from tests.data.data_fakes import FakeDocuments
 from tests.tiny import changed, config, quiet, write_corpus
 
@@ -56,15 +56,15 @@ def test_shares_follow_the_weights_and_every_epoch_of_a_store_has_each_document_
   longest = [max(lengths) for lengths, _ in stores]
   had = np.zeros(len(stores))
   for document in dealt:
-    had[mix.source_D[document]] += tokens[document]
+    had[mix.store_X[document]] += tokens[document]
     for i, j in itertools.permutations(range(len(stores)), 2):
       lead = had[i] / mix.weights[i] - had[j] / mix.weights[j]
       assert lead <= longest[i] / mix.weights[i] + 1e-9, "never ahead by more than a document"
   for i, (lengths, _) in enumerate(stores):
-    own, size = [d for d in dealt if mix.source_D[d] == i], len(lengths)
+    own, size = [d for d in dealt if mix.store_X[d] == i], len(lengths)
     for start in range(0, len(own) - size + 1, size):
       epoch = own[start : start + size]
-      assert sorted(epoch) == np.flatnonzero(mix.source_D == i).tolist()
+      assert sorted(epoch) == np.flatnonzero(mix.store_X == i).tolist()
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_k(monkeypatch, rng):
@@ -112,7 +112,7 @@ def test_each_stage_follows_its_own_weights(stores, lanes, firsts, data):
     had = np.zeros(len(stores))
     for slot, _, document in begun:
       if first <= slot < end:
-        had[mix.source_D[document]] += tokens[document]
+        had[mix.store_X[document]] += tokens[document]
         for i, j in itertools.permutations(np.flatnonzero(weights), 2):
           lead = had[i] / weights[i] - had[j] / weights[j]
           assert lead <= longest[i] / weights[i] + 1e-9, "never ahead by more than a document"
@@ -161,15 +161,15 @@ def mixture(stores, **weights):
 
 def test_a_config_mixes_stores_by_tokens(stores, tmp_path):
   c = mixture(stores, long=3, short=1)
-  source = open_source(c, tmp_path, quiet())
+  source = open_dataset(c, tmp_path, quiet())
   documents = source.split("train")
   names = [str(stores[name].folder) for name in ("long", "short")]
-  assert documents.sources == names and source.tokenizer.size == 257
+  assert documents.stores == names and source.tokenizer.size == 257
   assert len(documents) == len(documents.names) == len(set(documents.names)) == 43
-  assert documents.source_D[:7].tolist() == [0, 1, 0, 1, 0, 1, 1], "the first are of all stores"
+  assert documents.store_X[:7].tolist() == [0, 1, 0, 1, 0, 1, 1], "the first are of all stores"
   for i, name in enumerate(("long", "short")):
     own = stores[name].split("train")
-    mine = np.flatnonzero(documents.source_D == i)
+    mine = np.flatnonzero(documents.store_X == i)
     assert [documents.names[d] for d in mine] == [f"{names[i]}/{one}" for one in own.names]
     for d, tokens in zip(mine.tolist(), own.tokens.tolist(), strict=True):
       place = mine.tolist().index(d)
@@ -179,7 +179,7 @@ def test_a_config_mixes_stores_by_tokens(stores, tmp_path):
   had = np.zeros(2)
   for lane in range(4):
     for piece in lanes._order.pieces(lane, 0, 4000):
-      had[documents.source_D[piece.document]] += piece.segments
+      had[documents.store_X[piece.document]] += piece.segments
   assert 0.7 < had[0] / had.sum() < 0.8, "segments, which the padding of short ones has a part in"
   batch = lanes.batch(11)
   prepared = open_prepared(c.data.path, tmp_path)
@@ -190,7 +190,7 @@ def test_a_config_mixes_stores_by_tokens(stores, tmp_path):
 def test_the_stages_of_a_config_begin_at_their_steps(stores, tmp_path):
   c = mixture(stores, long=3, short=1)
   staged = changed(c, data=changed(c.data, stages=("20=0:1", "60=1:1")))
-  source = open_source(staged, tmp_path, quiet())
+  source = open_dataset(staged, tmp_path, quiet())
   plain, lanes = train_lanes(c, source), train_lanes(staged, source)
   same = [
     all(np.array_equal(plain.batch(k)[name], batch[name]) for name in batch)
@@ -202,7 +202,7 @@ def test_the_stages_of_a_config_begin_at_their_steps(stores, tmp_path):
     for k in range(80):
       for piece in lanes._order.pieces(lane, k * S, (k + 1) * S):
         if piece.first == 0 and 20 <= k < 60:
-          assert documents.source_D[piece.document] == 1
+          assert documents.store_X[piece.document] == 1
   long, short = (str(stores[name].folder) for name in ("long", "short"))
   told = [mixture_shares(staged, source, k) for k in (0, 19, 20, 59, 60, 999)]
   assert told[0] == told[1] == {long: 0.75, short: 0.25}
@@ -216,7 +216,7 @@ def test_the_stages_of_a_config_begin_at_their_steps(stores, tmp_path):
 
 def test_a_run_continues_only_with_the_same_stores_and_weights(stores, tmp_path):
   c, workdir = mixture(stores, long=3, short=1), Workdir(tmp_path / "run")
-  fingerprint = lambda c: open_source(c, tmp_path, quiet()).fingerprint
+  fingerprint = lambda c: open_dataset(c, tmp_path, quiet()).fingerprint
   workdir.claim(c, fingerprint(c))
   workdir.claim(c, fingerprint(mixture(stores, long=6, short=2)))
   for other in (mixture(stores, long=2, short=1), mixture(stores, short=1)):
@@ -231,12 +231,12 @@ def test_stores_of_any_name_can_be_mixed(stores, tmp_path, monkeypatch):
     shutil.copytree(stores[old].folder, tmp_path / name)
   written = [re.sub(r"([,?&= ])", r"\\\1", name) for name in names]
   path = f"mix:{written[0]}=3, {written[1]}=0.5,{written[2]}=0.5"
-  source = open_source(config(data={"path": path}), tmp_path, quiet())
-  assert source.split("train").sources == names and source.weights == (0.75, 0.125, 0.125)
+  source = open_dataset(config(data={"path": path}), tmp_path, quiet())
+  assert source.split("train").stores == names and source.weights == (0.75, 0.125, 0.125)
   with pytest.raises(
     InputError, match=r"'a' is not a prepared store .*; in a name, put a backslash"
   ):
-    open_source(config(data={"path": "mix:a,b=2"}), tmp_path, quiet())
+    open_dataset(config(data={"path": "mix:a,b=2"}), tmp_path, quiet())
   (tmp_path / "round").symlink_to("round")
   (tmp_path / "link").symlink_to(names[0])
   for other, match in (
@@ -245,7 +245,7 @@ def test_stores_of_any_name_can_be_mixed(stores, tmp_path, monkeypatch):
   ):
     path = f"mix:{written[0]}=1,{other}=1"
     with pytest.raises(InputError, match=match):
-      open_source(config(data={"path": path}), tmp_path, quiet())
+      open_dataset(config(data={"path": path}), tmp_path, quiet())
 
 
 def test_what_cannot_be_mixed_is_refused(stores, tmp_path):
@@ -263,13 +263,13 @@ def test_what_cannot_be_mixed_is_refused(stores, tmp_path):
     (f"mix:{other}=1,{good}=2", f"prepare it with --tokenizer=sentencepiece:{other}/"),
   ):
     with pytest.raises(InputError) as error:
-      open_source(config(data={"path": path}), tmp_path, quiet())
+      open_dataset(config(data={"path": path}), tmp_path, quiet())
     assert message in str(error.value) and "\n" not in str(error.value)
   c = mixture(stores, long=1, short=1)
   with pytest.raises(InputError, match="made with the tokenizer 'bytes'"):
-    open_source(changed(c, data=changed(c.data, tokenizer="train:300")), tmp_path, quiet())
+    open_dataset(changed(c, data=changed(c.data, tokenizer="train:300")), tmp_path, quiet())
   own = changed(c, data=changed(c.data, tokenizer="train:300"))
-  source = open_source(own, tmp_path, quiet(), tokenizer=stores["long"].tokenizer)
+  source = open_dataset(own, tmp_path, quiet(), tokenizer=stores["long"].tokenizer)
   assert source.weights == (0.5, 0.5), "a run that has its tokens compares these alone"
   with pytest.raises(InputError, match="no summaries"):
-    open_source(c, tmp_path, quiet(), "summarization")
+    open_dataset(c, tmp_path, quiet(), "summarization")

@@ -186,7 +186,9 @@ def test_commands(tmp_path, rows, capsys):
     return error
 
   for wrong in ("0/2", "3/2", "2", "1/0", "a/b", "-1/2", ""):
-    assert f"--part={wrong}: give I/N with I from 1 to N" in prepared(f"--part={wrong}")
+    assert f"--part={wrong}: give PART/PARTS with PART from 1 to PARTS" in prepared(
+      f"--part={wrong}"
+    )
   assert "no part of a store is here" in prepared("--join")
   assert not (tmp_path / "out").exists()
   assert not prepared("--part=2/2")

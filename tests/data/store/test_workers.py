@@ -22,7 +22,7 @@ def test_a_worker_that_hangs_is_told_of_and_waited_for():
     work = [pool.submit(lambda: 1), pool.submit(hangs)]
     assert list(finished(work, 0.05, say)) == [1, 2], "it goes on when the worker does"
   assert len(said) >= 2
-  assert all(line.startswith("warning: no part of the corpus was finished in") for line in said)
+  assert all(line.startswith("warning: no corpus part was finished in") for line in said)
   assert "parts left: 1;" in said[0] and "\n" not in said[0]
 
 

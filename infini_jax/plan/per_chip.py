@@ -1,4 +1,4 @@
-"""The share that one chip holds of every array of a training step."""
+"""What one chip holds of every array of a training step."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from infini_jax.config import Config, InputError, ModelConfig
 from infini_jax.ops.attention import BLOCK_ROWS
-from infini_jax.ops.kernels import LANE, SPLASH_BLOCK, choose
+from infini_jax.ops.kernels import MULTIPLE, SPLASH_BLOCK, choose
 from infini_jax.ops.loss import divides_vocabulary
 from infini_jax.parallel.mesh import AXES, COMPUTE, STORAGE, axes_of
 from infini_jax.training.optimizer import make_optimizer
@@ -17,7 +17,7 @@ from infini_jax.training.step import TrainState, abstract_state
 
 
 @dataclasses.dataclass(frozen=True)
-class Shares:
+class PerChip:
   """The sizes of one microbatch on one chip, in the glossary's letters.
 
   Attributes:
@@ -25,7 +25,7 @@ class Shares:
     heads, kv_heads, ffn, vocab: H, K, F, V.
     head_rows: V of the head while the loss is computed; it may be divided where T is divided.
     stored: chips that D of a stored parameter is divided over; it is gathered from them.
-    copies: chips that hold the same part of a parameter and read other tokens.
+    copies: chips that hold the same shard of a parameter and read other tokens.
     tensor, seq: chips along the mesh axes `tensor` and `seq`.
     compute: bytes of a number of type `compute_dtype`.
     kernel: the kernel of local attention.
@@ -49,8 +49,8 @@ class Shares:
   block: int
 
 
-def shares(config: Config, sizes: dict[str, int], platform: str) -> Shares:
-  """The shares of `config` on a mesh with `sizes` devices along each axis.
+def per_chip(config: Config, sizes: dict[str, int], platform: str) -> PerChip:
+  """The sizes on one chip of `config`, on a mesh with `sizes` devices along each axis.
 
   Raises:
     InputError: the kernel of `config.run.attention` cannot compute this model.
@@ -65,7 +65,7 @@ def shares(config: Config, sizes: dict[str, int], platform: str) -> Shares:
   vocab, seq = m.vocab_size // parts(COMPUTE, "V"), parts(COMPUTE, "T")
   T = d.segments * m.segment_length
   divided = divides_vocabulary(T, m.vocab_size, seq, seq * parts(COMPUTE, "V"))
-  return Shares(
+  return PerChip(
     lanes=lanes,
     segments=segments,
     tokens=lanes * segments * m.segment_length,
@@ -84,8 +84,8 @@ def shares(config: Config, sizes: dict[str, int], platform: str) -> Shares:
   )
 
 
-def of_system(s: Shares, own: ModelConfig) -> Shares:
-  """The shares in the layers of one memory system: not every one has the kernel."""
+def of_system(s: PerChip, own: ModelConfig) -> PerChip:
+  """The sizes in the layers of one memory system: not every one has the kernel."""
   if own.memory.kernels or s.kernel == "reference":
     return s
   return dataclasses.replace(s, kernel="xla", block=min(own.segment_length, BLOCK_ROWS))
@@ -128,5 +128,5 @@ def _kernel(config: Config, platform: str) -> tuple[str, int]:
     raise InputError(f"config.run.{error}") from None
   if not m.memory.kernels and kernel != "reference":
     kernel = "xla"  # the other kernels attend within one segment only
-  blocks = {"splash": SPLASH_BLOCK, "cudnn": LANE, "xla": BLOCK_ROWS}
+  blocks = {"splash": SPLASH_BLOCK, "cudnn": MULTIPLE, "xla": BLOCK_ROWS}
   return kernel, min(m.segment_length, blocks.get(kernel, m.segment_length))

@@ -236,6 +236,29 @@ class Documents:
     return np.arange(start, stop, dtype=np.int32) + 100 * document
 
 
+# Most fields are in no argument of these two. Each program is traced and printed once.
+@functools.cache
+def start_of(model, mesh):
+  """The program that makes the parameters, as text."""
+  with jax.set_mesh(mesh):
+    return str(jax.make_jaxpr(lambda key: init(model, key))(jax.random.key(0)))
+
+
+@functools.cache
+def loss_of(model, mesh, tokens, chunk):
+  """The program of the loss, as text."""
+
+  def score(params, tokens_BT):
+    bound = bind(model, params)
+    hidden_BTD, state = bound(tokens_BT, bound.state(len(tokens_BT)))
+    options = {"chunk": chunk, "softcap": model.family.logit_softcap}
+    ones_BT = jnp.ones(tokens_BT.shape)
+    return weighted_loss(hidden_BTD, bound.head(), tokens_BT, ones_BT, **options), state
+
+  with jax.set_mesh(mesh):
+    return str(jax.make_jaxpr(score)(abstract_params(model, mesh), tokens))
+
+
 class Observed:
   """What a run of this config computes, in parts. Each part is made at its first use."""
 
@@ -261,25 +284,14 @@ class Observed:
   @functools.cached_property
   def start(self):
     """The program that makes the parameters."""
-    with jax.set_mesh(self.mesh):
-      return jax.make_jaxpr(lambda key: init(self.config.model, key))(jax.random.key(0))
+    return start_of(self.config.model, self.mesh)
 
   @functools.cached_property
   def loss(self):
     """The program of the loss: the cheap half of an update."""
-    m, name = self.config.model, "tokens_BT"
-    with jax.set_mesh(self.mesh):
-      params = abstract_params(m, self.mesh)
-      tokens = abstract_batch({name: self.batches[0][name]}, self.mesh)[name]
-
-      def score(params, tokens_BT):
-        model = bind(m, params)
-        hidden_BTD, state = model(tokens_BT, model.state(len(tokens_BT)))
-        options = {"chunk": self.config.train.loss_chunk, "softcap": m.family.logit_softcap}
-        ones_BT = jnp.ones(tokens_BT.shape)
-        return weighted_loss(hidden_BTD, model.head(), tokens_BT, ones_BT, **options), state
-
-      return jax.make_jaxpr(score)(params, tokens)
+    name = "tokens_BT"
+    tokens = abstract_batch({name: self.batches[0][name]}, self.mesh)[name]
+    return loss_of(self.config.model, self.mesh, tokens, self.config.train.loss_chunk)
 
   @functools.cached_property
   def update(self):

@@ -14,7 +14,7 @@ from rich.console import Console
 from infini_jax import config as config_lib
 from infini_jax.config import Config, ModelConfig, SizesConfig
 from infini_jax.config.schema import from_sections
-from infini_jax.models import init
+from infini_jax.models import param_shapes
 
 LETTERS = np.array(list("abcdefghij klmno pqrs tuvw xyz.\n"))
 
@@ -152,9 +152,7 @@ def fake_params(config: ModelConfig, seed: int = 0):
       return jnp.asarray(1 + 0.1 * noise, x.dtype)
     return jnp.asarray(noise if name == "beta_H" else noise * config.width**-0.5, x.dtype)
 
-  return jax.tree_util.tree_map_with_path(
-    one, jax.eval_shape(lambda: init(config, jax.random.key(0)))
-  )
+  return jax.tree_util.tree_map_with_path(one, param_shapes(config))
 
 
 def changed(base, **fields):

@@ -22,7 +22,7 @@ from infini_jax.convert.incoming import CONFIG_FILE
 from infini_jax.convert.layout import nested, parameter_shapes
 from infini_jax.data import Tokenizer
 from infini_jax.inference.saved import open_run
-from infini_jax.models import init
+from infini_jax.models import param_shapes
 from infini_jax.runs import tensors
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import ORIGINAL, Workdir
@@ -129,7 +129,7 @@ def adapt(path: str, adapter: Path, out: Path, console: Console) -> None:
   wrong = [n for n, shape in shapes.items() if n not in params or params[n].shape != shape]
   if wrong or len(params) != len(shapes):
     raise InputError(f"{file}: does not fit its own config ({', '.join(wrong)}); make it again")
-  own = flatten_dict(jax.eval_shape(lambda: init(config.model, jax.random.key(0))), sep=".")
+  own = flatten_dict(param_shapes(config.model), sep=".")
   cast = {name: value.astype(own[name].dtype) for name, value in params.items()}
   write_model(header["config"], nested(cast), original.tokenizer, path, out)
   console.print(

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from infini_jax.config import ModelConfig
-from infini_jax.models import init
+from infini_jax.models import param_shapes
 from infini_jax.models.mixers.base import GATE
 
 # By parameter: the tensor of a Hugging Face folder, and of a GGUF file. The name of the norm before
@@ -112,8 +112,7 @@ def gates(model: ModelConfig) -> str:
 
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
   """The shapes of all parameters, by their paths."""
-  tree = jax.eval_shape(lambda: init(model, jax.random.key(0)))
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  leaves = jax.tree_util.tree_leaves_with_path(param_shapes(model))
   return {".".join(key.key for key in path): leaf.shape for path, leaf in leaves}
 
 

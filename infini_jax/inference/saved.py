@@ -24,7 +24,7 @@ from infini_jax.data import Tokenizer
 from infini_jax.inference.chat import Told
 from infini_jax.inference.engine import Engine
 from infini_jax.inference.lane import Lane
-from infini_jax.models import init, machine
+from infini_jax.models import machine, param_shapes
 from infini_jax.ops.attention import Segment
 from infini_jax.runs import tensors
 from infini_jax.runs.checkpoints import Checkpoints
@@ -81,9 +81,8 @@ def open_run(path: str | Path, step: int | None = None, ema: bool = False) -> Op
   config = machine.elsewhere(workdir.config())
   here = SingleDeviceSharding(jax.local_devices()[0])
   place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
-  shapes = jax.eval_shape(lambda: init(config.model, jax.random.key(0)))
   with Checkpoints(workdir) as saved:
-    params, step = saved.restore_params(jax.tree.map(place, shapes), step, ema)
+    params, step = saved.restore_params(jax.tree.map(place, param_shapes(config.model)), step, ema)
   return OpenedRun(Engine(config, params), tokenizer, str(workdir.path), step, ema)
 
 

@@ -1,5 +1,6 @@
 """From a config to the module: `init` makes the parameters, `bind` puts them into it."""
 
+import functools
 from typing import Any
 
 import jax
@@ -27,11 +28,22 @@ def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
   return nnx.to_pure_dict(nnx.state(build(config, nnx.Rngs(key))))
 
 
+def param_shapes(config: ModelConfig) -> dict[str, Any]:
+  """Shapes and types of the parameters, without making them."""
+  return jax.tree.map(lambda x: x, _shapes(config))  # the caller may change its tree
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(config: ModelConfig) -> dict[str, Any]:
+  tree = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
 def abstract_params(config: ModelConfig, mesh: Any) -> dict[str, Any]:
   """Shapes, types and storage shardings of the parameters, without making them."""
-  shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+  tree = param_shapes(config)
   place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-  return jax.tree.map(place, shapes, param_shardings(shapes, mesh))
+  return jax.tree.map(place, tree, param_shardings(tree, mesh))
 
 
 def completed(
@@ -51,5 +63,10 @@ def completed(
 
 def bind(config: ModelConfig, params: dict[str, Any]) -> Transformer:
   """The module with these parameters; cheap, and meant to be called while tracing."""
-  graph, _ = nnx.split(nnx.eval_shape(lambda: build(config, nnx.Rngs(0))))
-  return nnx.merge(graph, params)
+  return nnx.merge(_graph(config), params)
+
+
+@functools.lru_cache(maxsize=64)
+def _graph(config: ModelConfig) -> nnx.GraphDef:
+  """The module without its parameters. It is made once: every traced function binds."""
+  return nnx.split(nnx.eval_shape(lambda: build(config, nnx.Rngs(0))))[0]

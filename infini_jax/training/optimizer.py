@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from infini_jax.config import Config, InputError
-from infini_jax.models import init
+from infini_jax.models import param_shapes
 from infini_jax.models.mixers.base import GATE
 from infini_jax.ops.shards import letters_of
 from infini_jax.parallel.mesh import in_mesh
@@ -73,8 +73,7 @@ def check_matrices(config: Config) -> None:
   """Raises InputError if the optimizer is Muon, and no trained parameter is a matrix for it."""
   if config.optimizer.name != "muon":
     return
-  shapes = jax.eval_shape(lambda: init(config.model, jax.random.key(0)))
-  trained = jax.tree_util.tree_leaves_with_path(split(config, shapes)[0])
+  trained = jax.tree_util.tree_leaves_with_path(split(config, param_shapes(config.model))[0])
   if not any(is_matrix(path) for path, _ in trained):
     raise InputError(
       f"config.optimizer.name='muon' with config.train.part={config.train.part!r}: no matrix of "

@@ -9,7 +9,7 @@ import optax
 from flax.traverse_util import flatten_dict
 
 from infini_jax.config import Config, InputError, ModelConfig, original
-from infini_jax.models import abstract_params, completed, init
+from infini_jax.models import abstract_params, completed, param_shapes
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import START_FROM, Workdir
 from infini_jax.training.step import TrainState, first_state, initial_state
@@ -127,6 +127,5 @@ def _check_finite(params: Any, config: Config) -> None:
 
 
 def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-  tree = jax.eval_shape(lambda: init(model, jax.random.key(0)))
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  leaves = jax.tree_util.tree_leaves_with_path(param_shapes(model))
   return {".".join(key.key for key in path): leaf.shape for path, leaf in leaves}

@@ -63,11 +63,11 @@ def initial_state(config: Config, tx: optax.GradientTransformation, mesh: Any) -
   """A new state; every array is made directly with its sharding."""
   key = jax.random.key(config.train.seed)
   shardings = jax.tree.map(lambda x: x.sharding, abstract_params(config.model, mesh))
-  make = jax.jit(lambda k: init(config.model, k), out_shardings=shardings)
+  make = jax.jit(init, static_argnums=0, out_shardings=shardings)
   # It runs once, so on a CPU optimizing this code takes longer than running it unoptimized.
   on_cpu = mesh.devices.flat[0].platform == "cpu"
   options: dict[str, str | bool] = {"xla_backend_optimization_level": "0"} if on_cpu else {}
-  return first_state(config, tx, make.lower(key).compile(options)(key))
+  return first_state(config, tx, make.lower(config.model, key).compile(options)(key))
 
 
 def first_state(config: Config, tx: optax.GradientTransformation, params: Any) -> TrainState:

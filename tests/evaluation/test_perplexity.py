@@ -43,6 +43,14 @@ class Case:
     model = {"rule": "delta", "logit_softcap": 2.0, **model}
     self.config = config(model=model, data={"carry_state": carry})
     self.params = fake_params(self.config.model)
+    self._read = jax.jit(self._whole)
+
+  def _whole(self, params, tokens_T, empty, cut_L, empty_L):
+    """The log-probabilities after each token of a document."""
+    model = bind(self.config.model, params)
+    flags = {"reset_BS": jnp.full((1, len(tokens_T) // N), empty), "cut_L": cut_L}
+    hidden, _ = model(tokens_T[None], model.state(1), **flags, empty_L=empty_L)
+    return jax.nn.log_softmax(model.logits(hidden))[0]
 
   def evaluate(self, variant=INTACT, *, params=None, documents=None, **evaluation):
     c = changed(self.config, evaluation=changed(self.config.evaluation, **evaluation))
@@ -60,23 +68,15 @@ class Case:
 
   def plainly(self, empty=False, max_tokens=None, cut=(), layers=None):
     """Nats of every token of each document, each read by one call."""
-    model = bind(self.config.model, self.params)
     longest = int(-(-self.documents.tokens.max() // N) * N)
-
-    @jax.jit
-    def read(tokens_T):
-      reset = jnp.full((1, longest // N), empty)
-      cut_L = jnp.isin(jnp.arange(2), jnp.array(cut)) if cut else None
-      only = {} if layers is None else {"empty_L": jnp.array(layers)}
-      hidden, _ = model(tokens_T[None], model.state(1), reset_BS=reset, cut_L=cut_L, **only)
-      return jax.nn.log_softmax(model.logits(hidden))[0]
-
+    cut_L = np.isin(np.arange(2), cut) if cut else None
+    empty_L = None if layers is None else np.array(layers)
     nats = []
     for d in range(len(self.documents)):
       ids = self.documents.read(d, 0, int(self.documents.tokens[d]))[:max_tokens]
       inputs = np.zeros(longest, np.int32)
       inputs[: len(ids)] = [self.store.tokenizer.bos, *ids[:-1]]
-      log_p = np.asarray(read(inputs), np.float64)
+      log_p = np.asarray(self._read(self.params, inputs, empty, cut_L, empty_L), np.float64)
       nats.append(-log_p[np.arange(len(ids)), ids])
     return nats
 

@@ -56,6 +56,13 @@ class Case:
     heads = {"head_VD": jnp.where(answers[:, None], params["head_VD"], 0)}
     self.params = {**params, **heads}
     self._plain, self._evaluators = {}, {}
+    self._read = jax.jit(self._whole)
+
+  def _whole(self, params, inputs, reset, cut_L):
+    """The logits of whole examples."""
+    model = bind(self.config.model, params)
+    hidden, _ = model(inputs, model.state(len(inputs)), reset_BS=reset, cut_L=cut_L)
+    return model.logits(hidden)
 
   def evaluate(self, variant=INTACT, **evaluation):
     c = changed(self.config, evaluation=changed(self.config.evaluation, **evaluation))
@@ -72,8 +79,7 @@ class Case:
     """The cells, from one call per example: argmax at every token that is asked for."""
     if variant in self._plain:
       return self._plain[variant]
-    model, e = bind(self.config.model, self.params), self.config.evaluation
-    cells = []
+    e, cells = self.config.evaluation, []
     for length in e.lengths:
       depths = e.depths if self.task.facts.depth_of else (0.0,)
       examples = Examples(self.task, length, depths, SAMPLES, self.config.train.seed)
@@ -83,10 +89,8 @@ class Case:
       inputs = np.pad(ids[:, :-1], ((0, 0), (1, 0)), constant_values=self.task.tokenizer.bos)
       reset = jnp.full((count, -(-length // N)), variant.empty)
       cut_L = jnp.asarray(variant.cut_L(2))
-      hidden, _ = jax.jit(
-        lambda x, r, c: model(x, model.state(len(x)), reset_BS=r, cut_L=c)
-      )(inputs, reset, cut_L)  # fmt: skip
-      right = (np.asarray(model.logits(hidden)).argmax(-1) == ids) & asked
+      logits = self._read(self.params, inputs, reset, cut_L)
+      right = (np.asarray(logits).argmax(-1) == ids) & asked
       for i, depth in enumerate(depths):
         at = slice(i * SAMPLES, (i + 1) * SAMPLES)
         exact = int((right[at].sum(1) == asked[at].sum(1)).sum())

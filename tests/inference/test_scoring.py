@@ -1,5 +1,6 @@
 """The log-probabilities of texts are those of a plain forward pass; the session stays as it is."""
 
+import functools
 import io
 import itertools
 import math
@@ -14,19 +15,19 @@ from infini_jax.inference import Session
 from infini_jax.inference.scoring import How, Text, each_of
 from infini_jax.models import bind
 from infini_jax.models.states import held_L
-from tests.inference.test_session import CASES, CHUNK, Case, N, cases, draw, kept
+from tests.inference.test_session import CASES, CHUNK, N, case_of, cases, draw, kept
 
 CLOSE = dict(rtol=1e-5, atol=2e-5)
 
 
 @pytest.fixture(scope="module", params=cases(CASES))
 def case(request):
-  return Case(**CASES[request.param])
+  return case_of(request.param)
 
 
 @pytest.fixture(scope="module")
 def infini():
-  return Case(**CASES["infini-delta"])
+  return case_of("infini-delta")
 
 
 def log_probs(logits, ids):
@@ -43,15 +44,26 @@ def plain(case, before, text):
   return log_probs(case.whole(tokens)[len(before) : -1], text)
 
 
+@functools.cache
+def empty_reader(case):
+  """The program of `emptied`: from parameters and tokens to logits."""
+  held = held_L(case.config.model)
+  how = {"reset_BS": jnp.ones((1, 96 // N), bool)} if held is None else {"empty_L": held}
+
+  @jax.jit
+  def read(params, tokens):
+    model = bind(case.config.model, params)
+    return model.logits(model(tokens, model.state(1), **how)[0])[0]
+
+  return read
+
+
 def emptied(case, before, text):
   """The same with the memory held empty, by one call in which every segment is reset."""
   tokens = np.concatenate([[256], before, text])
   padded = np.zeros((1, 96), np.int32)
   padded[0, : len(tokens)] = tokens
-  model, held = bind(case.config.model, case.params), held_L(case.config.model)
-  how = {"reset_BS": jnp.ones((1, 96 // N), bool)} if held is None else {"empty_L": held}
-  call = lambda tokens: model.logits(model(tokens, model.state(1), **how)[0])[0]
-  logits = np.asarray(jax.jit(call)(jnp.asarray(padded)))[: len(tokens)]
+  logits = np.asarray(empty_reader(case)(case.params, padded))[: len(tokens)]
   return log_probs(logits[len(before) : -1], text)
 
 

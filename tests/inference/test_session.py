@@ -1,5 +1,6 @@
 """A session in pieces equals one call over all tokens; sessions can be copied and saved."""
 
+import functools
 import itertools
 import signal
 
@@ -66,18 +67,24 @@ class Case:
     return np.asarray(self._whole(jnp.asarray(padded)))[: len(tokens)]
 
 
+@functools.cache
+def case_of(name):
+  """The case of a system. Tests in one process share its programs."""
+  return Case(**CASES[name])
+
+
 def cases(names):
   return [pytest.param(n, marks=() if n in FAST else slow) for n in names]
 
 
 @pytest.fixture(scope="module", params=cases(CASES))
 def case(request):
-  return Case(**CASES[request.param])
+  return case_of(request.param)
 
 
 @pytest.fixture(scope="module")
 def infini():
-  return Case(**CASES["infini-delta"])
+  return case_of("infini-delta")
 
 
 def draw(rng, *lengths):

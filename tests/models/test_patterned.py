@@ -1,6 +1,7 @@
 """Layers with several memory systems: equal to a plain loop over layers, however tokens are cut."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -200,8 +201,12 @@ def test_a_pattern_of_one_system_computes_what_the_system_does(rng):
   attention["mixer"] = {"infini": attention["mixer"]}
   same = {**params, "blocks": {**params["blocks"], "attention": attention}}
   both = patterned(("infini", "infini"), 4)
-  logits = []
-  for bound in (bind(alone, params), bind(both, same)):
+
+  @partial(jax.jit, static_argnums=0)
+  def logits(config, params, tokens, reset, mask):
+    bound = bind(config, params)
     hidden, _ = bound(tokens, bound.state(B), reset_BS=reset, mask_BT=mask)
-    logits.append(bound.logits(hidden))
-  close(*logits)
+    return bound.logits(hidden)
+
+  arrays = tokens, reset, mask
+  close(logits(alone, params, *arrays), logits(both, same, *arrays))

@@ -1,12 +1,14 @@
 """The model as a function over segments: logits do not depend on how tokens are cut."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from infini_jax.config import resolve
-from infini_jax.models import bind, init
+from infini_jax.models import bind, init, param_shapes
 from infini_jax.models.mixers import MIXERS
 from infini_jax.ops.loss import cross_entropy
 from tests.tiny import changed, fake_params, model_config
@@ -74,6 +76,12 @@ class Model:
     return self._extend(self.params, tokens, self.reserve(stream, tokens.shape[1]), mask)
 
 
+@functools.cache
+def model_of(config):
+  """The model of a config. Tests share its programs."""
+  return Model(config)
+
+
 # Fast tests have one system for each kind of state. The systems also have their own tests.
 SLOW = ("infini-linear", "pooled", "autocompressor")
 
@@ -83,12 +91,12 @@ SLOW = ("infini-linear", "pooled", "autocompressor")
   params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES],
 )
 def model(request):
-  return Model(CASES[request.param])
+  return model_of(CASES[request.param])
 
 
 @pytest.fixture(scope="module")
 def infini():
-  return Model(CASES["infini-delta"])
+  return model_of(CASES["infini-delta"])
 
 
 def draw(rng, *shape):
@@ -226,7 +234,7 @@ def without_gates(params):
 
 def test_memory_held_empty_or_gated_off_is_the_local_model(rng, infini):
   tokens = draw(rng)
-  local = Model(changed(infini.config, mixer="local"))
+  local = model_of(changed(infini.config, mixer="local"))
   expected = local.logits(tokens, params=without_gates(infini.params))
   knocked = infini.logits(tokens, reset=np.ones((B, 4), bool))
   np.testing.assert_allclose(knocked, expected, **CLOSE)
@@ -253,8 +261,8 @@ def test_cutting_no_layer_changes_nothing_and_cutting_all_does(rng, model):
 
 def test_full_attention_cut_in_all_layers_is_local(rng):
   tokens = draw(rng)
-  full = Model(CASES["full"])
-  expected = Model(changed(full.config, mixer="local")).logits(tokens, params=full.params)
+  full = model_of(CASES["full"])
+  expected = model_of(changed(full.config, mixer="local")).logits(tokens, params=full.params)
   np.testing.assert_allclose(full.logits(tokens, cut=np.ones(2, bool)), expected, **CLOSE)
 
 
@@ -345,6 +353,15 @@ def test_each_choice_runs_and_changes_the_output(rng, infini, fields):
   got = Model(config).logits(tokens)
   assert np.isfinite(got).all()
   assert np.abs(got - infini.logits(tokens)).max() > 1e-5, f"{fields} changes nothing"
+
+
+def test_the_shapes_of_parameters_are_those_that_are_made_and_the_callers_own():
+  config = CASES["infini-delta"]
+  made = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+  like = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert like(param_shapes(config)) == like(made)
+  param_shapes(config)["blocks"].clear()
+  assert like(param_shapes(config)) == like(made), "a caller changed the shapes of all others"
 
 
 def test_fresh_parameters():

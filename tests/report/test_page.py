@@ -2,10 +2,13 @@
 
 import base64
 import dataclasses
+import functools
 import io
 import json
 import math
+import tempfile
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,6 +114,17 @@ def recalled(rng, exact=None):
   return Recalled(tuple(cells), 9999, 3.0)
 
 
+GATES_LH = np.array([[0.2, 0.6], [0.95, 0.7]])
+
+
+@functools.cache
+def picture():
+  """The picture of the gates, drawn once for all runs."""
+  with tempfile.TemporaryDirectory() as folder:
+    gates_lib.draw(GATES_LH, Path(folder) / "gates.png")
+    return (Path(folder) / "gates.png").read_bytes()
+
+
 def write_run(folder, found=None, losses=(2.5, 1.25), family="single", **sections):
   """A workdir with a config, log lines, and evaluations: task -> (asked, memory, ablations)."""
   folder.mkdir(parents=True)
@@ -123,7 +137,6 @@ def write_run(folder, found=None, losses=(2.5, 1.25), family="single", **section
   ]
   lines.append({"step": 20, "kind": "validation", "loss": 99.0})
   (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "{")
-  gates_LH = np.array([[0.2, 0.6], [0.95, 0.7]])
   about = {
     "step": 20,
     "parameters": 1_234_567,
@@ -132,7 +145,7 @@ def write_run(folder, found=None, losses=(2.5, 1.25), family="single", **section
     "command": COMMAND,
     "settings": {"evaluation": {"lengths": [1024, 4096]}, "task": {"family": family}},
     "environment": {"python": "3.11.0", "jax": "0.0.1", "device": "<abacus>"},
-    "gates": {"gates_LH": gates_LH.tolist(), **gates_lib.summary(gates_LH)},
+    "gates": {"gates_LH": GATES_LH.tolist(), **gates_lib.summary(GATES_LH)},
   }
   for name, (asked, memory, out) in (found or {}).items():
     place = folder / "evaluation" / name
@@ -142,7 +155,7 @@ def write_run(folder, found=None, losses=(2.5, 1.25), family="single", **section
       out = {variant: figures.to_dict() for variant, figures in out.items()}
       results |= {"memory": memory.to_dict(), "knocked_out": out}
     (place / "results.json").write_text(json.dumps(results))
-    gates_lib.draw(gates_LH, place / f"{name}.png")
+    (place / f"{name}.png").write_bytes(picture())
   return folder
 
 

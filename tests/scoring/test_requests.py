@@ -8,12 +8,12 @@ from infini_jax.data.tokenizers import ByteTokenizer
 from infini_jax.inference import Session
 from infini_jax.scoring.requests import Continuation, Scorer, arguments
 from tests.inference.test_scoring import CLOSE, plain
-from tests.inference.test_session import CASES, Case, draw
+from tests.inference.test_session import case_of, draw
 
 
 @pytest.fixture(scope="module")
 def infini():
-  return Case(**CASES["infini-delta"])
+  return case_of("infini-delta")
 
 
 @pytest.fixture(params=[3, pytest.param(1, marks=pytest.mark.slow)], ids="lanes={}".format)
@@ -134,7 +134,7 @@ def test_arguments_of_a_generation():
 
 
 def test_wrong_models_are_refused():
-  local = Case(**CASES["local"])
+  local = case_of("local")
   with pytest.raises(InputError, match="has no memory to hold empty"):
     Scorer(local.run, empty=True)
   with pytest.raises(InputError, match="batch_size=0: must be at least 1"):

@@ -30,6 +30,11 @@ def task_config(**sections):
   )
 
 
+def reader(model):
+  """A program that reads tokens: from parameters, tokens, a state, resets and a mask to a state."""
+  return jax.jit(lambda p, t, s, r, m: bind(model, p)(t, s, reset_BS=r, mask_BT=m)[1])
+
+
 class Case:
   """Three steps, and a program that reads all of their text in one call from an empty state."""
 
@@ -46,6 +51,7 @@ class Case:
       for name in ("tokens_BT", "mask_BT", "reset_BS")
     }
     self.graded = jax.jit(jax.value_and_grad(self.loss))
+    self.read = reader(c.model)
     self.long = jax.device_get(self.graded(self.run.start.params, None))
 
   def loss(self, params, state):
@@ -70,16 +76,17 @@ def case():
 
 def test_the_warm_state_is_that_of_one_reading_of_the_same_text(case):
   assert_same(case.state.params, case.run.start.params, rtol=0, atol=0)
-  model = bind(case.config.model, case.run.start.params)
+  params = case.run.start.params
   tokens, mask, reset = (jnp.asarray(case.earlier[n]) for n in ("tokens_BT", "mask_BT", "reset_BS"))
   assert reset[:, 1:].any(), "a weak test: no companion started anew"
-  _, afresh = model(tokens, model.state(4), reset_BS=reset, mask_BT=mask)
+  empty = bind(case.config.model, params).state(4)
+  afresh = case.read(params, tokens, empty, reset, mask)
   assert_same(case.state.warm, afresh, rtol=1e-4, atol=1e-5)
   assert case.state.memory is None
   # Companions read at every step, also at a step in which their state is taken over.
   b = case.batches[STEPS]
   more = {k: jnp.asarray(b[f"warm_{k}"]) for k in ("tokens_BT", "mask_BT", "reset_BS")}
-  _, after = model(more["tokens_BT"], afresh, reset_BS=more["reset_BS"], mask_BT=more["mask_BT"])
+  after = case.read(params, more["tokens_BT"], afresh, more["reset_BS"], more["mask_BT"])
   assert_same(case.last.warm, after, rtol=1e-4, atol=1e-5)
 
 
@@ -115,16 +122,15 @@ def test_only_flagged_lanes_take_over_a_state(rng):
   first, second = warm_batch(rng, [False] * 8), warm_batch(rng, flags)
   before, _ = run(first)
   after, metrics = run.update(before, second)
-  model = bind(experiment().model, run.start.params)
+  params, read = run.start.params, reader(experiment().model)
   choose = lambda w, m: jnp.where(np.array(flags).reshape(1, -1, *(1,) * (w.ndim - 2)), w, m)
   mixed = jax.tree.map(choose, before.warm, before.memory)
-  read = jax.jit(lambda t, s, r, m: model(t, s, reset_BS=r, mask_BT=m)[1])
   for b, state, want in (
     (second, mixed, after.memory),
     ({k[5:]: v for k, v in second.items() if k[:5] == "warm_"}, before.warm, after.warm),
   ):
     tokens, mask, reset = (jnp.asarray(b[k]) for k in ("tokens_BT", "mask_BT", "reset_BS"))
-    assert_same(read(tokens, state, reset, mask), want, rtol=1e-4, atol=1e-5)
+    assert_same(read(params, tokens, state, reset, mask), want, rtol=1e-4, atol=1e-5)
   assert np.isfinite(metrics["loss"])
 
 
@@ -156,15 +162,14 @@ def test_a_companion_that_fast_forwards_equals_reading_each_piece_that_often(mod
   run, lanes = Run(c), train_lanes(c, make_task(c, "passkey"))
   batches = [lanes.batch(k) for k in range(5)]
   state, _ = run(*batches)
-  model = bind(c.model, run.start.params)
-  read = jax.jit(lambda t, s, r, m: model(t, s, reset_BS=r, mask_BT=m)[1])
-  expected, most = model.state(4), 0
+  params, read = run.start.params, reader(c.model)
+  expected, most = bind(c.model, params).state(4), 0
   for b in batches:
     tokens, mask, reset = (
       jnp.asarray(b[f"warm_{k}"]) for k in ("tokens_BT", "mask_BT", "reset_BS")
     )
     for time in range(int(b["warm_times_B"].max())):
-      again = read(tokens, expected, reset & (time == 0), mask)
+      again = read(params, tokens, expected, reset & (time == 0), mask)
       still = time < b["warm_times_B"]
       choose = lambda a, e: jnp.where(still.reshape(1, -1, *(1,) * (a.ndim - 2)), a, e)  # noqa: B023
       expected = jax.tree.map(choose, again, expected)

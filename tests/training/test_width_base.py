@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from infini_jax.models import bind, init
+from infini_jax.models import bind, init, param_shapes
 from infini_jax.models.mixers.base import Chunk
 from infini_jax.training.optimizer import HIDDEN, make_optimizer, make_schedule
 from infini_jax.training.step import TrainState, make_train_step
@@ -85,7 +85,7 @@ def test_at_the_base_the_programs_are_the_same():
   def programs(base):
     c = of_width(BASE, base)
     tx = make_optimizer(c)
-    params = jax.eval_shape(lambda: init(c.model, jax.random.key(0)))
+    params = param_shapes(c.model)
     state = TrainState(
       jnp.zeros((), jnp.int32), params, jax.eval_shape(tx.init, params), None, None
     )
@@ -105,7 +105,7 @@ def test_each_parameter_has_the_rate_of_its_kind(mixer):
   model, updates = {**EVERY[mixer], "tied_embeddings": False, "lora_rank": 2}, {}
   for base in (0, BASE):
     c = of_width(4 * BASE, base, **model)
-    shapes = jax.eval_shape(lambda c=c: init(c.model, jax.random.key(0)))
+    shapes = param_shapes(c.model)
     params = jax.tree.map(lambda x: jnp.full((1,) * x.ndim, 0.5), shapes)  # no size matters
     tx = make_optimizer(c)
     updates[base], _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)

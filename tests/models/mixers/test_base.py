@@ -1,5 +1,7 @@
 """`read` and `write` define a memory system; its faster forms compute the same."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,17 +37,34 @@ def close(got, want, why=""):
 
 
 class System:
-  """A memory system in one layer, with random parameters."""
+  """A memory system in one layer, with random parameters.
+
+  A jitted function takes `arrays` and binds them, so that its compiled program has no random array
+  in it and is found again in the next run.
+  """
 
   def __init__(self, rng, options):
     self.config = model_config(**SIZES, **options)
-    self.mixer = MIXERS[self.config.mixer](self.config, nnx.Rngs(0))
+    self.graph, state = nnx.split(MIXERS[self.config.mixer](self.config, nnx.Rngs(0)))
     fan_in = lambda x: x.shape[0] if x.ndim > 1 else 1
     draw = lambda x: jnp.float32(rng.standard_normal(x.shape) / fan_in(x) ** 0.5)
-    nnx.update(self.mixer, jax.tree.map(draw, nnx.state(self.mixer)))
-    self.weights = [jnp.float32(rng.standard_normal((D, n, E)) / D**0.5) for n in (H, K, K)]
-    # Where the definition is called and not a faster form, Mixer's own functions are.
-    self.plain = lambda *args: Mixer.__call__(self.mixer, *args)
+    weights = [jnp.float32(rng.standard_normal((D, n, E)) / D**0.5) for n in (H, K, K)]
+    self.arrays = jax.tree.map(draw, state), weights
+
+  def bind(self, arrays):
+    state, weights = arrays
+    return Layer(nnx.merge(self.graph, state), weights)
+
+
+class Layer(NamedTuple):
+  """The mixer of a `System`, and what makes queries, keys and values."""
+
+  mixer: Mixer
+  weights: list[jax.Array]
+
+  def plain(self, *args):
+    """The definition: where it is called and not a faster form, Mixer's own functions are."""
+    return Mixer.__call__(self.mixer, *args)
 
   def tokens(self, x):
     def project(x, *, frozen=False):
@@ -71,19 +90,20 @@ def flags(rng):
 def test_the_form_of_a_chunk_is_read_and_write_in_turn(rng, system, cut):
   x = jnp.float32(rng.standard_normal((B, T, D)))
   reset, mask = flags(rng)
-  chunk = Chunk(reset, mask, cut=jnp.array(cut))
   real = jnp.float32(mask)[..., None, None]
   weight = jnp.float32(rng.standard_normal((B, T, H, E))) * real
 
-  def graded(call):
-    def loss(x):
-      out, state = call(system.tokens(x), chunk, system.mixer.state(B))
+  def graded(form):
+    def loss(x, arrays, weight):
+      layer = system.bind(arrays)
+      chunk = Chunk(reset, mask, cut=jnp.array(cut))
+      out, state = form(layer)(layer.tokens(x), chunk, layer.mixer.state(B))
       return (out * weight).sum(), (out * real, state)
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))(x)
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(x, system.arrays, weight)
 
-  (_, (want, want_state)), want_grad = graded(system.plain)
-  (_, (got, state)), grad = graded(system.mixer)
+  (_, (want, want_state)), want_grad = graded(lambda layer: layer.plain)
+  (_, (got, state)), grad = graded(lambda layer: layer.mixer)
   close(got, want, "the output differs from read()")
   np.testing.assert_allclose(grad, want_grad, rtol=1e-3, atol=1e-4, err_msg="gradient of x")
   if hasattr(state, "loss_B"):  # a chunk alone measures how well the last segment was compressed
@@ -94,17 +114,18 @@ def test_the_form_of_a_chunk_is_read_and_write_in_turn(rng, system, cut):
 def test_read_and_write_in_turn_are_the_same_on_a_mesh(rng):
   """A new system needs no form of its own to be trained on several devices."""
   system = System(rng, CASES["transformer_xl"])
-  x, weights = jnp.float32(rng.standard_normal((B, T, D))), system.weights
+  x = jnp.float32(rng.standard_normal((B, T, D)))
   reset, mask = flags(rng)
 
-  def call(x, weights, reset, mask):
-    system.weights = [shard(w, "_H_") for w in weights]
-    tokens = system.tokens(shard(x, "BT_"))
-    return system.plain(tokens, Chunk(reset, mask), system.mixer.state(B))
+  def call(x, arrays, reset, mask):
+    state, weights = arrays
+    layer = system.bind((state, [shard(w, "_H_") for w in weights]))
+    tokens = layer.tokens(shard(x, "BT_"))
+    return layer.plain(tokens, Chunk(reset, mask), layer.mixer.state(B))
 
-  want = jax.jit(call)(x, weights, reset, mask)
+  want = jax.jit(call)(x, system.arrays, reset, mask)
   with jax.set_mesh(make_mesh(MeshConfig(data=2, tensor=2), jax.devices()[:4])):
-    got = jax.jit(call)(x, weights, reset, mask)
+    got = jax.jit(call)(x, system.arrays, reset, mask)
   real = np.float32(mask)[..., None, None]
   close(got[0] * real, want[0] * real)
   jax.tree.map(close, got[1], want[1])
@@ -112,21 +133,23 @@ def test_read_and_write_in_turn_are_the_same_on_a_mesh(rng):
 
 @pytest.mark.parametrize("pieces", [[1] * T, [3, 1, 2, 2, 4, 1, 3]], ids=["tokens", "pieces"])
 def test_the_extension_is_read_and_write_in_turn(rng, system, pieces):
-  mixer = system.mixer
-  tokens = system.tokens(jnp.float32(rng.standard_normal((B, T, D))))
-  want, state = system.plain(tokens, Chunk(), mixer.state(B))
-  extend = jax.jit(mixer.extend)
+  x = jnp.float32(rng.standard_normal((B, T, D)))
+
+  @jax.jit
+  def whole(x, arrays):
+    layer = system.bind(arrays)
+    return layer.plain(layer.tokens(x), Chunk(), layer.mixer.state(B))
+
+  @jax.jit
+  def extend(x, arrays, stream):
+    layer, chunk = system.bind(arrays), Chunk(mask_BT=jnp.ones(x.shape[:2], bool), extends=True)
+    return layer.mixer.extend(layer.tokens(x), chunk, stream)
+
+  want, state = whole(x, system.arrays)
+  mixer = system.bind(system.arrays).mixer
   stream, outs, start = mixer.open(mixer.state(B), B, jnp.float32), [], 0
-  with_mask = lambda size: Chunk(mask_BT=jnp.ones((B, size), bool), extends=True)
-  extend = jax.jit(
-    lambda arrays, stream, size: mixer.extend(
-      Tokens(*arrays, tokens.project), with_mask(size), stream
-    ),
-    static_argnums=2,
-  )
   for size in pieces:
-    part = [x[:, start : start + size] for x in tokens[:4]]
-    out, stream = extend(part, stream, size)
+    out, stream = extend(x[:, start : start + size], system.arrays, stream)
     outs.append(out)
     start += size
   close(np.concatenate(outs, 1), want)

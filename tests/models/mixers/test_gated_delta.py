@@ -96,19 +96,22 @@ def test_a_score_that_is_large_is_delta_and_one_that_is_small_forgets(rng):
   params = fake_params(config)
   tokens = rng.integers(0, config.vocab_size, (2, 24))
 
+  @partial(jax.jit, static_argnums=0)
+  def read(config, params, tokens):
+    model = bind(config, params)
+    return model(tokens, model.state(2))[1]
+
   def memory(bias):
     mixer = params["blocks"]["attention"]["mixer"]
     params["blocks"]["attention"]["mixer"] = mixer | {"b_decay_K": jnp.full((2, 1), bias)}
-    model = bind(config, params)
-    return model(tokens, model.state(2))[1]
+    return read(config, params, tokens)
 
   delta = model_config(rule="delta", kv_heads=1)
   before = jax.tree.map(lambda x: x, params)
   for name in ("w_decay_DK", "b_decay_K"):
     before["blocks"]["attention"]["mixer"].pop(name)
-  model = bind(delta, before)
-  wanted = model(tokens, model.state(2))[1]
+  wanted = read(delta, before, tokens)
   kept, forgotten = memory(40.0), memory(-40.0)
   np.testing.assert_allclose(kept.M_BKEU, wanted.M_BKEU, rtol=1e-5, atol=1e-6)
-  last = model(tokens[:, -8:], model.state(2))[1]  # the state after the last segment alone
+  last = read(delta, before, tokens[:, -8:])  # the state after the last segment alone
   np.testing.assert_allclose(forgotten.z_BKE[0], last.z_BKE[0], rtol=1e-4, atol=1e-5)

@@ -94,17 +94,17 @@ def test_equals_the_loop_over_segments_forward_and_gradient(rng, mixer, remat, j
     outs = [plain(mixer, p, tokens[b], reset[b], shift[b]) for b in range(B)]
     return (jnp.stack(outs) * weight).sum(), jnp.stack(outs)
 
-  def ours(p):
+  def ours(p, tokens, weight):
     model = bind(c, p)
-    hidden, _ = model(jnp.asarray(tokens), model.state(B), reset_BS=jnp.asarray(reset), **moved)
-    return (hidden * weight.astype(np.float32)).sum(), hidden
+    hidden, _ = model(tokens, model.state(B), reset_BS=jnp.asarray(reset), **moved)
+    return (hidden * weight).sum(), hidden
 
   with jax.enable_x64(True):
     whole = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), params)
     expected = jax.device_get(
       jax.jit(jax.value_and_grad(reference, has_aux=True))(whole, tokens, weight)
     )
-  got = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)
+  got = jax.jit(jax.value_and_grad(ours, has_aux=True))(params, tokens, np.float32(weight))
 
   def close(path, a, b):
     # The error bound is float32 rounding through segments and layers, relative to the array's size.

@@ -317,10 +317,10 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "place", ["infini_jax.convert.incoming._lay_down", "Checkpoints.save_params"]
+  "function", ["infini_jax.convert.incoming._lay_down", "Checkpoints.save_params"]
 )
-def test_a_full_disk_is_reported_and_leaves_nothing(folder, tmp_path, entry):
-  """In a process that may write no file over 50,000 bytes from a given place on."""
+def test_a_full_disk_is_reported_and_leaves_nothing(folder, tmp_path, function):
+  """In a process that may write no file over 50,000 bytes from the call of a function on."""
   rng = np.random.default_rng(0)
 
   def larger(tensors):
@@ -329,13 +329,13 @@ def test_a_full_disk_is_reported_and_leaves_nothing(folder, tmp_path, entry):
 
   with_tensors(folder, larger)
   edit(folder, vocab_size=3000)
-  owner, _, name = entry.rpartition(".")
+  owner, _, name = function.rpartition(".")
   code = (
     "import resource, signal, sys\n"
     "import infini_jax.convert.incoming\n"
     "from infini_jax import cli\n"
     "from infini_jax.runs.checkpoints import Checkpoints\n"
-    f"whole = {entry}\n"
+    f"whole = {function}\n"
     "def limited(*args):\n"
     "  signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     "  resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"

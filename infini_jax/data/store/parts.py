@@ -90,7 +90,7 @@ def prepare_part(
   if work.is_untrained and portion.number > 1:
     raise InputError(
       f"{work.out}: has no vocabulary for --tokenizer={tokenizer} yet; start --part=1/{portion.of} "
-      f"first, which trains it (if --out is another folder there, copy it here)"
+      f"first, which trains it (if --out is another folder there, copy that folder here)"
     )
   work.introduce(console)
   jobs = portion.jobs(work.jobs)

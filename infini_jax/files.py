@@ -21,6 +21,8 @@ SUFFIX = ".tmp"  # the end of the name of every temporary file
 PARTIAL = ".partial"  # the end of the name of every folder that is not complete yet
 LONGER = len(f".12345678{SUFFIX}")  # bytes that a temporary name has more than the file's name
 NEVER_SYNCS = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # of file systems without fsync
+# Of file systems without locks. NFS cannot lock a folder: it is open for reading only (EBADF).
+NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 @contextlib.contextmanager
@@ -100,10 +102,9 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
   try:
     try:
       fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-      raise
-    except OSError:
-      pass  # this file system has no locks
+    except OSError as error:
+      if error.errno not in NO_LOCKS:
+        raise
     yield
   finally:
     os.close(held)

@@ -1,5 +1,6 @@
 """Files are complete or do not exist, also with several writers and after any failure."""
 
+import errno
 import os
 import signal
 import stat
@@ -271,3 +272,19 @@ def test_what_is_moved_gets_a_free_name(tmp_path):
     place = move_into(tmp_path / "3", tmp_path / "damaged")
     assert place == tmp_path / "damaged" / expected and place.is_dir()
     assert not (tmp_path / "3").exists()
+
+
+@pytest.mark.parametrize("number", [*files.NO_LOCKS, errno.EIO])
+def test_where_there_are_no_locks_the_work_is_done_and_other_errors_are_raised(
+  tmp_path, monkeypatch, number
+):
+  def flock(*_):
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(files.fcntl, "flock", flock)
+  if number in files.NO_LOCKS:
+    with locked(tmp_path, wait=True):
+      pass
+  else:
+    with pytest.raises(OSError, match=os.strerror(number)), locked(tmp_path, wait=True):
+      pass

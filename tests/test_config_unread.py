@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infini_jax.config import SECTIONS, Config, System, load_config, resolve
+from infini_jax.config import SECTIONS, System, load_config, resolve
 from infini_jax.config.pattern import Pattern
 from infini_jax.config.unread import unread
 from infini_jax.evaluation.tasks import KINDS, datasets_of
@@ -56,6 +56,14 @@ def test_no_field_of_our_configs_is_without_effect(file):
       "config.model.mixer='local'",
     ),
     (
+      ("infini.write_penalty=0.1",),
+      "config.infini.write_penalty has no effect with config.infini.write_gate=False",
+    ),
+    (
+      ("model.mixer=gated_delta", "gated_delta.write_penalty=0.1"),
+      "config.gated_delta.write_penalty has no effect with config.gated_delta.write_gate=False",
+    ),
+    (
       ("model.mixer=local", "infini.rule=delta", "rmt.summary_tokens=3"),
       "config.infini.rule, config.rmt.summary_tokens have no effect with config.model.mixer="
       "'local'",
@@ -92,6 +100,7 @@ def test_fields_that_are_set_by_hand_without_effect_are_named(fields, line):
 @pytest.mark.parametrize(
   "fields",
   [
+    ("infini.write_gate=True", "infini.write_penalty=0.1"),
     ("infini.rule=delta", "run.implementation=scan", "run.attention=reference"),
     ("model.mixer=local", "optimizer.gate_learning_rate=0.01"),  # the default
     ("model.pattern=(infini,local)", "infini.rule=delta", "run.implementation=scan"),
@@ -161,7 +170,6 @@ def test_an_evaluation_depends_on_the_fields_that_its_task_reads():
 
 
 def test_conditions_name_fields_their_values_and_facts():
-  config = Config()
   for section, kind in SECTIONS.items():
     for condition, names in getattr(kind, "where", {}).items():
       own = {field.name for field in dataclasses.fields(kind)}
@@ -171,6 +179,6 @@ def test_conditions_name_fields_their_values_and_facts():
       if of == "memory":
         assert hasattr(System, name) and hasattr(Pattern, name), condition
         continue
-      (field,) = [f for f in dataclasses.fields(config.sections()[of]) if f.name == name]
+      (field,) = [f for f in dataclasses.fields(SECTIONS[of]) if f.name == name]
       known = {*field.metadata.get("choices", ()), *(kind.dataset for kind in KINDS.values())}
       assert set(words.split("|")) <= known | {""}, condition

@@ -8,7 +8,7 @@ of a system; it reads a fact.
 import dataclasses
 from typing import Any, ClassVar
 
-from infini_jax.config.bounds import InputError, above, at_least, choice
+from infini_jax.config.bounds import InputError, Where, above, at_least, choice
 from infini_jax.rules import GATES, RULES
 
 COMPRESSIONS = ("conv", "mean")
@@ -39,6 +39,7 @@ class System:
   gate = ""  # of a gated system, the function of its gates: `rules.GATES`
   gate_init = 0.0  # of a gated system, beta at the start
   adapter_rank = 0  # of adapters that the memory has for itself; 0: none
+  write_penalty = 0.0  # the weight in the loss of the mean fraction of a token that is written
 
   @property
   def affine(self) -> bool:
@@ -86,11 +87,13 @@ class Infini(System):
   """Infini-attention: docs/memory.md."""
 
   gated = windows = kernels = any_length = exports = in_torch = matrix = True
+  where: ClassVar[Where] = {"infini.write_gate": "write_penalty"}
 
   rule: str = choice("linear", tuple(RULES))  # how the memory is written
   gate: str = choice("sigmoid", GATES)  # of beta; hard_sigmoid can reach 0 and 1
   gate_init: float = 0.0  # beta at the start: 0 from scratch, about -5 to adapt a trained model
   write_gate: bool = False  # a learned share of each token is written: hard_sigmoid(x w + b)
+  write_penalty: float = at_least(0, 0.0)  # weight in the loss of the mean fraction written
   adapter_rank: int = at_least(0, 0)  # R of adapters for the memory's q, k, v only; 0: none
   scale_first_segment: bool = False  # True: (1 - gate) while memory is empty, as in the paper
   normalize_keys: bool = False  # each stored key weighs 1 in z (Schlag et al., 2021)
@@ -159,6 +162,7 @@ class GatedDelta(Infini):
 
   exports = False
   learned_decay = True
+  where: ClassVar[Where] = {"gated_delta.write_gate": "write_penalty"}
 
   rule: str = choice("delta", tuple(RULES))
   decay_init: float = 4.0  # at the start, a segment keeps sigmoid(decay_init) of the memory

@@ -1,5 +1,6 @@
 """What every state has, whichever memory systems the layers have."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,23 @@ def auxiliary(config: ModelConfig, state: Any) -> jax.Array | float:
     for name, own in config.by_system.items()
   )
   return sum(losses, 0.0)
+
+
+def of_microbatch(config: ModelConfig, microbatches: int) -> ModelConfig:
+  """The model for one of several microbatches, whose losses are summed.
+
+  A loss that a mixer adds by itself is a mean over the tokens that it sees. Its weight is divided,
+  so that the sum is the mean over the whole batch.
+  """
+  if microbatches == 1:
+    return config
+
+  def section(one):
+    weight = one.write_penalty
+    return dataclasses.replace(one, write_penalty=weight / microbatches) if weight else one
+
+  sections = config.memory.systems if config.pattern else (config.memory,)
+  return dataclasses.replace(config, memory=tuple(map(section, sections)))
 
 
 def fast_forward(config: ModelConfig, before: Any, after: Any, times_B: jax.Array) -> Any:

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from infini_jax.config import Config, original
 from infini_jax.models import abstract_params, bind, init
 from infini_jax.models.mixers.summaries import random_borders
-from infini_jax.models.states import auxiliary, fast_forward
+from infini_jax.models.states import auxiliary, fast_forward, of_microbatch
 from infini_jax.ops.lanes import where_lane
 from infini_jax.ops.loss import divergence, weighted_loss
 from infini_jax.parallel import shard
@@ -91,9 +91,10 @@ def make_train_step(
   original; `distillation` is the mean divergence from it, in nats per token.
   """
   t = config.train
+  in_microbatch = of_microbatch(config.model, t.accumulate)
 
   def loss_fn(trained, frozen, teacher, memory, batch, total):
-    model = bind(config.model, join(trained, frozen))
+    model = bind(in_microbatch, join(trained, frozen))
     how = {name: batch[name] for name in HOW if name in batch}
     hidden_BTD, memory = model(batch["tokens_BT"], memory, **how)
     scores = (hidden_BTD, model.head(), batch["targets_BT"])

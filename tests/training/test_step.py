@@ -100,6 +100,20 @@ def test_loss_is_the_mean_over_real_tokens(rng, plain):
   np.testing.assert_allclose(metrics["loss"], nll[b["mask_BT"]].mean(), rtol=1e-5)
 
 
+def test_a_penalty_on_what_is_written_weighs_the_same_in_microbatches(rng):
+  """One layer without a loss: only the penalty moves the write gates."""
+  penalized = {"layers": 1, "write_gate": True, "write_penalty": 3.0}
+  b = batch(rng) | {"weights_BT": np.zeros((B, S * N), np.float32)}
+
+  def moved(parts):
+    run = Run(experiment(model=penalized, train={"accumulate": parts}))
+    of = lambda state: state.params["blocks"]["attention"]["mixer"]["b_write_K"]
+    return of(run(b)[0]) - of(run.start)
+
+  assert np.abs(moved(1)).max() > 1e-3, "a weak test"
+  np.testing.assert_allclose(moved(4), moved(1), rtol=1e-4)
+
+
 def task_batch(rng):
   """Like `batch`, with loss weights and answers; two lanes have no answers."""
   b = batch(rng)

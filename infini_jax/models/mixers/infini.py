@@ -175,7 +175,10 @@ class Infini(Local):
       return None
     x_BTD = x_BTD.astype(jnp.float32)
     score_BTK = product("BTD,DK->BTK", x_BTD, self.w_write_DK[...])
-    return jax.nn.hard_sigmoid(score_BTK + self.b_write_K[...][None, None])
+    write_BTK = jax.nn.hard_sigmoid(score_BTK + self.b_write_K[...][None, None])
+    if penalty := self.config.memory.write_penalty:
+      write_BTK = with_penalty(write_BTK, penalty / self.config.layers)
+    return write_BTK
 
   def _counted(self, write_BTK, times_BT):
     """The same for tokens that are counted several times."""
@@ -191,3 +194,22 @@ class Infini(Local):
 
   def _beta(self):
     return self.beta_H[...].astype(jnp.float32)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def with_penalty(x: jax.Array, weight: float) -> jax.Array:
+  """Returns x. Its gradient is that of the loss plus `weight` times the mean of x."""
+  del weight
+  return x
+
+
+def _forward(x, weight):
+  del weight
+  return x, None
+
+
+def _backward(weight, _, gradient):
+  return (gradient + weight / gradient.size,)
+
+
+with_penalty.defvjp(_forward, _backward)

@@ -72,3 +72,36 @@ def test_fresh_adapters_of_the_memory_change_nothing(rng):
     before["blocks"]["attention"]["mixer"].pop(name)
   tokens = rng.integers(0, plain.vocab_size, (2, 3 * N))
   np.testing.assert_array_equal(hidden(adapted, params, tokens), hidden(plain, before, tokens))
+
+
+def test_the_penalty_on_what_is_written_is_a_loss(rng):
+  """In the first layer, the gradient is that of the mean of `hard_sigmoid(x w + b)`."""
+  free = model_config(layers=1, kv_heads=1, write_gate=True)
+  params = fake_params(free)
+  params["blocks"]["attention"]["mixer"]["w_write_DK"] /= 8  # within the slope of most gates
+  tokens = rng.integers(0, free.vocab_size, (2, 3 * N))
+  penalty = 0.5
+
+  def loss(params, config):
+    model = bind(config, params)
+    return (model(tokens, model.state(2))[0] ** 2).sum()
+
+  def fraction(params):
+    model, block = bind(free, params), jax.tree.map(lambda x: x[0], params["blocks"])
+    x_BTD = model.embed(tokens)
+    x_BTD *= jax.lax.rsqrt((x_BTD**2).mean(-1, keepdims=True) + free.family.norm_eps)
+    x_BTD *= block["attention_norm"]["scale_E"][None, None]
+    own = block["attention"]["mixer"]
+    return jax.nn.hard_sigmoid(x_BTD @ own["w_write_DK"] + own["b_write_K"][None, None]).mean()
+
+  assert 0.05 < fraction(params) < 0.95, "a weak test"
+  limited = dataclasses.replace(
+    free, memory=dataclasses.replace(free.memory, write_penalty=penalty)
+  )
+  before, after = (jax.value_and_grad(loss)(params, config) for config in (free, limited))
+  assert before[0] == after[0], "the loss itself does not change"
+  own = jax.grad(fraction)(params)
+  assert np.abs(own["blocks"]["attention"]["mixer"]["w_write_DK"]).max() > 1e-3, "a weak test"
+  expected = jax.tree.map(lambda x, y: x + penalty * y, before[1], own)
+  for got, want in zip(jax.tree.leaves(after[1]), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4 * np.abs(want).max())

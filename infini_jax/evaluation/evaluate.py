@@ -25,7 +25,6 @@ from infini_jax.evaluation import filing
 from infini_jax.evaluation import gates as gates_lib
 from infini_jax.evaluation.kept import Kept, sums
 from infini_jax.evaluation.knock_out import INTACT
-from infini_jax.evaluation.retrieval import Retrieval
 from infini_jax.evaluation.tasks import KINDS, Job, chosen, facts_of_job, jobs_of, open_task
 from infini_jax.models import abstract_params, costs, machine
 from infini_jax.parallel import check_divisible, make_mesh
@@ -112,7 +111,7 @@ def evaluate(
     known: dict[tuple[str, str], Any] = {}
     for job in jobs:
       started = time.perf_counter()
-      found = _run(job, evaluators.get(job.task), params, known, workdir.path, console)
+      found, kept = _run(job, evaluators.get(job.task), params, known, workdir.path, console)
       about["seconds"] = time.perf_counter() - started
       own = read.get(job.task, config)
       results = _results(job, _about_dataset(job, own, datasets), about, found)
@@ -121,6 +120,8 @@ def evaluate(
         place = filing.Evaluated.of(results).folder(job.name, newest)
         folder = workdir.path / "evaluation" / place
         filing.write(folder, results)
+        for one in kept:
+          one.clear()
         _show(job, found, results, own, workdir.path, folder, console)
   return everything
 
@@ -163,18 +164,23 @@ def _run(
   known: dict[tuple[str, str], Any],
   path: Path,
   console: Console,
-) -> dict[str, Any]:
-  """The result of every variant of a job. Results in `known`, from other jobs, are reused."""
+) -> tuple[dict[str, Any], list[Kept]]:
+  """The result of every variant of a job, and the files of progress, for after they are filed.
+
+  Results in `known`, from other jobs, are reused.
+  """
+  files = []
   for variant in job.variants:
     if (job.task, variant.name) not in known:
       how: dict[str, Any] = {}
-      if isinstance(evaluator, Retrieval) and jax.process_count() == 1:
+      if hasattr(evaluator, "fingerprint") and jax.process_count() == 1:
         of = digest([job.task, str(variant), sums(params), evaluator.fingerprint])
         how["kept"] = Kept(path / "evaluation" / "unfinished" / f"{job.task}-{of}.safetensors", of)
+        files.append(how["kept"])
       start = how["kept"].done if how else 0
       with track(console, f"{job.task}, {variant.name}", evaluator.chunks, start) as bar:
         known[job.task, variant.name] = evaluator.run(params, variant, advance=bar, **how)
-  return {variant.name: known[job.task, variant.name] for variant in job.variants}
+  return {variant.name: known[job.task, variant.name] for variant in job.variants}, files
 
 
 def _about_dataset(job: Job, config: Config, datasets: dict[str, Dataset]) -> dict[str, Any]:

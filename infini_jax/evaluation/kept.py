@@ -1,4 +1,7 @@
-"""The progress of a long evaluation on disk, so that it can continue after a stop."""
+"""The progress of a long evaluation on disk, so that it can continue after a stop.
+
+Each variant of a job has a file. A variant that is done keeps its file until the whole job is done.
+"""
 
 import json
 import time
@@ -14,6 +17,7 @@ from infini_jax.config import InputError
 from infini_jax.runs import tensors
 
 SECONDS = 60.0  # between two saves: the most time that a stop loses
+SAVING = 0.05  # the most of the time that saving may take; a large state is saved less often
 
 
 class Found(NamedTuple):
@@ -24,7 +28,7 @@ class Found(NamedTuple):
 
 
 class Kept:
-  """A file with the progress of an evaluation, removed when the evaluation is done.
+  """A file with the progress of an evaluation.
 
   Args:
     file: the path of the file; None saves nothing.
@@ -57,19 +61,26 @@ class Kept:
     return found.facts["done"] if found else 0
 
   @property
+  def is_file(self) -> bool:
+    """Whether progress is saved at all."""
+    return self._file is not None
+
+  @property
   def due(self) -> bool:
     """Whether it is time to save."""
-    return self._file is not None and time.monotonic() - self._last >= self._seconds
+    return self.is_file and time.monotonic() - self._last >= self._seconds
 
   def save(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
     """Replaces the saved progress."""
     assert self._file is not None
-    about = {"of": self._of, "facts": json.dumps(facts)}
+    about, started = {"of": self._of, "facts": json.dumps(facts)}, time.monotonic()
     tensors.save(self._file, arrays, about, checksum=True)
     self._last = time.monotonic()
+    if self._seconds:
+      self._seconds = max(self._seconds, (self._last - started) / SAVING)
 
   def clear(self) -> None:
-    """Removes the file: the evaluation is done."""
+    """Removes the file: the job is done."""
     if self._file is not None:
       self._file.unlink(missing_ok=True)
 

@@ -19,6 +19,8 @@ from scipy.special import stdtrit
 
 from infini_jax.config import Config
 from infini_jax.data import Documents, EvalLanes, Tokenizer
+from infini_jax.data.sources.base import digest
+from infini_jax.evaluation.kept import Found, Kept
 from infini_jax.evaluation.knock_out import EMPTY, INTACT, Variant
 from infini_jax.evaluation.passages import KEPT, Losses
 from infini_jax.evaluation.reading import Reader
@@ -147,7 +149,11 @@ def exp(x: float) -> float:
 
 
 class Perplexity:
-  """Evaluates documents of one store; compiles once for all variants and runs."""
+  """Evaluates documents of one store; compiles once for all variants and runs.
+
+  Attributes:
+    fingerprint: a short hash of all that is read, and of how it is read.
+  """
 
   def __init__(
     self,
@@ -156,8 +162,17 @@ class Perplexity:
     documents: Documents,
     tokenizer: Tokenizer,
     max_documents: int | None = None,
+    corpus: str = "",
   ):
     """Arranges the documents in lanes.
+
+    Args:
+      config: the config of the run.
+      mesh: the mesh of the parameters.
+      documents: what to read.
+      tokenizer: the tokenizer of the documents.
+      max_documents: by default `config.evaluation.max_documents`.
+      corpus: the fingerprint of the store of the documents.
 
     Raises:
       InputError: the split is empty.
@@ -175,6 +190,7 @@ class Perplexity:
       input_tokens=e.input_tokens,
     )
     self._reader = Reader(config, mesh)
+    self.fingerprint = digest(map(str, (corpus, config.model, e, max_documents)))
 
   @property
   def chunks(self) -> int:
@@ -182,7 +198,12 @@ class Perplexity:
     return len(self._lanes)
 
   def run(
-    self, params: Any, variant: Variant = INTACT, *, advance: Advance | None = None
+    self,
+    params: Any,
+    variant: Variant = INTACT,
+    *,
+    advance: Advance | None = None,
+    kept: Kept | None = None,
   ) -> Scores:
     """Reads every document, and returns the totals.
 
@@ -190,21 +211,38 @@ class Perplexity:
       params: the parameters of the model, on the mesh of this evaluator.
       variant: the whole memory, or an ablation.
       advance: called after each chunk with the chunks counted and their perplexity.
+      kept: the file of the progress, to continue from and to save to; for one process only.
     """
     keep = KEPT if variant in (INTACT, EMPTY) else 0
     tally = _Tally(self._config.model.segment_length, self._config.evaluation.input_tokens, keep)
+    reading, kept = self._reader.read(params, self._lanes, variant), kept or Kept()
     started, pending = time.perf_counter(), None
-    for done, (chunk, scores) in enumerate(self._reader.read(params, self._lanes, variant)):
+    if found := kept.load():
+      tally.go_on(found)
+      reading.go_on(found.arrays)
+      started -= found.facts["seconds"]
+
+    def count(done):
       if pending is not None:
-        tally.add(*pending)  # while the device computes this chunk
+        tally.add(*pending)
         if advance is not None:
           advance(done, tally.text())
+
+    def save():
+      facts = {"seconds": time.perf_counter() - started, "done": reading.done}
+      kept.save(reading.kept() | tally.arrays(), facts | tally.facts())
+
+    for chunk, scores in reading:
+      count(reading.done - 1)  # the chunk before, while the device computes this one
       assert scores is not None  # all chunks are wanted
       pending = (chunk, scores[0])
-    assert pending is not None  # EvalLanes refuses an empty split
-    tally.add(*pending)
-    if advance is not None:
-      advance(self.chunks, tally.text())
+      if kept.due:
+        count(reading.done)
+        pending = None
+        save()
+    count(self.chunks)
+    if kept.is_file:
+      save()
     return self._scores(tally, time.perf_counter() - started)
 
   def _scores(self, tally: "_Tally", seconds: float) -> Scores:
@@ -259,6 +297,8 @@ class Perplexity:
 class _Tally:
   """Sums in float64, by document, by position and by the number of compressions."""
 
+  SUMS = ("documents", "position", "compressions")
+
   def __init__(self, segment_length: int, input_tokens: int = 0, keep: int = 0):
     self._N, self._input, self._room = segment_length, input_tokens, keep
     self.nats: dict[int, list[np.ndarray]] = {}  # of single tokens, up to the limit
@@ -284,6 +324,22 @@ class _Tally:
     read = position[seen] % self._input if self._input else position[seen]  # since a reset
     _count(self.compressions, _floor_power(read // self._N, 1), nll[seen])
     self._keep(chunk["document_BS"], seen.reshape(B, S, -1), nll.reshape(B, S, -1))
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    """The losses of single tokens, for `go_on`."""
+    return {f"nats.{d}": np.concatenate(parts) for d, parts in self.nats.items()}
+
+  def facts(self) -> dict[str, Any]:
+    """The sums, for `go_on`."""
+    sums = {name: list(getattr(self, name).items()) for name in self.SUMS}
+    return {**sums, "room": self._room}
+
+  def go_on(self, found: Found) -> None:
+    """Continues from the sums and losses of an earlier tally."""
+    for name in self.SUMS:
+      setattr(self, name, {place: (count, nats) for place, (count, nats) in found.facts[name]})
+    of = {name.partition(".")[2]: x for name, x in found.arrays.items() if name.startswith("nats.")}
+    self.nats, self._room = {int(d): [x] for d, x in of.items()}, found.facts["room"]
 
   def _keep(self, document_BS: np.ndarray, seen_BSN: np.ndarray, nll_BSN: np.ndarray) -> None:
     """Keeps the losses of single tokens, up to the limit; after it, nothing more is kept."""

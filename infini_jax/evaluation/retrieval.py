@@ -194,6 +194,11 @@ class Retrieval:
     cells = [Cell(**cell) for cell in facts["cells"]]
     started = time.perf_counter() - facts["seconds"]
     done = sum(group.chunks for group in self._groups[: facts["group"]])
+
+    def save(group, arrays):
+      seconds, listed = time.perf_counter() - started, [dataclasses.asdict(cell) for cell in cells]
+      kept.save(arrays, {"group": group, "cells": listed, "seconds": seconds, "done": done})
+
     for g, group in enumerate(self._groups[facts["group"] :], facts["group"]):
       reading = _GroupReading(self._reader, params, variant, group)
       if found:
@@ -205,12 +210,10 @@ class Retrieval:
           reading.wait()
           advance(done, f"{group.length:,} tokens: {reading.tally.text()}")
         if kept.due:
-          seconds = time.perf_counter() - started
-          listed = [dataclasses.asdict(cell) for cell in cells]
-          facts = {"group": g, "cells": listed, "seconds": seconds, "done": done}
-          kept.save(reading.kept(), facts)
+          save(g, reading.kept())
       cells += reading.tally.cells()
-    kept.clear()
+    if kept.is_file:
+      save(len(self._groups), {})
     tokens = sum(group.tokens for group in self._groups)
     return Recalled(tuple(cells), tokens, time.perf_counter() - started)
 

@@ -43,7 +43,8 @@ class Kind(NamedTuple):
   """How a task is evaluated and shown."""
 
   dataset: str  # its name for `open_dataset`
-  evaluator: Callable[[Config, Mesh, Any], Any]  # has `chunks`, and `run(params, variant, advance)`
+  # Has `chunks`, `run(params, variant, advance)`; with `fingerprint`, `run` also takes `kept`.
+  evaluator: Callable[[Config, Mesh, Any], Any]
   tables: ModuleType  # has `draw`, `show` and `verdict`
   protocol: tuple[
     str, ...
@@ -55,7 +56,8 @@ class Kind(NamedTuple):
 
 def _perplexity(config: Config, mesh: Mesh, store: Store) -> Perplexity:
   e = config.evaluation
-  return Perplexity(config, mesh, store.split(e.split, e.document), store.tokenizer)
+  documents = store.split(e.split, e.document)
+  return Perplexity(config, mesh, documents, store.tokenizer, corpus=store.fingerprint)
 
 
 def _fields(section: str, names: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from infini_jax.config import InputError
 from infini_jax.data import prepare
 from infini_jax.data.store.mixture import open_mixture
+from infini_jax.evaluation.kept import Kept
 from infini_jax.evaluation.knock_out import INTACT, Variant
 from infini_jax.evaluation.perplexity import Perplexity, Scores, _floor_power, interval
 from infini_jax.evaluation.perplexity_tables import show
@@ -49,7 +50,9 @@ class Case:
     """The log-probabilities after each token of a document."""
     model = bind(self.config.model, params)
     flags = {"reset_BS": jnp.full((1, len(tokens_T) // N), empty), "cut_L": cut_L}
-    hidden, _ = model(tokens_T[None], model.state(1), **flags, empty_L=empty_L)
+    if empty_L is not None:  # only layers with their own state have it
+      flags["empty_L"] = empty_L
+    hidden, _ = model(tokens_T[None], model.state(1), **flags)
     return jax.nn.log_softmax(model.logits(hidden))[0]
 
   def evaluate(self, variant=INTACT, *, params=None, documents=None, **evaluation):
@@ -395,3 +398,43 @@ def test_a_mixture_is_read_whole_and_each_store_has_its_own_figures(case, texts,
   out = Console(file=io.StringIO(), width=200)
   show({"memory": found, "empty": found}, {"step": 3}, case.config, out)
   assert f"{stores[1]}: per token" in out.file.getvalue()
+
+
+class Stopped(Exception):
+  """Stops the evaluation."""
+
+
+@pytest.mark.parametrize(
+  "variant",
+  [INTACT, Variant("swap", swap=True), Variant("empty", empty=True)],
+  ids=lambda v: v.name,
+)
+def test_a_stopped_evaluation_continues_where_it_was(store, documents, tmp_path, variant):
+  """After any chunk, and after the last one: then nothing is read."""
+  case = Case(store, documents)
+  c = changed(case.config, evaluation=changed(case.config.evaluation, lanes=3, segments=2))
+  mesh = make_mesh(changed(c.mesh, data=1), jax.devices()[:1])
+  file = tmp_path / "kept.safetensors"
+  with jax.set_mesh(mesh):
+    evaluator = Perplexity(c, mesh, documents, store.tokenizer)
+    want = evaluator.run(case.params, variant)
+    for stop in range(1, evaluator.chunks, 5):
+
+      def advance(done, text, stop=stop):
+        if done > stop:
+          raise Stopped
+
+      with pytest.raises(Stopped):
+        evaluator.run(case.params, variant, advance=advance, kept=Kept(file, "this", seconds=0))
+      kept, done = Kept(file, "this", seconds=0), []
+      assert kept.done == stop
+      count = lambda i, text, done=done: done.append(i)
+      found = evaluator.run(case.params, variant, advance=count, kept=kept)
+      assert done == list(range(stop + 1, evaluator.chunks + 1)), "no chunk is read twice"
+      again = evaluator.run(case.params, variant, advance=pytest.fail, kept=kept)
+      for scores in (found, again):
+        assert dataclasses.replace(scores, seconds=want.seconds) == want
+        assert scores.losses.nats.keys() == want.losses.nats.keys()
+        for d, nats in want.losses.nats.items():
+          np.testing.assert_array_equal(scores.losses.nats[d], nats)
+      kept.clear()

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -68,16 +67,18 @@ class Reader:
   def _score_segments(self, params, state, batch, from_BS):
     """As `_score_chunk`; segment s of lane b is read with the memory of lane `from_BS[b, s]`."""
     B, S = from_BS.shape
-    of_segment = lambda x, s: x.reshape(B, S, -1)[:, s]
-    scores = []
-    for s in range(S):
-      part = {name: of_segment(x, s) for name, x in batch.items()}
-      other = jax.tree.map(lambda x, s=s: _of_lanes(x, from_BS[:, s]), state)
+
+    def segment(state, xs):
+      part, from_B = xs
+      other = jax.tree.map(lambda x: _of_lanes(x, from_B), state)
       other = with_memory_of(self._config.model, state, other)
-      state = self._read_chunk(params, state, part, None)
-      scores.append(self._score_chunk(params, other, part, None)[1])
-    nll_BT, right_BT = (jnp.concatenate(x, 1) for x in zip(*scores, strict=True))
-    return state, Losses(nll_BT, right_BT)
+      scores = self._score_chunk(params, other, part, None)[1]
+      return self._read_chunk(params, state, part, None), scores
+
+    one_by_one = lambda x: shard(x.reshape(B, S, -1).swapaxes(0, 1), "_B_")
+    by_segment = jax.tree.map(one_by_one, batch)
+    state, scores = jax.lax.scan(segment, state, (by_segment, from_BS.T))
+    return state, jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, -1), scores)
 
   def _read_chunk(self, params, state, batch, cut_L, empty_L=None):
     return self._hidden(params, state, batch, cut_L, empty_L, state_only=True)[2]

@@ -14,7 +14,7 @@ from infini_jax.config import InputError
 from infini_jax.data import prepare
 from infini_jax.data.store.mixture import open_mixture
 from infini_jax.evaluation.kept import Kept
-from infini_jax.evaluation.knock_out import INTACT, Variant
+from infini_jax.evaluation.knock_out import EMPTY, INTACT, Variant
 from infini_jax.evaluation.perplexity import Perplexity, Scores, _floor_power, interval
 from infini_jax.evaluation.perplexity_tables import show
 from infini_jax.evaluation.reading import documents_read
@@ -406,7 +406,11 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize(
   "variant",
-  [INTACT, Variant("swap", swap=True), Variant("empty", empty=True)],
+  [
+    INTACT,
+    pytest.param(Variant("swap", swap=True), marks=pytest.mark.slow),
+    pytest.param(EMPTY, marks=pytest.mark.slow),
+  ],
   ids=lambda v: v.name,
 )
 def test_a_stopped_evaluation_continues_where_it_was(store, documents, tmp_path, variant):

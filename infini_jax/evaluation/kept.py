@@ -61,14 +61,14 @@ class Kept:
     return found.facts["done"] if found else 0
 
   @property
-  def is_file(self) -> bool:
+  def saves(self) -> bool:
     """Whether progress is saved at all."""
     return self._file is not None
 
   @property
   def due(self) -> bool:
     """Whether it is time to save."""
-    return self.is_file and time.monotonic() - self._last >= self._seconds
+    return self.saves and time.monotonic() - self._last >= self._seconds
 
   def save(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
     """Replaces the saved progress."""

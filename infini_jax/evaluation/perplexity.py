@@ -241,7 +241,7 @@ class Perplexity:
         pending = None
         save()
     count(self.chunks)
-    if kept.is_file:
+    if kept.saves:
       save()
     return self._scores(tally, time.perf_counter() - started)
 

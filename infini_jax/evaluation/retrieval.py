@@ -212,7 +212,7 @@ class Retrieval:
         if kept.due:
           save(g, reading.kept())
       cells += reading.tally.cells()
-    if kept.is_file:
+    if kept.saves:
       save(len(self._groups), {})
     tokens = sum(group.tokens for group in self._groups)
     return Recalled(tuple(cells), tokens, time.perf_counter() - started)

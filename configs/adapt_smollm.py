@@ -104,8 +104,9 @@ def get_config(stage="pretrain"):
     o.learning_rate, o.final_fraction = 1e-3, 0.1
     w.share, w.start_step, w.min_tokens = 0.8, 200, 512
   if stage == "million":
-    t.start_from, t.steps = "KEYS", 300
+    t.start_from, t.steps = "KEYS", 1000
     d.path = "BOOKS"
+    config.infini.write_penalty = 0.1  # else the filler is still written after 300 steps
     config.task.text_lanes, config.task.text_weight = 1, 2.0
     config.task.curriculum_steps = 0
     o.learning_rate, o.gate_learning_rate = 3e-3, 0.02

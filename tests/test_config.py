@@ -456,6 +456,9 @@ def test_several_values_are_tuples_whatever_they_were_written_as(tmp_path):
   assert (e.lengths, e.depths) == ((512, 1024), (0.0, 0.5)) and e.knock_out == ("reads", "empty")
   one = load_config([f"--config={file}", "--config.evaluation.lengths=(77,)"])
   assert one.evaluation.lengths == (77,)
+  for words in ("swap", "(swap)", "(swap,)", "[ swap , ]", "('swap',)"):
+    one = load_config([f"--config={file}", f"--config.evaluation.knock_out={words}"])
+    assert one.evaluation.knock_out == ("swap",), words
   for wrong in ("lengths=(1,'b')", "lengths=x", "depths=(2.0,)"):
     with pytest.raises(InputError) as error:
       load_config([f"--config={file}", f"--config.evaluation.{wrong}"])

@@ -1,5 +1,6 @@
 """Every file in configs/ loads, names its commands, and can be traced at full size on a CPU."""
 
+import dataclasses
 import math
 import runpy
 from pathlib import Path
@@ -83,7 +84,9 @@ def test_a_stage_of_an_adaptation_has_the_model_that_it_starts_from():
   model = {}
   for stage in ("pretrain", "passkey", "laptop", "far", "keys", "million"):
     config = load_config([f"--config={ROOT / 'configs/adapt_smollm.py'}:{stage}"])
-    model[stage] = config.model
+    # A weight in the loss may differ: it changes no parameter, and nothing that is computed.
+    memory = dataclasses.replace(config.model.memory, write_penalty=0.0)
+    model[stage] = dataclasses.replace(config.model, memory=memory)
   for stage, first in (("passkey", "pretrain"), ("far", "laptop"), ("million", "keys")):
     assert model[stage] == model[first], f"{stage} starts from {first}"
 

@@ -148,4 +148,5 @@ def _several(text: str, want: type) -> Any:
   inner = text.strip()
   if inner[:1] + inner[-1:] in ("()", "[]"):
     inner = inner[1:-1]
+  inner = inner.strip().removesuffix(",")  # of a tuple with one word
   return tuple(word.strip() for word in inner.split(","))

@@ -112,9 +112,12 @@ def test_decay_is_scaled_by_the_learning_rate(rng, name):
 
 
 def test_clipping_is_of_the_whole_gradient(rng):
-  """A large gradient of one parameter scales all gradients down."""
-  start = params(rng)
-  ones = jax.tree.map(jnp.ones_like, start)
+  """A large gradient of one parameter scales all gradients down.
+
+  Parameters start at zero: each is its update, and no digit is lost in a sum.
+  """
+  ones = jax.tree.map(jnp.ones_like, params(rng))
+  start = jax.tree.map(jnp.zeros_like, ones)
   c = config(optimizer={"clip_norm": 1.0, "eps": 1.0, "warmup_steps": 0, "weight_decay": 0.0})
   clipped = steps(make_optimizer(c), start, [ones])
   norm = optax.tree.norm(ones)

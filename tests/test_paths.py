@@ -174,6 +174,7 @@ def test_every_output_is_checked_before_anything_starts(places, capsys, monkeypa
   ):
     module, _, name = started.rpartition(".")
     monkeypatch.setattr(importlib.import_module(module), name, never)
+  monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(places / "absent.json"))  # no network
   monkeypatch.chdir(places)
   config = f"--config={Path(__file__).parent.parent / 'configs/demo.py'}"
   path = path.format(here=places)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from infini_jax.config import SPLITS, InputError
 from infini_jax.data.sources.base import (
+  CALLED,
   HELD_OUT,
   Corpus,
   CorpusPart,
@@ -20,6 +21,7 @@ from infini_jax.data.sources.base import (
   digest,
   middle,
   part_size,
+  split_rule,
   tried,
 )
 from infini_jax.data.sources.files import (
@@ -93,7 +95,7 @@ def open_folder(spec: str, path: str, train: bool = True, skips: bool = False) -
   Raises:
     InputError: as `list_documents`.
   """
-  splits, others = _find(path, train)
+  splits, note, others = _find(path, train)
   size = size_or_one if skips else file_size
   sizes = {d.path: size(d.path) for documents in splits.values() for d in documents}
   listing: list[str] = []
@@ -114,7 +116,10 @@ def open_folder(spec: str, path: str, train: bool = True, skips: bool = False) -
     if documents:
       parts.append(FolderPart((split,), filled, documents))
   fingerprint = digest(listing)
-  return Folder(spec, parts, fingerprint, left_out=others, skips=skips, train=splits["train"])
+  train_documents = splits["train"]
+  return Folder(
+    spec, parts, fingerprint, note=note, left_out=others, skips=skips, train=train_documents
+  )
 
 
 def list_documents(path: str) -> dict[str, list[Document]]:
@@ -123,15 +128,16 @@ def list_documents(path: str) -> dict[str, list[Document]]:
   Args:
     path: a folder, or the word `python-stdlib`. The folder is searched recursively for .txt .md
       .tex .py files, each plain or .gz. Hidden files are skipped, links are followed, and each file
-      is taken once. If the folder has the sub-folders train, validation and test, these are the
-      splits. Otherwise a hash of each document's name decides.
+      is taken once. Sub-folders that are named train, validation (valid, val, dev) and test, in
+      upper or lower case, are the splits, if there is one for train and one that is held out, or if
+      all documents are in them. A hash of each document's name decides where no folder does.
 
   Returns:
     The documents of "train", "validation" and "test", each in the order of their names.
 
   Raises:
-    InputError: there is no such folder, it has no documents or too few to split, or a folder in it
-      cannot be read.
+    InputError: there is no such folder, it has no documents, too few to split or none for train, or
+      a folder in it cannot be read.
   """
   return _find(path)[0]
 
@@ -171,10 +177,10 @@ def _text(document: Document, skips: bool) -> str:
     raise
 
 
-def _find(path: str, train: bool = True) -> tuple[dict[str, list[Document]], str]:
-  """The documents of each split, and what is left out."""
+def _find(path: str, train: bool = True) -> tuple[dict[str, list[Document]], str, str]:
+  """The documents of each split, a note on missing splits, and a line about what is left out."""
   if path == PYTHON_STDLIB:
-    return _split(_python_stdlib(), path, train), ""
+    return _split(_python_stdlib(), path, train), "", ""
   root = Path(expand(path))
   if not path or not root.exists():
     raise InputError(
@@ -182,38 +188,62 @@ def _find(path: str, train: bool = True) -> tuple[dict[str, list[Document]], str
       f"a prepared store, or the word {PYTHON_STDLIB}"
     )
   if not root.is_dir():
-    return _single(root, train), ""
+    return _single(root, train), "", ""
   start = Way(0, root, os.path.realpath(root))
-  has_splits = all((root / split).is_dir() for split in SPLITS)
-  found = _below([start.enter(split) for split in SPLITS] if has_splits else [start], SUFFIXES)
-  taken, rest = found
+  named = {name: CALLED[name.lower()] for name in _folders(start) if name.lower() in CALLED}
+  held_out = "train" in named.values() and len(set(named.values())) > 1
+  taken, rest = _below([start.enter(name) for name in named] if held_out else [start], SUFFIXES)
   if not taken:
     there = left_out(rest).partition(": ")[2]
     raise InputError(
       f"corpus {path!r}: no {' '.join(SUFFIXES)} file (plain or .gz) in this folder"
       f"{there and f', but {there}'}; rename the texts or give another folder"
     )
-  if has_splits:
-    return _given_splits(start, found, path, train)
-  return _split(_documents(root, once(taken)), path, train), left_out(rest)
+  split_of = lambda way: named.get(way.path.relative_to(root).parts[0], "")
+  if not all(map(split_of, taken)):
+    return _split(_documents(root, once(taken)), path, train), "", left_out(rest)
+  ways = one_split(taken, split_of)
+  splits = {split: _documents(root, (w for w in ways if split_of(w) == split)) for split in SPLITS}
+  known = {way.real for way in taken}  # a split may link to files next to it
+  outside = [way for ways in _below([start], SUFFIXES) for way in ways if way.real not in known]
+  note = split_rule(set(named.values()))[1]
+  return _given_splits(splits, named, path, train), note, left_out([*rest, *outside])
+
+
+def _folders(root: Way) -> list[str]:
+  """The names of the folders in a folder."""
+  return [way.path.name for way in root.entries() if way.path.is_dir()]
 
 
 def _given_splits(
-  root: Way, found: Listing, path: str, train: bool
-) -> tuple[dict[str, list[Document]], str]:
-  """The documents of the folders train, validation and test, and a line about what is left out."""
-  top = lambda way: way.path.relative_to(root.path).parts[0]
-  documents = _documents(root.path, one_split(found.taken, top))
-  splits = {split: [d for d in documents if d.name.split("/")[0] == split] for split in SPLITS}
-  for split, members in splits.items():
-    if not members and train:
+  splits: dict[str, list[Document]], named: dict[str, str], path: str, train: bool
+) -> dict[str, list[Document]]:
+  """The splits of sub-folders; those that no folder is named for are taken from train.
+
+  Raises:
+    InputError: training needs a split that has no documents, or too few in train to be taken from.
+  """
+  missing = [split for split in SPLITS if split not in named.values()]
+  if train and "train" in missing:
+    raise InputError(
+      f"corpus {path!r}: all documents are in {', '.join(f'{name}/' for name in sorted(named))}, "
+      f"which are held out; add train/, or rename what is for training"
+    )
+  for name, split in sorted(named.items()):
+    if train and not splits[split]:
       raise InputError(
-        f"corpus {path!r}: its folder {split}/ has no documents that are in no other split; add "
+        f"corpus {path!r}: its folder {name}/ has no documents that are in no other split; add "
         f"some to it"
       )
-  known = {way.real for way in found.taken}  # a split may link to files next to it
-  outside = [way for ways in _below([root], SUFFIXES) for way in ways if way.real not in known]
-  return splits, left_out([*found.rest, *outside])
+  documents = splits["train"]
+  if len(documents) > len(missing) * _share(documents):
+    return splits | _hold_out(documents, missing)
+  if train:
+    raise InputError(
+      f"corpus {path!r}: no folder for {' or '.join(missing)}, and {len(documents)} document(s) "
+      f"for train, too few to hold one out; add {' and '.join(f'{split}/' for split in missing)}"
+    )
+  return splits
 
 
 def _below(starts: list[Way], suffixes: tuple[str, ...], skip: Collection[str] = ()) -> Listing:
@@ -270,10 +300,17 @@ def _split(documents: list[Document], path: str, train: bool) -> dict[str, list[
       f"and one for test: split the text in at least 3 files, or make the folders "
       f"train/ validation/ test/"
     )
-  held_out = max(1, round(HELD_OUT * len(documents)))
+  return _hold_out(documents, ["validation", "test"])
+
+
+def _hold_out(documents: list[Document], splits: list[str]) -> dict[str, list[Document]]:
+  """Documents for each of these splits, by a hash of their names; the others are for train."""
+  share = _share(documents)
   by_hash = sorted(documents, key=lambda d: hashlib.blake2b(os.fsencode(d.name)).digest())
-  return {
-    "train": sorted(by_hash[2 * held_out :]),
-    "validation": sorted(by_hash[:held_out]),
-    "test": sorted(by_hash[held_out : 2 * held_out]),
-  }
+  held_out = {split: sorted(by_hash[i * share : (i + 1) * share]) for i, split in enumerate(splits)}
+  return {"train": sorted(by_hash[len(splits) * share :]), **held_out}
+
+
+def _share(documents: list[Document]) -> int:
+  """How many documents a split that is held out gets."""
+  return max(1, round(HELD_OUT * len(documents)))

@@ -46,6 +46,38 @@ def test_folders_named_like_splits_are_the_splits(tmp_path):
   }
 
 
+@pytest.mark.parametrize(
+  "held_out,missing", [("Test", "validation"), ("dev", "test"), ("val", "test")]
+)
+def test_a_split_without_a_folder_is_taken_from_train_alone(tmp_path, held_out, missing):
+  write(tmp_path, *(f"train/{i}.txt" for i in range(50)), f"{held_out}/x.txt", "notes.md")
+  splits = names(list_documents(str(tmp_path)))
+  (given,) = {"validation", "test"} - {missing}
+  assert splits[given] == [f"{held_out}/x.txt"]
+  assert len(splits[missing]) == 2 and len(splits["train"]) == 48
+  assert not set(splits[missing]) & set(splits["train"])
+  corpus = open_corpus(str(tmp_path))
+  assert corpus.note == f"no {missing} split in the corpus: 4% of train, chosen by a hash"
+  assert corpus.left_out == "left out: 1 files (1 .md)"
+
+
+def test_a_folder_that_is_named_for_a_split_but_has_no_train_beside_it_is_no_split(tmp_path):
+  """As in a tree of source code: its tests are documents like the others."""
+  write(tmp_path, *(f"{folder}/{i}.py" for folder in ("test", "source") for i in range(25)))
+  splits = names(list_documents(str(tmp_path)))
+  assert [len(splits[split]) for split in ("train", "validation", "test")] == [46, 2, 2]
+
+
+def test_held_out_texts_alone_are_evaluated_and_never_trained_on(tmp_path):
+  write(tmp_path, *(f"test/{i}.txt" for i in range(9)))
+  with pytest.raises(
+    InputError, match="all documents are in test/, which are held out; add train/"
+  ):
+    open_corpus(str(tmp_path))
+  corpus = open_corpus(str(tmp_path), train=False)
+  assert {split for part in corpus.parts for split in part.splits} == {"test"}
+
+
 def test_python_stdlib_is_text_without_installed_packages():
   splits = names(list_documents("python-stdlib"))
   everything = sum(splits.values(), [])
@@ -98,6 +130,7 @@ def test_names_are_text_whatever_their_bytes(tmp_path):
 def test_wrong_corpora_are_refused(tmp_path):
   write(tmp_path, "empty/a.bin", "few/a.txt", "few/b.txt")
   write(tmp_path, "splits/train/a.txt", "splits/test/b.txt", "splits/validation/c.bin")
+  write(tmp_path, "one/train/a.txt", "one/test/b.txt")
   for path, match in (
     (tmp_path / "none", "no such folder"),
     ("", "no such folder"),
@@ -105,6 +138,7 @@ def test_wrong_corpora_are_refused(tmp_path):
     (tmp_path / "empty", "no .txt .md .tex .py file"),
     (tmp_path / "few", r"2 document.*at least 3 files, or make the folders train/"),
     (tmp_path / "splits", "folder validation/ has no documents"),
+    (tmp_path / "one", r"no folder for validation, and 1 document.*add validation/"),
   ):
     with pytest.raises(InputError, match=match):
       list_documents(str(path))

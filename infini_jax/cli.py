@@ -83,10 +83,9 @@ def _train(args: argparse.Namespace, rest: list[str], console: Console) -> int:
     stop.end = processes.stop_all
     branch = branch_of(args.branch, args.step)
     config = load_config(rest, branch and branch.config(), _notice(console))
-    _set_flags(args, config)
+    _set_up(args, config)
     check_alike(config)
 
-    _remember_programs(config)
     if config.model.run.remat == "auto":
       from infini_jax.plan.remat import settled_here
 
@@ -98,14 +97,16 @@ def _train(args: argparse.Namespace, rest: list[str], console: Console) -> int:
 
 def _eval(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   with _all_processes(args, console) as check_alike:
-    from infini_jax.evaluation.evaluate import evaluate, own_config
+    from infini_jax.evaluation.evaluate import evaluate
     from infini_jax.evaluation.tasks import datasets_of
+    from infini_jax.runs.workdir import Workdir
 
     tasks = [name for name in (args.task or "").replace(" ", "").split(",") if name]
-    config = load_config(rest, own_config(args.workdir), _notice(console), datasets_of(tasks))
-    _set_flags(args, config)
+    config = load_config(
+      rest, Workdir(args.workdir).config_here(), _notice(console), datasets_of(tasks)
+    )
+    _set_up(args, config)
     check_alike(config)
-    _remember_programs(config)
     evaluate(config, args.workdir, console, args.step, tasks, args.typed, args.ema)
 
 
@@ -114,20 +115,15 @@ def _notice(console: Console) -> Callable[[str], None]:
   return lambda line: console.print(line, soft_wrap=True, highlight=False)
 
 
-def _set_flags(args: argparse.Namespace, config: Config | None = None) -> None:
-  """Sets XLA's flags for a config, by default that of the run.
+def _set_up(args: argparse.Namespace, config: Config | None) -> None:
+  """Sets XLA's flags, and keeps compiled programs for later commands, as a config says.
 
-  Only a process that is nothing but this command sets them.
+  Only a process that is nothing but this command sets flags. A command without a run has no config.
   """
-  from infini_jax.runs.workdir import Workdir
-
-  if args.alone and (config or args.workdir):
-    config = config or Workdir(args.workdir).config()
+  if config is None:
+    return
+  if args.alone:
     cpu.set_flags(os.environ, config.model.run.compute_dtype)
-
-
-def _remember_programs(config: Config) -> None:
-  """Keeps compiled programs for later runs."""
   name = config.model.run.compilation_cache
   if not name or (name == AUTO and os.environ.get("JAX_COMPILATION_CACHE_DIR")):
     return
@@ -140,6 +136,17 @@ def _remember_programs(config: Config) -> None:
   import jax
 
   jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _config(args: argparse.Namespace) -> Config | None:
+  """The config of the run of a command, or of the run that its state names."""
+  from infini_jax.inference.saved import config_of
+  from infini_jax.runs.workdir import Workdir
+
+  state = getattr(args, "load_state", None)
+  if args.workdir:
+    return Workdir(args.workdir).config_here()
+  return config_of(state) if state else None
 
 
 @contextlib.contextmanager
@@ -218,7 +225,7 @@ def _verify(args: argparse.Namespace, rest: list[str], console: Console) -> int:
 def _generate(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   from infini_jax.inference.command import generate
 
-  _set_flags(args)
+  _set_up(args, _config(args))
   generate(args, console)
 
 
@@ -231,30 +238,28 @@ def _serve(args: argparse.Namespace, rest: list[str], console: Console) -> int:
     missing = error.name or "a package"
     raise InputError(f"serve needs {missing}: pip install 'infini-jax[serve]'") from None
 
-  config = Workdir(args.workdir).config()
-  _set_flags(args, config)
-  _remember_programs(config)
+  _set_up(args, Workdir(args.workdir).config_here())
   return serve(args, console)
 
 
 def _score(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   from infini_jax.scoring.command import score
 
-  _set_flags(args)
+  _set_up(args, _config(args))
   score(args, console)
 
 
 def _lm_eval(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   from infini_jax.scoring import harness
 
-  _set_flags(args)
+  _set_up(args, _config(args))
   harness.command(args, rest)
 
 
 def _chat(args: argparse.Namespace, rest: list[str], console: Console) -> None:
   from infini_jax.inference.terminal import chat
 
-  _set_flags(args)
+  _set_up(args, _config(args))
   chat(args, console)
 
 

@@ -14,6 +14,8 @@ import pytest
 import infini_jax
 from infini_jax import cli
 from infini_jax.evaluation.filing import newest, newest_file
+from infini_jax.inference import Session
+from infini_jax.runs.workdir import Workdir
 from tests import tiny
 from tests.compiling import QUICKLY
 
@@ -250,6 +252,37 @@ def test_a_second_run_finds_the_first_ones_programs(job, tmp_path):
     kept.append({p.name for p in (tmp_path / "programs").glob("*train_step*-cache")})
   assert kept[0], "nothing was kept of what was compiled"
   assert kept[1] == kept[0], "the step was compiled anew"
+
+
+@pytest.mark.parametrize(
+  "runs,command",
+  [
+    ("infini_jax.inference.command.generate", ["generate", "--workdir={run}", "--prompt=a"]),
+    ("infini_jax.inference.command.generate", ["generate", "--load-state={state}"]),
+    ("infini_jax.inference.terminal.chat", ["chat", "--workdir={run}"]),
+    ("infini_jax.scoring.command.score", ["score", "--load-state={state}", "--text=a"]),
+    ("infini_jax.scoring.harness.command", ["lm-eval", "--workdir={run}"]),
+  ],
+)
+def test_every_command_on_a_run_keeps_its_programs(job, tmp_path, monkeypatch, runs, command):
+  session = Session.load(job / "run")
+  session.save(tmp_path / "a.state")
+  kept = []
+  monkeypatch.setattr(runs, lambda *_: kept.append(jax.config.jax_compilation_cache_dir))
+  before = jax.config.jax_compilation_cache_dir
+  monkeypatch.setattr(
+    Workdir, "config_here", lambda run: in_folder(run.config(), tmp_path / "here")
+  )
+  try:
+    names = {"run": job / "run", "state": tmp_path / "a.state"}
+    assert cli.main([part.format(**names) for part in command]) == 0
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
+  assert kept == [str(tmp_path / "here")]
+
+
+def in_folder(c, folder):
+  return c.with_fields(run={"compilation_cache": str(folder)})
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(job):

@@ -37,21 +37,6 @@ from infini_jax.runs.workdir import Workdir
 from infini_jax.tasks import Benchmark, Conversations, Dataset, Pairs
 
 
-def own_config(path: str) -> Config:
-  """The config of a run, the default of its evaluation.
-
-  A folder of compiled programs from another machine is removed if this machine does not have it.
-
-  Raises:
-    InputError: there is no run.
-  """
-  config = Workdir(path).config()
-  folder = config.model.run.compilation_cache
-  if folder == "auto" or os.access(folder, os.W_OK):
-    return config
-  return config.with_fields(run={"compilation_cache": ""})
-
-
 def evaluate(
   config: Config,
   path: str,

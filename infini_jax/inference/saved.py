@@ -26,6 +26,7 @@ from infini_jax.inference.engine import Engine
 from infini_jax.inference.lane import Lane
 from infini_jax.models import machine, param_shapes
 from infini_jax.ops.attention import Segment
+from infini_jax.paths import local
 from infini_jax.runs import tensors
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir
@@ -149,6 +150,16 @@ def load(
     lanes = _lanes(file, header, run.engine.segment)
     told = Told(*header["chat"]) if "chat" in header else None
     return run, _stream(file, run.engine.template(len(lanes))), lanes, told
+
+
+def config_of(path: str | Path) -> Config | None:
+  """The config of the run that a state names; None if it cannot be found, which `load` reports."""
+  try:
+    found = tensors.Tensors(local(path)).metadata.items()
+    (header,) = [json.loads(text) for name, text in found if name.startswith(KIND)]
+    return Workdir(header["workdir"]).config_here()
+  except (InputError, KeyError, OSError, TypeError, ValueError):
+    return None
 
 
 def _header(file: tensors.Tensors) -> dict[str, Any]:

@@ -15,6 +15,7 @@ A workdir is complete without other files:
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,6 +176,14 @@ class Workdir:
     if run is None:
       raise InputError(f"{self.path}: no run here; train first with --workdir={self.path}")
     return run["config"]
+
+  def config_here(self) -> Config:
+    """The same without a folder of compiled programs that this machine does not have."""
+    config = self.config()
+    folder = config.model.run.compilation_cache
+    if folder == "auto" or os.access(folder, os.W_OK):
+      return config
+    return config.with_fields(run={"compilation_cache": ""})
 
   def standing(self) -> str:
     """A text that must be equal in all processes: a hash of run.json, and the newest checkpoint."""

@@ -12,7 +12,7 @@ from infini_jax.config import InputError
 from infini_jax.data.tokenizers import ByteTokenizer, WordTokenizer
 from infini_jax.inference import OpenedRun, Session
 from infini_jax.inference.engine import Engine, checksum
-from infini_jax.inference.saved import _named, _stream
+from infini_jax.inference.saved import _named, _stream, config_of
 from infini_jax.runs import tensors
 from infini_jax.runs.workdir import Workdir
 from tests.tiny import changed, config, fake_params, model_config
@@ -49,6 +49,17 @@ def test_a_state_finds_its_run_by_its_header(session, state, trained):
   assert {"config", "parameters", "tokenizer", "workdir", "step", "position"} <= set(
     json.loads(header)
   )
+
+
+def test_the_config_of_its_run_is_known_before_it_is_loaded(session, state, trained, tmp_path):
+  assert config_of(state) == Workdir(trained[1]).config()
+  (tmp_path / "text").write_text("no state")
+  gone = tmp_path / "gone.state"
+  session.fork().save(gone)
+  moved = gone.read_bytes().replace(str(trained[1]).encode(), b"?" * len(str(trained[1])))
+  gone.write_bytes(moved)
+  for path in (gone, tmp_path / "text", tmp_path / "nothing"):
+    assert config_of(path) is None
 
 
 def refused(state, message, **how):

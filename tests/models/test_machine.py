@@ -8,9 +8,10 @@ import jax
 import pytest
 
 from infini_jax.config import HOW_TO_RUN, InputError, MeshConfig, RunConfig
-from infini_jax.evaluation.evaluate import evaluate, own_config
+from infini_jax.evaluation.evaluate import evaluate
 from infini_jax.inference import Session
 from infini_jax.models.machine import check_machine, elsewhere, here
+from infini_jax.runs.workdir import Workdir
 from infini_jax.training.loop import train
 from tests.tiny import changed, config, quiet
 
@@ -75,7 +76,7 @@ def test_such_a_run_writes_and_is_evaluated_alike(trained, from_a_tpu):
   for one in (session, before):
     one.read("a text to go on from")
   assert list(session.generate(8, seed=1)) == list(before.generate(8, seed=1))
-  c = own_config(str(from_a_tpu))
+  c = Workdir(from_a_tpu).config_here()
   assert c.model.run.compilation_cache == "", "a folder of that machine"
   assert c.model.run.attention == "splash" and c.mesh.seq == 4
   said = quiet()

@@ -8,6 +8,7 @@ its .gguf file. A stopped evaluation continues if the same command is given agai
 """
 
 import argparse
+import hashlib
 import subprocess
 import sys
 import zipfile
@@ -46,8 +47,13 @@ def main() -> int:
     ):
       return 1
   adapt = [*cli, "adapt", str(original), str(adapted), f"--adapter={args.adapter}"]
-  if not adapted.exists() and not ran("adapt", adapt, root, console):
-    return 1
+  used, digest = root / "adapter.sha256", digest_of(ROOT / args.adapter)
+  if not adapted.exists():
+    used.write_text(digest)
+    if not ran("adapt", adapt, root, console):
+      return 1
+  elif not used.exists() or used.read_text() != digest:
+    parser.error(f"--workdir={args.workdir}: {adapted} has another adapter; give another folder")
   asked = [f"--config.evaluation.lengths=({args.lengths},)"]
   asked += [f"--config.evaluation.samples={args.samples}", "--task=passkey"]
   lanes = min(8, args.samples)  # with more, some are empty for a part of the time
@@ -64,6 +70,12 @@ def main() -> int:
       soft_wrap=True,
     )
   return 0
+
+
+def digest_of(adapter: Path) -> str:
+  """The SHA-256 of an adapter's parameters; empty if there are none, which `adapt` reports."""
+  file = adapter / "adapter.safetensors"
+  return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
 
 
 def download(root: Path, console: Console) -> Path | None:

@@ -25,10 +25,11 @@ Command: python train.py --config=configs/adapt_smollm.py:million --workdir=MILL
 Command: python train.py --config=configs/adapt_smollm.py:text --workdir=TEXT
 Hardware: one GPU with 40 GB or more; 2 CPU cores for `:laptop`, and for the other stages in a short
 form (docs/adapt.md)
-Time: not measured; `:laptop` 65 minutes on 2 CPU cores with other work, `:far` 45 minutes
+Time: not measured; `:laptop` 65 minutes on 2 CPU cores with other work, `:far` 45 minutes; on one
+thread of two `:keys` 37 minutes, `:million` 164
 Expect: not measured; the paper's 1B model found 94 to 100% of tokens at 1M. `:laptop` finds all
 keys in 256 tokens, and 0.60 of them in 1,024. `:far` finds 0.85 to 1.00 in 1,024, and 0.65 to 0.95
-in 4,096. With the memory held empty they find none
+in 4,096. `:million` finds all keys in up to 1,048,576. With the memory held empty they find none
 """
 
 from infini_jax.config import base_config

@@ -19,6 +19,7 @@ from infini_jax.convert import command as conversion
 from infini_jax.failures import status_of
 from infini_jax.paths import folder_to_write, local
 from infini_jax.progress import make_console
+from infini_jax.quiet import ignore_late_answers
 from infini_jax.sweep import command as sweeping
 from infini_jax.training.stop_signal import STOPPED, StopSignal
 
@@ -35,6 +36,7 @@ def program(argv: list[str] | None = None) -> NoReturn:
   for name in ("stdout", "stderr"):
     if getattr(sys, name) is None:  # closed, as by a shell's >&-
       setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+  ignore_late_answers()
   status = main(argv, alone=True)
   sys.stdout.flush()
   sys.stderr.flush()
@@ -139,13 +141,18 @@ def _set_up(args: argparse.Namespace, config: Config | None) -> None:
 
 
 def _config(args: argparse.Namespace) -> Config | None:
-  """The config of the run of a command, or of the run that its state names."""
+  """The config of the run of a command, or of the run that its state names.
+
+  None if there is no run: the command reports it, after it has checked its flags.
+  """
   from infini_jax.inference.saved import config_of
   from infini_jax.runs.workdir import Workdir
 
   state = getattr(args, "load_state", None)
   if args.workdir:
-    return Workdir(args.workdir).config_here()
+    with contextlib.suppress(InputError):
+      return Workdir(args.workdir).config_here()
+    return None
   return config_of(state) if state else None
 
 

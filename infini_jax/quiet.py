@@ -27,10 +27,10 @@ class _NotTheirs(logging.Filter):
 
 
 def _is_late_answer(error: BaseException | None, trace: TracebackType | None) -> bool:
-  """Whether a thread of a failed save ends after the save was given up.
+  """Whether a thread of a failed save or restore ends after that was given up.
 
-  TensorStore then calls an event loop that Orbax has closed, and prints the traceback. The save
-  itself has reported its failure.
+  TensorStore then calls an event loop that Orbax has closed, and prints the traceback. The save or
+  the restore itself has reported its failure.
   """
   if not isinstance(error, RuntimeError) or str(error) != "Event loop is closed":
     return False
@@ -39,6 +39,20 @@ def _is_late_answer(error: BaseException | None, trace: TracebackType | None) ->
       return False
     trace = trace.tb_next
   return True
+
+
+def ignore_late_answers() -> None:
+  """Never prints a late answer of a thread again: for a process that is nothing but a command.
+
+  A thread may end after `quiet`, even while the process ends.
+  """
+  before = sys.unraisablehook
+
+  def hook(told: Any) -> None:
+    if not _is_late_answer(told.exc_value, told.exc_traceback):
+      before(told)
+
+  sys.unraisablehook = hook
 
 
 class _Quiet:

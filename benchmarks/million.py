@@ -8,7 +8,6 @@ its .gguf file. A stopped evaluation continues if the same command is given agai
 """
 
 import argparse
-import hashlib
 import subprocess
 import sys
 import zipfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from adapt import grid, ran
 from rich.console import Console
 
+from infini_jax.digests import short_hash
 from infini_jax.evaluation.filing import newest
 from infini_jax.paths import folder_to_write
 from infini_jax.progress import make_console
@@ -47,7 +47,7 @@ def main() -> int:
     ):
       return 1
   adapt = [*cli, "adapt", str(original), str(adapted), f"--adapter={args.adapter}"]
-  used, digest = root / "adapter.sha256", digest_of(ROOT / args.adapter)
+  used, digest = root / "adapter.hash", hash_of(ROOT / args.adapter)
   if not adapted.exists():
     used.write_text(digest)
     if not ran("adapt", adapt, root, console):
@@ -72,10 +72,10 @@ def main() -> int:
   return 0
 
 
-def digest_of(adapter: Path) -> str:
-  """The SHA-256 of an adapter's parameters; empty if there are none, which `adapt` reports."""
+def hash_of(adapter: Path) -> str:
+  """A hash of an adapter's parameters; empty if there are none, which `adapt` reports."""
   file = adapter / "adapter.safetensors"
-  return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
+  return short_hash(file.read_bytes()) if file.exists() else ""
 
 
 def download(root: Path, console: Console) -> Path | None:

@@ -42,9 +42,9 @@ def _is_late_answer(error: BaseException | None, trace: TracebackType | None) ->
 
 
 def ignore_late_answers() -> None:
-  """Never prints a late answer of a thread again: for a process that is nothing but a command.
+  """Prevents the output of late answers until the process ends: for a command of its own.
 
-  A thread may end after `quiet`, even while the process ends.
+  A thread may answer after the body of `quiet`, even while the process ends.
   """
   before = sys.unraisablehook
 

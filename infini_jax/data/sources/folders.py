@@ -235,7 +235,7 @@ def _given_splits(
         f"corpus {path!r}: its folder {name}/ has no documents that are in no other split; add "
         f"some to it"
       )
-  documents = splits["train"]
+  documents = splits["train"]  # at least one is left for train
   if len(documents) > len(missing) * _share(documents):
     return splits | _hold_out(documents, missing)
   if train:

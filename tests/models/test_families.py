@@ -33,9 +33,10 @@ ALONE = [
   {"global_every": 2, "global_nope": True, "rope_scaling": (2.0, 0.1, 2.0, 64.0, 1.2)},
 ]
 # All features at once: Gemma 3's, with Gemma 2's softcaps and Qwen 2's biases.
+# A larger query_scale makes the attention so sharp that it amplifies rounding beyond `CLOSE`.
 MIX = changed(
   PLAIN, layers=3, activation="geglu", rope_scaling=(8.0,), attention_bias=True, qk_norm=True,
-  norm_plus_one=True, post_norms=True, embed_scale=4.0, query_scale=0.9, attention_softcap=2.0,
+  norm_plus_one=True, post_norms=True, embed_scale=4.0, query_scale=0.3, attention_softcap=2.0,
   logit_softcap=3.0, window=8, global_every=3, window_theta=10.0,
 )  # fmt: skip
 CLOSE = dict(rtol=1e-4, atol=1e-4)

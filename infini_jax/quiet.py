@@ -44,8 +44,10 @@ def _is_late_answer(error: BaseException | None, trace: TracebackType | None) ->
 def ignore_late_answers() -> None:
   """Prevents the output of late answers until the process ends: for a command of its own.
 
-  A thread may answer after the body of `quiet`, even while the process ends.
+  A thread may answer after the body of `quiet`, even while the process ends. The same holds for the
+  other tasks of a failed restore: asyncio reports their failures when they are deleted.
   """
+  logging.getLogger("asyncio").addFilter(_NotTheirs())
   before = sys.unraisablehook
 
   def hook(told: Any) -> None:

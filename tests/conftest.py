@@ -12,15 +12,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.compiling import QUICKLY
+from tests.compiling import QUICKLY, with_eight_devices
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join(
-  [
-    os.environ.get("XLA_FLAGS", ""),
-    "--xla_force_host_platform_device_count=8",
-    *[QUICKLY] * (not os.environ.get("INFINI_JAX_TEST_OPTIMIZE")),
-  ]
+os.environ["XLA_FLAGS"] = with_eight_devices(
+  os.environ.get("XLA_FLAGS", ""), "" if os.environ.get("INFINI_JAX_TEST_OPTIMIZE") else QUICKLY
 )
 
 import jax

@@ -17,12 +17,11 @@ from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
-from tests.compiling import QUICKLY
+from tests.compiling import QUICKLY, with_eight_devices
 
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join(
-  [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", QUICKLY]
-)
+if __name__ == "__main__":  # under pytest, conftest.py has done it
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  os.environ["XLA_FLAGS"] = with_eight_devices(os.environ.get("XLA_FLAGS", ""), QUICKLY)
 
 import jax
 import numpy as np

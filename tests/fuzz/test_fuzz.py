@@ -5,10 +5,12 @@ import pytest
 
 from tests.fuzz import __main__ as fuzz
 
-CASES = {"ops": 1, "configs": 6, "files": 2, "requests": 40}
+# A case of the operations compiles all forms of a random attention: `make fuzz` has them.
+CASES = [pytest.param("ops", 1, marks=pytest.mark.slow)]
+CASES += [("configs", 6), ("files", 2), ("requests", 40)]
 
 
-@pytest.mark.parametrize(("part", "cases"), CASES.items())
+@pytest.mark.parametrize(("part", "cases"), CASES)
 def test_some_cases_of_each_part(part, cases, capsys):
   if part not in fuzz.PARTS:
     pytest.skip("needs the extra serve, and httpx")

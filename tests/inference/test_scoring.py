@@ -15,12 +15,17 @@ from infini_jax.inference import Session
 from infini_jax.inference.scoring import How, Text, each_of
 from infini_jax.models import bind
 from infini_jax.models.states import held_L
-from tests.inference.test_session import CASES, CHUNK, N, case_of, cases, draw, kept
+from tests.inference.test_session import CASES, CHUNK, N, case_of, draw, kept
 
 CLOSE = dict(rtol=1e-5, atol=2e-5)
 
 
-@pytest.fixture(scope="module", params=cases(CASES))
+SYSTEMS = [
+  pytest.param(name, marks=[pytest.mark.slow] * (name != "infini-delta")) for name in CASES
+]
+
+
+@pytest.fixture(scope="module", params=SYSTEMS)
 def case(request):
   return case_of(request.param)
 

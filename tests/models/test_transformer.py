@@ -83,12 +83,12 @@ def model_of(config):
 
 
 # Fast tests have one system for each kind of state. The systems also have their own tests.
-SLOW = ("infini-linear", "pooled", "autocompressor")
+FAST = ("infini-delta", "local", "full", "transformer_xl", "compressive", "rmt", "memorizing")
 
 
 @pytest.fixture(
   scope="module",
-  params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES],
+  params=[pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in CASES],
 )
 def model(request):
   return model_of(CASES[request.param])

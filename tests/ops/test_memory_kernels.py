@@ -104,8 +104,15 @@ def test_erase_is_what_delta_recalls(rng, small, order):
   compare(ours, plain, (k, count, z), *draws(rng, (B, S, K, E, E)), order)
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("local_order", ["BSNHE", "BKSGNE"])
+# Fast tests have each order once.
+@pytest.mark.parametrize(
+  "order,local_order",
+  [
+    pytest.param(order, local, marks=[pytest.mark.slow] * ((i + j) % 2))
+    for i, order in enumerate(ORDERS)
+    for j, local in enumerate(("BSNHE", "BKSGNE"))
+  ],
+)
 def test_read_mixes_by_the_gate_of_each_segment(rng, small, order, local_order):
   shapes = (B, S, N, H, E), (B, S, N, H, U), (B, S, K, E, U), (B, S, K, E), (B, S, H)
   q, local, M, z, gate = draws(rng, *shapes)
@@ -130,8 +137,14 @@ def test_read_mixes_by_the_gate_of_each_segment(rng, small, order, local_order):
   compare(ours, plain, (q, local, M, z, gate), *draws(rng, (B, S, N, H, U)), order)
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("to", [*ORDERS[1:], "BKSGNE"])
+@pytest.mark.parametrize(
+  "order,to",
+  [
+    pytest.param(order, to, marks=[pytest.mark.slow] * (i != j))
+    for i, order in enumerate(ORDERS)
+    for j, to in enumerate((*ORDERS[1:], "BKSGNE"))
+  ],
+)
 def test_rotate_is_rotary_positions_in_another_order(rng, small, order, to):
   (x,) = draws(rng, (B, S, N, H, E))
   turns = jnp.asarray(rng.uniform(0, 1, E // 2), jnp.float32)
@@ -164,7 +177,13 @@ def test_bfloat16_comes_and_goes_as_such(rng):
   close((M, z), exact[:2], "of bfloat16 keys and values the sums are float32")
 
 
-@pytest.mark.parametrize("E,rule", [(128, Rule("linear")), (256, Rule("delta", decay=0.9))])
+@pytest.mark.parametrize(
+  "E,rule",
+  [
+    pytest.param(128, Rule("linear"), marks=pytest.mark.slow, id="linear"),
+    pytest.param(256, Rule("delta", decay=0.9), id="delta"),
+  ],
+)
 def test_heads_first_around_splash_equals_plain_jax(rng, monkeypatch, E, rule):
   """As on a TPU: splash and all kernels, interpreted, with padding, resets and own projections."""
   B, T, N, H, K = 1, 512, 256, 2, 1

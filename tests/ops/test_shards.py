@@ -26,26 +26,35 @@ def place(values, specs, on):
   return jax.tree.map(put, values, specs)
 
 
-# Fast tests have each way of carrying once, with different sizes.
-CARRIED = {("seq8", "gathered"), ("seq4", "doubling")}
+# Fast tests have each way of carrying once, with different sizes, and each rule once.
+RULES = {
+  "linear": Rule("linear"),
+  "delta": Rule("delta"),
+  "linear-decay": Rule("linear", decay=0.8),
+  "delta-all": Rule("delta", True, decay=0.7),
+}
+FAST = {
+  *(("seq8", "gathered", rule) for rule in ("linear", "delta-all")),
+  *(("seq4", "doubling", rule) for rule in ("delta", "linear-decay")),
+}
 
 
 @pytest.mark.parametrize(
-  "rule",
-  [Rule("linear"), Rule("delta"), Rule("linear", decay=0.8), Rule("delta", True, decay=0.7)],
-  ids=["linear", "delta", "linear-decay", "delta-all"],
-)
-@pytest.mark.parametrize(
-  "sizes,gathered",
+  "sizes,gathered,rule",
   [
     pytest.param(
-      sizes, gathered, id=f"{name}-{way}", marks=[pytest.mark.slow] * ((name, way) not in CARRIED)
+      sizes,
+      gathered,
+      rule,
+      id=f"{name}-{way}-{of}",
+      marks=[pytest.mark.slow] * ((name, way, of) not in FAST),
     )
     for name, sizes in MESHES.items()
     for way, gathered in (("gathered", 8), ("doubling", 1))
+    for of, rule in RULES.items()
   ],
 )
-def test_infini_attention_over_devices_equals_one(rng, monkeypatch, sizes, rule, gathered):
+def test_infini_attention_over_devices_equals_one(rng, monkeypatch, sizes, gathered, rule):
   monkeypatch.setattr(shards, "GATHERED", gathered)
   over_devices_as_on_one(rng, sizes, rule, "parallel")
 
@@ -126,9 +135,22 @@ def test_what_cannot_be_divided_is_named(rng, tokens, options, message):
     infini_attention(*qkv, jnp.zeros(H), segment_length=N, **options)
 
 
-@pytest.mark.parametrize("V", [16, 64], ids=["head gathered", "vocabulary divided"])
-@pytest.mark.parametrize("chunk", [3, 1024])
-@pytest.mark.parametrize("columns", [("fsdp", "seq"), None], ids=["columns apart", "whole"])
+# Fast tests have each pair of two of the three choices.
+@pytest.mark.parametrize(
+  "V,chunk,columns",
+  [
+    pytest.param(
+      V,
+      chunk,
+      columns,
+      id=f"{'whole' if columns is None else 'columns apart'}-{chunk}-{how}",
+      marks=[pytest.mark.slow] * ((V == 64) ^ (chunk == 3) ^ (columns is None)),
+    )
+    for V, how in ((16, "head gathered"), (64, "vocabulary divided"))
+    for chunk in (3, 1024)
+    for columns in (("fsdp", "seq"), None)
+  ],
+)
 def test_loss_over_devices_equals_one(rng, V, chunk, columns):
   D, T = 8, 32  # 6 * T is under 8 * V where the vocabulary is the larger one
   f = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)

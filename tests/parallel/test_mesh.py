@@ -14,7 +14,10 @@ from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import TrainState, abstract_state, make_train_step
 from tests.tiny import changed, config, fake_params
 
-MESHES = {"8x1x1": (8, 1, 1, 1), "4x2x1": (4, 2, 1, 1), "2x2x2": (2, 2, 1, 2), "seq": (2, 1, 2, 2)}
+MESHES = {
+  **{"8x1x1": (8, 1, 1, 1), "4x2x1": (4, 2, 1, 1), "2x2x2": (2, 2, 1, 2), "seq": (2, 1, 2, 2)},
+  "fsdp-seq": (1, 2, 2, 2),
+}
 
 
 MODEL = {"segment_length": 8, "vocab_size": 32, "heads": 4, "kv_heads": 2, "gate_init": 0.5}
@@ -94,9 +97,8 @@ def alone(request):
   return c, losses, jax.device_get(state)
 
 
-# Fast tests have Adafactor with all family features, divided over lanes, width and heads, and AdamW
-# divided over the sequence.
-FAST = {("adafactor", "2x2x2"), ("adamw", "seq")}
+# The fast test divides lanes, width, the sequence and heads.
+FAST = {("adamw", "fsdp-seq")}
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,12 @@ def places(tree):
 
 
 @pytest.mark.parametrize(
-  "sizes", [(8, 1, 1, 1), (4, 2, 1, 1), (2, 2, 1, 1), (2, 2, 1, 2), (1, 1, 1, 1)], ids=str
+  "sizes",
+  [
+    *[(4, 2, 1, 1), (2, 2, 1, 2)],
+    *(pytest.param(s, marks=pytest.mark.slow) for s in [(8, 1, 1, 1), (2, 2, 1, 1), (1, 1, 1, 1)]),
+  ],
+  ids=str,
 )
 def test_microbatches_stay_spread_over_the_mesh(sizes):
   """16 lanes in 2 microbatches: each has at least as many lanes as devices."""
@@ -171,14 +178,14 @@ def test_microbatches_stay_spread_over_the_mesh(sizes):
   assert places(after.params) == places(before.params), "a step moves parameters"
 
 
-# Fast tests have `infini` with every layout, and each other system with one of them in turn.
+# Fast tests have six of the systems, each with one of the layouts.
 LAYOUTS = [(2, 1, (4, 2, 1, 1)), (4, 2, (2, 2, 1, 2)), (8, 4, (4, 1, 1, 2))]
 
 
 @pytest.mark.parametrize(
   "mixer,heads,kv_heads,sizes",
   [
-    pytest.param(mixer, *layout, marks=[pytest.mark.slow] * (mixer != "infini" and (i - j) % 6 > 0))
+    pytest.param(mixer, *layout, marks=[pytest.mark.slow] * ((i - j) % 6 > 0))
     for i, mixer in enumerate(SYSTEMS)
     for j, layout in enumerate(LAYOUTS)
   ],

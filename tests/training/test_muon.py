@@ -89,7 +89,9 @@ def test_all_that_is_no_matrix_of_a_layer_is_updated_as_by_adamw(rng):
 
 
 @pytest.mark.parametrize("layers", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 8))])
-@pytest.mark.parametrize("sizes", [(8, 1, 1, 1), (1, 2, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+  "sizes", [pytest.param((8, 1, 1, 1), marks=pytest.mark.slow), (1, 2, 2, 2)], ids=str
+)
 def test_every_mesh_makes_the_same_update_and_keeps_its_layout(rng, sizes, layers):
   made = config(model={"layers": layers}, optimizer={"name": "muon", "weight_decay": 0.1})
   params = fake_params(made.model)

@@ -186,7 +186,10 @@ def test_state_is_carried_only_when_asked_for(rng, plain):
   np.testing.assert_allclose(plain(first, second)[1]["loss"], alone["loss"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("mixer", ["local", "full", "transformer_xl"])
+@pytest.mark.parametrize(
+  "mixer",
+  [*(pytest.param(name, marks=pytest.mark.slow) for name in ("local", "full")), "transformer_xl"],
+)
 def test_baselines_train_and_carry_nothing(rng, mixer):
   c = experiment(model={"mixer": mixer}, data={"carry_state": False})
   losses = []

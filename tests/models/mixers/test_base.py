@@ -73,7 +73,10 @@ class Layer(NamedTuple):
     return Tokens(jnp.einsum("btd,dhe->bthe", x, self.weights[0]), *project(x), x, project)
 
 
-@pytest.fixture(params=CASES)
+SLOW = {"infini-linear": [pytest.mark.slow]}  # `infini-delta` has more forms of its own
+
+
+@pytest.fixture(params=[pytest.param(name, marks=SLOW.get(name, ())) for name in CASES])
 def system(rng, request):
   return System(rng, CASES[request.param])
 

@@ -89,6 +89,24 @@ def traced_once():
     yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_device():
+  """A mesh of size 1 has the first device only: its programs compile in half the time."""
+  from infini_jax.models import machine
+  from infini_jax.parallel import mesh
+
+  sizes = mesh.mesh_sizes
+
+  def made(config, devices):
+    given = tuple(getattr(config, axis) for axis in mesh.AXES)
+    return given if set(given) == {1} else sizes(config, devices)
+
+  with pytest.MonkeyPatch.context() as patch:
+    for module in (mesh, machine):
+      patch.setattr(module, "mesh_sizes", made)
+    yield
+
+
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory):
   """A folder of small texts in three splits."""
@@ -107,7 +125,7 @@ def taught(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(texts, tmp_path_factory):
-  """A finished run of six steps on eight devices: its config, its workdir, its state."""
+  """A finished run of six steps: its config, its workdir, its state."""
   from infini_jax.training.loop import train
   from tests.tiny import config, quiet
 
@@ -140,7 +158,8 @@ def averaged(trained, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained_on_task(tmp_path_factory):
-  """A finished run of four steps on passkey examples that start warm: config, workdir, state."""
+  """A finished run of four steps on passkey examples that start warm, on eight devices: its
+  config, its workdir, its state."""
   from infini_jax.training.loop import train
   from tests.tiny import config, quiet
 
@@ -152,6 +171,7 @@ def trained_on_task(tmp_path_factory):
     warm={"share": 0.7, "segments": 2, "min_tokens": 32, "max_tokens": 400, "growth": 1.5},
     train={"steps": 4, "checkpoint_every": 2, "eval_every": 3, "eval_documents": 2},
     evaluation={"lengths": (80, 200), "samples": 3, "knock_out": ("empty", "reads", "layers")},
+    mesh={"data": 8},
   )
   with jax.numpy_dtype_promotion("standard"):
     state = train(c, str(workdir), quiet())

@@ -12,7 +12,8 @@ import jax
 import pytest
 
 import infini_jax
-from infini_jax import cli
+from infini_jax import cli, processes
+from infini_jax.config import InputError
 from infini_jax.evaluation.filing import newest, newest_file
 from infini_jax.inference import Session
 from infini_jax.runs.workdir import Workdir
@@ -167,6 +168,43 @@ def test_xla_flags_are_those_of_the_runs_products_and_set_by_a_process_of_its_ow
   assert cli.main(wrong, alone=True) == 2 and found == ["float32", "bfloat16"]
 
 
+class Ended(BaseException):
+  """Instead of the end of this process."""
+
+
+@pytest.mark.parametrize(
+  "error,status,why",
+  [
+    (InputError("config.train.steps=0: make it more"), 2, "config.train.steps=0: make it more"),
+    (KeyboardInterrupt(), 130, "KeyboardInterrupt"),
+    (processes.PeerStopped(0, 75, "it was told to stop"), 75, None),
+  ],
+  ids=["wrong input", "ctrl-c", "another one stopped"],
+)
+def test_one_of_several_processes_ends_the_others_too(
+  tmp_path, monkeypatch, capsys, error, status, why
+):
+  ended = []
+
+  def give_up(status, **how):
+    ended.append((status, how))
+    raise Ended
+
+  def load(*_):
+    raise error
+
+  monkeypatch.setattr(processes, "start", lambda how: True)
+  monkeypatch.setattr(processes, "give_up", give_up)
+  monkeypatch.setattr(cli, "load_config", load)
+  with pytest.raises(Ended):
+    cli.main(["train", f"--workdir={tmp_path}"])
+  pressed = isinstance(error, KeyboardInterrupt)
+  assert ended == [(status, {} if why is None else {"together": not pressed, "why": why})]
+  said = capsys.readouterr().err
+  assert said.startswith("" if pressed else "infini-jax train: ")
+  assert said.count("\n") == (0 if pressed else 1)
+
+
 def test_closed_streams_are_no_error():
   code = "from infini_jax import cli; cli.program([])"
   done = subprocess.run(
@@ -285,6 +323,7 @@ def in_folder(c, folder):
   return c.with_fields(run={"compilation_cache": str(folder)})
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on(job):
   run = job / "stopped"
   command = ["train.py", f"--config={job / 'config.py'}", f"--workdir={run}"]

@@ -41,7 +41,7 @@ RUN: dict[str, dict[str, Any]] = {
   "train": {"steps": 6, "log_every": 1, "checkpoint_every": 100},
   "log": {"tensorboard": False},
   "evaluation": {"lanes": 8, "segments": 2},
-  "mesh": {"data": 8},
+  "mesh": {"data": 1},
 }
 # The model fields of every memory system, in a small size.
 SYSTEMS = {

@@ -29,6 +29,7 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=512)
   except (OSError, UnicodeError, OverflowError) as error:
     reason = getattr(error, "strerror", None) or str(error)
+    reason = reason.partition(" (while")[0]  # the address is in the line already
     raise InputError(f"--host={host} --port={port}: {reason}; choose another") from None
 
 

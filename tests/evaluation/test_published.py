@@ -100,6 +100,23 @@ def test_the_table_has_the_published_layout(tmp_path):
   assert len(lines) == len(scored.answers) and json.loads(lines[0])["task"] == "vt"
 
 
+def test_the_table_is_printed_for_every_ablation_and_says_if_the_memory_does_not_help():
+  memory, empty = answers(vt_4096=[1.0, 0.0], cwe_4096=[1.0]), answers(vt_4096=[1.0, 1.0])
+  console, results = quiet(), {"task": "ruler", "step": 7}
+  published_tables.show({"memory": memory, "empty": empty}, results, config(), console)
+  said = " ".join(console.file.getvalue().split())
+  assert "RULER" in said and "memory held empty" in said and "step 7" in said
+  assert "1 to 2 samples a cell" in said and "for 1 samples nothing was written" in said
+  for found, told in (
+    ({"memory": memory, "empty": empty}, True),
+    ({"memory": empty, "empty": memory}, False),
+    ({"memory": memory}, False),
+  ):
+    console = quiet()
+    published_tables.verdict(found, console)
+    assert ("show no effect of the memory" in console.file.getvalue()) is told
+
+
 def test_answers_have_the_published_lengths():
   assert [most_tokens(task) for task in ("niah_multikey_3", "vt", "cwe", "fwe", "qa_2", "qa3")] == [
     *(128, 30, 120, 50, 32, 15)

@@ -1,11 +1,13 @@
 """Summaries are written from whole documents, scored by the library, and saved with references."""
 
+import io
 import json
 import math
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 from rouge_score.rouge_scorer import RougeScorer
 
 from infini_jax.config import InputError
@@ -201,6 +203,22 @@ def test_trained_and_evaluated_from_files_on_eight_devices(pairs, tmp_path, carr
 def test_other_ablations_are_refused(pairs):
   with pytest.raises(InputError, match="leave 'empty'"):
     run(pairs, knock_out=("reads",))
+
+
+def test_the_scores_are_printed_and_drawn_for_every_ablation(greedy, tmp_path):
+  c, _, found = greedy
+  both, console = {"memory": found, "empty": found}, Console(file=io.StringIO(), width=200)
+  summarization_tables.show(both, {"step": 3}, c, console)
+  said = console.file.getvalue()
+  for figure in ("ROUGE-1", "overall", "step 3", "memory held empty", "reference:"):
+    assert figure in said, f"the table lacks {figure!r}"
+  drawn = summarization_tables.draw(both, {}, tmp_path)
+  assert drawn["summaries"].read_bytes().startswith(b"\x89PNG")
+  assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == len(found.answers)
+  console, none = quiet(), dict.fromkeys(found.answers[0].scores, 0.0)
+  silent = changed(found, answers=tuple(s._replace(scores=none) for s in found.answers))
+  summarization_tables.verdict({"memory": silent, "empty": silent}, console)
+  assert "No summary has a word" in " ".join(console.file.getvalue().split())
 
 
 def test_the_verdict_says_so_when_the_rest_of_the_document_does_not_help(greedy):

@@ -8,7 +8,7 @@ import pytest
 from infini_jax.config import InputError
 from infini_jax.evaluation.evaluate import evaluate
 from infini_jax.evaluation.filing import newest
-from infini_jax.evaluation.surgery import Cost, originals, verdict
+from infini_jax.evaluation.surgery import Cost, originals, show, verdict
 from infini_jax.report.page import report
 from infini_jax.runs.workdir import Workdir
 from tests.tiny import changed, quiet
@@ -59,6 +59,19 @@ def test_runs_without_an_original_are_refused(adapted, trained):
   )
   with pytest.raises(InputError, match="mesh.seq=2 with config.model.mixer='full'"):
     originals(divided)
+
+
+def test_each_model_has_a_row_with_its_change(adapted):
+  figures = {"original": 20.0, "original, its window": 18.0, "step 0": 20.5, "memory": 19.0}
+  costs = {name: Cost(p, 1.0, 3, 1, 1234, 10.0) for name, p in figures.items()}
+  console = quiet()
+  show(costs, {"step": 4}, adapted[0], console)
+  lines = [line for line in console.file.getvalue().splitlines() if "│" in line]
+  texts = ["windows of 16", "as long as its training's", "gates at -5", "adapted, step 4"]
+  for line, text, (name, p) in zip(lines, texts, figures.items(), strict=True):
+    assert text in line and f"{p:.3f}" in line, line
+    assert name == "original" or f"{100 * (p / 20 - 1):+.2f}%" in line, line
+  assert "1,234 tokens" in console.file.getvalue()
 
 
 def test_a_step_0_that_is_another_model_is_reported():

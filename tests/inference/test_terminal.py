@@ -168,6 +168,23 @@ def test_piped_lines_are_answered_and_an_error_ends_the_command(workdir, capsys,
   assert status == 2 and not out and "infini-jax chat: /read none.txt: no such file" in err
 
 
+def test_typed_lines_are_answered_and_an_error_ends_nothing(workdir, capsys, monkeypatch):  # noqa: F811
+  typed = iter(["/read none.txt", KeyboardInterrupt(), "Who?", EOFError()])
+
+  def type_(prompt):
+    line = next(typed)
+    if isinstance(line, BaseException):
+      raise line
+    return line
+
+  monkeypatch.setattr("builtins.input", type_)
+  monkeypatch.setattr(sys, "stdin", argparse.Namespace(isatty=lambda: True))
+  assert cli.main(["chat", f"--workdir={workdir}", "--tokens=5", "--temperature=0"]) == 0
+  out, err = capsys.readouterr()
+  assert shown(out) == shown(Session.load(workdir).chat([user("Who?")], **GREEDY))
+  assert "/read none.txt: no such file" in err and "(/quit or Ctrl-D ends)" in err
+
+
 @pytest.mark.parametrize(
   "flag, said",
   [

@@ -305,7 +305,7 @@ def plain_gradient(infini):
   [
     {"remat": "dots"},
     pytest.param({"remat": "full"}, marks=pytest.mark.slow),
-    {"remat": "offload"},
+    pytest.param({"remat": "offload"}, marks=pytest.mark.slow),
     {"implementation": "scan"},
     pytest.param({"implementation": "parallel"}, marks=pytest.mark.slow),
   ],

@@ -99,6 +99,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 def test_every_difference_is_named_on_every_process(processes, tmp_path):
   """And settings that may differ are ignored. One pair of processes tests all of it."""
   port, cases = free_port(), json.dumps([case for case, _ in CASES])

@@ -1,11 +1,15 @@
 """A process that dies or hangs is named in the last line of the others, which end in time."""
 
+import json
 import signal
 import time
 
+import jax
 import pytest
 
-from infini_jax.processes.presence import SILENT, Signs, last_words, named
+from infini_jax.processes import presence
+from infini_jax.processes.ending import REASON
+from infini_jax.processes.presence import GRACE, SILENT, Presence, Signs, last_words, named
 from tests.processes.conftest import free_port
 from tests.processes.test_runs import endless
 
@@ -25,6 +29,84 @@ def test_the_missing_are_named():
   assert last_words("process 1 of 2", [0]).startswith(
     "infini-jax: process 1 of 2 ends: process 0 does not answer. Start all of them"
   )
+
+
+class Service:
+  """The keys of a coordination service, in this process; `lost`: it does not answer."""
+
+  def __init__(self):
+    self.keys, self.lost = {}, False
+
+  def key_value_set(self, key, value, allow_overwrite=False):
+    if self.lost:
+      raise jax.errors.JaxRuntimeError("UNAVAILABLE: no answer\nmore")
+    assert allow_overwrite or key not in self.keys
+    self.keys[key] = value
+
+  def key_value_dir_get(self, folder):
+    return [(key, value) for key, value in self.keys.items() if key.startswith(f"{folder}/")]
+
+
+@pytest.fixture
+def service(monkeypatch):
+  """Two processes have a service; the test says which of them this process is."""
+  service = Service()
+  monkeypatch.setattr(presence, "client", lambda: service)
+  monkeypatch.setattr(presence, "process_count", lambda: 2)
+  monkeypatch.setattr(presence, "process_index", lambda: 0)
+  return service
+
+
+@pytest.fixture
+def ended(monkeypatch):
+  """The calls that would have ended this process."""
+  calls = []
+  monkeypatch.setattr(presence, "give_up", lambda *args, **how: calls.append((*args, how)))
+  return calls
+
+
+def test_process_0_publishes_who_is_missing_and_all_follow_one_that_stopped(
+  service, ended, monkeypatch
+):
+  now = [0.0]
+  monkeypatch.setattr(presence.time, "monotonic", lambda: now[0])
+  both = [Presence(lambda missing: None) for _ in range(2)]
+
+  def beat(me, at):
+    now[0] = at
+    monkeypatch.setattr(presence, "process_index", lambda: me)
+    return both[me]._beat()
+
+  assert [beat(0, 1.0), beat(1, 1.0), beat(0, 2.0)] == [[], [], []]
+  assert beat(0, 3 + SILENT) == [1] and beat(1, 3 + SILENT) == [1], "as process 0 has published"
+  assert beat(0, 4 + SILENT) == [], "it was only slow"
+  service.key_value_set(REASON, json.dumps([1, 75, "it was told to stop"]))
+  beat(0, 5 + SILENT)
+  assert not ended, "it may end by itself"
+  beat(0, 5.1 + SILENT + GRACE)
+  assert ended == [(75, "process 1 stopped: it was told to stop", {"together": False})]
+
+
+def test_a_service_that_does_not_answer_is_process_0(service, ended, monkeypatch):
+  monkeypatch.setattr(presence, "BEAT", 0.01)
+  monkeypatch.setattr(presence.atexit, "register", lambda call: None)
+  told = []
+  monkeypatch.setattr(presence.watchdog, "tell", told.append)
+  monkeypatch.setattr(presence, "_presence", None)
+  presence.watch()
+  try:
+    assert presence._presence.wait(0.1) == [], "nobody is missing"
+    service.lost = True
+    assert presence._presence.wait(30) == [0]
+    with presence.guard():
+      raise jax.errors.JaxRuntimeError("INTERNAL: a device lost its peer\nand more")
+  finally:
+    presence._presence.stop()
+  (line,) = told
+  assert line.startswith("infini-jax: process 0 of 2 ends: process 0 does not answer. Start all")
+  ((status, said, how),) = ended
+  assert status == 1 and how == {"together": False, "why": ""}, "there is no service to tell it to"
+  assert said.startswith("process 0 of 2 ends: process 0 does not answer (INTERNAL: a device lost")
 
 
 JOINED = """

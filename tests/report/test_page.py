@@ -283,6 +283,19 @@ def test_each_evaluation_has_its_tables(runs):
   assert page.table("Gate by layer and head")["layer 2"] == ["0.950", "0.700"]
 
 
+def test_runs_of_one_evaluation_share_a_picture(tmp_path, rng):
+  found = {
+    "perplexity": ("perplexity", scores(rng), {}),
+    "passkey": ("passkey", recalled(rng), {}),
+  }
+  folders = [write_run(tmp_path / name, found) for name in ("one", "two")]
+  page = written(*folders, write_run(tmp_path / "three"))
+  alts = [image["alt"] for image in page.images]
+  for what in ("Perplexity by position in the document", "Share recalled by length"):
+    assert f"Line chart: {what}, with the memory; one, two" in alts, alts
+  assert "Nothing was evaluated yet of three." in page.text
+
+
 def test_needles_of_different_kinds_are_different_tasks(tmp_path, rng):
   found = ("needle", recalled(rng), {})
   folder = jobs_of(config("corpus"), ["needle"])[0].name

@@ -10,12 +10,15 @@ import pytest
 
 from infini_jax import cli
 from infini_jax.config import load_config
+from infini_jax.runs.metrics import FILE as METRICS
 from infini_jax.runs.workdir import Workdir
 from infini_jax.sweep.command import FILE
+from infini_jax.sweep.local import Outcome
 from tests import tiny
 from tests.compiling import QUICKLY
 
 ROOT = Path(__file__).parent.parent.parent
+LAST = {"kind": "train", "step": 6, "loss": 1.25, "tokens_per_second": 9.0}
 GRID = ("--grid", "optimizer.learning_rate=1e-3,3e-3")
 
 
@@ -83,6 +86,38 @@ def test_a_folder_takes_one_sweep(file, tmp_path, capsys):
   assert "other settings (config.model.ffn: 32 there, 64 here)" in error
   (out / FILE).write_text("{")
   assert f"{FILE}: cannot be read" in refused(capsys, *sweep, *GRID)
+
+
+@pytest.mark.parametrize(
+  "outcome,status,line",
+  [
+    (Outcome([], [], False), 0, "next: infini-jax compare"),
+    (Outcome(["learning_rate=0.003"], [], False), 1, "1 of 2 runs failed: learning_rate=0.003"),
+    (Outcome([], ["learning_rate=0.003"], False), 75, "the same command continues from there"),
+    (Outcome([], [], True), 75, "the same command continues from there"),
+  ],
+)
+def test_the_end_of_a_sweep_has_a_table_and_a_status(
+  file, tmp_path, capsys, monkeypatch, outcome, status, line
+):
+  """The trainings are not started: the first run was trained before, the second was not."""
+
+  def run_all(folder, runs, arguments, console):
+    assert [run.name for run in runs] == ["learning_rate=0.001", "learning_rate=0.003"]
+    trained = Workdir(folder / runs[0].name)
+    trained.claim(runs[0].config, "corpus")
+    (trained.path / METRICS).write_text(json.dumps(LAST))
+    return outcome
+
+  monkeypatch.setattr("infini_jax.sweep.local.run_all", run_all)
+  out = tmp_path / "out"
+  assert cli.main(["sweep", file, f"--out={out}", *GRID]) == status
+  said = capsys.readouterr().out
+  assert "1 run, the best training loss first" in said and "1.25" in said and line in said
+  assert json.loads((out / FILE).read_text())["fields"] == ["optimizer.learning_rate"]
+  assert cli.main(["compare", str(out)]) == 0
+  assert "1.25" in capsys.readouterr().out
+  assert "no run here, and none in a folder" in refused(capsys, "compare", tmp_path / "none")
 
 
 @pytest.mark.slow

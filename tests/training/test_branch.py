@@ -13,7 +13,7 @@ from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.metrics import read_metrics
 from infini_jax.runs.workdir import Workdir
 from infini_jax.training import guard, loop
-from infini_jax.training.branch import FILE, Branch, branch_of
+from infini_jax.training.branch import FILE, Branch, begin_branch, branch_of
 from tests.tiny import changed, config, quiet
 
 SHAPE = {"decay_shape": "sqrt", "final_fraction": 0.3}
@@ -119,6 +119,28 @@ def test_what_cannot_branch_is_refused_and_leaves_nothing(stable, trained, tmp_p
   with pytest.raises(InputError, match=r"--step=3 without --branch=RUN: .*; leave it out"):
     branch_of(None, 3)
   assert branch_of(None, None) is None
+
+
+def test_a_folder_takes_one_branch(stable, tmp_path):
+  c, workdir = stable
+  here, of_four = tmp_path / "run", Branch(str(workdir), 4)
+  here.mkdir()
+  begin_branch(c, str(here), of_four)
+  content = {"run": str(workdir), "step": 4}
+  assert json.loads((here / FILE).read_text()) == content
+  kept = {file.name for file in here.iterdir()}
+  begin_branch(c, str(here), of_four)
+  begin_branch(c, str(here), Branch(str(workdir), None))
+  assert {file.name for file in here.iterdir()} == kept, "it is begun already"
+  for other, said in (
+    (content | {"step": 2}, f"holds a branch of {workdir}, step 2; name a new folder"),
+    (content | {"run": "/another"}, "holds a branch of /another, step 4; name a new folder"),
+    ([], "holds no branch; name a new folder"),
+  ):
+    (here / FILE).write_text(json.dumps(other))
+    with pytest.raises(InputError) as error:
+      begin_branch(c, str(here), of_four)
+    assert str(error.value) == f"--workdir={here}: {said}"
 
 
 def test_the_command_refuses_a_step_without_a_branch(capsys, tmp_path):

@@ -247,11 +247,13 @@ def after_a_while():
   return threading.enumerate()
 
 
+@pytest.mark.slow
 def test_a_process_without_progress_prints_its_stacks_and_ends(trained, tmp_path):
   c, _, _ = trained
   config = tmp_path / "config.py"
   sections = json.loads(c.to_json())
   sections["guard"] |= {"hang": 3}
+  sections["mesh"]["data"] = -1
   config.write_text(
     "from infini_jax.config import base_config\n\n\ndef get_config():\n"
     f"  config = base_config()\n  config.update({sections!r})\n  return config\n"

@@ -100,6 +100,7 @@ def test_loss_is_the_mean_over_real_tokens(rng, plain):
   np.testing.assert_allclose(metrics["loss"], nll[b["mask_BT"]].mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_penalty_on_what_is_written_weighs_the_same_in_microbatches(rng):
   """One layer without a loss: only the penalty moves the write gates."""
   penalized = {"layers": 1, "write_gate": True, "write_penalty": 3.0}

@@ -134,7 +134,11 @@ def test_read_and_write_in_turn_are_the_same_on_a_mesh(rng):
   jax.tree.map(close, got[1], want[1])
 
 
-@pytest.mark.parametrize("pieces", [[1] * T, [3, 1, 2, 2, 4, 1, 3]], ids=["tokens", "pieces"])
+@pytest.mark.parametrize(
+  "pieces",
+  [pytest.param([1] * T, marks=pytest.mark.slow, id="tokens"), [3, 1, 2, 2, 4, 1, 3]],
+  ids=lambda _: "pieces",
+)
 def test_the_extension_is_read_and_write_in_turn(rng, system, pieces):
   x = jnp.float32(rng.standard_normal((B, T, D)))
 

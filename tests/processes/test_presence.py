@@ -89,6 +89,7 @@ def test_process_0_publishes_who_is_missing_and_all_follow_one_that_stopped(
 
 def test_a_service_that_does_not_answer_is_process_0(service, ended, monkeypatch):
   monkeypatch.setattr(presence, "BEAT", 0.01)
+  monkeypatch.setattr(presence, "SILENT", 60.0)  # process 1 is not missing yet
   monkeypatch.setattr(presence.atexit, "register", lambda call: None)
   told = []
   monkeypatch.setattr(presence.watchdog, "tell", told.append)

@@ -29,7 +29,7 @@ from infini_jax.models import bind
 from infini_jax.models.mixers.base import Chunk
 from infini_jax.parallel import make_mesh
 from infini_jax.progress import make_console
-from infini_jax.report.comparison import TRAINING, figures
+from infini_jax.report.comparison import TRAINING, training_loss
 from infini_jax.report.runs import read_runs
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import initial_state, make_train_step
@@ -175,7 +175,7 @@ def rates(widths: list[int], args: argparse.Namespace) -> int:
   found: dict[tuple[int, int], dict[float, float]] = {}
   for run in runs:
     m, rate = run.config.model, run.config.optimizer.learning_rate
-    found.setdefault((m.width_base, m.width), {})[rate] = figures(run)[TRAINING]
+    found.setdefault((m.width_base, m.width), {})[rate] = training_loss(run)
   every = sorted({rate for losses in found.values() for rate in losses})
   table = Table(title=f"{TRAINING} by width and learning rate")
   for name in ("", "width", *(f"{rate:g}" for rate in every), "least at"):

@@ -12,6 +12,7 @@ from tests.plan.test_hbm import PROGRAM
 
 ROOT = Path(__file__).parent.parent
 NO_COMMAND = {"record", "peer_torch"}  # modules of others
+NO_COMMAND |= {"peer_jla"}  # runs in the environment of another project
 BENCHMARKS = [f for f in sorted((ROOT / "benchmarks").glob("*.py")) if f.stem not in NO_COMMAND]
 
 

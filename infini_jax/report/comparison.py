@@ -38,9 +38,8 @@ def comparison(runs: Sequence[RunFiles], by: Sequence[str]) -> Table:
   of: Any
   for of, some in trained(runs).items():
     for run in some:
-      if losses := [loss for _, loss in run.losses]:
-        tail = losses[-max(1, len(losses) // PART) :]
-        about[run.name][TRAINING] = sum(tail) / len(tail), of
+      if (loss := training_loss(run)) is not None:
+        about[run.name][TRAINING] = loss, of
   for of, some in trained([run for run in runs if run.validated], validated=True).items():
     for run in some:
       own = {k: v for k, v in scalars(run.validated[-1]) if k not in (*COSTS, "step")}
@@ -81,6 +80,13 @@ def comparison(runs: Sequence[RunFiles], by: Sequence[str]) -> Table:
         table.caption = f"{OTHER} of another text, tokenizer or protocol than the first"
     table.add_row(run.name, *mine, step, *cells)
   return table
+
+
+def training_loss(run: RunFiles) -> float | None:
+  """The mean loss of the last tenth of the logged steps; None: no step is logged."""
+  losses = [loss for _, loss in run.losses]
+  tail = losses[-max(1, len(losses) // PART) :]
+  return sum(tail) / len(tail) if tail else None
 
 
 def _measured(run: RunFiles) -> dict[str, tuple[float, Any]]:

@@ -1,5 +1,7 @@
 """Every benchmark says what it takes; quick ones run to their end, with tiny shapes."""
 
+import ast
+import importlib.util
 import json
 import os
 import subprocess
@@ -14,6 +16,16 @@ ROOT = Path(__file__).parent.parent
 NO_COMMAND = {"record", "peer_torch"}  # modules of others
 NO_COMMAND |= {"peer_jla"}  # runs in the environment of another project
 BENCHMARKS = [f for f in sorted((ROOT / "benchmarks").glob("*.py")) if f.stem not in NO_COMMAND]
+
+
+@pytest.mark.parametrize("file", BENCHMARKS, ids=lambda file: file.stem)
+def test_what_a_benchmark_imports_of_the_package_is_there(file):
+  for node in ast.walk(ast.parse(file.read_text())):
+    if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "infini_jax":
+      module = importlib.import_module(node.module)
+      for name in (one.name for one in node.names):
+        file_of = hasattr(module, "__path__") and importlib.util.find_spec(f"{node.module}.{name}")
+        assert hasattr(module, name) or file_of, f"{file.name}: {node.module} has no {name}"
 
 
 @pytest.mark.slow

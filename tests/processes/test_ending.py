@@ -7,6 +7,7 @@ import pytest
 
 from infini_jax.processes import ending
 from infini_jax.processes.ending import REASON, give_up, stop_all
+from tests.processes.services import Service
 
 
 class Ended(BaseException):
@@ -16,24 +17,18 @@ class Ended(BaseException):
     self.status = status
 
 
-class Service:
-  """What a process that ends uses of the coordination service."""
-
-  def __init__(self):
-    self.keys, self.waits = {}, []
-
-  def key_value_set(self, key, value):
-    self.keys[key] = json.loads(value)
+class Alone(Service):
+  """No other process comes to a barrier."""
 
   def wait_at_barrier(self, name, milliseconds):
-    self.waits.append(name)
+    super().wait_at_barrier(name, milliseconds)
     raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: nobody else has failed")
 
 
 @pytest.fixture
 def service(monkeypatch):
   """This process is number 1 of several, and has not begun to end."""
-  service = Service()
+  service = Alone()
   for name, value in (
     *[("_calls", []), ("client", lambda: service), ("joined", lambda: True)],
     *[("process_index", lambda: 1), ("farewell", lambda: None), ("LEAVE_SECONDS", 0)],
@@ -51,7 +46,7 @@ def test_the_reason_is_told_and_printed_and_a_second_call_ends_at_once(service, 
   with pytest.raises(Ended) as ended:
     stop_all(75, "stopped at step 3")
   assert ended.value.status == 75
-  assert service.keys == {REASON: [1, 75, "it was told to stop"]} and not service.waits
+  assert json.loads(service.keys[REASON]) == [1, 75, "it was told to stop"] and not service.waits
   assert capfd.readouterr().err == "infini-jax: stopped at step 3\n"
   with pytest.raises(Ended) as ended:
     give_up(1, "a second signal", why="another")
@@ -63,4 +58,4 @@ def test_a_failure_waits_for_others_that_fail_alike(service, monkeypatch, capfd)
   with pytest.raises(Ended) as ended:
     give_up(2, why="no such folder")
   assert ended.value.status == 2 and service.waits == ["failed"]
-  assert service.keys == {REASON: [0, 2, "no such folder"]} and not capfd.readouterr().err
+  assert json.loads(service.keys[REASON]) == [0, 2, "no such folder"] and not capfd.readouterr().err

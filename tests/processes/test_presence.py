@@ -11,6 +11,7 @@ from infini_jax.processes import presence
 from infini_jax.processes.ending import REASON
 from infini_jax.processes.presence import GRACE, SILENT, Presence, Signs, last_words, named
 from tests.processes.conftest import free_port
+from tests.processes.services import Service
 from tests.processes.test_runs import endless
 
 
@@ -29,22 +30,6 @@ def test_the_missing_are_named():
   assert last_words("process 1 of 2", [0]).startswith(
     "infini-jax: process 1 of 2 ends: process 0 does not answer. Start all of them"
   )
-
-
-class Service:
-  """The keys of a coordination service, in this process; `lost`: it does not answer."""
-
-  def __init__(self):
-    self.keys, self.lost = {}, False
-
-  def key_value_set(self, key, value, allow_overwrite=False):
-    if self.lost:
-      raise jax.errors.JaxRuntimeError("UNAVAILABLE: no answer\nmore")
-    assert allow_overwrite or key not in self.keys
-    self.keys[key] = value
-
-  def key_value_dir_get(self, folder):
-    return [(key, value) for key, value in self.keys.items() if key.startswith(f"{folder}/")]
 
 
 @pytest.fixture

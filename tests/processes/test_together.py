@@ -10,7 +10,9 @@ import pytest
 from infini_jax.config import InputError, MeshConfig
 from infini_jax.parallel import make_mesh
 from infini_jax.processes import Anyone, PeerStopped, guard, together
+from infini_jax.processes.ending import REASON
 from tests.processes.conftest import free_port
+from tests.processes.services import Service
 from tests.processes.test_joining import SLURM
 
 
@@ -21,30 +23,19 @@ def test_a_single_process_never_waits():
     raise jax.errors.JaxRuntimeError("out of memory")
 
 
-class Service:
-  """What process 1 of 2 sees of the coordination service: process 0 has set some facts."""
+class OfProcess0(Service):
+  """Process 0 has set some facts. It comes to a barrier, unless it has stopped."""
 
-  def __init__(self, facts=None, reason=None):
-    self.facts, self.reason, self.apart = facts, reason, {}
-    self.stuck = threading.Event()
-
-  def wait_at_barrier(self, name, milliseconds):
-    if self.reason:
-      self.stuck.wait(60)
-
-  def key_value_try_get(self, key):
-    if not self.reason:
-      raise jax.errors.JaxRuntimeError("NOT_FOUND")
-    return json.dumps(self.reason)
+  def __init__(self, facts=None):
+    super().__init__()
+    self.facts, self.ended = facts, threading.Event()
 
   def blocking_key_value_get(self, key, milliseconds):
     return json.dumps(self.facts)
 
-  def key_value_set(self, key, value):
-    self.apart[key] = value
-
-  def key_value_dir_get(self, folder):
-    return [(key, line) for key, line in self.apart.items() if key.startswith(folder)]
+  def wait_at_barrier(self, name, milliseconds):
+    if REASON in self.keys:
+      self.ended.wait(60)
 
 
 def as_process_1(monkeypatch, service):
@@ -55,7 +46,7 @@ def as_process_1(monkeypatch, service):
 
 def test_facts_that_differ_are_named_with_both_values(monkeypatch):
   facts = {"steps": "5", "width": "8", "only here": "x" * 300}
-  as_process_1(monkeypatch, Service(facts))
+  as_process_1(monkeypatch, OfProcess0(facts))
   together.agree(facts, "start them alike")
   with pytest.raises(InputError) as error:
     together.agree({"steps": 5, "width": 16}, "start them alike")
@@ -69,7 +60,7 @@ def test_facts_that_differ_are_named_with_both_values(monkeypatch):
 
 
 def test_a_folder_that_only_process_0_sees_is_refused(monkeypatch, tmp_path):
-  as_process_1(monkeypatch, Service({str(tmp_path): "made"}))
+  as_process_1(monkeypatch, OfProcess0({str(tmp_path): "made"}))
   monkeypatch.setattr(together, "SHOWS_SECONDS", 0)
   with pytest.raises(InputError, match="process 0 has made, process 1 has no made; --workdir must"):
     together.check_shared(tmp_path / "made")
@@ -78,14 +69,15 @@ def test_a_folder_that_only_process_0_sees_is_refused(monkeypatch, tmp_path):
 
 
 def test_a_process_does_not_wait_for_one_that_has_stopped(monkeypatch):
-  service = Service(reason=[0, 75, "it was told to stop"])
+  service = OfProcess0()
+  service.key_value_set(REASON, json.dumps([0, 75, "it was told to stop"]))
   as_process_1(monkeypatch, service)
   monkeypatch.setattr(together, "POLL_SECONDS", 0.01)
   default = signal.getsignal(signal.SIGTERM)
   with pytest.raises(PeerStopped, match="process 0 stopped: it was told to stop") as error:
     with together.first_alone("inputs"):
       pytest.fail("process 0 runs the body first")
-  service.stuck.set()
+  service.ended.set()
   assert error.value.status == 75 and signal.getsignal(signal.SIGTERM) == default
 
 

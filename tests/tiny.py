@@ -141,6 +141,13 @@ def run_config(model: ModelConfig, **sections) -> Config:
   return config_lib.resolve(sections, Config(model=model))
 
 
+def array(x: Any, dtype: Any = None) -> jax.Array:
+  """What `jnp.asarray` returns. NumPy converts, because JAX compiles a program for each shape."""
+  if isinstance(x, jax.Array):
+    return jnp.asarray(x, dtype)
+  return jax.device_put(np.asarray(x, dtype))
+
+
 def fake_params(config: ModelConfig, seed: int = 0):
   """Random parameters with the right shapes and sizes, without compiling `init`."""
   rng = np.random.default_rng(seed)
@@ -149,8 +156,10 @@ def fake_params(config: ModelConfig, seed: int = 0):
     name = path[-1].key
     noise = rng.standard_normal(x.shape)
     if name == "scale_E":
-      return jnp.asarray(1 + 0.1 * noise, x.dtype)
-    return jnp.asarray(noise if name == "beta_H" else noise * config.width**-0.5, x.dtype)
+      noise = 1 + 0.1 * noise
+    elif name != "beta_H":
+      noise = noise * config.width**-0.5
+    return array(noise, x.dtype)
 
   return jax.tree_util.tree_map_with_path(one, param_shapes(config))
 
@@ -164,7 +173,7 @@ def changed(base, **fields):
 
 def like(rng: np.random.Generator, tree: Any) -> Any:
   """Random arrays with the shapes and types of a tree."""
-  return jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), tree)
+  return jax.tree.map(lambda x: array(rng.standard_normal(x.shape), x.dtype), tree)
 
 
 def write_corpus(folder: Path, documents: int = 8, characters: int = 300) -> Path:

@@ -19,7 +19,7 @@ from infini_jax.evaluation.retrieval_tables import show
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh
 from infini_jax.tasks import Examples, make_task
-from tests.tiny import SYSTEMS, changed, config, fake_params, quiet, systems
+from tests.tiny import SYSTEMS, array, changed, config, fake_params, quiet, systems
 
 N, SAMPLES = 16, 12
 EMPTY = Variant("empty", empty=True)
@@ -88,7 +88,7 @@ class Case:
       asked = np.stack([examples.asked(d, 0, length) for d in range(count)])
       inputs = np.pad(ids[:, :-1], ((0, 0), (1, 0)), constant_values=self.task.tokenizer.bos)
       reset = jnp.full((count, -(-length // N)), variant.empty)
-      cut_L = jnp.asarray(variant.cut_L(2))
+      cut_L = array(variant.cut_L(2))
       logits = self._read(self.params, inputs, reset, cut_L)
       right = (np.asarray(logits).argmax(-1) == ids) & asked
       for i, depth in enumerate(depths):

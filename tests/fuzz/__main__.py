@@ -56,6 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     turns = 0
     while time.monotonic() < end and any(c.total() < args.cases for c in counts.values()):
       part = parts[turns % len(parts)]
+      if turns:
+        jax.clear_caches()
       turns += 1
       leave = min(end, time.monotonic() + TURN)
       while time.monotonic() < leave and counts[part].total() < args.cases:
@@ -69,7 +71,6 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
         counts[part][outcome] += 1
       console.print(f"{part}: {counts[part].total():,} cases", highlight=False)
-      jax.clear_caches()
   Console().print(table(counts, args.seed))
   told = ", ".join(f"{c.total():,} of {part}" for part, c in counts.items())
   print(f"{sum(c.total() for c in counts.values()):,} cases ({told}), {failures or 'none'} failed")

@@ -15,6 +15,7 @@ from infini_jax.inference.sampling import (
   sample,
   sample_lanes,
 )
+from tests.tiny import array
 
 DRAWS = 4000
 
@@ -64,7 +65,7 @@ def test_draws_follow_the_reference(rng, sampling):
   logits_BV = (rng.standard_normal((3, 20)) * 1.5).astype(np.float32)
   recent_BQ = rng.integers(0, 20, (3, 6)).astype(np.int32)
   recent_BQ[0, :4] = NOTHING
-  got = frequencies(jnp.asarray(logits_BV), sampling, int(rng.integers(2**31)), recent_BQ)
+  got = frequencies(array(logits_BV), sampling, int(rng.integers(2**31)), recent_BQ)
   for logits_V, recent, frequency in zip(logits_BV, recent_BQ, got, strict=True):
     expected = reference(logits_V, sampling, recent.tolist())
     outside = np.flatnonzero((expected == 0) & (frequency > 0))
@@ -74,7 +75,7 @@ def test_draws_follow_the_reference(rng, sampling):
 
 
 def test_greedy_takes_the_most_likely_whatever_the_seed(rng):
-  logits_BV = jnp.asarray(rng.standard_normal((5, 11)), jnp.float32)
+  logits_BV = array(rng.standard_normal((5, 11)), jnp.float32)
   for seed in range(3):
     keys = jax.random.split(jax.random.key(seed), 5)
     token_B = sample(logits_BV, keys, Sampling(temperature=0, top_k=3, top_p=0.1))
@@ -83,7 +84,7 @@ def test_greedy_takes_the_most_likely_whatever_the_seed(rng):
 
 
 def test_the_narrowest_choices_are_greedy(rng):
-  logits_BV = jnp.asarray(rng.standard_normal((5, 11)), jnp.float32)
+  logits_BV = array(rng.standard_normal((5, 11)), jnp.float32)
   keys = jax.random.split(jax.random.key(0), 5)
   for how in ((MOST, 1.0, 1), (1.0, 1e-9, 0), (1.0, 1e-300, 0), (LEAST, 1.0, 0), (LEAST, 0.9, 7)):
     token_B = sample(logits_BV, keys, Sampling(*how))
@@ -91,8 +92,8 @@ def test_the_narrowest_choices_are_greedy(rng):
 
 
 def test_greedy_decoding_uses_the_penalty():
-  logits_BV = jnp.asarray([[3.0, 2.0, -1.0], [-1.0, -1.5, -9.0]])
-  recent_BQ = jnp.asarray([[0, NOTHING], [0, 0]], jnp.int32)
+  logits_BV = array([[3.0, 2.0, -1.0], [-1.0, -1.5, -9.0]])
+  recent_BQ = array([[0, NOTHING], [0, 0]], jnp.int32)
   keys = jax.random.split(jax.random.key(0), 2)
   token_B = sample(logits_BV, keys, Sampling(0.0, repetition_penalty=2.0), recent_BQ)
   assert token_B.tolist() == [1, 1], "3 / 2 < 2; -1 * 2 < -1.5; no token stands for an empty slot"
@@ -136,14 +137,14 @@ def test_lanes_with_settings_of_their_own_draw_as_each_alone(rng):
     Sampling(0.0),
   ]
   B, V = len(hows), 30
-  logits_BV = jnp.asarray(2 * rng.standard_normal((B, V)), jnp.float32)
-  recent_BQ = jnp.asarray(rng.integers(-1, V, (B, 8)), jnp.int32)
+  logits_BV = array(2 * rng.standard_normal((B, V)), jnp.float32)
+  recent_BQ = array(rng.integers(-1, V, (B, 8)), jnp.int32)
   keys_B = jax.random.split(jax.random.key(int(rng.integers(2**31))), B)
   columns = zip(
     *((h.temperature, h.top_p, h.top_k, h.repetition_penalty) for h in hows), strict=True
   )
   kinds = (np.float32, np.float32, np.int32, np.float32)
-  settings = Settings(*(jnp.asarray(np.array(x, k)) for x, k in zip(columns, kinds, strict=True)))
+  settings = Settings(*(array(np.array(x, k)) for x, k in zip(columns, kinds, strict=True)))
   got_B = jax.jit(sample_lanes)(logits_BV, keys_B, settings, recent_BQ)
   one = lambda i: sample(logits_BV[i : i + 1], keys_B[i : i + 1], hows[i], recent_BQ[i : i + 1])
   assert got_B.tolist() == [int(one(i)[0]) for i in range(B)]

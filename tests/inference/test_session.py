@@ -5,7 +5,6 @@ import itertools
 import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,7 +14,7 @@ from infini_jax.inference import OpenedRun, Session
 from infini_jax.inference.engine import Engine
 from infini_jax.models import bind
 from infini_jax.parallel import make_mesh, param_shardings
-from tests.tiny import config, fake_params
+from tests.tiny import array, config, fake_params
 
 N, CHUNK, GREEDY = 8, 16, {"temperature": 0.0}
 slow = pytest.mark.slow
@@ -64,7 +63,7 @@ class Case:
     """Logits after every token (padded at the end to one length, which changes nothing)."""
     padded = np.zeros((1, 96), np.int32)
     padded[0, : len(tokens)] = tokens
-    return np.asarray(self._whole(jnp.asarray(padded)))[: len(tokens)]
+    return np.asarray(self._whole(array(padded)))[: len(tokens)]
 
 
 @functools.cache

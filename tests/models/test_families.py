@@ -9,7 +9,7 @@ from infini_jax.models import bind, init
 from infini_jax.models.mixers import MIXERS
 from infini_jax.ops.loss import cross_entropy
 from tests.models import reference
-from tests.tiny import changed, fake_params, model_config
+from tests.tiny import array, changed, fake_params, model_config
 
 B, N, T = 2, 8, 24
 PLAIN = model_config(mixer="full", heads=4, segment_length=N, rope_theta=100.0)
@@ -136,7 +136,7 @@ def test_the_gradient_of_all_features_equals_float64(mix):
   """The loss in chunks of capped logits, along one random direction of every parameter."""
   params, tokens, _ = mix
   tokens = tokens[:1, : 2 * N]  # one lane, longer than the window
-  targets = jnp.asarray(tokens[:, 1:])
+  targets = array(tokens[:, 1:])
 
   def ours(params):
     model = bind(MIX, params)

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from infini_jax.models import abstract_params, bind, completed, init, merged
 from infini_jax.parallel import make_mesh
 from infini_jax.parallel.mesh import AXES
-from tests.tiny import changed, config, fake_params, model_config
+from tests.tiny import array, changed, config, fake_params, model_config
 
 B, N, S = 2, 8, 3
 ADAPTED = model_config(kv_heads=1, lora_rank=3, lora_alpha=5.0, qk_norm=True, attention_bias=True)
@@ -51,7 +51,7 @@ def test_fresh_adapters_change_nothing_and_merged_ones_nothing_more(rng, origina
     if name.startswith("lora_"):
       (up,) = (key for key in adapter if key.startswith("up_"))
       assert np.any(adapter[{"lora_o": "down_HER"}.get(name, "down_DR")])
-      adapter[up] = jnp.asarray(0.3 * rng.standard_normal(adapter[up].shape), jnp.float32)
+      adapter[up] = array(0.3 * rng.standard_normal(adapter[up].shape), jnp.float32)
   got = logits(ADAPTED, adapted, tokens)
   assert np.abs(got - expected).max() > 0.1, "the adapters do nothing"
   whole, into = merged(ADAPTED, adapted)

@@ -14,7 +14,7 @@ from infini_jax.models.mixers.base import Chunk
 from infini_jax.models.patterned import by_layer
 from infini_jax.models.states import reserve
 from infini_jax.models.transformer import Block
-from tests.tiny import fake_params, model_config, patterned
+from tests.tiny import array, fake_params, model_config, patterned
 
 B, N, T = 2, 8, 32
 CLOSE = dict(rtol=1e-4, atol=1e-5)
@@ -45,7 +45,7 @@ def loop(config, params, tokens, state, reset, mask, cut=None, empty=None):
       block["attention"]["mixer"] = take(mixers[name], i)
     graph, _ = nnx.split(nnx.eval_shape(lambda own=config.by_system[name]: Block(own, nnx.Rngs(0))))
     own = reset if empty is None else reset | empty[layer]
-    chunk = Chunk(own, mask, cut=None if cut is None else jnp.asarray(cut[layer]))
+    chunk = Chunk(own, mask, cut=None if cut is None else array(cut[layer]))
     x, part = nnx.merge(graph, block)(x, take(state[name], i), chunk)
     after[name].append(part)
   stack = lambda parts: jax.tree.map(lambda *x: jnp.stack(x), *parts)

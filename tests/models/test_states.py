@@ -1,13 +1,12 @@
 """Parts of a state by their memory systems: of one system, and of a pattern."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from infini_jax.models import bind
 from infini_jax.models.mixers import MIXERS
 from infini_jax.models.states import auxiliary, has_one_size, reserve, with_memory_of
-from tests.tiny import fake_params, model_config, patterned
+from tests.tiny import array, fake_params, model_config, patterned
 
 HYBRID = patterned(
   ("infini", "full", "compressive", "local"),
@@ -18,7 +17,7 @@ HYBRID = patterned(
 
 def state_of(config, fill=0.0):
   state = bind(config, fake_params(config)).state(2)
-  return jax.tree.map(lambda x: x + jnp.asarray(fill, x.dtype), state)
+  return jax.tree.map(lambda x: x + array(fill, x.dtype), state)
 
 
 def test_only_what_grows_gets_room():

@@ -11,7 +11,7 @@ from infini_jax.config import resolve
 from infini_jax.models import bind, init, param_shapes
 from infini_jax.models.mixers import MIXERS
 from infini_jax.ops.loss import cross_entropy
-from tests.tiny import changed, fake_params, model_config
+from tests.tiny import array, changed, fake_params, model_config
 
 B, N, T = 2, 8, 32
 CASES = {
@@ -296,7 +296,7 @@ def gradient(config, params, tokens):
 
 @pytest.fixture(scope="module")
 def plain_gradient(infini):
-  tokens = jnp.asarray(draw(np.random.default_rng(0), B, T + 1))
+  tokens = array(draw(np.random.default_rng(0), B, T + 1))
   return tokens, gradient(infini.config, infini.params, tokens)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from infini_jax.ops import attention as module
 from infini_jax.ops.attention import UNSEEN, Scoring, attention, segment_attention
+from tests.tiny import array
 
 B, T, K, G, E, U = 2, 12, 2, 2, 4, 6
 H = K * G
@@ -67,7 +68,7 @@ def test_scale_softcap_and_reach_equal_float64(rng, masked_by):
 @pytest.mark.parametrize("rows,most", [(5, 16), (1, 16), (4, 2)])
 @pytest.mark.parametrize("aligned", [True, False])
 def test_blocks_of_rows_equal_all_at_once(rng, monkeypatch, rows, most, aligned):
-  arrays, where = draw(rng), [jnp.asarray(x) for x in places(rng)]
+  arrays, where = draw(rng), [array(x) for x in places(rng)]
   weight = rng.standard_normal((B, T, H, U)).astype(np.float32)
   run = lambda: graded(lambda *a: attention(*a, *where, aligned=aligned), weight)(*arrays)
   whole = run()
@@ -92,7 +93,7 @@ def test_segments_one_after_the_other_equal_side_by_side(rng, monkeypatch, maske
   arrays = [x.reshape(B, S, N, *x.shape[2:]) for x in draw(rng)]
   mask = None
   if masked:
-    mask = jnp.asarray(np.arange(N)[None, None] < rng.integers(1, N + 1, (B, S, 1)))
+    mask = array(np.arange(N)[None, None] < rng.integers(1, N + 1, (B, S, 1)))
   weight = rng.standard_normal((B, S, N, H, U)).astype(np.float32)
   weight = weight if mask is None else np.where(mask[..., None, None], weight, 0)
   run = lambda: graded(lambda *a: segment_attention(*a, mask), weight)(*arrays)

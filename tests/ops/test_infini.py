@@ -13,6 +13,7 @@ from infini_jax.ops import memory as memory_module
 from infini_jax.ops import stream as stream_module
 from infini_jax.ops.attention import Segment
 from tests.ops import reference
+from tests.tiny import array
 
 B, K, G, E, U = 2, 2, 2, 4, 6
 H = K * G
@@ -38,7 +39,7 @@ def memory(rng, tokens=16):
 
 
 def single(*arrays):
-  return tuple(jnp.asarray(a, jnp.float32) for a in arrays)
+  return tuple(array(a, jnp.float32) for a in arrays)
 
 
 def more_of(arrays):
@@ -148,7 +149,7 @@ def test_equals_float64_loops_forward_and_gradient(rng, rule, options):
     flagged = jax.tree.map(np.asarray, loops(arrays, reset, mask))
     unflagged = jax.tree.map(np.asarray, loops(arrays, no_reset, no_mask))
 
-  cut = jnp.asarray(options["cut"]) if options["cut"] else None
+  cut = array(options["cut"]) if options["cut"] else None
   ours = {**options, "cut": cut, "rule": rule}
 
   def whole(form):
@@ -295,7 +296,7 @@ def test_a_segment_of_padding_does_not_decay(rng, implementation):
 
 def test_each_normalized_key_weighs_one(rng):
   q, k, v, beta = single(*inputs(rng, 14))
-  mask = jnp.asarray(rng.random((B, 14)) < 0.7)
+  mask = array(rng.random((B, 14)) < 0.7)
   _, state = attend(
     q, k, v, beta, segment_length=4, mask_BT=mask, rule=Rule("delta", normalize_keys=True)
   )
@@ -306,7 +307,7 @@ def test_each_normalized_key_weighs_one(rng):
 def test_z_correction_adds_a_key_once(rng):
   """Keys along the axes: a key written twice is in z once; a new key is added completely."""
   q, _, v, beta = single(*inputs(rng, 4))
-  axis = lambda t: jnp.full((B, K, E), -30.0).at[:, :, t].set(1 + jnp.asarray(rng.random()))
+  axis = lambda t: jnp.full((B, K, E), -30.0).at[:, :, t].set(1 + array(rng.random()))
   first, second = axis(0), axis(1)
   k = jnp.stack([first, first, second, second], 1)
   _, state = attend(q, k, v, beta, segment_length=1, rule=Rule("linear", z_correction=True))
@@ -317,9 +318,9 @@ def test_z_correction_adds_a_key_once(rng):
 
 
 def test_gate_values():
-  beta = jnp.asarray([-200, -3, -1.5, 0, 3, 200], jnp.bfloat16)
+  beta = array([-200, -3, -1.5, 0, 3, 200], jnp.bfloat16)
   assert gate_values(beta).dtype == jnp.float32
-  np.testing.assert_allclose(gate_values(beta)[jnp.asarray([0, 3, 5])], [0, 0.5, 1])
+  np.testing.assert_allclose(gate_values(beta)[array([0, 3, 5])], [0, 0.5, 1])
   np.testing.assert_allclose(
     gate_values(beta, "hard_sigmoid"), [0, 0, 0.25, 0.5, 1, 1], rtol=1e-6, atol=1e-7
   )
@@ -359,7 +360,7 @@ def test_readout_norm_of_an_empty_memory_is_zero_with_a_gradient(rng):
 
 
 def test_bfloat16_inputs_keep_a_float32_memory(rng):
-  q, k, v, beta = (jnp.asarray(a, jnp.bfloat16) for a in inputs(rng, 8))
+  q, k, v, beta = (array(a, jnp.bfloat16) for a in inputs(rng, 8))
   out, state = attend(q, k, v, beta, segment_length=4, rule="delta", rope_theta=1e4)
   assert out.dtype == jnp.bfloat16 and {a.dtype for a in state} == {jnp.dtype(jnp.float32)}
 
@@ -386,6 +387,6 @@ def test_masked_tokens_write_nothing_and_return_zero(rng):
   ],
 )
 def test_wrong_arguments_are_named(rng, change, message):
-  q, k, v, beta = (jnp.asarray(a, jnp.float32) for a in inputs(rng, 8))
+  q, k, v, beta = (array(a, jnp.float32) for a in inputs(rng, 8))
   with pytest.raises(ValueError, match=message):
     infini_attention(q, k, v, beta, **{"segment_length": 4, **change})

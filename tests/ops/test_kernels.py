@@ -7,6 +7,7 @@ import pytest
 
 from infini_jax.ops import kernels
 from infini_jax.ops.attention import Scoring, segment_attention
+from tests.tiny import array
 
 
 @pytest.mark.parametrize(
@@ -16,10 +17,10 @@ def test_splash_equals_the_reference_forward_and_gradient(rng, masked, scoring):
   """In the interpret mode of Pallas; compiled on a TPU."""
   B, N, H, K, E = 2, 256, 4, 2, 128
   q, k, v, weight = (
-    jnp.asarray(rng.standard_normal((B, N, heads, E)), jnp.float32) for heads in (H, K, K, H)
+    array(rng.standard_normal((B, N, heads, E)), jnp.float32) for heads in (H, K, K, H)
   )
   lengths = rng.integers(1, N, (B, 1)) if masked else np.full((B, 1), N)
-  mask = jnp.asarray(np.arange(N)[None] < lengths)
+  mask = array(np.arange(N)[None] < lengths)
   weight = jnp.where(mask[..., None, None], weight, 0.0)
 
   def graded(run):

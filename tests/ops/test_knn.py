@@ -7,6 +7,7 @@ import pytest
 
 from infini_jax.ops import knn
 from infini_jax.ops.knn import nearest_attention
+from tests.tiny import array
 
 B, T, H, K, E, U, M = 2, 5, 4, 2, 8, 8, 12
 
@@ -35,7 +36,7 @@ def inputs(rng):
 def test_equals_brute_force(rng, monkeypatch, top, score_bytes):
   monkeypatch.setattr(knn, "SCORE_BYTES", score_bytes)
   q, k, v, seen = inputs(rng)
-  got = nearest_attention(*map(jnp.float32, (q, k, v)), jnp.asarray(seen), top=top)
+  got = nearest_attention(*map(jnp.float32, (q, k, v)), array(seen), top=top)
   np.testing.assert_allclose(got, plain(q, k, v, seen, top), rtol=1e-4, atol=1e-5)
 
 
@@ -43,7 +44,7 @@ def test_a_lane_that_sees_nothing_gets_nothing(rng):
   q, k, v, seen = inputs(rng)
   seen[1] = False
   seen[0] = np.arange(M) == 3
-  got = nearest_attention(*map(jnp.float32, (q, k, v)), jnp.asarray(seen), top=4)
+  got = nearest_attention(*map(jnp.float32, (q, k, v)), array(seen), top=4)
   np.testing.assert_array_equal(got[1], 0.0)
   alone = np.repeat(v[0, 3][None], T, 0)[:, np.arange(H) // (H // K)]
   np.testing.assert_allclose(got[0], alone, rtol=1e-5, err_msg="one key: its value, whole")
@@ -54,7 +55,7 @@ def test_the_gradient_reaches_queries_and_never_the_store(rng):
   seen[:] = True
 
   def loss(q, k, v, dtype=jnp.float32):
-    return nearest_attention(*map(dtype, (q, k, v)), jnp.asarray(seen), top=M).sum()
+    return nearest_attention(*map(dtype, (q, k, v)), array(seen), top=M).sum()
 
   grads = jax.jit(jax.grad(loss, (0, 1, 2)))(*map(jnp.float32, (q, k, v)))
   np.testing.assert_array_equal(grads[1], 0.0)

@@ -8,6 +8,7 @@ import pytest
 
 from infini_jax.ops.attention import Segment, append, close_full
 from infini_jax.ops.lanes import where_lane
+from tests.tiny import array
 
 FLAG = np.array([True, False, True])
 
@@ -18,7 +19,7 @@ class State(NamedTuple):
 
 
 def state(rng, *shape, lanes=3, layers=()):
-  draw = lambda *more: jnp.asarray(rng.standard_normal((*layers, lanes, *more)), jnp.float32)
+  draw = lambda *more: array(rng.standard_normal((*layers, lanes, *more)), jnp.float32)
   return State(draw(*shape), draw())
 
 
@@ -27,7 +28,7 @@ def state(rng, *shape, lanes=3, layers=()):
 def test_each_lane_is_of_the_state_that_its_flag_says(rng, layers, lanes):
   """`yes` may have one lane that stands for all."""
   yes, no = state(rng, 4, 5, lanes=lanes, layers=layers), state(rng, 4, 5, layers=layers)
-  found = where_lane(jnp.asarray(FLAG), yes, no, axis=len(layers))
+  found = where_lane(array(FLAG), yes, no, axis=len(layers))
   for got, y, n in zip(found, yes, no, strict=True):
     got, y, n = (np.moveaxis(np.asarray(v), len(layers), 0) for v in (got, y, n))
     for lane, flag in enumerate(FLAG):
@@ -38,7 +39,7 @@ def test_each_lane_is_of_the_state_that_its_flag_says(rng, layers, lanes):
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.bfloat16, bool])
 def test_a_number_becomes_the_type_of_the_state(dtype):
   no = State(jnp.ones((3, 2), dtype), None)
-  found = where_lane(jnp.asarray(FLAG), 0, no)
+  found = where_lane(array(FLAG), 0, no)
   assert found.x.dtype == dtype and found.y is None
   assert found.x.tolist() == [[0, 0], [1, 1], [0, 0]]
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from infini_jax.ops.loss import cross_entropy, divergence, weighted_loss
+from tests.tiny import array
 
 B, T, D, V = 2, 10, 6, 17
 
@@ -33,7 +34,7 @@ def test_equals_float64_forward_and_gradient_whatever_the_chunk(rng, chunk, soft
 
   def graded(f, dtype):
     def loss(hidden, head):
-      outs = f(hidden, head, jnp.asarray(targets))
+      outs = f(hidden, head, array(targets))
       return sum((o * w.astype(dtype)).sum() for o, w in zip(outs[:2], weights, strict=True)), outs
 
     return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
@@ -58,20 +59,20 @@ def test_the_weighted_loss_has_the_gradient_of_cross_entropy(rng, chunk, softcap
   weights = rng.standard_normal((B, T))
 
   def expected(hidden, head):
-    nll, log_z = plain(hidden, head, jnp.asarray(targets), softcap)
+    nll, log_z = plain(hidden, head, array(targets), softcap)
     return 3 * (weights * (nll + 0.1 * log_z**2)).sum(), nll
 
   def ours(hidden, head):
     how = {"chunk": chunk, "softcap": softcap, "z_loss": 0.1}
-    weight = jnp.asarray(weights, jnp.float32)
-    loss, (nll, right) = weighted_loss(hidden, head, jnp.asarray(targets), weight, **how)
+    weight = array(weights, jnp.float32)
+    loss, (nll, right) = weighted_loss(hidden, head, array(targets), weight, **how)
     assert right.dtype == bool
     return 3 * loss, nll
 
   with jax.enable_x64(True):
     reference = jax.jit(jax.value_and_grad(expected, (0, 1), has_aux=True))(hidden, head)
     (loss, nll), grads = jax.device_get(reference)
-  arrays = jnp.asarray(hidden, jnp.float32), jnp.asarray(head, jnp.float32)
+  arrays = array(hidden, jnp.float32), array(head, jnp.float32)
   (got, outs), got_grads = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(*arrays)
   np.testing.assert_allclose(got, loss, rtol=1e-5)
   np.testing.assert_allclose(ours(*arrays)[0], loss, rtol=1e-5, err_msg="without a gradient")
@@ -97,8 +98,8 @@ def test_right_is_where_greedy_decoding_would_write_the_target(rng, chunk):
   best = np.argmax(hidden @ head.T, axis=-1)
   chosen = rng.random((B, T)) < 0.5
   targets = np.where(chosen, best, (best + 1 + targets % (V - 1)) % V).astype(np.int32)
-  hidden, head = jnp.asarray(hidden, jnp.float32), jnp.asarray(head, jnp.float32)
-  _, _, got = cross_entropy(hidden, head, jnp.asarray(targets), chunk=chunk)
+  hidden, head = array(hidden, jnp.float32), array(head, jnp.float32)
+  _, _, got = cross_entropy(hidden, head, array(targets), chunk=chunk)
   assert got.dtype == bool
   np.testing.assert_array_equal(got, chosen)
 
@@ -106,9 +107,9 @@ def test_right_is_where_greedy_decoding_would_write_the_target(rng, chunk):
 def test_large_logits_stay_finite_and_bfloat16_is_summed_in_float32(rng):
   hidden, head, targets = inputs(rng)
   nll, log_z, _ = cross_entropy(
-    jnp.asarray(hidden * 1e3, jnp.bfloat16),
-    jnp.asarray(head, jnp.float32),
-    jnp.asarray(targets),
+    array(hidden * 1e3, jnp.bfloat16),
+    array(head, jnp.float32),
+    array(targets),
     chunk=4,
   )
   assert nll.dtype == log_z.dtype == jnp.float32
@@ -142,8 +143,8 @@ def test_divergence_equals_float64_and_teaches_the_model_alone(rng, chunk=3, sof
 
   def ours(hidden, head, told, told_head):
     how = {"chunk": chunk, "softcap": softcap}
-    outs = divergence(hidden, head, jnp.asarray(targets), told, told_head, **how)
-    same = cross_entropy(hidden, head, jnp.asarray(targets), **how)
+    outs = divergence(hidden, head, array(targets), told, told_head, **how)
+    same = cross_entropy(hidden, head, array(targets), **how)
     return outs[3], all((a == b).all() for a, b in zip(outs[:3], same, strict=True))
 
   arrays = (hidden, head, told, told_head)
@@ -151,7 +152,7 @@ def test_divergence_equals_float64_and_teaches_the_model_alone(rng, chunk=3, sof
     loss = lambda *arrays: (apart(*arrays) * weights).sum()
     expected = apart(*arrays), jax.grad(loss, (0, 1))(*arrays)
     expected = jax.device_get(expected)
-  arrays = [jnp.asarray(x, jnp.float32) for x in arrays]
+  arrays = [array(x, jnp.float32) for x in arrays]
   got, same = ours(*arrays)
   assert same, "cross-entropy is another one beside a teacher"
   loss = lambda *arrays: (ours(*arrays)[0] * weights.astype(np.float32)).sum()
@@ -161,5 +162,5 @@ def test_divergence_equals_float64_and_teaches_the_model_alone(rng, chunk=3, sof
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
   assert not np.any(gradients[2]) and not np.any(gradients[3]), "the teacher learns"
   np.testing.assert_allclose(
-    divergence(*arrays[:2], jnp.asarray(targets), *arrays[:2], chunk=3)[3], 0, atol=1e-6
+    divergence(*arrays[:2], array(targets), *arrays[:2], chunk=3)[3], 0, atol=1e-6
   )

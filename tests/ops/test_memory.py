@@ -7,6 +7,7 @@ import pytest
 
 from infini_jax.ops import MemoryState, Rule
 from infini_jax.ops.memory import commit, fast_forward, summarize
+from tests.tiny import array
 
 B, N, K, E, U = 3, 6, 2, 4, 5
 
@@ -21,7 +22,7 @@ def read_text(memory, k, v, rule, times=1):
 @pytest.fixture
 def start(rng):
   """A memory of 60 tokens, and the keys and values of a segment."""
-  draw = lambda n, size: jnp.asarray(rng.standard_normal((B, n, K, size)), jnp.float32)
+  draw = lambda n, size: array(rng.standard_normal((B, n, K, size)), jnp.float32)
   empty = MemoryState(jnp.zeros((B, K, E, U)), jnp.zeros((B, K, E)))
   return read_text(empty, draw(60, E), draw(60, U), Rule()), draw(N, E), draw(N, U)
 

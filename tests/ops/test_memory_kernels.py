@@ -18,6 +18,7 @@ from infini_jax.ops.memory import MemoryState, sigma
 from infini_jax.ops.memory_kernels import blocks
 from infini_jax.ops.rotary import Frequencies, cos_sin, rotate
 from infini_jax.ops.rule import Rule
+from tests.tiny import array
 
 B, S, N, H, K, E, U = 2, 3, 32, 4, 2, 8, 16
 ORDERS = ("BSNHE", "BHSNE", "BSHNE")
@@ -46,7 +47,7 @@ def back(x, order):
 
 
 def draws(rng, *shapes):
-  return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+  return [array(rng.standard_normal(shape), jnp.float32) for shape in shapes]
 
 
 def close(ours, plain, what):
@@ -147,7 +148,7 @@ def test_read_mixes_by_the_gate_of_each_segment(rng, small, order, local_order):
 )
 def test_rotate_is_rotary_positions_in_another_order(rng, small, order, to):
   (x,) = draws(rng, (B, S, N, H, E))
-  turns = jnp.asarray(rng.uniform(0, 1, E // 2), jnp.float32)
+  turns = array(rng.uniform(0, 1, E // 2), jnp.float32)
   place = jnp.arange(N, dtype=jnp.int32)
 
   def plain(x, turns):
@@ -192,8 +193,8 @@ def test_heads_first_around_splash_equals_plain_jax(rng, monkeypatch, E, rule):
   )
   beta, M = draws(rng, (H,), (B, K, E, E))
   z = 10 * jnp.ones((B, K, E))
-  mask, reset = jnp.arange(T)[None] < T - 100, jnp.asarray([[False, True]])
-  write = jnp.asarray(rng.uniform(0, 1, (B, T, K)), jnp.float32)
+  mask, reset = jnp.arange(T)[None] < T - 100, array([[False, True]])
+  write = array(rng.uniform(0, 1, (B, T, K)), jnp.float32)
 
   def graded(d, q, k, v, beta, M, z, write, own_q, own_k, own_v, *, form):
     def f(q, k, v, beta, M, z, write, *own):

@@ -8,6 +8,7 @@ import pytest
 from infini_jax.config import MeshConfig
 from infini_jax.ops.products import einsum
 from infini_jax.parallel import make_mesh, product
+from tests.tiny import array
 
 SHAPES = {  # of x and y
   "BTD,DF->BTF": ((3, 5, 32), (32, 24)),
@@ -18,7 +19,7 @@ ROUNDING = 2.0**-8  # of bfloat16
 
 
 def drawn(rng, shape):
-  return jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
+  return array(rng.standard_normal(shape), jnp.bfloat16)
 
 
 @pytest.mark.parametrize("wide", [False, True], ids=["rounded", "wide"])
@@ -45,7 +46,7 @@ def test_sums_are_rounded_once_forward_and_back(equation, wide, rng):
 
 
 def test_other_types_and_options_are_those_of_einsum(rng):
-  x, y = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((3, 4), (4, 5)))
+  x, y = (array(rng.standard_normal(s), jnp.float32) for s in ((3, 4), (4, 5)))
   assert np.array_equal(einsum("BD,DF->BF", x, y), jnp.einsum("BD,DF->BF", x, y))
   low = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
   highest = {"precision": "highest"}
@@ -55,7 +56,7 @@ def test_other_types_and_options_are_those_of_einsum(rng):
 
 def test_eight_devices_have_the_gradients_of_one(rng):
   """Gradients are summed over devices in another order, so they differ by a few roundings."""
-  x, w = drawn(rng, (8, 6, 16)), jnp.asarray(rng.standard_normal((16, 32)), jnp.float32)
+  x, w = drawn(rng, (8, 6, 16)), array(rng.standard_normal((16, 32)), jnp.float32)
 
   def loss(x, w):
     return (product("BTD,DF->BTF", x, w).astype(jnp.float32) ** 2).mean()

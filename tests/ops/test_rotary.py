@@ -5,12 +5,13 @@ import pytest
 
 from infini_jax.ops.rotary import frequencies, rotate
 from tests.models import reference
+from tests.tiny import array
 
 B, T, H, E, THETA = 2, 7, 3, 8, 100.0
 
 
 def rotated_at(x, position):
-  return np.asarray(jax.jit(rotate, static_argnums=2)(jnp.asarray(x), jnp.asarray(position), THETA))
+  return np.asarray(jax.jit(rotate, static_argnums=2)(array(x), array(position), THETA))
 
 
 def draw(rng):
@@ -42,14 +43,14 @@ def test_scaled_frequencies_equal_the_published_cases(scaling):
 
 
 def test_a_magnitude_multiplies_the_rotated_vectors(rng):
-  x, position = jnp.asarray(draw(rng)), jnp.arange(T, dtype=jnp.int32)[None]
+  x, position = array(draw(rng)), jnp.arange(T, dtype=jnp.int32)[None]
   rope = frequencies(E, THETA)
   got = rotate(x, position, rope._replace(magnitude=1.5))
   np.testing.assert_allclose(got, 1.5 * rotate(x, position, rope), rtol=1e-5, atol=1e-6)
 
 
 def test_frequencies_are_taken_for_theta(rng):
-  x, position = jnp.asarray(draw(rng)), jnp.arange(T, dtype=jnp.int32)[None]
+  x, position = array(draw(rng)), jnp.arange(T, dtype=jnp.int32)[None]
   got = rotate(x, position, frequencies(E, THETA))
   np.testing.assert_allclose(got, rotate(x, position, THETA), rtol=1e-6, atol=1e-6)
 
@@ -74,7 +75,7 @@ def test_lengths_and_position_zero_are_kept(rng):
 
 
 def test_bfloat16_keeps_its_type_and_float32_angles(rng):
-  x = jnp.asarray(draw(rng), jnp.bfloat16)
+  x = array(draw(rng), jnp.bfloat16)
   position = jnp.full((1, T), 1001, jnp.int32)  # bfloat16 cannot represent 1001
   got = rotate(x, position, THETA)
   assert got.dtype == jnp.bfloat16

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from infini_jax.ops import MemoryState, Rule, infini_attention, shards
 from infini_jax.ops.loss import divergence
+from tests.tiny import array
 
 B, S, N, K, G, E, U = 2, 8, 4, 2, 2, 4, 6
 H, T = K * G, S * N
@@ -65,13 +66,13 @@ def test_kernels_over_devices_equal_plain_jax_on_one(rng):
 
 def over_devices_as_on_one(rng, sizes, rule, implementation):
   """Compares values and gradients of a divided sequence with those of plain JAX on one device."""
-  f = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  f = lambda *shape: array(rng.standard_normal(shape), jnp.float32)
   memory = MemoryState(f(B, K, E, U), jnp.abs(f(B, K, E)) + 0.1)
   arrays = (f(B, T, H, E), f(B, T, K, E), f(B, T, K, U), f(H), memory)
   mask = rng.random((B, T)) < 0.8
   mask[:, ::N] = True
   mask[1, 2 * N : 3 * N] = False  # a whole segment of padding
-  flags = (jnp.asarray(mask), jnp.asarray(rng.random((B, S)) < 0.3))
+  flags = (array(mask), array(rng.random((B, S)) < 0.3))
   weights = (f(B, T, H, U), MemoryState(f(B, K, E, U), f(B, K, E)))
 
   def loss(arrays, flags, weights, implementation="parallel"):
@@ -107,7 +108,7 @@ def test_carry_is_the_recurrence(rng, monkeypatch, size, gathered, matrix):
     expected.append((A[step] @ expected[-1] if matrix else A[step] * expected[-1]) + b[step])
 
   def run(A, b):
-    before, last = shards.carry((A[0], b[0]), jnp.asarray(start), "seq")
+    before, last = shards.carry((A[0], b[0]), array(start), "seq")
     return before[None], last
 
   on = mesh((1, size, 1))
@@ -153,9 +154,9 @@ def test_what_cannot_be_divided_is_named(rng, tokens, options, message):
 )
 def test_loss_over_devices_equals_one(rng, V, chunk, columns):
   D, T = 8, 32  # 6 * T is under 8 * V where the vocabulary is the larger one
-  f = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  f = lambda *shape: array(rng.standard_normal(shape), jnp.float32)
   arrays, weights = (f(B, T, D), f(V, D)), f(B, T)
-  targets = jnp.asarray(rng.integers(0, V, (B, T)), jnp.int32)
+  targets = array(rng.integers(0, V, (B, T)), jnp.int32)
 
   def loss(arrays, targets, weights):
     told = jax.lax.stop_gradient((jnp.sin(arrays[0]), jnp.cos(arrays[1])))

@@ -25,7 +25,7 @@ from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir, open_inputs
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import TrainState, abstract_state, initial_state, make_train_step
-from tests.tiny import SYSTEMS, changed, config, fake_params, quiet, systems
+from tests.tiny import SYSTEMS, array, changed, config, fake_params, quiet, systems
 
 
 def same(a, b):
@@ -265,7 +265,7 @@ def test_foreign_and_damaged_folders_are_refused(tmp_path):
 def test_one_layer_is_read_without_the_others(rng, tmp_path):
   """Large parameters are stored in pieces of one layer, so an export needs little memory."""
   large = rng.standard_normal((3, 1024, 1024), np.float32)
-  state = TrainState(jnp.int32(0), {"blocks": {"w_DF": jnp.asarray(large)}}, None, None, None)
+  state = TrainState(jnp.int32(0), {"blocks": {"w_DF": array(large)}}, None, None, None)
   checkpoints = Checkpoints(Workdir(tmp_path))
   checkpoints.save(0, state)
   checkpoints.close()
@@ -339,7 +339,7 @@ def test_a_moving_average_is_restored_and_stands_in_for_what_was_trained(average
   assert step == 4
   same(mean["embed_VD"], plain["embed_VD"])
   name = lambda tree: tree["blocks"]["attention"]["w_q_DHE"]
-  same(name(mean), jnp.asarray(name(jax.device_get(state.ema)), jnp.bfloat16))
+  same(name(mean), array(name(jax.device_get(state.ema)), jnp.bfloat16))
   assert jax.tree.map(lambda x: (x.dtype, x.sharding), mean) == jax.tree.map(
     lambda x: (x.dtype, x.sharding), plain
   )

@@ -9,7 +9,7 @@ from infini_jax.config import original
 from infini_jax.models import bind
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import first_state, make_train_step
-from tests.tiny import changed, config, fake_params
+from tests.tiny import array, changed, config, fake_params
 
 B, S, N = 4, 2, 8
 
@@ -67,7 +67,7 @@ def expected(run, batch):
 
   def logits(model, params):
     bound = bind(model, params)
-    hidden, _ = bound(jnp.asarray(batch["tokens_BT"]), bound.state(B))
+    hidden, _ = bound(array(batch["tokens_BT"]), bound.state(B))
     return bound.logits(hidden)
 
   c = run.config.model

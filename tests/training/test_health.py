@@ -12,7 +12,7 @@ from infini_jax import cli
 from infini_jax.ops.memory import MemoryState, read
 from infini_jax.runs.metrics import read_metrics
 from infini_jax.training.health import check_finite, log_values, memory_metrics
-from tests.tiny import CONFIG_FILE, RUN, model_config, patterned
+from tests.tiny import CONFIG_FILE, RUN, array, model_config, patterned
 
 L, B, K, H, E, U = 3, 4, 2, 4, 6, 6
 
@@ -29,8 +29,8 @@ def memory(rng):
 def metrics(rng, M, z, **model):
   config = model_config(layers=L, heads=H, kv_heads=K, **model)
   beta, grad = (rng.standard_normal((L, H)).astype(np.float32) * 3 for _ in range(2))
-  tree = lambda x: {"blocks": {"attention": {"mixer": {"beta_H": jnp.asarray(x)}}}}
-  state = MemoryState(jnp.asarray(M), jnp.asarray(z))
+  tree = lambda x: {"blocks": {"attention": {"mixer": {"beta_H": array(x)}}}}
+  state = MemoryState(array(M), array(z))
   found = memory_metrics(config, tree(beta), tree(grad), state)
   return jax.device_get(found), beta, grad
 
@@ -67,9 +67,9 @@ def test_no_query_reads_more_than_the_bound(rng):
   got, *_ = metrics(rng, M, z)
   worst = np.zeros((L, K))
   for scale in (0.1, 3.0, 100.0):  # a large scale selects one row, and comes near the bound
-    q = jnp.asarray(rng.standard_normal((B, 300, K, E)) * scale, jnp.float32)
+    q = array(rng.standard_normal((B, 300, K, E)) * scale, jnp.float32)
     for layer in range(L):
-      found = np.asarray(read(q, MemoryState(jnp.asarray(M[layer]), jnp.asarray(z[layer]))))
+      found = np.asarray(read(q, MemoryState(array(M[layer]), array(z[layer]))))
       worst[layer] = np.maximum(worst[layer], abs(found).max((0, 1, 3)))
   assert (worst <= got["readout_max_LK"] * 1.0001).all(), "a query reads more than readout_max_LK"
   assert (worst >= got["readout_max_LK"] * 0.1).all(), "the bound is far from what is read"
@@ -88,8 +88,8 @@ def test_of_a_pattern_the_metrics_stand_in_their_layers(rng):
   c = patterned(("full", "infini", "local"), 9, heads=H, kv_heads=K, head_dim=E)
   M, z = memory(rng)
   alone, beta, grad = metrics(rng, M, z)
-  tree = lambda x: {"blocks": {"attention": {"mixer": {"infini": {"beta_H": jnp.asarray(x)}}}}}
-  state = {"infini": MemoryState(jnp.asarray(M), jnp.asarray(z)), "full": None, "local": ()}
+  tree = lambda x: {"blocks": {"attention": {"mixer": {"infini": {"beta_H": array(x)}}}}}
+  state = {"infini": MemoryState(array(M), array(z)), "full": None, "local": ()}
   found = jax.device_get(memory_metrics(c, tree(beta), tree(grad), state))
   np.testing.assert_array_equal(found.pop("remembers_L"), [False, True, False] * 3)
   for name, x in alone.items():

@@ -8,13 +8,13 @@ from infini_jax.config import MeshConfig
 from infini_jax.parallel import make_mesh, param_shardings
 from infini_jax.training.optimizer import apply, averaged, make_optimizer
 from infini_jax.training.schedule import make_schedule
-from tests.tiny import config, like
+from tests.tiny import array, config, like
 
 NAMES = ["adamw", "adafactor", "muon", "lion"]
 
 
 def params(rng, L=2):
-  f = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  f = lambda *shape: array(rng.standard_normal(shape), jnp.float32)
   return {
     "embed_VD": f(12, 6),
     "blocks": {
@@ -81,7 +81,7 @@ def test_a_gate_travels_the_sum_of_its_learning_rates(rng):
 def test_adafactor_treats_stacked_layers_as_separate_tensors(rng):
   """A layer of the stack gets the same update as alone: scales are computed per layer."""
   c = config(optimizer={"name": "adafactor", "clip_norm": 0.0})
-  w_LDF = jnp.asarray(rng.standard_normal((3, 130, 140)), jnp.float32)
+  w_LDF = array(rng.standard_normal((3, 130, 140)), jnp.float32)
   w_LDF *= jnp.array([1.0, 10.0, 0.1])[:, None, None]
   start = params(rng, L=3)
   start["blocks"]["w_DF"] = w_LDF
@@ -165,7 +165,7 @@ def test_rounding_goes_to_a_neighbour_and_is_right_in_the_mean(rng):
 
 
 def test_values_that_bfloat16_has_stay_and_what_is_not_finite_shows(rng):
-  exact = jnp.asarray([0.0, -0.0, 1.0, -2.5, 3e38, jnp.inf, -jnp.inf, jnp.nan], jnp.bfloat16)
+  exact = array([0.0, -0.0, 1.0, -2.5, 3e38, jnp.inf, -jnp.inf, jnp.nan], jnp.bfloat16)
   got = after({"scale_E": exact}, {"scale_E": jnp.zeros(8)})["scale_E"]
   np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(exact, np.float32))
 
@@ -268,7 +268,7 @@ def test_the_average_is_the_weighted_mean_of_what_followed_each_update(rng):
   ema = {"scale_E": jnp.full(4, 10, jnp.float32)}  # the start has no weight but rounding
   one = jax.jit(lambda ema, x, step: averaged(c, ema, {"scale_E": x}, step))
   for step, x in enumerate(seen):
-    ema = one(ema, jnp.asarray(x), step)
+    ema = one(ema, array(x), step)
     weights = decay ** np.arange(step, -1, -1, dtype=np.float64)
     want = (weights[:, None] * seen[: step + 1]).sum(0) / weights.sum()
     np.testing.assert_allclose(ema["scale_E"], want, rtol=1e-4, atol=1e-5)

@@ -18,7 +18,7 @@ from infini_jax.training.step import (
   initial_state,
   make_train_step,
 )
-from tests.tiny import config, fake_params
+from tests.tiny import array, config, fake_params
 
 B, S, N = 8, 2, 8
 
@@ -92,7 +92,7 @@ def test_loss_is_the_mean_over_real_tokens(rng, plain):
   b = batch(rng)
   _, metrics = plain(b)
   model = bind(experiment().model, plain.start.params)
-  tokens, reset, mask = (jnp.asarray(b[k]) for k in ("tokens_BT", "reset_BS", "mask_BT"))
+  tokens, reset, mask = (array(b[k]) for k in ("tokens_BT", "reset_BS", "mask_BT"))
   hidden, _ = model(tokens, model.state(B), reset_BS=reset, mask_BT=mask)
   log_p = np.asarray(jax.nn.log_softmax(model.logits(hidden)), np.float64)
   nll = -np.take_along_axis(log_p, b["targets_BT"][..., None], 2)[..., 0]
@@ -127,7 +127,7 @@ def task_batch(rng):
 def test_a_tasks_loss_is_weighed_and_its_answers_are_counted(rng, plain):
   b = task_batch(rng)
   model = bind(experiment().model, plain.start.params)
-  tokens, reset, mask = (jnp.asarray(b[k]) for k in ("tokens_BT", "reset_BS", "mask_BT"))
+  tokens, reset, mask = (array(b[k]) for k in ("tokens_BT", "reset_BS", "mask_BT"))
   hidden, _ = model(tokens, model.state(B), reset_BS=reset, mask_BT=mask)
   logits = np.asarray(model.logits(hidden), np.float64)
   best = logits.argmax(-1)

@@ -10,7 +10,7 @@ from infini_jax.models import bind
 from infini_jax.tasks import make_task, train_lanes
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import make_train_step
-from tests.tiny import config
+from tests.tiny import array, config
 from tests.training.test_step import Run, assert_same, batch, experiment
 
 STEPS = 3
@@ -62,10 +62,10 @@ class Case:
     if state is None:
       tokens, mask, reset = (np.concatenate([self.earlier[n], b[n]], 1) for n in names)
       state = model.state(4)
-    hidden, _ = model(tokens, state, reset_BS=jnp.asarray(reset), mask_BT=jnp.asarray(mask))
+    hidden, _ = model(tokens, state, reset_BS=array(reset), mask_BT=array(mask))
     T = b["tokens_BT"].shape[1]
     log_p = jax.nn.log_softmax(model.logits(hidden[:, -T:]))
-    nll = -jnp.take_along_axis(log_p, jnp.asarray(b["targets_BT"])[..., None], 2)[..., 0]
+    nll = -jnp.take_along_axis(log_p, array(b["targets_BT"])[..., None], 2)[..., 0]
     return (nll * b["weights_BT"]).sum() / b["weights_BT"].sum()
 
 
@@ -77,7 +77,7 @@ def case():
 def test_the_warm_state_is_that_of_one_reading_of_the_same_text(case):
   assert_same(case.state.params, case.run.start.params, rtol=0, atol=0)
   params = case.run.start.params
-  tokens, mask, reset = (jnp.asarray(case.earlier[n]) for n in ("tokens_BT", "mask_BT", "reset_BS"))
+  tokens, mask, reset = (array(case.earlier[n]) for n in ("tokens_BT", "mask_BT", "reset_BS"))
   assert reset[:, 1:].any(), "a weak test: no companion started anew"
   empty = bind(case.config.model, params).state(4)
   afresh = case.read(params, tokens, empty, reset, mask)
@@ -85,7 +85,7 @@ def test_the_warm_state_is_that_of_one_reading_of_the_same_text(case):
   assert case.state.memory is None
   # Companions read at every step, also at a step in which their state is taken over.
   b = case.batches[STEPS]
-  more = {k: jnp.asarray(b[f"warm_{k}"]) for k in ("tokens_BT", "mask_BT", "reset_BS")}
+  more = {k: array(b[f"warm_{k}"]) for k in ("tokens_BT", "mask_BT", "reset_BS")}
   after = case.read(params, more["tokens_BT"], afresh, more["reset_BS"], more["mask_BT"])
   assert_same(case.last.warm, after, rtol=1e-4, atol=1e-5)
 
@@ -129,7 +129,7 @@ def test_only_flagged_lanes_take_over_a_state(rng):
     (second, mixed, after.memory),
     ({k[5:]: v for k, v in second.items() if k[:5] == "warm_"}, before.warm, after.warm),
   ):
-    tokens, mask, reset = (jnp.asarray(b[k]) for k in ("tokens_BT", "mask_BT", "reset_BS"))
+    tokens, mask, reset = (array(b[k]) for k in ("tokens_BT", "mask_BT", "reset_BS"))
     assert_same(read(params, tokens, state, reset, mask), want, rtol=1e-4, atol=1e-5)
   assert np.isfinite(metrics["loss"])
 
@@ -165,9 +165,7 @@ def test_a_companion_that_fast_forwards_equals_reading_each_piece_that_often(mod
   params, read = run.start.params, reader(c.model)
   expected, most = bind(c.model, params).state(4), 0
   for b in batches:
-    tokens, mask, reset = (
-      jnp.asarray(b[f"warm_{k}"]) for k in ("tokens_BT", "mask_BT", "reset_BS")
-    )
+    tokens, mask, reset = (array(b[f"warm_{k}"]) for k in ("tokens_BT", "mask_BT", "reset_BS"))
     for time in range(int(b["warm_times_B"].max())):
       again = read(params, tokens, expected, reset & (time == 0), mask)
       still = time < b["warm_times_B"]

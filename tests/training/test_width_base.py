@@ -15,7 +15,7 @@ from infini_jax.models.mixers.base import Chunk
 from infini_jax.training.optimizer import HIDDEN, make_optimizer, make_schedule
 from infini_jax.training.step import TrainState, make_train_step
 from tests import tiny
-from tests.tiny import config, systems
+from tests.tiny import array, config, systems
 
 BASE = 16
 EVERY = {**tiny.SYSTEMS, "infini": {"mixer": "infini", "rule": "delta", "write_gate": True}}
@@ -141,7 +141,7 @@ def test_logits_have_one_factor_in_every_call(rng, mixer):
   c = of_width(4 * BASE, BASE, **EVERY[mixer]).model
   plain = dataclasses.replace(c, width_base=0)
   params = tiny.fake_params(c)
-  tokens = jnp.asarray(rng.integers(0, 64, (2, 8)), jnp.int32)
+  tokens = array(rng.integers(0, 64, (2, 8)), jnp.int32)
   mask = jnp.ones((2, 8), bool)
   found = []
   for model in (bind(c, params), bind(plain, params)):

@@ -12,7 +12,7 @@ from infini_jax.config import MeshConfig
 from infini_jax.models.mixers import MIXERS
 from infini_jax.models.mixers.base import Chunk, Mixer, Segment, Stream, Tokens, empty_segment
 from infini_jax.parallel import make_mesh, shard
-from tests.tiny import model_config
+from tests.tiny import array, model_config
 
 B, S, N, H, K, E, D = 2, 4, 4, 4, 2, 8, 6
 T = S * N
@@ -86,7 +86,7 @@ def flags(rng):
   reset = np.array([[True, False, False, True], [False, False, True, False]])
   mask = np.ones((B, T), bool)
   mask[0, 3 * N - 1], mask[1, T - 2 :] = False, False
-  return jnp.asarray(reset), jnp.asarray(mask)
+  return array(reset), array(mask)
 
 
 @pytest.mark.parametrize("cut", [pytest.param(False, marks=pytest.mark.slow), True])

@@ -9,7 +9,7 @@ from flax import nnx
 from infini_jax.models.mixers.base import Chunk, Tokens
 from infini_jax.models.mixers.compressive import Compressive
 from tests.ops.reference import rotate
-from tests.tiny import model_config
+from tests.tiny import array, model_config
 
 S, N, H, K, E, D, RATE, C = 5, 4, 4, 2, 8, 6, 2, 4
 T, THETA = S * N, 100.0
@@ -92,7 +92,7 @@ def test_equals_the_loop_forward_and_gradient(rng, compression):
 
     q = jnp.einsum("btd,dhe->bthe", x, weights[0])
     tokens = Tokens(q, *project(x), x, project)
-    out, state = mixer(tokens, Chunk(jnp.asarray(reset)), mixer.state(2))
+    out, state = mixer(tokens, Chunk(array(reset)), mixer.state(2))
     loss = Compressive.auxiliary(state)
     return (out * weight).sum() + 3.0 * loss, (out, loss)
 

@@ -13,7 +13,7 @@ from infini_jax.ops import memory as memory_module
 from infini_jax.ops import stream as stream_module
 from infini_jax.ops.attention import Segment
 from tests.ops import reference
-from tests.tiny import fake_params, model_config
+from tests.tiny import array, fake_params, model_config
 
 B, K, G, E, U, N, T = 2, 2, 2, 4, 6, 4, 10  # two whole segments and a short one
 H, S = K * G, 3
@@ -80,13 +80,13 @@ def test_equals_float64_loops_forward_and_gradient(rng, form):
       outs = (out * mask[..., None, None].astype(dtype), *rest)
       return sum((o * w.astype(dtype)).sum() for o, w in zip(outs, weights, strict=True)), outs
 
-    flags = {"reset": jnp.asarray(reset), "mask": jnp.asarray(mask), "weights": weights}
+    flags = {"reset": array(reset), "mask": array(mask), "weights": weights}
     return partial(jax.jit(jax.value_and_grad(loss, has_aux=True)), **flags)
 
   with jax.enable_x64(True):
     (_, want), want_grads = jax.tree.map(np.asarray, graded(loops, np.float64)(arrays))
   f = token_by_token if form == "stream" else whole(form)
-  single = tuple(jnp.asarray(x, jnp.float32) for x in arrays)
+  single = tuple(array(x, jnp.float32) for x in arrays)
   (_, got), grads = graded(f, np.float32)(single)
   for name, a, b in zip(("out", "M", "z"), got, want, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=name)

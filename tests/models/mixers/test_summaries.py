@@ -9,7 +9,7 @@ from infini_jax.models import bind
 from infini_jax.models.mixers.prefixed import BACK
 from infini_jax.models.mixers.summaries import random_borders
 from tests.ops.reference import rotate
-from tests.tiny import fake_params, model_config
+from tests.tiny import array, fake_params, model_config
 
 B, S, N, P, M = 2, 5, 4, 3, 2
 T, V, LAYERS, HEADS, E = S * N, 32, 2, 2, 8
@@ -88,7 +88,7 @@ def test_equals_the_loop_over_segments_forward_and_gradient(rng, mixer, remat, j
   weight = rng.standard_normal((B, T, c.width))
   reset = np.array([[False, False, False, True, False], [False] * 5])
   shift = np.array([[0, -1, 1, 0, -1], [0, 1, 1, -1, 1]], np.int32) if jitter else 0 * reset
-  moved = {"shift_BS": jnp.asarray(shift)} if jitter else {}
+  moved = {"shift_BS": array(shift)} if jitter else {}
 
   def reference(p, tokens, weight):
     outs = [plain(mixer, p, tokens[b], reset[b], shift[b]) for b in range(B)]
@@ -96,11 +96,11 @@ def test_equals_the_loop_over_segments_forward_and_gradient(rng, mixer, remat, j
 
   def ours(p, tokens, weight):
     model = bind(c, p)
-    hidden, _ = model(tokens, model.state(B), reset_BS=jnp.asarray(reset), **moved)
+    hidden, _ = model(tokens, model.state(B), reset_BS=array(reset), **moved)
     return (hidden * weight).sum(), hidden
 
   with jax.enable_x64(True):
-    whole = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), params)
+    whole = jax.tree.map(lambda x: array(np.asarray(x, np.float64)), params)
     expected = jax.device_get(
       jax.jit(jax.value_and_grad(reference, has_aux=True))(whole, tokens, weight)
     )
@@ -133,9 +133,7 @@ def test_random_borders_stay_in_reach_and_never_move_a_documents_start(rng):
   mask = np.ones((lanes, segments, N), bool)
   mask[rng.random((lanes, segments)) < 0.2, 7:] = False  # short segments, which end a document
   fixed = reset | ~mask.all(2) | (np.arange(segments) == 0)
-  draw = jax.jit(
-    lambda key: random_borders(c, key, jnp.asarray(reset), jnp.asarray(mask).reshape(lanes, -1))
-  )
+  draw = jax.jit(lambda key: random_borders(c, key, array(reset), array(mask).reshape(lanes, -1)))
   shift, other = np.asarray(draw(jax.random.key(0))), np.asarray(draw(jax.random.key(1)))
   assert not shift[fixed].any()
   assert set(shift[~fixed].tolist()) == set(range(-3, 4)), "lengths of (1 +- 0.5) N"

@@ -9,7 +9,7 @@ from flax import nnx
 from infini_jax.models.mixers.base import Chunk, Tokens
 from infini_jax.models.mixers.transformer_xl import LastSegment, TransformerXL
 from tests.ops.reference import rotate
-from tests.tiny import model_config
+from tests.tiny import array, model_config
 
 B, S, N, H, K, E = 2, 3, 4, 4, 2, 8
 T = S * N
@@ -69,7 +69,7 @@ def test_equals_the_score_matrix_forward_and_gradient(rng, short):
     return jnp.stack(outs)
 
   def ours(q, k, v, before_k, before_v):
-    state = LastSegment(jnp.float32(before_k), jnp.float32(before_v), jnp.asarray(seen))
+    state = LastSegment(jnp.float32(before_k), jnp.float32(before_v), array(seen))
     cut = lambda x: x[:, :end]
     mixer = TransformerXL(CONFIG, nnx.Rngs(0))
     tokens = Tokens(*map(cut, (q, k, v)), x_BTD=None, project=None)

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from infini_jax.config import Config
+from infini_jax.config import Config, ModelConfig
 from infini_jax.data import EvalLanes
 from infini_jax.data.lanes.loader import eval_batches
 from infini_jax.evaluation.knock_out import Variant
-from infini_jax.inference.engine import Losses, losses
+from infini_jax.inference.programs import KEPT, Losses, losses
 from infini_jax.models import bind
 from infini_jax.models.states import held_L, reserve, with_memory_of
 from infini_jax.ops.lanes import where_lane
@@ -29,16 +29,67 @@ def documents_read(documents: int, cut: int, most: int) -> str:
   return f"{documents:,} document{several}, {cut:,} of them cut at {most:,} tokens"
 
 
+class _Programs:
+  """The programs that read chunks with a model. All but `start` donate the state."""
+
+  def __init__(self, model: ModelConfig, loss_chunk: int):
+    self._model, self._loss_chunk = model, loss_chunk
+    self.score = jax.jit(self._score_chunk, donate_argnums=1)
+    self.score_swapped = jax.jit(self._score_segments, donate_argnums=1)
+    self.read = jax.jit(self._read_chunk, donate_argnums=1)
+    self.start = jax.jit(lambda p, lanes: bind(model, p).state(lanes), static_argnums=1)
+    self.enter = jax.jit(functools.partial(where_lane, axis=1), donate_argnums=2)
+
+  def _score_chunk(self, params, state, batch, cut_L, empty_L=None):
+    model, hidden_BTD, state = self._hidden(params, state, batch, cut_L, empty_L)
+    return state, losses(model, hidden_BTD, batch["targets_BT"], self._loss_chunk)
+
+  def _score_segments(self, params, state, batch, from_BS):
+    """As `_score_chunk`; segment s of lane b is read with the memory of lane `from_BS[b, s]`."""
+    B, S = from_BS.shape
+
+    def segment(state, xs):
+      part, from_B = xs
+      other = jax.tree.map(lambda x: _of_lanes(x, from_B), state)
+      other = with_memory_of(self._model, state, other)
+      scores = self._score_chunk(params, other, part, None)[1]
+      return self._read_chunk(params, state, part, None), scores
+
+    one_by_one = lambda x: shard(x.reshape(B, S, -1).swapaxes(0, 1), "_B_")
+    by_segment = jax.tree.map(one_by_one, batch)
+    state, scores = jax.lax.scan(segment, state, (by_segment, from_BS.T))
+    return state, jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, -1), scores)
+
+  def _read_chunk(self, params, state, batch, cut_L, empty_L=None):
+    return self._hidden(params, state, batch, cut_L, empty_L, state_only=True)[2]
+
+  def _hidden(self, params, state, batch, cut_L, empty_L, state_only=False):
+    model = bind(self._model, params)
+    more = {} if empty_L is None else {"empty_L": empty_L}  # only layers with their own state do it
+    hidden_BTD, state = model(
+      batch["tokens_BT"],
+      state,
+      reset_BS=batch["reset_BS"],
+      mask_BT=batch["mask_BT"],
+      cut_L=cut_L,
+      state_only=state_only,
+      **more,
+    )
+    return model, hidden_BTD, state
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _programs_of(model: ModelConfig, loss_chunk: int) -> _Programs:
+  """The programs of a model. Each is traced and compiled once in a process, for all its runs."""
+  return _Programs(model, loss_chunk)
+
+
 class Reader:
-  """Reads lanes of documents; compiles once for all lanes and passes."""
+  """Reads lanes of documents with a model."""
 
   def __init__(self, config: Config, mesh: Mesh):
     self._config, self._mesh = config, mesh
-    self._score = jax.jit(self._score_chunk, donate_argnums=1)
-    self._score_swapped = jax.jit(self._score_segments, donate_argnums=1)
-    self._read = jax.jit(self._read_chunk, donate_argnums=1)
-    self._start = jax.jit(lambda p, lanes: bind(config.model, p).state(lanes), static_argnums=1)
-    self._enter = jax.jit(functools.partial(where_lane, axis=1), donate_argnums=2)
+    self._programs = _programs_of(config.model, config.train.loss_chunk)
 
   def read(
     self,
@@ -60,43 +111,6 @@ class Reader:
     """
     return Reading(self, params, lanes, variant, wanted, {} if forks is None else forks)
 
-  def _score_chunk(self, params, state, batch, cut_L, empty_L=None):
-    model, hidden_BTD, state = self._hidden(params, state, batch, cut_L, empty_L)
-    return state, losses(self._config, model, hidden_BTD, batch["targets_BT"])
-
-  def _score_segments(self, params, state, batch, from_BS):
-    """As `_score_chunk`; segment s of lane b is read with the memory of lane `from_BS[b, s]`."""
-    B, S = from_BS.shape
-
-    def segment(state, xs):
-      part, from_B = xs
-      other = jax.tree.map(lambda x: _of_lanes(x, from_B), state)
-      other = with_memory_of(self._config.model, state, other)
-      scores = self._score_chunk(params, other, part, None)[1]
-      return self._read_chunk(params, state, part, None), scores
-
-    one_by_one = lambda x: shard(x.reshape(B, S, -1).swapaxes(0, 1), "_B_")
-    by_segment = jax.tree.map(one_by_one, batch)
-    state, scores = jax.lax.scan(segment, state, (by_segment, from_BS.T))
-    return state, jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, -1), scores)
-
-  def _read_chunk(self, params, state, batch, cut_L, empty_L=None):
-    return self._hidden(params, state, batch, cut_L, empty_L, state_only=True)[2]
-
-  def _hidden(self, params, state, batch, cut_L, empty_L, state_only=False):
-    model = bind(self._config.model, params)
-    more = {} if empty_L is None else {"empty_L": empty_L}  # only layers with their own state do it
-    hidden_BTD, state = model(
-      batch["tokens_BT"],
-      state,
-      reset_BS=batch["reset_BS"],
-      mask_BT=batch["mask_BT"],
-      cut_L=cut_L,
-      state_only=state_only,
-      **more,
-    )
-    return model, hidden_BTD, state
-
 
 class Reading:
   """A pass over lanes of documents; yields each chunk with its scores `(nll_BT, right_BT)`.
@@ -116,7 +130,7 @@ class Reading:
     # The layers whose memory is held empty, where others hold the text itself.
     self._held_L = held_L(reader._config.model) if variant.empty else None
     self.done = 0
-    self.state = reader._start(params, lanes.lanes)
+    self.state = reader._programs.start(params, lanes.lanes)
 
   def kept(self) -> dict[str, np.ndarray]:
     """All arrays that the rest of the pass depends on, by name."""
@@ -152,20 +166,20 @@ class Reading:
       batch["reset_BS"] = np.ones_like(batch["reset_BS"])
     else:
       for read in np.unique(chunk["skip_B"][chunk["skip_B"] > 0]).tolist():
-        self.state = reader._enter(chunk["skip_B"] == read, self._forks[read], self.state)
+        self.state = reader._programs.enter(chunk["skip_B"] == read, self._forks[read], self.state)
     if variant.swap:  # the memory of a lane that has ended stays readable
       batch["reset_BS"] = batch["reset_BS"] & (chunk["document_BS"][rows] >= 0)
       from_BS = self._others.of(chunk, config.model.segment_length)
     self.state = reserve(config.model, self.state, batch["tokens_BT"].shape[1])
     placed = put_batch(batch, reader._mesh, self._lanes.lanes)
     if scored and variant.swap:
-      self.state, scores = reader._score_swapped(params, self.state, placed, from_BS)
+      self.state, scores = reader._programs.score_swapped(params, self.state, placed, from_BS)
       return scores
     flags = variant.cut_L(config.model.layers), self._held_L
     if scored:
-      self.state, scores = reader._score(params, self.state, placed, *flags)
+      self.state, scores = reader._programs.score(params, self.state, placed, *flags)
       return scores
-    self.state = reader._read(params, self.state, placed, *flags)
+    self.state = reader._programs.read(params, self.state, placed, *flags)
     return None
 
 

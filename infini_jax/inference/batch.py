@@ -1,6 +1,6 @@
 """`Batch`: sessions of one lane that write together, and that join and leave at any token."""
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 from infini_jax.config import InputError
 from infini_jax.inference.engine import Engine
 from infini_jax.inference.lane import uninterrupted
+from infini_jax.inference.programs import KEPT, Programs
 from infini_jax.inference.sampling import NOTHING, RECENT, Sampling, Settings, sample_lanes
 from infini_jax.inference.session import Session
 from infini_jax.models import bind
@@ -48,17 +49,13 @@ class Batch:
     self._seeds_B = np.zeros(lanes, np.uint32)
     self._likeliest_B = np.zeros(lanes, bool)
     self._layers = engine.layers()
-    self._axis = 1 if self._layers is None else 0
-    self._begin = jax.jit(self._empty)
-    self._put = jax.jit(self._put_lane, donate_argnums=1)
-    self._take = jax.jit(self._take_lane)
-    self._step = jax.jit(self._step_all, donate_argnums=1)
+    self._programs = _programs_of(engine.programs, self._layers is not None)
     self._stream: Any = None
     self.clear()
 
   def clear(self) -> None:
     """Empties all lanes; the states of the sessions in them are lost."""
-    self._stream = self._begin(self.engine.params)
+    self._stream = self._programs.begin(self.engine.params, len(self._sessions))
     self._sessions = [None] * len(self._sessions)
 
   @property
@@ -79,7 +76,7 @@ class Batch:
     (waiting,) = session.waiting
     assert waiting == 1 and session.run.engine is self.engine
     one = self.engine.together(session._stream)
-    self._stream = self._put(self.engine.params, self._stream, one, lane)
+    self._stream = self._programs.put(self.engine.params, self._stream, one, lane)
     session._stream = None
     self._sessions[lane] = session
     self._how[lane], self._seeds_B[lane], self._likeliest_B[lane] = how, seed, likeliest
@@ -90,7 +87,7 @@ class Batch:
     session = self._sessions[lane]
     assert session is not None
     self._sessions[lane] = None
-    session._stream = self._take(self.engine.params, self._stream, lane)
+    session._stream = self._programs.take(self.engine.params, self._stream, lane)
     return session
 
   def step(self) -> dict[int, Drawn]:
@@ -106,7 +103,7 @@ class Batch:
           recent_BQ[i, RECENT - len(lane.recent) :] = lane.recent
       how = Settings(*map(np.array, zip(*map(_numbers, self._how), strict=True)))  # type: ignore[arg-type]
       draws = (self._seeds_B, positions_B, recent_BQ, self._likeliest_B & active_B)
-      out, self._stream = self._step(
+      out, self._stream = self._programs.step(
         self.engine.params, self._stream, tokens_B, active_B, how, draws, self._layers
       )
       token_B, logprob_B, top_BY, ids_BY = map(np.asarray, out)
@@ -119,26 +116,36 @@ class Batch:
           drawn[i] = Drawn(int(token_B[i]), float(logprob_B[i]), likeliest)
     return drawn
 
-  def _empty(self, params):
-    model = bind(self.engine.config.model, params)
-    lanes = len(self._sessions)
+
+class _BatchPrograms:
+  """The programs of the batches of a model, with stacked or with separate layers."""
+
+  def __init__(self, programs: Programs, apart: bool):
+    self._programs, self._axis = programs, 0 if apart else 1
+    self.begin = jax.jit(self._empty, static_argnums=1)
+    self.put = jax.jit(self._put_lane, donate_argnums=1)
+    self.take = jax.jit(self._take_lane)
+    self.step = jax.jit(self._step_all, donate_argnums=1)
+
+  def _empty(self, params, lanes):
+    model = bind(self._programs.model, params)
     stream = model.open(model.state(lanes), lanes)
     return stream if self._axis else model.apart(stream)
 
   def _put_lane(self, params, stream, one, lane):
-    one = one if self._axis else bind(self.engine.config.model, params).apart(one)
+    one = one if self._axis else bind(self._programs.model, params).apart(one)
     put = lambda x, own: jax.lax.dynamic_update_slice_in_dim(x, own, lane, self._axis)
     return jax.tree.map(put, stream, one)
 
   def _take_lane(self, params, stream, lane):
     take = lambda x: jax.lax.dynamic_slice_in_dim(x, lane, 1, self._axis)
     one = jax.tree.map(take, stream)
-    return one if self._axis else bind(self.engine.config.model, params).together(one)
+    return one if self._axis else bind(self._programs.model, params).together(one)
 
   def _step_all(self, params, stream, tokens_B, active_B, how, draws, layers):
     seeds_B, positions_B, recent_BQ, likeliest_B = draws
     layers = () if layers is None else (layers,)
-    logits_BV, stream = self.engine.logits(
+    logits_BV, stream = self._programs.logits(
       params, stream, tokens_B[:, None], active_B[:, None], *layers
     )
     key = lambda seed, position: jax.random.fold_in(jax.random.key(seed), position)
@@ -152,6 +159,11 @@ class Batch:
     none = lambda _: [jnp.zeros(shape, logprob_BV.dtype), jnp.zeros(shape, jnp.int32)]
     top_BY, ids_BY = jax.lax.cond(likeliest_B.any(), top, none, logprob_BV)
     return (token_B, own_B, top_BY, ids_BY), stream
+
+
+@lru_cache(maxsize=KEPT)
+def _programs_of(programs: Programs, apart: bool) -> _BatchPrograms:
+  return _BatchPrograms(programs, apart)
 
 
 def catch_up(session: Session) -> bool:

@@ -154,10 +154,11 @@ def test_ablations_change_the_counts(cases):
 def test_with_the_memory_held_empty_chunks_without_influence_are_not_run(cases, monkeypatch):
   """The counts are the same, and only chunks with questions are run."""
   ran = []
-  score, read = Reader._score_chunk, Reader._read_chunk
-  monkeypatch.setattr(Reader, "_score_chunk", lambda *a: (ran.append("score"), score(*a))[1])
-  monkeypatch.setattr(Reader, "_read_chunk", lambda *a: (ran.append("read"), read(*a))[1])
   case = cases["passkey"]
+  programs = Reader(case.config, None)._programs
+  for name in ("score", "read"):
+    run = getattr(programs, name)
+    monkeypatch.setattr(programs, name, lambda *a, n=name, run=run: (ran.append(n), run(*a))[1])
   assert case.evaluate(EMPTY, lanes=6, segments=2).cells == case.plainly(EMPTY)
   assert set(ran) == {"score"}
   case.evaluate(INTACT, lanes=6, segments=2)

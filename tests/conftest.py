@@ -47,7 +47,7 @@ if PROGRAMS not in os.environ:  # set by the first process for its child process
   os.environ[PROGRAMS] = _programs()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ[PROGRAMS]  # of commands that tests start
 jax.config.update("jax_compilation_cache_dir", os.environ[PROGRAMS])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 flags.FLAGS.mark_as_parsed()
 
 # Every annotated shape of the operations is checked while the tests run.
@@ -229,6 +229,11 @@ def pytest_collection_finish():
   gc.collect()
   gc.freeze()
   gc.set_threshold(50_000, 20, 10)
+
+
+def pytest_sessionfinish():
+  """Excludes all objects from the ten garbage collections that pytest makes at its end."""
+  gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

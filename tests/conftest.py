@@ -111,7 +111,7 @@ def one_device():
 def one_context():
   """All programs are lowered in one MLIR context. JAX makes one for each, in 5 to 8 ms.
 
-  That is a tenth of the time of the tests: most of the 4,300 programs are small. The name is not
+  That is a tenth of the time of the tests, because most programs are small. The name is not
   public; without it each program has its own context again.
   """
   from jax._src.interpreters import mlir

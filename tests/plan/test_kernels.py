@@ -56,7 +56,7 @@ def bytes_of(layer):
   with jax.set_mesh(mesh), cudnn_of(devices):
     step = jax.jit(both).lower(q, k, k, shaped(H, dtype="float32"), q, options).compile()
   text = step.as_text()
-  names = [name for name in ("read", "write", "erase", "turn") if "infini_" + name in text]
+  names = [name for name in ("read", "write", "erase", "rotate") if "infini_" + name in text]
   return sum(one.bytes for one in moved(text)), names
 
 whole, names = bytes_of(memory)
@@ -94,7 +94,7 @@ def test_the_kernels_compile_and_move_few_bytes(kind, topology, rule, more, E, d
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   found = json.loads(done.stdout.splitlines()[-1])
-  names = ["read", "write"] + ["erase"] * (rule == "delta") + ["turn"] * (kind == "tpu")
+  names = ["read", "write"] + ["erase"] * (rule == "delta") + ["rotate"] * (kind == "tpu")
   assert found["names"] == names, "a kernel is not in the program: what does `auto` choose?"
   if most is not None:
     assert found["bytes"] <= most, (

@@ -80,7 +80,7 @@ class _Programs:
 
 @functools.lru_cache(maxsize=KEPT)
 def _programs_of(model: ModelConfig, loss_chunk: int) -> _Programs:
-  """The programs of a model. Each is traced and compiled once in a process, for all its runs."""
+  """The programs of a model: the same object for each of its runs in this process."""
   return _Programs(model, loss_chunk)
 
 

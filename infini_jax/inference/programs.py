@@ -119,7 +119,7 @@ class Programs:
 
 @lru_cache(maxsize=KEPT)
 def programs_of(model: ModelConfig, loss_chunk: int) -> Programs:
-  """The programs of a model. Each is traced and compiled once in a process, for all its runs."""
+  """The programs of a model: the same object for each of its runs in this process."""
   return Programs(model, loss_chunk)
 
 

@@ -125,6 +125,14 @@ def one_context():
     yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def not_synced():
+  """Files are not forced to the disk: no test cuts the power. test_files.py says when they are."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(os, "fsync", lambda descriptor: None)
+    yield
+
+
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory):
   """A folder of small texts in three splits."""

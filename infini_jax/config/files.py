@@ -148,5 +148,6 @@ class _Finder:
   def take_out(self) -> dict[str, types.ModuleType]:
     """Removes all modules with names of this folder's modules from `sys.modules`; returns them."""
     tops = {name.partition(".")[0] for name in sys.modules} - {"__main__"}
-    own = {top for top in tops if self.find_spec(top)}
+    names = {file.name.partition(".")[0] for file in Path(self._folder).iterdir()}
+    own = {top for top in tops & names if self.find_spec(top)}
     return {name: sys.modules.pop(name) for name in [*sys.modules] if name.partition(".")[0] in own}

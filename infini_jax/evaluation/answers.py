@@ -28,6 +28,7 @@ from infini_jax.tasks.chat import WithAnswers
 
 ROUGES = ("rouge1", "rouge2", "rougeL")
 SAMPLES = 2000  # resamples of the documents for an interval
+AT_ONCE = 100_000  # documents in the resamples that are computed together
 Figure = tuple[float, tuple[float, float]]  # a value, and its 95% interval
 Advance = Callable[[int, str], None]  # called with the pieces of work done, and a text
 
@@ -70,9 +71,10 @@ class Answered:
 
     The latter is of each token of the right answers, in nats, at most 0.
     """
-    scores = {name: bootstrap(self.values(name), np.mean) for name in self.answers[0].scores}
+    mean = lambda some: some.mean(1)
+    scores = {name: bootstrap(self.values(name), mean) for name in self.answers[0].scores}
     told_D2 = np.array([(-answer.nats, answer.answer_tokens) for answer in self.answers])
-    return scores | {"log_likelihood": bootstrap(told_D2, lambda two: np.divide(*two.sum(0)))}
+    return scores | {"log_likelihood": bootstrap(told_D2, lambda two: np.divide(*two.sum(1).T))}
 
   def values(self, score: str) -> np.ndarray:
     """A score of every document, 0 to `MOST`, (documents,) float64."""
@@ -92,17 +94,19 @@ class Answered:
     }
 
 
-def bootstrap(values: np.ndarray, figure: Callable[[np.ndarray], Any]) -> Figure:
+def bootstrap(values: np.ndarray, figure: Callable[[np.ndarray], np.ndarray]) -> Figure:
   """A figure of some documents, and its 95% interval over resampled documents.
 
   Args:
     values: (n, ...), those of each document.
-    figure: of the values of some documents.
+    figure: the figures (r,) of r lists of documents: of their values (r, n, ...).
   """
   n, rng = len(values), np.random.default_rng(0)
-  again = [figure(values[rng.integers(0, n, n)]) for _ in range(SAMPLES)]
+  again: list[float] = []
+  while (left := SAMPLES - len(again)) > 0:
+    again += figure(values[rng.integers(0, n, (min(left, -(-AT_ONCE // n)), n))]).tolist()
   low, high = np.quantile(again, (0.025, 0.975))
-  return float(figure(values)), (float(low), float(high))
+  return float(figure(values[None])[0]), (float(low), float(high))
 
 
 def scorer() -> Callable[[str, str], dict[str, float]]:

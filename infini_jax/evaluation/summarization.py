@@ -24,7 +24,7 @@ class Summarized(Answered):
   def figures(self) -> dict[str, Figure]:
     """The mean scores; `overall`, their geometric mean; and the log-likelihood."""
     rouges_D3 = np.stack([self.values(name) for name in ROUGES], axis=1)
-    overall = bootstrap(rouges_D3, lambda some: some.mean(0).prod() ** (1 / len(ROUGES)))
+    overall = bootstrap(rouges_D3, lambda some: some.mean(1).prod(1) ** (1 / len(ROUGES)))
     scores = super().figures
     likelihood = scores.pop("log_likelihood")
     return scores | {"overall": overall, "log_likelihood": likelihood}

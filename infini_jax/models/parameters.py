@@ -30,13 +30,7 @@ def init(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
 
 def param_shapes(config: ModelConfig) -> dict[str, Any]:
   """Shapes and types of the parameters, without making them."""
-  return jax.tree.map(lambda x: x, _shapes(config))  # the caller may change its tree
-
-
-@functools.lru_cache(maxsize=64)
-def _shapes(config: ModelConfig) -> dict[str, Any]:
-  tree = jax.eval_shape(lambda: init(config, jax.random.key(0)))
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+  return jax.tree.map(lambda x: x, _abstract(config)[1])  # the caller may change its tree
 
 
 def abstract_params(config: ModelConfig, mesh: Any) -> dict[str, Any]:
@@ -63,10 +57,12 @@ def completed(
 
 def bind(config: ModelConfig, params: dict[str, Any]) -> Transformer:
   """The module with these parameters; cheap, and meant to be called while tracing."""
-  return nnx.merge(_graph(config), params)
+  return nnx.merge(_abstract(config)[0], params)
 
 
 @functools.lru_cache(maxsize=64)
-def _graph(config: ModelConfig) -> nnx.GraphDef:
-  """The module without its parameters. It is made once: every traced function binds."""
-  return nnx.split(nnx.eval_shape(lambda: build(config, nnx.Rngs(0))))[0]
+def _abstract(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Any]]:
+  """The module without its parameters, and their shapes and types. Each module is traced once."""
+  graph, state = nnx.split(nnx.eval_shape(lambda: build(config, nnx.Rngs(0))))
+  shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+  return graph, jax.tree.map(shape, nnx.to_pure_dict(state))

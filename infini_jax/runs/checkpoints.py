@@ -32,6 +32,7 @@ with quiet():
 
 LOGGER = logging.getLogger("infini_jax")
 BLOCK_BYTES = 8 << 20  # the most bytes of one stored block of a parameter; reads load whole blocks
+SETTLING = 1.0  # seconds until the other threads of a failed read or write have failed too
 EMA = "ema"  # the moving average of the parameters: a field of the state, a folder, a flag
 METADATA = "_CHECKPOINT_METADATA"  # Orbax writes into it after the checkpoint is complete
 NOT_OF_FILES = (InputError, MemoryError, jax.errors.JaxRuntimeError)
@@ -381,9 +382,9 @@ def _held_back() -> Iterator[None]:
 
 
 def _settle() -> None:
-  """Waits until the other threads have failed too, and drops the stacks that they print."""
+  """Waits for the other threads, and drops the stacks that they print."""
   with quiet(), contextlib.redirect_stderr(io.StringIO()):
-    time.sleep(1)
+    time.sleep(SETTLING)
     gc.collect()
 
 

@@ -18,12 +18,12 @@ N = 16
 
 def test_intervals_hold_the_mean_and_shrink_with_more_conversations(rng):
   values = rng.random(400)
-  few, many = (bootstrap(values[:n], np.mean)[1] for n in (25, 400))
+  few, many = (bootstrap(values[:n], lambda some: some.mean(1))[1] for n in (25, 400))
   assert few[0] < values[:25].mean() < few[1] and many[0] < values.mean() < many[1]
   assert many[1] - many[0] < few[1] - few[0]
   # That of a normal distribution, within the noise of resampling.
   assert many[1] - many[0] == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.2)
-  ratio = lambda two: two[:, 0].sum() / two[:, 1].sum()
+  ratio = lambda two: two[..., 0].sum(1) / two[..., 1].sum(1)
   assert bootstrap(np.full((9, 2), (2.0, 4.0)), ratio) == (0.5, (0.5, 0.5))
 
 

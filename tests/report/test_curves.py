@@ -3,6 +3,8 @@
 import json
 import math
 
+import pytest
+
 from infini_jax.report.curves import training
 from infini_jax.report.runs import read_runs
 from tests.report.test_page import write_run
@@ -26,6 +28,7 @@ def captions(page):
   return [part.split("</figcaption>")[0] for part in page.split("<figcaption>")[1:]]
 
 
+@pytest.mark.rendered
 def test_a_run_has_all_curves_of_its_metrics(tmp_path):
   page = training(read_runs([logged(tmp_path / "a", 400)]))
   assert captions(page) == [

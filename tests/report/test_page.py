@@ -200,6 +200,7 @@ def test_the_goodput_of_a_run_is_shown_with_what_the_rest_went_to(runs):
   assert table["training, goodput"] == [said, ""]
 
 
+@pytest.mark.rendered
 def test_the_page_is_whole_and_self_contained(runs):
   for folders in (runs[:1], runs[:2]):
     page = written(*folders)
@@ -283,6 +284,7 @@ def test_each_evaluation_has_its_tables(runs):
   assert page.table("Gate by layer and head")["layer 2"] == ["0.950", "0.700"]
 
 
+@pytest.mark.rendered
 def test_runs_of_one_evaluation_share_a_picture(tmp_path, rng):
   found = {
     "perplexity": ("perplexity", scores(rng), {}),
@@ -396,7 +398,9 @@ def test_summaries_stand_beside_their_references(tmp_path, rng):
       report([str(folder)], None, quiet())
 
 
-@pytest.mark.parametrize("cases", [5, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  "cases", [5, pytest.param(30, marks=[pytest.mark.slow, pytest.mark.rendered])]
+)
 def test_damaged_results_are_reported_in_one_line(tmp_path, rng, cases):
   found = {
     "perplexity": ("perplexity", scores(rng), {"empty": scores(rng)}),

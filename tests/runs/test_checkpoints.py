@@ -21,11 +21,18 @@ import pytest
 from infini_jax.config import InputError, MeshConfig
 from infini_jax.models import abstract_params, bind
 from infini_jax.parallel import make_mesh, param_shardings, put_batch
+from infini_jax.runs import checkpoints as checkpoints_lib
 from infini_jax.runs.checkpoints import Checkpoints
 from infini_jax.runs.workdir import Workdir, open_inputs
 from infini_jax.training.optimizer import make_optimizer
 from infini_jax.training.step import TrainState, abstract_state, initial_state, make_train_step
 from tests.tiny import SYSTEMS, array, changed, config, fake_params, quiet, systems
+
+
+@pytest.fixture(autouse=True)
+def settled(monkeypatch):
+  """A failed read or write of these small files ends in much less than a second."""
+  monkeypatch.setattr(checkpoints_lib, "SETTLING", 0.1)
 
 
 def same(a, b):

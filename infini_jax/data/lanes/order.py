@@ -98,7 +98,7 @@ class Shuffle(_Endless):
 
   def __init__(self, segments_X: np.ndarray, lanes: int, seed: int):
     self._segments_X, self._lanes, self._seed = segments_X, lanes, seed
-    self._rounds = max(1, min(BLOCK, 8 * len(segments_X) + 1024) // lanes)
+    self._rounds = max(1, min(BLOCK, 8 * len(segments_X) + 256) // lanes)
     super().__init__((np.zeros(lanes, np.int64),))
 
   def _lay_out(self, block: int) -> tuple[Sequence[_Laid], tuple]:
@@ -141,7 +141,7 @@ class Mixed(_Endless):
     self._segments_X, self._tokens_X, self._seed = segments_X, tokens_X, seed
     self._stages = ((0, mix.weights), *mix.stages)
     self._own = [np.flatnonzero(mix.store_X == i) for i in range(len(mix.weights))]
-    self._size = min(BLOCK, 8 * len(segments_X) + 1024)
+    self._size = min(BLOCK, 8 * len(segments_X) + 256)
     nothing = [0] * len(mix.weights)
     super().__init__(([0] * lanes, nothing, nothing, 0), len(mix.weights))
 

@@ -6,8 +6,10 @@ folder INFINI_JAX_TEST_PROGRAMS. INFINI_JAX_TEST_OPTIMIZE=1 leaves the optimizat
 then run the programs of users, and take five times as long.
 """
 
+import functools
 import gc
 import os
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -50,8 +52,34 @@ jax.config.update("jax_compilation_cache_dir", os.environ[PROGRAMS])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 flags.FLAGS.mark_as_parsed()
 
-# Every annotated shape of the operations is checked while the tests run.
+# Every annotated shape of the operations is checked in the tests of CHECKED; elsewhere the checks
+# would take a fifteenth of the time.
+CHECKED = {"ops", "models", "parallel"}
 jaxtyping.install_import_hook("infini_jax.ops", "beartype.beartype")
+
+
+RUNS = "trained|averaged|trained_on_task|adapted|taught"  # fixtures of this file that train
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+  """With `--dist loadfile`, one worker has all files that use a run of this file: it makes each run
+  once, and the others make none."""
+  if config.getoption("dist") != "loadfile":
+    return None
+  from xdist.scheduler import LoadFileScheduling
+
+  uses = re.compile(rf"def \w+\([^)]*\b({RUNS})\b")
+
+  @functools.cache
+  def scope(file):
+    return "runs" if uses.search((config.rootpath / file).read_text("utf-8")) else file
+
+  class Scheduling(LoadFileScheduling):
+    def _split_scope(self, nodeid):
+      return scope(nodeid.split("::")[0])
+
+  return Scheduling(config, log)
 
 
 @pytest.fixture
@@ -246,7 +274,12 @@ def pytest_sessionfinish():
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-  """Forbids implicit type promotion, except in Optax, which multiplies integers and floats."""
-  strict = {"ops", "models", "inference"} & set(item.path.relative_to(item.config.rootpath).parts)
+  """Forbids implicit type promotion, except in Optax, which multiplies integers and floats.
+
+  Shapes are checked in the folders `CHECKED`.
+  """
+  parts = set(item.path.relative_to(item.config.rootpath).parts)
+  strict = {"ops", "models", "inference"} & parts
+  jaxtyping.config.update("jaxtyping_disable", not CHECKED & parts)
   with jax.numpy_dtype_promotion("strict" if strict else "standard"):
     return (yield)

@@ -325,11 +325,14 @@ class Observed:
     return re.sub(r"0x[0-9a-f]+", "", str(part))
 
 
-PARTS = ("mesh", "batches", "start", "update", "loss", "step")
+PARTS = ("mesh", "batches", "loss", "start", "update", "step")
 
 
 def differ(a, b):
-  """Whether two configs compute different things. The update is traced if all else is equal."""
+  """Whether two configs compute different things. The update is traced if all else is equal.
+
+  The loss shows most fields, so it comes before the other programs.
+  """
   return any(a.part(name) != b.part(name) for name in PARTS)
 
 

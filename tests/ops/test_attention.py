@@ -65,8 +65,14 @@ def test_scale_softcap_and_reach_equal_float64(rng, masked_by):
   assert np.abs(expected - plain(*arrays, *where)).max() > 1e-2
 
 
-@pytest.mark.parametrize("rows,most", [(5, 16), (1, 16), (4, 2)])
-@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize(
+  "aligned,rows,most",
+  [
+    pytest.param(aligned, *sizes, marks=[pytest.mark.slow] * (aligned == (i % 2)))
+    for i, sizes in enumerate([(5, 16), (1, 16), (4, 2)])
+    for aligned in (True, False)
+  ],
+)
 def test_blocks_of_rows_equal_all_at_once(rng, monkeypatch, rows, most, aligned):
   arrays, where = draw(rng), [array(x) for x in places(rng)]
   weight = rng.standard_normal((B, T, H, U)).astype(np.float32)

@@ -75,10 +75,11 @@ def token_by_token(arrays, N, *, rule, **options):
 
 EVERYTHING = dict(normalize_keys=True, z_correction=True, decay=0.7)
 PLAIN = dict(rope_theta=100.0, cut=False)
+GIVEN = dict(write=True, own=True)
 HARD = dict(gate="hard_sigmoid", readout_norm=True)
-# Fast tests have the linear rule alone, and the delta rule with all options together and with
-# queries, keys and values of the memory's own.
-FAST = {("linear", "plain"), ("delta", "everything")}
+# Fast tests have the linear rule alone, and the delta rule with all options together: also with a
+# write gate, and with queries, keys and values of the memory's own.
+FAST = {("linear", "plain")}
 OTHER = dict(scale_first_segment=True, **HARD)
 CASES = [
   pytest.param(
@@ -104,7 +105,8 @@ CASES = [
     marks=pytest.mark.slow,
   ),
   pytest.param(Rule("linear"), {**PLAIN, "write": True}, id="linear-write", marks=pytest.mark.slow),
-  pytest.param(Rule("delta"), {**PLAIN, "write": True, "own": True}, id="delta-write-own"),
+  pytest.param(Rule("delta"), {**PLAIN, **GIVEN}, id="delta-write-own", marks=pytest.mark.slow),
+  pytest.param(Rule("delta", **EVERYTHING, **HARD), {**PLAIN, **GIVEN}, id="delta-all-write-own"),
 ]
 
 
@@ -184,8 +186,14 @@ def test_one_call_equals_two_calls_with_the_state_carried(rng, rule):
   np.testing.assert_allclose(state[0], M, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", ["linear", "delta", Rule("delta", **EVERYTHING)])
-@pytest.mark.parametrize("pieces", [[1] * 14, [3, 1, 4, 2, 2, 2]])
+@pytest.mark.parametrize(
+  "pieces,rule",
+  [
+    pytest.param(pieces, rule, marks=[pytest.mark.slow] * ((i + j) % 2))
+    for i, pieces in enumerate([[3, 1, 4, 2, 2, 2], [1] * 14])
+    for j, rule in enumerate(["linear", "delta", Rule("delta", **EVERYTHING)])
+  ],
+)
 def test_token_by_token_equals_whole_segments(rng, rule, pieces):
   N, T = 4, 14
   q, k, v, beta, M, z = single(*inputs(rng, T), *memory(rng))
@@ -221,8 +229,14 @@ def test_shut_gate_is_local_attention_and_open_gate_is_memory(rng):
   np.testing.assert_allclose(opened[:, :4], memory_only, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("implementation", ["scan", "parallel", "kernels"])
-@pytest.mark.parametrize("rule", ["linear", "delta"])
+@pytest.mark.parametrize(
+  "implementation,rule",
+  [
+    pytest.param(form, rule, marks=[pytest.mark.slow] * ((i + j) % 2))
+    for i, rule in enumerate(("delta", "linear"))
+    for j, form in enumerate(("scan", "parallel", "kernels"))
+  ],
+)
 def test_no_output_depends_on_a_later_token(rng, implementation, rule):
   q, k, v, beta, M, z = single(*inputs(rng, 12), *memory(rng))
 

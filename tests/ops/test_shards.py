@@ -34,10 +34,7 @@ RULES = {
   "linear-decay": Rule("linear", decay=0.8),
   "delta-all": Rule("delta", True, decay=0.7),
 }
-FAST = {
-  *(("seq8", "gathered", rule) for rule in ("linear", "delta-all")),
-  *(("seq4", "doubling", rule) for rule in ("delta", "linear-decay")),
-}
+FAST = {("seq8", "gathered", "delta-all"), ("seq4", "doubling", "linear-decay")}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import io
 import json
 import logging
@@ -31,8 +32,14 @@ from tests.tiny import SYSTEMS, array, changed, config, fake_params, quiet, syst
 
 @pytest.fixture(autouse=True)
 def settled(monkeypatch):
-  """A failed read or write of these small files ends in much less than a second."""
+  """A failed read or write of these small files ends in much less than a second.
+
+  The garbage collection after it does not look at what the tests before left.
+  """
   monkeypatch.setattr(checkpoints_lib, "SETTLING", 0.1)
+  gc.freeze()
+  yield
+  gc.unfreeze()
 
 
 def same(a, b):

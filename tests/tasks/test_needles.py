@@ -39,6 +39,12 @@ VARIANTS = [
   {"family": "common_words", "needles": 1},
 ]
 NAMES = ["-".join(map(str, variant.values())) for variant in VARIANTS]
+# Fast tests have each of them with one tokenizer, and each tokenizer with a third of them.
+OF_EACH = [
+  pytest.param(i, kind, id=f"{name}-{kind}", marks=[pytest.mark.slow] * ((i - j) % len(KINDS) > 0))
+  for i, name in enumerate(NAMES)
+  for j, kind in enumerate(KINDS)
+]
 VALUES = {
   "variables": r"\b(\d{3,}|[A-Z]{3})\b",
   "facts": rf"\b[a-z]+ (?:{'|'.join(ROOMS)})\b",
@@ -133,8 +139,7 @@ def test_every_family_has_a_maker():
   assert (*IN_FILLER, "common_words", "frequent_words") == FAMILIES
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("i", range(len(VARIANTS)), ids=NAMES)
+@pytest.mark.parametrize("i,kind", OF_EACH)
 def test_every_text_is_exact_and_its_answer_follows_from_it(rng, tasks, kind, i):
   task, variant = tasks(kind, i), VARIANTS[i]
   answers = {"multivalue": 4, "multiquery": 4, "variables": 5, "common_words": 4}
@@ -151,8 +156,7 @@ def test_every_text_is_exact_and_its_answer_follows_from_it(rng, tasks, kind, i)
         assert len(solved) == answers.get(variant["family"], 1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("i", range(len(VARIANTS)), ids=NAMES)
+@pytest.mark.parametrize("i,kind", OF_EACH)
 def test_the_question_and_answers_are_the_tokens_of_their_text(rng, tasks, kind, i):
   """So greedy decoding has to write exactly the tokens of the whole text."""
   task = tasks(kind, i)
@@ -267,8 +271,7 @@ def test_answers_weigh_1_together_and_the_rest_what_the_config_says(rng, stores,
   np.testing.assert_allclose([w.sum() for w in each], 1 / count, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("i", range(len(VARIANTS)), ids=NAMES)
+@pytest.mark.parametrize("i,kind", OF_EACH)
 def test_continuations_make_one_text_whatever_was_read_before(rng, tasks, kind, i):
   task, decode = tasks(kind, i), tasks(kind, i).tokenizer.decode
   told = 0

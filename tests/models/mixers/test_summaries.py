@@ -1,5 +1,7 @@
 """RMT and AutoCompressors, compared with a decoder in float64 that reads segment by segment."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,22 +27,24 @@ def norm(x, scale):
   return x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * scale[None]
 
 
+@partial(jax.jit, static_argnames="real")  # traced once for all segments
 def decoder(p, x, real):
   """All layers over one sequence x (T,D), causal, without attention to padding."""
   seen = np.tri(len(x), dtype=bool) & np.asarray(real)[None]
+  place = np.arange(len(x))
+
+  def head(h, w_q, w_k, w_v, w_o):
+    q, k, v = rotate(h @ w_q, place, 10_000.0), rotate(h @ w_k, place, 10_000.0), h @ w_v
+    # A row that sees nothing is padding, and is never read.
+    score = jnp.where(seen, q @ k.T / E**0.5, -1e9)
+    return jax.nn.softmax(score, axis=1) @ v @ w_o
+
   for layer in range(LAYERS):
     block = jax.tree.map(lambda w: w[layer], p["blocks"])  # noqa: B023
     a = block["attention"]
     h = norm(x, block["attention_norm"]["scale_E"])
-    outs = []
-    for i in range(HEADS):
-      q, k, v = h @ a["w_q_DHE"][:, i], h @ a["w_k_DKE"][:, i], h @ a["w_v_DKE"][:, i]
-      place = np.arange(len(x))
-      q, k = rotate(q, place, 10_000.0), rotate(k, place, 10_000.0)
-      # A row that sees nothing is padding, and is never read.
-      score = jnp.where(seen, q @ k.T / E**0.5, -1e9)
-      outs.append(jax.nn.softmax(score, axis=1) @ v @ a["w_o_HED"][i])
-    x = x + sum(outs)
+    heads = (a["w_q_DHE"], a["w_k_DKE"], a["w_v_DKE"], a["w_o_HED"])
+    x = x + jax.vmap(head, (None, 1, 1, 1, 0))(h, *heads).sum(0)
     h = norm(x, block["ffn_norm"]["scale_E"])
     f = block["ffn"]
     x = x + (jax.nn.silu(h @ f["w_gate_DF"]) * (h @ f["w_up_DF"])) @ f["w_down_FD"]
@@ -65,7 +69,7 @@ def plain(mixer, p, tokens, reset, shift):
       missing = M - len(kept)
       before = jnp.concatenate([jnp.zeros((missing * P, x.shape[1])), *kept])
       real, behind = [False] * missing * P + [True] * len(kept) * P, learned
-    out = decoder(p, jnp.concatenate([before, x, behind]), real + [True] * (len(x) + P))
+    out = decoder(p, jnp.concatenate([before, x, behind]), (*real, *[True] * (len(x) + P)))
     hidden.append(out[len(before) : len(before) + len(x)])
     summaries.append(out[-P:])
   return jnp.concatenate(hidden)

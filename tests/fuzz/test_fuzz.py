@@ -7,7 +7,7 @@ from tests.fuzz import __main__ as fuzz
 
 # A case of the operations compiles all forms of a random attention: `make fuzz` has them.
 CASES = [pytest.param(*case, marks=pytest.mark.slow) for case in (("ops", 1), ("files", 2))]
-CASES += [("configs", 6), ("files", 1), ("requests", 40)]
+CASES += [("configs", 6), ("files", 1), ("requests", 10)]
 
 
 @pytest.mark.parametrize(("part", "cases"), CASES)

@@ -136,7 +136,7 @@ def test_read_and_write_in_turn_are_the_same_on_a_mesh(rng):
 
 @pytest.mark.parametrize(
   "pieces",
-  [pytest.param([1] * T, marks=pytest.mark.slow, id="tokens"), [3, 1, 3, 3, 3, 3]],
+  [pytest.param([1] * T, marks=pytest.mark.slow, id="tokens"), [3, 1, 1, 3, 3, 1, 1, 3]],
   ids=lambda _: "pieces",
 )
 def test_the_extension_is_read_and_write_in_turn(rng, system, pieces):

@@ -108,7 +108,7 @@ def main() -> None:
       "tokens/s": ",.0f",
       "model TFLOP/s": ".3g",
       "of the ceiling": ".1%",
-      "of the peak": ".1%",
+      "MFU": ".1%",
       "time to local": ".3f",
       "peak GiB": ".2f",
     },

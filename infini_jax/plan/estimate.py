@@ -87,19 +87,19 @@ class Estimate:
     """Bytes per chip in the phase of a step that needs most."""
     return sum(self.bytes.values())
 
-  def share(self, seconds: float) -> float:
-    """Strict model FLOPs of a step of these seconds, as a share of the chips' peak."""
+  def mfu(self, seconds: float) -> float:
+    """Of a step of these seconds: its strict model FLOPs, as a share of the chips' peak."""
     return self.flops["model"] * self.tokens / (seconds * self.chips * self.chip.peak)
 
   @property
   def bound(self) -> float:
-    """The largest possible share of the peak: every resource at its peak, fully overlapped."""
-    return self.share(max(self.seconds.values()))
+    """The largest possible MFU: every resource at its peak, fully overlapped."""
+    return self.mfu(max(self.seconds.values()))
 
   @property
   def unoverlapped(self) -> float:
-    """The share of the peak if compute, memory and communication do not overlap."""
-    return self.share(sum(self.seconds.values()))
+    """The MFU if compute, memory and communication do not overlap."""
+    return self.mfu(sum(self.seconds.values()))
 
 
 def estimate(config: Config, sizes: dict[str, int], chip: Chip) -> Estimate:

@@ -58,7 +58,7 @@ def show(made: Estimate, console: Console) -> None:
     f"rematerialization; {f['full attention'] / 1e6:,.1f} with full attention over T={T:,}"
   )
   console.print(
-    f"share of peak: at most {made.bound:.1%} (everything overlapped), {made.unoverlapped:.1%} if "
+    f"MFU: at most {made.bound:.1%} (everything overlapped), {made.unoverlapped:.1%} if "
     f"nothing is; {made.tokens / longest / chips:,.0f} tokens/s a chip at most"
   )
 

@@ -60,7 +60,7 @@ def test_an_estimate_in_tables_and_in_json(file, tmp_path, capsys, monkeypatch, 
   out = tmp_path / "plan.json"
   assert plan(file, *where, f"--json={out}") == 0
   text = capsys.readouterr().out
-  for part in ("w_q_DHE", "optimizer", "a chip sends", "interconnect", "share of peak", "fits:"):
+  for part in ("w_q_DHE", "optimizer", "a chip sends", "interconnect", "MFU: at most", "fits:"):
     assert part in text, f"the report lacks {part!r}"
   made = json.loads(out.read_text())
   assert made["chips"] == chips

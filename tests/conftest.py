@@ -56,15 +56,15 @@ flags.FLAGS.mark_as_parsed()
 # would take a fifteenth of the time.
 CHECKED = {"ops", "models", "parallel"}
 jaxtyping.install_import_hook("infini_jax.ops", "beartype.beartype")
-
-
 RUNS = "trained|averaged|trained_on_task|adapted|taught"  # fixtures of this file that train
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-  """With `--dist loadfile`, one worker has all files that use a run of this file: it makes each run
-  once, and the others make none."""
+  """Gives all files that use a run of this file to one worker, so that each run is made once.
+
+  All other files are divided as `--dist loadfile` does.
+  """
   if config.getoption("dist") != "loadfile":
     return None
   from xdist.scheduler import LoadFileScheduling

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import os
 import pickle
 import sys
 
@@ -60,6 +61,19 @@ def refused(*arguments):
     load_config(arguments)
   assert "\n" not in str(error.value)
   return str(error.value)
+
+
+def test_a_config_in_a_folder_that_cannot_be_listed_is_read(tmp_path, monkeypatch):
+  file, listed = tmp_path / "mine.py", os.listdir
+  file.write_text("from infini_jax.config import base_config\nget_config = base_config\n")
+
+  def listdir(folder="."):
+    if str(folder) == str(tmp_path):
+      raise PermissionError(13, "Permission denied", folder)
+    return listed(folder)
+
+  monkeypatch.setattr(os, "listdir", listdir)
+  assert load_config([f"--config={file}"]) == Config()
 
 
 def test_neighbours_of_a_config_can_be_imported_and_are_forgotten(tmp_path):

@@ -148,6 +148,8 @@ class _Finder:
   def take_out(self) -> dict[str, types.ModuleType]:
     """Removes all modules with names of this folder's modules from `sys.modules`; returns them."""
     tops = {name.partition(".")[0] for name in sys.modules} - {"__main__"}
-    names = {file.name.partition(".")[0] for file in Path(self._folder).iterdir()}
+    names = set()
+    with contextlib.suppress(OSError):  # a folder that cannot be listed has no modules
+      names = {file.partition(".")[0] for file in os.listdir(self._folder)}
     own = {top for top in tops & names if self.find_spec(top)}
     return {name: sys.modules.pop(name) for name in [*sys.modules] if name.partition(".")[0] in own}

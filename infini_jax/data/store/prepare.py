@@ -9,7 +9,7 @@ from infini_jax.config import SPLITS, InputError
 from infini_jax.data.sources import Corpus
 from infini_jax.data.sources.specs import folder_of
 from infini_jax.data.store.mixture import PREFIX, open_mixture
-from infini_jax.data.store.shards import FIRST
+from infini_jax.data.store.shards import FIRST, TOTALS, Shard
 from infini_jax.data.store.store import Store, is_store, write_store
 from infini_jax.data.store.tables import left_out, lengths, table
 from infini_jax.data.store.verify import verify
@@ -70,7 +70,9 @@ def finish(work: Preparation, console: Console) -> Store:
   out, corpus, jobs = work.out, work.corpus, work.jobs
   every = [shard for job in jobs for shard in job.shards(out)]
   needed = {"train"} if work.train else set(SPLITS)
-  if not any(shard.totals()[1] for shard in every if shard.folder.name in needed):
+  totals = [dict(zip(TOTALS, shard.totals(), strict=True)) for shard in every]
+  found = zip(every, totals, strict=True)
+  if not any(numbers["tokens"] for shard, numbers in found if shard.folder.name in needed):
     what = "training tokens" if work.train else "tokens"
     raise InputError(f"corpus {corpus.spec!r}: no {what} (min_tokens={work.min_tokens}); add text")
   verify(out, jobs, work.tokenizer, work.dtype, work.min_tokens, console)
@@ -82,7 +84,7 @@ def finish(work: Preparation, console: Console) -> Store:
     "summaries": corpus.summaries,
     "fingerprint": work.fingerprint,
   }
-  first = {kind: next(filter(None, (shard.first(kind) for shard in every)), "") for kind in FIRST}
+  first = {kind: _first(kind, every, totals) for kind in FIRST}
   counts = {split: sum(split in job.numbers for job in jobs) for split in SPLITS}
   store = write_store(out, description, counts)
   shutil.rmtree(out / PARTS, ignore_errors=True)
@@ -93,6 +95,12 @@ def finish(work: Preparation, console: Console) -> Store:
   console.print(table(store))
   console.print(lengths(store))
   return store
+
+
+def _first(kind: str, shards: list[Shard], totals: list[dict[str, int]]) -> str:
+  """About the first document of all shards that was left out; see `Shard.first`."""
+  some = (shard for shard, numbers in zip(shards, totals, strict=True) if numbers[kind])
+  return next(filter(None, (shard.first(kind) for shard in some)), "")
 
 
 def open_or_prepare(

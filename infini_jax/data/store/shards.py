@@ -66,22 +66,20 @@ class Shard(NamedTuple):
 
   def counts(self) -> np.ndarray:
     """Tokens, bytes and words of each document: int64, shape (3, documents)."""
-    counts = self._read("counts")
-    if counts is None:
-      raise damaged(self.index_file, "no counts")
-    return counts
+    return self._counts(self._arrays())
 
   def names(self) -> list[str]:
     """The name of each document: its place in the corpus."""
-    blob = self._read("names")
-    names = "" if blob is None else blob.tobytes().decode("utf-8", "surrogateescape")
-    return names.split("\0") if self.counts().shape[1] else []
+    arrays = self._arrays()
+    names = _text(arrays.get("names"))
+    return names.split("\0") if self._counts(arrays).shape[1] else []
 
   def totals(self) -> np.ndarray:
     """The `TOTALS` of its documents and of those left out: int64, shape (8,)."""
-    totals = self._read("totals")
+    arrays = self._arrays()
+    totals = arrays.get("totals")
     if totals is None:  # an older version did not write them
-      tokens, size, words = (counts := self.counts()).sum(axis=1)
+      tokens, size, words = (counts := self._counts(arrays)).sum(axis=1)
       totals = np.array([counts.shape[1], tokens, size, words, size], np.int64)
     return np.pad(totals, (0, len(TOTALS) - len(totals)))
 
@@ -91,8 +89,7 @@ class Shard(NamedTuple):
     Args:
       kind: of `FIRST`: `empty`, the name of the document; or `bad`, the reason with the place.
     """
-    blob = self._read(f"first_{kind}")
-    return "" if blob is None else blob.tobytes().decode("utf-8", "surrogateescape")
+    return _text(self._arrays().get(f"first_{kind}"))
 
   def open(self, blocks: int) -> Any:
     """A reader of the records; the shard must have exactly `blocks` of them."""
@@ -115,15 +112,20 @@ class Shard(NamedTuple):
       for _ in read_records(self.record_file, 0, blocks):
         pass
 
-  def _read(self, name: str) -> Any:
-    """One array of the index; None if an older version did not write it."""
+  def _counts(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    if "counts" not in arrays:
+      raise damaged(self.index_file, "no counts")
+    return arrays["counts"]
+
+  def _arrays(self) -> dict[str, np.ndarray]:
+    """The arrays of the index; an older version did not write all of them."""
     try:
       with np.load(self.index_file, allow_pickle=False) as file:
         arrays = dict(file)
       hashed = arrays.pop(HASH, None)
       if hashed is not None and hashed.tobytes() != _hash(arrays):
         raise ValueError("other bytes than were written")
-      return arrays.get(name)
+      return arrays
     except (OSError, EOFError, ValueError, KeyError, *ZIP) as error:
       raise damaged(self.index_file, error) from None
 
@@ -203,6 +205,10 @@ class ShardWriter:
 
   def __exit__(self, *error: Any) -> None:
     self._unfinished.__exit__(*error)
+
+
+def _text(blob: np.ndarray | None) -> str:
+  return "" if blob is None else blob.tobytes().decode("utf-8", "surrogateescape")
 
 
 def _hash(arrays: dict[str, np.ndarray]) -> bytes:
